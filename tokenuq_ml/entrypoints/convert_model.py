@@ -1,0 +1,28 @@
+"""Child process of `models/<model>`: fetch the base model once, store it as safetensors."""
+
+from pathlib import Path
+
+from tokenuq_ml.entrypoints import runner
+from tokenuq_ml.models import convert
+from tokenuq_ml.specs import ModelSpec
+from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
+from tokenuq_ml.tensors import joined_digest, tensors_digest
+
+
+def run(request: StageRequest, reporter: Reporter) -> None:
+    """Fills the output `weights`."""
+    asset = request.assets["models"]
+    spec = ModelSpec(**asset.fields)
+    folder = Path(asset.outputs["weights"])
+    reporter.info(f"{spec.name}: reading {spec.file or spec.path or spec.id}")
+    figures = convert(spec, folder)
+    reporter.info(f"{spec.name}: {figures['parameters']:,} parameters, stored as {figures['stored_dtype']} safetensors")
+    # What the tokenizer and template are decides the tokens, so they are content as well as the weights.
+    text = [(folder / name).read_text() for name in ("config.json", "tokenizer.json", "chat_template.jinja")
+            if (folder / name).exists()]
+    digest = joined_digest(*(tensors_digest(path, *text) for path in sorted(folder.glob("*.safetensors"))))
+    reporter.done(AssetResult(stage="models", data_version=digest, metrics=figures))
+
+
+if __name__ == "__main__":
+    runner.main(run)

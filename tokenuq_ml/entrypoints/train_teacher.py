@@ -1,0 +1,36 @@
+"""Child process of `<study>/baseline_teacher`: LoRA fine-tuned by vanilla MLE."""
+
+import shutil
+
+from tokenuq_ml.batching import read_examples
+from tokenuq_ml.entrypoints import runner
+from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, content_of, model_digest, train_and_store
+from tokenuq_ml.models import add_adapter, load_model
+from tokenuq_ml.specs import AblationSpec, SelectSpec, TrainSpec
+from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
+from tokenuq_ml.tensors import joined_digest
+from tokenuq_ml.training import TrainingSetup
+
+VANILLA_MLE = AblationSpec(name="vanilla", select=SelectSpec(by="all"))
+
+
+def run(request: StageRequest, reporter: Reporter) -> None:
+    """Fills the outputs `adapter`, `training_log` and `plots`."""
+    asset = request.assets["baseline_teacher"]
+    spec, seed = TrainSpec(**asset.fields["train"]), asset.fields["seed"]
+    base, numerics = load_model(request.inputs["model"], asset.fields["precision"])
+    examples = read_examples(request.inputs["tokenized_dataset"], ["train"])
+    setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
+    work_dir = checkpoint_dir(request.work_dir, asset, setup, model=model_digest(request.inputs["model"]),
+                              dataset=content_of(request.inputs["tokenized_dataset"]))
+    model = add_adapter(base, spec.lora, seed)
+    trained = train_and_store(model, setup, asset, work_dir, reporter, f"{request.study}/baseline_teacher")
+    reporter.done(AssetResult(
+        stage="baseline_teacher", data_version=joined_digest(trained.digest, trained.log_digest),
+        metrics=trained.figures, plots={"Training curve": "plots/training_curve.png"}))
+    # Only now: a forced rerun is to train anew, not to find this run's last checkpoint.
+    shutil.rmtree(work_dir)
+
+
+if __name__ == "__main__":
+    runner.main(run)

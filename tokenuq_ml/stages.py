@@ -1,0 +1,141 @@
+"""The stages of a study: which fields of the specs each depends on, and how a child process is told.
+
+A stage's fields decide its version: whatever is not in them cannot alter its result,
+and nothing else may be read by it. This file knows neither where files lie nor how a
+child is started.
+"""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from tokenuq_ml.config import Config
+from tokenuq_ml.specs import AblationSpec, StudySpec, spec_hash
+
+# A stage's revision is raised by hand when its code changes what it computes.
+REVISIONS = {
+    "models": 1,
+    "datasets": 1,
+    "tokenized_dataset": 1,
+    "baseline_teacher": 1,
+    "token_losses": 1,
+    "teacher_hidden": 1,
+    "token_uncertainty": 1,
+    "reference_evaluation": 1,
+    "uncertainty_analysis": 1,
+    "student": 1,
+    "curriculum": 1,
+    "evaluation": 1,
+    "ablation_report": 1,
+}
+
+
+def model_fields(config: Config, model: str) -> dict:
+    """Fields of `models/<model>`."""
+    return config.models[model].fields()
+
+
+def dataset_fields(config: Config, dataset: str) -> dict:
+    """Fields of `datasets/<dataset>`."""
+    return config.datasets[dataset].fields()
+
+
+def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
+    """Fields of `<study>/<stage>`: exactly what that stage may read of the specs."""
+    numerics = {"model": study.model, "precision": study.precision}
+    if stage == "tokenized_dataset":
+        return {"model": study.model, "dataset": study.dataset, "ood": list(study.ood), "max_length": study.max_length}
+    if stage == "baseline_teacher":
+        return {**numerics, "train": study.train.fields(), "seed": study.teacher_seed}
+    if stage in ("token_losses", "teacher_hidden"):
+        return {**numerics}
+    if stage == "token_uncertainty":
+        return {**numerics, "uncertainty": study.uncertainty.fields()}
+    if stage == "reference_evaluation":
+        return {**numerics, "evaluation": study.evaluation.fields()}
+    if stage == "uncertainty_analysis":
+        return {"evaluation": study.evaluation.fields()}
+    if stage == "ablation_report":
+        return {"study": study.fields(),
+                "ablations": {name: config.ablations[name].fields() for name in study.ablations}}
+    raise KeyError(stage)
+
+
+def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, stage: str) -> dict:
+    """Fields of `<study>/<ablation>/<stage>`."""
+    numerics = {"model": study.model, "precision": study.precision}
+    identity = {"family": ablation.family, "seed": ablation.seed}
+    if stage == "student":
+        return {**numerics, "train": study.train.fields(), "ablation": ablation.fields(),
+                "teacher_states": study.teacher_states, "fractions": list(study.curriculum.fractions)}
+    if stage == "curriculum":
+        return {**numerics, "curriculum": study.curriculum.fields(), "uncertainty": study.uncertainty.fields()}
+    if stage == "evaluation":
+        return {**numerics, **identity, "evaluation": study.evaluation.fields()}
+    raise KeyError(stage)
+
+
+def code_version(stage: str, fields: dict) -> str:
+    """`<revision>-<hash of the fields>`: what Dagster compares to find a stale asset."""
+    return f"{REVISIONS[stage]}-{spec_hash(fields)}"
+
+
+class AssetRequest(BaseModel):
+    """One asset that a child is to make."""
+
+    model_config = ConfigDict(extra="forbid")
+    fields: dict
+    code_version: str
+    outputs: dict[str, str]
+    """Output name (a table, or `adapter`, `weights`, ...) -> empty folder to fill."""
+
+    @property
+    def spec_hash(self) -> str:
+        return spec_hash(self.fields)
+
+
+class StageRequest(BaseModel):
+    """What a child process reads: the assets to make, the files to make them from."""
+
+    model_config = ConfigDict(extra="forbid")
+    entrypoint: str
+    study: str | None = None
+    ablation: str | None = None
+    assets: dict[str, AssetRequest]
+    """Stage name -> request. A child skips the stages that are not asked for."""
+    inputs: dict[str, str]
+    """Input name -> folder or file of an asset that is there already."""
+    work_dir: str
+    """Private to this stage and fields; kept between runs, so that training resumes."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> "StageRequest":
+        return cls.model_validate_json(Path(path).read_text())
+
+    def write(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1))
+
+
+class AssetResult(BaseModel):
+    """What a child reports of one asset, once its outputs are whole."""
+
+    model_config = ConfigDict(extra="forbid")
+    stage: str
+    data_version: str
+    """Hash of the logical content: rows and tensors, never bytes of files, times or paths."""
+    metrics: dict[str, float | int | str | bool | None] = {}
+    """Key figures, shown as metadata. Float, int, str, bool."""
+    plots: dict[str, str] = {}
+    """Title -> a PNG inside one of the outputs, as `<output>/<file>`."""
+
+
+class Reporter(Protocol):
+    """Where a stage says how it goes: Dagster Pipes, or the terminal."""
+
+    def info(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None: ...
+
+    def done(self, result: AssetResult) -> None: ...

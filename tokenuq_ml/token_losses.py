@@ -1,0 +1,59 @@
+"""Per-token loss, entropy and rank of examples under a model, streamed batch by batch.
+
+Dropout off. Knows neither what the rows are used for nor where they are stored.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import polars as pl
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokenuq_ml.batching import Batch, TokenizedExample, length_batches
+from tokenuq_ml.kernels import token_scores
+from tokenuq_ml.models import Numerics, head_of, hidden_states
+
+MAX_TOKENS = 2048
+"""Padded tokens of a scoring batch: enough to keep the matrix products busy, small enough for any machine."""
+
+
+class ScoredBatch(NamedTuple):
+    """A batch, its table rows, and the hidden states from which its N response tokens are predicted."""
+
+    batch: Batch
+    rows: pl.DataFrame
+    hidden_ND: Tensor
+
+
+@torch.no_grad()
+def score_batch(model: PreTrainedModel | PeftModel, batch: Batch, numerics: Numerics) -> ScoredBatch:
+    """Rows `example_id, dataset, split, position, token_id, loss, entropy, rank` of one batch, one forward pass."""
+    model.eval()
+    batch = batch.to(numerics.device)
+    hidden_ND = batch.predicting(hidden_states(model, batch.input_ids_BT, numerics))
+    scores = token_scores(hidden_ND, head_of(model), batch.label_N)
+    owners = [(example, position) for example in batch.examples for position in example.positions]
+    rows = pl.DataFrame({
+        "example_id": [example.example_id for example, _ in owners],
+        "dataset": [example.dataset for example, _ in owners],
+        "split": [example.split for example, _ in owners],
+        "position": pl.Series([position for _, position in owners], dtype=pl.Int32),
+        "token_id": batch.label_N.int().cpu().numpy(),
+        "loss": scores.loss_N.float().cpu().numpy(),
+        "entropy": scores.entropy_N.float().cpu().numpy(),
+        "rank": scores.rank_N.cpu().numpy(),
+    })
+    return ScoredBatch(batch, rows, hidden_ND)
+
+
+def score_examples(model: PreTrainedModel | PeftModel, examples: list[TokenizedExample], numerics: Numerics,
+                   progress: Callable[[int], None] = lambda tokens: None, max_tokens: int = MAX_TOKENS) -> pl.DataFrame:
+    """The rows of all examples, under the model as it stands (its active adapter, if any)."""
+    frames = []
+    for batch in length_batches(examples, max_tokens):
+        frames.append(score_batch(model, batch, numerics).rows)
+        progress(sum(len(example.input_ids) for example in batch.examples))
+    return pl.concat(frames)
