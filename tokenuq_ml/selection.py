@@ -4,21 +4,11 @@ A selector sees scores of N tokens and gives a mask; it knows neither models nor
 what is done with the tokens that it takes (`objectives.py`).
 """
 
-from fractions import Fraction
-from math import ceil
-
 import torch
 from torch import Tensor
 
+from tokenuq_ml.quantiles import count_selected
 from tokenuq_ml.specs import SelectSpec
-
-
-def count_selected(quantile: float, tokens: int) -> int:
-    """`k = ceil(quantile * N)`, exact for decimal quantiles.
-
-    In binary floating point 0.1 * 30 exceeds 3, and its ceiling would be 4.
-    """
-    return ceil(Fraction(str(quantile)) * tokens)
 
 
 def extreme_quantile(score_N: Tensor, quantile: float, keep: str = "top") -> Tensor:

@@ -1,0 +1,123 @@
+"""Runs one entry point as a process: request in, results out, a clean end whatever happens.
+
+Speaks to Dagster through Pipes when started under it, to the terminal otherwise. Does not
+know what the stage computes. Exit codes: 0 done, 2 bad input, 130 interrupted, 1 a bug.
+"""
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+
+from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
+
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
+
+PARENT_PIPE = "TOKENUQ_PARENT_PIPE"
+"""Names the file descriptor of a pipe whose other end only the parent holds."""
+ORPHAN_GRACE_S = 30.0
+
+BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
+
+
+def with_usage(result: AssetResult, started: float) -> AssetResult:
+    """Adds `seconds` (since `started`) and `peak_memory_mib` (of the process so far) to the metrics."""
+    usage = {"seconds": round(time.monotonic() - started, 2),
+             "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+    return result.model_copy(update={"metrics": {**result.metrics, **usage}})
+
+
+class PipesReporter:
+    """Reports to the Dagster run that launched this process."""
+
+    def __init__(self, pipes: PipesContext):
+        self._pipes, self._since = pipes, time.monotonic()
+
+    def info(self, message: str) -> None:
+        self._pipes.log.info(message)
+
+    def warning(self, message: str) -> None:
+        self._pipes.log.warning(message)
+
+    def done(self, result: AssetResult) -> None:
+        result = with_usage(result, self._since)
+        self._since = time.monotonic()
+        self._pipes.report_custom_message({"kind": "result", "result": result.model_dump(mode="json")})
+
+    def bad_input(self, message: str) -> None:
+        self._pipes.report_custom_message({"kind": "bad_input", "message": message})
+
+
+class TerminalReporter:
+    """Prints, for a stage that is run by hand."""
+
+    def __init__(self):
+        self._since = time.monotonic()
+
+    def info(self, message: str) -> None:
+        print(message, flush=True)
+
+    warning = info
+
+    def done(self, result: AssetResult) -> None:
+        result = with_usage(result, self._since)
+        self._since = time.monotonic()
+        print(result.model_dump_json(indent=1), flush=True)
+
+    def bad_input(self, message: str) -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def main(run: Callable[[StageRequest, Reporter], None]) -> None:
+    """Run `run` on the request named by the first argument, and exit."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tokenuq_ml.entrypoints.<name> REQUEST.json")
+    _end_with_parent()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:
+        with open_dagster_pipes() as pipes:
+            code = _run(run, PipesReporter(pipes))
+    else:
+        code = _run(run, TerminalReporter())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Skips the interpreter's teardown, which takes seconds with torch loaded and can no longer change the outcome.
+    os._exit(code)
+
+
+def _run(run: Callable, reporter) -> int:
+    try:
+        run(StageRequest.read(sys.argv[1]), reporter)
+    except InputError as error:
+        reporter.bad_input(str(error))
+        return BAD_INPUT
+    except KeyboardInterrupt as interrupt:
+        reporter.info(str(interrupt) or "stopped")
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return BUG
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Stops this process when the parent is gone: its end of the pipe closes, however it died."""
+    if PARENT_PIPE not in os.environ:
+        return
+    descriptor = int(os.environ[PARENT_PIPE])
+
+    def watch() -> None:
+        while os.read(descriptor, 1):
+            pass
+        # As a person's Ctrl-C: training writes a checkpoint; what does not end by itself is ended.
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(ORPHAN_GRACE_S)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()

