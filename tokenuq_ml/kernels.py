@@ -8,6 +8,7 @@ This file does not know which tokens are selected, nor where hidden states come 
 Shapes: N response tokens, C of them in a chunk, D hidden size, V vocabulary, K samples.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,7 +111,7 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
     samples = hidden_KND.shape[0]
     for rows in _chunks(len(label_N), head, copies=2 * samples):
         logp_KCV = torch.stack([torch.log_softmax(head.logits(hidden_CD), -1) for hidden_CD in hidden_KND[:, rows]])
-        mean_logp_CV = torch.logsumexp(logp_KCV, 0) - torch.log(torch.tensor(float(samples)))
+        mean_logp_CV = torch.logsumexp(logp_KCV, 0) - math.log(samples)
         expected_C = torch.zeros_like(mean_logp_CV[:, 0])
         bald_C = torch.zeros_like(expected_C)
         for logp_CV in logp_KCV:

@@ -179,10 +179,11 @@ def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name:
     """
     if not isinstance(model, PeftModel):
         return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval()
-    active = model.active_adapter
+    active, was_training = model.active_adapter, model.training
     model.load_adapter(folder, adapter_name=name, is_trainable=False)
     model.set_adapter(active)
-    return model
+    # Loading for inference puts the whole model into eval mode as well.
+    return model.train(was_training)
 
 
 @contextmanager

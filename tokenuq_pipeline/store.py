@@ -1,150 +1,205 @@
-"""Where things lie on disk, and how they get there: staged, then published whole, then recorded.
+"""Where things lie on disk, and how they get there: whole or not at all.
 
-Readers never see half an output: it is filled beside the store's tables and swapped in by
-one rename. Knows nothing of Dagster's runs or of what the files mean.
+A stage fills staging folders; `publish` swaps each into its place in one step, and a
+manifest, written last, says that an asset is whole. Knows paths and bytes; does not know
+Dagster, nor what a table means.
 """
 
+import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
+from tokenuq_ml.tables import table_dir
 
-from tokenuq_ml.tables import read_table
-from tokenuq_pipeline.nodes import Node
-
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+_NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What the store knows of a published asset; written last, so that its presence means wholeness."""
+def table_place(table: str, **partitions: str) -> str:
+    """Folder of a table's partition, relative to the store."""
+    return table_dir("", table, **partitions).as_posix()
 
-    data_version: str
-    code_version: str
-    spec_hash: str
-    fields: dict
-    inputs: dict[str, str]
-    """Asset label -> data version, of what it was made from."""
-    metrics: dict
-    files: dict[str, dict] = field(default_factory=dict)
-    """Path inside the store -> size in bytes and sha256."""
+
+def partition_place(name: str, **partitions: str) -> str:
+    """Folder of what is not a table (an adapter, plots, a report), laid out like one."""
+    return "/".join([name, *(f"{key}={value}" for key, value in partitions.items())])
 
 
 class Store:
-    """A folder of published assets."""
+    """The folder `$TOKENUQ_HOME`. Places are paths relative to it."""
 
     def __init__(self, home: str | Path):
-        self.home = Path(home)
+        self.home = Path(home).expanduser().resolve()
 
-    def path(self, node: Node, output: str) -> Path:
-        """The published folder of one output of `node`."""
-        return node.path(self.home, output)
+    def path(self, place: str) -> Path:
+        """Where `place` is on disk."""
+        return self.home / place
 
-    def read(self, node: Node, output: str | None = None) -> pl.DataFrame:
-        """One of the node's tables (its own by default) as a DataFrame."""
-        return read_table(self.path(node, output or node.table))
-
-    def work_dir(self, *nodes: Node) -> Path:
-        """Private folder for checkpoints, kept between runs."""
-        return self.home / ".checkpoints" / nodes[0].label
-
-    def new_staging(self) -> Path:
-        """An empty folder for one child; its name tells which process it belongs to."""
-        self.clean_staging()
-        folder = self.home / ".staging" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        folder.mkdir(parents=True)
+    def work_dir(self, asset: str) -> Path:
+        """Private to the stage that makes `asset`; kept between runs, for checkpoints."""
+        folder = self.home / ".checkpoints" / asset
+        folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def clean_staging(self) -> None:
-        """Remove what processes that are gone left behind."""
-        for folder in (self.home / ".staging").glob("*-*"):
-            if not Path("/proc", folder.name.split("-")[0]).exists():
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A fresh folder on the store's file system, gone at the end whatever happens."""
+        folder = self.home / ".staging" / f"{process_name()}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def clean_staging(self) -> list[str]:
+        """Remove what dead processes left behind; returns the names of the removed folders."""
+        removed = []
+        for folder in (self.home / ".staging").glob("*"):
+            if not is_alive("-".join(folder.name.split("-")[:2])):
                 shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder.name)
+        return removed
 
-    def publish(self, node: Node, staged: dict[str, Path], *, data_version: str, code_version: str, spec_hash: str,
-                fields: dict, inputs: dict[str, str], metrics: dict) -> Manifest:
-        """Move staged outputs to their places and record them.
+    def publish(self, staged: str | Path, place: str) -> Path:
+        """Put the folder `staged` at `place`, in one step, in place of what is there.
 
-        The old manifest goes first and the new one comes last: a process that dies in between
-        leaves an asset that counts as missing, never one that looks whole and is not.
+        Everything is on the disk before it can be seen. Where the step fails, the old
+        content stands. `staged` is gone afterwards.
         """
-        self._manifest_path(node).unlink(missing_ok=True)
-        files = {}
-        for output, folder in staged.items():
-            if not any(folder.iterdir()):
-                continue
-            final = self.path(node, output)
-            swap_in(folder, final)
-            for path in sorted(p for p in final.rglob("*") if p.is_file()):
-                files[str(path.relative_to(self.home))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        manifest = Manifest(data_version, code_version, spec_hash, fields, inputs, metrics, files)
-        self._write_manifest(node, manifest)
-        return manifest
+        staged, final = Path(staged), self.path(place)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sync_tree(staged)
+        if final.exists():
+            _swap(staged, final)
+            _sync(final.parent)
+            shutil.rmtree(staged, ignore_errors=True)
+        else:
+            os.rename(staged, final)
+            _sync(final.parent)
+        return final
 
-    def manifest(self, node: Node) -> Manifest | None:
-        """The record of a published asset; None where it is missing or a file of it is gone."""
-        path = self._manifest_path(node)
-        if not path.is_file():
-            return None
-        manifest = Manifest(**json.loads(path.read_text()))
-        return manifest if all((self.home / name).is_file() for name in manifest.files) else None
-
-    def _manifest_path(self, node: Node) -> Path:
-        return self.home / ".manifests" / f"{node.label}.json"
-
-    def _write_manifest(self, node: Node, manifest: Manifest) -> None:
-        path = self._manifest_path(node)
+    def write_manifest(self, asset: str, *, data_version: str, code_version: str, fields: dict, spec_hash: str,
+                       outputs: dict[str, str], inputs: dict[str, str | None], metrics: dict) -> dict:
+        """Say that `asset` is whole: what it was made from, and every file of it with size and SHA-256."""
+        manifest = {
+            "asset": asset, "data_version": data_version, "code_version": code_version, "spec_hash": spec_hash,
+            "fields": fields, "input_data_versions": inputs, "metrics": metrics, "outputs": outputs,
+            "files": [file for place in outputs.values() for file in self._files(place)],
+        }
+        path = self._manifest_path(asset)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".writing")
+        temporary = path.with_name(f".{path.name}.{process_name()}")
         with open(temporary, "w") as file:
-            json.dump(asdict(manifest), file, indent=1)
+            json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync(path.parent)
+        return manifest
+
+    def read_manifest(self, asset: str) -> dict | None:
+        """The manifest of `asset`; None where it is not whole: never made, or half replaced."""
+        try:
+            return json.loads(self._manifest_path(asset).read_text())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return None
+
+    def is_whole(self, asset: str) -> bool:
+        """Whether `asset` has a manifest whose files are all there, in size."""
+        manifest = self.read_manifest(asset)
+        if manifest is None:
+            return False
+        sizes = ((self.path(file["path"]), file["bytes"]) for file in manifest["files"])
+        return all(path.is_file() and path.stat().st_size == size for path, size in sizes)
+
+    def forget(self, asset: str) -> None:
+        """Drop the manifest of `asset`: from now on, and until the next, it is not whole."""
+        self._manifest_path(asset).unlink(missing_ok=True)
+
+    def _manifest_path(self, asset: str) -> Path:
+        return self.home / ".manifests" / f"{asset}.json"
+
+    def _files(self, place: str) -> Iterator[dict]:
+        folder = self.path(place)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            yield {"path": path.relative_to(self.home).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
 
 
-def swap_in(staged: Path, final: Path) -> None:
-    """Make `staged` the folder at `final` in one step; what was there is removed afterwards."""
-    for path in [*staged.rglob("*"), staged]:
-        _fsync(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if not final.exists():
-        os.rename(staged, final)
-    elif _exchange(staged, final):
-        shutil.rmtree(staged)
-    else:
-        # No exchange on this file system: a reader may find nothing for an instant, never half.
-        old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
-        os.rename(final, old)
-        os.rename(staged, final)
-        shutil.rmtree(old)
-    _fsync(final.parent)
+def process_name(pid: int | None = None) -> str:
+    """`<pid>-<start time>`: names a process for good, where a pid alone comes round again."""
+    pid = pid or os.getpid()
+    return f"{pid}-{_start_time(pid) or 0}"
 
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Linux's atomic swap of two names; False where it is not to be had."""
+def is_alive(name: str) -> bool:
+    """Whether the process of this `process_name` still runs."""
+    pid, _, started = name.partition("-")
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return started in ("0", str(_start_time(int(pid)) or 0))
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks from boot to the start of the process; None where there is no /proc."""
+    try:
+        # The second field is the program's name in brackets, which may hold spaces and brackets itself.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _swap(one: Path, other: Path) -> None:
+    """Exchange two folders; between them nobody sees either missing, where the system can do it."""
+    if _exchange(one, other):
+        return
+    aside = one.with_name(f"{one.name}.old")
+    os.rename(other, aside)
+    try:
+        os.rename(one, other)
+    except OSError:
+        os.rename(aside, other)
+        raise
+    os.rename(aside, one)
+
+
+def _exchange(one: Path, other: Path) -> bool:
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False
-    return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NOT_SUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        os.close(descriptor)

@@ -1,26 +1,35 @@
-"""The version of every asset's code and configuration.
+"""The code version and the data version of every asset, in Dagster's terms.
 
-`code_version` changes when a stage's revision or a field that the stage reads changes, and
-only then; data versions are the children's content hashes. Knows no dependencies.
+The rules (which fields a stage uses, what content is) are `tokenuq_ml.stages`'; this file
+only hands them over. It also finds the commit that an asset was made at, for its record.
 """
 
-from tokenuq_ml.config import Config
-from tokenuq_ml.stages import ablation_fields, code_version, dataset_fields, model_fields, study_fields
-from tokenuq_pipeline.nodes import Node
+import functools
+import subprocess
+from pathlib import Path
+
+import dagster as dg
+
+from tokenuq_ml.stages import AssetResult, code_version, dataset_fields, model_fields
+
+__all__ = ["code_version", "data_version", "dataset_fields", "git_state", "model_fields"]
+
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def fields_of(config: Config, node: Node) -> dict:
-    """Exactly the fields of the specs that decide the node's result."""
-    if node.stage == "models":
-        return model_fields(config, node.name)
-    if node.stage == "datasets":
-        return dataset_fields(config, node.name)
-    study = config.studies[node.study]
-    if node.ablation:
-        return ablation_fields(config, study, config.ablations[node.ablation], node.stage)
-    return study_fields(config, study, node.stage)
+def data_version(result: AssetResult) -> dg.DataVersion:
+    """The content hash that the child found."""
+    return dg.DataVersion(result.data_version)
 
 
-def code_version_of(config: Config, node: Node) -> str:
-    """What Dagster compares with the last materialisation to call an asset stale."""
-    return code_version(node.stage, fields_of(config, node))
+@functools.cache
+def git_state(folder: Path = CHECKOUT) -> dict[str, str | bool]:
+    """`git_commit` and `git_dirty` of the code; empty where there is no git."""
+    try:
+        # -uno: files that git does not track cannot be named by a commit, and looking for them is what takes long.
+        run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+        commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        dirty = bool(run(["git", "status", "--porcelain", "-uno"]).stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git_commit": commit, "git_dirty": dirty}

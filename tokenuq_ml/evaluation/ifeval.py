@@ -83,7 +83,7 @@ def ifeval_metrics(generations: pl.DataFrame, dataset_name: str, evaluation: Eva
 def _load_checkers() -> ModuleType:
     """lm-eval's IF-Eval module, imported without its download of NLTK's punkt_tab."""
     try:
-        import langdetect
+        import langdetect  # noqa: F401
         import nltk
         import punkt.model  # noqa: F401  (missing packages are found here, before any work)
 
@@ -94,8 +94,6 @@ def _load_checkers() -> ModuleType:
     except ModuleNotFoundError as error:
         raise InputError(f"evaluation.ifeval needs the package {error.name}, which is not installed: "
                          "pip install 'tokenuq[quickstart]'") from error
-    # Without a seed a short text is now one language, now another.
-    langdetect.DetectorFactory.seed = 0
     return utils
 
 
@@ -115,13 +113,16 @@ def _sentence_tokenizer():
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """NLTK's two ways to a sentence tokenizer lead to ours; the caller's random numbers are left as they were."""
+    """NLTK's two ways to a sentence tokenizer lead to ours, language detection is seeded; all of it undone after."""
+    import langdetect
     import nltk.tokenize
     from lm_eval.tasks.ifeval import instructions_util
 
     tokenizer, state = _sentence_tokenizer(), random.getstate()
     try:
-        with (mock.patch.object(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer),
+        # Without a seed langdetect takes a short text now for one language, now for another.
+        with (mock.patch.object(langdetect.DetectorFactory, "seed", 0),
+              mock.patch.object(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer),
               mock.patch.object(nltk.tokenize, "sent_tokenize",
                                 lambda text, language="english": tokenizer.tokenize(text))):
             yield

@@ -1,75 +1,81 @@
-"""The assets of one ablation of a study: the student, its curriculum, its evaluation."""
-
-from pathlib import Path
-
-import dagster as dg
+"""`<study>/<ablation>/...`, made by one child: the student, its evaluation, its curriculum."""
 
 from tokenuq_ml.config import Config
-from tokenuq_ml.specs import AblationSpec, ObjectiveSpec, StudySpec
-from tokenuq_pipeline.assets.factory import Stage, child_process_assets
-from tokenuq_pipeline.nodes import Node, dataset_node, model_node
-from tokenuq_pipeline.store import Store
-
-MODEL_TABLE = frozenset({"torch", "polars", "parquet"})
-
-
-def sentence(ablation: AblationSpec) -> str:
-    """The ablation in words."""
-    select = ablation.select
-    chosen = "every response token" if select.by == "all" else (
-        f"the {select.keep} {select.quantile:.0%} of response tokens by {select.by} (scope: {select.scope})")
-    return f"{_done_with(ablation.selected)} on {chosen}" + (
-        "" if select.by == "all" else f"; on the rest {_done_with(ablation.rest)}")
+from tokenuq_ml.specs import AblationSpec, StudySpec
+from tokenuq_ml.stages import ablation_fields
+from tokenuq_pipeline.assets.baseline_teacher import teacher_adapter
+from tokenuq_pipeline.assets.stage import StageAsset
+from tokenuq_pipeline.checks import selected_share
+from tokenuq_pipeline.store import partition_place, table_place
 
 
-def _done_with(objective: ObjectiveSpec) -> str:
-    if objective.distill is None:
-        return {"mle": "MLE", "none": "nothing"}[objective.kind]
-    spec = objective.distill
-    return (f"distillation from the {spec.teacher} teacher ({spec.divergence}, temperature {spec.temperature:g}, "
-            f"weight {spec.weight:g})")
+def distils_from_baseline(ablation: AblationSpec) -> bool:
+    """Whether the student needs the study's teacher, cached or online."""
+    objectives = (ablation.selected, ablation.rest)
+    return any(o.kind == "distill" and o.distill.teacher == "baseline" for o in objectives)
 
 
-def student_deps(study: StudySpec, ablation: AblationSpec) -> tuple[Node, ...]:
-    """What the student is made from: only what its own sentence needs."""
-    deps = [model_node(study.model), Node("tokenized_dataset", study.name)]
-    distilled = [o.distill.teacher for o in (ablation.selected, ablation.rest) if o.distill is not None]
-    if "baseline" in distilled:
-        deps.append(Node("teacher_hidden" if study.teacher_states == "cached" else "baseline_teacher", study.name))
+def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) -> list[StageAsset]:
+    """In the order that the child makes them."""
+    name, arm = study.name, ablation.name
+    common_inputs = {"model": f"models/{study.model}",
+                     "tokenized_dataset": table_place("tokenized_dataset", study=name)}
+    common_deps = (("models", study.model), (name, "tokenized_dataset"))
+    token_losses = {"token_losses": table_place("token_losses", study=name)}
+    student_place = partition_place("student", study=name, ablation=arm)
+    trained = {"adapter": f"{student_place}/adapter", "snapshots": f"{student_place}/snapshots",
+               "selections": table_place("selections", study=name, ablation=arm)}
+
+    def asset(stage: str, description: str, kinds: set[str], outputs: dict[str, str], **more) -> StageAsset:
+        return StageAsset(stage=stage, path=(name, arm, stage), study=name, ablation=arm,
+                          fields=ablation_fields(config, study, ablation, stage), description=description,
+                          kinds=frozenset(kinds), outputs=outputs, **more)
+
+    def plots(stage: str) -> str:
+        return partition_place("plots", study=name, ablation=arm, stage=stage)
+
+    student_inputs, student_deps = dict(common_inputs), common_deps
+    if distils_from_baseline(ablation):
+        if study.teacher_states == "cached":
+            student_inputs["teacher_hidden"] = partition_place("teacher_hidden", study=name)
+            student_deps += ((name, "teacher_hidden"),)
+        else:
+            student_inputs["teacher"] = teacher_adapter(name)
+            student_deps += ((name, "baseline_teacher"),)
     if ablation.select.scope == "dataset":
-        deps.append(Node("token_losses", study.name))
-    return tuple(deps)
+        student_inputs |= token_losses
+        student_deps += ((name, "token_losses"),)
+    student = asset(
+        "student", f"{_sentence(ablation)} Holds the adapter, its training log, and which tokens were selected.",
+        {"python", "torch"},
+        {**trained, "training_log": table_place("training_log", study=name, ablation=arm), "plots": plots("student")},
+        inputs=student_inputs, deps=student_deps, table="training_log", checks=(selected_share(name, ablation),))
+    ifeval = study.evaluation.ifeval
+    evaluation = asset(
+        "evaluation", "One row a metric of the student, each with a bootstrap confidence interval.",
+        {"python", "torch", "parquet"},
+        {table: table_place(table, study=name, ablation=arm)
+         for table in (("evaluations", "generations") if ifeval else ("evaluations",))},
+        inputs=common_inputs | trained | (
+            {f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}),
+        deps=((name, arm, "student"), *common_deps) + ((("datasets", ifeval.dataset),) if ifeval else ()),
+        table="evaluations")
+    curriculum = asset(
+        "curriculum", "Which token categories were selected as training went on; loss and BALD of a fixed sample.",
+        {"python", "torch", "parquet"},
+        {**{table: table_place(table, study=name, ablation=arm) for table in ("curriculum", "curriculum_uncertainty")},
+         "plots": plots("curriculum")},
+        inputs=common_inputs | trained | token_losses,
+        deps=((name, arm, "student"), (name, "token_losses"), *common_deps), table="curriculum")
+    return [student, evaluation, curriculum]
 
 
-def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) -> dg.AssetsDefinition:
-    """Student, curriculum and evaluation, made by one child."""
-    model, tokens = model_node(study.model), Node("tokenized_dataset", study.name)
-    losses = Node("token_losses", study.name)
-    prompts = [dataset_node(name) for name in config.evaluation_datasets(study)]
-    student = Node("student", study.name, ablation.name)
-    stages = [
-        Stage(student, deps=student_deps(study, ablation), kinds=MODEL_TABLE,
-              description=f"LoRA adapter trained from the base model with seed {ablation.seed}: {sentence(ablation)}. "
-                          "Beside it the training log and, step by step, which tokens were selected."),
-        Stage(Node("evaluation", study.name, ablation.name), deps=(student, model, tokens, *prompts), kinds=MODEL_TABLE,
-              description="The student in and out of distribution: one row a metric, with a bootstrap interval over "
-                          "examples."),
-        Stage(Node("curriculum", study.name, ablation.name), deps=(student, model, tokens, losses), kinds=MODEL_TABLE,
-              description="Which token categories were selected as training went on, and whether loss and BALD of a "
-                          "fixed validation sample fall."),
-    ]
-    needed = {dep.stage: dep for dep in student_deps(study, ablation)}
-
-    def inputs(store: Store, asked: set[str]) -> dict[str, Path]:
-        files = {"model": store.path(model, "weights"), "tokenized_dataset": store.path(tokens, "tokenized_dataset")}
-        if "curriculum" in asked or "token_losses" in needed:
-            files["token_losses"] = store.path(losses, "token_losses")
-        if "teacher_hidden" in needed:
-            files["teacher_hidden"] = store.path(needed["teacher_hidden"], "teacher_hidden")
-        if "baseline_teacher" in needed:
-            files["teacher"] = store.path(needed["baseline_teacher"], "adapter")
-        if "student" not in asked:
-            files |= {output: store.path(student, output) for output in ("adapter", "snapshots", "selections")}
-        return files | {f"examples/{source.name}": store.path(source, "examples") for source in prompts}
-
-    return child_process_assets(config, f"{study.name}__{ablation.name}", "train_student", stages, inputs)
+def _sentence(ablation: AblationSpec) -> str:
+    """The ablation, read out."""
+    select = ablation.select
+    if select.by == "all":
+        return f"Every response token is trained by {ablation.selected.kind}."
+    rest = {"none": "the rest is not trained", "distill": "the rest is distilled from the teacher",
+            "mle": "the rest is trained by mle"}[ablation.rest.kind]
+    return (f"The {select.keep} {select.quantile:.0%} of tokens by {select.by} ({select.scope}) are trained by "
+            f"{ablation.selected.kind}, {rest}; seed {ablation.seed}.")

@@ -1,16 +1,18 @@
-"""`datasets/<dataset>`: normalised examples with their splits."""
-
-import dagster as dg
+"""`datasets/<dataset>`: normalised examples, whatever format they come in."""
 
 from tokenuq_ml.config import Config
-from tokenuq_pipeline.assets.factory import Stage, child_process_assets
-from tokenuq_pipeline.nodes import dataset_node
+from tokenuq_pipeline.assets.stage import StageAsset
+from tokenuq_pipeline.store import table_place
+from tokenuq_pipeline.versions import dataset_fields
 
 
-def dataset_assets(config: Config, name: str) -> dg.AssetsDefinition:
-    """The asset of one entry of datasets.yaml."""
-    stage = Stage(
-        dataset_node(name), deps=(), kinds=frozenset({"polars", "parquet"}),
-        description=f"The dataset {name} as conversations, one row an example, each in one split: "
-                    f"{', '.join(f'{size} {split}' for split, size in config.datasets[name].sizes.items())}.")
-    return child_process_assets(config, f"datasets__{name}", "load_dataset", [stage], lambda store, stages: {})
+def dataset_assets(config: Config) -> list[StageAsset]:
+    """One asset a dataset of `datasets.yaml`."""
+    return [
+        StageAsset(
+            stage="datasets", path=("datasets", name), fields=dataset_fields(config, name),
+            description=f"Examples of {name} ({spec.format}), split and normalised to messages.",
+            kinds=frozenset({"python", "polars", "parquet"}), table="examples",
+            outputs={"examples": table_place("examples", dataset=name)})
+        for name, spec in config.datasets.items()
+    ]

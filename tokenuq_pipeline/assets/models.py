@@ -1,16 +1,16 @@
-"""`models/<model>`: base weights, converted once and shared by all studies."""
-
-import dagster as dg
+"""`models/<model>`: base weights, converted once, shared by all studies of the model."""
 
 from tokenuq_ml.config import Config
-from tokenuq_pipeline.assets.factory import Stage, child_process_assets
-from tokenuq_pipeline.nodes import model_node
+from tokenuq_pipeline.assets.stage import StageAsset
+from tokenuq_pipeline.versions import model_fields
 
 
-def model_assets(config: Config, name: str) -> dg.AssetsDefinition:
-    """The asset of one entry of models.yaml."""
-    stage = Stage(
-        model_node(name), deps=(), kinds=frozenset({"torch"}),
-        description=f"The base model {name}: weights as safetensors, config, tokenizer and chat template, converted "
-                    "once and shared by every study that names it.")
-    return child_process_assets(config, f"models__{name}", "convert_model", [stage], lambda store, stages: {})
+def model_assets(config: Config) -> list[StageAsset]:
+    """One asset a model of `models.yaml`."""
+    return [
+        StageAsset(
+            stage="models", path=("models", name), fields=model_fields(config, name),
+            description=f"The base model {name}: weights as safetensors, config, tokenizer, chat template.",
+            kinds=frozenset({"python", "torch"}), outputs={"weights": f"models/{name}"})
+        for name in config.models
+    ]

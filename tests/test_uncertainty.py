@@ -1,0 +1,117 @@
+"""Token losses against a plain Hugging Face forward; Monte-Carlo dropout against its definition."""
+
+import polars as pl
+import pytest
+import torch
+from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+
+from tokenuq_ml.batching import collate
+from tokenuq_ml.mc_dropout import KeyedDropout, monte_carlo_dropout, sample_hidden_states, token_uncertainty
+from tokenuq_ml.models import head_of
+from tokenuq_ml.specs import UncertaintySpec
+from tokenuq_ml.token_losses import score_examples
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_scores_equal_a_plain_forward(kind):
+    """One example at a time, whole logits: padding, batching, soft-capping (trap 1) and chunks change nothing."""
+    model, rows = tiny_model(kind), examples(9)
+    table = score_examples(model, rows, FLOAT32, max_tokens=60).sort("example_id", "position")
+    expected = []
+    for example in rows:
+        logits = model(torch.tensor([example.input_ids])).logits[0].double()
+        logp = logits.log_softmax(-1)
+        for position in example.positions:
+            row, label = logp[position - 1], example.input_ids[position]
+            expected.append((example.example_id, position, label, -row[label].item(), -(row.exp() * row).sum().item(),
+                             int((row > row[label]).sum())))
+    expected = pl.DataFrame(expected, schema=["example_id", "position", "token_id", "loss", "entropy", "rank"],
+                            orient="row").sort("example_id", "position")
+    assert table.select("example_id", "position", "token_id", "rank").rows() == \
+        expected.select("example_id", "position", "token_id", "rank").rows()
+    for column in ("loss", "entropy"):
+        assert (table[column] - expected[column]).abs().max() < 1e-3
+
+
+def test_gemma_2_caps_its_logits():
+    assert head_of(tiny_model("gemma2")).softcap == 5.0
+    assert head_of(tiny_model("llama")).softcap is None
+
+
+SPEC = UncertaintySpec(samples=4, dropout=0.3)
+
+
+def test_bald_is_alive_with_lora_dropout_and_dead_without_an_adapter():
+    """Trap 2: Llama has no dropout of its own; `train()` alone would give BALD = 0."""
+    rows = examples(4)
+    assert token_uncertainty(tiny_peft(), rows, SPEC, FLOAT32)["bald"].max() > 1e-4
+    fresh = token_uncertainty(tiny_peft(trained=False), rows, SPEC, FLOAT32)
+    # A fresh adapter's B is zero, so there is nothing that dropout could change.
+    assert fresh["bald"].max() < 1e-6
+
+
+@pytest.mark.parametrize("mask", ["sequence", "position"])
+def test_uncertainty_does_not_depend_on_batching(mask):
+    """Trap 16: masks are keyed by example, so that batches, order and padding change nothing."""
+    model, rows = tiny_peft(), examples(7)
+    spec = SPEC.model_copy(update={"mask": mask})
+    keys = ["example_id", "position"]
+    together = token_uncertainty(model, rows, spec, FLOAT32, max_tokens=500).sort(keys)
+    torch.manual_seed(3)
+    alone = token_uncertainty(model, rows[::-1], spec, FLOAT32, max_tokens=1).sort(keys)
+    for column in ("predictive_entropy", "expected_entropy", "bald", "mc_loss"):
+        assert (together[column] - alone[column]).abs().max() < 1e-5, column
+
+
+def test_bald_is_the_mean_divergence_of_the_same_samples():
+    model, rows = tiny_peft(), examples(3)
+    table = token_uncertainty(model, rows, SPEC, FLOAT32).sort("example_id", "position")
+    batch = collate(rows)
+    with monte_carlo_dropout(model, SPEC) as draw:
+        hidden = sample_hidden_states(model, batch, draw, SPEC.samples, FLOAT32)
+    p = torch.softmax(hidden.double() @ head_of(model).weight_VD.double().T, -1)
+    bald = (p * (p / p.mean(0)).log()).sum(-1).mean(0)
+    expected = pl.DataFrame(batch.keys, schema=["example_id", "position"], orient="row").with_columns(
+        bald=bald.numpy()).sort("example_id", "position")
+    assert (table["bald"] - expected["bald"]).abs().max() < 1e-6
+    assert (table["predictive_entropy"] - table["expected_entropy"] - table["bald"]).abs().max() < 1e-6
+    assert table["n_samples"].unique().to_list() == [4]
+
+
+def test_samples_differ_and_seeds_repeat():
+    model, rows = tiny_peft(), examples(3)
+    first, again = (token_uncertainty(model, rows, SPEC, FLOAT32) for _ in range(2))
+    other = token_uncertainty(model, rows, SPEC.model_copy(update={"seed": 1}), FLOAT32)
+    assert first.equals(again) and not first["bald"].equals(other["bald"])
+
+
+def test_the_model_is_left_as_it_was():
+    """Its own dropouts are back, and none of GPT-2's other dropouts was switched on."""
+    model = tiny_peft("gpt2", dropout=0.25)
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    model.train()
+    with monte_carlo_dropout(model, SPEC) as draw:
+        draw(0, ["a"])
+        assert not any(m.training for m in model.modules())
+        assert any(isinstance(m, KeyedDropout) for m in model.modules())
+    assert model.training and not any(isinstance(m, KeyedDropout) for m in model.modules())
+    assert [m for m in model.modules() if isinstance(m, torch.nn.Dropout)] == dropouts
+
+
+def test_one_mask_a_sequence_repeats_over_positions():
+    dropout = KeyedDropout("layer", UncertaintySpec(samples=2, dropout=0.5))
+    dropout.example_ids = ["a", "b"]
+    out = dropout(torch.ones(2, 6, 64))
+    assert (out == out[:, :1]).all() and not torch.equal(out[0], out[1])
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+    fresh = KeyedDropout("layer", UncertaintySpec(samples=2, dropout=0.5, mask="position"))
+    fresh.example_ids = ["a", "b"]
+    assert not (fresh(torch.ones(2, 6, 64)) == fresh(torch.ones(2, 6, 64))[:, :1]).all()
+
+
+def test_a_model_without_lora_is_refused():
+    from peft import IA3Config, get_peft_model
+
+    model = get_peft_model(tiny_model(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    with pytest.raises(ValueError, match="BALD would be 0"), monte_carlo_dropout(model, SPEC):
+        pass

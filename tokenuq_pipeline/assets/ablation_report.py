@@ -1,0 +1,39 @@
+"""`<study>/ablation_report`: the table of all arms, plots, one self-contained HTML page."""
+
+from tokenuq_ml.config import Config
+from tokenuq_ml.specs import StudySpec
+from tokenuq_ml.stages import study_fields
+from tokenuq_pipeline.assets.stage import REFERENCES, StageAsset
+from tokenuq_pipeline.store import partition_place, table_place
+
+PER_ABLATION = ("evaluations", "training_log", "selections", "curriculum", "curriculum_uncertainty")
+PER_STUDY = ("tokenized_dataset", "token_losses", "token_uncertainty", "uncertainty_analysis")
+
+
+def report_place(study: str) -> str:
+    """Where the report lies."""
+    return partition_place("ablation_report", study=study)
+
+
+def ablation_report(config: Config, study: StudySpec) -> StageAsset:
+    name = study.name
+
+    def row(table: str, ablation: str) -> dict[str, str]:
+        return {f"{table}/{ablation}": table_place(table, study=name, ablation=ablation)}
+
+    inputs = {table: table_place(table, study=name) for table in PER_STUDY}
+    inputs[f"examples/{study.dataset}"] = table_place("examples", dataset=study.dataset)
+    for reference in REFERENCES:
+        inputs |= row("evaluations", reference)
+    inputs |= row("training_log", "teacher")
+    for ablation in study.ablations:
+        for table in PER_ABLATION:
+            inputs |= row(table, ablation)
+    return StageAsset(
+        stage="ablation_report", path=(name, "ablation_report"), study=name,
+        fields=study_fields(config, study, "ablation_report"),
+        description="Base, teacher and every student side by side, each metric with its interval; the report as HTML.",
+        kinds=frozenset({"python", "polars"}), outputs={"report": report_place(name)}, inputs=inputs,
+        deps=(("datasets", study.dataset), *((name, stage) for stage in PER_STUDY),
+              (name, "reference_evaluation"), (name, "baseline_teacher"),
+              *((name, arm, stage) for arm in study.ablations for stage in ("student", "evaluation", "curriculum"))))

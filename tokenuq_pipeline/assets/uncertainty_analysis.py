@@ -1,0 +1,20 @@
+"""`<study>/uncertainty_analysis`: is the loss a proxy of epistemic uncertainty?"""
+
+from tokenuq_ml.config import Config
+from tokenuq_ml.specs import StudySpec
+from tokenuq_ml.stages import study_fields
+from tokenuq_pipeline.assets.stage import StageAsset
+from tokenuq_pipeline.store import partition_place, table_place
+
+
+def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
+    name, tables = study.name, ("token_losses", "token_uncertainty")
+    return StageAsset(
+        stage="uncertainty_analysis", path=(name, "uncertainty_analysis"), study=name,
+        fields=study_fields(config, study, "uncertainty_analysis"),
+        description="Correlations of loss, entropy and BALD (Pearson, Spearman, partial given entropy), by category.",
+        kinds=frozenset({"python", "polars", "parquet"}), table="uncertainty_analysis",
+        outputs={"uncertainty_analysis": table_place("uncertainty_analysis", study=name),
+                 "plots": partition_place("plots", study=name, stage="uncertainty_analysis")},
+        inputs={table: table_place(table, study=name) for table in tables},
+        deps=tuple((name, table) for table in tables))
