@@ -1,192 +1,199 @@
-"""Asset checks: what must be true of the tables before anything is built on them.
+"""Asset checks: what must hold of a published table (these block), and what one would like to (these warn).
 
-Each is a function of the published store alone, so that it can be run again at any time. A
-blocking check that fails stops what is downstream; quality checks only warn.
+Each check is one function of the store: it reads tables with polars and manifests, never
+tensors. Does not know how the tables are made.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import dagster as dg
 import polars as pl
 
 from tokenuq_ml.config import Config
 from tokenuq_ml.quantiles import count_selected
-from tokenuq_ml.specs import AblationSpec
-from tokenuq_pipeline.nodes import Node, dataset_node
-from tokenuq_pipeline.resources import StoreResource
-from tokenuq_pipeline.store import Store
+from tokenuq_ml.specs import AblationSpec, StudySpec
+from tokenuq_ml.tables import read_table
+from tokenuq_pipeline.store import Store, table_place
 
-BOUND_TOLERANCE = 1e-5
-ALIVE_BALD = 1e-6
-"""Nats. With dropout off BALD is 0 up to float32 rounding (1e-7 of entropies of some nats); with it on, 1e-4 and more."""
+BALD_FLOOR = 1e-6
+"""Nats. Equal passes give the rounding of float32 sums of probabilities, some 1e-7; any dropout that acts is far above."""
+ENTROPY_SLACK = 1e-5
+JOIN = ["example_id", "position"]
 
-
-class Verdict(NamedTuple):
-    """A check's outcome, its one sentence, and figures."""
-
-    passed: bool
-    said: str
-    figures: dict = {}
+Outcome = dg.AssetCheckResult
 
 
-def one_row_per_response_token(tokenized: pl.DataFrame, losses: pl.DataFrame) -> Verdict:
-    """Every response token of every split once; no prompt or padding token."""
-    expected = (
-        tokenized.select("example_id", position=pl.int_ranges(0, pl.col("response_mask").list.len()).cast(pl.List(pl.Int32)),
-                         response="response_mask")
-        .explode("position", "response").filter("response").drop("response")
-    )
-    rows = losses.select("example_id", pl.col("position").cast(pl.Int32))
-    repeated = len(rows) - rows.n_unique()
-    missing = expected.join(rows, on=["example_id", "position"], how="anti")
-    foreign = rows.join(expected, on=["example_id", "position"], how="anti")
-    figures = {"response_tokens": len(expected), "rows": len(rows), "missing": len(missing), "foreign": len(foreign),
-               "repeated": repeated}
-    passed = not (len(missing) or len(foreign) or repeated)
-    return Verdict(passed, f"{len(rows):,} rows for {len(expected):,} response tokens: {len(missing)} missing, "
-                           f"{len(foreign)} that are no response token, {repeated} repeated", figures)
+def _read(store: Store, table: str, **partitions: str) -> pl.DataFrame:
+    return read_table(store.path(table_place(table, **partitions)))
 
 
-def no_question_in_two_splits(examples: pl.DataFrame) -> Verdict:
-    """No user text, but for case and white space, in two splits or twice in one."""
-    questions = examples.select(
-        "split",
-        question=pl.col("messages").list.eval(
-            pl.element().filter(pl.element().struct.field("role") == "user").struct.field("content")).list.join("\n")
+def _outcome(passed: bool, description: str, warn: bool = False, **figures) -> Outcome:
+    return dg.AssetCheckResult(
+        passed=bool(passed), description=description, metadata={k: v for k, v in figures.items() if v is not None},
+        severity=dg.AssetCheckSeverity.WARN if warn else dg.AssetCheckSeverity.ERROR)
+
+
+def one_row_per_response_token(store: Store, study: str) -> Outcome:
+    """Every response token of every split once, and no prompt or padding token."""
+    expected = _read(store, "tokenized_dataset", study=study).select(
+        "example_id", "split", position=pl.int_ranges(0, pl.col("response_mask").list.len(), dtype=pl.Int32),
+        mask="response_mask").explode("position", "mask").filter("mask").drop("mask")
+    rows = _read(store, "token_losses", study=study).select(pl.col("example_id", "split").cast(pl.String), "position")
+    on = ["example_id", "split", "position"]
+    missing, odd = expected.join(rows, on=on, how="anti"), rows.join(expected, on=on, how="anti")
+    double = len(rows) - rows.n_unique()
+    return _outcome(
+        not len(missing) and not len(odd) and not double,
+        f"{len(missing)} response tokens without a row, {len(odd)} rows of no response token, {double} double rows",
+        tokens=len(expected), rows=len(rows), missing=len(missing), unexpected=len(odd), doubled=double)
+
+
+def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
+    """The first user message, in lower case and with single spaces, is in one split only."""
+    questions = _read(store, "examples", dataset=dataset).select(
+        "split", question=pl.col("messages").list.eval(
+            pl.element().filter(pl.element().struct["role"] == "user").struct["content"].first()).list.first()
         .str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars())
-    shared = questions.group_by("question").agg(splits=pl.col("split").n_unique()).filter(pl.col("splits") > 1)
-    return Verdict(shared.is_empty(), f"{len(shared)} of {questions['question'].n_unique():,} questions in two splits",
-                   {"questions": questions["question"].n_unique(), "in_two_splits": len(shared)})
+    shared = questions.filter(pl.col("question").is_not_null()).group_by("question").agg(
+        pl.col("split").unique()).filter(pl.col("split").list.len() > 1)
+    return _outcome(not len(shared), f"{len(shared)} questions in more than one split", shared_questions=len(shared),
+                    first=shared["question"].sort()[0][:200] if len(shared) else None)
 
 
-def losses_finite(losses: pl.DataFrame) -> Verdict:
-    """Every loss and entropy is a finite number, none below 0."""
+def losses_finite(store: Store, study: str) -> Outcome:
+    """No NaN, infinity or null among losses and entropies, and none below zero by more than rounding."""
     columns = ["loss", "entropy", "base_loss", "base_entropy"]
-    bad = {name: int((~losses[name].is_finite() | (losses[name] < -BOUND_TOLERANCE)).fill_null(True).sum())
+    frame = _read(store, "token_losses", study=study).select(columns)
+    bad = {name: int((~frame[name].is_finite() | (frame[name] < -ENTROPY_SLACK)).fill_null(True).sum())
            for name in columns}
-    return Verdict(not any(bad.values()), f"not finite or negative: {bad}", bad)
+    return _outcome(len(frame) and not any(bad.values()),
+                    f"{sum(bad.values())} of {len(frame)} rows hold a value that no loss or entropy can have", **bad)
 
 
-def uncertainty_bounds(uncertainty: pl.DataFrame) -> Verdict:
-    """0 <= bald <= predictive_entropy, within 1e-5 nats."""
-    bald, predictive = uncertainty["bald"], uncertainty["predictive_entropy"]
-    within = (bald >= -BOUND_TOLERANCE) & (bald <= predictive + BOUND_TOLERANCE)
-    bad = len(uncertainty) - int(within.fill_null(False).sum())
-    return Verdict(bad == 0, f"{bad} of {len(uncertainty):,} rows out of 0 <= bald <= predictive_entropy", {"bad": bad})
+def uncertainty_bounds(store: Store, study: str) -> Outcome:
+    """`0 <= bald <= predictive_entropy`, within 1e-5 nats."""
+    frame = _read(store, "token_uncertainty", study=study)
+    low, high = frame["bald"] < -ENTROPY_SLACK, frame["bald"] > frame["predictive_entropy"] + ENTROPY_SLACK
+    odd = ~(frame["bald"].is_finite() & frame["predictive_entropy"].is_finite())
+    bad = int((low | high | odd).fill_null(True).sum())
+    return _outcome(len(frame) and not bad, f"{bad} of {len(frame)} tokens out of bounds", out_of_bounds=bad,
+                    below_zero=int(low.sum()), above_entropy=int(high.sum()))
 
 
-def bald_alive(uncertainty: pl.DataFrame) -> Verdict:
-    """Dropout was really on: the median token disagrees between samples."""
-    median, largest = float(uncertainty["bald"].median()), float(uncertainty["bald"].max())
-    return Verdict(largest > ALIVE_BALD, f"BALD: median {median:.2e}, largest {largest:.2e} nats; alive above "
-                                         f"{ALIVE_BALD:.0e}", {"median": median, "max": largest})
+def bald_alive(store: Store, study: str) -> Outcome:
+    """Some token's BALD is above rounding: without active dropout the passes are equal and it is zero."""
+    bald = _read(store, "token_uncertainty", study=study)["bald"]
+    largest = bald.max() or 0.0
+    return _outcome(largest > BALD_FLOOR, f"the largest BALD is {largest:.3g} nats, the floor {BALD_FLOOR:g}",
+                    largest=float(largest), mean=float(bald.mean() or 0.0), floor=BALD_FLOOR)
 
 
-def joins_one_to_one(losses: pl.DataFrame, uncertainty: pl.DataFrame) -> Verdict:
-    """token_uncertainty has the very rows of token_losses."""
-    keys = ["example_id", "position"]
-    alone = len(losses.join(uncertainty, on=keys, how="anti")) + len(uncertainty.join(losses, on=keys, how="anti"))
-    repeated = len(uncertainty) - uncertainty.select(keys).n_unique()
-    return Verdict(not alone and not repeated, f"{alone} rows without a partner, {repeated} repeated",
-                   {"without_partner": alone, "repeated": repeated})
+def joins_one_to_one(store: Store, study: str) -> Outcome:
+    """`token_uncertainty` and `token_losses` hold the same tokens, each once."""
+    losses = _read(store, "token_losses", study=study).select(JOIN)
+    uncertainty = _read(store, "token_uncertainty", study=study).select(JOIN)
+    double = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
+    lone = len(losses.join(uncertainty, on=JOIN, how="anti")) + len(uncertainty.join(losses, on=JOIN, how="anti"))
+    return _outcome(not lone and not double, f"{lone} tokens in one table only, {double} double rows",
+                    losses=len(losses), uncertainty=len(uncertainty), alone=lone, doubled=double)
 
 
-def cached_teacher_matches_online(metrics: dict) -> Verdict:
-    """KL from a fresh teacher forward to the cached states, on a sample, within bfloat16 rounding."""
-    error, bound = metrics["online_check_max_error"], metrics["online_check_bound"]
-    return Verdict(error <= bound, f"largest KL(online || cached) {error:.2e} nats a token; bound {bound:g}",
-                   {"max_error": error, "bound": bound, "examples": metrics["online_check_examples"]})
+def cached_teacher_matches_online(store: Store, study: str) -> Outcome:
+    """The cached states give the online teacher's distribution, on the sample that the child compared."""
+    metrics = (store.read_manifest(f"{study}/teacher_hidden") or {}).get("metrics", {})
+    error, bound = metrics.get("online_check_max_error"), metrics.get("online_check_bound")
+    if error is None or bound is None:
+        return _outcome(False, "the stage did not compare them")
+    return _outcome(error <= bound, f"at most {error:.3g} apart, where {bound:.3g} is allowed", error=error, bound=bound)
 
 
-def selected_share(selections: pl.DataFrame, ablation: AblationSpec) -> Verdict:
-    """As many tokens were selected as the spec says: ceil(q N) of each step, or of the data set."""
+def selections_as_specified(store: Store, study: str, ablation: AblationSpec) -> Outcome:
+    """`ceil(q * N)` of each optimiser batch (scope batch) or of the train split (scope dataset); all, by `all`."""
+    rows = _read(store, "selections", study=study, ablation=ablation.name)
     select = ablation.select
-    steps = selections.group_by("step").agg(tokens=pl.len(), selected=pl.col("selected").sum()).sort("step")
-    if select.by == "all":
-        wrong = steps.filter(pl.col("tokens") != pl.col("selected"))
-    elif select.scope == "batch":
-        wanted = [count_selected(select.quantile, tokens) for tokens in steps["tokens"]]
-        wrong = steps.filter(pl.col("selected") != pl.Series(wanted))
+    if select.by == "all" or select.scope == "batch":
+        quantile = 1.0 if select.by == "all" else select.quantile
+        groups = rows.group_by("step").agg(n=pl.len(), selected=pl.col("selected").sum()).sort("step")
     else:
-        tokens = selections.unique(["example_id", "position"])
-        wanted = count_selected(select.quantile, len(tokens))
-        wrong = steps.head(int(tokens["selected"].sum() != wanted))
-    share = float(selections["selected"].mean())
-    return Verdict(wrong.is_empty(), f"{share:.2%} of tokens selected over {len(steps)} steps; {len(wrong)} steps differ "
-                                     "from the spec", {"share": share, "steps_that_differ": len(wrong)})
+        quantile = select.quantile
+        tokens = rows.group_by(JOIN).agg(pl.col("selected").all(), odd=pl.col("selected").n_unique() > 1)
+        if tokens["odd"].any():
+            return _outcome(False, "a static selection changed between steps", tokens=int(tokens["odd"].sum()))
+        groups = pl.DataFrame({"step": [0], "n": [len(tokens)], "selected": [int(tokens["selected"].sum())]})
+    wrong = [step for step, n, selected in groups.iter_rows() if selected != count_selected(quantile, n)]
+    total, selected = int(groups["n"].sum()), int(groups["selected"].sum())
+    return _outcome(total and not wrong, f"{selected} of {total} tokens selected; {len(wrong)} batches off the spec",
+                    share=selected / total if total else None, quantile=quantile, steps=len(groups),
+                    wrong_steps=", ".join(map(str, wrong[:10])) or None)
 
 
-def _mean_loss(evaluations: pl.DataFrame, split: str) -> dict | None:
-    rows = evaluations.filter((pl.col("metric") == "loss") & (pl.col("split") == split)).sort("dataset")
-    return rows.row(0, named=True) if len(rows) else None
+def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:
+    return _read(store, "evaluations", study=study, ablation=ablation).filter(
+        (pl.col("metric") == "loss") & (pl.col("split") == split)).select("dataset", "value", "ci_low", "ci_high")
 
 
-def quality(student: pl.DataFrame, reference: pl.DataFrame, split: str, who: str) -> Verdict:
-    """The student's loss is not above the reference's interval."""
-    ours, theirs = _mean_loss(student, split), _mean_loss(reference, split)
-    if ours is None or theirs is None:
-        return Verdict(True, f"no {split} examples")
-    passed = ours["value"] <= theirs["ci_high"]
-    return Verdict(passed, f"loss on {ours['dataset']} ({split}): student {ours['value']:.4f}, {who} "
-                           f"{theirs['value']:.4f} [{theirs['ci_low']:.4f}, {theirs['ci_high']:.4f}]",
-                   {"student": ours["value"], who: theirs["value"]})
+def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
+    """The student's loss on the test split is not above the base model's."""
+    student = _loss(store, study, ablation, "test").join(_loss(store, study, "base", "test"), on="dataset", suffix="_base")
+    worse = student.filter(pl.col("value") > pl.col("value_base"))
+    figures = {f"{d}_{k}": v for d, s, b in student.select("dataset", "value", "value_base").iter_rows()
+               for k, v in (("student", s), ("base", b))}
+    return _outcome(len(student) and not len(worse), "; ".join(
+        f"{d}: {s:.3f} nats a token, the base model {b:.3f}"
+        for d, s, b in student.select("dataset", "value", "value_base").iter_rows()) or "nothing to compare",
+        warn=True, **figures)
 
 
-def _check(node: Node, name: str, description: str, verdict: Callable[[Store], Verdict], *,
-           blocking: bool, deps: tuple[Node, ...] = ()) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=node.key, name=name, description=description, blocking=blocking,
-                    additional_deps=[dep.key for dep in deps])
-    def check(store: StoreResource) -> dg.AssetCheckResult:
-        outcome = verdict(store.store)
-        return dg.AssetCheckResult(
-            passed=outcome.passed, description=outcome.said, metadata=outcome.figures,
-            severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN)
-
-    return check
+def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
+    """The student's loss out of distribution is not above the teacher's interval."""
+    both = _loss(store, study, ablation, "ood").join(_loss(store, study, "teacher", "ood"), on="dataset", suffix="_teacher")
+    worse = both.filter(pl.col("value") > pl.col("ci_high_teacher"))
+    return _outcome(not len(worse), "; ".join(
+        f"{d}: {s:.3f} nats a token, the teacher {t:.3f} (up to {h:.3f})"
+        for d, s, t, h in both.select("dataset", "value", "value_teacher", "ci_high_teacher").iter_rows())
+        or "the study has no ood data", warn=True)
 
 
-def all_checks(config: Config) -> list[dg.AssetChecksDefinition]:
-    """The checks of every dataset, study and ablation."""
-    checks = []
-    for name in config.datasets:
-        node = dataset_node(name)
-        checks.append(_check(node, "no_question_in_two_splits", no_question_in_two_splits.__doc__,
-                             lambda store, node=node: no_question_in_two_splits(store.read(node)), blocking=True))
+def selected_share(study: str, ablation: AblationSpec):
+    """The student's own check. It runs in the student's op: that op also makes what is downstream of it."""
+    from tokenuq_pipeline.assets.stage import StageCheck
+
+    return StageCheck("selected_share", "As many tokens are selected as the spec says.",
+                      lambda store: selections_as_specified(store, study, ablation))
+
+
+def build_checks(config: Config) -> list[dg.AssetChecksDefinition]:
+    """Every check that has an op of its own."""
+    checks = [_check(("datasets", name), no_question_in_two_splits, name) for name in config.datasets]
     for study in config.studies.values():
-        checks += _study_checks(study.name)
-        for name in study.ablations:
-            checks += _ablation_checks(study.name, config.ablations[name])
+        checks += _study_checks(config, study)
     return checks
 
 
-def _study_checks(study: str) -> list[dg.AssetChecksDefinition]:
-    tokens, losses = Node("tokenized_dataset", study), Node("token_losses", study)
-    uncertainty, hidden = Node("token_uncertainty", study), Node("teacher_hidden", study)
-    return [
-        _check(losses, "one_row_per_response_token", one_row_per_response_token.__doc__,
-               lambda s: one_row_per_response_token(s.read(tokens), s.read(losses)), blocking=True, deps=(tokens,)),
-        _check(losses, "losses_finite", losses_finite.__doc__, lambda s: losses_finite(s.read(losses)), blocking=True),
-        _check(uncertainty, "uncertainty_bounds", uncertainty_bounds.__doc__,
-               lambda s: uncertainty_bounds(s.read(uncertainty)), blocking=True),
-        _check(uncertainty, "bald_alive", bald_alive.__doc__, lambda s: bald_alive(s.read(uncertainty)), blocking=True),
-        _check(uncertainty, "joins_one_to_one", joins_one_to_one.__doc__,
-               lambda s: joins_one_to_one(s.read(losses), s.read(uncertainty)), blocking=True, deps=(losses,)),
-        _check(hidden, "cached_teacher_matches_online", cached_teacher_matches_online.__doc__,
-               lambda s: cached_teacher_matches_online(s.manifest(hidden).metrics), blocking=True),
+def _study_checks(config: Config, study: StudySpec) -> list[dg.AssetChecksDefinition]:
+    name = study.name
+    losses, uncertainty = (name, "token_losses"), (name, "token_uncertainty")
+    checks = [
+        _check(losses, one_row_per_response_token, name, also=[(name, "tokenized_dataset")]),
+        _check(losses, losses_finite, name),
+        _check((name, "teacher_hidden"), cached_teacher_matches_online, name),
+        _check(uncertainty, uncertainty_bounds, name),
+        _check(uncertainty, bald_alive, name),
+        _check(uncertainty, joins_one_to_one, name, also=[losses]),
     ]
+    for arm in study.ablations:
+        for function in (quality_in_distribution, ood_kept):
+            checks.append(_check((name, arm, "evaluation"), function, name, arm, blocking=False,
+                                 also=[(name, "reference_evaluation")]))
+    return checks
 
 
-def _ablation_checks(study: str, ablation: AblationSpec) -> list[dg.AssetChecksDefinition]:
-    student, evaluation = Node("student", study, ablation.name), Node("evaluation", study, ablation.name)
-    reference = Node("reference_evaluation", study)
-    return [
-        _check(student, "selected_share", selected_share.__doc__,
-               lambda s: selected_share(s.read(student, "selections"), ablation), blocking=True),
-        _check(evaluation, "quality_in_distribution", "In distribution the student is not worse than the base model.",
-               lambda s: quality(s.read(evaluation), s.read(reference, "evaluations_base"), "test", "base"),
-               blocking=False, deps=(reference,)),
-        _check(evaluation, "quality_out_of_distribution", "Out of distribution the student is not worse than the teacher.",
-               lambda s: quality(s.read(evaluation), s.read(reference, "evaluations_teacher"), "ood", "teacher"),
-               blocking=False, deps=(reference,)),
-    ]
+def _check(asset: tuple[str, ...], function: Callable[..., Outcome], *arguments: str, blocking: bool = True,
+           also: list[tuple[str, ...]] | None = None) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=dg.AssetKey(asset), name=function.__name__, blocking=blocking,
+                    description=" ".join((function.__doc__ or "").split()), required_resource_keys={"store"},
+                    additional_deps=[dg.AssetKey(key) for key in also or []])
+    def check(context) -> dg.AssetCheckResult:
+        return function(context.resources.store, *arguments)
+
+    return check

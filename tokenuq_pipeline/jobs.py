@@ -1,23 +1,27 @@
-"""One job a study: all of its assets with what they are made from, and their checks."""
+"""One job a study: all of its assets, the models and datasets that they need, and their checks."""
 
 import dagster as dg
 
 from tokenuq_ml.config import Config
 from tokenuq_ml.specs import StudySpec
-from tokenuq_pipeline.nodes import Node
 
 
-def study_selection(study: StudySpec) -> dg.AssetSelection:
-    """The report and everything upstream of it: the whole study."""
-    return dg.AssetSelection.assets(Node("ablation_report", study.name).key).upstream()
+def study_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
+    """Root assets that the study needs; everything under the study's own prefix comes beside them."""
+    datasets = dict.fromkeys((study.dataset, *study.ood, *config.evaluation_datasets(study)))
+    return [dg.AssetKey(["models", study.model]), *(dg.AssetKey(["datasets", name]) for name in datasets)]
 
 
-def study_jobs(config: Config) -> list:
-    """A job for each study, named as the study."""
+def build_jobs(config: Config) -> list:
+    """Jobs named as their studies."""
     return [
         dg.define_asset_job(
-            study.name, selection=study_selection(study),
-            description=f"Everything of the study {study.name}: model, data, teacher, tables, students, report.",
-            tags={"study": study.name})
+            study.name,
+            selection=dg.AssetSelection.key_prefixes([study.name]) | dg.AssetSelection.assets(*study_keys(config, study)),
+            description=f"The whole study {study.name}: {study.model} on {study.dataset}, "
+                        f"ablations {', '.join(study.ablations)}.",
+            tags={"study": study.name},
+            # Without its config a logger is not used: Dagster falls back to its own.
+            config={"loggers": {"console": {"config": {}}}})
         for study in config.studies.values()
     ]

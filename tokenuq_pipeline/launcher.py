@@ -1,10 +1,13 @@
-"""Where a heavy stage runs: today a child process of its own, later a cluster.
+"""Where a heavy stage runs: a child process that reports through Dagster Pipes.
 
-Starts the entry point, passes its log lines and results on as they come, and makes sure
-that nothing of it outlives the step. Does not know what a stage computes, nor where
-outputs end up.
+Starts it, hands on what it says as it says it, and leaves nothing behind: neither when it
+is cancelled nor when this process dies. Does not know what a stage computes or where
+results go. Another launcher (Ray, Slurm) has the same `run`.
 """
 
+import contextlib
+import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -14,95 +17,200 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.pipes.context import PipesMessageHandler
 
 from tokenuq_ml.entrypoints.runner import BAD_INPUT, INTERRUPTED, PARENT_PIPE
 from tokenuq_ml.stages import AssetResult, StageRequest
 
-POLL_S = 0.2
-STDERR_TAIL_LINES = 25
+POLL_S = 0.05
+TAIL_LINES = 30
+
+
+class StageFailure(dg.Failure):
+    """A stage that did not get to its end; never retried by itself."""
+
+    def __init__(self, description: str, **metadata):
+        super().__init__(description=description, metadata=metadata, allow_retries=False)
+
+
+class MessageFile(dg.PipesMessageReader):
+    """Reads the child's messages from a file, whenever `pump` is called: no thread, no lost order.
+
+    A line that the child was writing when it died is left out.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    @contextlib.contextmanager
+    def read_messages(self, handler: PipesMessageHandler) -> Iterator[dict]:
+        self._path.touch()
+        with open(self._path, encoding="utf-8") as file:
+            self._file, self._handler, self._rest = file, handler, ""
+            yield {"path": str(self._path)}
+
+    def pump(self) -> None:
+        """Hand on every whole line that has come since."""
+        *lines, self._rest = (self._rest + self._file.read()).split("\n")
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                self._handler.handle_message(json.loads(line))
+
+    def no_messages_debug_text(self) -> str:
+        return f"Its messages go to {self._path}."
 
 
 class StageLauncher(dg.ConfigurableResource):
-    """Runs `python -m <package>.<entrypoint> request.json` under Dagster Pipes."""
+    """Runs `python -m <package>.<entrypoint> request.json` as a child of this process."""
 
     package: str = "tokenuq_ml.entrypoints"
-    termination_timeout_s: float = 30.0
+    termination_timeout: float = 30.0
+    """Seconds that a child has to write its checkpoint after SIGINT."""
 
-    def run(self, context: dg.AssetExecutionContext, request: StageRequest, folder: Path) -> Iterator[AssetResult]:
-        """Yields each asset's result as soon as the child has reported it.
+    def run(self, context: dg.AssetExecutionContext, request: StageRequest, staging: Path) -> Iterator[AssetResult]:
+        """Yields each result as the child reports it.
 
-        `folder` takes the request and the child's output. When the consumer stops early,
-        Dagster cancels or an error strikes, the child is asked to stop (SIGINT, so that
-        training writes a checkpoint) and after `termination_timeout_s` killed, with its
-        whole process group.
+        Closing the iterator, or any exception, stops the child: SIGINT to its process group,
+        SIGKILL after `termination_timeout`.
 
         Raises:
-            dagster.Failure: the child did not end well; bad input carries its one sentence.
+            StageFailure: the child ended with anything but success.
         """
-        request_path = folder / "request.json"
-        request.write(request_path)
-        # dg.open_pipes_session would sleep and warn on a child that dies early; messages it did send are kept.
-        with dg.open_pipes_session(
-            context=context, context_injector=dg.PipesEnvContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
-        ) as session:
-            command = [sys.executable, "-m", f"{self.package}.{request.entrypoint}", str(request_path)]
-            with open(folder / "stdout.log", "wb") as stdout, open(folder / "stderr.log", "wb") as stderr:
-                ours, theirs = os.pipe()
-                # The child holds the read end; only this process holds the write end, and it closes with us.
-                process = subprocess.Popen(
-                    command, stdout=stdout, stderr=stderr, start_new_session=True, pass_fds=(ours,),
-                    env={**os.environ, **session.get_bootstrap_env_vars(), PARENT_PIPE: str(ours),
-                         "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"})
-                os.close(ours)
-                seen = 0
-                try:
-                    while True:
-                        ended = process.poll() is not None
-                        messages = session.message_handler.get_custom_messages()
-                        for message in messages[seen:]:
-                            if message["kind"] == "result":
-                                yield AssetResult(**message["result"])
-                        seen = len(messages)
-                        if ended:
-                            break
-                        time.sleep(POLL_S)
-                finally:
-                    self._end(process)
-                    os.close(theirs)
-        # Leaving the session waits for its reader: whatever came last is here now.
-        messages = session.message_handler.get_custom_messages()
-        for message in messages[seen:]:
-            if message["kind"] == "result":
-                yield AssetResult(**message["result"])
-        self._check(process.returncode, messages, folder, request)
-
-    def _end(self, process: subprocess.Popen) -> None:
-        if process.poll() is None:
-            _signal_group(process, signal.SIGINT)
+        request_file = staging / "request.json"
+        request.write(request_file)
+        reader = MessageFile(staging / "messages.jsonl")
+        with (
+            _alone_in(Path(request.work_dir), context) as lock,
+            _parent_pipe() as read_end,
+            dg.open_pipes_session(context, dg.PipesEnvContextInjector(), reader) as session,
+            _Output(staging) as output,
+        ):
+            environment = {
+                **os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+                **session.get_bootstrap_env_vars(), PARENT_PIPE: str(read_end)}
+            command = [sys.executable, "-m", f"{self.package}.{request.entrypoint}", str(request_file)]
+            # Its own session: Ctrl-C in a terminal reaches this process alone, which then asks the child to stop.
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=output.stdout, stderr=output.stderr,
+                start_new_session=True, pass_fds=[read_end, lock])
+            taken = 0
             try:
-                process.wait(self.termination_timeout_s)
-            except subprocess.TimeoutExpired:
-                pass
-        # The group may hold grandchildren though its leader has ended.
-        _signal_group(process, signal.SIGKILL)
-        process.wait()
+                while True:
+                    ended = process.poll() is not None
+                    reader.pump()
+                    output.forward()
+                    messages = session.message_handler.get_custom_messages()
+                    for message in messages[taken:]:
+                        taken += 1
+                        if message["kind"] == "result":
+                            yield AssetResult(**message["result"])
+                    if ended:
+                        break
+                    time.sleep(POLL_S)
+            finally:
+                self._stop(process, reader, output)
+            if process.returncode != 0:
+                raise self._failure(request, process.returncode, messages, output) from None
 
-    def _check(self, code: int, messages, folder: Path, request: StageRequest) -> None:
-        if code == 0:
-            return
-        if code == BAD_INPUT:
-            said = [message["message"] for message in messages if message["kind"] == "bad_input"]
-            raise dg.Failure(said[-1] if said else "bad input", allow_retries=False)
-        if code == INTERRUPTED:
-            raise dg.Failure("stopped; materialise it again to go on from the last checkpoint", allow_retries=False)
-        tail = "\n".join((folder / "stderr.log").read_text(errors="replace").splitlines()[-STDERR_TAIL_LINES:])
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise dg.Failure(f"{request.entrypoint} {how}; the last it said:\n{tail}")
+    def _stop(self, process: subprocess.Popen, reader: MessageFile, output: "_Output") -> None:
+        """Ends the child with all that it started. A second interrupt meanwhile kills at once."""
+        try:
+            if process.poll() is None:
+                _signal_group(process, signal.SIGINT)
+                deadline = time.monotonic() + self.termination_timeout
+                while process.poll() is None and time.monotonic() < deadline:
+                    reader.pump()
+                    output.forward()
+                    time.sleep(POLL_S)
+        finally:
+            # Also after a clean end: what the child itself started must not outlive it.
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+            reader.pump()
+            output.forward()
+
+    def _failure(self, request: StageRequest, code: int, messages: list, output: "_Output") -> StageFailure:
+        name = "/".join(part for part in (request.study, request.ablation, request.entrypoint) if part)
+        for message in messages:
+            if message["kind"] == "bad_input":
+                return StageFailure(message["message"])
+        if code in (INTERRUPTED, -signal.SIGINT):
+            return StageFailure(f"{name} was interrupted")
+        tail = output.tail()
+        reason = f"{name} ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            reason = f"{name} was killed (SIGKILL): most often, memory ran out"
+        elif code == BAD_INPUT:
+            reason = f"{name} refused its input"
+        last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
+        return StageFailure(f"{reason}: {last}" if last else reason, stderr=dg.MetadataValue.md(f"```\n{tail}\n```"))
+
+
+class _Output:
+    """The child's stdout and stderr: kept in files, copied to this process's, where Dagster captures them.
+
+    Files, not pipes: a child that outlives this process by its grace time must not die of a broken pipe.
+    """
+
+    def __init__(self, folder: Path):
+        self._paths = (folder / "stdout", folder / "stderr")
+
+    def __enter__(self) -> "_Output":
+        self.stdout, self.stderr = (path.open("ab") for path in self._paths)
+        self._readers = [(path.open("rb"), descriptor) for path, descriptor in zip(self._paths, (1, 2), strict=True)]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in (self.stdout, self.stderr, *(reader for reader, _ in self._readers)):
+            file.close()
+
+    def forward(self) -> None:
+        for reader, descriptor in self._readers:
+            with contextlib.suppress(OSError):
+                while chunk := reader.read(1 << 16):
+                    os.write(descriptor, chunk)
+
+    def tail(self) -> str:
+        lines = self._paths[1].read_text(errors="replace").replace("\r", "\n").splitlines()
+        return "\n".join(lines[-TAIL_LINES:])
+
+
+@contextlib.contextmanager
+def _parent_pipe() -> Iterator[int]:
+    """The read end of a pipe. The write end is close-on-exec, so that it dies with this process and no other."""
+    read_end, write_end = os.pipe()
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@contextlib.contextmanager
+def _alone_in(work_dir: Path, context: dg.AssetExecutionContext) -> Iterator[int]:
+    """Locks `work_dir`; waits while another run, or what a killed one left behind, is at work there.
+
+    The child inherits the lock, so that it lasts as long as either lives: two trainings never
+    write one checkpoint folder.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(work_dir / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    context.log.info("waiting for another run of this stage to end")
+                    waiting = True
+                time.sleep(10 * POLL_S)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass

@@ -1,104 +1,123 @@
-"""What the UI shows of a materialisation: counts, a preview, key figures, plots, where it lies.
+"""What the UI shows of an asset: column schemas before, figures, previews and plots after it is made.
 
-Only presents; reads published files and never changes them.
+Reads published tables with polars; does not know how they came to be.
 """
 
 import base64
-import functools
-import subprocess
+import json
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from tokenuq_ml.specs import spec_hash
 from tokenuq_ml.stages import AssetResult
-from tokenuq_ml.tables import TABLES
-from tokenuq_pipeline.nodes import OUTPUTS, Node
-from tokenuq_pipeline.store import Manifest, Store
+from tokenuq_ml.tables import TABLES, read_table
+from tokenuq_pipeline.store import Store
+from tokenuq_pipeline.versions import git_state
 
-PLOT_BYTES_CAP = 200_000
+if TYPE_CHECKING:
+    from tokenuq_pipeline.assets.stage import StageAsset
+
 PREVIEW_ROWS = 5
-PREVIEW_CHARACTERS = 60
+WHOLE_TABLE_ROWS = 20
+CELL_CHARACTERS = 60
+PLOT_BYTES = 200_000
+"""A larger picture would swell the event log, which every page of the UI reads."""
+
+
+def table_of(output: str) -> str | None:
+    """The table that an output holds, if any: `evaluations_base` is of `evaluations`."""
+    return next((name for name in (output, re.sub("_(base|teacher)$", "", output)) if name in TABLES), None)
+
+
+def definition(asset: "StageAsset") -> dict:
+    """Metadata that is known before anything is made."""
+    entries: dict = {}
+    if asset.table:
+        entries["dagster/column_schema"] = column_schema(asset.table)
+        entries["dagster/table_name"] = asset.table
+    for table in dict.fromkeys(asset.tables.values()):
+        if table != asset.table:
+            entries[f"{table}_columns"] = column_schema(table)
+    return entries
 
 
 def column_schema(table: str) -> dg.TableSchema:
-    """A table's columns with their types and meanings, for the asset's definition."""
+    """The table's columns with types and meanings."""
     return dg.TableSchema(columns=[
         dg.TableColumn(name, _type_name(dtype), description=meaning)
         for name, (dtype, meaning) in TABLES[table].columns.items()
     ])
 
 
-def _type_name(dtype: pa.DataType) -> str:
-    return "string (dictionary)" if pa.types.is_dictionary(dtype) else str(dtype)
+def materialization(asset: "StageAsset", result: AssetResult, store: Store) -> dict:
+    """Metadata of what was just published."""
+    entries: dict = {key: value for key, value in result.metrics.items() if value is not None}
+    for title, place in result.plots.items():
+        output, _, file = place.partition("/")
+        entries[title] = plot(store.path(asset.outputs[output]) / file)
+    previews: dict[str, pl.DataFrame] = {}
+    for output, table in asset.tables.items():
+        frame = read_table(store.path(asset.outputs[output]))
+        row = output.removeprefix(table).removeprefix("_")
+        if row:
+            frame = frame.select(pl.lit(row).alias("ablation"), pl.all())
+        previews[table] = pl.concat([previews[table], frame]) if table in previews else frame
+    for table, frame in previews.items():
+        if table == asset.table:
+            entries["dagster/row_count"] = len(frame)
+            entries["preview"] = preview(frame)
+        else:
+            entries[f"{table}_rows"] = len(frame)
+            entries[f"{table}_preview"] = preview(frame)
+    places = list(asset.outputs.items())
+    for output, place in places:
+        entries["path" if len(places) == 1 else f"path_{output}"] = dg.MetadataValue.path(str(store.path(place)))
+    entries["spec"] = dg.MetadataValue.json(asset.fields)
+    entries["spec_hash"] = spec_hash(asset.fields)
+    return entries | git_state()
 
 
-def definition_metadata(node: Node) -> dict:
-    """Metadata of the asset's definition."""
-    return {"dagster/column_schema": column_schema(node.table)} if node.table else {}
+def preview(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """The first rows as a Markdown table; short tables whole."""
+    rows = frame.head(WHOLE_TABLE_ROWS if len(frame) <= WHOLE_TABLE_ROWS else PREVIEW_ROWS)
+    lines = ["| " + " | ".join(rows.columns) + " |", "|" + " --- |" * rows.width]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows.iter_rows()]
+    if len(rows) < len(frame):
+        lines.append(f"\n{len(frame):,} rows in all")
+    return dg.MetadataValue.md("\n".join(lines))
 
 
-def materialisation_metadata(store: Store, node: Node, result: AssetResult, manifest: Manifest) -> dict:
-    """Metadata of one materialisation."""
-    metadata: dict = {name: _value(value) for name, value in result.metrics.items() if value is not None}
-    if node.table:
-        first = store.path(node, next(o for o in OUTPUTS[node.stage] if o.startswith(node.table)))
-        rows = sum(pq.read_metadata(path).num_rows for path in first.glob("part-*.parquet"))
-        metadata["dagster/row_count"] = rows
-        metadata["preview"] = dg.MetadataValue.md(preview(first))
-    for title, name in result.plots.items():
-        output, file = name.split("/", 1)
-        metadata[title] = _plot(store.path(node, output) / file)
-    for output in OUTPUTS[node.stage]:
-        path = store.path(node, output)
-        if path.exists():
-            metadata[f"path_{output}"] = dg.MetadataValue.path(str(path))
-    if node.stage == "ablation_report":
-        page = store.path(node, "report") / "report.html"
-        metadata["report"] = dg.MetadataValue.url(page.resolve().as_uri())
-    metadata["spec"] = dg.MetadataValue.json(manifest.fields)
-    metadata["spec_hash"] = manifest.spec_hash
-    metadata["git_commit"] = git_commit()
-    return metadata
-
-
-def _value(value):
-    if isinstance(value, bool):
-        return dg.MetadataValue.bool(value)
-    if isinstance(value, int):
-        return dg.MetadataValue.int(value)
-    return dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(str(value))
-
-
-def preview(folder: Path) -> str:
-    """The first rows of a table as Markdown."""
-    frame = pl.scan_parquet(folder / "part-*.parquet", hive_partitioning=False).head(PREVIEW_ROWS).collect()
-    lines = ["| " + " | ".join(frame.columns) + " |", "|" + " --- |" * len(frame.columns)]
-    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in frame.iter_rows()]
-    return "\n".join(lines)
+def plot(path: Path) -> dg.MarkdownMetadataValue:
+    """A PNG inside the metadata itself, or a note where it is too large for that."""
+    if not path.is_file():
+        return dg.MetadataValue.md(f"{path.name} was not drawn")
+    content = path.read_bytes()
+    if len(content) > PLOT_BYTES:
+        return dg.MetadataValue.md(f"{path.name} has {len(content) // 1000} kB, too large to show here: see `{path}`")
+    return dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{base64.b64encode(content).decode()})")
 
 
 def _cell(value) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = repr(value) if isinstance(value, str) and value != value.strip() else str(value)
-    text = text if len(text) <= PREVIEW_CHARACTERS else text[: PREVIEW_CHARACTERS - 1] + "…"
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "↵").replace("<", "&lt;").replace("`", "\\`")
+    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
+        shown = ", ".join(str(item) for item in value[:6])
+        text = f"[{shown}, … {len(value)} in all]" if len(value) > 6 else f"[{shown}]"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.replace("\\", "\\\\").replace("\n", "⏎").replace("\r", "⏎").replace("\t", "⇥")
+    if len(text) > CELL_CHARACTERS:
+        text = text[: CELL_CHARACTERS - 1] + "…"
+    # After the cut: an escape must not be cut in half. A code span would show the escape itself.
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "&#96;").replace("*", "&#42;")
 
 
-def _plot(path: Path):
-    if path.stat().st_size > PLOT_BYTES_CAP:
-        return dg.MetadataValue.path(str(path))
-    return dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})")
-
-
-@functools.cache
-def git_commit() -> str:
-    """The checkout's commit, with `-dirty` where files differ from it; `unknown` outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def _type_name(dtype) -> str:
+    text = str(dtype)
+    return "string" if text.startswith("dictionary") else text.replace("element: ", "").replace("item: ", "")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from tokenuq_ml.stages import AssetResult, code_version, dataset_fields, model_fields
+from tokenuq_ml.stages import AssetResult, code_version
 
-__all__ = ["code_version", "data_version", "dataset_fields", "git_state", "model_fields"]
+__all__ = ["code_version", "data_version", "git_state"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 

@@ -1,9 +1,9 @@
 """`datasets/<dataset>`: normalised examples, whatever format they come in."""
 
 from tokenuq_ml.config import Config
+from tokenuq_ml.stages import dataset_fields
 from tokenuq_pipeline.assets.stage import StageAsset
 from tokenuq_pipeline.store import table_place
-from tokenuq_pipeline.versions import dataset_fields
 
 
 def dataset_assets(config: Config) -> list[StageAsset]:

@@ -1,0 +1,49 @@
+"""Format `reasoning_gym`: problems made on the spot by the reasoning-gym package, with worked answers.
+
+The same seed gives the same problems on any machine.
+"""
+
+from tokenuq_ml.datasets import Example, LoadedExamples, draw_splits, example_id
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.specs import DatasetSpec
+
+OVERSAMPLING = 4
+"""Problems drawn for each that is wanted, before giving up on finding enough distinct ones."""
+
+
+def load(spec: DatasetSpec) -> LoadedExamples:
+    """Distinct questions only; the answer is the worked one where the task has it.
+
+    Raises:
+        InputError: the package or the task is missing, or there are too few distinct problems.
+    """
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise InputError(f"dataset {spec.name}: reasoning-gym is not installed; "
+                         "pip install 'tokenuq[quickstart]'") from None
+    wanted = sum(spec.sizes.values())
+    try:
+        problems = reasoning_gym.create_dataset(spec.task, size=OVERSAMPLING * wanted, seed=spec.seed)
+    except ValueError as error:
+        raise InputError(f"dataset {spec.name}: task {spec.task!r}: {error}") from None
+    # gsm_symbolic picks a generator a problem; which one is the question's template.
+    templates = getattr(problems, "task_indices", None)
+    seen, found, duplicates = set(), [], 0
+    for number in range(len(problems)):
+        if len(found) == wanted:
+            break
+        problem = problems[number]
+        answer = str(problem["metadata"].get("answer_cot") or problem["answer"])
+        source = {"generator": f"reasoning_gym/{spec.task}", "seed": spec.seed, "number": number,
+                  "template": None if templates is None else int(templates[number])}
+        example = Example(example_id(spec.name, number), "", [
+            {"role": "user", "content": problem["question"]}, {"role": "assistant", "content": answer}], source)
+        if example.question in seen:
+            duplicates += 1
+            continue
+        seen.add(example.question)
+        found.append(example)
+    splits = draw_splits(spec, range(len(found)), f"task {spec.task}")
+    return LoadedExamples([Example(e.id, splits[i], e.messages, e.source) for i, e in enumerate(found) if i in splits],
+                          duplicates)

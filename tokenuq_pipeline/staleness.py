@@ -1,0 +1,101 @@
+"""What has to be made anew, and in which order of runs.
+
+Dagster compares an asset with its direct inputs only, so what follows a changed asset
+shows as stale after that one is rebuilt, or not at all where it came out the same. Hence
+waves: run what surely has to run, look again. Does not run anything.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_spec import AssetCheckKey
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+
+from tokenuq_pipeline.store import Store
+
+Key = dg.AssetKey
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """Stale assets with the reason, and blocking checks that have not passed on what is there now."""
+
+    reasons: dict[Key, str]
+    pending_checks: frozenset[AssetCheckKey]
+
+    def __bool__(self) -> bool:
+        return bool(self.reasons or self.pending_checks)
+
+
+def staleness(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstance, store: Store) -> Staleness:
+    """What of `keys` is missing, stale by Dagster's record, or not whole in the store."""
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    reasons, pending = {}, set()
+    keys = list(keys)
+    checks = [key for key in graph.asset_check_keys if key.asset_key in set(keys) and graph.get_check_spec(key).blocking]
+    executions = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
+    for key in keys:
+        status = resolver.get_status(key)
+        name = key.to_user_string()
+        if status == StaleStatus.MISSING:
+            reasons[key] = "was never made"
+        elif status == StaleStatus.STALE:
+            reasons[key] = "; ".join(cause.reason for cause in resolver.get_stale_causes(key))
+        elif not store.is_whole(name):
+            reasons[key] = "is not whole in the store"
+        elif store.read_manifest(name)["data_version"] != resolver.get_current_data_version(key).value:
+            reasons[key] = "is not what Dagster recorded last"
+    for check in checks:
+        if check.asset_key not in reasons and not _passed(executions.get(check), check, instance):
+            pending.add(check)
+    return Staleness(reasons, frozenset(pending))
+
+
+def _passed(execution, check: AssetCheckKey, instance: dg.DagsterInstance) -> bool:
+    """Whether the check's last execution passed, on the asset's last materialisation."""
+    if execution is None or execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
+        return False
+    target = execution.event.dagster_event.event_specific_data.target_materialization_data
+    latest = instance.get_latest_materialization_event(check.asset_key)
+    return target is not None and latest is not None and target.run_id == latest.run_id
+
+
+def next_wave(parents: Mapping[Key, Iterable[Key]], stale: Iterable[Key]) -> set[Key]:
+    """What of `stale` runs next.
+
+    An asset runs where it is stale and each parent either runs too, or is fresh with no
+    stale ancestor: else its inputs may yet change, or come out the same after all.
+
+    Args:
+        parents: direct parents of every asset in question.
+    """
+    stale = set(stale)
+    settled: dict[Key, bool] = {}
+    wave: dict[Key, bool] = {}
+
+    def is_settled(key: Key) -> bool:
+        if key not in settled:
+            settled[key] = key not in stale and all(is_settled(parent) for parent in parents.get(key, ()))
+        return settled[key]
+
+    def runs(key: Key) -> bool:
+        if key not in wave:
+            wave[key] = key in stale and all(runs(parent) or is_settled(parent) for parent in parents.get(key, ()))
+        return wave[key]
+
+    return {key for key in stale if runs(key)}
+
+
+def ancestors(parents: Mapping[Key, Iterable[Key]], keys: Iterable[Key]) -> set[Key]:
+    """`keys` and everything upstream of them."""
+    found, todo = set(), list(keys)
+    while todo:
+        key = todo.pop()
+        if key not in found:
+            found.add(key)
+            todo += parents.get(key, ())
+    return found
