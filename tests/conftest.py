@@ -1,6 +1,9 @@
-"""No test reaches for a hub, and none starts more threads than the machine has cores."""
+"""No network, quiet libraries, and a toy study whose stages are `fake_stage.py`."""
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before anything imports a Hugging Face library: they read these once.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
+                  DAGSTER_DISABLE_TELEMETRY="1")
+for name in ("DAGSTER_HOME", "TOKENUQ_HOME", "TOKENUQ_CONFIG"):
+    os.environ.pop(name, None)

@@ -20,6 +20,7 @@ from transformers.utils import logging as hf_logging
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import Head
+from tokenuq_ml.lora_dropout import use_word_dropout
 from tokenuq_ml.specs import LoraSpec, ModelSpec
 
 hf_logging.disable_progress_bar()
@@ -168,7 +169,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
     torch.manual_seed(seed)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear",
                         bias="none", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    return use_word_dropout(get_peft_model(model, config))
 
 
 def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name: str) -> PeftModel:
@@ -178,12 +179,12 @@ def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name:
     adapter is loaded in inference mode and the active one is set again.
     """
     if not isinstance(model, PeftModel):
-        return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval()
+        return use_word_dropout(PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval())
     active, was_training = model.active_adapter, model.training
     model.load_adapter(folder, adapter_name=name, is_trainable=False)
     model.set_adapter(active)
     # Loading for inference puts the whole model into eval mode as well.
-    return model.train(was_training)
+    return use_word_dropout(model).train(was_training)
 
 
 @contextmanager

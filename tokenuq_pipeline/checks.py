@@ -16,7 +16,7 @@ from tokenuq_ml.tables import read_table
 from tokenuq_pipeline.store import Store, table_place
 
 BALD_FLOOR = 1e-6
-"""Nats. Equal passes give the rounding of float32 sums of probabilities, some 1e-7; any dropout that acts is far above."""
+"""Nats. Equal passes give the rounding of float32 sums of probabilities, some 1e-7; dropout that acts is far above."""
 ENTROPY_SLACK = 1e-5
 JOIN = ["example_id", "position"]
 
@@ -104,7 +104,8 @@ def cached_teacher_matches_online(store: Store, study: str) -> Outcome:
     error, bound = metrics.get("online_check_max_error"), metrics.get("online_check_bound")
     if error is None or bound is None:
         return _outcome(False, "the stage did not compare them")
-    return _outcome(error <= bound, f"at most {error:.3g} apart, where {bound:.3g} is allowed", error=error, bound=bound)
+    return _outcome(error <= bound, f"at most {error:.3g} apart, where {bound:.3g} is allowed", error=error,
+                    bound=bound)
 
 
 def selections_as_specified(store: Store, study: str, ablation: AblationSpec) -> Outcome:
@@ -134,7 +135,8 @@ def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:
 
 def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
     """The student's loss on the test split is not above the base model's."""
-    student = _loss(store, study, ablation, "test").join(_loss(store, study, "base", "test"), on="dataset", suffix="_base")
+    base = _loss(store, study, "base", "test")
+    student = _loss(store, study, ablation, "test").join(base, on="dataset", suffix="_base")
     worse = student.filter(pl.col("value") > pl.col("value_base"))
     figures = {f"{d}_{k}": v for d, s, b in student.select("dataset", "value", "value_base").iter_rows()
                for k, v in (("student", s), ("base", b))}
@@ -146,7 +148,8 @@ def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
 
 def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
     """The student's loss out of distribution is not above the teacher's interval."""
-    both = _loss(store, study, ablation, "ood").join(_loss(store, study, "teacher", "ood"), on="dataset", suffix="_teacher")
+    teacher = _loss(store, study, "teacher", "ood")
+    both = _loss(store, study, ablation, "ood").join(teacher, on="dataset", suffix="_teacher")
     worse = both.filter(pl.col("value") > pl.col("ci_high_teacher"))
     return _outcome(not len(worse), "; ".join(
         f"{d}: {s:.3f} nats a token, the teacher {t:.3f} (up to {h:.3f})"

@@ -1,151 +1,169 @@
-"""`tokenuq`: run a study from the terminal, on the same instance and by the same job as the web UI.
+"""`tokenuq`: a study from the terminal. Arguments in, exit code out; the work is `runs.py`'s.
 
-Only the command line: what is stale is in `waves.py`, what is printed on the way in `progress.py`.
+Exit codes: 0 done, 1 a stage or a check failed, 2 bad usage or configuration, 130 interrupted.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-import dagster as dg
-
-from tokenuq_ml.config import Config
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.specs import StudySpec
-from tokenuq_pipeline.instance import open_instance, use_dagster_home
-from tokenuq_pipeline.nodes import OUTPUTS, Node
-from tokenuq_pipeline.progress import ProgressHandler, progress_logger
-from tokenuq_pipeline.store import Store
-from tokenuq_pipeline.waves import next_wave, stale_keys
+from tokenuq_pipeline.home import config_folders, dagster_home, store_home
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+ABLATION_HELP = (
+    "only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
+    "The report is rebuilt as well where everything else that it shows is up to date; otherwise it is left as it was")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 failed, 2 bad usage or configuration, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="tokenuq", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command line. `query` and `show` will be further commands."""
+    top = argparse.ArgumentParser(prog="tokenuq", description="Token-level uncertainty-aware post-training.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser(
-        "run", help="materialise what is stale of a study",
-        description="Materialises what is stale of a study, with progress, and prints the ablation table. What is up to "
-                    "date is not computed again; an interrupted run goes on where it was.")
-    run.add_argument("--study", required=True, help="a name in studies.yaml")
-    run.add_argument("--ablation", action="append", default=[], metavar="NAME", nargs="+",
-                     help="only these ablations and what they are made from; the report waits for the others")
-    arguments = parser.parse_args(argv)
+        "run", help="bring a study up to date",
+        description="Runs the study's Dagster job for what is missing or stale, and prints the ablation table. "
+                    "Stopped with Ctrl-C, the same command goes on from the last checkpoint.")
+    run.add_argument("--study", required=True, metavar="STUDY", help="a name of studies.yaml")
+    run.add_argument("--ablation", action="append", nargs="+", metavar="NAME", help=ABLATION_HELP)
+    run.set_defaults(function=run_command)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     try:
-        return run_study(arguments.study, [name for names in arguments.ablation for name in names])
+        return options.function(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; run the same command again: it goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`): no words, and none from Python at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
 
 
-def run_study(name: str, ablations: list[str]) -> int:
-    """The `run` command."""
-    # Before definitions.py is imported: it reads the configuration and the environment.
-    warnings.filterwarnings("ignore")
-    from tokenuq_pipeline.definitions import CHECKOUT, build_defs, default_config, default_home
+def run_command(options: argparse.Namespace) -> int:
+    """`tokenuq run`."""
+    dagster_home()
+    import dagster as dg
 
-    os.environ.setdefault("TOKENUQ_HOME", str(default_home()))
-    use_dagster_home(CHECKOUT)
-    config, home = default_config(), default_home()
-    study = chosen_study(config, name, ablations)
-    handler = ProgressHandler()
-    defs = dg.Definitions.merge(build_defs(config, home), dg.Definitions(loggers={"progress": progress_logger(handler)}))
-    with open_instance(CHECKOUT) as instance:
-        code = materialise_stale(defs, instance, Store(home), study, ablations, handler)
-    if code == OK and not ablations:
-        print_report(Store(home), study)
+    from tokenuq_ml.config import load_config
+    from tokenuq_pipeline.definitions import build_defs
+    from tokenuq_pipeline.store import Store
+
+    config = load_config(*config_folders(os.environ))
+    if options.study not in config.studies:
+        raise InputError(f"studies.yaml: no study {options.study!r}; there are {', '.join(config.studies) or 'none'}")
+    store = Store(store_home())
+    # A flag given twice and a flag with two names mean the same.
+    ablations = [name for names in options.ablation or [] for name in names]
+    with dg.DagsterInstance.get() as instance:
+        return run_study(build_defs(config, store.home), config, options.study, ablations, instance, store)
+
+
+def run_study(defs, config, study: str, ablations: list[str], instance, store) -> int:
+    """Bring the study up to date and print how it went; returns the exit code.
+
+    Raises:
+        InputError: an ablation is not the study's.
+    """
+    from tokenuq_pipeline.logs import CONSOLE
+    from tokenuq_pipeline.runs import Interrupted, RunFailed, StudyRunner
+
+    runner = StudyRunner(defs, config, study, instance, store, CONSOLE)
+    keys = runner.targets(ablations)
+    with quiet_streams(CONSOLE):
+        runner.close_dead_runs()
+        store.clean_staging()
+        CONSOLE.line(f"study {study}: results in {store.home}, runs in {os.environ.get('DAGSTER_HOME', 'memory')}")
+        code = 0
+        try:
+            runner.bring_up_to_date(keys)
+            if ablations:
+                waits = runner.report_waits(keys)
+                if waits:
+                    names = ", ".join(sorted(key.to_user_string() for key in waits))
+                    CONSOLE.line(f"the report is left as it was: not up to date are {names}")
+                else:
+                    runner.bring_up_to_date(keys | {runner.report})
+        except RunFailed as failure:
+            CONSOLE.line(f"stopped: {failure}; what is done stays done, run the same command again after the mend")
+            code = FAILED
+        except (Interrupted, KeyboardInterrupt):
+            CONSOLE.line("stopped; run the same command again: it goes on from the last checkpoint")
+            return INTERRUPTED
+    if runner.made:
+        print("\n" + time_table(runner.made))
+    elif code == 0:
+        print("up to date: nothing to recompute")
+    if code == 0:
+        print_report(store, study)
     return code
 
 
-def chosen_study(config: Config, name: str, ablations: list[str]) -> StudySpec:
-    """The study, with its name and the ablations' names checked.
+def time_table(made: list) -> str:
+    """Wall time and peak memory of what was made."""
+    width = max(len("asset"), *(len(asset.name) for asset in made))
+    lines = [f"{'asset':<{width}}  {'wall time':>9}  {'peak memory':>11}"]
+    for asset in made:
+        memory = f"{asset.peak_memory_mib:,.0f} MiB" if asset.peak_memory_mib else ""
+        lines.append(f"{asset.name:<{width}}  {asset.seconds:>7.1f} s  {memory:>11}")
+    lines.append(f"{'together':<{width}}  {sum(asset.seconds for asset in made):>7.1f} s")
+    return "\n".join(lines)
 
-    Raises:
-        InputError: naming what is allowed.
+
+def print_report(store, study: str) -> None:
+    """The ablation table as it was last built, and where the page is."""
+    from tokenuq_pipeline.assets.ablation_report import report_place
+
+    folder: Path = store.path(report_place(study))
+    table = folder / "ablation_table.json"
+    if table.is_file():
+        from tokenuq_ml.reports.text import ablation_table_text
+
+        print("\n" + ablation_table_text(json.loads(table.read_text())))
+    if (folder / "report.html").is_file():
+        print(f"\nreport: {folder / 'report.html'}")
+
+
+@contextlib.contextmanager
+def quiet_streams(console) -> Iterator[None]:
+    """The console keeps the terminal; whatever else is written to it meanwhile goes to Dagster's captured logs only.
+
+    Dagster echoes what it captures, progress bars of libraries and all.
     """
-    if name not in config.studies:
-        raise InputError(f"--study {name}: no such study; allowed: {', '.join(config.studies)}")
-    study = config.studies[name]
-    for ablation in ablations:
-        if ablation not in study.ablations:
-            raise InputError(f"--ablation {ablation}: not of study {name}; allowed: {', '.join(study.ablations)}")
-    return study
-
-
-def target_nodes(defs: dg.Definitions, study: StudySpec, ablations: list[str]) -> dict[dg.AssetKey, Node]:
-    """Every asset that the command is to bring up to date, by key."""
-    graph = defs.resolve_asset_graph()
-    if ablations:
-        wanted = [Node(stage, study.name, ablation).key for ablation in ablations
-                  for stage in ("student", "curriculum", "evaluation")]
-        keys = dg.AssetSelection.assets(*wanted).upstream().resolve(graph)
-    else:
-        keys = dg.AssetSelection.assets(Node("ablation_report", study.name).key).upstream().resolve(graph)
-    return {key: node_of(key) for key in keys}
-
-
-def node_of(key: dg.AssetKey) -> Node:
-    """The node behind an asset key."""
-    parts = key.path
-    if parts[0] in ("models", "datasets"):
-        return Node(parts[0], name=parts[1])
-    return Node(parts[-1], parts[0], parts[1] if len(parts) == 3 else None)
-
-
-def materialise_stale(defs: dg.Definitions, instance: dg.DagsterInstance, store: Store, study: StudySpec,
-                      ablations: list[str], handler: ProgressHandler) -> int:
-    """Waves of the study's job until nothing is stale."""
-    graph = defs.resolve_asset_graph()
-    nodes = target_nodes(defs, study, ablations)
-    parents = {key: set(graph.get(key).parent_keys) & set(nodes) for key in nodes}
-    job = defs.resolve_job_def(study.name)
-    started, waves, made = time.monotonic(), 0, set()
-    while stale := stale_keys(defs, instance, store, nodes):
-        wave = next_wave(set(stale), parents)
-        if wave <= made:
-            print(f"error: still stale after being made: {', '.join(sorted(k.to_user_string() for k in stale))}",
-                  file=sys.stderr)
-            return FAILED
-        waves += 1
-        print(f"{study.name}: {len(stale)} of {len(nodes)} assets are stale; wave {waves} makes {len(wave)}")
-        for key in sorted(wave, key=lambda key: key.path):
-            print(f"    {key.to_user_string()}: {stale[key]}")
-        handler.expect(len(wave))
-        result = job.execute_in_process(
-            instance=instance, asset_selection=sorted(wave, key=lambda key: key.path), raise_on_error=False,
-            run_config={"loggers": {"progress": {}}}, tags={"tokenuq/command": "run"})
-        if not result.success:
-            print(f"{study.name}: failed; mend what is said above and run the same command again: what is done stays "
-                  "done", file=sys.stderr)
-            return FAILED
-        made |= wave
-    if not waves:
-        print(f"{study.name}: up to date, nothing to recompute ({len(nodes)} assets)")
-        return OK
-    print(f"{study.name}: {len(made)} assets made in {time.monotonic() - started:.0f} s")
-    width = max(map(len, handler.seconds))
-    for label, seconds in handler.seconds.items():
-        print(f"    {label:<{width}}  {seconds:7.1f} s")
-    return OK
-
-
-def print_report(store: Store, study: StudySpec) -> None:
-    """The ablation table, and where the page is."""
-    from tokenuq_ml.reports.text import ablation_table_text
-
-    folder = store.path(Node("ablation_report", study.name), OUTPUTS["ablation_report"][0])
-    print()
-    print(ablation_table_text(json.loads((folder / "ablation_table.json").read_text())))
-    print(f"\nreport: {Path(folder, 'report.html')}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    sink = os.open(os.devnull, os.O_WRONLY)
+    before = console.stream, console.shows_events
+    try:
+        # A stream that a test or a caller has put in place of the terminal's is left as it is.
+        console.stream = os.fdopen(os.dup(kept[0]), "w") if before[0] is None else before[0]
+        console.shows_events = False
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, number in zip(kept, (1, 2), strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(sink)
+        if before[0] is None and console.stream is not None:
+            console.stream.close()
+        console.stream, console.shows_events = before
 
 
 if __name__ == "__main__":

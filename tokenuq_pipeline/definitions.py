@@ -42,7 +42,8 @@ def stage_groups(config: Config) -> list[tuple[str, str, list[StageAsset]]]:
     return groups
 
 
-def build_defs(config: Config, home: Path | None = None, launcher: dg.ConfigurableResource | None = None) -> dg.Definitions:
+def build_defs(config: Config, home: Path | None = None,
+               launcher: dg.ConfigurableResource | None = None) -> dg.Definitions:
     """All assets, checks and jobs of `config`, with results in the store at `home`.
 
     `launcher` is where heavy stages run; by default a child process of this one.

@@ -17,7 +17,8 @@ def build_jobs(config: Config) -> list:
     return [
         dg.define_asset_job(
             study.name,
-            selection=dg.AssetSelection.key_prefixes([study.name]) | dg.AssetSelection.assets(*study_keys(config, study)),
+            selection=dg.AssetSelection.key_prefixes([study.name])
+            | dg.AssetSelection.assets(*study_keys(config, study)),
             description=f"The whole study {study.name}: {study.model} on {study.dataset}, "
                         f"ablations {', '.join(study.ablations)}.",
             tags={"study": study.name},

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,20 +42,26 @@ class MessageFile(dg.PipesMessageReader):
 
     def __init__(self, path: Path):
         self._path = path
+        self._lines: deque[str] = deque()
+        self._rest = ""
 
     @contextlib.contextmanager
     def read_messages(self, handler: PipesMessageHandler) -> Iterator[dict]:
         self._path.touch()
         with open(self._path, encoding="utf-8") as file:
-            self._file, self._handler, self._rest = file, handler, ""
+            self._file, self._handler = file, handler
             yield {"path": str(self._path)}
 
-    def pump(self) -> None:
-        """Hand on every whole line that has come since."""
+    def pump(self) -> Iterator[dict]:
+        """Hand on what has come since, line by line; yields the custom messages in their place among the others."""
         *lines, self._rest = (self._rest + self._file.read()).split("\n")
-        for line in lines:
+        self._lines += lines
+        while self._lines:
             with contextlib.suppress(json.JSONDecodeError):
-                self._handler.handle_message(json.loads(line))
+                message = json.loads(self._lines.popleft())
+                self._handler.handle_message(message)
+                if message["method"] == "report_custom_message":
+                    yield message["params"]["payload"]
 
     def no_messages_debug_text(self) -> str:
         return f"Its messages go to {self._path}."
@@ -93,47 +100,48 @@ class StageLauncher(dg.ConfigurableResource):
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output.stdout, stderr=output.stderr,
                 start_new_session=True, pass_fds=[read_end, lock])
-            taken = 0
+            refusal = None
             try:
                 while True:
+                    # Asked before the reading: what it wrote last is then read for sure.
                     ended = process.poll() is not None
-                    reader.pump()
                     output.forward()
-                    messages = session.message_handler.get_custom_messages()
-                    for message in messages[taken:]:
-                        taken += 1
+                    for message in reader.pump():
                         if message["kind"] == "result":
                             yield AssetResult(**message["result"])
+                        else:
+                            refusal = message["message"]
                     if ended:
                         break
                     time.sleep(POLL_S)
             finally:
-                self._stop(process, reader, output)
+                self._stop(context, process, reader, output)
             if process.returncode != 0:
-                raise self._failure(request, process.returncode, messages, output) from None
+                raise self._failure(request, process.returncode, refusal, output) from None
 
-    def _stop(self, process: subprocess.Popen, reader: MessageFile, output: "_Output") -> None:
+    def _stop(self, context: dg.AssetExecutionContext, process: subprocess.Popen, reader: MessageFile,
+              output: "_Output") -> None:
         """Ends the child with all that it started. A second interrupt meanwhile kills at once."""
         try:
             if process.poll() is None:
                 _signal_group(process, signal.SIGINT)
+                context.log.info(f"stopping: {self.termination_timeout:.0f} s to write a checkpoint")
                 deadline = time.monotonic() + self.termination_timeout
                 while process.poll() is None and time.monotonic() < deadline:
-                    reader.pump()
+                    deque(reader.pump(), maxlen=0)
                     output.forward()
                     time.sleep(POLL_S)
         finally:
             # Also after a clean end: what the child itself started must not outlive it.
             _signal_group(process, signal.SIGKILL)
             process.wait()
-            reader.pump()
+            deque(reader.pump(), maxlen=0)
             output.forward()
 
-    def _failure(self, request: StageRequest, code: int, messages: list, output: "_Output") -> StageFailure:
+    def _failure(self, request: StageRequest, code: int, refusal: str | None, output: "_Output") -> StageFailure:
         name = "/".join(part for part in (request.study, request.ablation, request.entrypoint) if part)
-        for message in messages:
-            if message["kind"] == "bad_input":
-                return StageFailure(message["message"])
+        if refusal is not None:
+            return StageFailure(refusal)
         if code in (INTERRUPTED, -signal.SIGINT):
             return StageFailure(f"{name} was interrupted")
         tail = output.tail()

@@ -18,6 +18,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from tokenuq_pipeline.store import Store
 
 Key = dg.AssetKey
+NEVER_MADE = "was never made"
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ def staleness(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstan
     """What of `keys` is missing, stale by Dagster's record, or not whole in the store."""
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     reasons, pending = {}, set()
-    keys = list(keys)
-    checks = [key for key in graph.asset_check_keys if key.asset_key in set(keys) and graph.get_check_spec(key).blocking]
+    keys = set(keys)
+    checks = [key for key in graph.asset_check_keys if key.asset_key in keys and graph.get_check_spec(key).blocking]
     executions = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
     for key in keys:
         status = resolver.get_status(key)
         name = key.to_user_string()
         if status == StaleStatus.MISSING:
-            reasons[key] = "was never made"
+            reasons[key] = NEVER_MADE
         elif status == StaleStatus.STALE:
             reasons[key] = "; ".join(cause.reason for cause in resolver.get_stale_causes(key))
         elif not store.is_whole(name):

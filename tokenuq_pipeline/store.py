@@ -51,6 +51,7 @@ class Store:
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         """A fresh folder on the store's file system, gone at the end whatever happens."""
+        self.clean_staging()
         folder = self.home / ".staging" / f"{process_name()}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         try:

@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 
@@ -29,8 +30,19 @@ BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
 def with_usage(result: AssetResult, started: float) -> AssetResult:
     """Adds `seconds` (since `started`) and `peak_memory_mib` (of the process so far) to the metrics."""
     usage = {"seconds": round(time.monotonic() - started, 2),
-             "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+             "peak_memory_mib": round(peak_memory_mib())}
     return result.model_copy(update={"metrics": {**result.metrics, **usage}})
+
+
+def peak_memory_mib() -> float:
+    """The largest resident size that this process has had."""
+    try:
+        # Linux keeps ru_maxrss over exec: of a small child it would tell the parent's peak.
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) / 1024
+    except (OSError, KeyError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 class PipesReporter:
@@ -78,6 +90,9 @@ def main(run: Callable[[StageRequest, Reporter], None]) -> None:
     """Run `run` on the request named by the first argument, and exit."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tokenuq_ml.entrypoints.<name> REQUEST.json")
+    # A shell that starts us in the background has SIGINT ignored, and the child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _end_with_parent()
     warnings.filterwarnings("ignore", category=FutureWarning)
     if DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:

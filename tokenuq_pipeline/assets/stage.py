@@ -107,7 +107,7 @@ def run_stage(context: dg.AssetExecutionContext, assets: list[StageAsset], entry
         return
     _require_inputs(store, wanted)
     with store.staging() as staging:
-        request = _request(store, staging, wanted, entrypoint)
+        request = _request(store, staging, wanted, entrypoint, assets[0].name)
         missing = set(wanted)
         with contextlib.closing(context.resources.launcher.run(context, request, staging)) as results:
             for result in results:
@@ -142,7 +142,7 @@ def _require_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
         raise dg.Failure(f"{store.home}: {', '.join(lacking)} not there; materialise first", allow_retries=False)
 
 
-def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], entrypoint: str) -> StageRequest:
+def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], entrypoint: str, work: str) -> StageRequest:
     requests, made = {}, set()
     for stage, asset in wanted.items():
         outputs = {}
@@ -156,7 +156,7 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], entrypo
     inputs = {name: str(store.path(place)) for asset in wanted.values() for name, place in asset.inputs.items()
               if place not in made}
     return StageRequest(entrypoint=entrypoint, study=first.study, ablation=first.ablation, assets=requests,
-                        inputs=inputs, work_dir=str(store.work_dir(first.name)))
+                        inputs=inputs, work_dir=str(store.work_dir(work)))
 
 
 def _publish(store: Store, request: StageRequest, asset: StageAsset, result: AssetResult) -> None:

@@ -1,0 +1,67 @@
+"""A toy study on fake stages: its configuration, definitions, a temporary instance and store."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import fake_stage
+
+from tokenuq_ml.config import Config
+from tokenuq_ml.specs import AblationSpec, DatasetSpec, DistillSpec, ModelSpec, ObjectiveSpec, StudySpec
+from tokenuq_pipeline.definitions import build_defs
+from tokenuq_pipeline.launcher import StageLauncher
+from tokenuq_pipeline.store import Store
+
+STUDY = "study"
+
+
+def toy_config(quantile: float = 0.25, **study) -> Config:
+    """Two ablations: `mle`, and `top`, which distils the rest."""
+    ablations = {
+        "mle": AblationSpec(name="mle", select="all"),
+        "top": AblationSpec(name="top", select={"by": "loss", "quantile": quantile},
+                            rest=ObjectiveSpec(kind="distill", distill=DistillSpec())),
+    }
+    datasets = {
+        "toy": DatasetSpec(name="toy", format="reasoning_gym", task="x",
+                           sizes={"train": 3, "validation": 2, "test": 2}),
+        "extra": DatasetSpec(name="extra", format="messages", path="/nowhere", sizes={"ood": 2}),
+    }
+    spec = {"name": STUDY, "model": "tiny", "dataset": "toy", "ood": ["extra"], "ablations": list(ablations), **study}
+    return Config(models={"tiny": ModelSpec(name="tiny", source="path", path="/nowhere")}, datasets=datasets,
+                  studies={STUDY: StudySpec(**spec)}, ablations=ablations)
+
+
+@dataclass
+class Toy:
+    """A folder with a store and a Dagster home."""
+
+    folder: Path
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "store")
+
+    def instance(self) -> dg.DagsterInstance:
+        home = self.folder / "dagster_home"
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "dagster.yaml").exists():
+            (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        return dg.DagsterInstance.from_config(str(home))
+
+    def defs(self, config: Config | None = None, **launcher) -> dg.Definitions:
+        return build_defs(config or toy_config(), self.store.home,
+                          StageLauncher(package="fake_entrypoints", **launcher))
+
+    def copy(self, folder: Path) -> "Toy":
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return Toy(folder)
+
+
+def fake_environment(folder: Path) -> dict[str, str]:
+    """Environment in which `fake_entrypoints` can be imported by a child."""
+    if not (folder / "fake_entrypoints").exists():
+        fake_stage.write_package(folder)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parent)])}

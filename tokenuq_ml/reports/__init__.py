@@ -1,0 +1,1 @@
+"""Reports: plots, the HTML page, and the table for the terminal."""
