@@ -9,9 +9,11 @@ import dagster as dg
 import fake_stage
 
 from tokenuq_ml.config import Config
+from tokenuq_ml.entrypoints import runner
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import AblationSpec, DatasetSpec, DistillSpec, ModelSpec, ObjectiveSpec, StudySpec
 from tokenuq_pipeline.definitions import build_defs
-from tokenuq_pipeline.launcher import StageLauncher
+from tokenuq_pipeline.launcher import StageFailure
 from tokenuq_pipeline.store import Store
 
 STUDY = "study"
@@ -34,6 +36,33 @@ def toy_config(quantile: float = 0.25, **study) -> Config:
                   studies={STUDY: StudySpec(**spec)}, ablations=ablations)
 
 
+class InProcess(dg.ConfigurableResource):
+    """Fake stages without a child process each: for tests of what is run, not of how."""
+
+    def run(self, context, request, staging):
+        reporter = Reported(context)
+        try:
+            fake_stage.run(request, reporter)
+        except InputError as error:
+            yield from reporter.results
+            raise StageFailure(str(error)) from None
+        except RuntimeError as error:
+            yield from reporter.results
+            raise StageFailure(f"ended with exit code 1: {error}") from None
+        yield from reporter.results
+
+
+class Reported:
+    """A reporter that keeps the results."""
+
+    def __init__(self, context):
+        self.info = self.warning = context.log.info
+        self.results = []
+
+    def done(self, result):
+        self.results.append(runner.with_usage(result, 0.0))
+
+
 @dataclass
 class Toy:
     """A folder with a store and a Dagster home."""
@@ -51,9 +80,8 @@ class Toy:
             (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
         return dg.DagsterInstance.from_config(str(home))
 
-    def defs(self, config: Config | None = None, **launcher) -> dg.Definitions:
-        return build_defs(config or toy_config(), self.store.home,
-                          StageLauncher(package="fake_entrypoints", **launcher))
+    def defs(self, config: Config | None = None, launcher: dg.ConfigurableResource | None = None) -> dg.Definitions:
+        return build_defs(config or toy_config(), self.store.home, launcher or InProcess())
 
     def copy(self, folder: Path) -> "Toy":
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)

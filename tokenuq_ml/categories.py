@@ -3,17 +3,20 @@
     special      a special token of the tokenizer, such as the end of turn
     code         anything between ``` and ```, the fences too
     whitespace   nothing but white space
-    number       holds a digit or another numeric character (½, ٣) and no letter
-    word         begins with a letter, and begins a word: after white space, punctuation,
-                 a number or nothing
-    subword      begins with a letter or an apostrophe before letters, or is a piece of a
-                 character, and goes on where a word was left
-    punctuation  all else: marks, symbols, signs, emoji
+    number       holds a digit or another numeric character (½, ², ٣, Ⅷ) and no letter
+    word         holds a letter and begins a word: after white space, a mark, a number, a
+                 special token or nothing (` the`, `(see`, `2nd`, `x2`, `三`)
+    subword      goes on, with no white space between, where the token before left a word: a
+                 letter or digit before letters (`ing`), an apostrophe before letters (`'s`),
+                 a combining sign, a piece of a character
+    punctuation  all else: marks, symbols (%, $, ×), emoji, pieces of a character by themselves
 
-White space at a token's ends does not count, but in front it begins a new word. Text alone
-decides; models and losses are not known here.
+White space at a token's ends does not count, but in front it begins a new word. Scripts
+without spaces are one long word: its first token is `word`, the others `subword`. Text
+alone decides; models and losses are not known here.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
@@ -61,7 +64,8 @@ def categorise(texts: Sequence[str], is_special: Sequence[bool]) -> list[str]:
             continue
         category = _category(text, in_word)
         categories.append(category)
-        in_word = category in ("word", "subword") and not text[-1:].isspace()
+        # `word.` or `word ` leave no word to go on with; `x2` does.
+        in_word = category in ("word", "subword") and (_is_letter(text[-1]) or text[-1].isalnum())
     return categories
 
 
@@ -78,9 +82,14 @@ def _fences(text: str, before: int) -> tuple[int, int]:
 def _mark_fence(categories: list[str], texts: Sequence[str], end: int) -> None:
     """Backtick tokens right before the one that completes a fence belong to it."""
     at = end - 1
-    while at >= 0 and texts[at].strip() and not texts[at].strip("`"):
+    while at >= 0 and texts[at] and not texts[at].strip("`"):
         categories[at] = "code"
         at -= 1
+
+
+def _is_letter(character: str) -> bool:
+    """Letters, the signs that combine with them, and pieces of a character, which may be one."""
+    return character.isalpha() or character == REPLACEMENT or unicodedata.category(character).startswith("M")
 
 
 def _category(text: str, in_word: bool) -> str:
@@ -88,15 +97,10 @@ def _category(text: str, in_word: bool) -> str:
     if not core:
         return "whitespace" if text else "punctuation"
     continues = in_word and not text[0].isspace()
-    if REPLACEMENT in core:
-        # A piece of a character: alone it has no text, so it goes with the word it stands in.
-        return "subword" if continues else "word" if any(map(str.isalpha, core)) else "punctuation"
-    letters = any(map(str.isalpha, core))
-    if not letters:
+    if continues and _is_letter(core[0]):
+        return "subword"
+    if not any(map(str.isalpha, core)):
         return "number" if any(map(str.isnumeric, core)) else "punctuation"
     if continues and (core[0].isalnum() or core[0] in APOSTROPHES):
         return "subword"
-    if core[0].isalnum():
-        return "word"
-    # A mark before letters: `'s` after nothing, `(see`: what it says is a word.
     return "word"

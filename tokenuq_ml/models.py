@@ -179,12 +179,22 @@ def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name:
     adapter is loaded in inference mode and the active one is set again.
     """
     if not isinstance(model, PeftModel):
-        return use_word_dropout(PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval())
+        return _for_inference(
+            PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval(), name)
     active, was_training = model.active_adapter, model.training
     model.load_adapter(folder, adapter_name=name, is_trainable=False)
     model.set_adapter(active)
     # Loading for inference puts the whole model into eval mode as well.
-    return use_word_dropout(model).train(was_training)
+    return _for_inference(model, name).train(was_training)
+
+
+def _for_inference(model: PeftModel, name: str) -> PeftModel:
+    """Casts a frozen adapter to the base model's dtype once; autocast would do so in every forward pass."""
+    dtype = causal_lm(model).dtype
+    for path, parameter in model.named_parameters():
+        if f".{name}." in path and not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return use_word_dropout(model)
 
 
 @contextmanager

@@ -180,6 +180,8 @@ class StudySpec(Spec):
     def _named(self):
         if self.name in RESERVED_STUDIES:
             raise ValueError(f"a study cannot be named {self.name!r}: taken by the asset graph")
+        if self.dataset in self.ood:
+            raise ValueError(f"'ood' names {self.dataset!r}, the dataset that is trained on")
         for key in ("ood", "ablations"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key!r} names an entry twice")

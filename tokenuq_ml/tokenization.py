@@ -4,6 +4,8 @@ A response token is one of an assistant's turn, its end-of-turn token included, 
 of the template before or after it. Knows nothing of models or of how tokens are trained.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from tokenuq_ml.errors import InputError
@@ -40,14 +42,16 @@ def tokenize_example(tokenizer, messages: list[dict[str, str]], max_length: int)
         header = _render(tokenizer, messages[:turn], header=True)
         said = _render(tokenizer, messages[: turn + 1]).rstrip()
         if not text.startswith(said) or not said.startswith(header):
-            raise InputError("the chat template renders a turn otherwise once more turns follow, so that responses cannot "
-                             "be found in the text; set `chat_template:` of the model in models.yaml to one that does not")
+            raise InputError("the chat template renders a turn otherwise once more turns follow, so that responses "
+                             "cannot be found in the text; set `chat_template:` of the model in models.yaml to one "
+                             "that does not")
         spans.append((len(header), len(said)))
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"{type(tokenizer).__name__} gives no character offsets; use a model with a fast tokenizer")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    with _whole_offsets(tokenizer):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = encoded["input_ids"]
-    mask = [any(start <= begin < end and begin < stop for start, end in spans) for begin, stop in encoded["offset_mapping"]]
+    mask = [any(start <= begin < end for start, end in spans) for begin, _ in encoded["offset_mapping"]]
     if mask:
         # Nothing comes before the first token that it could be predicted from.
         mask[0] = False
@@ -60,4 +64,21 @@ def _render(tokenizer, messages: list[dict[str, str]], header: bool = False) -> 
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header)
     except Exception as error:  # Jinja raises what the template's author wrote.
-        raise InputError(f"the chat template refuses a conversation: {error}") from None
+        raise InputError(f"the chat template refuses the conversation: {' '.join(str(error).split())}; mend the "
+                         "example, or set `chat_template:` of the model in models.yaml to one that takes it") from None
+
+
+@contextmanager
+def _whole_offsets(tokenizer) -> Iterator[None]:
+    """Offsets that hold all of a token's text.
+
+    Byte-level post-processors may trim a leading space from offsets: where the prompt ends in
+    a space, its last token then seems to begin in the response. Without special tokens to
+    add, trimming is all that they do, and ids stay as they are.
+    """
+    backend = tokenizer.backend_tokenizer
+    before, backend.post_processor = backend.post_processor, None
+    try:
+        yield
+    finally:
+        backend.post_processor = before

@@ -13,6 +13,7 @@ from tokenuq_ml.config import Config
 from tokenuq_ml.quantiles import count_selected
 from tokenuq_ml.specs import AblationSpec, StudySpec
 from tokenuq_ml.tables import read_table
+from tokenuq_pipeline.assets.stage import StageCheck
 from tokenuq_pipeline.store import Store, table_place
 
 BALD_FLOOR = 1e-6
@@ -129,38 +130,49 @@ def selections_as_specified(store: Store, study: str, ablation: AblationSpec) ->
 
 
 def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:
+    """dataset, value, ci_low, ci_high of a split's loss; no rows where the model was not evaluated yet."""
+    if not store.path(table_place("evaluations", study=study, ablation=ablation)).is_dir():
+        return pl.DataFrame(schema={"dataset": pl.String, **dict.fromkeys(("value", "ci_low", "ci_high"), pl.Float64)})
     return _read(store, "evaluations", study=study, ablation=ablation).filter(
         (pl.col("metric") == "loss") & (pl.col("split") == split)).select("dataset", "value", "ci_low", "ci_high")
 
 
 def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
     """The student's loss on the test split is not above the base model's."""
-    base = _loss(store, study, "base", "test")
-    student = _loss(store, study, ablation, "test").join(base, on="dataset", suffix="_base")
-    worse = student.filter(pl.col("value") > pl.col("value_base"))
-    figures = {f"{d}_{k}": v for d, s, b in student.select("dataset", "value", "value_base").iter_rows()
-               for k, v in (("student", s), ("base", b))}
-    return _outcome(len(student) and not len(worse), "; ".join(
-        f"{d}: {s:.3f} nats a token, the base model {b:.3f}"
-        for d, s, b in student.select("dataset", "value", "value_base").iter_rows()) or "nothing to compare",
-        warn=True, **figures)
+    both = _compare(store, study, ablation, "base", "test")
+    if not len(both):
+        return _nothing_to_compare(study)
+    return _outcome(
+        not len(both.filter(pl.col("value") > pl.col("value_other"))), "; ".join(
+            f"{dataset}: {student:.3f} nats a token, the base model {base:.3f}"
+            for dataset, student, base in both.select("dataset", "value", "value_other").iter_rows()), warn=True)
 
 
 def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
     """The student's loss out of distribution is not above the teacher's interval."""
-    teacher = _loss(store, study, "teacher", "ood")
-    both = _loss(store, study, ablation, "ood").join(teacher, on="dataset", suffix="_teacher")
-    worse = both.filter(pl.col("value") > pl.col("ci_high_teacher"))
-    return _outcome(not len(worse), "; ".join(
-        f"{d}: {s:.3f} nats a token, the teacher {t:.3f} (up to {h:.3f})"
-        for d, s, t, h in both.select("dataset", "value", "value_teacher", "ci_high_teacher").iter_rows())
-        or "the study has no ood data", warn=True)
+    if not len(_loss(store, study, ablation, "ood")):
+        return _outcome(True, "the study has no ood data", warn=True)
+    both = _compare(store, study, ablation, "teacher", "ood")
+    if not len(both):
+        return _nothing_to_compare(study)
+    return _outcome(
+        not len(both.filter(pl.col("value") > pl.col("ci_high_other"))), "; ".join(
+            f"{dataset}: {student:.3f} nats a token, the teacher {teacher:.3f} (up to {high:.3f})"
+            for dataset, student, teacher, high in both.select(
+                "dataset", "value", "value_other", "ci_high_other").iter_rows()), warn=True)
 
 
-def selected_share(study: str, ablation: AblationSpec):
+def _compare(store: Store, study: str, ablation: str, other: str, split: str) -> pl.DataFrame:
+    """The split's loss of a student beside that of base or teacher, by dataset."""
+    return _loss(store, study, ablation, split).join(_loss(store, study, other, split), on="dataset", suffix="_other")
+
+
+def _nothing_to_compare(study: str) -> Outcome:
+    return _outcome(False, f"nothing to compare with: materialise {study}/reference_evaluation", warn=True)
+
+
+def selected_share(study: str, ablation: AblationSpec) -> StageCheck:
     """The student's own check. It runs in the student's op: that op also makes what is downstream of it."""
-    from tokenuq_pipeline.assets.stage import StageCheck
-
     return StageCheck("selected_share", "As many tokens are selected as the spec says.",
                       lambda store: selections_as_specified(store, study, ablation))
 

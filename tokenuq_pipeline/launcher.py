@@ -63,6 +63,11 @@ class MessageFile(dg.PipesMessageReader):
                 if message["method"] == "report_custom_message":
                     yield message["params"]["payload"]
 
+    @property
+    def expected_writer_count(self) -> int:
+        """One child writes. (Dagster's own property is a preview, and warns of that in every step.)"""
+        return 1
+
     def no_messages_debug_text(self) -> str:
         return f"Its messages go to {self._path}."
 
@@ -165,7 +170,9 @@ class _Output:
 
     def __enter__(self) -> "_Output":
         self.stdout, self.stderr = (path.open("ab") for path in self._paths)
-        self._readers = [(path.open("rb"), descriptor) for path, descriptor in zip(self._paths, (1, 2), strict=True)]
+        # Where Python's own streams go: it is those that Dagster captures.
+        streams = (_descriptor(sys.stdout, 1), _descriptor(sys.stderr, 2))
+        self._readers = [(path.open("rb"), descriptor) for path, descriptor in zip(self._paths, streams, strict=True)]
         return self
 
     def __exit__(self, *_) -> None:
@@ -181,6 +188,13 @@ class _Output:
     def tail(self) -> str:
         lines = self._paths[1].read_text(errors="replace").replace("\r", "\n").splitlines()
         return "\n".join(lines[-TAIL_LINES:])
+
+
+def _descriptor(stream, default: int) -> int:
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return default
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ class CompactHandler(logging.Handler):
             meta = getattr(record, "dagster_meta", {})
             event, step = meta.get("dagster_event"), meta.get("step_key")
             if event is None:
+                if record.levelno < logging.INFO:
+                    return
                 message = str(meta.get("orig_message") or record.getMessage())
                 if message.startswith("[pipes]"):
                     return
@@ -53,9 +55,10 @@ class CompactHandler(logging.Handler):
             self.handleError(record)
 
 
-@dg.logger({"log_level": dg.Field(str, default_value="INFO", is_required=False)}, description="One line an event.")
+@dg.logger({}, description="One line an event.")
 def compact_logger(context: dg.InitLoggerContext) -> logging.Logger:
     """The console logger of every job."""
-    logger = logging.Logger("tokenuq", level=logging.getLevelName(context.logger_config["log_level"].upper()))
+    # Dagster logs its own events as DEBUG; the handler sorts them out.
+    logger = logging.Logger("tokenuq", level=logging.DEBUG)
     logger.addHandler(CompactHandler())
     return logger

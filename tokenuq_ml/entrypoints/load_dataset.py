@@ -29,8 +29,8 @@ def run(request: StageRequest, reporter: Reporter) -> None:
 
 def template_overlap(examples: list[Example]) -> dict[str, int]:
     """How many question templates of test occur in train; empty where templates are not known."""
-    templates = {split: [e.source["template"] for e in examples if e.split == split and e.source.get("template") is not None]
-                 for split in ("train", "test")}
+    known = [example for example in examples if example.source.get("template") is not None]
+    templates = {split: [e.source["template"] for e in known if e.split == split] for split in ("train", "test")}
     if not templates["test"]:
         return {}
     train, test = set(templates["train"]), templates["test"]

@@ -93,7 +93,7 @@ def main(run: Callable[[StageRequest, Reporter], None]) -> None:
     # A shell that starts us in the background has SIGINT ignored, and the child inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _end_with_parent()
+    orphaned = _end_with_parent()
     warnings.filterwarnings("ignore", category=FutureWarning)
     if DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:
         with open_dagster_pipes() as pipes:
@@ -102,6 +102,8 @@ def main(run: Callable[[StageRequest, Reporter], None]) -> None:
         code = _run(run, TerminalReporter())
     sys.stdout.flush()
     sys.stderr.flush()
+    if orphaned.is_set():
+        _kill_group()
     # Skips the interpreter's teardown, which takes seconds with torch loaded and can no longer change the outcome.
     os._exit(code)
 
@@ -121,18 +123,31 @@ def _run(run: Callable, reporter) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    """Stops this process when the parent is gone: its end of the pipe closes, however it died."""
+def _end_with_parent() -> threading.Event:
+    """Stops this process when the parent is gone: its end of the pipe closes, however it died.
+
+    Returns what is set from then on.
+    """
+    orphaned = threading.Event()
     if PARENT_PIPE not in os.environ:
-        return
+        return orphaned
     descriptor = int(os.environ[PARENT_PIPE])
 
     def watch() -> None:
         while os.read(descriptor, 1):
             pass
+        orphaned.set()
         # As a person's Ctrl-C: training writes a checkpoint; what does not end by itself is ended.
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(ORPHAN_GRACE_S)
+        _kill_group()
         os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+    return orphaned
+
+
+def _kill_group() -> None:
+    """Kills this process with all that it started, where the launcher gave it a group of its own."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)

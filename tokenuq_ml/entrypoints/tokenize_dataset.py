@@ -1,9 +1,10 @@
 """Child process of `<study>/tokenized_dataset`: every example in the model's own tokens."""
 
+import json
+from pathlib import Path
 from statistics import mean
 
 import polars as pl
-from transformers import AutoTokenizer
 
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.errors import InputError
@@ -16,7 +17,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     """Fills the output `tokenized_dataset`."""
     asset = request.assets["tokenized_dataset"]
     fields, max_length = asset.fields, asset.fields["max_length"]
-    tokenizer = AutoTokenizer.from_pretrained(request.inputs["model"])
+    tokenizer = _load_tokenizer(request.inputs["model"])
     rows, truncated, dropped = [], 0, 0
     for dataset in (fields["dataset"], *fields["ood"]):
         for example in read_table(request.inputs[f"examples/{dataset}"]).iter_rows(named=True):
@@ -36,9 +37,23 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     _require_every_split(frame, fields, max_length)
     digest = write_table(frame, "tokenized_dataset", asset.outputs["tokenized_dataset"], spec_hash=asset.spec_hash,
                          code_version=asset.code_version)
-    reporter.info(f"{request.study}: {len(frame):,} examples, {truncated} cut at {max_length} tokens, {dropped} dropped")
+    reporter.info(f"{request.study}: {len(frame):,} examples, {truncated} cut at {max_length} tokens, "
+                  f"{dropped} dropped")
     reporter.done(AssetResult(stage="tokenized_dataset", data_version=digest, metrics={
         **_counts(frame), "truncated": truncated, "dropped_without_response": dropped}))
+
+
+def _load_tokenizer(folder: str | Path):
+    """As `models.load_tokenizer`, but without torch where the folder allows: it is half of this child's start."""
+    config = Path(folder, "tokenizer_config.json")
+    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
+    if named in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _require_every_split(frame: pl.DataFrame, fields: dict, max_length: int) -> None:

@@ -1,0 +1,154 @@
+"""Each check on hand-made tables, once where it must pass and once for each thing it must catch."""
+
+import polars as pl
+import pytest
+
+from tokenuq_ml.specs import AblationSpec
+from tokenuq_ml.tables import write_table
+from tokenuq_pipeline import checks
+from tokenuq_pipeline.store import Store, table_place
+
+T, F = True, False
+TOKENS = [("e0", "train", 1), ("e0", "train", 2), ("e1", "test", 2)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+def put(store, table, rows, **partitions):
+    place = table_place(table, **(partitions or {"study": "s"}))
+    write_table(pl.DataFrame(rows), table, store.path(place), spec_hash="h", code_version="1-h")
+
+
+def put_tokenized(store):
+    put(store, "tokenized_dataset", [
+        {"example_id": example, "dataset": "d", "split": split, "input_ids": [7, 8, 9], "response_mask": mask}
+        for example, split, mask in (("e0", "train", [F, T, T]), ("e1", "test", [F, F, T]))])
+
+
+def losses(tokens=TOKENS, **values):
+    row = {"dataset": "d", "token_id": 8, "token": "a", "category": "word", "loss": 1.0, "entropy": 1.0, "rank": 0,
+           "base_loss": 1.0, "base_entropy": 1.0, **values}
+    return [{"example_id": e, "split": s, "position": p, **row} for e, s, p in tokens]
+
+
+def uncertainty(tokens=TOKENS, **values):
+    row = {"predictive_entropy": 1.0, "expected_entropy": 0.9, "bald": 0.1, "mc_loss": 1.0, "n_samples": 5, **values}
+    return [{"example_id": e, "position": p, **row} for e, _, p in tokens]
+
+
+@pytest.mark.parametrize("tokens, passed", [
+    (TOKENS, True),
+    (TOKENS[:2], False),  # one is missing
+    ([*TOKENS, ("e1", "test", 1)], False),  # a prompt token
+    ([*TOKENS, ("e1", "test", 3)], False),  # past the end: padding
+    ([*TOKENS, TOKENS[0]], False),  # twice
+    ([*TOKENS[:2], ("e1", "train", 2)], False),  # of another split
+])
+def test_one_row_per_response_token(store, tokens, passed):
+    put_tokenized(store)
+    put(store, "token_losses", losses(tokens))
+    assert checks.one_row_per_response_token(store, "s").passed is passed
+
+
+@pytest.mark.parametrize("question, passed", [("other?", True), ("  How\nMANY? ", False)])
+def test_no_question_in_two_splits(store, question, passed):
+    put(store, "examples", [
+        {"example_id": f"d/{split}", "split": split, "source": "{}", "messages": [
+            {"role": "system", "content": "the same"}, {"role": "user", "content": text},
+            {"role": "assistant", "content": "3"}]}
+        for split, text in (("train", "How many?"), ("test", question))], dataset="d")
+    assert checks.no_question_in_two_splits(store, "d").passed is passed
+
+
+@pytest.mark.parametrize("values, passed", [
+    ({}, True), ({"loss": float("nan")}, False), ({"base_loss": float("inf")}, False), ({"entropy": None}, False),
+    ({"loss": -0.1}, False), ({"entropy": -1e-6}, True)])
+def test_losses_finite(store, values, passed):
+    put(store, "token_losses", losses(**values))
+    assert checks.losses_finite(store, "s").passed is passed
+
+
+@pytest.mark.parametrize("values, passed", [
+    ({}, True), ({"bald": -1e-6}, True), ({"bald": -1e-4}, False), ({"bald": 1.000005}, True), ({"bald": 1.1}, False),
+    ({"bald": float("nan")}, False), ({"bald": None}, False)])
+def test_uncertainty_bounds(store, values, passed):
+    put(store, "token_uncertainty", uncertainty(**values))
+    assert checks.uncertainty_bounds(store, "s").passed is passed
+
+
+@pytest.mark.parametrize("bald, passed", [([0.0, 0.0, 1e-3], True), ([0.0, 0.0, 2e-7], False)])
+def test_bald_alive(store, bald, passed):
+    rows = [{**row, "bald": value} for row, value in zip(uncertainty(), bald, strict=True)]
+    put(store, "token_uncertainty", rows)
+    assert checks.bald_alive(store, "s").passed is passed
+
+
+@pytest.mark.parametrize("tokens, passed", [
+    (TOKENS, True), (TOKENS[:2], False), ([*TOKENS, ("e9", "train", 1)], False), ([*TOKENS, TOKENS[0]], False)])
+def test_joins_one_to_one(store, tokens, passed):
+    put(store, "token_losses", losses())
+    put(store, "token_uncertainty", uncertainty(tokens))
+    assert checks.joins_one_to_one(store, "s").passed is passed
+
+
+@pytest.mark.parametrize("metrics, passed", [
+    ({"online_check_max_error": 0.01, "online_check_bound": 0.02}, True),
+    ({"online_check_max_error": 0.03, "online_check_bound": 0.02}, False),
+    ({"online_check_max_error": float("nan"), "online_check_bound": 0.02}, False),
+    ({}, False)])
+def test_cached_teacher_matches_online(store, metrics, passed):
+    store.write_manifest("s/teacher_hidden", data_version="d", code_version="c", fields={}, spec_hash="h", outputs={},
+                         inputs={}, metrics=metrics)
+    assert checks.cached_teacher_matches_online(store, "s").passed is passed
+
+
+def selections(steps):
+    """steps: for each, the tokens' `selected`."""
+    return [{"step": step, "epoch": 1.0, "example_id": "e", "position": position, "loss": 1.0, "selected": selected,
+             "objective": "mle"} for step, mask in enumerate(steps) for position, selected in enumerate(mask)]
+
+
+@pytest.mark.parametrize("select, steps, passed", [
+    ("all", [[T, T], [T]], True),
+    ("all", [[T, T], [F]], False),
+    ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, T, F, F, F]], True),  # ceil(1.25) = 2
+    ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, F, F, F, F]], False),
+    ({"by": "loss", "quantile": 0.25}, [[T, T, F, F], [F, F, F, F]], False),  # right on the whole, wrong in each
+    ({"by": "loss", "quantile": 0.1}, [[T] * 3 + [F] * 27], True),  # 0.1 * 30 is above 3 in binary
+    ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [T, T, F, F]], True),
+    ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [F, F, T, T]], False),
+    ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, T, F]], False),
+])
+def test_selected_share(store, select, steps, passed):
+    put(store, "selections", selections(steps), study="s", ablation="a")
+    ablation = AblationSpec(name="a", select=select)
+    assert checks.selected_share("s", ablation).evaluate(store).passed is passed
+
+
+def evaluation(store, ablation, test, ood):
+    row = {"family": "x", "seed": 0, "metric": "loss", "n": 2, "higher_is_better": False}
+    put(store, "evaluations", [
+        {**row, "dataset": dataset, "split": split, "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
+        for dataset, split, value in (("d", "test", test), ("o", "ood", ood))], study="s", ablation=ablation)
+
+
+@pytest.mark.parametrize("test, ood, quality, kept", [
+    (0.9, 1.05, True, True), (1.1, 1.05, False, True), (0.9, 1.2, True, False)])
+def test_quality_only_warns(store, test, ood, quality, kept):
+    evaluation(store, "base", 1.0, 2.0)
+    evaluation(store, "teacher", 0.8, 1.0)
+    evaluation(store, "a", test, ood)
+    results = checks.quality_in_distribution(store, "s", "a"), checks.ood_kept(store, "s", "a")
+    assert [result.passed for result in results] == [quality, kept]
+    assert all(result.severity.value == "WARN" for result in results)
+    assert f"{test:.3f}" in results[0].description and f"{ood:.3f}" in results[1].description
+
+
+def test_quality_without_a_reference_names_what_to_make(store):
+    evaluation(store, "a", 1.0, 1.0)
+    for check in (checks.quality_in_distribution, checks.ood_kept):
+        result = check(store, "s", "a")
+        assert not result.passed and "materialise s/reference_evaluation" in result.description
