@@ -1,0 +1,112 @@
+"""The report page: sections in, one self-contained HTML file out.
+
+No outside resource, light and dark, everything that comes from data escaped. Knows how a
+page looks; what is on it is put together in `entrypoints/report.py`.
+"""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+:root { --ink:#1b1f24; --dim:#5b6570; --page:#ffffff; --card:#f6f8fa; --line:#d8dee4; --heat:214,40,40; --mark:#0a6640; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink:#e6edf3; --dim:#9aa4ae; --page:#0d1117; --card:#161b22; --line:#30363d; --heat:255,107,94; --mark:#56d364; }
+}
+* { box-sizing:border-box } body { margin:0 auto; max-width:1080px; padding:32px 24px 64px; background:var(--page);
+  color:var(--ink); font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif }
+h1 { font-size:28px; margin:0 0 4px } h2 { font-size:20px; margin:40px 0 8px; border-top:1px solid var(--line);
+  padding-top:20px } p { max-width:75ch } small, .dim { color:var(--dim) }
+table { border-collapse:collapse; font-size:13.5px; font-variant-numeric:tabular-nums; margin:8px 0 }
+th, td { padding:5px 10px; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap }
+th:first-child, td:first-child { text-align:left } th { color:var(--dim); font-weight:600; vertical-align:bottom }
+td.best { color:var(--mark); font-weight:700 } tr.reference td { color:var(--dim) } .scroll { overflow-x:auto }
+.verdict { background:var(--card); border-left:4px solid var(--mark); padding:10px 14px; border-radius:4px }
+.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(440px,1fr)); gap:16px }
+figure { margin:0; background:var(--card); border:1px solid var(--line); border-radius:8px; padding:12px }
+figure img { width:100%; border-radius:4px; display:block } figcaption { margin:0 0 8px; font-weight:600 }
+figure p { margin:8px 0 0; font-size:13.5px; color:var(--dim) }
+.settings { display:grid; grid-template-columns:repeat(auto-fill,minmax(230px,1fr)); gap:2px 24px; font-size:13.5px }
+.settings div { display:flex; justify-content:space-between; border-bottom:1px solid var(--line); padding:3px 0 }
+.settings span:first-child { color:var(--dim) }
+.example { margin-bottom:12px } .tokens { font-family:ui-monospace,"DejaVu Sans Mono",monospace; font-size:13.5px;
+  line-height:1.75; white-space:pre-wrap; overflow-wrap:anywhere }
+.tokens span { border-radius:3px; padding:1px 0 }
+body[data-by=loss] .tokens span { background:rgba(var(--heat),calc(var(--loss)*.75)) }
+body[data-by=entropy] .tokens span { background:rgba(var(--heat),calc(var(--entropy)*.75)) }
+body[data-by=bald] .tokens span { background:rgba(var(--heat),calc(var(--bald)*.75)) }
+.by button { font:inherit; padding:4px 12px; margin-right:6px; border:1px solid var(--line); border-radius:6px;
+  background:var(--card); color:var(--ink); cursor:pointer } .by button[aria-pressed=true] { border-color:var(--mark);
+  box-shadow:inset 0 0 0 1px var(--mark) }
+"""
+
+SCRIPT = """
+document.querySelectorAll('.by button').forEach(button => button.addEventListener('click', () => {
+  document.body.dataset.by = button.dataset.by;
+  document.querySelectorAll('.by button').forEach(b => b.setAttribute('aria-pressed', b === button));
+}));
+"""
+
+
+def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
+    """The whole page; each section is a heading and an HTML fragment that is escaped already."""
+    body = "\n".join(f"<section><h2>{escape(heading)}</h2>\n{content}</section>" for heading, content in sections)
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+            f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>\n'
+            f'<body data-by="loss"><h1>{escape(title)}</h1><p class="dim">{escape(subtitle)}</p>\n{body}\n'
+            f"<script>{SCRIPT}</script></body></html>\n")
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph of plain text."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def picture(path: Path, caption: str, meaning: str) -> str:
+    """A PNG inline, with its caption and what it says in words."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption, quote=True)}" '
+            f'src="data:image/png;base64,{data}"><p>{escape(meaning)}</p></figure>')
+
+
+def pictures(figures: Sequence[str]) -> str:
+    """Figures side by side where there is room."""
+    return f'<div class="plots">{"".join(figures)}</div>'
+
+
+def settings(values: dict[str, object]) -> str:
+    """Names and values in columns."""
+    rows = "".join(f"<div><span>{escape(name)}</span><span>{escape(str(value))}</span></div>"
+                   for name, value in values.items())
+    return f'<div class="settings">{rows}</div>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def ablation_table(rows: Sequence[dict], references: Sequence[str]) -> str:
+    """Models by metrics; the best is marked only where its interval overlaps no other."""
+    metrics = list(dict.fromkeys((row["dataset"], row["split"], row["metric"]) for row in rows))
+    cells = {(row["model"], row["dataset"], row["split"], row["metric"]): row for row in rows}
+    head = "<th>model</th>"
+    for metric in metrics:
+        row = next(row for row in rows if (row["dataset"], row["split"], row["metric"]) == metric)
+        arrow = "↑" if row["higher_is_better"] else "↓"
+        note = "" if row["separated"] else "<br><small>not distinguishable</small>"
+        head += (f"<th>{escape(metric[0])}<br><small>{escape(metric[1])}</small><br>{escape(metric[2])} {arrow}"
+                 f"<br><small>n={row['n']}</small>{note}</th>")
+    body = ""
+    for model in dict.fromkeys(row["model"] for row in rows):
+        body += f'<tr{" class=reference" if model in references else ""}><td>{escape(model)}</td>'
+        for metric in metrics:
+            row = cells.get((model, *metric))
+            body += "<td>—</td>" if row is None else (
+                f'<td{" class=best" if row["best"] else ""}>{row["value"]:.3f}<br>'
+                f'<small>[{row["ci_low"]:.3f}, {row["ci_high"]:.3f}]</small></td>')
+        body += "</tr>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
