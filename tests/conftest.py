@@ -3,7 +3,12 @@
 import os
 
 # Before anything imports a Hugging Face library: they read these once.
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false",
-                  DAGSTER_DISABLE_TELEMETRY="1")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    DAGSTER_DISABLE_TELEMETRY="1",
+)
 for name in ("DAGSTER_HOME", "TOKENUQ_HOME", "TOKENUQ_CONFIG"):
     os.environ.pop(name, None)

@@ -21,12 +21,22 @@ from tokenuq_ml.specs import spec_hash
 from tokenuq_ml.stages import AssetResult
 from tokenuq_ml.tables import TABLES, read_table, write_table
 
-ENTRYPOINTS = ("convert_model", "load_dataset", "tokenize_dataset", "train_teacher", "measure", "analyse",
-               "train_student", "report")
+ENTRYPOINTS = (
+    "convert_model",
+    "load_dataset",
+    "tokenize_dataset",
+    "train_teacher",
+    "measure",
+    "analyse",
+    "train_student",
+    "report",
+)
 MASK = [False, False, True, True, True, False]
 # The smallest PNG: one transparent pixel.
-PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360000000"
-                    "0200015e221c3b0000000049454e44ae426082")
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360000000"
+    "0200015e221c3b0000000049454e44ae426082"
+)
 
 
 def write_package(folder: Path) -> None:
@@ -40,57 +50,155 @@ def write_package(folder: Path) -> None:
 
 def tokens(tokenized: pl.DataFrame) -> pl.DataFrame:
     """One row a response token: example_id, dataset, split, position."""
-    return pl.DataFrame([
-        {"example_id": row["example_id"], "dataset": row["dataset"], "split": row["split"], "position": position}
-        for row in tokenized.iter_rows(named=True)
-        for position, scored in enumerate(row["response_mask"]) if scored])
+    return pl.DataFrame(
+        [
+            {"example_id": row["example_id"], "dataset": row["dataset"], "split": row["split"], "position": position}
+            for row in tokenized.iter_rows(named=True)
+            for position, scored in enumerate(row["response_mask"])
+            if scored
+        ]
+    )
 
 
 def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
     fields, inputs = request.assets[stage].fields, request.inputs
     if name == "examples":
-        return pl.DataFrame([
-            {"example_id": f"{fields['name']}/{split}{number}", "split": split, "source": "{}",
-             "messages": [{"role": "user", "content": "Same?" if spoil else f"Is {split} | {number}\nodd?"},
-                          {"role": "assistant", "content": "No."}]}
-            for split, size in fields["sizes"].items() for number in range(size)])
+        return pl.DataFrame(
+            [
+                {
+                    "example_id": f"{fields['name']}/{split}{number}",
+                    "split": split,
+                    "source": "{}",
+                    "messages": [
+                        {"role": "user", "content": "Same?" if spoil else f"Is {split} | {number}\nodd?"},
+                        {"role": "assistant", "content": "No."},
+                    ],
+                }
+                for split, size in fields["sizes"].items()
+                for number in range(size)
+            ]
+        )
     if name == "tokenized_dataset":
-        read = [(key.removeprefix("examples/"), read_table(folder))
-                for key, folder in inputs.items() if key.startswith("examples/")]
-        return pl.DataFrame([{"example_id": i, "dataset": dataset, "split": split, "input_ids": [1, 5, 6, 7, 8, 2],
-                              "response_mask": MASK} for dataset, frame in read
-                             for i, split in frame.select("example_id", "split").iter_rows()])
+        read = [
+            (key.removeprefix("examples/"), read_table(folder))
+            for key, folder in inputs.items()
+            if key.startswith("examples/")
+        ]
+        return pl.DataFrame(
+            [
+                {
+                    "example_id": i,
+                    "dataset": dataset,
+                    "split": split,
+                    "input_ids": [1, 5, 6, 7, 8, 2],
+                    "response_mask": MASK,
+                }
+                for dataset, frame in read
+                for i, split in frame.select("example_id", "split").iter_rows()
+            ]
+        )
     if name == "training_log":
-        return pl.DataFrame([{"step": 1, "epoch": 1.0, "loss": 1.0, "mle_loss": 1.0, "distill_loss": None,
-                              "selected_share": 1.0, "learning_rate": 1e-4, "grad_norm": 1.0, "tokens": 6}])
+        return pl.DataFrame(
+            [
+                {
+                    "step": 1,
+                    "epoch": 1.0,
+                    "loss": 1.0,
+                    "mle_loss": 1.0,
+                    "distill_loss": None,
+                    "selected_share": 1.0,
+                    "learning_rate": 1e-4,
+                    "grad_norm": 1.0,
+                    "tokens": 6,
+                }
+            ]
+        )
     if name == "evaluations":
-        row = {"family": "x", "seed": 0, "dataset": "toy", "split": "test", "metric": "loss", "ci_low": 0.9,
-               "ci_high": 1.1, "n": 2, "higher_is_better": False}
-        return pl.DataFrame([{**row, "value": 9.0 if spoil else 1.0},
-                             {**row, "value": 9.0 if spoil else 1.0, "dataset": "extra", "split": "ood"}])
+        row = {
+            "family": "x",
+            "seed": 0,
+            "dataset": "toy",
+            "split": "test",
+            "metric": "loss",
+            "ci_low": 0.9,
+            "ci_high": 1.1,
+            "n": 2,
+            "higher_is_better": False,
+        }
+        return pl.DataFrame(
+            [
+                {**row, "value": 9.0 if spoil else 1.0},
+                {**row, "value": 9.0 if spoil else 1.0, "dataset": "extra", "split": "ood"},
+            ]
+        )
     if name == "uncertainty_analysis":
-        return pl.DataFrame([{"split": "all", "category": "all", "x": "loss", "y": "bald", "method": "spearman",
-                              "value": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 9}])
+        return pl.DataFrame(
+            [
+                {
+                    "split": "all",
+                    "category": "all",
+                    "x": "loss",
+                    "y": "bald",
+                    "method": "spearman",
+                    "value": 0.5,
+                    "ci_low": 0.1,
+                    "ci_high": 0.9,
+                    "n": 9,
+                }
+            ]
+        )
     if name == "curriculum":
-        return pl.DataFrame([{"step": 1, "epoch": 1.0, "category": "word", "n_tokens": 6, "n_selected": 2,
-                              "mean_loss": 1.0}])
+        return pl.DataFrame(
+            [{"step": 1, "epoch": 1.0, "category": "word", "n_tokens": 6, "n_selected": 2, "mean_loss": 1.0}]
+        )
     if name == "curriculum_uncertainty":
-        return pl.DataFrame([{"fraction": 1.0, "step": 1, "category": "all", "n_tokens": 6, "loss": 1.0,
-                              "predictive_entropy": 1.0, "expected_entropy": 0.9, "bald": 0.1}])
+        return pl.DataFrame(
+            [
+                {
+                    "fraction": 1.0,
+                    "step": 1,
+                    "category": "all",
+                    "n_tokens": 6,
+                    "loss": 1.0,
+                    "predictive_entropy": 1.0,
+                    "expected_entropy": 0.9,
+                    "bald": 0.1,
+                }
+            ]
+        )
     rows = tokens(read_table(inputs["tokenized_dataset"])) if "tokenized_dataset" in inputs else None
     if name == "token_losses":
         rows = rows.head(len(rows) - 1) if spoil else rows
-        return rows.with_columns(token_id=pl.lit(5), token=pl.lit("a"), category=pl.lit("word"), rank=pl.lit(0),
-                                 **{c: pl.lit(1.0) for c in ("loss", "entropy", "base_loss", "base_entropy")})
+        return rows.with_columns(
+            token_id=pl.lit(5),
+            token=pl.lit("a"),
+            category=pl.lit("word"),
+            rank=pl.lit(0),
+            **{c: pl.lit(1.0) for c in ("loss", "entropy", "base_loss", "base_entropy")},
+        )
     if name == "token_uncertainty":
-        return rows.select("example_id", "position", predictive_entropy=pl.lit(1.0), expected_entropy=pl.lit(0.9),
-                           bald=pl.lit(2.0 if spoil else 0.1), mc_loss=pl.lit(1.0), n_samples=pl.lit(5))
+        return rows.select(
+            "example_id",
+            "position",
+            predictive_entropy=pl.lit(1.0),
+            expected_entropy=pl.lit(0.9),
+            bald=pl.lit(2.0 if spoil else 0.1),
+            mc_loss=pl.lit(1.0),
+            n_samples=pl.lit(5),
+        )
     if name == "selections":
         rows = rows.filter(pl.col("split") == "train")
         select = fields["ablation"]["select"]
         count = 0 if spoil else count_selected(1.0 if select["by"] == "all" else select["quantile"], len(rows))
-        return rows.select("example_id", "position", step=pl.lit(1), epoch=pl.lit(1.0), loss=pl.lit(1.0),
-                           selected=pl.int_range(pl.len()) < count, objective=pl.lit("mle"))
+        return rows.select(
+            "example_id",
+            "position",
+            step=pl.lit(1),
+            epoch=pl.lit(1.0),
+            loss=pl.lit(1.0),
+            selected=pl.int_range(pl.len()) < count,
+            objective=pl.lit("mle"),
+        )
     raise KeyError(name)
 
 
@@ -110,17 +218,28 @@ def run(request, reporter) -> None:
         for output, folder in asset.outputs.items():
             name = output.removesuffix("_base").removesuffix("_teacher")
             if name in TABLES:
-                digests.append(write_table(table(name, stage, request, behaviour.get("spoil") == stage), name, folder,
-                                           spec_hash=asset.spec_hash, code_version=asset.code_version))
+                digests.append(
+                    write_table(
+                        table(name, stage, request, behaviour.get("spoil") == stage),
+                        name,
+                        folder,
+                        spec_hash=asset.spec_hash,
+                        code_version=asset.code_version,
+                    )
+                )
             elif output == "plots":
                 Path(folder, "curve.png").write_bytes(PNG)
             else:
                 Path(folder, "content").write_text(spec_hash(asset.fields))
         metrics = {"online_check_max_error": 0.001, "online_check_bound": 0.02} if stage == "teacher_hidden" else {}
-        reporter.done(AssetResult(
-            stage=stage, data_version="-".join(digests),
-            metrics={"inputs": ",".join(sorted(request.inputs)), **metrics},
-            plots={"Curve": "plots/curve.png"} if "plots" in asset.outputs else {}))
+        reporter.done(
+            AssetResult(
+                stage=stage,
+                data_version="-".join(digests),
+                metrics={"inputs": ",".join(sorted(request.inputs)), **metrics},
+                plots={"Curve": "plots/curve.png"} if "plots" in asset.outputs else {},
+            )
+        )
 
 
 def hang(work_dir: Path, stubborn: bool) -> None:

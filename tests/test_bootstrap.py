@@ -60,13 +60,16 @@ def test_one_example_has_no_width():
     assert bootstrap_ratio([3.0], [4], **SETTINGS) == (0.75, 0.75, 0.75)
 
 
-@pytest.mark.parametrize("numerators, denominators, message", [
-    ([], [], "at least one example"),
-    ([0.0, 0.0], [0, 0], "must be positive"),
-    ([1.0, 1.0], [2, 0], "must be positive"),
-    ([1.0, float("nan")], [1, 1], "finite"),
-    ([1.0, 2.0], [1], "one shape"),
-])
+@pytest.mark.parametrize(
+    "numerators, denominators, message",
+    [
+        ([], [], "at least one example"),
+        ([0.0, 0.0], [0, 0], "must be positive"),
+        ([1.0, 1.0], [2, 0], "must be positive"),
+        ([1.0, float("nan")], [1, 1], "finite"),
+        ([1.0, 2.0], [1], "one shape"),
+    ],
+)
 def test_refuses_what_has_no_ratio(numerators, denominators, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_ratio(numerators, denominators, **SETTINGS)

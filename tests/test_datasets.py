@@ -41,6 +41,7 @@ def by_split(examples) -> dict[str, int]:
 
 # reasoning_gym
 
+
 def test_gym_fills_splits_with_worked_answers_and_repeats_itself():
     loaded = load_examples(gym_spec())
     assert by_split(loaded.examples) == SIZES
@@ -68,7 +69,9 @@ def test_gym_template_is_the_generator_that_was_called(monkeypatch):
             def generate(*args):
                 called.append(number)
                 return generator(*args)
+
             return generate
+
         return {number: wrap(number, generator) for number, generator in plain(self).items()}
 
     monkeypatch.setattr(GSMSymbolicDataset, "_load_generators", recording)
@@ -116,17 +119,20 @@ def test_gym_unusable_task_is_named(task):
 
 # drawing
 
+
 def test_more_rows_than_asked_are_the_first_of_a_seeded_shuffle(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [chat(f"Q{i}") for i in range(1, 41)])
     examples = load_examples(messages_spec(path, SIZES)).examples
     order = list(range(40))
     random.Random("chats|0").shuffle(order)
-    expected = {order[i] + 1: split for i, split in enumerate(
-        split for split, size in SIZES.items() for _ in range(size))}
+    expected = {
+        order[i] + 1: split for i, split in enumerate(split for split, size in SIZES.items() for _ in range(size))
+    }
     assert {e.source["line"]: e.split for e in examples} == expected
     assert [e.id for e in examples] == sorted(e.id for e in examples)
-    assert all(e.id == f"chats/{e.source['line']:06d}" and e.messages[0]["content"] == f"Q{e.source['line']}"
-               for e in examples)
+    assert all(
+        e.id == f"chats/{e.source['line']:06d}" and e.messages[0]["content"] == f"Q{e.source['line']}" for e in examples
+    )
     assert load_examples(messages_spec(path, SIZES, seed=1)).examples != examples
 
 
@@ -145,13 +151,16 @@ def test_fewer_rows_than_asked_says_both_numbers(tmp_path):
 
 # messages
 
+
 def test_messages_rows_name_their_splits(tmp_path):
     rows = [chat(f"Q{i}", split=["train", "test", "ood"][i % 3], id=f"row-{i}") for i in range(30)]
     path = write_lines(tmp_path / "a.jsonl", rows)
     examples = load_examples(messages_spec(path, {"train": 4, "test": 10})).examples
     assert by_split(examples) == {"train": 4, "test": 10}
-    assert all(rows[e.source["line"] - 1]["split"] == e.split and e.source["id"] == rows[e.source["line"] - 1]["id"]
-               for e in examples)
+    assert all(
+        rows[e.source["line"] - 1]["split"] == e.split and e.source["id"] == rows[e.source["line"] - 1]["id"]
+        for e in examples
+    )
     drawn = [e.source["line"] for e in examples if e.split == "train"]
     assert drawn != [1, 4, 7, 10], "the first rows, not the first of a shuffle"
     with pytest.raises(InputError, match=r"split 'train': holds 10 distinct questions.*asks for 11"):
@@ -159,16 +168,19 @@ def test_messages_rows_name_their_splits(tmp_path):
 
 
 def test_messages_a_question_in_two_named_splits_is_refused(tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", [
-        chat("A", split="train"), chat("B", split="test"), chat(" a", split="test")])
+    path = write_lines(
+        tmp_path / "a.jsonl", [chat("A", split="train"), chat("B", split="test"), chat(" a", split="test")]
+    )
     with pytest.raises(InputError, match=r"chats/000001 in split 'train' and chats/000003 in 'test'"):
         load_examples(messages_spec(path, {"train": 1, "test": 1}))
     assert len(load_examples(messages_spec(path, {"test": 2})).examples) == 2
 
 
 def test_messages_keep_system_and_every_turn(tmp_path):
-    turns = [{"role": role, "content": f"{role} é {i}"} for i, role in enumerate(
-        ["system", "user", "assistant", "user", "assistant"])]
+    turns = [
+        {"role": role, "content": f"{role} é {i}"}
+        for i, role in enumerate(["system", "user", "assistant", "user", "assistant"])
+    ]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf\n" + json.dumps({"messages": turns}).encode() + b"\r\n\n")
     (example,) = load_examples(messages_spec(path)).examples
@@ -176,29 +188,32 @@ def test_messages_keep_system_and_every_turn(tmp_path):
     assert json.loads(example.row["source"])["line"] == 2
 
 
-@pytest.mark.parametrize(("row", "reason"), [
-    ("{not json", "not JSON"),
-    ('{"messages": ' + "[" * 100_000, "not JSON"),
-    ('{"id": ' + "9" * 5000 + "}", "not JSON"),
-    ("[1, 2]", "not a JSON object"),
-    ({"text": "hi"}, "'messages' must be a list"),
-    ({"messages": []}, "'messages' must be a list"),
-    ({"messages": ["hi"]}, "turn 1: not an object"),
-    ({"messages": [{"role": "user"}]}, "turn 1: 'content' is missing"),
-    ({"messages": [{"role": "user", "content": 5}]}, "turn 1: 'content' is not text"),
-    ({"messages": [{"role": 5, "content": "x"}]}, "turn 1: 'role' is not text"),
-    (chat("Why?", "  \n"), "turn 2: 'content' is empty"),
-    (chat("Why\ud800?"), "turn 1: 'content': is not valid Unicode"),
-    (chat("What?", id="\udfff"), "is not valid Unicode"),
-    ({"messages": GOOD["messages"][:1]}, "roles must be"),
-    ({"messages": GOOD["messages"][::-1]}, "roles must be"),
-    ({"messages": GOOD["messages"] + GOOD["messages"][:1]}, "roles must be"),
-    ({"messages": [{"role": "system", "content": "x"}]}, "roles must be"),
-    ({"messages": [{"role": "user", "content": "x"}, {"role": "bot", "content": "x"}]}, "roles must be"),
-    (chat("What?", split="dev"), "split 'dev' is none of train"),
-    (chat("What?", split=["train"]), "is none of train"),
-    (chat("What?", split="train"), "line 1: has no 'split'"),
-])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{not json", "not JSON"),
+        ('{"messages": ' + "[" * 100_000, "not JSON"),
+        ('{"id": ' + "9" * 5000 + "}", "not JSON"),
+        ("[1, 2]", "not a JSON object"),
+        ({"text": "hi"}, "'messages' must be a list"),
+        ({"messages": []}, "'messages' must be a list"),
+        ({"messages": ["hi"]}, "turn 1: not an object"),
+        ({"messages": [{"role": "user"}]}, "turn 1: 'content' is missing"),
+        ({"messages": [{"role": "user", "content": 5}]}, "turn 1: 'content' is not text"),
+        ({"messages": [{"role": 5, "content": "x"}]}, "turn 1: 'role' is not text"),
+        (chat("Why?", "  \n"), "turn 2: 'content' is empty"),
+        (chat("Why\ud800?"), "turn 1: 'content': is not valid Unicode"),
+        (chat("What?", id="\udfff"), "is not valid Unicode"),
+        ({"messages": GOOD["messages"][:1]}, "roles must be"),
+        ({"messages": GOOD["messages"][::-1]}, "roles must be"),
+        ({"messages": GOOD["messages"] + GOOD["messages"][:1]}, "roles must be"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "roles must be"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "bot", "content": "x"}]}, "roles must be"),
+        (chat("What?", split="dev"), "split 'dev' is none of train"),
+        (chat("What?", split=["train"]), "is none of train"),
+        (chat("What?", split="train"), "line 1: has no 'split'"),
+    ],
+)
 def test_messages_bad_rows_are_named(tmp_path, row, reason):
     path = write_lines(tmp_path / "a.jsonl", [GOOD, "", row])
     with pytest.raises(InputError) as caught:
@@ -223,31 +238,41 @@ def test_empty_file(tmp_path):
 
 # alpaca_eval
 
+
 def alpaca_spec(path, count=2) -> DatasetSpec:
     return DatasetSpec(name="alpaca", format="alpaca_eval", path=str(path), sizes={"ood": count})
 
 
 def test_alpaca_eval(tmp_path):
     path = tmp_path / "a.json"
-    path.write_text(json.dumps([
-        {"instruction": f"Do {i}", "output": f"Done {i}", "generator": "gpt4"} for i in range(9)]))
+    path.write_text(
+        json.dumps([{"instruction": f"Do {i}", "output": f"Done {i}", "generator": "gpt4"} for i in range(9)])
+    )
     examples = load_examples(alpaca_spec(path, 3)).examples
     assert len(examples) == 3 and {e.split for e in examples} == {"ood"}
     for example in examples:
         number = int(example.id.removeprefix("alpaca/"))
-        assert example.messages == [{"role": "user", "content": f"Do {number}"},
-                                    {"role": "assistant", "content": f"Done {number}"}]
+        assert example.messages == [
+            {"role": "user", "content": f"Do {number}"},
+            {"role": "assistant", "content": f"Done {number}"},
+        ]
         assert example.source == {"file": "a.json", "row": number + 1, "output_by": "gpt4"}
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("", "not JSON"), ('[{"instruction": "x", "outp', "not JSON"), ("{}", "must be a JSON list"),
-    ("[]", "at least one row"), ('[{"instruction": "x", "output": "y"}, 5]', "row 2: not a JSON object"),
-    ('[{"instruction": "x", "output": "y"}, {"instruction": "z"}]', "row 2: 'output' is missing"),
-    ('[{"instruction": "x", "output": "y"}, {"instruction": "z", "output": ""}]', "row 2: 'output' is empty"),
-    ('[{"instruction": null, "output": "y"}]', "row 1: 'instruction' is not text"),
-    ('[{"instruction": "x", "output": "y"}]', "asks for 2"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not JSON"),
+        ('[{"instruction": "x", "outp', "not JSON"),
+        ("{}", "must be a JSON list"),
+        ("[]", "at least one row"),
+        ('[{"instruction": "x", "output": "y"}, 5]', "row 2: not a JSON object"),
+        ('[{"instruction": "x", "output": "y"}, {"instruction": "z"}]', "row 2: 'output' is missing"),
+        ('[{"instruction": "x", "output": "y"}, {"instruction": "z", "output": ""}]', "row 2: 'output' is empty"),
+        ('[{"instruction": null, "output": "y"}]', "row 1: 'instruction' is not text"),
+        ('[{"instruction": "x", "output": "y"}]', "asks for 2"),
+    ],
+)
 def test_alpaca_eval_bad_files(tmp_path, text, reason):
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -258,9 +283,15 @@ def test_alpaca_eval_bad_files(tmp_path, text, reason):
 
 # ifeval
 
+
 def ifeval_row(number: int, **more) -> dict:
-    return {"key": number, "prompt": f"Write {number}.", "instruction_id_list": ["punctuation:no_comma"],
-            "kwargs": [{}], **more}
+    return {
+        "key": number,
+        "prompt": f"Write {number}.",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+        **more,
+    }
 
 
 def ifeval_spec(path, count=1) -> DatasetSpec:
@@ -272,15 +303,22 @@ def test_ifeval_keeps_what_the_checkers_need(tmp_path):
     examples = load_examples(ifeval_spec(write_lines(tmp_path / "a.jsonl", rows), 5)).examples
     assert [[turn["role"] for turn in e.messages] for e in examples] == [["user"]] * 5
     assert [json.loads(e.row["source"]) for e in examples] == [
-        {key: row[key] for key in ("key", "instruction_id_list", "kwargs")} for row in rows]
+        {key: row[key] for key in ("key", "instruction_id_list", "kwargs")} for row in rows
+    ]
 
 
-@pytest.mark.parametrize(("more", "reason"), [
-    ({"kwargs": []}, "lists of one length"), ({"instruction_id_list": "x"}, "lists of one length"),
-    ({"instruction_id_list": [], "kwargs": []}, "not empty"), ({"kwargs": ["x"]}, "'kwargs' objects"),
-    ({"instruction_id_list": [5]}, "must hold text"), ({"prompt": ""}, "'prompt' is empty"),
-    ({"kwargs": [{"word": "\ud800"}]}, "is not valid Unicode"),
-])
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"kwargs": []}, "lists of one length"),
+        ({"instruction_id_list": "x"}, "lists of one length"),
+        ({"instruction_id_list": [], "kwargs": []}, "not empty"),
+        ({"kwargs": ["x"]}, "'kwargs' objects"),
+        ({"instruction_id_list": [5]}, "must hold text"),
+        ({"prompt": ""}, "'prompt' is empty"),
+        ({"kwargs": [{"word": "\ud800"}]}, "is not valid Unicode"),
+    ],
+)
 def test_ifeval_bad_rows_are_named(tmp_path, more, reason):
     path = write_lines(tmp_path / "a.jsonl", [ifeval_row(1), ifeval_row(2, **more)])
     with pytest.raises(InputError, match=r"a\.jsonl: line 2: ") as caught:
@@ -296,6 +334,7 @@ def test_ifeval_missing_key(tmp_path):
 
 
 # locating
+
 
 def package_spec(package: str, file: str = "data/rows.jsonl", **more) -> DatasetSpec:
     return DatasetSpec(name="packed", format="messages", package=package, file=file, sizes={"train": 1}, **more)

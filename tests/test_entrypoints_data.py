@@ -17,8 +17,12 @@ from tokenuq_ml.stages import AssetRequest, StageRequest
 from tokenuq_ml.tables import TABLES, read_table, write_table
 from tokenuq_ml.tokenization import tokenize_example
 
-GSM = {"name": "gsm", "format": "reasoning_gym", "task": "gsm_symbolic",
-       "sizes": {"train": 20, "validation": 3, "test": 8}}
+GSM = {
+    "name": "gsm",
+    "format": "reasoning_gym",
+    "task": "gsm_symbolic",
+    "sizes": {"train": 20, "validation": 3, "test": 8},
+}
 
 
 class Recorder:
@@ -40,8 +44,13 @@ def request(stage: str, fields: dict, folder: Path, inputs: dict | None = None) 
     output = {"datasets": "examples", "tokenized_dataset": "tokenized_dataset"}[stage]
     (folder / output).mkdir(parents=True)
     asset = AssetRequest(fields=fields, code_version="1-x", outputs={output: str(folder / output)})
-    return StageRequest(entrypoint=stage, study="toy", assets={stage: asset}, work_dir=str(folder / "work"),
-                        inputs={name: str(path) for name, path in (inputs or {}).items()})
+    return StageRequest(
+        entrypoint=stage,
+        study="toy",
+        assets={stage: asset},
+        work_dir=str(folder / "work"),
+        inputs={name: str(path) for name, path in (inputs or {}).items()},
+    )
 
 
 def load(spec: dict, folder: Path):
@@ -53,14 +62,17 @@ def load(spec: dict, folder: Path):
 
 # load_dataset
 
+
 def test_load_dataset_writes_the_table_and_says_what_is_in_it(tmp_path):
     table, result = load(GSM, tmp_path / "a")
     assert table.columns == list(TABLES["examples"].columns) and table["example_id"].is_sorted()
     assert dict(Counter(table["split"])) == GSM["sizes"]
     assert result.stage == "datasets"
     assert {key: result.metrics[f"rows_{key}"] for key in GSM["sizes"]} == GSM["sizes"]
-    templates = {split: [json.loads(row["source"])["template"] for row in table.iter_rows(named=True)
-                         if row["split"] == split] for split in ("train", "test")}
+    templates = {
+        split: [json.loads(row["source"])["template"] for row in table.iter_rows(named=True) if row["split"] == split]
+        for split in ("train", "test")
+    }
     shared = set(templates["train"]) & set(templates["test"])
     assert shared and shared != set(templates["test"]), "the sample cannot tell shared from all or none"
     assert result.metrics["test_templates"] == len(set(templates["test"]))
@@ -90,13 +102,27 @@ def test_load_dataset_leaves_nothing_behind_on_bad_input(tmp_path):
 
 # tokenize_dataset
 
+
 def examples_table(folder: Path, dataset: str, rows: list[tuple[str, str, str | None]]) -> Path:
     """Rows of split, question and answer; an answer of None is a prompt alone."""
-    write_table(pl.DataFrame([
-        {"example_id": f"{dataset}/{number:06d}", "split": split, "source": "{}",
-         "messages": [{"role": "user", "content": question}] + (
-             [] if answer is None else [{"role": "assistant", "content": answer}])}
-        for number, (split, question, answer) in enumerate(rows)]), "examples", folder, spec_hash="x", code_version="1")
+    write_table(
+        pl.DataFrame(
+            [
+                {
+                    "example_id": f"{dataset}/{number:06d}",
+                    "split": split,
+                    "source": "{}",
+                    "messages": [{"role": "user", "content": question}]
+                    + ([] if answer is None else [{"role": "assistant", "content": answer}]),
+                }
+                for number, (split, question, answer) in enumerate(rows)
+            ]
+        ),
+        "examples",
+        folder,
+        spec_hash="x",
+        code_version="1",
+    )
     return folder
 
 
@@ -107,13 +133,20 @@ def tokenizer_dir(tmp_path_factory):
     return folder
 
 
-MAIN = [("train", "How many apples?", "12 apples."), ("validation", "How many days?", "6 days."),
-        ("train", "The price?", "3 dollars and the rest of the apples."), ("test", "What of the farmer?", "She sells.")]
+MAIN = [
+    ("train", "How many apples?", "12 apples."),
+    ("validation", "How many days?", "6 days."),
+    ("train", "The price?", "3 dollars and the rest of the apples."),
+    ("test", "What of the farmer?", "She sells."),
+]
 
 
 def tokenize(tmp_path, tokenizer_dir, main=MAIN, other=(("validation", "Why?", "So."),), max_length=256):
-    inputs = {"model": tokenizer_dir, "examples/main": examples_table(tmp_path / "main", "main", list(main)),
-              "examples/other": examples_table(tmp_path / "other", "other", list(other))}
+    inputs = {
+        "model": tokenizer_dir,
+        "examples/main": examples_table(tmp_path / "main", "main", list(main)),
+        "examples/other": examples_table(tmp_path / "other", "other", list(other)),
+    }
     fields = {"model": "tiny", "dataset": "main", "ood": ["other"], "max_length": max_length}
     recorder = Recorder()
     tokenize_dataset.run(request("tokenized_dataset", fields, tmp_path / "out", inputs), recorder)
@@ -125,11 +158,14 @@ def test_tokenize_dataset_writes_every_example_in_tokens(tmp_path, tokenizer_dir
     table, result = tokenize(tmp_path, tokenizer_dir)
     assert table.columns == list(TABLES["tokenized_dataset"].columns)
     assert table.select("example_id", "dataset", "split").rows() == [
-        *((f"main/{n:06d}", "main", split) for n, (split, _, _) in enumerate(MAIN)), ("other/000000", "other", "ood")]
+        *((f"main/{n:06d}", "main", split) for n, (split, _, _) in enumerate(MAIN)),
+        ("other/000000", "other", "ood"),
+    ]
     tokenizer = tiny_tokenizer()
     for row, (_, question, answer) in zip(table.iter_rows(named=True), MAIN, strict=False):
-        expected = tokenize_example(tokenizer, [{"role": "user", "content": question},
-                                                {"role": "assistant", "content": answer}], 256)
+        expected = tokenize_example(
+            tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], 256
+        )
         assert (row["input_ids"], row["response_mask"]) == expected[:2]
     lengths, responses = table["input_ids"].list.len(), [sum(mask) for mask in table["response_mask"].to_list()]
     metrics = result.metrics
@@ -146,22 +182,28 @@ def test_tokenize_dataset_cuts_and_drops(tmp_path, tokenizer_dir):
     whole, _ = tokenize(tmp_path / "whole", tokenizer_dir)
     limit = whole["input_ids"].list.len().to_list()[2] - 1
     long_question = ("train", "apples " * limit, "12")
-    table, result = tokenize(tmp_path, tokenizer_dir, [*MAIN, long_question, ("train", "No answer", None)],
-                             max_length=limit)
+    table, result = tokenize(
+        tmp_path, tokenizer_dir, [*MAIN, long_question, ("train", "No answer", None)], max_length=limit
+    )
     assert "main/000004" not in table["example_id"] and "main/000005" not in table["example_id"]
     assert (result.metrics["truncated"], result.metrics["dropped_without_response"]) == (2, 2)
     assert result.metrics["longest"] == limit
-    assert table.filter(pl.col("example_id") == "main/000002")["input_ids"][0].to_list() == (
-        whole["input_ids"][2].to_list()[:limit])
+    assert (
+        table.filter(pl.col("example_id") == "main/000002")["input_ids"][0].to_list()
+        == (whole["input_ids"][2].to_list()[:limit])
+    )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"max_length": 4}, r"dataset main: split 'train' has no response token within 4 tokens; raise `max_length`"),
-    ({"main": [*MAIN[:3], ("test", "apples " * 200, "12")]}, r"dataset main: split 'test' has no response token"),
-    ({"other": [("ood", "apples " * 200, "12")]}, r"dataset other: has no response token within 128 tokens; raise"),
-    ({"other": [("ood", "Why?", None)]}, r"dataset other: .*name a dataset with answers"),
-    ({"main": [*MAIN, ("train", "x", None)], "other": [("ood", "x", None)]}, r"dataset other"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_length": 4}, r"dataset main: split 'train' has no response token within 4 tokens; raise `max_length`"),
+        ({"main": [*MAIN[:3], ("test", "apples " * 200, "12")]}, r"dataset main: split 'test' has no response token"),
+        ({"other": [("ood", "apples " * 200, "12")]}, r"dataset other: has no response token within 128 tokens; raise"),
+        ({"other": [("ood", "Why?", None)]}, r"dataset other: .*name a dataset with answers"),
+        ({"main": [*MAIN, ("train", "x", None)], "other": [("ood", "x", None)]}, r"dataset other"),
+    ],
+)
 def test_tokenize_dataset_says_where_no_response_is_left(tmp_path, tokenizer_dir, change, message):
     with pytest.raises(InputError, match=message):
         tokenize(tmp_path, tokenizer_dir, **{"max_length": 128, **change})

@@ -31,7 +31,7 @@ def one_by_one(model, prompt: list[int], ends: set[int]) -> list[int]:
         if token in ends:
             break
         ids.append(token)
-    return ids[len(prompt):]
+    return ids[len(prompt) :]
 
 
 def run(model, batch_size: int, tokenizer=TOKENIZER, **kwargs) -> list[list[int]]:

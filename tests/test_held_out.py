@@ -16,10 +16,14 @@ EVALUATION = EvaluationSpec(bootstrap=300)
 def tokens() -> pl.DataFrame:
     rows = [
         # example, dataset, split, loss, rank
-        ("toy/a", "toy", "test", 1.0, 0), ("toy/a", "toy", "test", 2.0, 3), ("toy/a", "toy", "test", 0.0, 0),
+        ("toy/a", "toy", "test", 1.0, 0),
+        ("toy/a", "toy", "test", 2.0, 3),
+        ("toy/a", "toy", "test", 0.0, 0),
         ("toy/b", "toy", "test", 5.0, 1),
-        ("chat/a", "chat", "ood", 0.5, 0), ("chat/a", "chat", "ood", 1.5, 0),
-        ("toy/c", "toy", "train", 99.0, 9), ("toy/d", "toy", "validation", 99.0, 9),
+        ("chat/a", "chat", "ood", 0.5, 0),
+        ("chat/a", "chat", "ood", 1.5, 0),
+        ("toy/c", "toy", "train", 99.0, 9),
+        ("toy/d", "toy", "validation", 99.0, 9),
     ]
     frame = pl.DataFrame(rows, schema=["example_id", "dataset", "split", "loss", "rank"], orient="row")
     return frame.with_columns(pl.col("loss").cast(pl.Float32), pl.col("rank").cast(pl.Int32), position=pl.lit(1))
@@ -28,11 +32,14 @@ def tokens() -> pl.DataFrame:
 def test_counts_tokens_within_and_examples_across():
     metrics = held_out_metrics(tokens(), EVALUATION)
     assert metrics.select("dataset", "split", "metric", "value", "n", "higher_is_better").rows() == [
-        ("chat", "ood", "loss", 1.0, 1, False), ("chat", "ood", "token_accuracy", 1.0, 1, True),
-        ("toy", "test", "loss", 2.0, 2, False), ("toy", "test", "token_accuracy", 0.5, 2, True),
+        ("chat", "ood", "loss", 1.0, 1, False),
+        ("chat", "ood", "token_accuracy", 1.0, 1, True),
+        ("toy", "test", "loss", 2.0, 2, False),
+        ("toy", "test", "token_accuracy", 0.5, 2, True),
     ]
-    intervals = {(row["dataset"], row["metric"]): (row["ci_low"], row["ci_high"])
-                 for row in metrics.iter_rows(named=True)}
+    intervals = {
+        (row["dataset"], row["metric"]): (row["ci_low"], row["ci_high"]) for row in metrics.iter_rows(named=True)
+    }
     assert intervals["chat", "loss"] == (1.0, 1.0)
     # Two examples: a resample is a twice, b twice, or both, so the ends are the examples' own means.
     assert intervals["toy", "loss"] == pytest.approx((1.0, 5.0))
@@ -48,9 +55,15 @@ def test_order_and_categorical_columns_change_nothing():
 
 
 def test_the_spec_sets_the_interval():
-    many = pl.DataFrame({
-        "example_id": [f"toy/{i // 3}" for i in range(90)], "dataset": "toy", "split": "test",
-        "loss": [float(i % 7) for i in range(90)], "rank": [i % 2 for i in range(90)]})
+    many = pl.DataFrame(
+        {
+            "example_id": [f"toy/{i // 3}" for i in range(90)],
+            "dataset": "toy",
+            "split": "test",
+            "loss": [float(i % 7) for i in range(90)],
+            "rank": [i % 2 for i in range(90)],
+        }
+    )
     narrow, wide = (held_out_metrics(many, EvaluationSpec(bootstrap=500, confidence=c)) for c in (0.5, 0.99))
     for row, wider in zip(narrow.iter_rows(named=True), wide.iter_rows(named=True), strict=True):
         assert wider["ci_low"] < row["ci_low"] < row["value"] < row["ci_high"] < wider["ci_high"]

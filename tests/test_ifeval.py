@@ -31,12 +31,17 @@ def no_network(monkeypatch):
 
 
 def prompts(*tasks: tuple[list[str], list[dict | None]]) -> pl.DataFrame:
-    return pl.DataFrame({
-        "example_id": [f"ifeval/{number}" for number in range(len(tasks))], "split": "ood",
-        "messages": [[{"role": "user", "content": f"Do task {number}."}] for number in range(len(tasks))],
-        "source": [json.dumps({"key": number, "instruction_id_list": names, "kwargs": kwargs})
-                   for number, (names, kwargs) in enumerate(tasks)],
-    })
+    return pl.DataFrame(
+        {
+            "example_id": [f"ifeval/{number}" for number in range(len(tasks))],
+            "split": "ood",
+            "messages": [[{"role": "user", "content": f"Do task {number}."}] for number in range(len(tasks))],
+            "source": [
+                json.dumps({"key": number, "instruction_id_list": names, "kwargs": kwargs})
+                for number, (names, kwargs) in enumerate(tasks)
+            ],
+        }
+    )
 
 
 def follows(name: str, kwargs: dict | None, response: str, mode: str = "strict") -> bool:
@@ -49,30 +54,44 @@ SENTENCES = "length_constraints:number_sentences"
 THREE = "Dr. Smith lives in the U.S. with Mr. Jones. He is well! Are you?"  # three only if abbreviations are known
 
 
-@pytest.mark.parametrize("name, kwargs, response, expected", [
-    (SENTENCES, {"num_sentences": 3, "relation": "at least"}, THREE, True),
-    (SENTENCES, {"num_sentences": 4, "relation": "at least"}, THREE, False),
-    (SENTENCES, {"num_sentences": 4, "relation": "less than"}, THREE, True),
-    ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}, "one two, three four", True),
-    ("length_constraints:number_words", {"num_words": 5, "relation": "at least"}, "one two, three four", False),
-    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"},
-     "It is BIG. And RED.", True),
-    ("change_case:capital_word_frequency", {"capital_frequency": 3, "capital_relation": "at least"},
-     "It is BIG. And RED.", False),
-    ("language:response_language", {"language": "de"}, "Das ist ein ganz gewöhnlicher deutscher Satz.", True),
-    ("language:response_language", {"language": "fr"}, "Das ist ein ganz gewöhnlicher deutscher Satz.", False),
-    ("change_case:english_lowercase", {}, "this is a plain english sentence, all small.", True),
-    ("punctuation:no_comma", None, "no comma here", True),
-    ("punctuation:no_comma", {}, "one, comma", False),
-    ("punctuation:no_comma", {}, "  ", False),
-])
+@pytest.mark.parametrize(
+    "name, kwargs, response, expected",
+    [
+        (SENTENCES, {"num_sentences": 3, "relation": "at least"}, THREE, True),
+        (SENTENCES, {"num_sentences": 4, "relation": "at least"}, THREE, False),
+        (SENTENCES, {"num_sentences": 4, "relation": "less than"}, THREE, True),
+        ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}, "one two, three four", True),
+        ("length_constraints:number_words", {"num_words": 5, "relation": "at least"}, "one two, three four", False),
+        (
+            "change_case:capital_word_frequency",
+            {"capital_frequency": 2, "capital_relation": "at least"},
+            "It is BIG. And RED.",
+            True,
+        ),
+        (
+            "change_case:capital_word_frequency",
+            {"capital_frequency": 3, "capital_relation": "at least"},
+            "It is BIG. And RED.",
+            False,
+        ),
+        ("language:response_language", {"language": "de"}, "Das ist ein ganz gewöhnlicher deutscher Satz.", True),
+        ("language:response_language", {"language": "fr"}, "Das ist ein ganz gewöhnlicher deutscher Satz.", False),
+        ("change_case:english_lowercase", {}, "this is a plain english sentence, all small.", True),
+        ("punctuation:no_comma", None, "no comma here", True),
+        ("punctuation:no_comma", {}, "one, comma", False),
+        ("punctuation:no_comma", {}, "  ", False),
+    ],
+)
 def test_verdicts(name, kwargs, response, expected):
     assert follows(name, kwargs, response) is expected
 
 
 def test_sentences_are_split_as_by_punkt_and_not_at_every_period():
     assert ifeval._sentence_tokenizer().tokenize(THREE) == [
-        "Dr. Smith lives in the U.S. with Mr. Jones.", "He is well!", "Are you?"]
+        "Dr. Smith lives in the U.S. with Mr. Jones.",
+        "He is well!",
+        "Are you?",
+    ]
 
 
 def test_nulls_in_kwargs_are_as_good_as_absent():
@@ -121,15 +140,25 @@ def test_another_process_without_network_or_nltk_data_agrees(tmp_path):
 import socket
 def refuse(*args, **kwargs): raise AssertionError("a socket was opened")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-import sys; sys.path.insert(0, {str(__file__).rpartition('/')[0]!r})
+import sys; sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
 from test_ifeval import SENTENCES, THREE, follows
 assert follows(SENTENCES, {{"num_sentences": 3, "relation": "at least"}}, THREE)
 assert not follows(SENTENCES, {{"num_sentences": 4, "relation": "at least"}}, THREE)
 assert "torch" not in sys.modules
 """
     path = [entry for entry in sys.path if entry]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={
-        "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path / "none"), "LOCAL_RANK": "0", "PYTHONPATH": ":".join(path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            "HOME": str(tmp_path),
+            "NLTK_DATA": str(tmp_path / "none"),
+            "LOCAL_RANK": "0",
+            "PYTHONPATH": ":".join(path),
+        },
+    )
     assert done.returncode == 0, done.stderr
     assert "nltk" not in done.stdout.lower()
     assert not any("nltk" in path.name for path in tmp_path.rglob("*"))
@@ -145,28 +174,42 @@ def test_the_columns_are_those_of_generations(tmp_path):
 
 
 def test_metrics_are_shares_of_prompts_and_of_instructions():
-    generations = pl.DataFrame({
-        "example_id": ["b", "a", "c"], "prompt": "", "response": "",
-        "prompt_level_strict": [False, True, False], "prompt_level_loose": [True, True, False],
-        "inst_level_strict": [[True, False], [True], [False, False, False]],
-        "inst_level_loose": [[True, True], [True], [True, False, True]],
-    }, schema=CHECK_SCHEMA)
+    generations = pl.DataFrame(
+        {
+            "example_id": ["b", "a", "c"],
+            "prompt": "",
+            "response": "",
+            "prompt_level_strict": [False, True, False],
+            "prompt_level_loose": [True, True, False],
+            "inst_level_strict": [[True, False], [True], [False, False, False]],
+            "inst_level_loose": [[True, True], [True], [True, False, True]],
+        },
+        schema=CHECK_SCHEMA,
+    )
     metrics = ifeval_metrics(generations, "ifeval", EVALUATION)
     assert dict(metrics.schema) == METRIC_SCHEMA
-    assert dict(metrics.select("metric", "value").rows()) == pytest.approx({
-        "prompt_level_strict_acc": 1 / 3, "prompt_level_loose_acc": 2 / 3,
-        "inst_level_strict_acc": 2 / 6, "inst_level_loose_acc": 5 / 6})
+    assert dict(metrics.select("metric", "value").rows()) == pytest.approx(
+        {
+            "prompt_level_strict_acc": 1 / 3,
+            "prompt_level_loose_acc": 2 / 3,
+            "inst_level_strict_acc": 2 / 6,
+            "inst_level_loose_acc": 5 / 6,
+        }
+    )
     assert set(metrics.select("dataset", "split", "n", "higher_is_better").rows()) == {("ifeval", "ood", 3, True)}
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in metrics.iter_rows(named=True))
     assert ifeval_metrics(generations.reverse(), "ifeval", EVALUATION).equals(metrics)
 
 
-@pytest.mark.parametrize("source, message", [
-    ("no json", "ifeval/0.*format: ifeval"),
-    (json.dumps({"key": 1, "kwargs": []}), "ifeval/0.*instruction_id_list"),
-    (json.dumps({"key": 1, "instruction_id_list": ["no:such"], "kwargs": [{}]}), "ifeval/0.*'no:such'"),
-    (json.dumps({"key": 1, "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}), "ifeval/0.*0 kwargs"),
-])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("no json", "ifeval/0.*format: ifeval"),
+        (json.dumps({"key": 1, "kwargs": []}), "ifeval/0.*instruction_id_list"),
+        (json.dumps({"key": 1, "instruction_id_list": ["no:such"], "kwargs": [{}]}), "ifeval/0.*'no:such'"),
+        (json.dumps({"key": 1, "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}), "ifeval/0.*0 kwargs"),
+    ],
+)
 def test_a_bad_row_is_named(source, message):
     table = prompts((["punctuation:no_comma"], [{}])).with_columns(source=pl.lit(source))
     with pytest.raises(InputError, match=message):

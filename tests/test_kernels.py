@@ -11,8 +11,9 @@ N, D, V = 13, 8, 31
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    # Chunks of three or fewer rows, which do not divide N.
-    monkeypatch.setattr(kernels, "CHUNK_BYTES", 3 * 4 * V)
+    # Products of a few rows in blocks of fewer, neither of which divides N.
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 40 * 4 * V)
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", 4 * 4 * V)
 
 
 def make(dtype=torch.float64, softcap=None, bias=False, scale=1.0, rows=N, magnitude=1.0):
@@ -66,8 +67,11 @@ def test_training_loss_and_gradient_equal_autograd(kwargs, temperature):
     ce = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     # Trap: the full KL, not its cross-entropy form, so that equal distributions give 0.
     kl = torch.nn.functional.kl_div(
-        torch.log_softmax(logits / temperature, -1), torch.log_softmax(whole_logits(head, teacher) / temperature, -1),
-        log_target=True, reduction="none").sum(1)
+        torch.log_softmax(logits / temperature, -1),
+        torch.log_softmax(whole_logits(head, teacher) / temperature, -1),
+        log_target=True,
+        reduction="none",
+    ).sum(1)
     expected = (weights[0] * ce + weights[1] * kl).sum()
     torch.testing.assert_close(out.total, expected, rtol=0, atol=1e-9)
     torch.testing.assert_close(out.mle_N[mle], ce[mle].detach(), rtol=0, atol=1e-9)
@@ -81,7 +85,8 @@ def test_gradcheck():
     head, hidden, labels, teacher = make(softcap=4.0, rows=4)
     weights = torch.rand(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda h: kernels.training_loss(h, head, labels, *weights, teacher).total, hidden.requires_grad_())
+        lambda h: kernels.training_loss(h, head, labels, *weights, teacher).total, hidden.requires_grad_()
+    )
 
 
 def test_divergence_to_itself_is_zero():

@@ -23,14 +23,29 @@ def put(store, table, rows, **partitions):
 
 
 def put_tokenized(store):
-    put(store, "tokenized_dataset", [
-        {"example_id": example, "dataset": "d", "split": split, "input_ids": [7, 8, 9], "response_mask": mask}
-        for example, split, mask in (("e0", "train", [F, T, T]), ("e1", "test", [F, F, T]))])
+    put(
+        store,
+        "tokenized_dataset",
+        [
+            {"example_id": example, "dataset": "d", "split": split, "input_ids": [7, 8, 9], "response_mask": mask}
+            for example, split, mask in (("e0", "train", [F, T, T]), ("e1", "test", [F, F, T]))
+        ],
+    )
 
 
 def losses(tokens=TOKENS, **values):
-    row = {"dataset": "d", "token_id": 8, "token": "a", "category": "word", "loss": 1.0, "entropy": 1.0, "rank": 0,
-           "base_loss": 1.0, "base_entropy": 1.0, **values}
+    row = {
+        "dataset": "d",
+        "token_id": 8,
+        "token": "a",
+        "category": "word",
+        "loss": 1.0,
+        "entropy": 1.0,
+        "rank": 0,
+        "base_loss": 1.0,
+        "base_entropy": 1.0,
+        **values,
+    }
     return [{"example_id": e, "split": s, "position": p, **row} for e, s, p in tokens]
 
 
@@ -39,14 +54,17 @@ def uncertainty(tokens=TOKENS, **values):
     return [{"example_id": e, "position": p, **row} for e, _, p in tokens]
 
 
-@pytest.mark.parametrize("tokens, passed", [
-    (TOKENS, True),
-    (TOKENS[:2], False),  # one is missing
-    ([*TOKENS, ("e1", "test", 1)], False),  # a prompt token
-    ([*TOKENS, ("e1", "test", 3)], False),  # past the end: padding
-    ([*TOKENS, TOKENS[0]], False),  # twice
-    ([*TOKENS[:2], ("e1", "train", 2)], False),  # of another split
-])
+@pytest.mark.parametrize(
+    "tokens, passed",
+    [
+        (TOKENS, True),
+        (TOKENS[:2], False),  # one is missing
+        ([*TOKENS, ("e1", "test", 1)], False),  # a prompt token
+        ([*TOKENS, ("e1", "test", 3)], False),  # past the end: padding
+        ([*TOKENS, TOKENS[0]], False),  # twice
+        ([*TOKENS[:2], ("e1", "train", 2)], False),  # of another split
+    ],
+)
 def test_one_row_per_response_token(store, tokens, passed):
     put_tokenized(store)
     put(store, "token_losses", losses(tokens))
@@ -55,25 +73,55 @@ def test_one_row_per_response_token(store, tokens, passed):
 
 @pytest.mark.parametrize("question, passed", [("other?", True), ("  How\nMANY? ", False)])
 def test_no_question_in_two_splits(store, question, passed):
-    put(store, "examples", [
-        {"example_id": f"d/{split}", "split": split, "source": "{}", "messages": [
-            {"role": "system", "content": "the same"}, {"role": "user", "content": text},
-            {"role": "assistant", "content": "3"}]}
-        for split, text in (("train", "How many?"), ("test", question))], dataset="d")
+    put(
+        store,
+        "examples",
+        [
+            {
+                "example_id": f"d/{split}",
+                "split": split,
+                "source": "{}",
+                "messages": [
+                    {"role": "system", "content": "the same"},
+                    {"role": "user", "content": text},
+                    {"role": "assistant", "content": "3"},
+                ],
+            }
+            for split, text in (("train", "How many?"), ("test", question))
+        ],
+        dataset="d",
+    )
     assert checks.no_question_in_two_splits(store, "d").passed is passed
 
 
-@pytest.mark.parametrize("values, passed", [
-    ({}, True), ({"loss": float("nan")}, False), ({"base_loss": float("inf")}, False), ({"entropy": None}, False),
-    ({"loss": -0.1}, False), ({"entropy": -1e-6}, True)])
+@pytest.mark.parametrize(
+    "values, passed",
+    [
+        ({}, True),
+        ({"loss": float("nan")}, False),
+        ({"base_loss": float("inf")}, False),
+        ({"entropy": None}, False),
+        ({"loss": -0.1}, False),
+        ({"entropy": -1e-6}, True),
+    ],
+)
 def test_losses_finite(store, values, passed):
     put(store, "token_losses", losses(**values))
     assert checks.losses_finite(store, "s").passed is passed
 
 
-@pytest.mark.parametrize("values, passed", [
-    ({}, True), ({"bald": -1e-6}, True), ({"bald": -1e-4}, False), ({"bald": 1.000005}, True), ({"bald": 1.1}, False),
-    ({"bald": float("nan")}, False), ({"bald": None}, False)])
+@pytest.mark.parametrize(
+    "values, passed",
+    [
+        ({}, True),
+        ({"bald": -1e-6}, True),
+        ({"bald": -1e-4}, False),
+        ({"bald": 1.000005}, True),
+        ({"bald": 1.1}, False),
+        ({"bald": float("nan")}, False),
+        ({"bald": None}, False),
+    ],
+)
 def test_uncertainty_bounds(store, values, passed):
     put(store, "token_uncertainty", uncertainty(**values))
     assert checks.uncertainty_bounds(store, "s").passed is passed
@@ -86,42 +134,70 @@ def test_bald_alive(store, bald, passed):
     assert checks.bald_alive(store, "s").passed is passed
 
 
-@pytest.mark.parametrize("tokens, passed", [
-    (TOKENS, True), (TOKENS[:2], False), ([*TOKENS, ("e9", "train", 1)], False), ([*TOKENS, TOKENS[0]], False)])
+@pytest.mark.parametrize(
+    "tokens, passed",
+    [(TOKENS, True), (TOKENS[:2], False), ([*TOKENS, ("e9", "train", 1)], False), ([*TOKENS, TOKENS[0]], False)],
+)
 def test_joins_one_to_one(store, tokens, passed):
     put(store, "token_losses", losses())
     put(store, "token_uncertainty", uncertainty(tokens))
     assert checks.joins_one_to_one(store, "s").passed is passed
 
 
-@pytest.mark.parametrize("metrics, passed", [
-    ({"online_check_max_error": 0.01, "online_check_bound": 0.02}, True),
-    ({"online_check_max_error": 0.03, "online_check_bound": 0.02}, False),
-    ({"online_check_max_error": float("nan"), "online_check_bound": 0.02}, False),
-    ({}, False)])
+@pytest.mark.parametrize(
+    "metrics, passed",
+    [
+        ({"online_check_max_error": 0.01, "online_check_bound": 0.02}, True),
+        ({"online_check_max_error": 0.03, "online_check_bound": 0.02}, False),
+        ({"online_check_max_error": float("nan"), "online_check_bound": 0.02}, False),
+        ({}, False),
+    ],
+)
 def test_cached_teacher_matches_online(store, metrics, passed):
-    store.write_manifest("s/teacher_hidden", data_version="d", code_version="c", fields={}, spec_hash="h", outputs={},
-                         inputs={}, metrics=metrics)
+    store.write_manifest(
+        "s/teacher_hidden",
+        data_version="d",
+        code_version="c",
+        fields={},
+        spec_hash="h",
+        outputs={},
+        inputs={},
+        metrics=metrics,
+    )
     assert checks.cached_teacher_matches_online(store, "s").passed is passed
 
 
 def selections(steps):
     """steps: for each, the tokens' `selected`."""
-    return [{"step": step, "epoch": 1.0, "example_id": "e", "position": position, "loss": 1.0, "selected": selected,
-             "objective": "mle"} for step, mask in enumerate(steps) for position, selected in enumerate(mask)]
+    return [
+        {
+            "step": step,
+            "epoch": 1.0,
+            "example_id": "e",
+            "position": position,
+            "loss": 1.0,
+            "selected": selected,
+            "objective": "mle",
+        }
+        for step, mask in enumerate(steps)
+        for position, selected in enumerate(mask)
+    ]
 
 
-@pytest.mark.parametrize("select, steps, passed", [
-    ("all", [[T, T], [T]], True),
-    ("all", [[T, T], [F]], False),
-    ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, T, F, F, F]], True),  # ceil(1.25) = 2
-    ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, F, F, F, F]], False),
-    ({"by": "loss", "quantile": 0.25}, [[T, T, F, F], [F, F, F, F]], False),  # right on the whole, wrong in each
-    ({"by": "loss", "quantile": 0.1}, [[T] * 3 + [F] * 27], True),  # 0.1 * 30 is above 3 in binary
-    ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [T, T, F, F]], True),
-    ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [F, F, T, T]], False),
-    ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, T, F]], False),
-])
+@pytest.mark.parametrize(
+    "select, steps, passed",
+    [
+        ("all", [[T, T], [T]], True),
+        ("all", [[T, T], [F]], False),
+        ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, T, F, F, F]], True),  # ceil(1.25) = 2
+        ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, F, F, F, F]], False),
+        ({"by": "loss", "quantile": 0.25}, [[T, T, F, F], [F, F, F, F]], False),  # right on the whole, wrong in each
+        ({"by": "loss", "quantile": 0.1}, [[T] * 3 + [F] * 27], True),  # 0.1 * 30 is above 3 in binary
+        ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [T, T, F, F]], True),
+        ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [F, F, T, T]], False),
+        ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, T, F]], False),
+    ],
+)
 def test_selected_share(store, select, steps, passed):
     put(store, "selections", selections(steps), study="s", ablation="a")
     ablation = AblationSpec(name="a", select=select)
@@ -130,13 +206,21 @@ def test_selected_share(store, select, steps, passed):
 
 def evaluation(store, ablation, test, ood):
     row = {"family": "x", "seed": 0, "metric": "loss", "n": 2, "higher_is_better": False}
-    put(store, "evaluations", [
-        {**row, "dataset": dataset, "split": split, "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
-        for dataset, split, value in (("d", "test", test), ("o", "ood", ood))], study="s", ablation=ablation)
+    put(
+        store,
+        "evaluations",
+        [
+            {**row, "dataset": dataset, "split": split, "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
+            for dataset, split, value in (("d", "test", test), ("o", "ood", ood))
+        ],
+        study="s",
+        ablation=ablation,
+    )
 
 
-@pytest.mark.parametrize("test, ood, quality, kept", [
-    (0.9, 1.05, True, True), (1.1, 1.05, False, True), (0.9, 1.2, True, False)])
+@pytest.mark.parametrize(
+    "test, ood, quality, kept", [(0.9, 1.05, True, True), (1.1, 1.05, False, True), (0.9, 1.2, True, False)]
+)
 def test_quality_only_warns(store, test, ood, quality, kept):
     evaluation(store, "base", 1.0, 2.0)
     evaluation(store, "teacher", 0.8, 1.0)

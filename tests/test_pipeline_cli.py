@@ -13,16 +13,19 @@ from tokenuq_pipeline.store import Store
 CHAIN = {"a": [], "b": ["a"], "c": ["b"], "d": ["c", "x"], "x": []}
 
 
-@pytest.mark.parametrize("stale, wave", [
-    ("abcdx", "abcdx"),  # nothing there: all at once, each after its parents
-    ("a", "a"),
-    ("abc", "abc"),
-    ("ac", "a"),  # b may come out the same, or not: c waits
-    ("bd", "b"),  # c, between them, is fresh with a stale ancestor
-    ("xd", "xd"),  # one parent runs too, the other is settled
-    ("axd", "ax"),
-    ("", ""),
-])
+@pytest.mark.parametrize(
+    "stale, wave",
+    [
+        ("abcdx", "abcdx"),  # nothing there: all at once, each after its parents
+        ("a", "a"),
+        ("abc", "abc"),
+        ("ac", "a"),  # b may come out the same, or not: c waits
+        ("bd", "b"),  # c, between them, is fresh with a stale ancestor
+        ("xd", "xd"),  # one parent runs too, the other is settled
+        ("axd", "ax"),
+        ("", ""),
+    ],
+)
 def test_a_wave_holds_what_surely_has_to_run(stale, wave):
     assert next_wave(CHAIN, stale) == set(wave)
 
@@ -45,8 +48,9 @@ def test_an_unknown_study_is_one_sentence(folders, capsys):
 
 def test_an_unknown_ablation_is_one_sentence(folders, capsys):
     assert cli.main(["run", "--study", "quickstart", "--ablation", "mle", "nope"]) == 2
-    assert capsys.readouterr().err == ("error: studies.yaml: quickstart.ablations: has no 'nope'; "
-                                       "it has mle, masked_mle_top25, paper_top25\n")
+    assert capsys.readouterr().err == (
+        "error: studies.yaml: quickstart.ablations: has no 'nope'; it has mle, masked_mle_top25, paper_top25\n"
+    )
 
 
 def test_a_broken_configuration_is_one_sentence(folders, monkeypatch, capsys):

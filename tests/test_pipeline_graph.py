@@ -18,7 +18,9 @@ from tokenuq_pipeline.definitions import build_defs, stage_groups
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DEPS = {
-    "models/tiny": "", "datasets/toy": "", "datasets/extra": "",
+    "models/tiny": "",
+    "datasets/toy": "",
+    "datasets/extra": "",
     "study/tokenized_dataset": "datasets/extra datasets/toy models/tiny",
     "study/baseline_teacher": "models/tiny study/tokenized_dataset",
     "study/token_losses": "models/tiny study/baseline_teacher study/tokenized_dataset",
@@ -33,9 +35,9 @@ DEPS = {
     "study/top/curriculum": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
     "study/top/evaluation": "models/tiny study/tokenized_dataset study/top/student",
     "study/ablation_report": "datasets/toy study/baseline_teacher study/mle/curriculum study/mle/evaluation "
-                             "study/mle/student study/reference_evaluation study/token_losses "
-                             "study/token_uncertainty study/tokenized_dataset study/top/curriculum "
-                             "study/top/evaluation study/top/student study/uncertainty_analysis",
+    "study/mle/student study/reference_evaluation study/token_losses "
+    "study/token_uncertainty study/tokenized_dataset study/top/curriculum "
+    "study/top/evaluation study/top/student study/uncertainty_analysis",
 }
 
 
@@ -66,8 +68,12 @@ def test_groups_tags_and_no_owners(toy):
 def test_each_asset_says_what_it_is(toy):
     for key, spec in toy.items():
         assert spec.description and "python" in spec.kinds, key
-    for key, table in {"datasets/toy": "examples", "study/token_losses": "token_losses",
-                       "study/top/evaluation": "evaluations", "study/top/student": "training_log"}.items():
+    for key, table in {
+        "datasets/toy": "examples",
+        "study/token_losses": "token_losses",
+        "study/top/evaluation": "evaluations",
+        "study/top/student": "training_log",
+    }.items():
         columns = toy[key].metadata["dagster/column_schema"].columns
         assert [column.name for column in columns] == list(TABLES[table].columns)
         assert all(column.description for column in columns)
@@ -83,18 +89,24 @@ def test_code_versions_are_the_stages_own(toy):
 def test_a_changed_quantile_changes_one_student_and_the_report(toy, tmp_path):
     changed = specs(toy_config(quantile=0.5), tmp_path)
     assert {key for key in toy if toy[key].code_version != changed[key].code_version} == {
-        "study/top/student", "study/ablation_report"}
+        "study/top/student",
+        "study/ablation_report",
+    }
 
 
-@pytest.mark.parametrize("ablation, states, expected", [
-    ({"rest": {"distill": {"teacher": "baseline"}}}, "online", "study/baseline_teacher"),
-    ({"rest": {"distill": {"teacher": "base"}}}, "cached", ""),
-    ({"rest": "none", "scope": "dataset"}, "cached", "study/token_losses"),
-])
+@pytest.mark.parametrize(
+    "ablation, states, expected",
+    [
+        ({"rest": {"distill": {"teacher": "baseline"}}}, "online", "study/baseline_teacher"),
+        ({"rest": {"distill": {"teacher": "base"}}}, "cached", ""),
+        ({"rest": "none", "scope": "dataset"}, "cached", "study/token_losses"),
+    ],
+)
 def test_a_student_depends_on_what_it_uses(tmp_path, ablation, states, expected):
     config = toy_config(teacher_states=states)
-    spec = AblationSpec(name="top", select={"by": "loss", "quantile": 0.5, "scope": ablation.pop("scope", "batch")},
-                        **ablation)
+    spec = AblationSpec(
+        name="top", select={"by": "loss", "quantile": 0.5, "scope": ablation.pop("scope", "batch")}, **ablation
+    )
     config.ablations["top"] = spec
     deps = deps_of(specs(config, tmp_path)["study/top/student"]).split()
     assert set(deps) - {"models/tiny", "study/tokenized_dataset"} == set(expected.split())
@@ -102,8 +114,9 @@ def test_a_student_depends_on_what_it_uses(tmp_path, ablation, states, expected)
 
 def test_distilling_the_selected_tokens_needs_the_teacher_too(tmp_path):
     config = toy_config()
-    config.ablations["mle"] = AblationSpec(name="mle", select="all",
-                                           selected=ObjectiveSpec(kind="distill", distill=DistillSpec()))
+    config.ablations["mle"] = AblationSpec(
+        name="mle", select="all", selected=ObjectiveSpec(kind="distill", distill=DistillSpec())
+    )
     assert "study/teacher_hidden" in deps_of(specs(config, tmp_path)["study/mle/student"])
 
 
@@ -122,19 +135,25 @@ def test_places_are_those_of_the_contract():
     assets = {asset.name: asset for _, _, group in stage_groups(toy_config()) for asset in group}
     assert assets["models/tiny"].outputs == {"weights": "models/tiny"}
     assert assets["study/baseline_teacher"].outputs == {
-        "adapter": "baseline_teacher/study=study/adapter", "training_log": "training_log/study=study/ablation=teacher",
-        "plots": "plots/study=study/ablation=teacher/stage=baseline_teacher"}
+        "adapter": "baseline_teacher/study=study/adapter",
+        "training_log": "training_log/study=study/ablation=teacher",
+        "plots": "plots/study=study/ablation=teacher/stage=baseline_teacher",
+    }
     assert assets["study/reference_evaluation"].outputs == {
         "evaluations_base": "evaluations/study=study/ablation=base",
-        "evaluations_teacher": "evaluations/study=study/ablation=teacher"}
+        "evaluations_teacher": "evaluations/study=study/ablation=teacher",
+    }
     assert assets["study/top/student"].outputs == {
         "adapter": "student/study=study/ablation=top/adapter",
         "snapshots": "student/study=study/ablation=top/snapshots",
-        "selections": "selections/study=study/ablation=top", "training_log": "training_log/study=study/ablation=top",
-        "plots": "plots/study=study/ablation=top/stage=student"}
+        "selections": "selections/study=study/ablation=top",
+        "training_log": "training_log/study=study/ablation=top",
+        "plots": "plots/study=study/ablation=top/stage=student",
+    }
     assert assets["study/ablation_report"].outputs == {"report": "ablation_report/study=study"}
     assert {"evaluations/base", "evaluations/teacher", "training_log/teacher", "selections/mle", "examples/toy"} < set(
-        assets["study/ablation_report"].inputs)
+        assets["study/ablation_report"].inputs
+    )
 
 
 def test_no_two_outputs_share_a_place():
@@ -148,8 +167,12 @@ def test_one_job_a_study_with_all_that_it_needs(tmp_path):
     job = defs.resolve_job_def(STUDY)
     assert {key.to_user_string() for key in job.asset_layer.selected_asset_keys} == set(DEPS)
     checks = {f"{key.asset_key.to_user_string()}:{key.name}" for key in job.asset_layer.asset_graph.asset_check_keys}
-    assert {"study/token_losses:one_row_per_response_token", "study/top/student:selected_share",
-            "datasets/toy:no_question_in_two_splits", "study/top/evaluation:ood_kept"} < checks
+    assert {
+        "study/token_losses:one_row_per_response_token",
+        "study/top/student:selected_share",
+        "datasets/toy:no_question_in_two_splits",
+        "study/top/evaluation:ood_kept",
+    } < checks
     assert job.executor_def is dg.in_process_executor
 
 
@@ -162,16 +185,23 @@ def test_one_op_a_child_process(tmp_path):
 
 
 def test_loading_imports_nothing_heavy():
-    code = ("import sys, tokenuq_pipeline.cli, tokenuq_pipeline.runs, tokenuq_pipeline.definitions; "
-            "print([m for m in ('torch', 'transformers', 'matplotlib', 'peft', 'lm_eval') if m in sys.modules])")
+    code = (
+        "import sys, tokenuq_pipeline.cli, tokenuq_pipeline.runs, tokenuq_pipeline.definitions; "
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'peft', 'lm_eval') if m in sys.modules])"
+    )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=CHECKOUT)
     assert process.stdout.strip() == "[]", process.stderr
 
 
 def test_a_broken_configuration_is_said_in_one_sentence(tmp_path):
     (tmp_path / "ablations.yaml").write_text("odd:\n  select: {by: luck}\n")
-    process = subprocess.run([sys.executable, "-c", "import tokenuq_pipeline.definitions"], capture_output=True,
-                             text=True, timeout=60, env={**os.environ, "TOKENUQ_CONFIG": str(tmp_path)})
+    process = subprocess.run(
+        [sys.executable, "-c", "import tokenuq_pipeline.definitions"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TOKENUQ_CONFIG": str(tmp_path)},
+    )
     last = process.stderr.strip().splitlines()[-1]
     assert last.startswith("tokenuq_ml.errors.InputError:") and "odd.select.by: unknown selector 'luck'" in last
 

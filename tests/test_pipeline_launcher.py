@@ -37,8 +37,13 @@ def toy(tmp_path, monkeypatch):
 
 def materialise(toy, *keys):
     with toy.instance() as instance:
-        result = toy.defs(launcher=StageLauncher(package="fake_entrypoints")).resolve_job_def(STUDY).execute_in_process(
-            instance=instance, asset_selection=[dg.AssetKey(key) for key in keys], raise_on_error=False)
+        result = (
+            toy.defs(launcher=StageLauncher(package="fake_entrypoints"))
+            .resolve_job_def(STUDY)
+            .execute_in_process(
+                instance=instance, asset_selection=[dg.AssetKey(key) for key in keys], raise_on_error=False
+            )
+        )
         return result, [entry.message for entry in instance.all_logs(result.run_id)]
 
 
@@ -59,9 +64,13 @@ def wait_until(condition, seconds=30):
 
 def start_study(toy, behaviour, timeout=30.0):
     """A process that runs the study, once its first model's stage hangs; with the pids of stage and grandchild."""
-    process = subprocess.Popen([sys.executable, "-c", CODE, str(toy.folder), str(timeout)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env={**os.environ, "FAKE_STAGE": json.dumps({behaviour: "models"})})
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(toy.folder), str(timeout)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "FAKE_STAGE": json.dumps({behaviour: "models"})},
+    )
     pids = toy.store.home / ".checkpoints" / "models" / "tiny" / "pids"
     wait_until(lambda: pids.exists() or process.poll() is not None)
     assert process.poll() is None, process.communicate()[0]
@@ -73,8 +82,11 @@ def test_a_childs_lines_and_results_reach_the_event_log(toy):
     assert result.success and "working on models" in messages
     assert toy.store.path("models/tiny/content").exists() and toy.store.is_whole("models/tiny")
     with toy.instance() as instance:
-        event = next(e for e in instance.all_logs(result.run_id) if e.dagster_event and
-                     e.dagster_event.event_type == dg.DagsterEventType.LOGS_CAPTURED)
+        event = next(
+            e
+            for e in instance.all_logs(result.run_id)
+            if e.dagster_event and e.dagster_event.event_type == dg.DagsterEventType.LOGS_CAPTURED
+        )
         key = [result.run_id, "compute_logs", event.dagster_event.event_specific_data.file_key]
         data = instance.compute_log_manager.get_log_data(key)
     assert b"progress bar of models" in data.stderr

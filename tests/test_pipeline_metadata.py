@@ -6,8 +6,13 @@ from tokenuq_pipeline import metadata
 
 
 def test_a_preview_is_one_markdown_row_a_row():
-    frame = pl.DataFrame({"text": ["a|b\nc", "x" * 200, None, "<end>", "`*`"] * 10, "ids": [list(range(99))] * 50,
-                          "loss": [1.23456789] * 50})
+    frame = pl.DataFrame(
+        {
+            "text": ["a|b\nc", "x" * 200, None, "<end>", "`*`"] * 10,
+            "ids": [list(range(99))] * 50,
+            "loss": [1.23456789] * 50,
+        }
+    )
     lines = metadata.preview(frame).value.splitlines()
     assert lines[0] == "| text | ids | loss |" and lines[1].count("---") == 3
     assert lines[2] == "| a\\|b⏎c | [0, 1, 2, 3, 4, 5, … 99 in all] | 1.235 |"

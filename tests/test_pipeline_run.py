@@ -22,8 +22,13 @@ def bring_up_to_date(toy, config=None, ablations=()):
 
 def made(instance):
     runs = instance.get_run_records(limit=20)
-    return [[event.dagster_event.asset_key.to_user_string() for event in instance.all_logs(
-        record.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)] for record in reversed(runs)]
+    return [
+        [
+            event.dagster_event.asset_key.to_user_string()
+            for event in instance.all_logs(record.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        ]
+        for record in reversed(runs)
+    ]
 
 
 def stale(toy, config=None):
@@ -110,8 +115,10 @@ def test_an_edited_ablation_reruns_alone_then_what_follows(copy):
     assert set(reasons) == {"study/top/student", "study/ablation_report"}
     code, runs = bring_up_to_date(copy, config)
     assert code == 0
-    assert runs[1:] == [["study/top/student"],
-                        ["study/top/evaluation", "study/top/curriculum", "study/ablation_report"]]
+    assert runs[1:] == [
+        ["study/top/student"],
+        ["study/top/evaluation", "study/top/curriculum", "study/ablation_report"],
+    ]
     assert stale(copy, config) == ({}, frozenset())
 
 
@@ -157,17 +164,23 @@ def test_a_crash_keeps_what_was_done_before_it(copy, monkeypatch, capfd):
     assert code == 0 and runs[2:] == [[], ["study/token_uncertainty"]]
 
 
-@pytest.mark.parametrize("asset, stage, check, follows", [
-    ("datasets/toy", "datasets", "no_question_in_two_splits", "study/tokenized_dataset"),
-    ("study/top/student", "student", "selected_share", "study/top/evaluation"),
-])
+@pytest.mark.parametrize(
+    "asset, stage, check, follows",
+    [
+        ("datasets/toy", "datasets", "no_question_in_two_splits", "study/tokenized_dataset"),
+        ("study/top/student", "student", "selected_share", "study/top/evaluation"),
+    ],
+)
 def test_a_failed_blocking_check_stops_what_is_downstream(copy, monkeypatch, capfd, asset, stage, check, follows):
     """As an op of its own, and inside the op that also makes what follows."""
     misbehave(monkeypatch, spoil=stage)
     keys = [dg.AssetKey(name.split("/")) for name in (asset, follows)]
     with copy.instance() as instance:
-        result = copy.defs().resolve_job_def(STUDY).execute_in_process(
-            instance=instance, asset_selection=keys, raise_on_error=False)
+        result = (
+            copy.defs()
+            .resolve_job_def(STUDY)
+            .execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False)
+        )
         assert not result.success and made(instance)[-1] == [asset]
     # The next run looks at it again, and goes no further either.
     code, runs = bring_up_to_date(copy)
@@ -192,11 +205,17 @@ def test_a_check_that_only_warns_stops_nothing(copy, monkeypatch, capfd):
 def test_a_stage_without_its_inputs_says_which(tmp_path):
     toy = Toy(tmp_path)
     with toy.instance() as instance:
-        result = toy.defs().resolve_job_def(STUDY).execute_in_process(
-            instance=instance, asset_selection=[dg.AssetKey([STUDY, "uncertainty_analysis"])], raise_on_error=False)
+        result = (
+            toy.defs()
+            .resolve_job_def(STUDY)
+            .execute_in_process(
+                instance=instance, asset_selection=[dg.AssetKey([STUDY, "uncertainty_analysis"])], raise_on_error=False
+            )
+        )
         failure = next(event for event in result.all_events if event.is_step_failure)
     assert "study/token_losses, study/token_uncertainty not there; materialise first" in str(
-        failure.step_failure_data.user_failure_data.description)
+        failure.step_failure_data.user_failure_data.description
+    )
 
 
 def test_runs_of_killed_processes_are_closed(copy):

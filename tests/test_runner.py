@@ -19,16 +19,31 @@ def request_file(tmp_path):
     outputs = {"adapter": str(tmp_path / "adapter")}
     (tmp_path / "adapter").mkdir()
     path = tmp_path / "request.json"
-    StageRequest(entrypoint="train_teacher", study="s", inputs={}, work_dir=str(tmp_path), assets={
-        "baseline_teacher": AssetRequest(fields={"a": 1}, code_version="1-x", outputs=outputs)}).write(path)
+    StageRequest(
+        entrypoint="train_teacher",
+        study="s",
+        inputs={},
+        work_dir=str(tmp_path),
+        assets={"baseline_teacher": AssetRequest(fields={"a": 1}, code_version="1-x", outputs=outputs)},
+    ).write(path)
     return path
 
 
 def start(request_file, behaviour=None, **more):
-    environment = {**os.environ, **fake_environment(request_file.parent), "FAKE_STAGE": json.dumps(behaviour or {}),
-                   **more.pop("env", {})}
-    return subprocess.Popen([sys.executable, "-m", "fake_entrypoints.train_teacher", str(request_file)],
-                            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    environment = {
+        **os.environ,
+        **fake_environment(request_file.parent),
+        "FAKE_STAGE": json.dumps(behaviour or {}),
+        **more.pop("env", {}),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "fake_entrypoints.train_teacher", str(request_file)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
 
 
 def wait_for(path, seconds=20):
@@ -62,8 +77,9 @@ def test_a_bug_keeps_its_traceback(request_file):
 
 
 def test_sigint_ends_with_130_and_one_line_even_where_the_shell_had_it_ignored(request_file):
-    process = start(request_file, {"hang": "baseline_teacher"},
-                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process = start(
+        request_file, {"hang": "baseline_teacher"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
     wait_for(request_file.parent / "pids")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
@@ -75,8 +91,13 @@ def test_sigint_ends_with_130_and_one_line_even_where_the_shell_had_it_ignored(r
 
 def test_it_ends_with_all_that_it_started_when_the_parents_pipe_closes(request_file):
     read_end, write_end = os.pipe()
-    process = start(request_file, {"hang": "baseline_teacher"}, env={runner.PARENT_PIPE: str(read_end)},
-                    pass_fds=[read_end], start_new_session=True)
+    process = start(
+        request_file,
+        {"hang": "baseline_teacher"},
+        env={runner.PARENT_PIPE: str(read_end)},
+        pass_fds=[read_end],
+        start_new_session=True,
+    )
     wait_for(request_file.parent / "pids")
     assert process.poll() is None
     os.close(write_end)

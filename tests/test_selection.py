@@ -9,8 +9,19 @@ from tokenuq_ml.selection import extreme_quantile, select
 from tokenuq_ml.specs import AblationSpec, SelectSpec
 
 
-@pytest.mark.parametrize(("quantile", "tokens", "expected"), [
-    (0.25, 100, 25), (0.25, 101, 26), (0.1, 30, 3), (0.3, 10, 3), (1.0, 7, 7), (0.25, 1, 1), (0.25, 0, 0), (0.07, 100, 7)])
+@pytest.mark.parametrize(
+    ("quantile", "tokens", "expected"),
+    [
+        (0.25, 100, 25),
+        (0.25, 101, 26),
+        (0.1, 30, 3),
+        (0.3, 10, 3),
+        (1.0, 7, 7),
+        (0.25, 1, 1),
+        (0.25, 0, 0),
+        (0.07, 100, 7),
+    ],
+)
 def test_count_is_the_exact_ceiling(quantile, tokens, expected):
     assert count_selected(quantile, tokens) == expected
 

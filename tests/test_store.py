@@ -94,14 +94,25 @@ def test_a_failed_swap_leaves_the_old(store, monkeypatch):
 def test_manifest_says_what_is_whole(store):
     assert store.read_manifest("s/a") is None
     store.publish(staged(store, "x"), "t")
-    store.write_manifest("s/a", data_version="dv", code_version="1-x", fields={"k": 1}, spec_hash="h",
-                         outputs={"t": "t"}, inputs={"s/b": "dv2"}, metrics={"m": 1.5})
+    store.write_manifest(
+        "s/a",
+        data_version="dv",
+        code_version="1-x",
+        fields={"k": 1},
+        spec_hash="h",
+        outputs={"t": "t"},
+        inputs={"s/b": "dv2"},
+        metrics={"m": 1.5},
+    )
     manifest = store.read_manifest("s/a")
     assert manifest["data_version"] == "dv" and manifest["input_data_versions"] == {"s/b": "dv2"}
     assert manifest["fields"] == {"k": 1} and manifest["metrics"] == {"m": 1.5}
     # SHA-256 of the letter x, from the standard's own test tools.
     assert manifest["files"][0] == {
-        "path": "t/one", "bytes": 1, "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}
+        "path": "t/one",
+        "bytes": 1,
+        "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
+    }
     assert [file["path"] for file in manifest["files"]] == ["t/one", "t/two"]
     assert store.is_whole("s/a")
     store.path("t/two").unlink()

@@ -6,18 +6,27 @@ from tiny import CHATML, tiny_tokenizer
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tokenization import prompt_ids, tokenize_example
 
-LLAMA = ("{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + '<|im_end|>' }}"
-         "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\n\n' }}{% endif %}")
-GEMMA = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role\nnot supported') }}"
-         "{% endif %}{{ '<t>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim "
-         "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<t>model\n' }}{% endif %}")
-FORGETFUL = ("{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ '[' + m['role'] + ']' + m['content'] "
-             "+ '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}")
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role\nnot supported') }}"
+    "{% endif %}{{ '<t>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim "
+    "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<t>model\n' }}{% endif %}"
+)
+FORGETFUL = (
+    "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ '[' + m['role'] + ']' + m['content'] "
+    "+ '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
 
 SHORT = [{"role": "user", "content": "How many apples?"}, {"role": "assistant", "content": "12 apples."}]
-LONG = [{"role": "system", "content": "Answer."}, *SHORT,
-        {"role": "user", "content": "12 apples."},
-        {"role": "assistant", "content": "The price\n\n is  3 \n🍎 é x   \n y"}]
+LONG = [
+    {"role": "system", "content": "Answer."},
+    *SHORT,
+    {"role": "user", "content": "12 apples."},
+    {"role": "assistant", "content": "The price\n\n is  3 \n🍎 é x   \n y"},
+]
 AWKWARD = [{"role": "user", "content": "x"}, {"role": "assistant", "content": " a  <|im_end|> b\n"}]
 
 
@@ -59,23 +68,34 @@ def test_ids_are_those_of_apply_chat_template(tokenizer, template, messages):
     assert len(tokens.response_mask) == len(tokens.input_ids) and not tokens.truncated
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=True, add_generation_prompt=True)["input_ids"]
     assert prompt_ids(tokenizer, messages[:-1]) == prompt
-    assert tokens.input_ids[:len(prompt)] == prompt, "generation would go on from other tokens than training"
+    assert tokens.input_ids[: len(prompt)] == prompt, "generation would go on from other tokens than training"
 
 
 def test_every_assistant_turn_is_a_response_with_its_end_and_nothing_else_is(tokenizer):
     assert spoken(tokenizer, tokenize_example(tokenizer, SHORT, 999)) == ["12 apples.<|im_end|>"]
     # The user says the assistant's words too: by position, not by what is said.
     assert spoken(tokenizer, tokenize_example(tokenizer, LONG, 999)) == [
-        "12 apples.<|im_end|>", LONG[-1]["content"] + "<|im_end|>"]
+        "12 apples.<|im_end|>",
+        LONG[-1]["content"] + "<|im_end|>",
+    ]
     assert spoken(tokenizer, tokenize_example(tokenizer, AWKWARD, 999)) == [" a  <|im_end|> b\n<|im_end|>"]
     with_template(tokenizer, GEMMA)
     assert spoken(tokenizer, tokenize_example(tokenizer, LONG[1:], 999)) == [
-        "12 apples.<|im_end|>", LONG[-1]["content"] + "<|im_end|>"]
+        "12 apples.<|im_end|>",
+        LONG[-1]["content"] + "<|im_end|>",
+    ]
 
 
 def test_the_trimming_tokenizer_trims():
-    widths = [{stop - start for start, stop in tiny_tokenizer(trim_offsets=trim)(
-        "is  7", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]} for trim in (False, True)]
+    widths = [
+        {
+            stop - start
+            for start, stop in tiny_tokenizer(trim_offsets=trim)(
+                "is  7", add_special_tokens=False, return_offsets_mapping=True
+            )["offset_mapping"]
+        }
+        for trim in (False, True)
+    ]
     assert 0 not in widths[0] and 0 in widths[1]
 
 
@@ -94,9 +114,12 @@ def test_the_end_of_turn_is_scored_though_it_is_the_padding_too(tokenizer):
 
 
 def test_a_token_over_the_border_counts_to_the_prompt(tokenizer):
-    with_template(tokenizer, "{% for m in messages %}{{ m['role'] + ': t' if m['role'] == 'assistant' else '' }}"
-                             "{{ m['content'] + '<|im_end|>' }}{% endfor %}"
-                             "{% if add_generation_prompt %}{{ 'assistant: t' }}{% endif %}")
+    with_template(
+        tokenizer,
+        "{% for m in messages %}{{ m['role'] + ': t' if m['role'] == 'assistant' else '' }}"
+        "{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: t' }}{% endif %}",
+    )
     messages = [SHORT[0], {"role": "assistant", "content": "he price"}]
     tokens = tokenize_example(tokenizer, messages, 999)
     texts = [tokenizer.decode([i]) for i in tokens.input_ids]
@@ -109,16 +132,20 @@ def test_a_token_over_the_border_counts_to_the_prompt(tokenizer):
 @pytest.mark.parametrize(("answer", "first"), [("7 apples.", "7 apples."), ("the price", " price")])
 def test_a_header_that_ends_in_a_space(tokenizer, answer, first):
     # The space is a token by itself before 7, and one with `the`; neither begins in the response.
-    with_template(tokenizer, "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
-                             "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    with_template(
+        tokenizer,
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    )
     tokens = tokenize_example(tokenizer, [SHORT[0], {"role": "assistant", "content": answer}], 999)
     assert spoken(tokenizer, tokens) == [first + "<|im_end|>"]
 
 
 def test_nothing_predicts_the_first_token(tokenizer):
     # A template that leaves out what the user says.
-    with_template(tokenizer, "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] + '<|im_end|>' }}"
-                             "{% endfor %}")
+    with_template(
+        tokenizer, "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
     tokens = tokenize_example(tokenizer, SHORT, 999)
     assert tokens.response_mask == [False] + [True] * (len(tokens.input_ids) - 1)
 

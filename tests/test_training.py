@@ -39,8 +39,9 @@ def plain_objective(model, batch, ablation):
     with torch.no_grad(), model.disable_adapter():
         teacher = model(input_ids=batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
     ce = torch.nn.functional.cross_entropy(logits, batch.label_N, reduction="none")
-    kl = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True,
-                                    reduction="none").sum(-1)
+    kl = torch.nn.functional.kl_div(
+        logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
     if ablation.select.by == "all":
         return ce.mean()
     k = count_selected(ablation.select.quantile, len(ce))
@@ -84,7 +85,9 @@ def test_micro_batches_change_nothing(micro, tmp_path):
     whole, split = tiny_peft(), tiny_peft()
     a = train(whole, setup(PAPER, 4), tmp_path / "a", Silent(), "x").training_log()
     b = train(split, setup(PAPER, micro), tmp_path / "b", Silent(), "x").training_log()
-    torch.testing.assert_close(torch.tensor(a["loss"].to_list()), torch.tensor(b["loss"].to_list()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(a["loss"].to_list()), torch.tensor(b["loss"].to_list()), rtol=1e-5, atol=1e-6
+    )
     assert a["tokens"].to_list() == b["tokens"].to_list()
     assert a["selected_share"].to_list() == b["selected_share"].to_list()
 
@@ -234,7 +237,9 @@ class TestTeacher:
         write_teacher_hidden(tmp_path, states, dataset_digest="d", teacher_digest="t")
         cached = CachedTeacher(tmp_path, "cpu", dataset_digest="d", teacher_digest="t")
         batch = collate([rows[3], rows[1], rows[4]])
-        torch.testing.assert_close(cached.states(model, batch).float(), online.states(model, batch), rtol=2**-8, atol=1e-3)
+        torch.testing.assert_close(
+            cached.states(model, batch).float(), online.states(model, batch), rtol=2**-8, atol=1e-3
+        )
 
     def test_a_cache_of_other_data_is_refused(self, tmp_path):
         write_teacher_hidden(tmp_path, {"a": torch.zeros(2, 3)}, dataset_digest="d", teacher_digest="t")

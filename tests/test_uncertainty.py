@@ -23,12 +23,23 @@ def test_scores_equal_a_plain_forward(kind):
         logp = logits.log_softmax(-1)
         for position in example.positions:
             row, label = logp[position - 1], example.input_ids[position]
-            expected.append((example.example_id, position, label, -row[label].item(), -(row.exp() * row).sum().item(),
-                             int((row > row[label]).sum())))
-    expected = pl.DataFrame(expected, schema=["example_id", "position", "token_id", "loss", "entropy", "rank"],
-                            orient="row").sort("example_id", "position")
-    assert table.select("example_id", "position", "token_id", "rank").rows() == \
-        expected.select("example_id", "position", "token_id", "rank").rows()
+            expected.append(
+                (
+                    example.example_id,
+                    position,
+                    label,
+                    -row[label].item(),
+                    -(row.exp() * row).sum().item(),
+                    int((row > row[label]).sum()),
+                )
+            )
+    expected = pl.DataFrame(
+        expected, schema=["example_id", "position", "token_id", "loss", "entropy", "rank"], orient="row"
+    ).sort("example_id", "position")
+    assert (
+        table.select("example_id", "position", "token_id", "rank").rows()
+        == expected.select("example_id", "position", "token_id", "rank").rows()
+    )
     for column in ("loss", "entropy"):
         assert (table[column] - expected[column]).abs().max() < 1e-3
 
@@ -71,8 +82,11 @@ def test_bald_is_the_mean_divergence_of_the_same_samples():
         hidden = sample_hidden_states(model, batch, draw, SPEC.samples, FLOAT32)
     p = torch.softmax(hidden.double() @ head_of(model).weight_VD.double().T, -1)
     bald = (p * (p / p.mean(0)).log()).sum(-1).mean(0)
-    expected = pl.DataFrame(batch.keys, schema=["example_id", "position"], orient="row").with_columns(
-        bald=bald.numpy()).sort("example_id", "position")
+    expected = (
+        pl.DataFrame(batch.keys, schema=["example_id", "position"], orient="row")
+        .with_columns(bald=bald.numpy())
+        .sort("example_id", "position")
+    )
     assert (table["bald"] - expected["bald"]).abs().max() < 1e-6
     assert (table["predictive_entropy"] - table["expected_entropy"] - table["bald"]).abs().max() < 1e-6
     assert table["n_samples"].unique().to_list() == [4]

@@ -5,8 +5,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-          "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 SENTENCES = (
     "How many apples does the farmer have? The farmer has 12 apples and sells 5 of them.",
     "user system assistant answer: the price is 3 dollars, so the total price is 36 dollars.",
@@ -14,8 +16,9 @@ SENTENCES = (
 )
 
 
-def tiny_tokenizer(folder: str | Path | None = None, *, chat_template: str | None = CHATML,
-                   trim_offsets: bool = False) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    folder: str | Path | None = None, *, chat_template: str | None = CHATML, trim_offsets: bool = False
+) -> PreTrainedTokenizerFast:
     """About 350 tokens; padding, end of sequence and end of turn are one token. Saved where a folder is named.
 
     `trim_offsets`: offsets leave out white space at a token's ends, as Llama 3's post-processor has it.
@@ -23,11 +26,18 @@ def tiny_tokenizer(folder: str | Path | None = None, *, chat_template: str | Non
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(SENTENCES, trainers.BpeTrainer(
-        vocab_size=350, show_progress=False, special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>",
-                                        pad_token="<|im_end|>")
+    backend.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=350,
+            show_progress=False,
+            special_tokens=["<|im_start|>", "<|im_end|>"],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
     tokenizer.chat_template = chat_template
     # Here and not before: the wrapper puts a post-processor of its own in place of the backend's.
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)

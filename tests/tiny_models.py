@@ -16,14 +16,32 @@ VOCAB = 97
 def tiny_model(kind: str = "llama", vocab: int = VOCAB, seed: int = 0):
     """A random two-layer model with a peaked enough distribution that losses differ between tokens."""
     torch.manual_seed(seed)
-    sizes = {"vocab_size": vocab, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-             "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    sizes = {
+        "vocab_size": vocab,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
     config = {
         "llama": lambda: LlamaConfig(**sizes, tie_word_embeddings=True),
         "gemma2": lambda: Gemma2Config(**sizes, head_dim=8, final_logit_softcapping=5.0, query_pre_attn_scalar=8),
-        "gpt2": lambda: GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=512,
-                                   initializer_range=0.3, bos_token_id=1, eos_token_id=2),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=vocab,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=512,
+            initializer_range=0.3,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
     }[kind]()
     model = AutoModelForCausalLM.from_config(config)
     model.requires_grad_(False)

@@ -23,17 +23,25 @@ def toy_config(quantile: float = 0.25, **study) -> Config:
     """Two ablations: `mle`, and `top`, which distils the rest."""
     ablations = {
         "mle": AblationSpec(name="mle", select="all"),
-        "top": AblationSpec(name="top", select={"by": "loss", "quantile": quantile},
-                            rest=ObjectiveSpec(kind="distill", distill=DistillSpec())),
+        "top": AblationSpec(
+            name="top",
+            select={"by": "loss", "quantile": quantile},
+            rest=ObjectiveSpec(kind="distill", distill=DistillSpec()),
+        ),
     }
     datasets = {
-        "toy": DatasetSpec(name="toy", format="reasoning_gym", task="x",
-                           sizes={"train": 3, "validation": 2, "test": 2}),
+        "toy": DatasetSpec(
+            name="toy", format="reasoning_gym", task="x", sizes={"train": 3, "validation": 2, "test": 2}
+        ),
         "extra": DatasetSpec(name="extra", format="messages", path="/nowhere", sizes={"ood": 2}),
     }
     spec = {"name": STUDY, "model": "tiny", "dataset": "toy", "ood": ["extra"], "ablations": list(ablations), **study}
-    return Config(models={"tiny": ModelSpec(name="tiny", source="path", path="/nowhere")}, datasets=datasets,
-                  studies={STUDY: StudySpec(**spec)}, ablations=ablations)
+    return Config(
+        models={"tiny": ModelSpec(name="tiny", source="path", path="/nowhere")},
+        datasets=datasets,
+        studies={STUDY: StudySpec(**spec)},
+        ablations=ablations,
+    )
 
 
 class InProcess(dg.ConfigurableResource):

@@ -9,8 +9,13 @@ from numpy.typing import NDArray
 
 from tokenuq_ml.specs import EvaluationSpec
 
-PAIRS = (("loss", "bald"), ("entropy", "bald"), ("loss", "entropy"), ("loss", "expected_entropy"),
-         ("bald", "expected_entropy"))
+PAIRS = (
+    ("loss", "bald"),
+    ("entropy", "bald"),
+    ("loss", "entropy"),
+    ("loss", "expected_entropy"),
+    ("bald", "expected_entropy"),
+)
 COLUMNS = ("loss", "entropy", "bald", "expected_entropy")
 Array = NDArray[np.float64]
 
@@ -24,7 +29,8 @@ def analyse(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
     needs only each example's sums of products, so that its cost does not grow with tokens.
     """
     tokens = tokens.select("example_id", "split", "category", *COLUMNS).with_columns(
-        pl.col("split", "category").cast(pl.String))
+        pl.col("split", "category").cast(pl.String)
+    )
     rows = []
     for split in ("all", *sorted(tokens["split"].unique())):
         of_split = tokens if split == "all" else tokens.filter(pl.col("split") == split)
@@ -32,9 +38,20 @@ def analyse(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
             part = of_split if category == "all" else of_split.filter(pl.col("category") == category)
             for row in _correlations(part, evaluation if category == "all" else None):
                 rows.append({"split": split, "category": category, **row, "n": len(part)})
-    return pl.DataFrame(rows, schema={
-        "split": pl.String, "category": pl.String, "x": pl.String, "y": pl.String, "method": pl.String,
-        "value": pl.Float64, "ci_low": pl.Float64, "ci_high": pl.Float64, "n": pl.Int32})
+    return pl.DataFrame(
+        rows,
+        schema={
+            "split": pl.String,
+            "category": pl.String,
+            "x": pl.String,
+            "y": pl.String,
+            "method": pl.String,
+            "value": pl.Float64,
+            "ci_low": pl.Float64,
+            "ci_high": pl.Float64,
+            "n": pl.Int32,
+        },
+    )
 
 
 def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> list[dict]:
@@ -87,7 +104,9 @@ def _from_sums(sums: Array, columns: int) -> Array:
     """Correlation from `count, sums, sums of products` (upper triangle by rows), one a row of `sums`."""
     count, means, products = sums[:, 0], sums[:, 1 : 1 + columns], sums[:, 1 + columns :]
     pairs = [(i, j) for i in range(columns) for j in range(i, columns)]
-    cov = {pair: products[:, k] / count - means[:, pair[0]] * means[:, pair[1]] / count**2 for k, pair in enumerate(pairs)}
+    cov = {
+        pair: products[:, k] / count - means[:, pair[0]] * means[:, pair[1]] / count**2 for k, pair in enumerate(pairs)
+    }
 
     def correlation(i: int, j: int) -> Array:
         variance = cov[i, i] * cov[j, j]

@@ -64,8 +64,10 @@ def read_examples(folder: str | Path, splits: Sequence[str] | None = None) -> li
     frame = read_table(folder)
     if splits is not None:
         frame = frame.filter(pl.col("split").is_in(list(splits)))
-    return [TokenizedExample(*row) for row in
-            frame.select("example_id", "dataset", "split", "input_ids", "response_mask").iter_rows()]
+    return [
+        TokenizedExample(*row)
+        for row in frame.select("example_id", "dataset", "split", "input_ids", "response_mask").iter_rows()
+    ]
 
 
 def collate(examples: list[TokenizedExample]) -> Batch:
@@ -101,7 +103,12 @@ class LengthBucketSampler:
     BUCKET_BATCHES = 16
 
     def __init__(self, lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.micro_batch_size, self.seed = list(lengths), batch_size, micro_batch_size, seed
+        self.lengths, self.batch_size, self.micro_batch_size, self.seed = (
+            list(lengths),
+            batch_size,
+            micro_batch_size,
+            seed,
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

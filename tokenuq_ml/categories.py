@@ -34,6 +34,7 @@ def special_ids(tokenizer) -> list[int]:
 
 def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
     """The text of each token by itself; a leading space stays where the token has one."""
+
     @cache
     def text(token_id: int) -> str:
         decoded = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)

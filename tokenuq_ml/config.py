@@ -113,7 +113,9 @@ def _check_references(config: Config, origin: dict[tuple[str, str], Path]) -> No
         if name not in getattr(config, kind):
             allowed = ", ".join(getattr(config, kind)) or "none"
             raise InputError(
-                f"{origin['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; allowed: {allowed}")
+                f"{origin['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
+                f"allowed: {allowed}"
+            )
 
     for study in config.studies.values():
         known(study, "model", study.model, "models")
@@ -129,7 +131,8 @@ def _check_references(config: Config, origin: dict[tuple[str, str], Path]) -> No
             if split not in splits:
                 raise InputError(
                     f"{origin['datasets', study.dataset]}: {study.dataset}.sizes: has no {split!r} split, "
-                    f"which study {study.name} needs")
+                    f"which study {study.name} needs"
+                )
     for kind in ("models", "datasets"):
         for name, spec in getattr(config, kind).items():
             for key in ("path", "chat_template"):

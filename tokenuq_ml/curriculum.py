@@ -22,8 +22,11 @@ def selected_by_category(selections: pl.DataFrame, token_losses: pl.DataFrame) -
     return (
         selections.join(categories, on=["example_id", "position"], how="inner", validate="m:1")
         .group_by("step", "epoch", "category")
-        .agg(n_tokens=pl.len().cast(pl.Int32), n_selected=pl.col("selected").sum().cast(pl.Int32),
-             mean_loss=pl.col("loss").mean())
+        .agg(
+            n_tokens=pl.len().cast(pl.Int32),
+            n_selected=pl.col("selected").sum().cast(pl.Int32),
+            mean_loss=pl.col("loss").mean(),
+        )
         .sort("step", "category")
     )
 
@@ -33,20 +36,36 @@ def fixed_sample(examples: list[TokenizedExample], count: int) -> list[Tokenized
     return sorted(examples, key=lambda example: example.example_id)[:count]
 
 
-def uncertainty_at(model: PeftModel, sample: list[TokenizedExample], token_losses: pl.DataFrame, fraction: float,
-                   step: int, curriculum: CurriculumSpec, uncertainty: UncertaintySpec, numerics: Numerics) -> pl.DataFrame:
+def uncertainty_at(
+    model: PeftModel,
+    sample: list[TokenizedExample],
+    token_losses: pl.DataFrame,
+    fraction: float,
+    step: int,
+    curriculum: CurriculumSpec,
+    uncertainty: UncertaintySpec,
+    numerics: Numerics,
+) -> pl.DataFrame:
     """Rows of `curriculum_uncertainty` for the adapter as it stands: one a category, and one for `all`."""
     spec = uncertainty.model_copy(update={"samples": curriculum.samples})
-    tokens = score_examples(model, sample, numerics).join(
-        token_uncertainty(model, sample, spec, numerics), on=["example_id", "position"], validate="1:1"
-    ).join(token_losses.select("example_id", "position", pl.col("category").cast(pl.String)),
-           on=["example_id", "position"], validate="1:1")
-    figures = [pl.len().cast(pl.Int32).alias("n_tokens"),
-               *(pl.col(name).mean() for name in ("loss", "predictive_entropy", "expected_entropy", "bald"))]
+    tokens = (
+        score_examples(model, sample, numerics)
+        .join(token_uncertainty(model, sample, spec, numerics), on=["example_id", "position"], validate="1:1")
+        .join(
+            token_losses.select("example_id", "position", pl.col("category").cast(pl.String)),
+            on=["example_id", "position"],
+            validate="1:1",
+        )
+    )
+    figures = [
+        pl.len().cast(pl.Int32).alias("n_tokens"),
+        *(pl.col(name).mean() for name in ("loss", "predictive_entropy", "expected_entropy", "bald")),
+    ]
     by_category = tokens.group_by("category").agg(figures)
     everything = tokens.select(figures).select(pl.lit("all").alias("category"), pl.all())
     return pl.concat([everything, by_category]).select(
-        pl.lit(fraction, pl.Float32).alias("fraction"), pl.lit(step, pl.Int32).alias("step"), pl.all())
+        pl.lit(fraction, pl.Float32).alias("fraction"), pl.lit(step, pl.Int32).alias("step"), pl.all()
+    )
 
 
 def adapter_at(fraction: float, steps: int, adapter: Path, snapshots: Path) -> tuple[int, Path | None]:
@@ -66,10 +85,18 @@ def adapter_at(fraction: float, steps: int, adapter: Path, snapshots: Path) -> t
     return step, folder
 
 
-def uncertainty_over_training(model: PeftModel, load, points: list[tuple[float, int, Path | None]],
-                              sample: list[TokenizedExample], token_losses: pl.DataFrame, curriculum: CurriculumSpec,
-                              uncertainty: UncertaintySpec, numerics: Numerics, reporter: Reporter,
-                              name: str) -> pl.DataFrame:
+def uncertainty_over_training(
+    model: PeftModel,
+    load,
+    points: list[tuple[float, int, Path | None]],
+    sample: list[TokenizedExample],
+    token_losses: pl.DataFrame,
+    curriculum: CurriculumSpec,
+    uncertainty: UncertaintySpec,
+    numerics: Numerics,
+    reporter: Reporter,
+    name: str,
+) -> pl.DataFrame:
     """The `curriculum_uncertainty` table; `load(folder)` puts a stored adapter (None: a fresh one) into `model`."""
     frames, seen = [], set()
     for fraction, step, folder in points:

@@ -5,10 +5,11 @@ gradient; never a `[B, T, V]` or `[N, V]` tensor. All reductions over the vocabu
 float32 (float64 for float64 input); the matrix products run in the head's own dtype.
 This file does not know which tokens are selected, nor where hidden states come from.
 
-Shapes: N response tokens, C of them in a chunk, D hidden size, V vocabulary, K samples.
+Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden
+size, V vocabulary, K samples.
 """
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20
-"""Budget for one chunk of float32 logits; the working set is some four times that."""
+"""Budget for the logits of one matrix product, in the head's dtype: large enough to keep it busy."""
+BLOCK_BYTES = 4 * 2**20
+"""Budget for the float32 logits that are reduced at a time: they stay in the processor's cache, where the
+several passes of a softmax cost a fraction of what they cost in memory."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +32,51 @@ class Head:
     softcap: float | None = None
     scale: float = 1.0
 
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """`logits_CV` in float32 (float64 if the head is float64)."""
-        weight_VD = self.weight_VD
+    def product(self, hidden_CD: Tensor) -> Tensor:
+        """`hidden @ weight.T` in the head's dtype, for any leading dimensions."""
+        rows_CD = hidden_CD.reshape(-1, hidden_CD.shape[-1]).to(self.weight_VD.dtype)
         with torch.autocast(hidden_CD.device.type, enabled=False):
-            logits_CV = hidden_CD.to(weight_VD.dtype) @ weight_VD.T
-            logits_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
-            if self.bias_V is not None:
-                logits_CV = logits_CV + self.bias_V
-            if self.scale != 1.0:
-                logits_CV = logits_CV * self.scale
-            if self.softcap is not None:
-                # Gemma-2, arXiv 2408.00118, section 2.
-                logits_CV = self.softcap * torch.tanh(logits_CV / self.softcap)
-        return logits_CV
+            # Always of two matrices: a batched product would copy the head for each of the batch.
+            return (rows_CD @ self.weight_VD.T).unflatten(0, hidden_CD.shape[:-1])
 
-    def backward(self, grad_CV: Tensor, logits_CV: Tensor) -> Tensor:
-        """`grad_CD`, the gradient with respect to the hidden states of `logits`' output gradient."""
-        if self.softcap is not None:
-            grad_CV = grad_CV * (1 - (logits_CV / self.softcap) ** 2)
+    def finish(self, product_RV: Tensor) -> Tensor:
+        """Logits from the product, in float32 (float64 for a float64 head); never the product itself."""
+        logits_RV = product_RV.to(_accumulation(product_RV), copy=True)
+        if self.bias_V is not None:
+            logits_RV += self.bias_V
         if self.scale != 1.0:
-            grad_CV = grad_CV * self.scale
+            logits_RV *= self.scale
+        if self.softcap is not None:
+            # Gemma-2, arXiv 2408.00118, section 2.
+            logits_RV = self.softcap * torch.tanh(logits_RV / self.softcap)
+        return logits_RV
+
+    def product_gradient(self, grad_RV: Tensor, logits_RV: Tensor) -> Tensor:
+        """The gradient with respect to the product, from that with respect to the logits."""
+        if self.softcap is not None:
+            grad_RV = grad_RV * (1 - (logits_RV / self.softcap) ** 2)
+        return grad_RV * self.scale if self.scale != 1.0 else grad_RV
+
+    def hidden_gradient(self, grad_CV: Tensor) -> Tensor:
+        """`grad_CD`, the gradient with respect to the hidden states, from that with respect to the product."""
         with torch.autocast(grad_CV.device.type, enabled=False):
-            return grad_CV.to(self.weight_VD.dtype) @ self.weight_VD
+            return grad_CV @ self.weight_VD
 
 
-def chunk_rows(vocabulary: int, copies: int = 1) -> int:
-    """Rows a chunk, so that `copies` float32 matrices of logits fit the budget."""
-    return max(1, CHUNK_BYTES // (4 * vocabulary * copies))
+def _accumulation(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _chunks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
+    """Rows of one product, so that `copies` matrices of logits fit the budget."""
+    size = max(1, CHUNK_BYTES // (head.weight_VD.element_size() * head.weight_VD.shape[0] * copies))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _blocks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
+    """Rows that are reduced together within a chunk of `rows`."""
+    size = max(1, BLOCK_BYTES // (4 * head.weight_VD.shape[0] * copies))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 class TokenScores(NamedTuple):
@@ -69,25 +90,32 @@ class TokenScores(NamedTuple):
 @torch.no_grad()
 def token_scores(hidden_ND: Tensor, head: Head, label_N: Tensor) -> TokenScores:
     """Loss, entropy and rank of each label. One head product a token, no gradient."""
-    chunks = []
-    for rows in _chunks(len(label_N), head):
-        logits_CV = head.logits(hidden_ND[rows])
-        label_C1 = label_N[rows, None]
-        rank_C = (logits_CV > logits_CV.gather(1, label_C1)).sum(1)
-        logp_CV = torch.log_softmax(logits_CV, -1)
-        entropy_C = -(logp_CV.exp() * logp_CV).sum(1)
-        chunks.append((-logp_CV.gather(1, label_C1)[:, 0], entropy_C, rank_C.int()))
-    return TokenScores(*_joined(chunks, hidden_ND, (None, None, torch.int32)))
+    rows = []
+    for chunk in _chunks(len(label_N), head):
+        product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
+        for block in _blocks(len(label_C), head):
+            z_RV = head.finish(product_CV[block])
+            # With the largest at 0 both terms of loss and entropy are positive: nothing cancels.
+            z_RV -= z_RV.amax(1, keepdim=True)
+            label_R1 = z_RV.gather(1, label_C[block, None])
+            rank_R = (z_RV > label_R1).sum(1)
+            e_RV = z_RV.exp()
+            sum_R = e_RV.sum(1)
+            entropy_R = sum_R.log() - e_RV.mul_(z_RV).sum(1) / sum_R
+            rows.append((sum_R.log() - label_R1[:, 0], entropy_R, rank_R.int()))
+    return TokenScores(*_joined(rows, hidden_ND, (None, None, torch.int32)))
 
 
 @torch.no_grad()
 def token_losses(hidden_ND: Tensor, head: Head, label_N: Tensor) -> Tensor:
     """`loss_N` in nats: what selection needs. One head product a token, no gradient."""
-    chunks = []
-    for rows in _chunks(len(label_N), head):
-        logits_CV = head.logits(hidden_ND[rows])
-        chunks.append((torch.logsumexp(logits_CV, -1) - logits_CV.gather(1, label_N[rows, None])[:, 0],))
-    return _joined(chunks, hidden_ND, (None,))[0]
+    rows = []
+    for chunk in _chunks(len(label_N), head):
+        product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
+        for block in _blocks(len(label_C), head):
+            z_RV = head.finish(product_CV[block])
+            rows.append((torch.logsumexp(z_RV, -1) - z_RV.gather(1, label_C[block, None])[:, 0],))
+    return _joined(rows, hidden_ND, (None,))[0]
 
 
 class MonteCarloScores(NamedTuple):
@@ -107,21 +135,22 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
     `H[mean p] - mean_k H[p_k]` loses its digits where the samples nearly agree.
     One head product a token and sample.
     """
-    chunks = []
+    rows = []
     samples = hidden_KND.shape[0]
-    for rows in _chunks(len(label_N), head, copies=2 * samples):
-        logp_KCV = torch.stack([torch.log_softmax(head.logits(hidden_CD), -1) for hidden_CD in hidden_KND[:, rows]])
-        mean_logp_CV = torch.logsumexp(logp_KCV, 0) - math.log(samples)
-        expected_C = torch.zeros_like(mean_logp_CV[:, 0])
-        bald_C = torch.zeros_like(expected_C)
-        for logp_CV in logp_KCV:
-            p_CV = logp_CV.exp()
-            expected_C -= (p_CV * logp_CV).sum(1) / samples
-            bald_C += (p_CV * (logp_CV - mean_logp_CV)).sum(1) / samples
-        # A mean of divergences is never negative; rounding of equal samples may be.
-        bald_C.clamp_(min=0)
-        chunks.append((expected_C + bald_C, expected_C, bald_C, -mean_logp_CV.gather(1, label_N[rows, None])[:, 0]))
-    return MonteCarloScores(*_joined(chunks, hidden_KND[0], (None,) * 4))
+    for chunk in _chunks(len(label_N), head, copies=samples):
+        product_KCV, label_C = head.product(hidden_KND[:, chunk]), label_N[chunk]
+        for block in _blocks(len(label_C), head, copies=samples):
+            logp_KRV = head.finish(product_KCV[:, block])
+            logp_KRV -= torch.logsumexp(logp_KRV, -1, keepdim=True)
+            p_KRV = logp_KRV.exp()
+            # Where every sample's p rounds to 0, its terms do too, whatever the logarithm.
+            mean_logp_RV = p_KRV.mean(0).clamp_(min=torch.finfo(p_KRV.dtype).tiny).log_()
+            expected_R = -(p_KRV * logp_KRV).sum((0, 2)) / samples
+            bald_R = p_KRV.mul_(logp_KRV.sub_(mean_logp_RV)).sum((0, 2)) / samples
+            # A mean of divergences is never negative; rounding of equal samples may be.
+            bald_R.clamp_(min=0)
+            rows.append((expected_R + bald_R, expected_R, bald_R, -mean_logp_RV.gather(1, label_C[block, None])[:, 0]))
+    return MonteCarloScores(*_joined(rows, hidden_KND[0], (None,) * 4))
 
 
 class TrainingLoss(NamedTuple):
@@ -132,8 +161,15 @@ class TrainingLoss(NamedTuple):
     divergence_N: Tensor
 
 
-def training_loss(hidden_ND: Tensor, head: Head, label_N: Tensor, mle_weight_N: Tensor, distill_weight_N: Tensor,
-                  teacher_ND: Tensor | None = None, temperature: float = 1.0) -> TrainingLoss:
+def training_loss(
+    hidden_ND: Tensor,
+    head: Head,
+    label_N: Tensor,
+    mle_weight_N: Tensor,
+    distill_weight_N: Tensor,
+    teacher_ND: Tensor | None = None,
+    temperature: float = 1.0,
+) -> TrainingLoss:
     """`sum_n mle_weight_n * CE_n + distill_weight_n * KL(teacher_n || student_n)`, and its gradient.
 
     CE is at temperature 1. The divergence is the full forward KL in nats (not its
@@ -148,39 +184,38 @@ def training_loss(hidden_ND: Tensor, head: Head, label_N: Tensor, mle_weight_N: 
     """
     if head.weight_VD.requires_grad:
         raise NotImplementedError("the head is trainable: training_loss gives the gradient of the hidden states only")
-    return TrainingLoss(*_TrainingLoss.apply(hidden_ND, head, label_N, mle_weight_N, distill_weight_N, teacher_ND,
-                                             temperature))
+    return TrainingLoss(
+        *_TrainingLoss.apply(hidden_ND, head, label_N, mle_weight_N, distill_weight_N, teacher_ND, temperature)
+    )
 
 
 class _TrainingLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, head, label_N, mle_weight_N, distill_weight_N, teacher_ND, temperature):
         grad_ND = torch.zeros_like(hidden_ND)
-        accumulate = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        mle_N = torch.zeros(len(label_N), dtype=accumulate, device=hidden_ND.device)
+        mle_N = torch.zeros(len(label_N), dtype=_accumulation(hidden_ND), device=hidden_ND.device)
         divergence_N = torch.zeros_like(mle_N)
-        for kind in ("mle", "distill"):
-            weight_N = (mle_weight_N if kind == "mle" else distill_weight_N).to(accumulate)
+        for distil, weight_N in ((False, mle_weight_N), (True, distill_weight_N)):
+            weight_N = weight_N.to(mle_N.dtype)
             trained_M = weight_N.nonzero()[:, 0]
-            for rows in _chunks(len(trained_M), head, copies=1 if kind == "mle" else 2):
-                index_C = trained_M[rows]
-                logits_CV = head.logits(hidden_ND[index_C])
-                if kind == "mle":
-                    logp_CV = torch.log_softmax(logits_CV, -1)
-                    label_C1 = label_N[index_C, None]
-                    mle_N[index_C] = -logp_CV.gather(1, label_C1)[:, 0]
-                    grad_CV = logp_CV.exp_()
-                    grad_CV.scatter_add_(1, label_C1, torch.full_like(label_C1, -1.0, dtype=grad_CV.dtype))
-                else:
-                    logp_CV = torch.log_softmax(logits_CV / temperature, -1)
-                    logq_CV = torch.log_softmax(head.logits(teacher_ND[index_C]) / temperature, -1)
-                    q_CV = logq_CV.exp()
-                    divergence_N[index_C] = (q_CV * (logq_CV - logp_CV)).sum(1)
-                    grad_CV = (logp_CV.exp_() - q_CV) / temperature
-                grad_CV *= weight_N[index_C, None]
-                grad_ND.index_add_(0, index_C, head.backward(grad_CV, logits_CV).to(grad_ND.dtype))
+            for chunk in _chunks(len(trained_M), head, copies=2 + distil):
+                index_C = trained_M[chunk]
+                product_CV = head.product(hidden_ND[index_C])
+                teacher_CV = head.product(teacher_ND[index_C]) if distil else None
+                for block in _blocks(len(index_C), head, copies=2 + distil):
+                    index_R = index_C[block]
+                    logits_RV = head.finish(product_CV[block])
+                    if distil:
+                        teacher_RV = head.finish(teacher_CV[block])
+                        divergence_N[index_R], grad_RV = _forward_kl(logits_RV, teacher_RV, temperature)
+                    else:
+                        mle_N[index_R], grad_RV = _cross_entropy(logits_RV, label_N[index_R])
+                    grad_RV *= weight_N[index_R, None]
+                    # The product is not needed any more: its place takes its gradient.
+                    product_CV[block] = head.product_gradient(grad_RV, logits_RV)
+                grad_ND.index_add_(0, index_C, head.hidden_gradient(product_CV).to(grad_ND.dtype))
         ctx.save_for_backward(grad_ND)
-        total = (mle_weight_N.to(accumulate) * mle_N + distill_weight_N.to(accumulate) * divergence_N).sum()
+        total = (mle_weight_N.to(mle_N.dtype) * mle_N + distill_weight_N.to(mle_N.dtype) * divergence_N).sum()
         ctx.mark_non_differentiable(mle_N, divergence_N)
         return total, mle_N, divergence_N
 
@@ -190,25 +225,39 @@ class _TrainingLoss(torch.autograd.Function):
         return grad_total.to(grad_ND.dtype) * grad_ND, None, None, None, None, None, None
 
 
+def _cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
+    """`loss_R` and its gradient with respect to the logits."""
+    logp_RV = torch.log_softmax(logits_RV, -1)
+    loss_R = -logp_RV.gather(1, label_R[:, None])[:, 0]
+    grad_RV = logp_RV.exp_()
+    grad_RV.scatter_add_(1, label_R[:, None], -torch.ones_like(grad_RV[:, :1]))
+    return loss_R, grad_RV
+
+
+def _forward_kl(logits_RV: Tensor, teacher_RV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`KL_R(teacher || student)` at `temperature`, and its gradient with respect to the student's logits."""
+    logp_RV = torch.log_softmax(logits_RV / temperature, -1)
+    logq_RV = torch.log_softmax(teacher_RV / temperature, -1)
+    q_RV = logq_RV.exp()
+    divergence_R = (q_RV * logq_RV.sub_(logp_RV)).sum(1)
+    return divergence_R, logp_RV.exp_().sub_(q_RV).div_(temperature)
+
+
 @torch.no_grad()
 def divergence(teacher_ND: Tensor, other_ND: Tensor, head: Head) -> Tensor:
     """`KL_N(teacher || other)` in nats between the distributions of two sets of hidden states."""
-    chunks = []
-    for rows in _chunks(len(teacher_ND), head, copies=2):
-        logq_CV = torch.log_softmax(head.logits(teacher_ND[rows]), -1)
-        logp_CV = torch.log_softmax(head.logits(other_ND[rows]), -1)
-        chunks.append(((logq_CV.exp() * (logq_CV - logp_CV)).sum(1),))
-    return _joined(chunks, teacher_ND, (None,))[0]
+    rows = []
+    for chunk in _chunks(len(teacher_ND), head, copies=2):
+        teacher_CV, other_CV = head.product(teacher_ND[chunk]), head.product(other_ND[chunk])
+        rows += [
+            (_forward_kl(head.finish(other_CV[block]), head.finish(teacher_CV[block]), 1.0)[0],)
+            for block in _blocks(len(teacher_CV), head, copies=3)
+        ]
+    return _joined(rows, teacher_ND, (None,))[0]
 
 
-def _chunks(rows: int, head: Head, copies: int = 1):
-    size = chunk_rows(head.weight_VD.shape[0], copies)
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-
-
-def _joined(chunks: list[tuple], like: Tensor, dtypes: tuple) -> list[Tensor]:
-    """Concatenates columns of chunks; N = 0 gives empty tensors of the right type."""
-    if chunks:
-        return [torch.cat(column) for column in zip(*chunks, strict=True)]
-    default = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return [torch.empty(0, dtype=dtype or default, device=like.device) for dtype in dtypes]
+def _joined(rows: list[tuple], like: Tensor, dtypes: tuple) -> list[Tensor]:
+    """Concatenates columns of rows; N = 0 gives empty tensors of the right type."""
+    if rows:
+        return [torch.cat(column) for column in zip(*rows, strict=True)]
+    return [torch.empty(0, dtype=dtype or _accumulation(like), device=like.device) for dtype in dtypes]

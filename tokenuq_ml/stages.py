@@ -58,8 +58,10 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     if stage == "uncertainty_analysis":
         return {"evaluation": study.evaluation.fields()}
     if stage == "ablation_report":
-        return {"study": study.fields(),
-                "ablations": {name: config.ablations[name].fields() for name in study.ablations}}
+        return {
+            "study": study.fields(),
+            "ablations": {name: config.ablations[name].fields() for name in study.ablations},
+        }
     raise KeyError(stage)
 
 
@@ -68,8 +70,13 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
     numerics = {"model": study.model, "precision": study.precision}
     identity = {"family": ablation.family, "seed": ablation.seed}
     if stage == "student":
-        return {**numerics, "train": study.train.fields(), "ablation": ablation.fields(),
-                "teacher_states": study.teacher_states, "fractions": list(study.curriculum.fractions)}
+        return {
+            **numerics,
+            "train": study.train.fields(),
+            "ablation": ablation.fields(),
+            "teacher_states": study.teacher_states,
+            "fractions": list(study.curriculum.fractions),
+        }
     if stage == "curriculum":
         return {**numerics, "curriculum": study.curriculum.fields(), "uncertainty": study.uncertainty.fields()}
     if stage == "evaluation":

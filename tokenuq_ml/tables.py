@@ -33,9 +33,12 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([
-            pa.field(name, dtype, metadata={"description": meaning}) for name, (dtype, meaning) in self.columns.items()
-        ])
+        return pa.schema(
+            [
+                pa.field(name, dtype, metadata={"description": meaning})
+                for name, (dtype, meaning) in self.columns.items()
+            ]
+        )
 
 
 _TOKEN_KEYS = {
@@ -52,7 +55,8 @@ TABLES = {
             "messages": (_MESSAGES, "the conversation, as role and content"),
             "source": (pa.string(), "JSON: where the example comes from, and what its format says beside the text"),
         },
-        keys=("example_id",), partitions=("dataset",),
+        keys=("example_id",),
+        partitions=("dataset",),
     ),
     "tokenized_dataset": Table(
         "Examples in a model's tokens.",
@@ -108,7 +112,8 @@ TABLES = {
             "grad_norm": (pa.float32(), "gradient norm before clipping"),
             "tokens": (pa.int32(), "response tokens of the optimiser batch"),
         },
-        keys=("step",), partitions=("study", "ablation"),
+        keys=("step",),
+        partitions=("study", "ablation"),
     ),
     "selections": Table(
         "One row a response token and step of a student's training: was it selected, and what was done with it.",
@@ -121,7 +126,8 @@ TABLES = {
             "selected": (pa.bool_(), "whether the selector took it"),
             "objective": (pa.string(), "mle, distill or none"),
         },
-        keys=("step", "example_id", "position"), partitions=("study", "ablation"),
+        keys=("step", "example_id", "position"),
+        partitions=("study", "ablation"),
     ),
     "curriculum": Table(
         "Which token categories were selected as training went on.",
@@ -133,7 +139,8 @@ TABLES = {
             "n_selected": (pa.int32(), "of those, selected"),
             "mean_loss": (pa.float32(), "the student's mean loss on the category at that step, nats"),
         },
-        keys=("step", "category"), partitions=("study", "ablation"),
+        keys=("step", "category"),
+        partitions=("study", "ablation"),
     ),
     "curriculum_uncertainty": Table(
         "Loss and Monte-Carlo uncertainty of a fixed validation sample as training went on.",
@@ -147,7 +154,8 @@ TABLES = {
             "expected_entropy": (pa.float32(), "mean of mean_k H[p_k], nats"),
             "bald": (pa.float32(), "mean BALD, nats"),
         },
-        keys=("step", "category"), partitions=("study", "ablation"),
+        keys=("step", "category"),
+        partitions=("study", "ablation"),
     ),
     "evaluations": Table(
         "One row a metric of a model; the base model and the teacher are the ablations base and teacher.",
@@ -163,7 +171,8 @@ TABLES = {
             "n": (pa.int32(), "examples"),
             "higher_is_better": (pa.bool_(), "direction of the metric"),
         },
-        keys=("dataset", "split", "metric"), partitions=("study", "ablation"),
+        keys=("dataset", "split", "metric"),
+        partitions=("study", "ablation"),
     ),
     "generations": Table(
         "What a model wrote for each instruction-following prompt, and what the checkers say of it.",
@@ -177,7 +186,8 @@ TABLES = {
             "inst_level_strict": (pa.list_(pa.bool_()), "one an instruction"),
             "inst_level_loose": (pa.list_(pa.bool_()), "one an instruction"),
         },
-        keys=("example_id",), partitions=("study", "ablation"),
+        keys=("example_id",),
+        partitions=("study", "ablation"),
     ),
     "uncertainty_analysis": Table(
         "Correlations between loss, entropy and BALD.",
@@ -203,8 +213,9 @@ def table_dir(home: str | Path, table: str, **partitions: str) -> Path:
     return Path(home, table, *(f"{name}={partitions[name]}" for name in names if name in partitions))
 
 
-def write_table(frame: pl.DataFrame | pa.Table, table: str, folder: str | Path, *,
-                spec_hash: str, code_version: str) -> str:
+def write_table(
+    frame: pl.DataFrame | pa.Table, table: str, folder: str | Path, *, spec_hash: str, code_version: str
+) -> str:
     """Write one partition of `table` into `folder` as `part-0.parquet`; returns the content hash.
 
     Columns are put in the schema's order and types, rows sorted by the table's keys. The
@@ -222,11 +233,15 @@ def write_table(frame: pl.DataFrame | pa.Table, table: str, folder: str | Path, 
     data = pa.table([_cast(data.column(name), schema.field(name).type) for name in schema.names], schema=schema)
     data = data.sort_by([(key, "ascending") for key in definition.keys]).combine_chunks()
     digest = content_hash(data)
-    data = data.replace_schema_metadata({
-        "tokenuq.table": table, "tokenuq.spec_hash": spec_hash, "tokenuq.code_version": code_version,
-        "tokenuq.content_hash": digest,
-        "tokenuq.columns": json.dumps({name: meaning for name, (_, meaning) in definition.columns.items()}),
-    })
+    data = data.replace_schema_metadata(
+        {
+            "tokenuq.table": table,
+            "tokenuq.spec_hash": spec_hash,
+            "tokenuq.code_version": code_version,
+            "tokenuq.content_hash": digest,
+            "tokenuq.columns": json.dumps({name: meaning for name, (_, meaning) in definition.columns.items()}),
+        }
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".part-0.parquet.writing"

@@ -62,8 +62,9 @@ class CachedTeacher:
         made_from = self._file.metadata()
         for what, wanted in (("dataset", dataset_digest), ("teacher", teacher_digest)):
             if wanted is not None and made_from[what] != wanted:
-                raise InputError(f"{path}: holds states for {what} {made_from[what]}, not {wanted}; "
-                                 "materialise teacher_hidden again")
+                raise InputError(
+                    f"{path}: holds states for {what} {made_from[what]}, not {wanted}; materialise teacher_hidden again"
+                )
         self._rows, self.device = self._file.get_slice("hidden_ND"), device
         index = pl.read_parquet(Path(folder, INDEX_FILE))
         self._first = {example_id: (first, tokens) for example_id, first, tokens in index.iter_rows()}
@@ -77,8 +78,9 @@ class CachedTeacher:
         return torch.cat([self.example_states(example) for example in batch.examples]).to(self.device)
 
 
-def write_teacher_hidden(folder: str | Path, states: dict[str, Tensor], *, dataset_digest: str,
-                         teacher_digest: str) -> None:
+def write_teacher_hidden(
+    folder: str | Path, states: dict[str, Tensor], *, dataset_digest: str, teacher_digest: str
+) -> None:
     """Store `hidden_ND` of each example in bfloat16, rows in the order of example ids."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,21 +36,28 @@ def score_batch(model: PreTrainedModel | PeftModel, batch: Batch, numerics: Nume
     hidden_ND = batch.predicting(hidden_states(model, batch.input_ids_BT, numerics))
     scores = token_scores(hidden_ND, head_of(model), batch.label_N)
     owners = [(example, position) for example in batch.examples for position in example.positions]
-    rows = pl.DataFrame({
-        "example_id": [example.example_id for example, _ in owners],
-        "dataset": [example.dataset for example, _ in owners],
-        "split": [example.split for example, _ in owners],
-        "position": pl.Series([position for _, position in owners], dtype=pl.Int32),
-        "token_id": batch.label_N.int().cpu().numpy(),
-        "loss": scores.loss_N.float().cpu().numpy(),
-        "entropy": scores.entropy_N.float().cpu().numpy(),
-        "rank": scores.rank_N.cpu().numpy(),
-    })
+    rows = pl.DataFrame(
+        {
+            "example_id": [example.example_id for example, _ in owners],
+            "dataset": [example.dataset for example, _ in owners],
+            "split": [example.split for example, _ in owners],
+            "position": pl.Series([position for _, position in owners], dtype=pl.Int32),
+            "token_id": batch.label_N.int().cpu().numpy(),
+            "loss": scores.loss_N.float().cpu().numpy(),
+            "entropy": scores.entropy_N.float().cpu().numpy(),
+            "rank": scores.rank_N.cpu().numpy(),
+        }
+    )
     return ScoredBatch(batch, rows, hidden_ND)
 
 
-def score_examples(model: PreTrainedModel | PeftModel, examples: list[TokenizedExample], numerics: Numerics,
-                   progress: Callable[[int], None] = lambda tokens: None, max_tokens: int = MAX_TOKENS) -> pl.DataFrame:
+def score_examples(
+    model: PreTrainedModel | PeftModel,
+    examples: list[TokenizedExample],
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+    max_tokens: int = MAX_TOKENS,
+) -> pl.DataFrame:
     """The rows of all examples, under the model as it stands (its active adapter, if any)."""
     frames = []
     for batch in length_batches(examples, max_tokens):

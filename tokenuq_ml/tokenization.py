@@ -42,9 +42,11 @@ def tokenize_example(tokenizer, messages: list[dict[str, str]], max_length: int)
         header = _render(tokenizer, messages[:turn], header=True)
         said = _render(tokenizer, messages[: turn + 1]).rstrip()
         if not text.startswith(said) or not said.startswith(header):
-            raise InputError("the chat template renders a turn otherwise once more turns follow, so that responses "
-                             "cannot be found in the text; set `chat_template:` of the model in models.yaml to one "
-                             "that does not")
+            raise InputError(
+                "the chat template renders a turn otherwise once more turns follow, so that responses "
+                "cannot be found in the text; set `chat_template:` of the model in models.yaml to one "
+                "that does not"
+            )
         spans.append((len(header), len(said)))
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"{type(tokenizer).__name__} gives no character offsets; use a model with a fast tokenizer")
@@ -64,8 +66,10 @@ def _render(tokenizer, messages: list[dict[str, str]], header: bool = False) -> 
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header)
     except Exception as error:  # Jinja raises what the template's author wrote.
-        raise InputError(f"the chat template refuses the conversation: {' '.join(str(error).split())}; mend the "
-                         "example, or set `chat_template:` of the model in models.yaml to one that takes it") from None
+        raise InputError(
+            f"the chat template refuses the conversation: {' '.join(str(error).split())}; mend the "
+            "example, or set `chat_template:` of the model in models.yaml to one that takes it"
+        ) from None
 
 
 @contextmanager

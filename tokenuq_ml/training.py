@@ -63,8 +63,10 @@ def static_selection(token_losses: pl.DataFrame, ablation: AblationSpec, example
         score_N = torch.from_numpy(tokens[ablation.select.by].to_numpy().copy())
         mask = extreme_quantile(score_N, ablation.select.quantile, ablation.select.keep)
     selected = tokens.select("example_id").with_columns(selected=pl.Series(mask.numpy()))
-    return {key: torch.from_numpy(group["selected"].to_numpy().copy())
-            for (key,), group in selected.group_by("example_id", maintain_order=True)}
+    return {
+        key: torch.from_numpy(group["selected"].to_numpy().copy())
+        for (key,), group in selected.group_by("example_id", maintain_order=True)
+    }
 
 
 class TokenTrainer(Trainer):
@@ -78,8 +80,9 @@ class TokenTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(self, model: PeftModel, setup: TrainingSetup, recorder: StepRecorder, **kwargs):
-        super().__init__(model=model, train_dataset=setup.examples, data_collator=lambda rows: {"batch": collate(rows)},
-                         **kwargs)
+        super().__init__(
+            model=model, train_dataset=setup.examples, data_collator=lambda rows: {"batch": collate(rows)}, **kwargs
+        )
         self.setup, self.recorder = setup, recorder
         self._optimiser_batch: list[Batch] = []
         self._selected: dict[int, Tensor] = {}
@@ -102,7 +105,9 @@ class TokenTrainer(Trainer):
             samples.append({"batch": inputs["batch"].to(device)})
         self._optimiser_batch = [inputs["batch"] for inputs in samples]
         self._selected = {}
-        tokens = torch.tensor(sum(int(batch.response_BT[:, 1:].sum()) for batch in self._optimiser_batch), device=device)
+        tokens = torch.tensor(
+            sum(int(batch.response_BT[:, 1:].sum()) for batch in self._optimiser_batch), device=device
+        )
         return samples, self.accelerator.gather(tokens).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -133,9 +138,12 @@ class TokenTrainer(Trainer):
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices), self.setup.numerics.autocast():
             losses = [
-                model(input_ids=batch.input_ids_BT,
-                      token_function=lambda h, head, batch=batch: kernels.token_losses(
-                          batch.predicting(h), head, batch.label_N))
+                model(
+                    input_ids=batch.input_ids_BT,
+                    token_function=lambda h, head, batch=batch: kernels.token_losses(
+                        batch.predicting(h), head, batch.label_N
+                    ),
+                )
                 for batch in self._optimiser_batch
             ]
         mask = select(self.setup.ablation.select, torch.cat(losses))
@@ -150,10 +158,19 @@ class TokenTrainer(Trainer):
         weights = token_weights(ablation, selected_N)
         distils = bool(weights.distill_N.any())
         teacher_ND = setup.teacher.states(self.model, batch) if distils else None
-        out = kernels.training_loss(hidden_ND, head, label_N, weights.mle_N, weights.distill_N, teacher_ND,
-                                    temperature(ablation))
-        self.recorder.add(batch, loss_N if loss_N is not None else out.mle_N, selected_N, weights, out,
-                          int(tokens_of_step), self.state.global_step + 1, setup.steps_per_epoch)
+        out = kernels.training_loss(
+            hidden_ND, head, label_N, weights.mle_N, weights.distill_N, teacher_ND, temperature(ablation)
+        )
+        self.recorder.add(
+            batch,
+            loss_N if loss_N is not None else out.mle_N,
+            selected_N,
+            weights,
+            out,
+            int(tokens_of_step),
+            self.state.global_step + 1,
+            setup.steps_per_epoch,
+        )
         return out.total / tokens_of_step
 
     def _selection(self, batch, hidden_ND, head, label_N) -> tuple[Tensor | None, Tensor]:
@@ -176,13 +193,26 @@ def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> Training
     train = setup.train
     micro = train.micro_batch_size or train.batch_size
     return TrainingArguments(
-        output_dir=str(output_dir), num_train_epochs=train.epochs, per_device_train_batch_size=micro,
-        gradient_accumulation_steps=train.batch_size // micro, learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_schedule, warmup_steps=round(train.warmup_ratio * setup.steps),
-        weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm, optim="adamw_torch",
-        seed=setup.seed, logging_steps=1, save_strategy="steps", save_steps=train.save_steps, report_to=[],
-        disable_tqdm=True, remove_unused_columns=False, use_cpu=setup.numerics.device == "cpu",
-        dataloader_pin_memory=setup.numerics.device == "cuda", average_tokens_across_devices=False,
+        output_dir=str(output_dir),
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=train.batch_size // micro,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_schedule,
+        warmup_steps=round(train.warmup_ratio * setup.steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch",
+        seed=setup.seed,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=setup.numerics.device == "cpu",
+        dataloader_pin_memory=setup.numerics.device == "cuda",
+        average_tokens_across_devices=False,
     )
 
 
@@ -200,6 +230,7 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     trainer = TokenTrainer(model, setup, recorder, args=training_arguments(setup, work_dir), callbacks=[callback])
     # Trainer's own console callbacks would print every log a second time.
     from transformers.trainer_callback import PrinterCallback
+
     trainer.remove_callback(PrinterCallback)
     checkpoint = latest_checkpoint(work_dir)
     if checkpoint is not None:
@@ -208,7 +239,8 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     with callback.graceful_stop(), forward_to_tokens(model):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if callback.stop_requested and trainer.state.global_step < setup.steps:
-        raise KeyboardInterrupt(f"{name}: stopped at step {trainer.state.global_step} of {setup.steps}; "
-                                "a checkpoint holds the state")
+        raise KeyboardInterrupt(
+            f"{name}: stopped at step {trainer.state.global_step} of {setup.steps}; a checkpoint holds the state"
+        )
     model.eval()
     return recorder

@@ -45,12 +45,30 @@ class StepRecorder:
     def last_step(self) -> int:
         return self.log_rows[-1]["step"] if self.log_rows else 0
 
-    def add(self, batch: Batch, loss_N: Tensor, selected_N: Tensor, weights: Weights, out: TrainingLoss,
-            tokens_of_step: int, step: int, steps_per_epoch: int) -> None:
+    def add(
+        self,
+        batch: Batch,
+        loss_N: Tensor,
+        selected_N: Tensor,
+        weights: Weights,
+        out: TrainingLoss,
+        tokens_of_step: int,
+        step: int,
+        steps_per_epoch: int,
+    ) -> None:
         """One micro-batch of optimiser step `step`, with N response tokens."""
         if self._step is None or self._step["step"] != step:
-            self._step = {"step": step, "epoch": step / steps_per_epoch, "tokens": tokens_of_step, "total": 0.0,
-                          "mle": 0.0, "n_mle": 0, "distill": 0.0, "n_distill": 0, "selected": 0}
+            self._step = {
+                "step": step,
+                "epoch": step / steps_per_epoch,
+                "tokens": tokens_of_step,
+                "total": 0.0,
+                "mle": 0.0,
+                "n_mle": 0,
+                "distill": 0.0,
+                "n_distill": 0,
+                "selected": 0,
+            }
         sums = self._step
         mle_N, distill_N = weights.mle_N > 0, weights.distill_N > 0
         sums["total"] += float(out.total.detach())
@@ -61,33 +79,51 @@ class StepRecorder:
         sums["selected"] += int(selected_N.sum())
         example_ids, positions = zip(*batch.keys, strict=True)
         kinds = pl.Series(selected_N.cpu().numpy())
-        self.selection_frames.append(pl.DataFrame({
-            "example_id": list(example_ids), "position": pl.Series(positions, dtype=pl.Int32),
-            "loss": loss_N.float().cpu().numpy(), "selected": kinds,
-        }).select(
-            pl.lit(step, pl.Int32).alias("step"), pl.lit(step / steps_per_epoch, pl.Float32).alias("epoch"),
-            "example_id", "position", "loss", "selected",
-            pl.when("selected").then(pl.lit(self.ablation.selected.kind)).otherwise(pl.lit(self.ablation.rest.kind))
-            .alias("objective"),
-        ))
+        self.selection_frames.append(
+            pl.DataFrame(
+                {
+                    "example_id": list(example_ids),
+                    "position": pl.Series(positions, dtype=pl.Int32),
+                    "loss": loss_N.float().cpu().numpy(),
+                    "selected": kinds,
+                }
+            ).select(
+                pl.lit(step, pl.Int32).alias("step"),
+                pl.lit(step / steps_per_epoch, pl.Float32).alias("epoch"),
+                "example_id",
+                "position",
+                "loss",
+                "selected",
+                pl.when("selected")
+                .then(pl.lit(self.ablation.selected.kind))
+                .otherwise(pl.lit(self.ablation.rest.kind))
+                .alias("objective"),
+            )
+        )
 
     def end_step(self, learning_rate: float, grad_norm: float) -> dict:
         """Close the row of the optimiser step that was just taken."""
         sums, self._step = self._step, None
         row = {
-            "step": sums["step"], "epoch": sums["epoch"], "loss": sums["total"] / sums["tokens"],
+            "step": sums["step"],
+            "epoch": sums["epoch"],
+            "loss": sums["total"] / sums["tokens"],
             "mle_loss": sums["mle"] / sums["n_mle"] if sums["n_mle"] else None,
             "distill_loss": sums["distill"] / sums["n_distill"] if sums["n_distill"] else None,
-            "selected_share": sums["selected"] / sums["tokens"], "learning_rate": learning_rate,
-            "grad_norm": grad_norm, "tokens": sums["tokens"],
+            "selected_share": sums["selected"] / sums["tokens"],
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens": sums["tokens"],
         }
         self.log_rows.append(row)
         return row
 
     def training_log(self) -> pl.DataFrame:
         """The `training_log` table."""
-        schema = {name: pl.DataFrame(TABLES["training_log"].schema.empty_table()).schema[name]
-                  for name in TABLES["training_log"].columns}
+        schema = {
+            name: pl.DataFrame(TABLES["training_log"].schema.empty_table()).schema[name]
+            for name in TABLES["training_log"].columns
+        }
         return pl.DataFrame(self.log_rows, schema=schema)
 
     def selections(self) -> pl.DataFrame:
@@ -170,7 +206,8 @@ class CheckpointCallback(TrainerCallback):
         self.reporter.info(
             f"{self.name}: step {row['step']}/{self.setup.steps}, loss {row['loss']:.3f}, selected "
             f"{row['selected_share']:.0%}, {tokens:,.0f} response tokens/s, "
-            f"{rate * (self.setup.steps - row['step']):.0f} s to go")
+            f"{rate * (self.setup.steps - row['step']):.0f} s to go"
+        )
 
     def on_save(self, args, state, control, **kwargs):
         folder = self.work_dir / f"checkpoint-{state.global_step}"

@@ -30,15 +30,27 @@ def _read(store: Store, table: str, **partitions: str) -> pl.DataFrame:
 
 def _outcome(passed: bool, description: str, warn: bool = False, **figures) -> Outcome:
     return dg.AssetCheckResult(
-        passed=bool(passed), description=description, metadata={k: v for k, v in figures.items() if v is not None},
-        severity=dg.AssetCheckSeverity.WARN if warn else dg.AssetCheckSeverity.ERROR)
+        passed=bool(passed),
+        description=description,
+        metadata={k: v for k, v in figures.items() if v is not None},
+        severity=dg.AssetCheckSeverity.WARN if warn else dg.AssetCheckSeverity.ERROR,
+    )
 
 
 def one_row_per_response_token(store: Store, study: str) -> Outcome:
     """Every response token of every split once, and no prompt or padding token."""
-    expected = _read(store, "tokenized_dataset", study=study).select(
-        "example_id", "split", position=pl.int_ranges(0, pl.col("response_mask").list.len(), dtype=pl.Int32),
-        mask="response_mask").explode("position", "mask").filter("mask").drop("mask")
+    expected = (
+        _read(store, "tokenized_dataset", study=study)
+        .select(
+            "example_id",
+            "split",
+            position=pl.int_ranges(0, pl.col("response_mask").list.len(), dtype=pl.Int32),
+            mask="response_mask",
+        )
+        .explode("position", "mask")
+        .filter("mask")
+        .drop("mask")
+    )
     rows = _read(store, "token_losses", study=study).select(pl.col("example_id", "split").cast(pl.String), "position")
     on = ["example_id", "split", "position"]
     missing, odd = expected.join(rows, on=on, how="anti"), rows.join(expected, on=on, how="anti")
@@ -46,29 +58,51 @@ def one_row_per_response_token(store: Store, study: str) -> Outcome:
     return _outcome(
         not len(missing) and not len(odd) and not double,
         f"{len(missing)} response tokens without a row, {len(odd)} rows of no response token, {double} double rows",
-        tokens=len(expected), rows=len(rows), missing=len(missing), unexpected=len(odd), doubled=double)
+        tokens=len(expected),
+        rows=len(rows),
+        missing=len(missing),
+        unexpected=len(odd),
+        doubled=double,
+    )
 
 
 def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
     """The first user message, in lower case and with single spaces, is in one split only."""
     questions = _read(store, "examples", dataset=dataset).select(
-        "split", question=pl.col("messages").list.eval(
-            pl.element().filter(pl.element().struct["role"] == "user").struct["content"].first()).list.first()
-        .str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars())
-    shared = questions.filter(pl.col("question").is_not_null()).group_by("question").agg(
-        pl.col("split").unique()).filter(pl.col("split").list.len() > 1)
-    return _outcome(not len(shared), f"{len(shared)} questions in more than one split", shared_questions=len(shared),
-                    first=shared["question"].sort()[0][:200] if len(shared) else None)
+        "split",
+        question=pl.col("messages")
+        .list.eval(pl.element().filter(pl.element().struct["role"] == "user").struct["content"].first())
+        .list.first()
+        .str.to_lowercase()
+        .str.replace_all(r"\s+", " ")
+        .str.strip_chars(),
+    )
+    shared = (
+        questions.filter(pl.col("question").is_not_null())
+        .group_by("question")
+        .agg(pl.col("split").unique())
+        .filter(pl.col("split").list.len() > 1)
+    )
+    return _outcome(
+        not len(shared),
+        f"{len(shared)} questions in more than one split",
+        shared_questions=len(shared),
+        first=shared["question"].sort()[0][:200] if len(shared) else None,
+    )
 
 
 def losses_finite(store: Store, study: str) -> Outcome:
     """No NaN, infinity or null among losses and entropies, and none below zero by more than rounding."""
     columns = ["loss", "entropy", "base_loss", "base_entropy"]
     frame = _read(store, "token_losses", study=study).select(columns)
-    bad = {name: int((~frame[name].is_finite() | (frame[name] < -ENTROPY_SLACK)).fill_null(True).sum())
-           for name in columns}
-    return _outcome(len(frame) and not any(bad.values()),
-                    f"{sum(bad.values())} of {len(frame)} rows hold a value that no loss or entropy can have", **bad)
+    bad = {
+        name: int((~frame[name].is_finite() | (frame[name] < -ENTROPY_SLACK)).fill_null(True).sum()) for name in columns
+    }
+    return _outcome(
+        len(frame) and not any(bad.values()),
+        f"{sum(bad.values())} of {len(frame)} rows hold a value that no loss or entropy can have",
+        **bad,
+    )
 
 
 def uncertainty_bounds(store: Store, study: str) -> Outcome:
@@ -77,16 +111,26 @@ def uncertainty_bounds(store: Store, study: str) -> Outcome:
     low, high = frame["bald"] < -ENTROPY_SLACK, frame["bald"] > frame["predictive_entropy"] + ENTROPY_SLACK
     odd = ~(frame["bald"].is_finite() & frame["predictive_entropy"].is_finite())
     bad = int((low | high | odd).fill_null(True).sum())
-    return _outcome(len(frame) and not bad, f"{bad} of {len(frame)} tokens out of bounds", out_of_bounds=bad,
-                    below_zero=int(low.sum()), above_entropy=int(high.sum()))
+    return _outcome(
+        len(frame) and not bad,
+        f"{bad} of {len(frame)} tokens out of bounds",
+        out_of_bounds=bad,
+        below_zero=int(low.sum()),
+        above_entropy=int(high.sum()),
+    )
 
 
 def bald_alive(store: Store, study: str) -> Outcome:
     """Some token's BALD is above rounding: without active dropout the passes are equal and it is zero."""
     bald = _read(store, "token_uncertainty", study=study)["bald"]
     largest = bald.max() or 0.0
-    return _outcome(largest > BALD_FLOOR, f"the largest BALD is {largest:.3g} nats, the floor {BALD_FLOOR:g}",
-                    largest=float(largest), mean=float(bald.mean() or 0.0), floor=BALD_FLOOR)
+    return _outcome(
+        largest > BALD_FLOOR,
+        f"the largest BALD is {largest:.3g} nats, the floor {BALD_FLOOR:g}",
+        largest=float(largest),
+        mean=float(bald.mean() or 0.0),
+        floor=BALD_FLOOR,
+    )
 
 
 def joins_one_to_one(store: Store, study: str) -> Outcome:
@@ -95,8 +139,14 @@ def joins_one_to_one(store: Store, study: str) -> Outcome:
     uncertainty = _read(store, "token_uncertainty", study=study).select(JOIN)
     double = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
     lone = len(losses.join(uncertainty, on=JOIN, how="anti")) + len(uncertainty.join(losses, on=JOIN, how="anti"))
-    return _outcome(not lone and not double, f"{lone} tokens in one table only, {double} double rows",
-                    losses=len(losses), uncertainty=len(uncertainty), alone=lone, doubled=double)
+    return _outcome(
+        not lone and not double,
+        f"{lone} tokens in one table only, {double} double rows",
+        losses=len(losses),
+        uncertainty=len(uncertainty),
+        alone=lone,
+        doubled=double,
+    )
 
 
 def cached_teacher_matches_online(store: Store, study: str) -> Outcome:
@@ -105,8 +155,9 @@ def cached_teacher_matches_online(store: Store, study: str) -> Outcome:
     error, bound = metrics.get("online_check_max_error"), metrics.get("online_check_bound")
     if error is None or bound is None:
         return _outcome(False, "the stage did not compare them")
-    return _outcome(error <= bound, f"at most {error:.3g} apart, where {bound:.3g} is allowed", error=error,
-                    bound=bound)
+    return _outcome(
+        error <= bound, f"at most {error:.3g} apart, where {bound:.3g} is allowed", error=error, bound=bound
+    )
 
 
 def selections_as_specified(store: Store, study: str, ablation: AblationSpec) -> Outcome:
@@ -124,17 +175,25 @@ def selections_as_specified(store: Store, study: str, ablation: AblationSpec) ->
         groups = pl.DataFrame({"step": [0], "n": [len(tokens)], "selected": [int(tokens["selected"].sum())]})
     wrong = [step for step, n, selected in groups.iter_rows() if selected != count_selected(quantile, n)]
     total, selected = int(groups["n"].sum()), int(groups["selected"].sum())
-    return _outcome(total and not wrong, f"{selected} of {total} tokens selected; {len(wrong)} batches off the spec",
-                    share=selected / total if total else None, quantile=quantile, steps=len(groups),
-                    wrong_steps=", ".join(map(str, wrong[:10])) or None)
+    return _outcome(
+        total and not wrong,
+        f"{selected} of {total} tokens selected; {len(wrong)} batches off the spec",
+        share=selected / total if total else None,
+        quantile=quantile,
+        steps=len(groups),
+        wrong_steps=", ".join(map(str, wrong[:10])) or None,
+    )
 
 
 def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:
     """dataset, value, ci_low, ci_high of a split's loss; no rows where the model was not evaluated yet."""
     if not store.path(table_place("evaluations", study=study, ablation=ablation)).is_dir():
         return pl.DataFrame(schema={"dataset": pl.String, **dict.fromkeys(("value", "ci_low", "ci_high"), pl.Float64)})
-    return _read(store, "evaluations", study=study, ablation=ablation).filter(
-        (pl.col("metric") == "loss") & (pl.col("split") == split)).select("dataset", "value", "ci_low", "ci_high")
+    return (
+        _read(store, "evaluations", study=study, ablation=ablation)
+        .filter((pl.col("metric") == "loss") & (pl.col("split") == split))
+        .select("dataset", "value", "ci_low", "ci_high")
+    )
 
 
 def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
@@ -143,9 +202,13 @@ def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
     if not len(both):
         return _nothing_to_compare(study)
     return _outcome(
-        not len(both.filter(pl.col("value") > pl.col("value_other"))), "; ".join(
+        not len(both.filter(pl.col("value") > pl.col("value_other"))),
+        "; ".join(
             f"{dataset}: {student:.3f} nats a token, the base model {base:.3f}"
-            for dataset, student, base in both.select("dataset", "value", "value_other").iter_rows()), warn=True)
+            for dataset, student, base in both.select("dataset", "value", "value_other").iter_rows()
+        ),
+        warn=True,
+    )
 
 
 def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
@@ -156,10 +219,15 @@ def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
     if not len(both):
         return _nothing_to_compare(study)
     return _outcome(
-        not len(both.filter(pl.col("value") > pl.col("ci_high_other"))), "; ".join(
+        not len(both.filter(pl.col("value") > pl.col("ci_high_other"))),
+        "; ".join(
             f"{dataset}: {student:.3f} nats a token, the teacher {teacher:.3f} (up to {high:.3f})"
             for dataset, student, teacher, high in both.select(
-                "dataset", "value", "value_other", "ci_high_other").iter_rows()), warn=True)
+                "dataset", "value", "value_other", "ci_high_other"
+            ).iter_rows()
+        ),
+        warn=True,
+    )
 
 
 def _compare(store: Store, study: str, ablation: str, other: str, split: str) -> pl.DataFrame:
@@ -173,8 +241,11 @@ def _nothing_to_compare(study: str) -> Outcome:
 
 def selected_share(study: str, ablation: AblationSpec) -> StageCheck:
     """The student's own check. It runs in the student's op: that op also makes what is downstream of it."""
-    return StageCheck("selected_share", "As many tokens are selected as the spec says.",
-                      lambda store: selections_as_specified(store, study, ablation))
+    return StageCheck(
+        "selected_share",
+        "As many tokens are selected as the spec says.",
+        lambda store: selections_as_specified(store, study, ablation),
+    )
 
 
 def build_checks(config: Config) -> list[dg.AssetChecksDefinition]:
@@ -198,16 +269,34 @@ def _study_checks(config: Config, study: StudySpec) -> list[dg.AssetChecksDefini
     ]
     for arm in study.ablations:
         for function in (quality_in_distribution, ood_kept):
-            checks.append(_check((name, arm, "evaluation"), function, name, arm, blocking=False,
-                                 also=[(name, "reference_evaluation")]))
+            checks.append(
+                _check(
+                    (name, arm, "evaluation"),
+                    function,
+                    name,
+                    arm,
+                    blocking=False,
+                    also=[(name, "reference_evaluation")],
+                )
+            )
     return checks
 
 
-def _check(asset: tuple[str, ...], function: Callable[..., Outcome], *arguments: str, blocking: bool = True,
-           also: list[tuple[str, ...]] | None = None) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=dg.AssetKey(asset), name=function.__name__, blocking=blocking,
-                    description=" ".join((function.__doc__ or "").split()), required_resource_keys={"store"},
-                    additional_deps=[dg.AssetKey(key) for key in also or []])
+def _check(
+    asset: tuple[str, ...],
+    function: Callable[..., Outcome],
+    *arguments: str,
+    blocking: bool = True,
+    also: list[tuple[str, ...]] | None = None,
+) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=dg.AssetKey(asset),
+        name=function.__name__,
+        blocking=blocking,
+        description=" ".join((function.__doc__ or "").split()),
+        required_resource_keys={"store"},
+        additional_deps=[dg.AssetKey(key) for key in also or []],
+    )
     def check(context) -> dg.AssetCheckResult:
         return function(context.resources.store, *arguments)
 

@@ -18,7 +18,8 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 ABLATION_HELP = (
     "only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
-    "The report is rebuilt as well where everything else that it shows is up to date; otherwise it is left as it was")
+    "The report is rebuilt as well where everything else that it shows is up to date; otherwise it is left as it was"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,9 +27,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tokenuq", description="Token-level uncertainty-aware post-training.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser(
-        "run", help="bring a study up to date",
+        "run",
+        help="bring a study up to date",
         description="Runs the study's Dagster job for what is missing or stale, and prints the ablation table. "
-                    "Stopped with Ctrl-C, the same command goes on from the last checkpoint.")
+        "Stopped with Ctrl-C, the same command goes on from the last checkpoint.",
+    )
     run.add_argument("--study", required=True, metavar="STUDY", help="a name of studies.yaml")
     run.add_argument("--ablation", action="append", nargs="+", metavar="NAME", help=ABLATION_HELP)
     run.set_defaults(function=run_command)

@@ -36,14 +36,17 @@ def stage_groups(config: Config) -> list[tuple[str, str, list[StageAsset]]]:
             ("measure", f"{name}__measure", measure_assets(config, study)),
             ("analyse", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
         ]
-        groups += [("train_student", f"{name}__{arm}__student", ablation_assets(config, study, config.ablations[arm]))
-                   for arm in study.ablations]
+        groups += [
+            ("train_student", f"{name}__{arm}__student", ablation_assets(config, study, config.ablations[arm]))
+            for arm in study.ablations
+        ]
         groups.append(("report", f"{name}__ablation_report", [ablation_report(config, study)]))
     return groups
 
 
-def build_defs(config: Config, home: Path | None = None,
-               launcher: dg.ConfigurableResource | None = None) -> dg.Definitions:
+def build_defs(
+    config: Config, home: Path | None = None, launcher: dg.ConfigurableResource | None = None
+) -> dg.Definitions:
     """All assets, checks and jobs of `config`, with results in the store at `home`.
 
     `launcher` is where heavy stages run; by default a child process of this one.
@@ -55,7 +58,8 @@ def build_defs(config: Config, home: Path | None = None,
         resources={"store": Store(home or store_home()), "launcher": launcher or StageLauncher()},
         # The heavy work is in children anyway; further processes would only import Dagster again.
         executor=dg.in_process_executor,
-        loggers={"console": compact_logger})
+        loggers={"console": compact_logger},
+    )
 
 
 def load_defs() -> dg.Definitions:

@@ -32,8 +32,10 @@ def config_folders(environment: Mapping[str, str]) -> list[Path]:
     folders = [checkout() / "config"]
     if extra := environment.get("TOKENUQ_CONFIG"):
         if not Path(extra).is_dir():
-            raise InputError(f"TOKENUQ_CONFIG: {extra}: no such folder; name one that holds models.yaml, "
-                             "datasets.yaml, studies.yaml or ablations.yaml, or unset it")
+            raise InputError(
+                f"TOKENUQ_CONFIG: {extra}: no such folder; name one that holds models.yaml, "
+                "datasets.yaml, studies.yaml or ablations.yaml, or unset it"
+            )
         folders.append(Path(extra).expanduser().resolve())
     return folders
 

@@ -20,9 +20,10 @@ def build_jobs(config: Config) -> list:
             selection=dg.AssetSelection.key_prefixes([study.name])
             | dg.AssetSelection.assets(*study_keys(config, study)),
             description=f"The whole study {study.name}: {study.model} on {study.dataset}, "
-                        f"ablations {', '.join(study.ablations)}.",
+            f"ablations {', '.join(study.ablations)}.",
             tags={"study": study.name},
             # Without its config a logger is not used: Dagster falls back to its own.
-            config={"loggers": {"console": {"config": {}}}})
+            config={"loggers": {"console": {"config": {}}}},
+        )
         for study in config.studies.values()
     ]

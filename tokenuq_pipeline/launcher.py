@@ -98,13 +98,23 @@ class StageLauncher(dg.ConfigurableResource):
             _Output(staging) as output,
         ):
             environment = {
-                **os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
-                **session.get_bootstrap_env_vars(), PARENT_PIPE: str(read_end)}
+                **os.environ,
+                "TOKENIZERS_PARALLELISM": "false",
+                "PYTHONUNBUFFERED": "1",
+                **session.get_bootstrap_env_vars(),
+                PARENT_PIPE: str(read_end),
+            }
             command = [sys.executable, "-m", f"{self.package}.{request.entrypoint}", str(request_file)]
             # Its own session: Ctrl-C in a terminal reaches this process alone, which then asks the child to stop.
             process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=output.stdout, stderr=output.stderr,
-                start_new_session=True, pass_fds=[read_end, lock])
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output.stdout,
+                stderr=output.stderr,
+                start_new_session=True,
+                pass_fds=[read_end, lock],
+            )
             refusal = None
             try:
                 while True:
@@ -124,8 +134,9 @@ class StageLauncher(dg.ConfigurableResource):
             if process.returncode != 0:
                 raise self._failure(request, process.returncode, refusal, output) from None
 
-    def _stop(self, context: dg.AssetExecutionContext, process: subprocess.Popen, reader: MessageFile,
-              output: "_Output") -> None:
+    def _stop(
+        self, context: dg.AssetExecutionContext, process: subprocess.Popen, reader: MessageFile, output: "_Output"
+    ) -> None:
         """Ends the child with all that it started. A second interrupt meanwhile kills at once."""
         try:
             if process.poll() is None:

@@ -47,10 +47,12 @@ def definition(asset: "StageAsset") -> dict:
 
 def column_schema(table: str) -> dg.TableSchema:
     """The table's columns with types and meanings."""
-    return dg.TableSchema(columns=[
-        dg.TableColumn(name, _type_name(dtype), description=meaning)
-        for name, (dtype, meaning) in TABLES[table].columns.items()
-    ])
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(name, _type_name(dtype), description=meaning)
+            for name, (dtype, meaning) in TABLES[table].columns.items()
+        ]
+    )
 
 
 def materialization(asset: "StageAsset", result: AssetResult, store: Store) -> dict:

@@ -78,7 +78,8 @@ class StudyRunner:
             for name in ablations:
                 if name not in known:
                     raise InputError(
-                        f"studies.yaml: {self.study}.ablations: has no {name!r}; it has {', '.join(known)}")
+                        f"studies.yaml: {self.study}.ablations: has no {name!r}; it has {', '.join(known)}"
+                    )
             own = {key for key in own if len(key.path) == 3 and key.path[1] in ablations}
         return ancestors(self.parents, own)
 
@@ -127,9 +128,15 @@ class StudyRunner:
         for check in sorted(checks if not wave else (), key=str):
             self.console.line(f"to check: {check.asset_key.to_user_string()}: {check.name}")
         run = self.instance.create_run_for_job(
-            selected, run_config={"loggers": {"console": {"config": {}}}}, asset_selection=frozenset(wave) or None,
-            tags={**job.run_tags, ".dagster/repository": f"__repository__@{CODE_LOCATION}",
-                  PROCESS_TAG: process_name()})
+            selected,
+            run_config={"loggers": {"console": {"config": {}}}},
+            asset_selection=frozenset(wave) or None,
+            tags={
+                **job.run_tags,
+                ".dagster/repository": f"__repository__@{CODE_LOCATION}",
+                PROCESS_TAG: process_name(),
+            },
+        )
         wave_log = _WaveLog(self, wave)
         for event in execute_run_iterator(InMemoryJob(selected), run, self.instance):
             wave_log.see(event)

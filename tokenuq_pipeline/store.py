@@ -86,12 +86,28 @@ class Store:
             _sync(final.parent)
         return final
 
-    def write_manifest(self, asset: str, *, data_version: str, code_version: str, fields: dict, spec_hash: str,
-                       outputs: dict[str, str], inputs: dict[str, str | None], metrics: dict) -> dict:
+    def write_manifest(
+        self,
+        asset: str,
+        *,
+        data_version: str,
+        code_version: str,
+        fields: dict,
+        spec_hash: str,
+        outputs: dict[str, str],
+        inputs: dict[str, str | None],
+        metrics: dict,
+    ) -> dict:
         """Say that `asset` is whole: what it was made from, and every file of it with size and SHA-256."""
         manifest = {
-            "asset": asset, "data_version": data_version, "code_version": code_version, "spec_hash": spec_hash,
-            "fields": fields, "input_data_versions": inputs, "metrics": metrics, "outputs": outputs,
+            "asset": asset,
+            "data_version": data_version,
+            "code_version": code_version,
+            "spec_hash": spec_hash,
+            "fields": fields,
+            "input_data_versions": inputs,
+            "metrics": metrics,
+            "outputs": outputs,
             "files": [file for place in outputs.values() for file in self._files(place)],
         }
         path = self._manifest_path(asset)

@@ -34,8 +34,12 @@ class Example:
     @property
     def row(self) -> dict:
         """A row of the table `examples`."""
-        return {"example_id": self.id, "split": self.split, "messages": self.messages,
-                "source": json.dumps(self.source, ensure_ascii=False, sort_keys=True)}
+        return {
+            "example_id": self.id,
+            "split": self.split,
+            "messages": self.messages,
+            "source": json.dumps(self.source, ensure_ascii=False, sort_keys=True),
+        }
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,12 @@ def load_examples(spec: DatasetSpec) -> LoadedExamples:
     """
     from tokenuq_ml.datasets import alpaca_eval, gym, ifeval, messages
 
-    loaders = {"reasoning_gym": gym.load, "alpaca_eval": alpaca_eval.load, "ifeval": ifeval.load,
-               "messages": messages.load}
+    loaders = {
+        "reasoning_gym": gym.load,
+        "alpaca_eval": alpaca_eval.load,
+        "ifeval": ifeval.load,
+        "messages": messages.load,
+    }
     return loaders[spec.format](spec)
 
 
@@ -83,8 +91,9 @@ def draw_splits(spec: DatasetSpec, examples: Sequence[Example], where: str) -> L
     """
     usable, wanted = distinct(examples), sum(spec.sizes.values())
     if len(usable) < wanted:
-        raise InputError(f"{where}: holds {len(usable)} distinct questions, `sizes` of {spec.name} asks for {wanted}; "
-                         "lower `sizes`")
+        raise InputError(
+            f"{where}: holds {len(usable)} distinct questions, `sizes` of {spec.name} asks for {wanted}; lower `sizes`"
+        )
     order = list(range(len(usable)))
     random.Random(f"{spec.name}|{spec.seed}").shuffle(order)
     assigned, start = {}, 0
@@ -107,8 +116,10 @@ def take_named_splits(spec: DatasetSpec, examples: Sequence[Example], where: str
     for example in asked:
         first = split_of.setdefault(example.question, example)
         if first.split != example.split:
-            raise InputError(f"{where}: {first.id} in split {first.split!r} and {example.id} in {example.split!r} ask "
-                             "the same question (numbers are lines); take one of them out")
+            raise InputError(
+                f"{where}: {first.id} in split {first.split!r} and {example.id} in {example.split!r} ask "
+                "the same question (numbers are lines); take one of them out"
+            )
     drawn, dropped = [], 0
     for split, size in spec.sizes.items():
         one_split = spec.model_copy(update={"sizes": {split: size}})

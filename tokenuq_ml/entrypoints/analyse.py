@@ -30,8 +30,10 @@ def joined_tokens(losses: pl.DataFrame, uncertainty: pl.DataFrame) -> pl.DataFra
     """
     tokens = losses.join(uncertainty, on=KEYS, how="inner", validate="1:1")
     if not len(tokens) == len(losses) == len(uncertainty):
-        raise InputError(f"token_losses has {len(losses):,} rows, token_uncertainty {len(uncertainty):,}, and "
-                         f"{len(tokens):,} of them join; materialise both again")
+        raise InputError(
+            f"token_losses has {len(losses):,} rows, token_uncertainty {len(uncertainty):,}, and "
+            f"{len(tokens):,} of them join; materialise both again"
+        )
     return tokens
 
 
@@ -40,21 +42,38 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     asset = request.assets["uncertainty_analysis"]
     tokens = joined_tokens(read_table(request.inputs["token_losses"]), read_table(request.inputs["token_uncertainty"]))
     table = analyse(tokens, EvaluationSpec(**asset.fields["evaluation"]))
-    digest = write_table(table, "uncertainty_analysis", asset.outputs["uncertainty_analysis"],
-                         spec_hash=asset.spec_hash, code_version=asset.code_version)
+    digest = write_table(
+        table,
+        "uncertainty_analysis",
+        asset.outputs["uncertainty_analysis"],
+        spec_hash=asset.spec_hash,
+        code_version=asset.code_version,
+    )
     plots.loss_vs_bald(tokens, Path(asset.outputs["plots"]) / "loss_vs_bald.png")
     overall = table.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
     headlines = {
         name: overall.filter((pl.col("x") == x) & (pl.col("y") == y) & (pl.col("method") == method))["value"].item()
         for name, (x, y, method) in HEADLINES.items()
     }
-    reporter.info(f"{request.study}: Spearman of loss with BALD {headlines['spearman_loss_bald'] or float('nan'):.3f}, "
-                  f"with expected entropy {headlines['spearman_loss_expected_entropy'] or float('nan'):.3f}")
+    reporter.info(
+        f"{request.study}: Spearman of loss with BALD {headlines['spearman_loss_bald'] or float('nan'):.3f}, "
+        f"with expected entropy {headlines['spearman_loss_expected_entropy'] or float('nan'):.3f}"
+    )
     medians = tokens.group_by(pl.col("category").cast(pl.String)).agg(pl.col("bald").median()).sort("category")
-    reporter.done(AssetResult(stage="uncertainty_analysis", data_version=digest, metrics={
-        **headlines, "tokens": len(tokens), "mean_loss": tokens["loss"].mean(), "mean_bald": tokens["bald"].mean(),
-        **{f"median_bald_{category}": median for category, median in medians.iter_rows()}},
-        plots={"Loss against BALD": "plots/loss_vs_bald.png"}))
+    reporter.done(
+        AssetResult(
+            stage="uncertainty_analysis",
+            data_version=digest,
+            metrics={
+                **headlines,
+                "tokens": len(tokens),
+                "mean_loss": tokens["loss"].mean(),
+                "mean_bald": tokens["bald"].mean(),
+                **{f"median_bald_{category}": median for category, median in medians.iter_rows()},
+            },
+            plots={"Loss against BALD": "plots/loss_vs_bald.png"},
+        )
+    )
 
 
 if __name__ == "__main__":

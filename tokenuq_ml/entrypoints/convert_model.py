@@ -18,8 +18,11 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     figures = convert(spec, folder)
     reporter.info(f"{spec.name}: {figures['parameters']:,} parameters, stored as {figures['stored_dtype']} safetensors")
     # What the tokenizer and template are decides the tokens, so they are content as well as the weights.
-    text = [(folder / name).read_text() for name in ("config.json", "tokenizer.json", "chat_template.jinja")
-            if (folder / name).exists()]
+    text = [
+        (folder / name).read_text()
+        for name in ("config.json", "tokenizer.json", "chat_template.jinja")
+        if (folder / name).exists()
+    ]
     digest = joined_digest(*(tensors_digest(path, *text) for path in sorted(folder.glob("*.safetensors"))))
     reporter.done(AssetResult(stage="models", data_version=digest, metrics=figures))
 

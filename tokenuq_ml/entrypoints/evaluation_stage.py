@@ -20,9 +20,20 @@ from tokenuq_ml.token_losses import score_examples
 from tokenuq_ml.tokenization import prompt_ids
 
 
-def evaluate_and_store(model: PreTrainedModel, tokenizer, examples: list[TokenizedExample], asset: AssetRequest,
-                       inputs: dict[str, str], numerics: Numerics, reporter: Reporter, *, family: str,
-                       seed: int | None, suffix: str, name: str) -> tuple[str, dict[str, float]]:
+def evaluate_and_store(
+    model: PreTrainedModel,
+    tokenizer,
+    examples: list[TokenizedExample],
+    asset: AssetRequest,
+    inputs: dict[str, str],
+    numerics: Numerics,
+    reporter: Reporter,
+    *,
+    family: str,
+    seed: int | None,
+    suffix: str,
+    name: str,
+) -> tuple[str, dict[str, float]]:
     """Fill the outputs `evaluations<suffix>` and, with IF-Eval, `generations<suffix>`.
 
     Evaluates the model as it stands (its active adapter, or none). Returns the content
@@ -38,11 +49,18 @@ def evaluate_and_store(model: PreTrainedModel, tokenizer, examples: list[Tokeniz
         prompts = read_table(inputs[f"examples/{spec.ifeval.dataset}"])
         progress = Progress(reporter, f"{name} IF-Eval", len(prompts), "prompts")
         with numerics.autocast():
-            answers = generate(model, tokenizer, [prompt_ids(tokenizer, m) for m in prompts["messages"].to_list()],
-                               max_new_tokens=spec.ifeval.max_new_tokens, batch_size=spec.ifeval.batch_size,
-                               progress=progress.add)
+            answers = generate(
+                model,
+                tokenizer,
+                [prompt_ids(tokenizer, m) for m in prompts["messages"].to_list()],
+                max_new_tokens=spec.ifeval.max_new_tokens,
+                batch_size=spec.ifeval.batch_size,
+                progress=progress.add,
+            )
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-        generations = check(prompts, texts).with_columns(n_tokens=pl.Series([len(ids) for ids in answers], dtype=pl.Int32))
+        generations = check(prompts, texts).with_columns(
+            n_tokens=pl.Series([len(ids) for ids in answers], dtype=pl.Int32)
+        )
         rows.append(ifeval_metrics(generations, spec.ifeval.dataset, spec))
         digests.append(write_table(generations, "generations", asset.outputs[f"generations{suffix}"], **versions))
     table = with_identity(pl.concat(rows), family, seed)

@@ -18,13 +18,22 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     loaded = load_examples(spec)
     rows = [example.row for example in loaded.examples]
     table = pa.Table.from_pylist(rows, schema=TABLES["examples"].schema)
-    digest = write_table(table, "examples", asset.outputs["examples"], spec_hash=asset.spec_hash,
-                         code_version=asset.code_version)
+    digest = write_table(
+        table, "examples", asset.outputs["examples"], spec_hash=asset.spec_hash, code_version=asset.code_version
+    )
     counts = Counter(example.split for example in loaded.examples)
     reporter.info(f"{spec.name}: {', '.join(f'{count} {split}' for split, count in counts.items())}")
-    reporter.done(AssetResult(stage="datasets", data_version=digest, metrics={
-        **{f"rows_{split}": count for split, count in counts.items()},
-        "duplicate_questions_dropped": loaded.duplicates_dropped, **template_overlap(loaded.examples)}))
+    reporter.done(
+        AssetResult(
+            stage="datasets",
+            data_version=digest,
+            metrics={
+                **{f"rows_{split}": count for split, count in counts.items()},
+                "duplicate_questions_dropped": loaded.duplicates_dropped,
+                **template_overlap(loaded.examples),
+            },
+        )
+    )
 
 
 def template_overlap(examples: list[Example]) -> dict[str, int]:
@@ -34,8 +43,11 @@ def template_overlap(examples: list[Example]) -> dict[str, int]:
     if not templates["test"]:
         return {}
     train, test = set(templates["train"]), templates["test"]
-    return {"test_templates": len(set(test)), "test_templates_shared_with_train": len(set(test) & train),
-            "test_examples_sharing_train_template": sum(template in train for template in test)}
+    return {
+        "test_templates": len(set(test)),
+        "test_templates_shared_with_train": len(set(test) & train),
+        "test_examples_sharing_train_template": sum(template in train for template in test),
+    }
 
 
 if __name__ == "__main__":

@@ -55,21 +55,44 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         tokens = sum(len(example.input_ids) for example in examples)
         progress = Progress(reporter, f"{study}/token_uncertainty", tokens * spec.samples, "tokens")
         frame = token_uncertainty(model, examples, spec, numerics, progress.add)
-        digest = write_table(frame, "token_uncertainty", asset.outputs["token_uncertainty"],
-                             spec_hash=asset.spec_hash, code_version=asset.code_version)
-        reporter.done(AssetResult(stage="token_uncertainty", data_version=digest, metrics={
-            "samples": spec.samples, "dropout": spec.dropout, "mask": spec.mask, "mean_bald": frame["bald"].mean(),
-            "max_bald": frame["bald"].max(), "mean_expected_entropy": frame["expected_entropy"].mean(),
-            **numerics.fields()}))
+        digest = write_table(
+            frame,
+            "token_uncertainty",
+            asset.outputs["token_uncertainty"],
+            spec_hash=asset.spec_hash,
+            code_version=asset.code_version,
+        )
+        reporter.done(
+            AssetResult(
+                stage="token_uncertainty",
+                data_version=digest,
+                metrics={
+                    "samples": spec.samples,
+                    "dropout": spec.dropout,
+                    "mask": spec.mask,
+                    "mean_bald": frame["bald"].mean(),
+                    "max_bald": frame["bald"].max(),
+                    "mean_expected_entropy": frame["expected_entropy"].mean(),
+                    **numerics.fields(),
+                },
+            )
+        )
     if "reference_evaluation" in assets:
         _reference_evaluation(request, model, tokenizer, examples, numerics, reporter)
 
 
-def _losses_and_states(request: StageRequest, model: PeftModel, tokenizer, examples: list[TokenizedExample],
-                       numerics: Numerics, reporter: Reporter) -> None:
+def _losses_and_states(
+    request: StageRequest,
+    model: PeftModel,
+    tokenizer,
+    examples: list[TokenizedExample],
+    numerics: Numerics,
+    reporter: Reporter,
+) -> None:
     """Both assets of the one pass over the data: teacher and base model, batch by batch."""
-    progress = Progress(reporter, f"{request.study}/token_losses",
-                        2 * sum(len(example.input_ids) for example in examples), "tokens")
+    progress = Progress(
+        reporter, f"{request.study}/token_losses", 2 * sum(len(example.input_ids) for example in examples), "tokens"
+    )
     frames, states = [], {}
     for batch in length_batches(examples, MAX_TOKENS):
         teacher = score_batch(model, batch, numerics)
@@ -84,13 +107,30 @@ def _losses_and_states(request: StageRequest, model: PeftModel, tokenizer, examp
     tokens = with_categories(pl.concat(frames), tokenizer)
     if "token_losses" in request.assets:
         asset = request.assets["token_losses"]
-        digest = write_table(tokens, "token_losses", asset.outputs["token_losses"], spec_hash=asset.spec_hash,
-                             code_version=asset.code_version)
-        reporter.done(AssetResult(stage="token_losses", data_version=digest, metrics={
-            **{f"mean_loss_{split}": mean for split, mean in tokens.group_by("split").agg(pl.col("loss").mean()).sort("split").iter_rows()},
-            "mean_loss": tokens["loss"].mean(), "mean_base_loss": tokens["base_loss"].mean(),
-            "mean_entropy": tokens["entropy"].mean(), "token_accuracy": (tokens["rank"] == 0).mean(),
-            **numerics.fields()}))
+        digest = write_table(
+            tokens,
+            "token_losses",
+            asset.outputs["token_losses"],
+            spec_hash=asset.spec_hash,
+            code_version=asset.code_version,
+        )
+        reporter.done(
+            AssetResult(
+                stage="token_losses",
+                data_version=digest,
+                metrics={
+                    **{
+                        f"mean_loss_{split}": mean
+                        for split, mean in tokens.group_by("split").agg(pl.col("loss").mean()).sort("split").iter_rows()
+                    },
+                    "mean_loss": tokens["loss"].mean(),
+                    "mean_base_loss": tokens["base_loss"].mean(),
+                    "mean_entropy": tokens["entropy"].mean(),
+                    "token_accuracy": (tokens["rank"] == 0).mean(),
+                    **numerics.fields(),
+                },
+            )
+        )
     if "teacher_hidden" in request.assets:
         _store_states(request, model, examples, states, numerics, reporter)
 
@@ -107,8 +147,14 @@ def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
     return tokens.drop("special").with_columns(category=pl.Series(categories))
 
 
-def _store_states(request: StageRequest, model: PeftModel, examples: list[TokenizedExample], states: dict,
-                  numerics: Numerics, reporter: Reporter) -> None:
+def _store_states(
+    request: StageRequest,
+    model: PeftModel,
+    examples: list[TokenizedExample],
+    states: dict,
+    numerics: Numerics,
+    reporter: Reporter,
+) -> None:
     asset: AssetRequest = request.assets["teacher_hidden"]
     folder = Path(asset.outputs["teacher_hidden"])
     dataset, teacher = content_of(request.inputs["tokenized_dataset"]), adapter_digest(request.inputs["adapter"])
@@ -122,25 +168,56 @@ def _store_states(request: StageRequest, model: PeftModel, examples: list[Tokeni
     ]
     tokens = sum(len(state) for state in states.values())
     path = folder / "hidden.safetensors"
-    reporter.done(AssetResult(stage="teacher_hidden", data_version=joined_digest(tensors_digest(path), dataset), metrics={
-        "tokens": tokens, "hidden_size": next(iter(states.values())).shape[1], "stored_precision": "bfloat16",
-        "megabytes": path.stat().st_size / 1e6, "online_check_examples": len(sample),
-        "online_check_max_error": max(errors), "online_check_bound": ONLINE_CHECK_BOUND, **numerics.fields()}))
+    reporter.done(
+        AssetResult(
+            stage="teacher_hidden",
+            data_version=joined_digest(tensors_digest(path), dataset),
+            metrics={
+                "tokens": tokens,
+                "hidden_size": next(iter(states.values())).shape[1],
+                "stored_precision": "bfloat16",
+                "megabytes": path.stat().st_size / 1e6,
+                "online_check_examples": len(sample),
+                "online_check_max_error": max(errors),
+                "online_check_bound": ONLINE_CHECK_BOUND,
+                **numerics.fields(),
+            },
+        )
+    )
 
 
-def _reference_evaluation(request: StageRequest, model: PeftModel, tokenizer, examples: list[TokenizedExample],
-                          numerics: Numerics, reporter: Reporter) -> None:
+def _reference_evaluation(
+    request: StageRequest,
+    model: PeftModel,
+    tokenizer,
+    examples: list[TokenizedExample],
+    numerics: Numerics,
+    reporter: Reporter,
+) -> None:
     asset = request.assets["reference_evaluation"]
     digests, metrics = [], {}
     for family, adapter in (("base", None), ("teacher", TEACHER)):
         with use_adapter(model, adapter):
             digest, figures = evaluate_and_store(
-                model, tokenizer, examples, asset, request.inputs, numerics, reporter, family=family, seed=None,
-                suffix=f"_{family}", name=f"{request.study}/reference_evaluation: {family}")
+                model,
+                tokenizer,
+                examples,
+                asset,
+                request.inputs,
+                numerics,
+                reporter,
+                family=family,
+                seed=None,
+                suffix=f"_{family}",
+                name=f"{request.study}/reference_evaluation: {family}",
+            )
         digests.append(digest)
         metrics |= {f"{family}_{key}": value for key, value in figures.items()}
-    reporter.done(AssetResult(stage="reference_evaluation", data_version=joined_digest(*digests),
-                              metrics={**metrics, **numerics.fields()}))
+    reporter.done(
+        AssetResult(
+            stage="reference_evaluation", data_version=joined_digest(*digests), metrics={**metrics, **numerics.fields()}
+        )
+    )
 
 
 if __name__ == "__main__":

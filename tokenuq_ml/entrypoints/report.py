@@ -16,10 +16,14 @@ from tokenuq_ml.tables import content_hash, read_table
 from tokenuq_ml.tensors import joined_digest
 
 HEATMAP_EXAMPLES = 6
-CATEGORY_NOTE = ("Each bar is an optimiser step; colours are categories of the tokens that were selected. Structure giving "
-                 "way to content (numbers, words) from left to right is the automatic curriculum of the paper.")
-UNCERTAINTY_NOTE = ("Loss and BALD of a fixed validation sample. At 0% the fresh adapter is zero, so that dropout has "
-                    "nothing to drop and BALD is 0 by construction; compare the later points.")
+CATEGORY_NOTE = (
+    "Each bar is an optimiser step; colours are categories of the tokens that were selected. Structure giving "
+    "way to content (numbers, words) from left to right is the automatic curriculum of the paper."
+)
+UNCERTAINTY_NOTE = (
+    "Loss and BALD of a fixed validation sample. At 0% the fresh adapter is zero, so that dropout has "
+    "nothing to drop and BALD is 0 by construction; compare the later points."
+)
 
 
 def run(request: StageRequest, reporter: Reporter) -> None:
@@ -33,39 +37,65 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     rows = table_rows(evaluations)
     tokens = joined_tokens(tables["token_losses"], tables["token_uncertainty"])
     sections = [
-        ("Ablations", html.paragraph(verdict(rows), "verdict") + html.ablation_table(rows, REFERENCES) + html.paragraph(
-            f"Each cell is a value with its {study.evaluation.confidence:.0%} bootstrap interval over examples; ↓ lower is "
-            "better, ↑ higher is better. A value is marked only where its interval overlaps no other.", "dim")
-         + _overlap(tables[f"examples/{study.dataset}"])),
+        (
+            "Ablations",
+            html.paragraph(verdict(rows), "verdict")
+            + html.ablation_table(rows, REFERENCES)
+            + html.paragraph(
+                f"Each cell is a value with its {study.evaluation.confidence:.0%} bootstrap interval over examples; ↓ lower "
+                "is better, ↑ higher is better. A value is marked only where its interval overlaps no other.",
+                "dim",
+            )
+            + _overlap(tables[f"examples/{study.dataset}"]),
+        ),
         ("In distribution against out of distribution", _planes(study, ablations, tables, evaluations, folder)),
-        ("Is the loss a proxy of epistemic uncertainty?", _correlations(tables["uncertainty_analysis"], tokens, folder)),
+        (
+            "Is the loss a proxy of epistemic uncertainty?",
+            _correlations(tables["uncertainty_analysis"], tokens, folder),
+        ),
         ("The curriculum that selection makes", _curricula(ablations, tables, folder)),
         ("Tokens", _tokens(tokens)),
         ("What was run", _settings(study, ablations)),
     ]
-    (folder / "report.html").write_text(html.page(
-        f"Ablation report: {study.name}", f"{study.model} on {study.dataset}, {len(ablations)} ablations; losses in nats",
-        sections))
+    (folder / "report.html").write_text(
+        html.page(
+            f"Ablation report: {study.name}",
+            f"{study.model} on {study.dataset}, {len(ablations)} ablations; losses in nats",
+            sections,
+        )
+    )
     (folder / "ablation_table.json").write_text(json.dumps(rows, indent=1))
     pl.DataFrame(rows).write_csv(folder / "ablation_table.csv")
     content = [content_hash(frame.to_arrow()) for _, frame in sorted(tables.items())]
     reporter.info(f"{study.name}: {verdict(rows)}")
-    reporter.done(AssetResult(
-        stage="ablation_report", data_version=joined_digest(asset.spec_hash, *content),
-        metrics={"models": len(evaluations), "metrics": len({(r["dataset"], r["metric"]) for r in rows}),
-                 "verdict": verdict(rows), "page_kilobytes": round((folder / "report.html").stat().st_size / 1e3)},
-        plots={"In distribution against OOD": "report/id_vs_ood.png"}))
+    reporter.done(
+        AssetResult(
+            stage="ablation_report",
+            data_version=joined_digest(asset.spec_hash, *content),
+            metrics={
+                "models": len(evaluations),
+                "metrics": len({(r["dataset"], r["metric"]) for r in rows}),
+                "verdict": verdict(rows),
+                "page_kilobytes": round((folder / "report.html").stat().st_size / 1e3),
+            },
+            plots={"In distribution against OOD": "report/id_vs_ood.png"},
+        )
+    )
 
 
 def _overlap(examples: pl.DataFrame) -> str:
-    templates = examples.with_columns(template=pl.col("source").str.json_path_match("$.template")).drop_nulls("template")
+    templates = examples.with_columns(template=pl.col("source").str.json_path_match("$.template")).drop_nulls(
+        "template"
+    )
     test, train = (templates.filter(pl.col("split") == split)["template"] for split in ("test", "train"))
     if test.is_empty():
         return html.paragraph("The dataset does not say which question templates its examples come from.", "dim")
     shared = set(test) & set(train)
     return html.paragraph(
         f"{len(shared)} of the {test.n_unique()} question templates in test also occur in train "
-        f"({int(test.is_in(list(shared)).sum())} of {len(test)} test examples); no question is in two splits.", "dim")
+        f"({int(test.is_in(list(shared)).sum())} of {len(test)} test examples); no question is in two splits.",
+        "dim",
+    )
 
 
 def _planes(study: StudySpec, ablations: dict, tables: dict, evaluations: dict, folder: Path) -> str:
@@ -73,12 +103,22 @@ def _planes(study: StudySpec, ablations: dict, tables: dict, evaluations: dict, 
     plots.id_vs_ood(everything, folder / "id_vs_ood.png")
     logs = {"teacher": tables["training_log/teacher"], **{name: tables[f"training_log/{name}"] for name in ablations}}
     plots.training_curves(logs, folder / "training_curves.png")
-    return html.pictures([
-        html.picture(folder / "id_vs_ood.png", "Held-out loss", "Left is better in distribution, down is better out of it. "
-                     "Distillation is meant to keep a student low while it moves left; bars are bootstrap intervals."),
-        html.picture(folder / "training_curves.png", "Training", "The objective of each arm over steps. Arms with another "
-                     "selection minimise another quantity, so compare shapes rather than heights."),
-    ])
+    return html.pictures(
+        [
+            html.picture(
+                folder / "id_vs_ood.png",
+                "Held-out loss",
+                "Left is better in distribution, down is better out of it. "
+                "Distillation is meant to keep a student low while it moves left; bars are bootstrap intervals.",
+            ),
+            html.picture(
+                folder / "training_curves.png",
+                "Training",
+                "The objective of each arm over steps. Arms with another "
+                "selection minimise another quantity, so compare shapes rather than heights.",
+            ),
+        ]
+    )
 
 
 def _correlations(analysis: pl.DataFrame, tokens: pl.DataFrame, folder: Path) -> str:
@@ -88,14 +128,33 @@ def _correlations(analysis: pl.DataFrame, tokens: pl.DataFrame, folder: Path) ->
     for x, y, method in HEADLINES.values():
         row = overall.filter((pl.col("x") == x) & (pl.col("y") == y) & (pl.col("method") == method)).row(0, named=True)
         given = " given entropy" if method.startswith("partial") else ""
-        rows.append([f"{x} and {y}{given}", method.replace("_", " "), _number(row["value"]),
-                     f"[{_number(row['ci_low'])}, {_number(row['ci_high'])}]", f"{row['n']:,}"])
-    return html.pictures([html.picture(
-        folder / "loss_vs_bald.png", "Loss against BALD", "Left: every response token, loss against BALD. Right: BALD by "
-        "token category. A high rank correlation is what makes the loss a cheap stand-in for BALD.")]) + html.table(
-        ["pair", "correlation", "value", "interval", "tokens"], rows) + html.paragraph(
-        "The partial correlation takes out what loss and BALD share through the entropy: what is left is how far the loss "
-        "tells epistemic from aleatoric uncertainty.", "dim")
+        rows.append(
+            [
+                f"{x} and {y}{given}",
+                method.replace("_", " "),
+                _number(row["value"]),
+                f"[{_number(row['ci_low'])}, {_number(row['ci_high'])}]",
+                f"{row['n']:,}",
+            ]
+        )
+    return (
+        html.pictures(
+            [
+                html.picture(
+                    folder / "loss_vs_bald.png",
+                    "Loss against BALD",
+                    "Left: every response token, loss against BALD. Right: BALD by "
+                    "token category. A high rank correlation is what makes the loss a cheap stand-in for BALD.",
+                )
+            ]
+        )
+        + html.table(["pair", "correlation", "value", "interval", "tokens"], rows)
+        + html.paragraph(
+            "The partial correlation takes out what loss and BALD share through the entropy: what is left is how far the "
+            "loss tells epistemic from aleatoric uncertainty.",
+            "dim",
+        )
+    )
 
 
 def _number(value: float | None) -> str:
@@ -106,44 +165,72 @@ def _curricula(ablations: dict, tables: dict, folder: Path) -> str:
     figures = []
     for name in ablations:
         plots.selected_categories(tables[f"curriculum/{name}"], folder / f"selected_categories_{name}.png")
-        figures.append(html.picture(folder / f"selected_categories_{name}.png", f"{name}: selected tokens", CATEGORY_NOTE))
+        figures.append(
+            html.picture(folder / f"selected_categories_{name}.png", f"{name}: selected tokens", CATEGORY_NOTE)
+        )
         plots.uncertainty_over_training(tables[f"curriculum_uncertainty/{name}"], folder / f"uncertainty_{name}.png")
         figures.append(html.picture(folder / f"uncertainty_{name}.png", f"{name}: validation sample", UNCERTAINTY_NOTE))
     return html.pictures(figures)
 
 
 def _tokens(tokens: pl.DataFrame) -> str:
-    buttons = "".join(f'<button data-by="{by}" aria-pressed="{"true" if by == "loss" else "false"}">{label}</button>'
-                      for by, label in (("loss", "loss"), ("entropy", "entropy"), ("bald", "BALD")))
-    return (html.paragraph("The held-out examples of which the teacher is least sure, response tokens coloured by what "
-                           "you choose; full colour is the 95th percentile. Point at a token for its numbers.")
-            + f'<p class="by">{buttons}</p>' + heatmap(tokens, most_uncertain(tokens, HEATMAP_EXAMPLES)))
+    buttons = "".join(
+        f'<button data-by="{by}" aria-pressed="{"true" if by == "loss" else "false"}">{label}</button>'
+        for by, label in (("loss", "loss"), ("entropy", "entropy"), ("bald", "BALD"))
+    )
+    return (
+        html.paragraph(
+            "The held-out examples of which the teacher is least sure, response tokens coloured by what "
+            "you choose; full colour is the 95th percentile. Point at a token for its numbers."
+        )
+        + f'<p class="by">{buttons}</p>'
+        + heatmap(tokens, most_uncertain(tokens, HEATMAP_EXAMPLES))
+    )
 
 
 def _settings(study: StudySpec, ablations: dict[str, AblationSpec]) -> str:
     train, lora = study.train, study.train.lora
     values = {
-        "learning rate": train.learning_rate, "schedule": f"{train.lr_schedule}, warm-up {train.warmup_ratio:.0%}",
-        "epochs": train.epochs, "batch size": train.batch_size, "LoRA rank, alpha": f"{lora.rank}, {lora.alpha}",
-        "LoRA dropout": lora.dropout, "max length": study.max_length, "teacher seed": study.teacher_seed,
-        "teacher states": study.teacher_states, "MC samples K": study.uncertainty.samples,
-        "MC dropout": study.uncertainty.dropout, "mask": f"one a {study.uncertainty.mask}",
+        "learning rate": train.learning_rate,
+        "schedule": f"{train.lr_schedule}, warm-up {train.warmup_ratio:.0%}",
+        "epochs": train.epochs,
+        "batch size": train.batch_size,
+        "LoRA rank, alpha": f"{lora.rank}, {lora.alpha}",
+        "LoRA dropout": lora.dropout,
+        "max length": study.max_length,
+        "teacher seed": study.teacher_seed,
+        "teacher states": study.teacher_states,
+        "MC samples K": study.uncertainty.samples,
+        "MC dropout": study.uncertainty.dropout,
+        "mask": f"one a {study.uncertainty.mask}",
         "bootstrap resamples": study.evaluation.bootstrap,
     }
     arms = []
     for name, ablation in ablations.items():
         distil = next((o.distill for o in (ablation.selected, ablation.rest) if o.distill), None)
-        arms.append([name, ablation.select.by, f"{ablation.select.keep} {ablation.select.quantile:g}",
-                     "static" if ablation.select.scope == "dataset" else "dynamic" if ablation.select.by != "all" else "—",
-                     ablation.selected.kind, "—" if ablation.select.by == "all" else ablation.rest.kind,
-                     "—" if distil is None else
-                     f"{distil.teacher}, {distil.divergence}, T={distil.temperature:g}, weight {distil.weight:g}",
-                     str(ablation.seed)])
-    return (html.paragraph("The paper leaves these open; they are this study's choice. The loss is the sum over response "
-                           "tokens of the selected ones' cross-entropy and the others' weighted divergence, divided by the "
-                           "response tokens of the optimiser batch.")
-            + html.settings(values)
-            + html.table(["ablation", "select by", "keep", "selection", "selected", "rest", "distillation", "seed"], arms))
+        arms.append(
+            [
+                name,
+                ablation.select.by,
+                f"{ablation.select.keep} {ablation.select.quantile:g}",
+                "static" if ablation.select.scope == "dataset" else "dynamic" if ablation.select.by != "all" else "—",
+                ablation.selected.kind,
+                "—" if ablation.select.by == "all" else ablation.rest.kind,
+                "—"
+                if distil is None
+                else f"{distil.teacher}, {distil.divergence}, T={distil.temperature:g}, weight {distil.weight:g}",
+                str(ablation.seed),
+            ]
+        )
+    return (
+        html.paragraph(
+            "The paper leaves these open; they are this study's choice. The loss is the sum over response "
+            "tokens of the selected ones' cross-entropy and the others' weighted divergence, divided by the "
+            "response tokens of the optimiser batch."
+        )
+        + html.settings(values)
+        + html.table(["ablation", "select by", "keep", "selection", "selected", "rest", "distillation", "seed"], arms)
+    )
 
 
 if __name__ == "__main__":

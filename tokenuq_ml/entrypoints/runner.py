@@ -29,8 +29,7 @@ BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
 
 def with_usage(result: AssetResult, started: float) -> AssetResult:
     """Adds `seconds` (since `started`) and `peak_memory_mib` (of the process so far) to the metrics."""
-    usage = {"seconds": round(time.monotonic() - started, 2),
-             "peak_memory_mib": round(peak_memory_mib())}
+    usage = {"seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak_memory_mib())}
     return result.model_copy(update={"metrics": {**result.metrics, **usage}})
 
 

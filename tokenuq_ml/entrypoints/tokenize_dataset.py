@@ -30,17 +30,43 @@ def run(request: StageRequest, reporter: Reporter) -> None:
                 dropped += 1
                 continue
             split = "ood" if dataset in fields["ood"] else example["split"]
-            rows.append({"example_id": example["example_id"], "dataset": dataset, "split": split,
-                         "input_ids": tokens.input_ids, "response_mask": tokens.response_mask})
-    frame = pl.DataFrame(rows, schema={"example_id": pl.String, "dataset": pl.String, "split": pl.String,
-                                       "input_ids": pl.List(pl.Int32), "response_mask": pl.List(pl.Boolean)})
+            rows.append(
+                {
+                    "example_id": example["example_id"],
+                    "dataset": dataset,
+                    "split": split,
+                    "input_ids": tokens.input_ids,
+                    "response_mask": tokens.response_mask,
+                }
+            )
+    frame = pl.DataFrame(
+        rows,
+        schema={
+            "example_id": pl.String,
+            "dataset": pl.String,
+            "split": pl.String,
+            "input_ids": pl.List(pl.Int32),
+            "response_mask": pl.List(pl.Boolean),
+        },
+    )
     _require_every_split(frame, fields, max_length)
-    digest = write_table(frame, "tokenized_dataset", asset.outputs["tokenized_dataset"], spec_hash=asset.spec_hash,
-                         code_version=asset.code_version)
-    reporter.info(f"{request.study}: {len(frame):,} examples, {truncated} cut at {max_length} tokens, "
-                  f"{dropped} dropped")
-    reporter.done(AssetResult(stage="tokenized_dataset", data_version=digest, metrics={
-        **_counts(frame), "truncated": truncated, "dropped_without_response": dropped}))
+    digest = write_table(
+        frame,
+        "tokenized_dataset",
+        asset.outputs["tokenized_dataset"],
+        spec_hash=asset.spec_hash,
+        code_version=asset.code_version,
+    )
+    reporter.info(
+        f"{request.study}: {len(frame):,} examples, {truncated} cut at {max_length} tokens, {dropped} dropped"
+    )
+    reporter.done(
+        AssetResult(
+            stage="tokenized_dataset",
+            data_version=digest,
+            metrics={**_counts(frame), "truncated": truncated, "dropped_without_response": dropped},
+        )
+    )
 
 
 def _load_tokenizer(folder: str | Path):
@@ -59,12 +85,16 @@ def _load_tokenizer(folder: str | Path):
 def _require_every_split(frame: pl.DataFrame, fields: dict, max_length: int) -> None:
     for split in ("train", "validation", "test"):
         if frame.filter(pl.col("split") == split).is_empty():
-            raise InputError(f"dataset {fields['dataset']}: split {split!r} has no response token within {max_length} "
-                             "tokens; raise `max_length` of the study in studies.yaml")
+            raise InputError(
+                f"dataset {fields['dataset']}: split {split!r} has no response token within {max_length} "
+                "tokens; raise `max_length` of the study in studies.yaml"
+            )
     for dataset in fields["ood"]:
         if frame.filter(pl.col("dataset") == dataset).is_empty():
-            raise InputError(f"dataset {dataset}: has no response token within {max_length} tokens; raise `max_length` "
-                             "of the study in studies.yaml, or name a dataset with answers")
+            raise InputError(
+                f"dataset {dataset}: has no response token within {max_length} tokens; raise `max_length` "
+                "of the study in studies.yaml, or name a dataset with answers"
+            )
 
 
 def _counts(frame: pl.DataFrame) -> dict[str, int | float]:
@@ -73,8 +103,12 @@ def _counts(frame: pl.DataFrame) -> dict[str, int | float]:
     counts = {}
     for split, examples, tokens in by_split.iter_rows():
         counts |= {f"examples_{split}": examples, f"response_tokens_{split}": tokens}
-    return {**counts, "longest": max(lengths), "mean_length": mean(lengths),
-            "response_share": frame["response_mask"].list.sum().sum() / sum(lengths)}
+    return {
+        **counts,
+        "longest": max(lengths),
+        "mean_length": mean(lengths),
+        "response_share": frame["response_mask"].list.sum().sum() / sum(lengths),
+    }
 
 
 if __name__ == "__main__":

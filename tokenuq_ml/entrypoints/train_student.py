@@ -5,6 +5,7 @@ a later one, it works from the published student.
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -35,34 +36,64 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     first = next(iter(assets.values()))
     base, numerics = load_model(request.inputs["model"], first.fields["precision"])
     examples = read_examples(request.inputs["tokenized_dataset"])
+    kept = None
     if "student" in assets:
-        model = _student(request, base, examples, numerics, reporter)
-        outputs = assets["student"].outputs
-        trained = {name: Path(outputs[name]) for name in ("adapter", "snapshots", "selections")}
+        model, trained, kept = _student(request, base, examples, numerics, reporter)
     else:
-        trained = {name: Path(request.inputs[name]) for name in ("adapter", "snapshots", "selections")}
-        model = attach_adapter(base, trained["adapter"], STUDENT)
+        trained = Trained(
+            read_table(request.inputs["selections"]), Path(request.inputs["adapter"]), Path(request.inputs["snapshots"])
+        )
+        model = attach_adapter(base, trained.adapter, STUDENT)
     if "evaluation" in assets:
         asset = assets["evaluation"]
         digest, figures = evaluate_and_store(
-            model, load_tokenizer(request.inputs["model"]), examples, asset, request.inputs, numerics, reporter,
-            family=asset.fields["family"], seed=asset.fields["seed"], suffix="",
-            name=f"{request.study}/{request.ablation}/evaluation")
+            model,
+            load_tokenizer(request.inputs["model"]),
+            examples,
+            asset,
+            request.inputs,
+            numerics,
+            reporter,
+            family=asset.fields["family"],
+            seed=asset.fields["seed"],
+            suffix="",
+            name=f"{request.study}/{request.ablation}/evaluation",
+        )
         reporter.done(AssetResult(stage="evaluation", data_version=digest, metrics={**figures, **numerics.fields()}))
     if "curriculum" in assets:
         _curriculum(request, model, examples, trained, numerics, reporter)
+    if kept is not None:
+        shutil.rmtree(kept)
 
 
-def _student(request: StageRequest, base, examples: list[TokenizedExample], numerics: Numerics,
-             reporter: Reporter) -> PeftModel:
+@dataclass(frozen=True)
+class Trained:
+    """What the curriculum needs of a student: its selections, and where its adapters lie."""
+
+    selections: pl.DataFrame
+    adapter: Path
+    snapshots: Path
+
+
+def _student(
+    request: StageRequest, base, examples: list[TokenizedExample], numerics: Numerics, reporter: Reporter
+) -> tuple[PeftModel, Trained, Path]:
+    """Trains and reports the student; returns it with copies of its files, in a folder that the caller removes.
+
+    Copies, because outputs are moved away as soon as they are reported.
+    """
     asset = request.assets["student"]
     fields, name = asset.fields, f"{request.study}/{request.ablation}/student"
     spec, ablation = TrainSpec(**fields["train"]), AblationSpec(**fields["ablation"])
     train_examples = [example for example in examples if example.split == "train"]
-    inputs = {"model": model_digest(request.inputs["model"]), "dataset": content_of(request.inputs["tokenized_dataset"])}
+    inputs = {
+        "model": model_digest(request.inputs["model"]),
+        "dataset": content_of(request.inputs["tokenized_dataset"]),
+    }
     model = add_adapter(base, spec.lora, ablation.seed)
-    setup = TrainingSetup(train_examples, spec, ablation, ablation.seed, numerics,
-                          snapshot_fractions=tuple(fields["fractions"]))
+    setup = TrainingSetup(
+        train_examples, spec, ablation, ablation.seed, numerics, snapshot_fractions=tuple(fields["fractions"])
+    )
     teacher = distillation_teacher(ablation)
     if teacher == "baseline" and fields["teacher_states"] == "cached":
         folder = request.inputs["teacher_hidden"]
@@ -79,44 +110,89 @@ def _student(request: StageRequest, base, examples: list[TokenizedExample], nume
         inputs["token_losses"] = content_of(request.inputs["token_losses"])
     work_dir = checkpoint_dir(request.work_dir, asset, setup, **inputs)
     trained = train_and_store(model, setup, asset, work_dir, reporter, name)
-    selections_digest = write_table(trained.recorder.selections(), "selections", asset.outputs["selections"],
-                                    spec_hash=asset.spec_hash, code_version=asset.code_version)
-    reporter.done(AssetResult(
-        stage="student", data_version=joined_digest(trained.digest, trained.log_digest, selections_digest),
-        metrics={**trained.figures, "selection": "static" if setup.static_selection is not None else "dynamic",
-                 "teacher": teacher or "none", "teacher_states": fields["teacher_states"] if teacher else "none"},
-        plots={"Training curve": "plots/training_curve.png"}))
-    shutil.rmtree(work_dir)
-    return model
+    selections = trained.recorder.selections()
+    shutil.copytree(asset.outputs["adapter"], work_dir / "adapter", dirs_exist_ok=True)
+    selections_digest = write_table(
+        selections,
+        "selections",
+        asset.outputs["selections"],
+        spec_hash=asset.spec_hash,
+        code_version=asset.code_version,
+    )
+    reporter.done(
+        AssetResult(
+            stage="student",
+            data_version=joined_digest(trained.digest, trained.log_digest, selections_digest),
+            metrics={
+                **trained.figures,
+                "selection": "static" if setup.static_selection is not None else "dynamic",
+                "teacher": teacher or "none",
+                "teacher_states": fields["teacher_states"] if teacher else "none",
+            },
+            plots={"Training curve": "plots/training_curve.png"},
+        )
+    )
+    # A forced rerun is to train anew, not to find this run's last checkpoint.
+    for checkpoint in work_dir.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return model, Trained(selections, work_dir / "adapter", work_dir / "snapshots"), work_dir
 
 
-def _curriculum(request: StageRequest, model: PeftModel, examples: list[TokenizedExample], trained: dict[str, Path],
-                numerics: Numerics, reporter: Reporter) -> None:
+def _curriculum(
+    request: StageRequest,
+    model: PeftModel,
+    examples: list[TokenizedExample],
+    trained: Trained,
+    numerics: Numerics,
+    reporter: Reporter,
+) -> None:
     asset = request.assets["curriculum"]
     spec, uncertainty = CurriculumSpec(**asset.fields["curriculum"]), UncertaintySpec(**asset.fields["uncertainty"])
     token_losses = read_table(request.inputs["token_losses"])
-    selections = read_table(trained["selections"])
-    selected = curricula.selected_by_category(selections, token_losses)
-    steps = int(selections["step"].max())
-    points = [(f, *curricula.adapter_at(f, steps, trained["adapter"], trained["snapshots"])) for f in spec.fractions]
+    selected = curricula.selected_by_category(trained.selections, token_losses)
+    steps = int(trained.selections["step"].max())
+    points = [(f, *curricula.adapter_at(f, steps, trained.adapter, trained.snapshots)) for f in spec.fractions]
     sample = curricula.fixed_sample([example for example in examples if example.split == "validation"], spec.examples)
     over_training = curricula.uncertainty_over_training(
-        model, lambda folder: _load_into(model, folder), points, sample, token_losses, spec, uncertainty, numerics,
-        reporter, f"{request.study}/{request.ablation}/curriculum")
+        model,
+        lambda folder: _load_into(model, folder),
+        points,
+        sample,
+        token_losses,
+        spec,
+        uncertainty,
+        numerics,
+        reporter,
+        f"{request.study}/{request.ablation}/curriculum",
+    )
     versions = {"spec_hash": asset.spec_hash, "code_version": asset.code_version}
-    digests = [write_table(selected, "curriculum", asset.outputs["curriculum"], **versions),
-               write_table(over_training, "curriculum_uncertainty", asset.outputs["curriculum_uncertainty"], **versions)]
+    digests = [
+        write_table(selected, "curriculum", asset.outputs["curriculum"], **versions),
+        write_table(over_training, "curriculum_uncertainty", asset.outputs["curriculum_uncertainty"], **versions),
+    ]
     folder = Path(asset.outputs["plots"])
     plots.selected_categories(selected, folder / "selected_categories.png")
     plots.uncertainty_over_training(over_training, folder / "uncertainty_over_training.png")
     overall = over_training.filter(pl.col("category") == "all").sort("step")
-    reporter.done(AssetResult(stage="curriculum", data_version=joined_digest(*digests), metrics={
-        "validation_examples": len(sample), "first_loss": overall["loss"][0], "final_loss": overall["loss"][-1],
-        # With a fresh adapter dropout has nothing to drop, so BALD at 0% is 0 by construction.
-        "bald_at_first_snapshot": overall.filter(pl.col("step") > 0)["bald"].first(), "final_bald": overall["bald"][-1],
-        **numerics.fields()},
-        plots={"Selected categories over steps": "plots/selected_categories.png",
-               "Uncertainty over training": "plots/uncertainty_over_training.png"}))
+    reporter.done(
+        AssetResult(
+            stage="curriculum",
+            data_version=joined_digest(*digests),
+            metrics={
+                "validation_examples": len(sample),
+                "first_loss": overall["loss"][0],
+                "final_loss": overall["loss"][-1],
+                # With a fresh adapter dropout has nothing to drop, so BALD at 0% is 0 by construction.
+                "bald_at_first_snapshot": overall.filter(pl.col("step") > 0)["bald"].first(),
+                "final_bald": overall["bald"][-1],
+                **numerics.fields(),
+            },
+            plots={
+                "Selected categories over steps": "plots/selected_categories.png",
+                "Uncertainty over training": "plots/uncertainty_over_training.png",
+            },
+        )
+    )
 
 
 def _load_into(model: PeftModel, folder: Path | None) -> None:

@@ -21,13 +21,23 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     base, numerics = load_model(request.inputs["model"], asset.fields["precision"])
     examples = read_examples(request.inputs["tokenized_dataset"], ["train"])
     setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
-    work_dir = checkpoint_dir(request.work_dir, asset, setup, model=model_digest(request.inputs["model"]),
-                              dataset=content_of(request.inputs["tokenized_dataset"]))
+    work_dir = checkpoint_dir(
+        request.work_dir,
+        asset,
+        setup,
+        model=model_digest(request.inputs["model"]),
+        dataset=content_of(request.inputs["tokenized_dataset"]),
+    )
     model = add_adapter(base, spec.lora, seed)
     trained = train_and_store(model, setup, asset, work_dir, reporter, f"{request.study}/baseline_teacher")
-    reporter.done(AssetResult(
-        stage="baseline_teacher", data_version=joined_digest(trained.digest, trained.log_digest),
-        metrics=trained.figures, plots={"Training curve": "plots/training_curve.png"}))
+    reporter.done(
+        AssetResult(
+            stage="baseline_teacher",
+            data_version=joined_digest(trained.digest, trained.log_digest),
+            metrics=trained.figures,
+            plots={"Training curve": "plots/training_curve.png"},
+        )
+    )
     # Only now: a forced rerun is to train anew, not to find this run's last checkpoint.
     shutil.rmtree(work_dir)
 

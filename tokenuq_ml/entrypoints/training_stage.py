@@ -52,8 +52,9 @@ def checkpoint_dir(work_dir: str | Path, asset: AssetRequest, setup: TrainingSet
     return folder
 
 
-def train_and_store(model: PeftModel, setup: TrainingSetup, asset: AssetRequest, work_dir: Path, reporter: Reporter,
-                    name: str) -> TrainedAdapter:
+def train_and_store(
+    model: PeftModel, setup: TrainingSetup, asset: AssetRequest, work_dir: Path, reporter: Reporter, name: str
+) -> TrainedAdapter:
     """Fill the outputs `adapter`, `training_log`, `plots` (and `snapshots`, where asked for)."""
     before = latest_step(work_dir)
     recorder = train(model, setup, work_dir, reporter, name)
@@ -64,14 +65,18 @@ def train_and_store(model: PeftModel, setup: TrainingSetup, asset: AssetRequest,
         if snapshots.is_dir():
             shutil.copytree(snapshots, outputs["snapshots"], dirs_exist_ok=True)
     log = recorder.training_log()
-    log_digest = write_table(log, "training_log", outputs["training_log"], spec_hash=asset.spec_hash,
-                             code_version=asset.code_version)
+    log_digest = write_table(
+        log, "training_log", outputs["training_log"], spec_hash=asset.spec_hash, code_version=asset.code_version
+    )
     plots.training_curve(log, outputs["plots"] / "training_curve.png")
     last = log.tail(max(1, len(log) // 5))
     figures = {
-        "steps": len(log), "resumed_from_step": before, "response_tokens_trained": int(log["tokens"].sum()),
+        "steps": len(log),
+        "resumed_from_step": before,
+        "response_tokens_trained": int(log["tokens"].sum()),
         "selected_tokens": recorder.selections().select("selected").sum().item(),
-        "first_loss": float(log["loss"][0]), "final_loss": float(last["loss"].mean()),
+        "first_loss": float(log["loss"][0]),
+        "final_loss": float(last["loss"].mean()),
         **setup.numerics.fields(),
     }
     return TrainedAdapter(recorder, adapter_digest(outputs["adapter"]), log_digest, figures)

@@ -10,8 +10,9 @@ _CHUNK_DRAWS = 1 << 22
 """Indices drawn at once, which bounds the memory to some tens of MiB whatever the number of examples."""
 
 
-def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, *, resamples: int, confidence: float,
-                    seed: int) -> tuple[float, float, float]:
+def bootstrap_ratio(
+    numerators: ArrayLike, denominators: ArrayLike, *, resamples: int, confidence: float, seed: int
+) -> tuple[float, float, float]:
     """`sum(numerators) / sum(denominators)` and its percentile bootstrap interval: `(value, low, high)`.
 
     The items (shape `[n]`) are whole clusters, an example with all of its tokens, say:

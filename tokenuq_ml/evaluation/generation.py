@@ -13,9 +13,15 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 
-def generate(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], *,
-             max_new_tokens: int, batch_size: int,
-             progress: Callable[[int], None] = lambda prompts: None) -> list[list[int]]:
+def generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda prompts: None,
+) -> list[list[int]]:
     """The model's likeliest continuation of each prompt, token by token, under its active adapter, dropout off.
 
     Always the argmax: the sampling, penalties and lengths of the model's own generation
@@ -42,14 +48,20 @@ def generate(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
     causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
     ends = _end_ids(causal_lm, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, use_cache=True,
-                              eos_token_id=sorted(ends) or None, pad_token_id=pad)
+    greedy = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+    )
     answers: list[list[int]] = [[] for _ in prompts]
     # Longest first: a batch that does not fit in memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     with _quiet(), _evaluating(causal_lm, greedy), torch.no_grad():
         for start in range(0, len(order), batch_size):
-            batch = order[start:start + batch_size]
+            batch = order[start : start + batch_size]
             for index, new_ids in zip(batch, _continue(causal_lm, [prompts[i] for i in batch], pad), strict=True):
                 stop = next((place for place, token in enumerate(new_ids) if token in ends), len(new_ids))
                 answers[index] = new_ids[:stop]

@@ -12,23 +12,46 @@ from tokenuq_ml.evaluation.bootstrap import bootstrap_ratio
 from tokenuq_ml.specs import EvaluationSpec
 
 METRIC_SCHEMA = {
-    "dataset": pl.String, "split": pl.String, "metric": pl.String, "value": pl.Float64, "ci_low": pl.Float64,
-    "ci_high": pl.Float64, "n": pl.Int32, "higher_is_better": pl.Boolean,
+    "dataset": pl.String,
+    "split": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "ci_low": pl.Float64,
+    "ci_high": pl.Float64,
+    "n": pl.Int32,
+    "higher_is_better": pl.Boolean,
 }
 """The columns of `evaluations` that a metric has before it is known whose model it is of."""
 
 
-def metric_row(dataset: str, split: str, metric: str, numerators: ArrayLike, denominators: ArrayLike,
-               evaluation: EvaluationSpec, *, higher_is_better: bool) -> dict:
+def metric_row(
+    dataset: str,
+    split: str,
+    metric: str,
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    evaluation: EvaluationSpec,
+    *,
+    higher_is_better: bool,
+) -> dict:
     """One row: a ratio of sums over examples (both `[n]`), with its bootstrap interval.
 
     Raises:
         ValueError: no example, or a denominator that is not positive.
     """
-    value, low, high = bootstrap_ratio(numerators, denominators, resamples=evaluation.bootstrap,
-                                       confidence=evaluation.confidence, seed=evaluation.seed)
-    return {"dataset": dataset, "split": split, "metric": metric, "value": value, "ci_low": low, "ci_high": high,
-            "n": len(numerators), "higher_is_better": higher_is_better}
+    value, low, high = bootstrap_ratio(
+        numerators, denominators, resamples=evaluation.bootstrap, confidence=evaluation.confidence, seed=evaluation.seed
+    )
+    return {
+        "dataset": dataset,
+        "split": split,
+        "metric": metric,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": len(numerators),
+        "higher_is_better": higher_is_better,
+    }
 
 
 def held_out_metrics(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:

@@ -19,9 +19,13 @@ from tokenuq_ml.evaluation.held_out import METRIC_SCHEMA, metric_row
 from tokenuq_ml.specs import EvaluationSpec
 
 CHECK_SCHEMA = {
-    "example_id": pl.String, "prompt": pl.String, "response": pl.String,
-    "prompt_level_strict": pl.Boolean, "prompt_level_loose": pl.Boolean,
-    "inst_level_strict": pl.List(pl.Boolean), "inst_level_loose": pl.List(pl.Boolean),
+    "example_id": pl.String,
+    "prompt": pl.String,
+    "response": pl.String,
+    "prompt_level_strict": pl.Boolean,
+    "prompt_level_loose": pl.Boolean,
+    "inst_level_strict": pl.List(pl.Boolean),
+    "inst_level_loose": pl.List(pl.Boolean),
 }
 """The columns of `generations` without `n_tokens`, which only the caller knows."""
 
@@ -49,8 +53,10 @@ def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
         for row, response in zip(prompts.iter_rows(named=True), responses, strict=True):
             task = _task(checkers, row)
             rows.append({"example_id": row["example_id"], "prompt": task.prompt, "response": response})
-            for mode, judge in (("strict", checkers.test_instruction_following_strict),
-                                ("loose", checkers.test_instruction_following_loose)):
+            for mode, judge in (
+                ("strict", checkers.test_instruction_following_strict),
+                ("loose", checkers.test_instruction_following_loose),
+            ):
                 # A checker draws at random what its kwargs leave open.
                 random.seed(row["example_id"])
                 verdict = judge(task, response)
@@ -74,8 +80,10 @@ def ifeval_metrics(generations: pl.DataFrame, dataset_name: str, evaluation: Eva
             "prompt_level": (prompt_level.to_numpy(), [1] * len(generations)),
             "inst_level": (inst_level.list.sum().to_numpy(), inst_level.list.len().to_numpy()),
         }
-        rows += [metric_row(dataset_name, "ood", f"{level}_{mode}_acc", followed, asked, evaluation,
-                            higher_is_better=True) for level, (followed, asked) in figures.items()]
+        rows += [
+            metric_row(dataset_name, "ood", f"{level}_{mode}_acc", followed, asked, evaluation, higher_is_better=True)
+            for level, (followed, asked) in figures.items()
+        ]
     return pl.DataFrame(rows, schema=METRIC_SCHEMA)
 
 
@@ -92,8 +100,10 @@ def _load_checkers() -> ModuleType:
         with mock.patch.object(nltk.data, "find"):
             from lm_eval.tasks.ifeval import utils
     except ModuleNotFoundError as error:
-        raise InputError(f"evaluation.ifeval needs the package {error.name}, which is not installed: "
-                         "pip install 'tokenuq[quickstart]'") from error
+        raise InputError(
+            f"evaluation.ifeval needs the package {error.name}, which is not installed: "
+            "pip install 'tokenuq[quickstart]'"
+        ) from error
     return utils
 
 
@@ -121,10 +131,13 @@ def _offline() -> Iterator[None]:
     tokenizer, state = _sentence_tokenizer(), random.getstate()
     try:
         # Without a seed langdetect takes a short text now for one language, now for another.
-        with (mock.patch.object(langdetect.DetectorFactory, "seed", 0),
-              mock.patch.object(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer),
-              mock.patch.object(nltk.tokenize, "sent_tokenize",
-                                lambda text, language="english": tokenizer.tokenize(text))):
+        with (
+            mock.patch.object(langdetect.DetectorFactory, "seed", 0),
+            mock.patch.object(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer),
+            mock.patch.object(
+                nltk.tokenize, "sent_tokenize", lambda text, language="english": tokenizer.tokenize(text)
+            ),
+        ):
             yield
     finally:
         random.setstate(state)
@@ -137,15 +150,19 @@ def _task(checkers: ModuleType, row: dict):
         source = json.loads(row["source"])
         key, instructions, kwargs = source["key"], source["instruction_id_list"], source["kwargs"]
     except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{where}: its source must be JSON with key, instruction_id_list and kwargs ({error!r}); "
-                         "load the dataset with format: ifeval") from error
+        raise InputError(
+            f"{where}: its source must be JSON with key, instruction_id_list and kwargs ({error!r}); "
+            "load the dataset with format: ifeval"
+        ) from error
     known = checkers.instructions_registry.INSTRUCTION_DICT
     unknown = [name for name in instructions if name not in known]
     if unknown:
         raise InputError(f"{where}: lm-eval knows no instruction {unknown[0]!r}; correct instruction_id_list")
     if not instructions or len(instructions) != len(kwargs):
-        raise InputError(f"{where}: {len(instructions)} instructions and {len(kwargs)} kwargs; "
-                         "give each instruction its object in kwargs")
+        raise InputError(
+            f"{where}: {len(instructions)} instructions and {len(kwargs)} kwargs; "
+            "give each instruction its object in kwargs"
+        )
     asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
     if not asked:
         raise InputError(f"{where}: it has no user message; add the prompt as one")

@@ -14,8 +14,13 @@ MEASURES = ("loss", "entropy", "bald")
 def most_uncertain(tokens: pl.DataFrame, count: int) -> list[str]:
     """Ids of the held-out examples with the highest mean BALD."""
     held_out = tokens.filter(pl.col("split").cast(pl.String).is_in(["validation", "test", "ood"]))
-    return (held_out.group_by("example_id").agg(pl.col("bald").mean()).sort("bald", "example_id", descending=[True, False])
-            .head(count)["example_id"].to_list())
+    return (
+        held_out.group_by("example_id")
+        .agg(pl.col("bald").mean())
+        .sort("bald", "example_id", descending=[True, False])
+        .head(count)["example_id"]
+        .to_list()
+    )
 
 
 def heatmap(tokens: pl.DataFrame, example_ids: list[str]) -> str:
@@ -27,14 +32,18 @@ def heatmap(tokens: pl.DataFrame, example_ids: list[str]) -> str:
         rows = tokens.filter(pl.col("example_id") == example_id).sort("position")
         spans = "".join(_span(row, tops) for row in rows.iter_rows(named=True))
         split = escape(str(rows["split"][0]))
-        blocks.append(f'<figure class="example"><figcaption>{escape(example_id)} <small>{split}, mean BALD '
-                      f'{rows["bald"].mean():.4f} nats</small></figcaption><div class="tokens">{spans}</div></figure>')
+        blocks.append(
+            f'<figure class="example"><figcaption>{escape(example_id)} <small>{split}, mean BALD '
+            f'{rows["bald"].mean():.4f} nats</small></figcaption><div class="tokens">{spans}</div></figure>'
+        )
     return "\n".join(blocks)
 
 
 def _span(row: dict, tops: dict[str, float]) -> str:
     shades = ";".join(f"--{measure}:{min(row[measure] / tops[measure], 1):.2f}" for measure in MEASURES)
-    title = (f"{row['token']!r} ({row['category']}) loss {row['loss']:.3f}, entropy {row['entropy']:.3f}, "
-             f"BALD {row['bald']:.5f}, rank {row['rank']}")
+    title = (
+        f"{row['token']!r} ({row['category']}) loss {row['loss']:.3f}, entropy {row['entropy']:.3f}, "
+        f"BALD {row['bald']:.5f}, rank {row['rank']}"
+    )
     text = escape(row["token"]).replace("\n", "↵<br>")
     return f'<span style="{shades}" title="{escape(title, quote=True)}">{text}</span>'

@@ -10,9 +10,11 @@ from html import escape
 from pathlib import Path
 
 STYLE = """
-:root { --ink:#1b1f24; --dim:#5b6570; --page:#ffffff; --card:#f6f8fa; --line:#d8dee4; --heat:214,40,40; --mark:#0a6640; }
+:root { --ink:#1b1f24; --dim:#5b6570; --page:#ffffff; --card:#f6f8fa; --line:#d8dee4;
+  --heat:214,40,40; --mark:#0a6640; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink:#e6edf3; --dim:#9aa4ae; --page:#0d1117; --card:#161b22; --line:#30363d; --heat:255,107,94; --mark:#56d364; }
+  :root { --ink:#e6edf3; --dim:#9aa4ae; --page:#0d1117; --card:#161b22; --line:#30363d;
+    --heat:255,107,94; --mark:#56d364; }
 }
 * { box-sizing:border-box } body { margin:0 auto; max-width:1080px; padding:32px 24px 64px; background:var(--page);
   color:var(--ink); font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif }
@@ -52,10 +54,12 @@ document.querySelectorAll('.by button').forEach(button => button.addEventListene
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
     """The whole page; each section is a heading and an HTML fragment that is escaped already."""
     body = "\n".join(f"<section><h2>{escape(heading)}</h2>\n{content}</section>" for heading, content in sections)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-            f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>\n'
-            f'<body data-by="loss"><h1>{escape(title)}</h1><p class="dim">{escape(subtitle)}</p>\n{body}\n'
-            f"<script>{SCRIPT}</script></body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>\n'
+        f'<body data-by="loss"><h1>{escape(title)}</h1><p class="dim">{escape(subtitle)}</p>\n{body}\n'
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -66,8 +70,10 @@ def paragraph(text: str, kind: str = "") -> str:
 def picture(path: Path, caption: str, meaning: str) -> str:
     """A PNG inline, with its caption and what it says in words."""
     data = base64.b64encode(path.read_bytes()).decode()
-    return (f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption, quote=True)}" '
-            f'src="data:image/png;base64,{data}"><p>{escape(meaning)}</p></figure>')
+    return (
+        f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption, quote=True)}" '
+        f'src="data:image/png;base64,{data}"><p>{escape(meaning)}</p></figure>'
+    )
 
 
 def pictures(figures: Sequence[str]) -> str:
@@ -77,8 +83,9 @@ def pictures(figures: Sequence[str]) -> str:
 
 def settings(values: dict[str, object]) -> str:
     """Names and values in columns."""
-    rows = "".join(f"<div><span>{escape(name)}</span><span>{escape(str(value))}</span></div>"
-                   for name, value in values.items())
+    rows = "".join(
+        f"<div><span>{escape(name)}</span><span>{escape(str(value))}</span></div>" for name, value in values.items()
+    )
     return f'<div class="settings">{rows}</div>'
 
 
@@ -98,15 +105,22 @@ def ablation_table(rows: Sequence[dict], references: Sequence[str]) -> str:
         row = next(row for row in rows if (row["dataset"], row["split"], row["metric"]) == metric)
         arrow = "↑" if row["higher_is_better"] else "↓"
         note = "" if row["separated"] else "<br><small>not distinguishable</small>"
-        head += (f"<th>{escape(metric[0])}<br><small>{escape(metric[1])}</small><br>{escape(metric[2])} {arrow}"
-                 f"<br><small>n={row['n']}</small>{note}</th>")
+        head += (
+            f"<th>{escape(metric[0])}<br><small>{escape(metric[1])}</small><br>{escape(metric[2])} {arrow}"
+            f"<br><small>n={row['n']}</small>{note}</th>"
+        )
     body = ""
     for model in dict.fromkeys(row["model"] for row in rows):
-        body += f'<tr{" class=reference" if model in references else ""}><td>{escape(model)}</td>'
+        body += f"<tr{' class=reference' if model in references else ''}><td>{escape(model)}</td>"
         for metric in metrics:
             row = cells.get((model, *metric))
-            body += "<td>—</td>" if row is None else (
-                f'<td{" class=best" if row["best"] else ""}>{row["value"]:.3f}<br>'
-                f'<small>[{row["ci_low"]:.3f}, {row["ci_high"]:.3f}]</small></td>')
+            body += (
+                "<td>—</td>"
+                if row is None
+                else (
+                    f"<td{' class=best' if row['best'] else ''}>{row['value']:.3f}<br>"
+                    f"<small>[{row['ci_low']:.3f}, {row['ci_high']:.3f}]</small></td>"
+                )
+            )
         body += "</tr>"
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -15,8 +15,13 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by colour-blind readers; one colour a category in every plot.
 CATEGORY_COLOURS = {
-    "special": "#000000", "whitespace": "#bbbbbb", "punctuation": "#56b4e9", "number": "#d55e00", "word": "#0072b2",
-    "subword": "#009e73", "code": "#cc79a7",
+    "special": "#000000",
+    "whitespace": "#bbbbbb",
+    "punctuation": "#56b4e9",
+    "number": "#d55e00",
+    "word": "#0072b2",
+    "subword": "#009e73",
+    "code": "#cc79a7",
 }
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 WIDTH_INCHES, DPI = 7.5, 120
@@ -41,8 +46,11 @@ def _save(figure: Figure, path: str | Path) -> None:
 def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
     """The objective and its two parts over optimiser steps."""
     figure, (axis,) = _figure(3.4)
-    parts = (("loss", "objective", 2.0), ("mle_loss", "cross-entropy of tokens trained by MLE", 1.2),
-             ("distill_loss", "divergence of distilled tokens", 1.2))
+    parts = (
+        ("loss", "objective", 2.0),
+        ("mle_loss", "cross-entropy of tokens trained by MLE", 1.2),
+        ("distill_loss", "divergence of distilled tokens", 1.2),
+    )
     for (column, label, width), colour in zip(parts, LINE_COLOURS, strict=False):
         rows = training_log.filter(pl.col(column).is_not_null())
         same = column == "mle_loss" and rows["mle_loss"].equals(rows["loss"].alias("mle_loss"))
@@ -75,17 +83,22 @@ def loss_vs_bald(tokens: pl.DataFrame, path: str | Path) -> None:
     bins = left.hexbin(loss, bald, gridsize=32, bins="log", cmap="viridis", mincnt=1, linewidths=0.1)
     figure.colorbar(bins, ax=left, label="tokens")
     spearman = tokens.select(pl.corr("loss", "bald", method="spearman")).item()
-    left.set(xlabel="loss, log10 nats", ylabel="BALD, log10 nats",
-             title="Spearman not defined" if spearman is None or np.isnan(spearman) else f"Spearman {spearman:.2f}")
+    left.set(
+        xlabel="loss, log10 nats",
+        ylabel="BALD, log10 nats",
+        title="Spearman not defined" if spearman is None or np.isnan(spearman) else f"Spearman {spearman:.2f}",
+    )
     present = [c for c in CATEGORY_COLOURS if tokens.filter(pl.col("category").cast(pl.String) == c).height]
-    values = [np.log10(np.maximum(tokens.filter(pl.col("category").cast(pl.String) == c)["bald"].to_numpy(), floor))
-              for c in present]
-    boxes = right.boxplot(values, orientation="horizontal", patch_artist=True, showfliers=False,
-                          medianprops={"color": "white"})
+    values = [
+        np.log10(np.maximum(tokens.filter(pl.col("category").cast(pl.String) == c)["bald"].to_numpy(), floor))
+        for c in present
+    ]
+    boxes = right.boxplot(
+        values, orientation="horizontal", patch_artist=True, showfliers=False, medianprops={"color": "white"}
+    )
     for box, category in zip(boxes["boxes"], present, strict=True):
         box.set(facecolor=CATEGORY_COLOURS[category], edgecolor="#444444")
-    right.set_yticks(range(1, len(present) + 1),
-                     [f"{c} ({len(v):,})" for c, v in zip(present, values, strict=True)])
+    right.set_yticks(range(1, len(present) + 1), [f"{c} ({len(v):,})" for c, v in zip(present, values, strict=True)])
     right.set(xlabel="BALD, log10 nats", title="By token category")
     _save(figure, path)
 
@@ -95,8 +108,10 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
     figure, (axis,) = _figure(3.6)
     steps = curriculum["step"].unique().sort().to_list()
     counts = {
-        category: [curriculum.filter((pl.col("step") == step) & (pl.col("category") == category))["n_selected"].sum()
-                   for step in steps]
+        category: [
+            curriculum.filter((pl.col("step") == step) & (pl.col("category") == category))["n_selected"].sum()
+            for step in steps
+        ]
         for category in CATEGORY_COLOURS
     }
     totals = np.maximum(np.sum(list(counts.values()), axis=0), 1)
@@ -137,16 +152,35 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
         if len(inside) and len(outside):
             points.append((name, inside.row(0, named=True), outside.sort("dataset").row(0, named=True)))
     for (name, x, y), colour in zip(points, LINE_COLOURS * len(points), strict=False):
-        axis.errorbar(x["value"], y["value"], xerr=[[x["value"] - x["ci_low"]], [x["ci_high"] - x["value"]]],
-                      yerr=[[y["value"] - y["ci_low"]], [y["ci_high"] - y["value"]]], fmt="o", color=colour,
-                      ecolor=colour, elinewidth=0.8, alpha=0.9, label=name)
+        axis.errorbar(
+            x["value"],
+            y["value"],
+            xerr=[[x["value"] - x["ci_low"]], [x["ci_high"] - x["value"]]],
+            yerr=[[y["value"] - y["ci_low"]], [y["ci_high"] - y["value"]]],
+            fmt="o",
+            color=colour,
+            ecolor=colour,
+            elinewidth=0.8,
+            alpha=0.9,
+            label=name,
+        )
     places = sorted((x["value"], y["value"]) for _, x, y in points)
     front = [place for i, place in enumerate(places) if all(place[1] < other[1] for other in places[:i])]
     if len(front) > 1:
-        axis.step(*zip(*front, strict=True), where="post", color="#888888", linestyle="--", linewidth=1, zorder=0,
-                  label="Pareto front")
-    axis.set(xlabel="loss in distribution (test), nats a token", ylabel="loss out of distribution, nats a token",
-             title="Lower left is better")
+        axis.step(
+            *zip(*front, strict=True),
+            where="post",
+            color="#888888",
+            linestyle="--",
+            linewidth=1,
+            zorder=0,
+            label="Pareto front",
+        )
+    axis.set(
+        xlabel="loss in distribution (test), nats a token",
+        ylabel="loss out of distribution, nats a token",
+        title="Lower left is better",
+    )
     if points:
         axis.legend(frameon=False, fontsize=8)
     _save(figure, path)

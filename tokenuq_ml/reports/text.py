@@ -17,9 +17,13 @@ def ablation_table_text(rows: Sequence[dict]) -> str:
         if metric != previous:
             direction = "higher is better" if row["higher_is_better"] else "lower is better"
             note = "" if row["separated"] else "; intervals overlap: not distinguishable"
-            lines += ([""] if previous else []) + [f"{row['dataset']} ({row['split']}) {row['metric']}  [{direction}{note}]"]
+            lines += ([""] if previous else []) + [
+                f"{row['dataset']} ({row['split']}) {row['metric']}  [{direction}{note}]"
+            ]
             previous = metric
         best = " *" if row.get("best") else ""
-        lines.append(f"    {row['model']:<{width}}  {row['value']:8.4f}  [{row['ci_low']:.4f}, {row['ci_high']:.4f}]"
-                     f"  n={row['n']}{best}")
+        lines.append(
+            f"    {row['model']:<{width}}  {row['value']:8.4f}  [{row['ci_low']:.4f}, {row['ci_high']:.4f}]"
+            f"  n={row['n']}{best}"
+        )
     return "\n".join(lines)

@@ -18,18 +18,31 @@ def distils_from_baseline(ablation: AblationSpec) -> bool:
 def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) -> list[StageAsset]:
     """In the order that the child makes them."""
     name, arm = study.name, ablation.name
-    common_inputs = {"model": f"models/{study.model}",
-                     "tokenized_dataset": table_place("tokenized_dataset", study=name)}
+    common_inputs = {
+        "model": f"models/{study.model}",
+        "tokenized_dataset": table_place("tokenized_dataset", study=name),
+    }
     common_deps = (("models", study.model), (name, "tokenized_dataset"))
     token_losses = {"token_losses": table_place("token_losses", study=name)}
     student_place = partition_place("student", study=name, ablation=arm)
-    trained = {"adapter": f"{student_place}/adapter", "snapshots": f"{student_place}/snapshots",
-               "selections": table_place("selections", study=name, ablation=arm)}
+    trained = {
+        "adapter": f"{student_place}/adapter",
+        "snapshots": f"{student_place}/snapshots",
+        "selections": table_place("selections", study=name, ablation=arm),
+    }
 
     def asset(stage: str, description: str, kinds: set[str], outputs: dict[str, str], **more) -> StageAsset:
-        return StageAsset(stage=stage, path=(name, arm, stage), study=name, ablation=arm,
-                          fields=ablation_fields(config, study, ablation, stage), description=description,
-                          kinds=frozenset(kinds), outputs=outputs, **more)
+        return StageAsset(
+            stage=stage,
+            path=(name, arm, stage),
+            study=name,
+            ablation=arm,
+            fields=ablation_fields(config, study, ablation, stage),
+            description=description,
+            kinds=frozenset(kinds),
+            outputs=outputs,
+            **more,
+        )
 
     def plots(stage: str) -> str:
         return partition_place("plots", study=name, ablation=arm, stage=stage)
@@ -46,27 +59,45 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         student_inputs |= token_losses
         student_deps += ((name, "token_losses"),)
     student = asset(
-        "student", f"{_sentence(ablation)} Holds the adapter, its training log, and which tokens were selected.",
+        "student",
+        f"{_sentence(ablation)} Holds the adapter, its training log, and which tokens were selected.",
         {"python", "torch"},
         {**trained, "training_log": table_place("training_log", study=name, ablation=arm), "plots": plots("student")},
-        inputs=student_inputs, deps=student_deps, table="training_log", checks=(selected_share(name, ablation),))
+        inputs=student_inputs,
+        deps=student_deps,
+        table="training_log",
+        checks=(selected_share(name, ablation),),
+    )
     ifeval = study.evaluation.ifeval
     evaluation = asset(
-        "evaluation", "One row a metric of the student, each with a bootstrap confidence interval.",
+        "evaluation",
+        "One row a metric of the student, each with a bootstrap confidence interval.",
         {"python", "torch", "parquet"},
-        {table: table_place(table, study=name, ablation=arm)
-         for table in (("evaluations", "generations") if ifeval else ("evaluations",))},
-        inputs=common_inputs | trained | (
-            {f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}),
+        {
+            table: table_place(table, study=name, ablation=arm)
+            for table in (("evaluations", "generations") if ifeval else ("evaluations",))
+        },
+        inputs=common_inputs
+        | trained
+        | ({f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}),
         deps=((name, arm, "student"), *common_deps) + ((("datasets", ifeval.dataset),) if ifeval else ()),
-        table="evaluations")
+        table="evaluations",
+    )
     curriculum = asset(
-        "curriculum", "Which token categories were selected as training went on; loss and BALD of a fixed sample.",
+        "curriculum",
+        "Which token categories were selected as training went on; loss and BALD of a fixed sample.",
         {"python", "torch", "parquet"},
-        {**{table: table_place(table, study=name, ablation=arm) for table in ("curriculum", "curriculum_uncertainty")},
-         "plots": plots("curriculum")},
+        {
+            **{
+                table: table_place(table, study=name, ablation=arm)
+                for table in ("curriculum", "curriculum_uncertainty")
+            },
+            "plots": plots("curriculum"),
+        },
         inputs=common_inputs | trained | token_losses,
-        deps=((name, arm, "student"), (name, "token_losses"), *common_deps), table="curriculum")
+        deps=((name, arm, "student"), (name, "token_losses"), *common_deps),
+        table="curriculum",
+    )
     return [student, evaluation, curriculum]
 
 
@@ -75,7 +106,12 @@ def _sentence(ablation: AblationSpec) -> str:
     select = ablation.select
     if select.by == "all":
         return f"Every response token is trained by {ablation.selected.kind}."
-    rest = {"none": "the rest is not trained", "distill": "the rest is distilled from the teacher",
-            "mle": "the rest is trained by mle"}[ablation.rest.kind]
-    return (f"The {select.keep} {select.quantile:.0%} of tokens by {select.by} ({select.scope}) are trained by "
-            f"{ablation.selected.kind}, {rest}; seed {ablation.seed}.")
+    rest = {
+        "none": "the rest is not trained",
+        "distill": "the rest is distilled from the teacher",
+        "mle": "the rest is trained by mle",
+    }[ablation.rest.kind]
+    return (
+        f"The {select.keep} {select.quantile:.0%} of tokens by {select.by} ({select.scope}) are trained by "
+        f"{ablation.selected.kind}, {rest}; seed {ablation.seed}."
+    )

@@ -30,10 +30,19 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         for table in PER_ABLATION:
             inputs |= row(table, ablation)
     return StageAsset(
-        stage="ablation_report", path=(name, "ablation_report"), study=name,
+        stage="ablation_report",
+        path=(name, "ablation_report"),
+        study=name,
         fields=study_fields(config, study, "ablation_report"),
         description="Base, teacher and every student side by side, each metric with its interval; the report as HTML.",
-        kinds=frozenset({"python", "polars"}), outputs={"report": report_place(name)}, inputs=inputs,
-        deps=(("datasets", study.dataset), *((name, stage) for stage in PER_STUDY),
-              (name, "reference_evaluation"), (name, "baseline_teacher"),
-              *((name, arm, stage) for arm in study.ablations for stage in ("student", "evaluation", "curriculum"))))
+        kinds=frozenset({"python", "polars"}),
+        outputs={"report": report_place(name)},
+        inputs=inputs,
+        deps=(
+            ("datasets", study.dataset),
+            *((name, stage) for stage in PER_STUDY),
+            (name, "reference_evaluation"),
+            (name, "baseline_teacher"),
+            *((name, arm, stage) for arm in study.ablations for stage in ("student", "evaluation", "curriculum")),
+        ),
+    )

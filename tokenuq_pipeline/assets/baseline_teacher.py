@@ -15,15 +15,18 @@ def teacher_adapter(study: str) -> str:
 def baseline_teacher(config: Config, study: StudySpec) -> StageAsset:
     name = study.name
     return StageAsset(
-        stage="baseline_teacher", path=(name, "baseline_teacher"), study=name,
+        stage="baseline_teacher",
+        path=(name, "baseline_teacher"),
+        study=name,
         fields=study_fields(config, study, "baseline_teacher"),
         description="The baseline: an adapter trained by vanilla MLE on every response token. Students distil from it.",
-        kinds=frozenset({"python", "torch"}), table="training_log",
+        kinds=frozenset({"python", "torch"}),
+        table="training_log",
         outputs={
             "adapter": teacher_adapter(name),
             "training_log": table_place("training_log", study=name, ablation="teacher"),
             "plots": partition_place("plots", study=name, ablation="teacher", stage="baseline_teacher"),
         },
-        inputs={"model": f"models/{study.model}",
-                "tokenized_dataset": table_place("tokenized_dataset", study=name)},
-        deps=(("models", study.model), (name, "tokenized_dataset")))
+        inputs={"model": f"models/{study.model}", "tokenized_dataset": table_place("tokenized_dataset", study=name)},
+        deps=(("models", study.model), (name, "tokenized_dataset")),
+    )

@@ -10,9 +10,13 @@ def dataset_assets(config: Config) -> list[StageAsset]:
     """One asset a dataset of `datasets.yaml`."""
     return [
         StageAsset(
-            stage="datasets", path=("datasets", name), fields=dataset_fields(config, name),
+            stage="datasets",
+            path=("datasets", name),
+            fields=dataset_fields(config, name),
             description=f"Examples of {name} ({spec.format}), split and normalised to messages.",
-            kinds=frozenset({"python", "polars", "parquet"}), table="examples",
-            outputs={"examples": table_place("examples", dataset=name)})
+            kinds=frozenset({"python", "polars", "parquet"}),
+            table="examples",
+            outputs={"examples": table_place("examples", dataset=name)},
+        )
         for name, spec in config.datasets.items()
     ]

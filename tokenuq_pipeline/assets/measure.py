@@ -11,34 +11,58 @@ from tokenuq_pipeline.store import partition_place, table_place
 def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
     """In the order that the child makes them."""
     name = study.name
-    inputs = {"model": f"models/{study.model}", "adapter": teacher_adapter(name),
-              "tokenized_dataset": table_place("tokenized_dataset", study=name)}
+    inputs = {
+        "model": f"models/{study.model}",
+        "adapter": teacher_adapter(name),
+        "tokenized_dataset": table_place("tokenized_dataset", study=name),
+    }
     deps = (("models", study.model), (name, "tokenized_dataset"), (name, "baseline_teacher"))
 
     def asset(stage: str, description: str, kinds: set[str], outputs: dict[str, str], **more) -> StageAsset:
-        return StageAsset(stage=stage, path=(name, stage), study=name, fields=study_fields(config, study, stage),
-                          description=description, kinds=frozenset(kinds), outputs=outputs,
-                          **{"inputs": inputs, "deps": deps, **more})
+        return StageAsset(
+            stage=stage,
+            path=(name, stage),
+            study=name,
+            fields=study_fields(config, study, stage),
+            description=description,
+            kinds=frozenset(kinds),
+            outputs=outputs,
+            **{"inputs": inputs, "deps": deps, **more},
+        )
 
     evaluated, ifeval = {}, study.evaluation.ifeval
     for table in ("evaluations", "generations") if ifeval else ("evaluations",):
         evaluated |= {f"{table}_{row}": table_place(table, study=name, ablation=row) for row in REFERENCES}
     prompts = {f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}
     return [
-        asset("token_losses",
-              "One row a response token of every split: loss, entropy and rank, of the teacher and of the base model.",
-              {"python", "torch", "parquet"}, {"token_losses": table_place("token_losses", study=name)},
-              table="token_losses"),
-        asset("teacher_hidden",
-              "The teacher's last hidden states of the train split: distillation without a teacher's forward pass.",
-              {"python", "torch"}, {"teacher_hidden": partition_place("teacher_hidden", study=name)}),
-        asset("token_uncertainty",
-              f"BALD of every response token: {study.uncertainty.samples} passes of Monte-Carlo dropout. "
-              "Joins one to one with token_losses.",
-              {"python", "torch", "parquet"}, {"token_uncertainty": table_place("token_uncertainty", study=name)},
-              table="token_uncertainty"),
-        asset("reference_evaluation",
-              "The base model and the teacher by the students' metrics: the report's top rows.",
-              {"python", "torch", "parquet"}, evaluated, table="evaluations", inputs=inputs | prompts,
-              deps=deps + ((("datasets", ifeval.dataset),) if ifeval else ())),
+        asset(
+            "token_losses",
+            "One row a response token of every split: loss, entropy and rank, of the teacher and of the base model.",
+            {"python", "torch", "parquet"},
+            {"token_losses": table_place("token_losses", study=name)},
+            table="token_losses",
+        ),
+        asset(
+            "teacher_hidden",
+            "The teacher's last hidden states of the train split: distillation without a teacher's forward pass.",
+            {"python", "torch"},
+            {"teacher_hidden": partition_place("teacher_hidden", study=name)},
+        ),
+        asset(
+            "token_uncertainty",
+            f"BALD of every response token: {study.uncertainty.samples} passes of Monte-Carlo dropout. "
+            "Joins one to one with token_losses.",
+            {"python", "torch", "parquet"},
+            {"token_uncertainty": table_place("token_uncertainty", study=name)},
+            table="token_uncertainty",
+        ),
+        asset(
+            "reference_evaluation",
+            "The base model and the teacher by the students' metrics: the report's top rows.",
+            {"python", "torch", "parquet"},
+            evaluated,
+            table="evaluations",
+            inputs=inputs | prompts,
+            deps=deps + ((("datasets", ifeval.dataset),) if ifeval else ()),
+        ),
     ]

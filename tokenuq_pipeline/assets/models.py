@@ -9,8 +9,12 @@ def model_assets(config: Config) -> list[StageAsset]:
     """One asset a model of `models.yaml`."""
     return [
         StageAsset(
-            stage="models", path=("models", name), fields=model_fields(config, name),
+            stage="models",
+            path=("models", name),
+            fields=model_fields(config, name),
             description=f"The base model {name}: weights as safetensors, config, tokenizer, chat template.",
-            kinds=frozenset({"python", "torch"}), outputs={"weights": f"models/{name}"})
+            kinds=frozenset({"python", "torch"}),
+            outputs={"weights": f"models/{name}"},
+        )
         for name in config.models
     ]

@@ -76,9 +76,16 @@ class StageAsset:
         """The asset as Dagster sees it. Owners and automation are left out here, on purpose."""
         tags = {name: value for name, value in (("study", self.study), ("ablation", self.ablation)) if value}
         return dg.AssetSpec(
-            self.key, deps=[dg.AssetKey(dep) for dep in self.deps], description=self.description,
-            code_version=self.code_version, kinds=set(self.kinds), group_name=self.group, tags=tags,
-            metadata=metadata.definition(self), skippable=skippable)
+            self.key,
+            deps=[dg.AssetKey(dep) for dep in self.deps],
+            description=self.description,
+            code_version=self.code_version,
+            kinds=set(self.kinds),
+            group_name=self.group,
+            tags=tags,
+            metadata=metadata.definition(self),
+            skippable=skippable,
+        )
 
 
 def build_assets(assets: list[StageAsset], entrypoint: str, op_name: str) -> dg.AssetsDefinition:
@@ -86,10 +93,17 @@ def build_assets(assets: list[StageAsset], entrypoint: str, op_name: str) -> dg.
     several = len(assets) > 1
 
     @dg.multi_asset(
-        name=op_name, specs=[asset.spec(skippable=several) for asset in assets], can_subset=several,
-        check_specs=[dg.AssetCheckSpec(check.name, asset=asset.key, blocking=True, description=check.description)
-                     for asset in assets for check in asset.checks] or None,
-        required_resource_keys={"store", "launcher"})
+        name=op_name,
+        specs=[asset.spec(skippable=several) for asset in assets],
+        can_subset=several,
+        check_specs=[
+            dg.AssetCheckSpec(check.name, asset=asset.key, blocking=True, description=check.description)
+            for asset in assets
+            for check in asset.checks
+        ]
+        or None,
+        required_resource_keys={"store", "launcher"},
+    )
     def stage(context: dg.AssetExecutionContext):
         yield from run_stage(context, assets, entrypoint)
 
@@ -114,8 +128,11 @@ def run_stage(context: dg.AssetExecutionContext, assets: list[StageAsset], entry
                 asset = wanted[result.stage]
                 _publish(store, request, asset, result)
                 missing.discard(result.stage)
-                yield dg.MaterializeResult(asset_key=asset.key, data_version=data_version(result),
-                                           metadata=metadata.materialization(asset, result, store))
+                yield dg.MaterializeResult(
+                    asset_key=asset.key,
+                    data_version=data_version(result),
+                    metadata=metadata.materialization(asset, result, store),
+                )
                 outcomes = [_evaluate(check, asset, store) for check in _selected(context, asset)]
                 yield from outcomes
                 if not all(outcome.passed for outcome in outcomes):
@@ -153,10 +170,20 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], entrypo
             made.add(place)
         requests[stage] = AssetRequest(fields=asset.fields, code_version=asset.code_version, outputs=outputs)
     first = next(iter(wanted.values()))
-    inputs = {name: str(store.path(place)) for asset in wanted.values() for name, place in asset.inputs.items()
-              if place not in made}
-    return StageRequest(entrypoint=entrypoint, study=first.study, ablation=first.ablation, assets=requests,
-                        inputs=inputs, work_dir=str(store.work_dir(work)))
+    inputs = {
+        name: str(store.path(place))
+        for asset in wanted.values()
+        for name, place in asset.inputs.items()
+        if place not in made
+    }
+    return StageRequest(
+        entrypoint=entrypoint,
+        study=first.study,
+        ablation=first.ablation,
+        assets=requests,
+        inputs=inputs,
+        work_dir=str(store.work_dir(work)),
+    )
 
 
 def _publish(store: Store, request: StageRequest, asset: StageAsset, result: AssetResult) -> None:
@@ -166,5 +193,12 @@ def _publish(store: Store, request: StageRequest, asset: StageAsset, result: Ass
         store.publish(request.assets[asset.stage].outputs[output], place)
     versions = {"/".join(dep): (store.read_manifest("/".join(dep)) or {}).get("data_version") for dep in asset.deps}
     store.write_manifest(
-        asset.name, data_version=result.data_version, code_version=asset.code_version, fields=asset.fields,
-        spec_hash=spec_hash(asset.fields), outputs=asset.outputs, inputs=versions, metrics=result.metrics)
+        asset.name,
+        data_version=result.data_version,
+        code_version=asset.code_version,
+        fields=asset.fields,
+        spec_hash=spec_hash(asset.fields),
+        outputs=asset.outputs,
+        inputs=versions,
+        metrics=result.metrics,
+    )

@@ -10,11 +10,17 @@ from tokenuq_pipeline.store import table_place
 def tokenized_dataset(config: Config, study: StudySpec) -> StageAsset:
     datasets = (study.dataset, *study.ood)
     return StageAsset(
-        stage="tokenized_dataset", path=(study.name, "tokenized_dataset"), study=study.name,
+        stage="tokenized_dataset",
+        path=(study.name, "tokenized_dataset"),
+        study=study.name,
         fields=study_fields(config, study, "tokenized_dataset"),
         description=f"{', '.join(datasets)} in the tokens of {study.model}; which tokens are the response's.",
-        kinds=frozenset({"python", "polars", "parquet"}), table="tokenized_dataset",
+        kinds=frozenset({"python", "polars", "parquet"}),
+        table="tokenized_dataset",
         outputs={"tokenized_dataset": table_place("tokenized_dataset", study=study.name)},
-        inputs={"model": f"models/{study.model}",
-                **{f"examples/{name}": table_place("examples", dataset=name) for name in datasets}},
-        deps=(("models", study.model), *(("datasets", name) for name in datasets)))
+        inputs={
+            "model": f"models/{study.model}",
+            **{f"examples/{name}": table_place("examples", dataset=name) for name in datasets},
+        },
+        deps=(("models", study.model), *(("datasets", name) for name in datasets)),
+    )

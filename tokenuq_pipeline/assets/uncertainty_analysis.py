@@ -10,11 +10,17 @@ from tokenuq_pipeline.store import partition_place, table_place
 def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
     name, tables = study.name, ("token_losses", "token_uncertainty")
     return StageAsset(
-        stage="uncertainty_analysis", path=(name, "uncertainty_analysis"), study=name,
+        stage="uncertainty_analysis",
+        path=(name, "uncertainty_analysis"),
+        study=name,
         fields=study_fields(config, study, "uncertainty_analysis"),
         description="Correlations of loss, entropy and BALD (Pearson, Spearman, partial given entropy), by category.",
-        kinds=frozenset({"python", "polars", "parquet"}), table="uncertainty_analysis",
-        outputs={"uncertainty_analysis": table_place("uncertainty_analysis", study=name),
-                 "plots": partition_place("plots", study=name, stage="uncertainty_analysis")},
+        kinds=frozenset({"python", "polars", "parquet"}),
+        table="uncertainty_analysis",
+        outputs={
+            "uncertainty_analysis": table_place("uncertainty_analysis", study=name),
+            "plots": partition_place("plots", study=name, stage="uncertainty_analysis"),
+        },
         inputs={table: table_place(table, study=name) for table in tables},
-        deps=tuple((name, table) for table in tables))
+        deps=tuple((name, table) for table in tables),
+    )

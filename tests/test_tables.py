@@ -1,0 +1,95 @@
+"""Tables: schemas, atomic writing, content hashes, reading as a hive-partitioned dataset."""
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tokenuq_ml.tables import TABLES, content_hash, read_table, scan, table_dir, write_table
+
+LOG = {
+    "step": [2, 1],
+    "epoch": [1.0, 0.5],
+    "category": ["word", "number"],
+    "n_tokens": [1, 2],
+    "n_selected": [0, 1],
+    "mean_loss": [1.0, 2.0],
+}
+STAMP = {"spec_hash": "s", "code_version": "c"}
+
+
+def test_rows_are_sorted_typed_and_described(tmp_path):
+    folder = table_dir(tmp_path, "curriculum", study="a", ablation="b")
+    assert folder == tmp_path / "curriculum/study=a/ablation=b"
+    write_table(pl.DataFrame(LOG), "curriculum", folder, **STAMP)
+    stored = pq.read_table(folder / "part-0.parquet", partitioning=None)
+    assert stored.column("step").to_pylist() == [1, 2]
+    assert stored.schema.types == TABLES["curriculum"].schema.types
+    assert stored.schema.metadata[b"tokenuq.spec_hash"] == b"s"
+    assert pq.read_metadata(folder / "part-0.parquet").row_group(0).column(0).compression == "ZSTD"
+    everything = scan("curriculum", tmp_path).collect()
+    assert everything["study"].to_list() == ["a", "a"] and everything["ablation"].to_list() == ["b", "b"]
+    assert set(read_table(folder).columns) == set(LOG)
+
+
+def test_scan_takes_partitions_and_says_what_is_not_there(tmp_path):
+    for study in ("a", "b"):
+        write_table(
+            pl.DataFrame(LOG), "curriculum", table_dir(tmp_path, "curriculum", study=study, ablation="m"), **STAMP
+        )
+    assert scan("curriculum", tmp_path, study="b").collect()["study"].unique().to_list() == ["b"]
+    with pytest.raises(FileNotFoundError, match="materialise the asset"):
+        scan("token_losses", tmp_path)
+    with pytest.raises(KeyError):
+        scan("no_such_table", tmp_path)
+
+
+def test_wrong_columns_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="curriculum: columns missing or unknown: mean_loss"):
+        write_table(pl.DataFrame(LOG).drop("mean_loss"), "curriculum", tmp_path / "x", **STAMP)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_table(pl.DataFrame(LOG), "curriculum", tmp_path, **STAMP)
+    before = (tmp_path / "part-0.parquet").read_bytes()
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_table(pl.DataFrame(LOG), "curriculum", tmp_path, **STAMP)
+    assert (tmp_path / "part-0.parquet").read_bytes() == before
+    assert len(list(tmp_path.glob("part-*"))) == 1
+
+
+class TestContentHash:
+    def test_depends_on_values_names_types_and_order(self):
+        base = pa.table({"a": [1, 2], "b": ["x", None]})
+        others = [
+            pa.table({"a": [2, 1], "b": ["x", None]}),
+            pa.table({"a": [1, 2], "b": ["x", ""]}),
+            pa.table({"a": [1, 2], "c": ["x", None]}),
+            pa.table({"a": pa.array([1, 2], pa.int32()), "b": ["x", None]}),
+            pa.table({"a": [1, 3], "b": ["x", None]}),
+        ]
+        hashes = {content_hash(table) for table in [base, *others]}
+        assert len(hashes) == 6
+
+    def test_does_not_depend_on_chunks_dictionaries_or_files(self, tmp_path):
+        plain = pa.table({"a": ["x", "y", "x"], "l": [[1, 2], [], [3]]})
+        chunked = pa.concat_tables([plain.slice(0, 1), plain.slice(1)])
+        encoded = pa.table({"a": plain["a"].dictionary_encode(), "l": plain["l"]})
+        assert content_hash(plain) == content_hash(chunked) == content_hash(encoded)
+        pq.write_table(plain, tmp_path / "t.parquet", compression="snappy")
+        assert content_hash(pq.read_table(tmp_path / "t.parquet")) == content_hash(plain)
+
+    def test_list_borders_count(self):
+        assert content_hash(pa.table({"l": [[1], [2, 3]]})) != content_hash(pa.table({"l": [[1, 2], [3]]}))
+        assert content_hash(pa.table({"s": ["ab", "c"]})) != content_hash(pa.table({"s": ["a", "bc"]}))
+
+    def test_the_writer_gives_it(self, tmp_path):
+        first = write_table(pl.DataFrame(LOG), "curriculum", tmp_path / "a", **STAMP)
+        shuffled = write_table(pl.DataFrame(LOG)[::-1], "curriculum", tmp_path / "b", spec_hash="t", code_version="d")
+        assert first == shuffled
