@@ -35,8 +35,9 @@ from tokenuq_ml.token_losses import MAX_TOKENS, score_batch
 
 TEACHER = "teacher"
 ONLINE_CHECK_EXAMPLES = 8
-ONLINE_CHECK_BOUND = 0.02
-"""Nats of KL(online || cached) a token at most: what bfloat16 rounding of a state can do, with room to spare."""
+ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
+"""Nats of KL(online || cached) a token at most. In float32 only the stored state is rounded; a bfloat16 forward
+pass also differs from itself where its batch has another shape, by some 0.02 nats at the worst token."""
 
 
 def run(request: StageRequest, reporter: Reporter) -> None:
@@ -179,7 +180,7 @@ def _store_states(
                 "megabytes": path.stat().st_size / 1e6,
                 "online_check_examples": len(sample),
                 "online_check_max_error": max(errors),
-                "online_check_bound": ONLINE_CHECK_BOUND,
+                "online_check_bound": ONLINE_CHECK_BOUND.get(numerics.dtype, 0.1),
                 **numerics.fields(),
             },
         )

@@ -42,8 +42,8 @@ def run(request: StageRequest, reporter: Reporter) -> None:
             html.paragraph(verdict(rows), "verdict")
             + html.ablation_table(rows, REFERENCES)
             + html.paragraph(
-                f"Each cell is a value with its {study.evaluation.confidence:.0%} bootstrap interval over examples; ↓ lower "
-                "is better, ↑ higher is better. A value is marked only where its interval overlaps no other.",
+                f"Each cell is a value with its {study.evaluation.confidence:.0%} bootstrap interval over examples; "
+                "↓ lower is better, ↑ higher is better. A value is marked only where its interval overlaps no other.",
                 "dim",
             )
             + _overlap(tables[f"examples/{study.dataset}"]),
@@ -150,8 +150,8 @@ def _correlations(analysis: pl.DataFrame, tokens: pl.DataFrame, folder: Path) ->
         )
         + html.table(["pair", "correlation", "value", "interval", "tokens"], rows)
         + html.paragraph(
-            "The partial correlation takes out what loss and BALD share through the entropy: what is left is how far the "
-            "loss tells epistemic from aleatoric uncertainty.",
+            "The partial correlation takes out what loss and BALD share through the entropy: what is left is how far "
+            "the loss tells epistemic from aleatoric uncertainty.",
             "dim",
         )
     )
