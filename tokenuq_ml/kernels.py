@@ -18,7 +18,7 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20
 """Budget for the logits of one matrix product, in the head's dtype: large enough to keep it busy."""
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2**20
 """Budget for the float32 logits that are reduced at a time: they stay in the processor's cache, where the
 several passes of a softmax cost a fraction of what they cost in memory."""
 
@@ -141,7 +141,9 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
         product_KCV, label_C = head.product(hidden_KND[:, chunk]), label_N[chunk]
         for block in _blocks(len(label_C), head, copies=samples):
             logp_KRV = head.finish(product_KCV[:, block])
-            logp_KRV -= torch.logsumexp(logp_KRV, -1, keepdim=True)
+            logp_KRV -= logp_KRV.amax(-1, keepdim=True)
+            logp_KRV -= logp_KRV.exp().sum(-1, keepdim=True).log()
+            # Of logp itself and not of the division above: the two must round alike, or KLs near 0 drown.
             p_KRV = logp_KRV.exp()
             # Where every sample's p rounds to 0, its terms do too, whatever the logarithm.
             mean_logp_RV = p_KRV.mean(0).clamp_(min=torch.finfo(p_KRV.dtype).tiny).log_()

@@ -233,6 +233,12 @@ def _for_inference(model: PeftModel, name: str) -> PeftModel:
     return use_word_dropout(model)
 
 
+def freeze_adapter(model: PeftModel) -> PeftModel:
+    """The active adapter after its training: frozen, in the base model's dtype, ready for inference."""
+    model.requires_grad_(False)
+    return _for_inference(model, model.active_adapter).eval()
+
+
 @contextmanager
 def use_adapter(model: PeftModel, name: str | None):
     """Forward passes inside run under adapter `name` (None: the bare base model); no gradient is meant to flow."""

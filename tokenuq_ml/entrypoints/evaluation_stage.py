@@ -48,15 +48,15 @@ def evaluate_and_store(
     if spec.ifeval is not None:
         prompts = read_table(inputs[f"examples/{spec.ifeval.dataset}"])
         progress = Progress(reporter, f"{name} IF-Eval", len(prompts), "prompts")
-        with numerics.autocast():
-            answers = generate(
-                model,
-                tokenizer,
-                [prompt_ids(tokenizer, m) for m in prompts["messages"].to_list()],
-                max_new_tokens=spec.ifeval.max_new_tokens,
-                batch_size=spec.ifeval.batch_size,
-                progress=progress.add,
-            )
+        # Base and adapter are of one dtype: plain inference, without autocast's toll on every small product.
+        answers = generate(
+            model,
+            tokenizer,
+            [prompt_ids(tokenizer, m) for m in prompts["messages"].to_list()],
+            max_new_tokens=spec.ifeval.max_new_tokens,
+            batch_size=spec.ifeval.batch_size,
+            progress=progress.add,
+        )
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
         generations = check(prompts, texts).with_columns(
             n_tokens=pl.Series([len(ids) for ids in answers], dtype=pl.Int32)

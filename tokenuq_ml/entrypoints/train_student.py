@@ -17,7 +17,7 @@ from tokenuq_ml.batching import TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
 from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, content_of, model_digest, train_and_store
-from tokenuq_ml.models import Numerics, add_adapter, attach_adapter, load_model, load_tokenizer
+from tokenuq_ml.models import Numerics, add_adapter, attach_adapter, freeze_adapter, load_model, load_tokenizer
 from tokenuq_ml.objectives import distillation_teacher
 from tokenuq_ml.reports import plots
 from tokenuq_ml.specs import AblationSpec, CurriculumSpec, TrainSpec, UncertaintySpec
@@ -135,7 +135,7 @@ def _student(
     # A forced rerun is to train anew, not to find this run's last checkpoint.
     for checkpoint in work_dir.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return model, Trained(selections, work_dir / "adapter", work_dir / "snapshots"), work_dir
+    return freeze_adapter(model), Trained(selections, work_dir / "adapter", work_dir / "snapshots"), work_dir
 
 
 def _curriculum(
