@@ -235,8 +235,8 @@ def test_duckdb_reads_the_tables_as_they_lie(world):
     """The promise of the layout: no help of ours."""
     rows = duckdb.sql(f"""
         SELECT category, count(*) AS n, avg(loss) AS loss, avg(bald) AS bald
-        FROM read_parquet('{world.home}/token_losses/*/*.parquet', hive_partitioning = true)
-        JOIN read_parquet('{world.home}/token_uncertainty/*/*.parquet', hive_partitioning = true)
+        FROM read_parquet('{world.home}/token_losses/*/*.parquet', hive_partitioning = true) AS l
+        JOIN read_parquet('{world.home}/token_uncertainty/*/*.parquet', hive_partitioning = true) AS u
         USING (study, example_id, position) WHERE study = '{STUDY}' GROUP BY category""").fetchall()
     assert sum(n for _, n, *_ in rows) == len(world.table("token_losses"))
 
@@ -251,6 +251,16 @@ def test_files_say_what_they_were_made_from(world):
     assert json.loads(metadata[b"tokenuq.columns"])["loss"].endswith("nats")
     # The plain string, so that DuckDB and pandas see text.
     assert "dictionary<values=string, indices=int32" in str(pq.read_schema(path).field("token").type)
+
+
+def test_nothing_published_is_a_pickle(world):
+    """Trap 20: what others load is safetensors, Parquet and text."""
+    kinds = {
+        path.suffix
+        for path in world.home.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(world.home).parts)
+    }
+    assert kinds <= {".safetensors", ".parquet", ".json", ".jinja", ".md", ".png", ".html", ".csv"}
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(world):

@@ -174,7 +174,7 @@ def test_tokenize_dataset_writes_every_example_in_tokens(tmp_path, tokenizer_dir
     assert metrics["response_tokens_ood"] == responses[4]
     assert (metrics["longest"], metrics["mean_length"]) == (lengths.max(), lengths.mean())
     assert metrics["response_share"] == sum(responses) / lengths.sum()
-    assert (metrics["truncated"], metrics["dropped_without_response"]) == (0, 0)
+    assert (metrics["truncated"], metrics["dropped"]) == (0, 0)
     assert result.data_version == tokenize(tmp_path / "again", tokenizer_dir)[1].data_version
 
 
@@ -186,7 +186,7 @@ def test_tokenize_dataset_cuts_and_drops(tmp_path, tokenizer_dir):
         tmp_path, tokenizer_dir, [*MAIN, long_question, ("train", "No answer", None)], max_length=limit
     )
     assert "main/000004" not in table["example_id"] and "main/000005" not in table["example_id"]
-    assert (result.metrics["truncated"], result.metrics["dropped_without_response"]) == (2, 2)
+    assert (result.metrics["truncated"], result.metrics["dropped"]) == (2, 2)
     assert result.metrics["longest"] == limit
     assert (
         table.filter(pl.col("example_id") == "main/000002")["input_ids"][0].to_list()

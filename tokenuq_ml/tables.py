@@ -280,6 +280,11 @@ def scan(table: str, home: str | Path, **partitions: str) -> pl.LazyFrame:
     return pl.scan_parquet(pattern, hive_partitioning=True)
 
 
+def content_of(folder: str | Path) -> str:
+    """The content hash that the writer left in a partition's file."""
+    return pq.read_metadata(Path(folder, "part-0.parquet")).metadata[b"tokenuq.content_hash"].decode()
+
+
 def content_hash(data: pa.Table) -> str:
     """Sixteen hex digits over names, types and values in row order.
 

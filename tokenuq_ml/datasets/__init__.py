@@ -6,6 +6,7 @@ Knows conversations and splits; neither tokens nor tables.
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -48,6 +49,30 @@ class LoadedExamples:
 
     examples: list[Example]
     duplicates_dropped: int = 0
+
+    @property
+    def metrics(self) -> dict[str, int]:
+        """Rows of each split, repeated questions left out and, where templates are known, how many recur."""
+        counts = Counter(example.split for example in self.examples)
+        return {
+            **{f"rows_{split}": count for split, count in counts.items()},
+            "duplicate_questions_dropped": self.duplicates_dropped,
+            **_template_overlap(self.examples),
+        }
+
+
+def _template_overlap(examples: Sequence[Example]) -> dict[str, int]:
+    """How many question templates of test occur in train; empty where test has no known template."""
+    known = [example for example in examples if example.source.get("template") is not None]
+    templates = {split: [e.source["template"] for e in known if e.split == split] for split in ("train", "test")}
+    if not templates["test"]:
+        return {}
+    train, test = set(templates["train"]), templates["test"]
+    return {
+        "test_templates": len(set(test)),
+        "test_templates_shared_with_train": len(set(test) & train),
+        "test_examples_sharing_train_template": sum(template in train for template in test),
+    }
 
 
 def load_examples(spec: DatasetSpec) -> LoadedExamples:

@@ -13,7 +13,6 @@ from tokenuq_ml.batching import TokenizedExample, length_batches, read_examples
 from tokenuq_ml.categories import categorise, special_ids, token_texts
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
-from tokenuq_ml.entrypoints.training_stage import content_of
 from tokenuq_ml.kernels import divergence
 from tokenuq_ml.mc_dropout import token_uncertainty
 from tokenuq_ml.models import (
@@ -28,7 +27,7 @@ from tokenuq_ml.models import (
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.specs import UncertaintySpec
 from tokenuq_ml.stages import AssetRequest, AssetResult, Reporter, StageRequest
-from tokenuq_ml.tables import write_table
+from tokenuq_ml.tables import content_of, write_table
 from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher, write_teacher_hidden
 from tokenuq_ml.tensors import joined_digest, tensors_digest
 from tokenuq_ml.token_losses import MAX_TOKENS, score_batch

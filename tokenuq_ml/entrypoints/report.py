@@ -12,7 +12,7 @@ from tokenuq_ml.reports.ablation_table import REFERENCES, table_rows, verdict
 from tokenuq_ml.reports.heatmap import heatmap, most_uncertain
 from tokenuq_ml.specs import AblationSpec, StudySpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
-from tokenuq_ml.tables import content_hash, read_table
+from tokenuq_ml.tables import content_of, read_table
 from tokenuq_ml.tensors import joined_digest
 
 HEATMAP_EXAMPLES = 6
@@ -66,7 +66,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     )
     (folder / "ablation_table.json").write_text(json.dumps(rows, indent=1))
     pl.DataFrame(rows).write_csv(folder / "ablation_table.csv")
-    content = [content_hash(frame.to_arrow()) for _, frame in sorted(tables.items())]
+    content = [content_of(path) for _, path in sorted(request.inputs.items())]
     reporter.info(f"{study.name}: {verdict(rows)}")
     reporter.done(
         AssetResult(

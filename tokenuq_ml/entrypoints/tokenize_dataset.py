@@ -64,7 +64,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         AssetResult(
             stage="tokenized_dataset",
             data_version=digest,
-            metrics={**_counts(frame), "truncated": truncated, "dropped_without_response": dropped},
+            metrics={**_counts(frame), "truncated": truncated, "dropped": dropped},
         )
     )
 

@@ -16,13 +16,13 @@ from tokenuq_ml import curriculum as curricula
 from tokenuq_ml.batching import TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
-from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, content_of, model_digest, train_and_store
+from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, model_digest, train_and_store
 from tokenuq_ml.models import Numerics, add_adapter, attach_adapter, freeze_adapter, load_model, load_tokenizer
 from tokenuq_ml.objectives import distillation_teacher
 from tokenuq_ml.reports import plots
 from tokenuq_ml.specs import AblationSpec, CurriculumSpec, TrainSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
-from tokenuq_ml.tables import read_table, write_table
+from tokenuq_ml.tables import content_of, read_table, write_table
 from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher
 from tokenuq_ml.tensors import joined_digest, tensors_digest
 from tokenuq_ml.training import TrainingSetup, static_selection

@@ -4,10 +4,11 @@ import shutil
 
 from tokenuq_ml.batching import read_examples
 from tokenuq_ml.entrypoints import runner
-from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, content_of, model_digest, train_and_store
+from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, model_digest, train_and_store
 from tokenuq_ml.models import add_adapter, load_model
 from tokenuq_ml.specs import AblationSpec, SelectSpec, TrainSpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
+from tokenuq_ml.tables import content_of
 from tokenuq_ml.tensors import joined_digest
 from tokenuq_ml.training import TrainingSetup
 

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from peft import PeftModel
 
 from tokenuq_ml.models import adapter_digest
@@ -28,11 +27,6 @@ class TrainedAdapter:
     digest: str
     log_digest: str
     figures: dict
-
-
-def content_of(table_folder: str | Path) -> str:
-    """The content hash that the writer left in a table's Parquet metadata."""
-    return pq.read_metadata(Path(table_folder, "part-0.parquet")).metadata[b"tokenuq.content_hash"].decode()
 
 
 def model_digest(folder: str | Path) -> str:
