@@ -116,7 +116,7 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
     }
     totals = np.maximum(np.sum(list(counts.values()), axis=0), 1)
     shares = {category: np.array(values) / totals for category, values in counts.items() if sum(values)}
-    if len(steps) > 40:
+    if len(steps) > 40 and shares:
         axis.stackplot(steps, *shares.values(), labels=list(shares), colors=[CATEGORY_COLOURS[c] for c in shares])
     else:
         bottom = np.zeros(len(steps))
