@@ -14,6 +14,10 @@ SETTINGS = """\
 telemetry:
   enabled: false
 
+# No invitation over the first page.
+nux:
+  enabled: false
+
 # Pools count ops, not runs: a limit that you give a pool in the UI holds between runs.
 concurrency:
   pools:
