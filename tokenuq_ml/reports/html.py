@@ -16,12 +16,12 @@ STYLE = """
   :root { --ink:#e6edf3; --dim:#9aa4ae; --page:#0d1117; --card:#161b22; --line:#30363d;
     --heat:255,107,94; --mark:#56d364; }
 }
-* { box-sizing:border-box } body { margin:0 auto; max-width:1080px; padding:32px 24px 64px; background:var(--page);
+* { box-sizing:border-box } body { margin:0 auto; max-width:1240px; padding:32px 24px 64px; background:var(--page);
   color:var(--ink); font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif }
 h1 { font-size:28px; margin:0 0 4px } h2 { font-size:20px; margin:40px 0 8px; border-top:1px solid var(--line);
   padding-top:20px } p { max-width:75ch } small, .dim { color:var(--dim) }
 table { border-collapse:collapse; font-size:13.5px; font-variant-numeric:tabular-nums; margin:8px 0 }
-th, td { padding:5px 10px; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap }
+th, td { padding:5px 9px; text-align:right; border-bottom:1px solid var(--line) } td { white-space:nowrap }
 th:first-child, td:first-child { text-align:left } th { color:var(--dim); font-weight:600; vertical-align:bottom }
 td.best { color:var(--mark); font-weight:700 } tr.reference td { color:var(--dim) } .scroll { overflow-x:auto }
 .verdict { background:var(--card); border-left:4px solid var(--mark); padding:10px 14px; border-radius:4px }
@@ -96,6 +96,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _breakable(name: str) -> str:
+    """A name that may be broken over lines after its underscores."""
+    return escape(name).replace("_", "_<wbr>")
+
+
 def ablation_table(rows: Sequence[dict], references: Sequence[str]) -> str:
     """Models by metrics; the best is marked only where its interval overlaps no other."""
     metrics = list(dict.fromkeys((row["dataset"], row["split"], row["metric"]) for row in rows))
@@ -106,7 +111,7 @@ def ablation_table(rows: Sequence[dict], references: Sequence[str]) -> str:
         arrow = "↑" if row["higher_is_better"] else "↓"
         note = "" if row["separated"] else "<br><small>not distinguishable</small>"
         head += (
-            f"<th>{escape(metric[0])}<br><small>{escape(metric[1])}</small><br>{escape(metric[2])} {arrow}"
+            f"<th>{_breakable(metric[0])}<br><small>{escape(metric[1])}</small><br>{_breakable(metric[2])} {arrow}"
             f"<br><small>n={row['n']}</small>{note}</th>"
         )
     body = ""

@@ -70,7 +70,7 @@ def training_curves(logs: Mapping[str, pl.DataFrame], path: str | Path) -> None:
         right.plot(log["step"], log["grad_norm"], marker="o", markersize=2.5, linewidth=1.3, color=colour, label=name)
     left.set(xlabel="optimiser step", ylabel="objective, nats a token")
     right.set(xlabel="optimiser step", ylabel="gradient norm before clipping")
-    left.legend(frameon=False, fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _save(figure, path)
 
 
