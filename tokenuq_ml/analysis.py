@@ -17,6 +17,11 @@ PAIRS = (
     ("bald", "expected_entropy"),
 )
 COLUMNS = ("loss", "entropy", "bald", "expected_entropy")
+_TRIANGLE = [(i, j) for i in range(len(COLUMNS)) for j in range(i, len(COLUMNS))]
+_NEGLIGIBLE = 1e-12
+"""A variance, relative to that of all tokens, below which a resample counts as constant."""
+_CHUNK_COUNTS = 1 << 22
+"""Counts of drawn examples held at once, which bounds the memory whatever the number of examples."""
 Array = NDArray[np.float64]
 
 
@@ -27,6 +32,7 @@ def analyse(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
     percentile bootstrap over examples, since tokens of one example are not independent.
     Ranks are taken once, over the sample, and not anew in each resample: a resample then
     needs only each example's sums of products, so that its cost does not grow with tokens.
+    Null where not defined: fewer than 3 tokens, a constant column.
     """
     tokens = tokens.select("example_id", "split", "category", *COLUMNS).with_columns(
         pl.col("split", "category").cast(pl.String)
@@ -55,67 +61,93 @@ def analyse(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
 
 
 def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> list[dict]:
-    values = {name: tokens[name].to_numpy().astype(np.float64) for name in COLUMNS}
-    ranks = {name: tokens[name].rank("average").to_numpy().astype(np.float64) for name in COLUMNS}
-    examples = tokens["example_id"].rank("dense").to_numpy().astype(np.int64) - 1
-    weights = None if evaluation is None else _resamples(int(examples.max()) + 1, evaluation)
+    statistics = [(method, x, y, None) for method in ("pearson", "spearman") for x, y in PAIRS]
+    statistics.append(("partial_spearman", "loss", "bald", "entropy"))
+    if len(tokens) < 3:
+        nothing = {"value": None, "ci_low": None, "ci_high": None}
+        return [{"x": x, "y": y, "method": method, **nothing} for method, x, y, _ in statistics]
+
+    values = np.stack([tokens[name].to_numpy().astype(np.float64) for name in COLUMNS])
+    ranks = np.stack([tokens[name].rank("average").to_numpy().astype(np.float64) for name in COLUMNS])
+    clusters = tokens["example_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    sums = {"pearson": _cluster_sums(values, clusters), "spearman": _cluster_sums(ranks, clusters)}
+    resampled = None
+    if evaluation is not None:
+        both = _resampled(np.concatenate(list(sums.values()), axis=1), evaluation)
+        resampled = dict(zip(sums, np.split(both, 2, axis=1), strict=True))
+
     rows = []
-    for method, columns in (("pearson", values), ("spearman", ranks)):
-        for x, y in PAIRS:
-            rows.append(_row(x, y, method, _statistic([columns[x], columns[y]], examples, weights, evaluation)))
-    three = [ranks["loss"], ranks["bald"], ranks["entropy"]]
-    rows.append(_row("loss", "bald", "partial_spearman", _statistic(three, examples, weights, evaluation)))
+    for method, x, y, given in statistics:
+        kind = method.removeprefix("partial_")
+        value = _correlation(sums[kind].sum(0, keepdims=True), x, y, given)[0]
+        low = high = np.nan
+        if resampled is not None and np.isfinite(value):
+            drawn = _correlation(resampled[kind], x, y, given)
+            # A resample may be constant, and have no correlation.
+            drawn = drawn[np.isfinite(drawn)]
+            if len(drawn):
+                tail = (1 - evaluation.confidence) / 2
+                low, high = np.quantile(drawn, [tail, 1 - tail])
+        numbers = {"value": value, "ci_low": low, "ci_high": high}
+        defined = {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
+        rows.append({"x": x, "y": y, "method": method, **defined})
     return rows
 
 
-def _row(x: str, y: str, method: str, outcome: tuple) -> dict:
-    value, low, high = (None if number is None or not np.isfinite(number) else float(number) for number in outcome)
-    return {"x": x, "y": y, "method": method, "value": value, "ci_low": low, "ci_high": high}
+def _cluster_sums(columns: Array, clusters: NDArray[np.int64]) -> Array:
+    """`[clusters, 15]`: count, sums and sums of products (upper triangle, by rows) of four columns `[4, tokens]`.
+
+    Columns are standardised over all tokens first, which alters no correlation: the sums lose
+    no digits, and one threshold tells a constant from a small number (BALD is often 1e-6 nats).
+    """
+    centred = columns - columns.mean(1, keepdims=True)
+    constant = columns.max(1, keepdims=True) == columns.min(1, keepdims=True)
+    scale = np.where(constant, 1.0, np.sqrt((centred**2).mean(1, keepdims=True)))
+    # Exactly zero: the mean of equal numbers may be off by a rounding.
+    standard = np.where(constant, 0.0, centred / np.where(scale > 0, scale, 1.0))
+    products = [standard[i] * standard[j] for i, j in _TRIANGLE]
+    return np.stack(
+        [
+            np.bincount(clusters).astype(np.float64),
+            *(np.bincount(clusters, column) for column in standard),
+            *(np.bincount(clusters, product) for product in products),
+        ],
+        axis=1,
+    )
 
 
-def _resamples(examples: int, evaluation: EvaluationSpec) -> Array:
-    """How often each example is drawn, one row a resample."""
+def _resampled(sums: Array, evaluation: EvaluationSpec) -> Array:
+    """The sums of each bootstrap sample, one a row: as many clusters as there are, drawn with replacement."""
+    clusters = len(sums)
     draws = np.random.default_rng(evaluation.seed)
-    return draws.multinomial(examples, np.full(examples, 1 / examples), size=evaluation.bootstrap).astype(np.float64)
+    chances = np.full(clusters, 1 / clusters)
+    rows = max(1, _CHUNK_COUNTS // clusters)
+    parts = [
+        draws.multinomial(clusters, chances, size=min(rows, evaluation.bootstrap - start)).astype(np.float64) @ sums
+        for start in range(0, evaluation.bootstrap, rows)
+    ]
+    return np.concatenate(parts)
 
 
-def _statistic(columns: list[Array], examples: NDArray, weights: Array | None, evaluation: EvaluationSpec | None):
-    """Correlation of the first two columns, given the third where there is one, with its interval."""
-    if len(examples) < 3:
-        return None, None, None
-    # Centred, so that the sums of products lose no digits.
-    columns = [column - column.mean() for column in columns]
-    sums = [np.bincount(examples, a * b) for i, a in enumerate(columns) for b in columns[i:]]
-    means = [np.bincount(examples, a) for a in columns]
-    sums_ES = np.stack([np.bincount(examples).astype(np.float64), *means, *sums], axis=1)
-    value = _from_sums(sums_ES.sum(0, keepdims=True), len(columns))[0]
-    if weights is None or not np.isfinite(value):
-        return value, None, None
-    resampled = _from_sums(weights @ sums_ES, len(columns))
-    resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled):
-        return value, None, None
-    tail = (1 - evaluation.confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return value, low, high
+def _correlation(sums: Array, x: str, y: str, given: str | None) -> Array:
+    """Correlation of x and y, one a row of `_cluster_sums`; NaN where it is not defined.
 
-
-def _from_sums(sums: Array, columns: int) -> Array:
-    """Correlation from `count, sums, sums of products` (upper triangle by rows), one a row of `sums`."""
-    count, means, products = sums[:, 0], sums[:, 1 : 1 + columns], sums[:, 1 + columns :]
-    pairs = [(i, j) for i in range(columns) for j in range(i, columns)]
-    cov = {
-        pair: products[:, k] / count - means[:, pair[0]] * means[:, pair[1]] / count**2 for k, pair in enumerate(pairs)
-    }
-
-    def correlation(i: int, j: int) -> Array:
-        variance = cov[i, i] * cov[j, j]
+    With `given`: the partial correlation
+    `(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2))`, not defined where x or y is z itself.
+    """
+    if given is not None:
+        xy, xz, yz = (_correlation(sums, *pair, None) for pair in ((x, y), (x, given), (y, given)))
+        left = np.minimum(1 - xz**2, 1 - yz**2)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(variance > 1e-24, cov[i, j] / np.sqrt(np.maximum(variance, 0)), np.nan)
+            partial = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+        return np.where(left > _NEGLIGIBLE, np.clip(partial, -1, 1), np.nan)
+    count = sums[:, 0]
 
-    xy = correlation(0, 1)
-    if columns == 2:
-        return xy
-    xz, yz = correlation(0, 2), correlation(1, 2)
+    def covariance(a: str, b: str) -> Array:
+        i, j = sorted((COLUMNS.index(a), COLUMNS.index(b)))
+        return sums[:, 5 + _TRIANGLE.index((i, j))] / count - sums[:, 1 + i] * sums[:, 1 + j] / count**2
+
+    variances = covariance(x, x), covariance(y, y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+        correlation = np.clip(covariance(x, y) / np.sqrt(variances[0] * variances[1]), -1, 1)
+    return np.where(np.minimum(*variances) > _NEGLIGIBLE, correlation, np.nan)

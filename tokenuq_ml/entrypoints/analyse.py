@@ -26,9 +26,14 @@ def joined_tokens(losses: pl.DataFrame, uncertainty: pl.DataFrame) -> pl.DataFra
     """The two token tables, row by row.
 
     Raises:
-        InputError: they do not have the very same tokens.
+        InputError: they do not have the very same tokens, once each.
     """
-    tokens = losses.join(uncertainty, on=KEYS, how="inner", validate="1:1")
+    try:
+        tokens = losses.join(uncertainty, on=KEYS, how="inner", validate="1:1")
+    except pl.exceptions.ComputeError as error:
+        raise InputError(
+            "token_losses or token_uncertainty has a token (example_id, position) twice; materialise both again"
+        ) from error
     if not len(tokens) == len(losses) == len(uncertainty):
         raise InputError(
             f"token_losses has {len(losses):,} rows, token_uncertainty {len(uncertainty):,}, and "

@@ -62,9 +62,10 @@ def run(request: StageRequest, reporter: Reporter) -> None:
             f"Ablation report: {study.name}",
             f"{study.model} on {study.dataset}, {len(ablations)} ablations; losses in nats",
             sections,
-        )
+        ),
+        encoding="utf-8",
     )
-    (folder / "ablation_table.json").write_text(json.dumps(rows, indent=1))
+    (folder / "ablation_table.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     pl.DataFrame(rows).write_csv(folder / "ablation_table.csv")
     content = [content_of(path) for _, path in sorted(request.inputs.items())]
     reporter.info(f"{study.name}: {verdict(rows)}")
@@ -84,16 +85,27 @@ def run(request: StageRequest, reporter: Reporter) -> None:
 
 
 def _overlap(examples: pl.DataFrame) -> str:
-    templates = examples.with_columns(template=pl.col("source").str.json_path_match("$.template")).drop_nulls(
-        "template"
+    """How close test is to train: shared question templates, where the dataset names them, and shared questions."""
+    examples = examples.with_columns(
+        pl.col("split").cast(pl.String),
+        template=pl.col("source").str.json_path_match("$.template"),
+        prompt=pl.Series(
+            [json.dumps([m for m in messages if m["role"] != "assistant"]) for messages in examples["messages"]],
+            dtype=pl.String,
+        ),
     )
-    test, train = (templates.filter(pl.col("split") == split)["template"] for split in ("test", "train"))
-    if test.is_empty():
-        return html.paragraph("The dataset does not say which question templates its examples come from.", "dim")
-    shared = set(test) & set(train)
+    train, test = (examples.filter(pl.col("split") == split) for split in ("train", "test"))
+    repeated = len(test.filter(pl.col("prompt").is_in(train["prompt"].to_list())))
+    questions = f"{repeated} of {len(test)} test questions occur word for word in train."
+    if test["template"].null_count() == len(test):
+        return html.paragraph(
+            f"The dataset does not say which question templates its examples come from. {questions}", "dim"
+        )
+    known = test.drop_nulls("template")
+    seen = known.filter(pl.col("template").is_in(train["template"].drop_nulls().to_list()))
     return html.paragraph(
-        f"{len(shared)} of the {test.n_unique()} question templates in test also occur in train "
-        f"({int(test.is_in(list(shared)).sum())} of {len(test)} test examples); no question is in two splits.",
+        f"{seen['template'].n_unique()} of the {known['template'].n_unique()} question templates in test also occur in "
+        f"train ({len(seen)} of {len(known)} test examples). {questions}",
         "dim",
     )
 
@@ -148,13 +160,27 @@ def _correlations(analysis: pl.DataFrame, tokens: pl.DataFrame, folder: Path) ->
                 )
             ]
         )
-        + html.table(["pair", "correlation", "value", "interval", "tokens"], rows)
+        + html.tables(
+            [html.table(["pair", "correlation", "value", "interval", "tokens"], rows), _by_category(analysis)]
+        )
         + html.paragraph(
             "The partial correlation takes out what loss and BALD share through the entropy: what is left is how far "
             "the loss tells epistemic from aleatoric uncertainty.",
             "dim",
         )
     )
+
+
+def _by_category(analysis: pl.DataFrame) -> str:
+    wanted = {"Spearman": "spearman", "given entropy": "partial_spearman"}
+    pairs = analysis.filter((pl.col("split") == "all") & (pl.col("x") == "loss") & (pl.col("y") == "bald"))
+    rows = []
+    for category in plots.CATEGORY_COLOURS:
+        values = {row["method"]: row for row in pairs.filter(pl.col("category") == category).iter_rows(named=True)}
+        if values:
+            numbers = [_number(values[method]["value"]) for method in wanted.values()]
+            rows.append([category, *numbers, f"{values['spearman']['n']:,}"])
+    return html.table(["loss and BALD in", *wanted, "tokens"], rows)
 
 
 def _number(value: float | None) -> str:

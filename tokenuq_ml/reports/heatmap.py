@@ -9,11 +9,13 @@ from html import escape
 import polars as pl
 
 MEASURES = ("loss", "entropy", "bald")
+MOST_TOKENS = 400
+"""Of one example: a page of long answers would be slow to open."""
 
 
 def most_uncertain(tokens: pl.DataFrame, count: int) -> list[str]:
-    """Ids of the held-out examples with the highest mean BALD."""
-    held_out = tokens.filter(pl.col("split").cast(pl.String).is_in(["validation", "test", "ood"]))
+    """Ids of the examples of validation and test with the highest mean BALD."""
+    held_out = tokens.filter(pl.col("split").cast(pl.String).is_in(["validation", "test"]))
     return (
         held_out.group_by("example_id")
         .agg(pl.col("bald").mean())
@@ -30,7 +32,9 @@ def heatmap(tokens: pl.DataFrame, example_ids: list[str]) -> str:
     blocks = []
     for example_id in example_ids:
         rows = tokens.filter(pl.col("example_id") == example_id).sort("position")
-        spans = "".join(_span(row, tops) for row in rows.iter_rows(named=True))
+        spans = "".join(_span(row, tops) for row in rows.head(MOST_TOKENS).iter_rows(named=True))
+        if len(rows) > MOST_TOKENS:
+            spans += f"<small> … {len(rows) - MOST_TOKENS:,} more tokens</small>"
         split = escape(str(rows["split"][0]))
         blocks.append(
             f'<figure class="example"><figcaption>{escape(example_id)} <small>{split}, mean BALD '

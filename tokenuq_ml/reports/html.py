@@ -5,6 +5,7 @@ page looks; what is on it is put together in `entrypoints/report.py`.
 """
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -23,11 +24,15 @@ h1 { font-size:28px; margin:0 0 4px } h2 { font-size:20px; margin:40px 0 8px; bo
 table { border-collapse:collapse; font-size:13.5px; font-variant-numeric:tabular-nums; margin:8px 0 }
 th, td { padding:5px 9px; text-align:right; border-bottom:1px solid var(--line) } td { white-space:nowrap }
 th:first-child, td:first-child { text-align:left } th { color:var(--dim); font-weight:600; vertical-align:bottom }
-td.best { color:var(--mark); font-weight:700 } tr.reference td { color:var(--dim) } .scroll { overflow-x:auto }
+th.group { color:var(--ink); text-align:center; border-bottom:2px solid var(--line) }
+.ablations th:not(.group) { vertical-align:top } .ablations small { font-weight:400 }
+td.best, td.best small { color:var(--mark); font-weight:700 } tr.reference td { color:var(--dim) }
+.scroll { overflow-x:auto } .tables { display:flex; flex-wrap:wrap; gap:8px 48px; align-items:flex-start }
 .verdict { background:var(--card); border-left:4px solid var(--mark); padding:10px 14px; border-radius:4px }
-.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(440px,1fr)); gap:16px }
+.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr)); gap:16px }
 figure { margin:0; background:var(--card); border:1px solid var(--line); border-radius:8px; padding:12px }
-figure img { width:100%; border-radius:4px; display:block } figcaption { margin:0 0 8px; font-weight:600 }
+figure img { width:100%; max-width:900px; margin:0 auto; border-radius:4px; display:block }
+figcaption { margin:0 0 8px; font-weight:600 }
 figure p { margin:8px 0 0; font-size:13.5px; color:var(--dim) }
 .settings { display:grid; grid-template-columns:repeat(auto-fill,minmax(230px,1fr)); gap:2px 24px; font-size:13.5px }
 .settings div { display:flex; justify-content:space-between; border-bottom:1px solid var(--line); padding:3px 0 }
@@ -96,6 +101,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def tables(fragments: Sequence[str]) -> str:
+    """Tables side by side where there is room."""
+    return f'<div class="tables">{"".join(fragments)}</div>'
+
+
 def _breakable(name: str) -> str:
     """A name that may be broken over lines after its underscores."""
     return escape(name).replace("_", "_<wbr>")
@@ -105,15 +115,18 @@ def ablation_table(rows: Sequence[dict], references: Sequence[str]) -> str:
     """Models by metrics; the best is marked only where its interval overlaps no other."""
     metrics = list(dict.fromkeys((row["dataset"], row["split"], row["metric"]) for row in rows))
     cells = {(row["model"], row["dataset"], row["split"], row["metric"]): row for row in rows}
-    head = "<th>model</th>"
+    any_of = {(row["dataset"], row["split"], row["metric"]): row for row in rows}
+    groups = Counter(metric[:2] for metric in metrics)
+    upper = "<th></th>" + "".join(
+        f'<th class="group" colspan="{count}">{escape(dataset)} <small>{escape(split)}</small></th>'
+        for (dataset, split), count in groups.items()
+    )
+    lower = "<th>model</th>"
     for metric in metrics:
-        row = next(row for row in rows if (row["dataset"], row["split"], row["metric"]) == metric)
+        row = any_of[metric]
         arrow = "↑" if row["higher_is_better"] else "↓"
         note = "" if row["separated"] else "<br><small>not distinguishable</small>"
-        head += (
-            f"<th>{_breakable(metric[0])}<br><small>{escape(metric[1])}</small><br>{_breakable(metric[2])} {arrow}"
-            f"<br><small>n={row['n']}</small>{note}</th>"
-        )
+        lower += f"<th>{_breakable(metric[2])} {arrow}<br><small>n={row['n']}</small>{note}</th>"
     body = ""
     for model in dict.fromkeys(row["model"] for row in rows):
         body += f"<tr{' class=reference' if model in references else ''}><td>{escape(model)}</td>"
@@ -128,4 +141,7 @@ def ablation_table(rows: Sequence[dict], references: Sequence[str]) -> str:
                 )
             )
         body += "</tr>"
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="ablations"><thead><tr>{upper}</tr><tr>{lower}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )

@@ -4,7 +4,7 @@ Draws with matplotlib's objects and no global state. Knows the tables' columns; 
 nothing that a reader could not check from them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's palette, told apart by colour-blind readers; one colour a category in every plot.
 CATEGORY_COLOURS = {
@@ -24,7 +25,12 @@ CATEGORY_COLOURS = {
     "code": "#cc79a7",
 }
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+REFERENCE_COLOURS = {"base": "#999999", "teacher": "#000000"}
 WIDTH_INCHES, DPI = 7.5, 120
+MARKED_STEPS = 60
+"""Longer curves go without a mark at each step: the marks would merge into a band."""
+FLOOR_NATS = 1e-6
+"""What logarithmic axes begin at; smaller values are drawn there."""
 
 
 def _figure(height: float = 4.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -43,6 +49,28 @@ def _save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=DPI, facecolor="white")
 
 
+def _model_colours(names: Iterable[str]) -> dict[str, str]:
+    """One colour a model, the same in every plot that shows the same students in the same order."""
+    students = [name for name in names if name not in REFERENCE_COLOURS]
+    return REFERENCE_COLOURS | dict(zip(students, LINE_COLOURS * len(students), strict=False))
+
+
+def _mark(steps: int) -> str:
+    return "o" if steps <= MARKED_STEPS else ""
+
+
+def _whole_steps(axis: Axes) -> None:
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _log10(nats: pl.Series) -> np.ndarray:
+    return np.log10(np.maximum(nats.to_numpy().astype(np.float64), FLOOR_NATS))
+
+
+def _powers_of_ten(exponent: float, _: int) -> str:
+    return f"$10^{{{exponent:g}}}$"
+
+
 def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
     """The objective and its two parts over optimiser steps."""
     figure, (axis,) = _figure(3.4)
@@ -55,67 +83,98 @@ def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
         rows = training_log.filter(pl.col(column).is_not_null())
         same = column == "mle_loss" and rows["mle_loss"].equals(rows["loss"].alias("mle_loss"))
         if len(rows) and not same:
-            axis.plot(rows["step"], rows[column], marker="o", markersize=3, linewidth=width, color=colour, label=label)
+            axis.plot(
+                rows["step"],
+                rows[column],
+                marker=_mark(len(rows)),
+                markersize=3,
+                linewidth=width,
+                color=colour,
+                label=label,
+            )
     axis.set(xlabel="optimiser step", ylabel="nats a token", title="Training")
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False)
+    _whole_steps(axis)
+    if axis.lines:
+        axis.legend(frameon=False)
     _save(figure, path)
 
 
 def training_curves(logs: Mapping[str, pl.DataFrame], path: str | Path) -> None:
-    """Cross-entropy of the tokens that each model trained by MLE, and its gradient norm, over steps."""
+    """Each model's objective, and its gradient norm, over optimiser steps."""
     figure, (left, right) = _figure(3.6, columns=2)
-    for (name, log), colour in zip(logs.items(), LINE_COLOURS * len(logs), strict=False):
-        left.plot(log["step"], log["loss"], marker="o", markersize=2.5, linewidth=1.3, color=colour, label=name)
-        right.plot(log["step"], log["grad_norm"], marker="o", markersize=2.5, linewidth=1.3, color=colour, label=name)
+    colours = _model_colours(logs)
+    for name, log in logs.items():
+        look = {"marker": _mark(len(log)), "markersize": 2.5, "linewidth": 1.3, "color": colours[name], "label": name}
+        left.plot(log["step"], log["loss"], **look)
+        right.plot(log["step"], log["grad_norm"], **look)
     left.set(xlabel="optimiser step", ylabel="objective, nats a token")
     right.set(xlabel="optimiser step", ylabel="gradient norm before clipping")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    for axis in (left, right):
+        _whole_steps(axis)
+    if left.lines:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _save(figure, path)
 
 
 def loss_vs_bald(tokens: pl.DataFrame, path: str | Path) -> None:
     """Hexagonal bins of the teacher's loss against BALD, and BALD by category."""
     figure, (left, right) = _figure(3.8, columns=2)
-    floor = 1e-6
-    loss = np.log10(np.maximum(tokens["loss"].to_numpy(), floor))
-    bald = np.log10(np.maximum(tokens["bald"].to_numpy(), floor))
-    bins = left.hexbin(loss, bald, gridsize=32, bins="log", cmap="viridis", mincnt=1, linewidths=0.1)
-    figure.colorbar(bins, ax=left, label="tokens")
+    if len(tokens):
+        bins = left.hexbin(
+            _log10(tokens["loss"]),
+            _log10(tokens["bald"]),
+            gridsize=32,
+            bins="log",
+            cmap="viridis",
+            mincnt=1,
+            linewidths=0.1,
+        )
+        figure.colorbar(bins, ax=left, label="tokens")
     spearman = tokens.select(pl.corr("loss", "bald", method="spearman")).item()
     left.set(
-        xlabel="loss, log10 nats",
-        ylabel="BALD, log10 nats",
+        xlabel="loss, nats",
+        ylabel=f"BALD, nats (at least $10^{{{np.log10(FLOOR_NATS):g}}}$)",
         title="Spearman not defined" if spearman is None or np.isnan(spearman) else f"Spearman {spearman:.2f}",
     )
-    present = [c for c in CATEGORY_COLOURS if tokens.filter(pl.col("category").cast(pl.String) == c).height]
-    values = [
-        np.log10(np.maximum(tokens.filter(pl.col("category").cast(pl.String) == c)["bald"].to_numpy(), floor))
-        for c in present
-    ]
-    boxes = right.boxplot(
-        values, orientation="horizontal", patch_artist=True, showfliers=False, medianprops={"color": "white"}
-    )
-    for box, category in zip(boxes["boxes"], present, strict=True):
-        box.set(facecolor=CATEGORY_COLOURS[category], edgecolor="#444444")
-    right.set_yticks(range(1, len(present) + 1), [f"{c} ({len(v):,})" for c, v in zip(present, values, strict=True)])
-    right.set(xlabel="BALD, log10 nats", title="By token category")
+    by_category = {
+        str(name): _log10(rows["bald"])
+        for (name,), rows in tokens.with_columns(pl.col("category").cast(pl.String)).group_by("category")
+    }
+    present = [category for category in CATEGORY_COLOURS if category in by_category]
+    if present:
+        boxes = right.boxplot(
+            [by_category[category] for category in present],
+            orientation="horizontal",
+            patch_artist=True,
+            showfliers=False,
+            medianprops={"color": "white"},
+        )
+        for box, category in zip(boxes["boxes"], present, strict=True):
+            box.set(facecolor=CATEGORY_COLOURS[category], edgecolor="#444444")
+    right.set_yticks(range(1, len(present) + 1), [f"{name} ({len(by_category[name]):,})" for name in present])
+    right.set(xlabel="BALD, nats", title="By token category")
+    for axis in (left.xaxis, left.yaxis, right.xaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axis.set_major_formatter(FuncFormatter(_powers_of_ten))
     _save(figure, path)
 
 
 def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
-    """Which categories the selected tokens are, as shares, over optimiser steps."""
+    """Which categories the selected tokens are, as shares, over optimiser steps.
+
+    Areas for long trainings, bars for short ones; a step that selected nothing stays empty.
+    """
     figure, (axis,) = _figure(3.6)
-    steps = curriculum["step"].unique().sort().to_list()
-    counts = {
-        category: [
-            curriculum.filter((pl.col("step") == step) & (pl.col("category") == category))["n_selected"].sum()
-            for step in steps
-        ]
-        for category in CATEGORY_COLOURS
-    }
-    totals = np.maximum(np.sum(list(counts.values()), axis=0), 1)
-    shares = {category: np.array(values) / totals for category, values in counts.items() if sum(values)}
+    steps = curriculum["step"].unique().sort()
+    counts = {}
+    for (category,), rows in curriculum.with_columns(pl.col("category").cast(pl.String)).group_by("category"):
+        summed = rows.group_by("step").agg(pl.col("n_selected").sum())
+        counts[category] = (
+            steps.to_frame().join(summed, on="step", how="left", maintain_order="left")["n_selected"].fill_null(0)
+        ).to_numpy()
+    totals = np.maximum(sum(counts.values(), start=np.zeros(len(steps))), 1)
+    shares = {name: counts[name] / totals for name in CATEGORY_COLOURS if name in counts and counts[name].any()}
     if len(steps) > 40 and shares:
         axis.stackplot(steps, *shares.values(), labels=list(shares), colors=[CATEGORY_COLOURS[c] for c in shares])
     else:
@@ -124,9 +183,10 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
             axis.bar(steps, share, bottom=bottom, width=0.9, color=CATEGORY_COLOURS[category], label=category)
             bottom += share
     axis.set(xlabel="optimiser step", ylabel="share of selected tokens", ylim=(0, 1), title="What the selection takes")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    _whole_steps(axis)
     if shares:
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        # Top of the stack first, as the eye meets it.
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     _save(figure, path)
 
 
@@ -143,44 +203,53 @@ def uncertainty_over_training(curriculum_uncertainty: pl.DataFrame, path: str | 
 
 
 def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
-    """Held-out loss in against out of distribution, with intervals and the Pareto front."""
-    figure, (axis,) = _figure(4.2)
+    """Held-out loss in against out of distribution, with intervals and the Pareto front; one panel an OOD dataset."""
     losses = evaluations.filter(pl.col("metric") == "loss")
-    points = []
-    for (name,), rows in losses.group_by("ablation", maintain_order=True):
-        inside, outside = rows.filter(pl.col("split") == "test"), rows.filter(pl.col("split") == "ood")
-        if len(inside) and len(outside):
-            points.append((name, inside.row(0, named=True), outside.sort("dataset").row(0, named=True)))
-    for (name, x, y), colour in zip(points, LINE_COLOURS * len(points), strict=False):
-        axis.errorbar(
-            x["value"],
-            y["value"],
-            xerr=[[x["value"] - x["ci_low"]], [x["ci_high"] - x["value"]]],
-            yerr=[[y["value"] - y["ci_low"]], [y["ci_high"] - y["value"]]],
-            fmt="o",
-            color=colour,
-            ecolor=colour,
-            elinewidth=0.8,
-            alpha=0.9,
-            label=name,
-        )
-    places = sorted((x["value"], y["value"]) for _, x, y in points)
-    front = [place for i, place in enumerate(places) if all(place[1] < other[1] for other in places[:i])]
-    if len(front) > 1:
-        axis.step(
-            *zip(*front, strict=True),
-            where="post",
-            color="#888888",
-            linestyle="--",
-            linewidth=1,
-            zorder=0,
-            label="Pareto front",
-        )
-    axis.set(
-        xlabel="loss in distribution (test), nats a token",
-        ylabel="loss out of distribution, nats a token",
-        title="Lower left is better",
-    )
-    if points:
-        axis.legend(frameon=False, fontsize=8)
+    inside = {row["ablation"]: row for row in losses.filter(pl.col("split") == "test").iter_rows(named=True)}
+    outside = losses.filter(pl.col("split") == "ood")
+    datasets = outside["dataset"].unique().sort().to_list()
+    figure, axes = _figure(4.2, columns=max(len(datasets), 1))
+    colours = _model_colours(inside)
+    for axis, dataset in zip(axes, datasets, strict=False):
+        points = [
+            (row["ablation"], inside[row["ablation"]], row)
+            for row in outside.filter(pl.col("dataset") == dataset).iter_rows(named=True)
+            if row["ablation"] in inside
+        ]
+        for name, x, y in points:
+            axis.errorbar(
+                x["value"],
+                y["value"],
+                xerr=_whiskers(x),
+                yerr=_whiskers(y),
+                fmt="o",
+                color=colours[name],
+                elinewidth=0.8,
+                label=name,
+            )
+        front = _pareto_front([(x["value"], y["value"]) for _, x, y in points])
+        if len(front) > 1:
+            look = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 0, "label": "Pareto front"}
+            axis.step(*zip(*front, strict=True), where="post", **look)
+        axis.set(xlabel="loss in distribution (test), nats a token", ylabel=f"loss on {dataset}, nats a token")
+    for axis in axes[len(datasets) :]:
+        axis.set(xlabel="loss in distribution (test), nats a token", ylabel="loss out of distribution, nats a token")
+    figure.suptitle("Lower left is better")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def _whiskers(row: dict) -> list[list[float]]:
+    """Distances to the interval's ends; matplotlib refuses the -1e-17 that rounding may leave."""
+    return [[max(row["value"] - row["ci_low"], 0.0)], [max(row["ci_high"] - row["value"], 0.0)]]
+
+
+def _pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other betters in both (lower is better), by the first coordinate."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
