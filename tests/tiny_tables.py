@@ -1,0 +1,160 @@
+"""A toy study's published tables, written by the real writer: what the analysis and the report read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tokenuq_ml.tables import write_table
+
+SPLITS = ("train", "validation", "test", "ood")
+CATEGORIES = ("special", "whitespace", "punctuation", "number", "word", "subword", "code")
+LENGTH = 28
+
+
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.lines, self.results = [], []
+
+    def info(self, message):
+        self.lines.append(message)
+
+    warning = info
+
+    def done(self, result):
+        self.results.append(result)
+
+
+def losses_and_uncertainty(examples: int = 16, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`token_losses` and `token_uncertainty`; the loss follows BALD, beside noise."""
+    draw = np.random.default_rng(seed)
+    count = examples * LENGTH
+    bald = draw.lognormal(-6, 1, count)
+    entropy = 40 * bald * draw.lognormal(0, 0.5, count)
+    keys = {
+        "example_id": [f"toy/{row // LENGTH:03d}" for row in range(count)],
+        "position": [row % LENGTH for row in range(count)],
+    }
+    losses = pl.DataFrame(
+        {
+            **keys,
+            "dataset": ["toy"] * count,
+            "split": [SPLITS[row // LENGTH % 4] for row in range(count)],
+            "token_id": [row % 97 for row in range(count)],
+            "token": ["<i>&amp;", " x", "\n", "7"] * (count // 4),
+            "category": [CATEGORIES[row % 7] for row in range(count)],
+            "loss": entropy + draw.exponential(0.1, count),
+            "entropy": entropy,
+            "rank": [0] * count,
+            "base_loss": entropy,
+            "base_entropy": entropy,
+        }
+    )
+    uncertainty = pl.DataFrame(
+        {
+            **keys,
+            "predictive_entropy": entropy + bald,
+            "expected_entropy": entropy,
+            "bald": bald,
+            "mc_loss": entropy,
+            "n_samples": [5] * count,
+        }
+    )
+    return losses, uncertainty
+
+
+def examples_table() -> pl.DataFrame:
+    """Two training and two test examples: one template of two is shared, one question is repeated."""
+    rows = [("train", "q1", 1), ("train", "q2", 2), ("test", "q2", 2), ("test", "q3", 3)]
+    return pl.DataFrame(
+        {
+            "example_id": [f"toy/{number:03d}" for number in range(len(rows))],
+            "split": [split for split, _, _ in rows],
+            "messages": [
+                [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}]
+                for _, question, _ in rows
+            ],
+            "source": [json.dumps({"template": template}) for _, _, template in rows],
+        }
+    )
+
+
+def evaluations(loss: float, half_width: float, seed: int | None = 0, ood: tuple[str, ...] = ("far",)) -> pl.DataFrame:
+    """One model's losses, in distribution and on each OOD dataset."""
+    return pl.DataFrame(
+        [
+            {
+                "family": "f",
+                "seed": seed,
+                "dataset": dataset,
+                "split": split,
+                "metric": "loss",
+                "value": loss,
+                "ci_low": loss - half_width,
+                "ci_high": loss + half_width,
+                "n": 9,
+                "higher_is_better": False,
+            }
+            for dataset, split in (("toy", "test"), *((name, "ood") for name in ood))
+        ],
+        schema_overrides={"seed": pl.Int32},
+    )
+
+
+def training_log(steps: int = 6) -> pl.DataFrame:
+    """A falling loss; nothing is distilled."""
+    return pl.DataFrame(
+        {
+            "step": range(1, steps + 1),
+            "epoch": [step / steps for step in range(1, steps + 1)],
+            "loss": [2.0 / step for step in range(1, steps + 1)],
+            "mle_loss": [3.0 / step for step in range(1, steps + 1)],
+            "distill_loss": [None] * steps,
+            "selected_share": [0.25] * steps,
+            "learning_rate": [1e-4] * steps,
+            "grad_norm": [1.0] * steps,
+            "tokens": [40] * steps,
+        },
+        schema_overrides={"distill_loss": pl.Float32},
+    )
+
+
+def curriculum(steps: int = 6, selected: int = 3) -> pl.DataFrame:
+    """Every category at every step, each selected equally often."""
+    return pl.DataFrame(
+        [
+            {"step": s, "epoch": s / steps, "category": c, "n_tokens": 9, "n_selected": selected, "mean_loss": 1.0}
+            for s in range(1, steps + 1)
+            for c in CATEGORIES
+        ]
+    )
+
+
+def curriculum_uncertainty(fractions: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pl.DataFrame:
+    """BALD is 0 at the start."""
+    return pl.DataFrame(
+        [
+            {
+                "fraction": fraction,
+                "step": round(6 * fraction),
+                "category": category,
+                "n_tokens": 9,
+                "loss": 2 - fraction,
+                "predictive_entropy": 1.0,
+                "expected_entropy": 1.0 - 1e-3 * fraction,
+                "bald": 1e-3 * fraction,
+            }
+            for fraction in fractions
+            for category in ("all", "word")
+        ]
+    )
+
+
+def publish(folder: Path, frames: dict[str, pl.DataFrame]) -> dict[str, str]:
+    """Writes each frame (named `<table>` or `<table>/<partition>`); returns a request's inputs."""
+    for name, frame in frames.items():
+        write_table(frame, name.partition("/")[0], folder / name, spec_hash="s", code_version="1-s")
+    return {name: str(folder / name) for name in frames}
