@@ -6,12 +6,13 @@ Hashes what the tensors are, not how the file lays them out; knows nothing of mo
 import hashlib
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 
 def tensors_digest(path: str | Path, *more: str) -> str:
     """Sixteen hex digits over names, dtypes, shapes and values, in the order of names, and over `more`."""
+    # Here, so that stages which only join digests start without torch.
+    import torch
+    from safetensors import safe_open
+
     digest = hashlib.sha256("|".join(more).encode())
     with safe_open(path, framework="pt") as file:
         for name in sorted(file.keys()):
