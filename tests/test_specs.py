@@ -50,6 +50,11 @@ def test_the_shipped_configuration_is_valid():
         ("ablations.b.rest", {"distill": {"teacher": "nobody"}}, ["b.rest.distill.teacher", "allowed: baseline, base"]),
         ("ablations.b.rest", {"distill": {"divergence": "x"}}, ["b.rest.distill.divergence", "allowed: forward_kl"]),
         (
+            "ablations.b",
+            {"select": {"by": "loss"}, "selected": {"distill": {"temperature": 2.0}}, "rest": {"distill": {}}},
+            ["ablations.yaml: b", "another temperature (2.0, 1.0)"],
+        ),
+        (
             "ablations.b.selcted",
             "mle",
             ["ablations.yaml: b.selcted", "unknown key", "allowed: select, selected, rest, seed"],

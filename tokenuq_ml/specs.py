@@ -248,6 +248,13 @@ class AblationSpec(Spec):
     def _named(self):
         if self.name in RESERVED_ABLATIONS:
             raise ValueError(f"an ablation cannot be named {self.name!r}: that row is the report's own")
+        if self.selected.distill and self.rest.distill:
+            for key in ("teacher", "divergence", "temperature"):
+                chosen, rest = getattr(self.selected.distill, key), getattr(self.rest.distill, key)
+                if chosen != rest:
+                    raise ValueError(
+                        f"'selected' and 'rest' distil with another {key} ({chosen!r}, {rest!r}); give both the same"
+                    )
         return self
 
     @property
