@@ -6,7 +6,8 @@ import signal
 import polars as pl
 import pytest
 import torch
-from tiny_models import FLOAT32, Silent, examples, tiny_model, tiny_peft
+from reporter import Silent
+from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 
 from tokenuq_ml.batching import LengthBucketSampler, collate
 from tokenuq_ml.models import attach_adapter, forward_to_tokens, use_adapter
@@ -156,6 +157,57 @@ def test_a_restart_changes_nothing(micro, die_at, tmp_path):
     assert got.selections().equals(expected.selections())
 
 
+def test_a_finished_training_is_not_repeated(tmp_path):
+    """Killed after its last checkpoint and before it was published, it takes no further step."""
+    first, again = tiny_peft(dropout=0.2), tiny_peft(dropout=0.2)
+    expected = train(first, setup(), tmp_path, Silent(), "x")
+    got = train(again, setup(), tmp_path, Silent(), "x")
+    assert got.training_log().equals(expected.training_log()) and got.selections().equals(expected.selections())
+    for name, tensor in weights(first).items():
+        assert torch.equal(weights(again)[name], tensor), name
+
+
+def with_stored_teacher(folder, states, dropout=0.0):
+    """A student and its setup, with the teacher stored in `folder`, cached or online."""
+    rows, online = examples(11), OnlineTeacher("teacher", FLOAT32)
+    student = attach_adapter(tiny_peft(trained=False, dropout=dropout), folder, "teacher")
+    s = setup(save_steps=1, snapshot_fractions=(0.5,))
+    s.teacher = online
+    if states == "cached":
+        cache = {e.example_id: online.states(student, collate([e])) for e in rows}
+        write_teacher_hidden(folder / "cache", cache, dataset_digest="d", teacher_digest="t")
+        s.teacher = CachedTeacher(folder / "cache", "cpu", dataset_digest="d")
+    return student, s
+
+
+def test_cached_and_online_teachers_train_alike(tmp_path):
+    """`teacher_states`: the same losses within what bfloat16 does to a stored state."""
+    tiny_peft(seed=5).save_pretrained(tmp_path)
+    logs = {}
+    for states in ("cached", "online"):
+        student, s = with_stored_teacher(tmp_path, states)
+        logs[states] = train(student, s, tmp_path / states, Silent(), "x").training_log()
+    assert logs["online"]["distill_loss"].min() > 0.01
+    for column in ("loss", "distill_loss"):
+        cached, online = (torch.tensor(logs[states][column].to_list()) for states in ("cached", "online"))
+        torch.testing.assert_close(cached, online, rtol=0.02, atol=1e-3)
+
+
+def test_an_online_teacher_survives_a_restart_and_is_not_stored_with_the_student(tmp_path):
+    tiny_peft(seed=5).save_pretrained(tmp_path)
+    straight, s = with_stored_teacher(tmp_path, "online", dropout=0.2)
+    expected = train(straight, s, tmp_path / "a", Silent(), "x")
+    dying, s = with_stored_teacher(tmp_path, "online", dropout=0.2)
+    _train_and_die_at(4, dying, s, tmp_path / "b")
+    resumed, s = with_stored_teacher(tmp_path, "online", dropout=0.2)
+    got = train(resumed, s, tmp_path / "b", Silent(), "x")
+    assert got.training_log().equals(expected.training_log())
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(resumed)[name], tensor), name
+    (snapshot,) = (tmp_path / "b" / "snapshots").iterdir()
+    assert not (snapshot / "teacher").exists() and (snapshot / "adapter_model.safetensors").exists()
+
+
 def test_a_half_written_checkpoint_does_not_count(tmp_path):
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / MARKER).touch()
@@ -226,6 +278,13 @@ class TestTeacher:
         OnlineTeacher("teacher", FLOAT32).states(model, collate(examples(2)))
         assert {name for name, p in model.named_parameters() if p.requires_grad} == before
         assert model.active_adapter == "default"
+
+    def test_a_frozen_adapter_stays_frozen(self, tmp_path):
+        tiny_peft(seed=5).save_pretrained(tmp_path)
+        model = attach_adapter(tiny_model(), tmp_path, "teacher")
+        with use_adapter(model, "teacher"):
+            pass
+        assert not any(p.requires_grad for p in model.parameters())
 
     def test_online_teacher_is_the_stored_adapter_without_dropout(self, tmp_path):
         alone = tiny_peft(seed=5)

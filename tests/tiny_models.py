@@ -69,18 +69,3 @@ def examples(count: int, split: str = "train", vocab: int = VOCAB, seed: int = 0
         mask = [False] * prompt + [True] * response
         made.append(TokenizedExample(f"{dataset}/{split}{number:04d}", dataset, split, ids, mask))
     return made
-
-
-class Silent:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self):
-        self.lines, self.results = [], []
-
-    def info(self, message):
-        self.lines.append(message)
-
-    warning = info
-
-    def done(self, result):
-        self.results.append(result)

@@ -241,17 +241,21 @@ def freeze_adapter(model: PeftModel) -> PeftModel:
 
 @contextmanager
 def use_adapter(model: PeftModel, name: str | None):
-    """Forward passes inside run under adapter `name` (None: the bare base model); no gradient is meant to flow."""
+    """Forward passes inside run under adapter `name` (None: the bare base model); no gradient is meant to flow.
+
+    Afterwards the adapter that was active is so again, trainable or frozen as it was.
+    """
     if name is None:
         with model.disable_adapter():
             yield
         return
     active = model.active_adapter
+    trainable = any(p.requires_grad for path, p in model.named_parameters() if f".{active}." in path)
     model.base_model.set_adapter(name, inference_mode=True)
     try:
         yield
     finally:
-        model.base_model.set_adapter(active)
+        model.base_model.set_adapter(active, inference_mode=not trainable)
         model.active_adapter = active
 
 

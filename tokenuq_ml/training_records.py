@@ -225,7 +225,8 @@ class CheckpointCallback(TrainerCallback):
     def _snapshot(self, model, step: int) -> None:
         folder = self.work_dir / "snapshots" / f"step-{step:06d}"
         temporary = folder.with_name(f".{folder.name}.writing")
-        model.save_pretrained(temporary)
+        # An online teacher is an adapter of the same model; it is not the student's to keep.
+        model.save_pretrained(temporary, selected_adapters=[model.active_adapter])
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
 
