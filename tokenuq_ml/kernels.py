@@ -143,7 +143,7 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
             logp_KRV = head.finish(product_KCV[:, block])
             logp_KRV -= logp_KRV.amax(-1, keepdim=True)
             logp_KRV -= logp_KRV.exp().sum(-1, keepdim=True).log()
-            # Of logp itself and not of the division above: the two must round alike, or KLs near 0 drown.
+            # From logp, not by dividing: the two must round alike, or divergences near 0 drown.
             p_KRV = logp_KRV.exp()
             # Where every sample's p rounds to 0, its terms do too, whatever the logarithm.
             mean_logp_RV = p_KRV.mean(0).clamp_(min=torch.finfo(p_KRV.dtype).tiny).log_()

@@ -102,6 +102,11 @@ class AssetRequest(BaseModel):
     def spec_hash(self) -> str:
         return spec_hash(self.fields)
 
+    @property
+    def stamp(self) -> dict[str, str]:
+        """What every file of the asset says it was made from; the keywords of `write_table`."""
+        return {"spec_hash": self.spec_hash, "code_version": self.code_version}
+
 
 class StageRequest(BaseModel):
     """What a child process reads: the assets to make, the files to make them from."""

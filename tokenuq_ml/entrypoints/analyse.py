@@ -51,8 +51,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         table,
         "uncertainty_analysis",
         asset.outputs["uncertainty_analysis"],
-        spec_hash=asset.spec_hash,
-        code_version=asset.code_version,
+        **asset.stamp,
     )
     plots.loss_vs_bald(tokens, Path(asset.outputs["plots"]) / "loss_vs_bald.png")
     overall = table.filter((pl.col("split") == "all") & (pl.col("category") == "all"))

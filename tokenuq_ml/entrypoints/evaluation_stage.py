@@ -40,7 +40,6 @@ def evaluate_and_store(
     digest and the metrics as `<dataset>_<metric>`.
     """
     spec = EvaluationSpec(**asset.fields["evaluation"])
-    versions = {"spec_hash": asset.spec_hash, "code_version": asset.code_version}
     held_out = [example for example in examples if example.split in ("test", "ood")]
     progress = Progress(reporter, f"{name} loss", sum(len(example.input_ids) for example in held_out), "tokens")
     rows = [held_out_metrics(score_examples(model, held_out, numerics, progress.add), spec)]
@@ -62,8 +61,8 @@ def evaluate_and_store(
             n_tokens=pl.Series([len(ids) for ids in answers], dtype=pl.Int32)
         )
         rows.append(ifeval_metrics(generations, spec.ifeval.dataset, spec))
-        digests.append(write_table(generations, "generations", asset.outputs[f"generations{suffix}"], **versions))
+        digests.append(write_table(generations, "generations", asset.outputs[f"generations{suffix}"], **asset.stamp))
     table = with_identity(pl.concat(rows), family, seed)
-    digests.append(write_table(table, "evaluations", asset.outputs[f"evaluations{suffix}"], **versions))
+    digests.append(write_table(table, "evaluations", asset.outputs[f"evaluations{suffix}"], **asset.stamp))
     figures = {f"{row['dataset']}_{row['metric']}": row["value"] for row in table.iter_rows(named=True)}
     return joined_digest(*digests), figures

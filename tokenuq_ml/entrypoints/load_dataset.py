@@ -16,9 +16,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     loaded = load_examples(spec)
     rows = [example.row for example in loaded.examples]
     table = pa.Table.from_pylist(rows, schema=TABLES["examples"].schema)
-    digest = write_table(
-        table, "examples", asset.outputs["examples"], spec_hash=asset.spec_hash, code_version=asset.code_version
-    )
+    digest = write_table(table, "examples", asset.outputs["examples"], **asset.stamp)
     reporter.info(f"{spec.name}: {', '.join(f'{count} {split}' for split, count in spec.sizes.items())}")
     reporter.done(AssetResult(stage="datasets", data_version=digest, metrics=loaded.metrics))
 

@@ -59,8 +59,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
             frame,
             "token_uncertainty",
             asset.outputs["token_uncertainty"],
-            spec_hash=asset.spec_hash,
-            code_version=asset.code_version,
+            **asset.stamp,
         )
         reporter.done(
             AssetResult(
@@ -111,8 +110,7 @@ def _losses_and_states(
             tokens,
             "token_losses",
             asset.outputs["token_losses"],
-            spec_hash=asset.spec_hash,
-            code_version=asset.code_version,
+            **asset.stamp,
         )
         reporter.done(
             AssetResult(

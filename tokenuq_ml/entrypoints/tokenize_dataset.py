@@ -54,8 +54,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         frame,
         "tokenized_dataset",
         asset.outputs["tokenized_dataset"],
-        spec_hash=asset.spec_hash,
-        code_version=asset.code_version,
+        **asset.stamp,
     )
     reporter.info(
         f"{request.study}: {len(frame):,} examples, {truncated} cut at {max_length} tokens, {dropped} dropped"

@@ -116,8 +116,7 @@ def _student(
         selections,
         "selections",
         asset.outputs["selections"],
-        spec_hash=asset.spec_hash,
-        code_version=asset.code_version,
+        **asset.stamp,
     )
     reporter.done(
         AssetResult(
@@ -165,10 +164,9 @@ def _curriculum(
         reporter,
         f"{request.study}/{request.ablation}/curriculum",
     )
-    versions = {"spec_hash": asset.spec_hash, "code_version": asset.code_version}
     digests = [
-        write_table(selected, "curriculum", asset.outputs["curriculum"], **versions),
-        write_table(over_training, "curriculum_uncertainty", asset.outputs["curriculum_uncertainty"], **versions),
+        write_table(selected, "curriculum", asset.outputs["curriculum"], **asset.stamp),
+        write_table(over_training, "curriculum_uncertainty", asset.outputs["curriculum_uncertainty"], **asset.stamp),
     ]
     folder = Path(asset.outputs["plots"])
     plots.selected_categories(selected, folder / "selected_categories.png")

@@ -59,9 +59,7 @@ def train_and_store(
         if snapshots.is_dir():
             shutil.copytree(snapshots, outputs["snapshots"], dirs_exist_ok=True)
     log = recorder.training_log()
-    log_digest = write_table(
-        log, "training_log", outputs["training_log"], spec_hash=asset.spec_hash, code_version=asset.code_version
-    )
+    log_digest = write_table(log, "training_log", outputs["training_log"], **asset.stamp)
     plots.training_curve(log, outputs["plots"] / "training_curve.png")
     last = log.tail(max(1, len(log) // 5))
     figures = {
