@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import tiny_tables
+from reporter import Silent
 from scipy import stats
 
 from tokenuq_ml import analysis
@@ -110,7 +111,7 @@ def request(tmp_path, losses, uncertainty):
 
 def test_the_stage_writes_table_plot_and_figures(tmp_path):
     losses, uncertainty = tiny_tables.losses_and_uncertainty()
-    told = tiny_tables.Told()
+    told = Silent()
     stage.run(request(tmp_path, losses, uncertainty), told)
     (result,) = told.results
     table = read_table(tmp_path / "out" / "uncertainty_analysis")
@@ -127,5 +128,70 @@ def test_the_stage_refuses_a_token_twice(tmp_path):
     losses, uncertainty = tiny_tables.losses_and_uncertainty()
     doubled = pl.concat([uncertainty.head(1), uncertainty.head(len(uncertainty) - 1)])
     with pytest.raises(InputError, match="twice"):
-        stage.run(request(tmp_path, losses, doubled), tiny_tables.Told())
+        stage.run(request(tmp_path, losses, doubled), Silent())
     assert not (tmp_path / "out" / "uncertainty_analysis" / "part-0.parquet").exists()
+
+
+class TestReference:
+    """Against scipy, residuals of ranks, and a bootstrap that computes everything anew."""
+
+    def pick(self, table, method, x="loss", y="bald", split="all", category="all"):
+        return table.filter(
+            (pl.col("method") == method)
+            & (pl.col("x") == x)
+            & (pl.col("y") == y)
+            & (pl.col("split") == split)
+            & (pl.col("category") == category)
+        ).row(0, named=True)
+
+    def test_equals_scipy(self):
+        frame = tiny_tables.joined_tokens()
+        table = analyse(frame, EvaluationSpec(bootstrap=300))
+        part = frame.filter((pl.col("split") == "test") & (pl.col("category") == "word"))
+        for where, rows in (({}, frame), ({"split": "test", "category": "word"}, part)):
+            assert self.pick(table, "pearson", **where)["value"] == pytest.approx(
+                stats.pearsonr(rows["loss"], rows["bald"]).statistic, abs=1e-9
+            )
+            assert self.pick(table, "spearman", **where)["value"] == pytest.approx(
+                stats.spearmanr(rows["loss"], rows["bald"]).statistic, abs=1e-9
+            )
+        assert self.pick(table, "pearson", split="test", category="word")["n"] == len(part)
+
+    def test_partial_is_the_correlation_of_residual_ranks(self):
+        frame = tiny_tables.joined_tokens()
+        ranks = {name: stats.rankdata(frame[name]) for name in ("loss", "bald", "entropy")}
+        residual = {
+            name: ranks[name] - np.polyval(np.polyfit(ranks["entropy"], ranks[name], 1), ranks["entropy"])
+            for name in ("loss", "bald")
+        }
+        expected = stats.pearsonr(residual["loss"], residual["bald"]).statistic
+        table = analyse(frame, EvaluationSpec(bootstrap=300))
+        assert self.pick(table, "partial_spearman")["value"] == pytest.approx(expected, abs=1e-9)
+            expected, abs=1e-9
+        )
+
+    def test_intervals_are_a_bootstrap_over_examples(self):
+        """Against resampling whole examples and computing Pearson anew each time."""
+        frame = tiny_tables.joined_tokens(examples=20)
+        row = self.pick(analyse(frame, EvaluationSpec(bootstrap=2000)), "pearson")
+        loss, bald = (frame[name].to_numpy().reshape(20, -1) for name in ("loss", "bald"))
+        draw = np.random.default_rng(1)
+        values = []
+        for _ in range(2000):
+            chosen = draw.integers(0, 20, 20)
+            values.append(np.corrcoef(loss[chosen].ravel(), bald[chosen].ravel())[0, 1])
+        low, high = np.quantile(values, [0.025, 0.975])
+        assert row["ci_low"] == pytest.approx(low, abs=0.02) and row["ci_high"] == pytest.approx(high, abs=0.02)
+        assert row["ci_low"] < row["value"] < row["ci_high"]
+
+    def test_undefined_is_null(self):
+        table = analyse(tiny_tables.joined_tokens().with_columns(bald=pl.lit(0.0)), EvaluationSpec(bootstrap=300))
+        assert self.pick(table, "spearman")["value"] is None
+        assert self.pick(table, "partial_spearman")["value"] is None
+
+    def test_tables_that_do_not_join_are_refused(self):
+        frame = tiny_tables.joined_tokens()
+        losses, uncertainty = frame.drop("bald"), frame.select("example_id", "position", "bald")
+        assert len(stage.joined_tokens(losses, uncertainty)) == len(frame)
+        with pytest.raises(InputError, match="materialise both again"):
+            stage.joined_tokens(losses, uncertainty.head(10))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from reporter import Silent
 from tiny import tiny_tokenizer
 
 from tokenuq_ml.entrypoints import load_dataset, tokenize_dataset
@@ -25,21 +26,6 @@ GSM = {
 }
 
 
-class Recorder:
-    """Keeps what a stage says."""
-
-    def __init__(self):
-        self.lines, self.results = [], []
-
-    def info(self, message):
-        self.lines.append(message)
-
-    warning = info
-
-    def done(self, result):
-        self.results.append(result)
-
-
 def request(stage: str, fields: dict, folder: Path, inputs: dict | None = None) -> StageRequest:
     output = {"datasets": "examples", "tokenized_dataset": "tokenized_dataset"}[stage]
     (folder / output).mkdir(parents=True)
@@ -54,7 +40,7 @@ def request(stage: str, fields: dict, folder: Path, inputs: dict | None = None) 
 
 
 def load(spec: dict, folder: Path):
-    recorder = Recorder()
+    recorder = Silent()
     load_dataset.run(request("datasets", DatasetSpec(**spec).fields(), folder), recorder)
     (result,) = recorder.results
     return read_table(folder / "examples"), result
@@ -93,7 +79,7 @@ def test_load_dataset_counts_duplicates_and_leaves_templates_out_where_none_are_
 
 def test_load_dataset_leaves_nothing_behind_on_bad_input(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
-    recorder = Recorder()
+    recorder = Silent()
     spec = DatasetSpec(name="c", format="messages", path=str(tmp_path / "a.jsonl"), sizes={"train": 1})
     with pytest.raises(InputError, match=r"a\.jsonl: line 1"):
         load_dataset.run(request("datasets", spec.fields(), tmp_path / "out"), recorder)
@@ -148,7 +134,7 @@ def tokenize(tmp_path, tokenizer_dir, main=MAIN, other=(("validation", "Why?", "
         "examples/other": examples_table(tmp_path / "other", "other", list(other)),
     }
     fields = {"model": "tiny", "dataset": "main", "ood": ["other"], "max_length": max_length}
-    recorder = Recorder()
+    recorder = Silent()
     tokenize_dataset.run(request("tokenized_dataset", fields, tmp_path / "out", inputs), recorder)
     (result,) = recorder.results
     return read_table(tmp_path / "out" / "tokenized_dataset"), result

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 import tiny_tables
+from reporter import Silent
 
 from tokenuq_ml.analysis import analyse
 from tokenuq_ml.entrypoints import report
@@ -72,7 +73,7 @@ def build(folder, **changed):
         inputs=tiny_tables.publish(folder / "store", frames | changed),
         work_dir=str(folder / "work"),
     )
-    told = tiny_tables.Told()
+    told = Silent()
     report.run(request, told)
     (result,) = told.results
     return result, out

@@ -13,21 +13,6 @@ CATEGORIES = ("special", "whitespace", "punctuation", "number", "word", "subword
 LENGTH = 28
 
 
-class Told:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self):
-        self.lines, self.results = [], []
-
-    def info(self, message):
-        self.lines.append(message)
-
-    warning = info
-
-    def done(self, result):
-        self.results.append(result)
-
-
 def losses_and_uncertainty(examples: int = 16, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
     """`token_losses` and `token_uncertainty`; the loss follows BALD, beside noise."""
     draw = np.random.default_rng(seed)
@@ -158,3 +143,25 @@ def publish(folder: Path, frames: dict[str, pl.DataFrame]) -> dict[str, str]:
     for name, frame in frames.items():
         write_table(frame, name.partition("/")[0], folder / name, spec_hash="s", code_version="1-s")
     return {name: str(folder / name) for name in frames}
+
+
+def joined_tokens(examples: int = 40, length: int = 25, seed: int = 0) -> pl.DataFrame:
+    """Both token tables joined, from distributions that make every correlation positive."""
+    draw = np.random.default_rng(seed)
+    rows = examples * length
+    entropy = draw.gamma(2, 1, rows)
+    bald = 0.01 * entropy * draw.lognormal(0, 0.5, rows)
+    return pl.DataFrame(
+        {
+            "example_id": [f"toy/{i // length:03d}" for i in range(rows)],
+            "position": [i % length for i in range(rows)],
+            "split": ["test" if i % (2 * length) < length else "train" for i in range(rows)],
+            "category": [("word", "number")[i % 2] for i in range(rows)],
+            "token": ["<b>x</b>"] * rows,
+            "rank": [0] * rows,
+            "loss": entropy + draw.exponential(1, rows),
+            "entropy": entropy,
+            "bald": bald,
+            "expected_entropy": entropy - bald,
+        }
+    )

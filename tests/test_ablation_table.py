@@ -1,0 +1,89 @@
+"""The ablation table, its verdict and the page around it, on rows whose answers are known."""
+
+import json
+from html.parser import HTMLParser
+
+import polars as pl
+from tiny_tables import joined_tokens
+
+from tokenuq_ml.reports import html
+from tokenuq_ml.reports.ablation_table import table_rows, verdict
+from tokenuq_ml.reports.heatmap import heatmap, most_uncertain
+from tokenuq_ml.reports.text import ablation_table_text
+
+
+def evaluation(value, low, high, metric="loss", split="test", better=False):
+    return {
+        "family": "f",
+        "seed": 0,
+        "dataset": "d",
+        "split": split,
+        "metric": metric,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": 9,
+        "higher_is_better": better,
+    }
+
+
+def frames(**models):
+    return {
+        name: pl.DataFrame([evaluation(*values), evaluation(0.5, 0.1, 0.9, "loss", "ood")])
+        for name, values in models.items()
+    }
+
+
+class TestAblationTable:
+    def test_best_only_where_no_interval_overlaps(self):
+        rows = table_rows(frames(base=(3, 2.9, 3.1), teacher=(2, 1.9, 2.1), mle=(1, 0.9, 1.1)))
+        test = {row["model"]: row for row in rows if row["split"] == "test"}
+        assert [name for name, row in test.items() if row["best"]] == ["mle"] and test["base"]["separated"]
+        ood = [row for row in rows if row["split"] == "ood"]
+        assert not any(row["best"] or row["separated"] for row in ood)
+
+    def test_higher_can_be_better(self):
+        both = {
+            name: pl.DataFrame([evaluation(*v, "token_accuracy", "test", True)])
+            for name, v in {"a": (0.9, 0.8, 1.0), "b": (0.2, 0.1, 0.3)}.items()
+        }
+        assert [row["model"] for row in table_rows(both) if row["best"]] == ["a"]
+
+    def test_the_verdict_says_so_when_nothing_can_be_told_apart(self):
+        same = verdict(table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.5, 1.5), paper=(1, 0.4, 1.4))))
+        assert "cannot separate the arms" in same
+        apart = verdict(table_rows(frames(base=(3, 2.9, 3.1), mle=(2, 1.9, 2.1), paper=(1, 0.9, 1.1))))
+        assert "mle and paper" in apart
+
+    def test_text_holds_every_number(self):
+        text = ablation_table_text(table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.9, 1.1))))
+        assert "*1.000 [0.900, 1.100]" in text and "n=9" in text and text.count("n=9 indistinct") == 1
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_data_shows_as_text():
+    frame = joined_tokens(examples=4)
+    ids = most_uncertain(frame, 2)
+    page = Page(html.page("<script>alert(1)</script>", "s", [("h", heatmap(frame, ids))]))
+    assert not any(tag == "b" for tag, _ in page.tags) and "<b>x</b>" in page.text
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert all(frame.filter(pl.col("example_id") == i)["split"][0] == "test" for i in ids)
+    for tag, attributes in page.tags:
+        assert not attributes.get("src", "data:").startswith("http") and tag != "link"
+
+
+def test_rows_are_json():
+    rows = table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.9, 1.1)))
+    assert json.loads(json.dumps(rows)) == rows
