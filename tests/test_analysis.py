@@ -167,8 +167,6 @@ class TestReference:
         expected = stats.pearsonr(residual["loss"], residual["bald"]).statistic
         table = analyse(frame, EvaluationSpec(bootstrap=300))
         assert self.pick(table, "partial_spearman")["value"] == pytest.approx(expected, abs=1e-9)
-            expected, abs=1e-9
-        )
 
     def test_intervals_are_a_bootstrap_over_examples(self):
         """Against resampling whole examples and computing Pearson anew each time."""
