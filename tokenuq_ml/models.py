@@ -127,7 +127,7 @@ def _gguf_file(spec: ModelSpec) -> Path:
 
 def _from_gguf(path: Path):
     try:
-        with _one_gguf_reader():
+        with _parsed_once():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -145,16 +145,23 @@ def _from_gguf(path: Path):
 
 
 @contextmanager
-def _one_gguf_reader():
-    """Parse the file once: transformers does so for the tokenizer, the config and the weights, seconds each."""
+def _parsed_once():
+    """Parse a GGUF file once, and build the map of its tensors' names once.
+
+    transformers does the first for the tokenizer, the config and the weights, seconds each, and
+    the second for every module of the model.
+    """
     import gguf
 
-    original = gguf.GGUFReader
-    gguf.GGUFReader = functools.cache(original)
+    names = ("GGUFReader", "get_tensor_name_map")
+    originals = {name: getattr(gguf, name) for name in names}
+    for name, original in originals.items():
+        setattr(gguf, name, functools.cache(original))
     try:
         yield
     finally:
-        gguf.GGUFReader = original
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 def _from_pretrained(spec: ModelSpec, where: str):
