@@ -1,10 +1,12 @@
 """The kernels against plain PyTorch with whole logits, in float64 and float32."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from tokenuq_ml import kernels
-from tokenuq_ml.kernels import Head
+from tokenuq_ml.kernels import Head, TeacherStates, Weights
 
 N, D, V = 13, 8, 31
 
@@ -55,44 +57,188 @@ def test_rank_is_zero_for_the_first_choice():
     assert kernels.token_scores(hidden, head, first).rank_N.eq(0).all()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("kwargs", HEADS)
-def test_training_loss_and_gradient_equal_autograd(kwargs, temperature):
-    head, hidden, labels, teacher = make(**kwargs)
-    mle = torch.arange(N) % 3 == 0
-    weights = mle.double(), (~mle).double() * 0.7
-    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    out = kernels.training_loss(ours, head, labels, *weights, teacher, temperature)
-    logits = whole_logits(head, theirs)
+def plain_divergence(name, logits, teacher, temperature):
+    """By the book, in plain PyTorch."""
+    logp, logq = (torch.log_softmax(z / temperature, -1) for z in (logits, teacher))
+    kl = lambda a, b: torch.nn.functional.kl_div(b, a, log_target=True, reduction="none").sum(-1)  # noqa: E731
+    if name == "forward_kl":
+        # Trap 9: the full KL, not its cross-entropy form, so that equal distributions give 0.
+        return kl(logq, logp)
+    if name == "reverse_kl":
+        return kl(logp, logq)
+    mean = ((logp.exp() + logq.exp()) / 2).log()
+    return (kl(logp, mean) + kl(logq, mean)) / 2
+
+
+def plain_objective(head, hidden, labels, weights, teacher, name="forward_kl", temperature=1.0):
+    """`(total, ce_N, divergence_N)` with whole logits."""
+    logits = whole_logits(head, hidden)
     ce = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    # Trap: the full KL, not its cross-entropy form, so that equal distributions give 0.
-    kl = torch.nn.functional.kl_div(
-        torch.log_softmax(logits / temperature, -1),
-        torch.log_softmax(whole_logits(head, teacher) / temperature, -1),
-        log_target=True,
-        reduction="none",
-    ).sum(1)
-    expected = (weights[0] * ce + weights[1] * kl).sum()
-    torch.testing.assert_close(out.total, expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(out.mle_N[mle], ce[mle].detach(), rtol=0, atol=1e-9)
-    torch.testing.assert_close(out.divergence_N[~mle], kl[~mle].detach(), rtol=0, atol=1e-9)
-    (out.total * 3).backward()
+    other = plain_divergence(name, logits, whole_logits(head, teacher).detach(), temperature)
+    return (weights.mle_N * ce + weights.distill_N * other).sum(), ce.detach(), other.detach()
+
+
+def some_of_each():
+    mle = torch.arange(N) % 3 == 0
+    distil = torch.arange(N) % 3 == 1
+    return Weights(mle.double(), distil.double() * 0.7)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("kwargs", HEADS)
+def test_training_loss_and_gradients_equal_autograd(kwargs, name, temperature, dtype, tolerance):
+    """Values, and gradients with respect to hidden states, weight and bias, against float64 with whole logits."""
+    head, hidden, labels, teacher = make(**kwargs)
+    weights = some_of_each()
+    theirs = [hidden.clone().requires_grad_(), head.weight_VD.requires_grad_()]
+    if head.bias_V is not None:
+        theirs.append(head.bias_V.requires_grad_())
+    expected, ce, other = plain_objective(head, theirs[0], labels, weights, teacher, name, temperature)
     (expected * 3).backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-9)
-
-
-def test_gradcheck():
-    head, hidden, labels, teacher = make(softcap=4.0, rows=4)
-    weights = torch.rand(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda h: kernels.training_loss(h, head, labels, *weights, teacher).total, hidden.requires_grad_()
+    ours = [x.detach().to(dtype).requires_grad_() for x in theirs]
+    own_head = dataclasses.replace(head, weight_VD=ours[1], bias_V=ours[2] if len(ours) > 2 else None)
+    frozen = dataclasses.replace(
+        own_head, weight_VD=ours[1].detach(), bias_V=ours[2].detach() if len(ours) > 2 else None
     )
+    states = TeacherStates(teacher.to(dtype))
+    out = kernels.training_loss(ours[0], own_head, labels, weights, states, name, temperature, frozen)
+    (out.total * 3).backward()
+    close = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)  # noqa: E731
+    close(out.total, expected)
+    close(out.loss_N[weights.mle_N > 0], ce[weights.mle_N > 0])
+    close(out.divergence_N[weights.distill_N > 0], other[weights.distill_N > 0])
+    for mine, plain in zip(ours, theirs, strict=True):
+        assert mine.grad.dtype == dtype
+        close(mine.grad, plain.grad)
 
 
-def test_divergence_to_itself_is_zero():
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd"])
+def test_gradcheck(name):
+    head, hidden, labels, teacher = make(softcap=4.0, bias=True, rows=4)
+    weights = Weights(torch.rand(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64))
+
+    def total(h, weight, bias):
+        own = Head(weight, bias, softcap=4.0)
+        return kernels.training_loss(h, own, labels, weights, TeacherStates(teacher), name, 1.5, head).total
+
+    leaves = hidden.requires_grad_(), head.weight_VD.clone().requires_grad_(), head.bias_V.clone().requires_grad_()
+    assert torch.autograd.gradcheck(total, leaves)
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd"])
+def test_divergence_to_itself_is_zero(name):
     head, hidden, labels, _ = make()
-    out = kernels.training_loss(hidden, head, labels, torch.zeros(N), torch.ones(N), hidden.clone())
-    assert out.divergence_N.abs().max() < 1e-12
+    weights = Weights(torch.zeros(N), torch.ones(N))
+    out = kernels.training_loss(hidden.requires_grad_(), head, labels, weights, TeacherStates(hidden.detach()), name)
+    out.total.backward()
+    assert out.divergence_N.abs().max() < 1e-12 and hidden.grad.abs().max() < 1e-12
+
+
+class TestMeanEmbeddings:
+    """Forward KL as the Bregman divergence of log-sum-exp: two head products a token, the same numbers."""
+
+    LINEAR = [kwargs for kwargs in HEADS if "softcap" not in kwargs] + [{"scale": 0.5, "bias": True}]
+
+    @pytest.mark.parametrize("kwargs", LINEAR)
+    def test_are_the_gradient_of_log_sum_exp(self, kwargs):
+        head, hidden, labels, _ = make(**kwargs)
+        hidden.requires_grad_()
+        lse = whole_logits(head, hidden).logsumexp(-1)
+        lse.sum().backward()
+        means = kernels.mean_embeddings(hidden.detach(), head, labels)
+        torch.testing.assert_close(means.lse_N, lse.detach(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(means.mean_ND, hidden.grad, rtol=0, atol=1e-9)
+        expected = torch.nn.functional.cross_entropy(whole_logits(head, hidden), labels, reduction="none")
+        torch.testing.assert_close(means.loss_N, expected.detach(), rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize("known", [True, False], ids=["weights known", "weights from losses"])
+    @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+    @pytest.mark.parametrize("kwargs", LINEAR)
+    def test_give_the_loss_and_gradient_of_hidden_states(self, kwargs, dtype, tolerance, known):
+        head, hidden, labels, teacher = make(**kwargs)
+        weights = some_of_each()
+        theirs = hidden.clone().requires_grad_()
+        expected, ce, other = plain_objective(head, theirs, labels, weights, teacher)
+        expected.backward()
+        bias = None if head.bias_V is None else head.bias_V.to(dtype)
+        own = dataclasses.replace(head, weight_VD=head.weight_VD.to(dtype), bias_V=bias)
+        ours, seen = hidden.to(dtype).requires_grad_(), []
+        states = kernels.mean_embeddings(teacher.to(dtype), own).states(teacher.to(dtype))
+        choose = lambda loss_N: seen.append(loss_N.clone()) or weights  # noqa: E731
+        out = kernels.training_loss(ours, own, labels, weights if known else choose, states)
+        out.total.backward()
+        close = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)  # noqa: E731
+        close(out.total, expected)
+        close(out.divergence_N[weights.distill_N > 0], other[weights.distill_N > 0])
+        close(ours.grad, theirs.grad)
+        if not known:
+            close(seen[0], ce)
+            close(out.loss_N, ce)
+
+    def test_a_student_like_its_teacher_has_no_gradient_in_bfloat16_either(self):
+        """What is cached was rounded as the student's own is, so that nothing of it remains."""
+        head, hidden, labels, _ = make(dtype=torch.bfloat16)
+        states = kernels.mean_embeddings(hidden, head).states(hidden)
+        hidden.requires_grad_()
+        out = kernels.training_loss(hidden, head, labels, Weights(torch.zeros(N), torch.ones(N)), states)
+        out.total.backward()
+        assert out.divergence_N.max() < 1e-5 and hidden.grad.abs().max() == 0
+
+    @pytest.mark.parametrize("rows", [0, 1])
+    def test_no_token_and_one_token(self, rows):
+        head, hidden, labels, teacher = make(rows=rows)
+        states = kernels.mean_embeddings(teacher, head).states(teacher)
+        hidden.requires_grad_()
+        choose = lambda loss_N: Weights(torch.ones_like(loss_N), torch.ones_like(loss_N))  # noqa: E731
+        kernels.training_loss(hidden, head, labels, choose, states).total.backward()
+        assert hidden.grad.shape == (rows, D)
+
+    @pytest.mark.parametrize(
+        "head_kwargs, call", [({"softcap": 5.0}, {}), ({}, {"divergence": "jsd"}), ({}, {"temperature": 2.0})]
+    )
+    def test_what_they_cannot_give_is_refused(self, head_kwargs, call):
+        head, hidden, labels, teacher = make(**head_kwargs)
+        states = TeacherStates(mean_ND=teacher, offset_N=torch.zeros(N))
+        with pytest.raises(ValueError, match="mean embeddings give forward KL at temperature 1"):
+            kernels.training_loss(hidden, head, labels, some_of_each(), states, **call)
+
+
+def head_products(monkeypatch, run):
+    """Head products a token of N that `run` costs."""
+    rows = []
+    for name in ("product", "hidden_gradient"):
+        original = getattr(Head, name)
+        counted = lambda self, x, original=original: rows.append(len(x)) or original(self, x)  # noqa: E731
+        monkeypatch.setattr(Head, name, counted)
+    run()
+    return sum(rows) / N
+
+
+QUARTER = lambda loss_N: Weights(*(m.double() for m in (loss_N >= loss_N.median(), loss_N < loss_N.median())))  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    "case, products", [("mle", 2), ("means", 2), ("hidden", 1 + 7 / 13 * 2 + 6 / 13 * 3), ("scores", 1)]
+)
+def test_head_products_are_those_that_the_docstring_counts(case, products, monkeypatch):
+    head, hidden, labels, teacher = make()
+    hidden.requires_grad_()
+    means = kernels.mean_embeddings(teacher, head).states(teacher)
+    run = {
+        "mle": lambda: kernels.training_loss(hidden, head, labels, Weights(torch.ones(N), torch.zeros(N))),
+        "means": lambda: kernels.training_loss(hidden, head, labels, QUARTER, means),
+        "hidden": lambda: kernels.training_loss(hidden, head, labels, QUARTER, TeacherStates(teacher)),
+        "scores": lambda: kernels.token_scores(hidden.detach(), head, labels),
+    }[case]
+    assert head_products(monkeypatch, run) == pytest.approx(products)
+
+
+def test_distilling_without_a_teacher_is_refused():
+    head, hidden, labels, _ = make()
+    with pytest.raises(ValueError, match="there is no teacher"):
+        kernels.training_loss(hidden, head, labels, some_of_each())
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -100,7 +246,9 @@ def test_no_token_and_one_token(rows):
     head, hidden, labels, teacher = make(rows=rows)
     assert len(kernels.token_scores(hidden, head, labels).loss_N) == rows
     hidden.requires_grad_()
-    out = kernels.training_loss(hidden, head, labels, torch.ones(rows), torch.zeros(rows), teacher)
+    out = kernels.training_loss(
+        hidden, head, labels, Weights(torch.ones(rows), torch.zeros(rows)), TeacherStates(teacher)
+    )
     out.total.backward()
     assert hidden.grad.shape == (rows, D)
     assert len(kernels.monte_carlo_scores(hidden.detach().expand(2, rows, D), head, labels).bald_N) == rows
@@ -111,9 +259,12 @@ def test_large_logits_stay_finite():
     scores = kernels.token_scores(hidden, head, labels)
     assert scores.loss_N.isfinite().all() and scores.entropy_N.isfinite().all()
     hidden.requires_grad_()
-    out = kernels.training_loss(hidden, head, labels, torch.ones(N), torch.ones(N), teacher * 1e4)
-    out.total.backward()
-    assert out.total.isfinite() and hidden.grad.isfinite().all()
+    for name in ("forward_kl", "reverse_kl", "jsd"):
+        hidden.grad = None
+        weights = Weights(torch.ones(N), torch.ones(N))
+        out = kernels.training_loss(hidden, head, labels, weights, TeacherStates(teacher * 1e4), name)
+        out.total.backward()
+        assert out.total.isfinite() and hidden.grad.isfinite().all()
 
 
 def test_bfloat16_head_still_reduces_in_float32():
@@ -154,10 +305,3 @@ class TestMonteCarlo:
         head, hidden, labels, _ = make(dtype=torch.float32)
         scores = kernels.monte_carlo_scores(hidden.expand(3, N, D), head, labels)
         assert scores.bald_N.max() < 1e-6 and scores.bald_N.min() >= 0
-
-
-def test_a_trainable_head_is_refused():
-    head, hidden, labels, _ = make()
-    head.weight_VD.requires_grad_()
-    with pytest.raises(NotImplementedError, match="head is trainable"):
-        kernels.training_loss(hidden, head, labels, torch.ones(N), torch.zeros(N))

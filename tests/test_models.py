@@ -167,4 +167,6 @@ def test_adapters_leave_the_head_alone_and_reload(tmp_path):
     model.save_pretrained(tmp_path)
     again = attach_adapter(tiny_model(), tmp_path, "teacher")
     ids = torch.tensor([[5, 6, 7]])
-    torch.testing.assert_close(hidden_states(again, ids, FLOAT32), hidden_states(model.eval(), ids, FLOAT32))
+    torch.testing.assert_close(
+        hidden_states(again, {"input_ids": ids}, FLOAT32), hidden_states(model.eval(), {"input_ids": ids}, FLOAT32)
+    )

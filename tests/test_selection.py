@@ -54,4 +54,4 @@ def test_weights_follow_the_sentence():
     torch.testing.assert_close(weights.distill_N, torch.tensor([0.0, 0.3]))
     masked = AblationSpec(name="m", select={"by": "loss", "quantile": 0.5})
     assert objectives.token_weights(masked, torch.tensor([True, False])).mle_N.tolist() == [1.0, 0.0]
-    assert objectives.distillation_teacher(masked) is None and objectives.distillation_teacher(ablation) == "baseline"
+    assert objectives.distillation(masked) is None and objectives.distillation(ablation).teacher == "baseline"

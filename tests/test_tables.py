@@ -5,7 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokenuq_ml.tables import TABLES, content_hash, read_table, scan, table_dir, write_table
+from tokenuq_ml import tables
+from tokenuq_ml.content import content_hash
+from tokenuq_ml.tables import TABLES, TableWriter, content_of, read_table, scan, table_dir, write_table
 
 LOG = {
     "step": [2, 1],
@@ -25,7 +27,7 @@ def test_rows_are_sorted_typed_and_described(tmp_path):
     stored = pq.read_table(folder / "part-0.parquet", partitioning=None)
     assert stored.column("step").to_pylist() == [1, 2]
     assert stored.schema.types == TABLES["curriculum"].schema.types
-    assert stored.schema.metadata[b"tokenuq.spec_hash"] == b"s"
+    assert pq.read_metadata(folder / "part-0.parquet").metadata[b"tokenuq.spec_hash"] == b"s"
     assert pq.read_metadata(folder / "part-0.parquet").row_group(0).column(0).compression == "ZSTD"
     everything = scan("curriculum", tmp_path).collect()
     assert everything["study"].to_list() == ["a", "a"] and everything["ablation"].to_list() == ["b", "b"]
@@ -44,10 +46,42 @@ def test_scan_takes_partitions_and_says_what_is_not_there(tmp_path):
         scan("no_such_table", tmp_path)
 
 
+def tokens(first, count):
+    """Rows of `token_uncertainty`, three an example."""
+    ids = [f"toy/{number // 3:05d}" for number in range(first, first + count)]
+    values = {name: [number / 7 for number in range(first, first + count)] for name in UNCERTAINTY}
+    position = [number % 3 for number in range(first, first + count)]
+    return pl.DataFrame({"example_id": ids, "position": position, "n_samples": 2, **values})
+
+
+UNCERTAINTY = ("predictive_entropy", "expected_entropy", "bald", "mc_loss")
+
+
+def test_a_table_written_in_pieces_is_the_table_written_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 40)
+    whole = write_table(tokens(0, 300), "token_uncertainty", tmp_path / "whole", **STAMP)
+    with TableWriter("token_uncertainty", tmp_path / "pieces", **STAMP) as writer:
+        for first in range(0, 300, 25):
+            writer.append(tokens(first, 25).sample(fraction=1, shuffle=True, seed=1))
+    assert writer.digest == whole == content_of(tmp_path / "pieces")
+    assert read_table(tmp_path / "pieces").equals(read_table(tmp_path / "whole"))
+    assert pq.read_metadata(tmp_path / "pieces" / "part-0.parquet").num_row_groups > 5
+
+
+def test_pieces_out_of_order_are_refused_and_leave_nothing(tmp_path):
+    with (
+        pytest.raises(ValueError, match="token_uncertainty: rows from .*toy/00000.* come after"),
+        TableWriter("token_uncertainty", tmp_path, **STAMP) as writer,
+    ):
+        writer.append(tokens(30, 30))
+        writer.append(tokens(0, 30))
+    assert not any(tmp_path.iterdir())
+
+
 def test_wrong_columns_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="curriculum: columns missing or unknown: mean_loss"):
         write_table(pl.DataFrame(LOG).drop("mean_loss"), "curriculum", tmp_path / "x", **STAMP)
-    assert not (tmp_path / "x").exists()
+    assert not any((tmp_path / "x").iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -57,7 +91,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(pq, "write_table", broken)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", broken)
     with pytest.raises(OSError, match="disk full"):
         write_table(pl.DataFrame(LOG), "curriculum", tmp_path, **STAMP)
     assert (tmp_path / "part-0.parquet").read_bytes() == before

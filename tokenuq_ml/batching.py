@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from tokenuq_ml.tables import read_table
+from tokenuq_ml.tables import ROW_GROUP_ROWS, read_table
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,38 @@ class TokenizedExample:
 
     @property
     def positions(self) -> list[int]:
-        """Positions of the response tokens, in order."""
-        return [position for position, response in enumerate(self.response_mask) if response]
+        """Positions of the response tokens, in order; nothing predicts a sequence's first token."""
+        return [position for position, response in enumerate(self.response_mask) if response and position]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences; `response_BT` is true where a token is trained and scored."""
+    """Right-padded sequences, or one row of packed ones; `response_BT` is true where a token is trained and scored."""
 
     examples: list[TokenizedExample]
     input_ids_BT: Tensor
     response_BT: Tensor
+    position_ids_BT: Tensor | None = None
+    """Only of packed sequences, each counting from 0: what tells the model where one ends."""
 
-    def to(self, device: str) -> "Batch":
-        return Batch(self.examples, self.input_ids_BT.to(device), self.response_BT.to(device))
+    def to(self, device: str | torch.device) -> "Batch":
+        tensors = (self.input_ids_BT, self.response_BT, self.position_ids_BT)
+        return Batch(self.examples, *(None if tensor is None else tensor.to(device) for tensor in tensors))
+
+    @property
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Arguments of a forward pass.
+
+        No attention mask: padding is on the right, where the causal mask hides it already, and of packed
+        sequences an attention mask would make transformers overlook the position ids.
+        """
+        packed = {} if self.position_ids_BT is None else {"position_ids": self.position_ids_BT}
+        return {"input_ids": self.input_ids_BT, **packed}
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return int(self.response_BT[:, 1:].sum())
 
     def predicting(self, hidden_BTD: Tensor) -> Tensor:
         """`hidden_ND`: the states from which the response tokens are predicted, one position before each."""
@@ -71,7 +89,12 @@ def read_examples(folder: str | Path, splits: Sequence[str] | None = None) -> li
 
 
 def collate(examples: list[TokenizedExample]) -> Batch:
-    """Pads on the right to the longest example, with id 0: which id never matters."""
+    """Pads on the right to the longest example, with id 0: which id never matters.
+
+    No example at all gives one token without a response: a rank that has nothing to do still takes part.
+    """
+    if not examples:
+        return Batch([], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool))
     longest = max(len(example.input_ids) for example in examples)
     input_ids_BT = torch.zeros(len(examples), longest, dtype=torch.long)
     response_BT = torch.zeros(len(examples), longest, dtype=torch.bool)
@@ -79,6 +102,34 @@ def collate(examples: list[TokenizedExample]) -> Batch:
         input_ids_BT[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
         response_BT[row, : len(example.response_mask)] = torch.tensor(example.response_mask)
     return Batch(examples, input_ids_BT, response_BT)
+
+
+def pack(examples: list[TokenizedExample]) -> Batch:
+    """All examples in one row, without padding, for models of which `models.packing_is_exact` holds."""
+    if not examples:
+        return collate(examples)
+    ids = [token for example in examples for token in example.input_ids]
+    # A sequence's first token is predicted by none, and least of all by the sequence before it.
+    response = [flag and position > 0 for example in examples for position, flag in enumerate(example.response_mask)]
+    positions = [position for example in examples for position in range(len(example.input_ids))]
+    return Batch(examples, torch.tensor([ids]), torch.tensor([response]), torch.tensor([positions]))
+
+
+def shards(examples: list[TokenizedExample], tokens: int = ROW_GROUP_ROWS) -> Iterator[list[TokenizedExample]]:
+    """Runs of examples in the order of ids, with about `tokens` response tokens each.
+
+    What is worked on and written at a time: memory does not grow with the data, and rows come out in the
+    order of the tables, while batches inside a shard are still of like length.
+    """
+    shard, rows = [], 0
+    for example in sorted(examples, key=lambda example: example.example_id):
+        shard.append(example)
+        rows += len(example.positions)
+        if rows >= tokens:
+            yield shard
+            shard, rows = [], 0
+    if shard:
+        yield shard
 
 
 def length_batches(examples: list[TokenizedExample], max_tokens: int) -> Iterator[Batch]:
@@ -96,19 +147,26 @@ class LengthBucketSampler:
 
     A permutation is cut into buckets of some batches, each bucket sorted by length and cut
     into optimiser batches, and those are shuffled; an optimiser batch is `accumulation`
-    micro-batches in a row. Draws from a generator of its own: the global one would make
-    the order depend on what else was drawn, and a resumed run would differ.
+    micro-batches in a row, on each of `ranks` ranks. Draws from a generator of its own: the global one
+    would make the order depend on what else was drawn, and a resumed run would differ.
     """
 
     BUCKET_BATCHES = 16
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int):
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ):
+        if batch_size % (micro_batch_size * ranks):
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size} times {ranks} ranks"
+            )
         self.lengths, self.batch_size, self.micro_batch_size, self.seed = (
             list(lengths),
             batch_size,
             micro_batch_size,
             seed,
         )
+        self.rank, self.ranks = rank, ranks
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -130,11 +188,18 @@ class LengthBucketSampler:
         shuffled = torch.randperm(len(full), generator=generator).tolist()
         return [full[i] for i in shuffled] + short
 
+    def _micro_batches(self, batch_size: int) -> list[slice]:
+        """This rank's parts of an optimiser batch; empty ones where a short batch leaves it less than another rank."""
+        share = -(-batch_size // self.ranks)
+        first = self.rank * share
+        steps = range(first, first + share, self.micro_batch_size)
+        return [slice(start, min(start + self.micro_batch_size, first + share)) for start in steps]
+
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.optimiser_batches(self.epoch):
-            for start in range(0, len(batch), self.micro_batch_size):
-                yield batch[start : start + self.micro_batch_size]
+            for part in self._micro_batches(len(batch)):
+                yield batch[part]
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.lengths), self.batch_size)
-        return full * (self.batch_size // self.micro_batch_size) + -(-rest // self.micro_batch_size)
+        return full * len(self._micro_batches(self.batch_size)) + (len(self._micro_batches(rest)) if rest else 0)

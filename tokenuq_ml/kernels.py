@@ -1,7 +1,8 @@
 """The one place where hidden states become logits, a chunk of rows at a time.
 
 Cross-entropy, entropy, rank, Monte-Carlo statistics, and the training loss with its
-gradient; never a `[B, T, V]` or `[N, V]` tensor. All reductions over the vocabulary are
+gradient; never a `[B, T, V]` or `[N, V]` tensor. Formulas over one block of logits are in
+`divergences.py`. All reductions over the vocabulary are
 float32 (float64 for float64 input); the matrix products run in the head's own dtype.
 This file does not know which tokens are selected, nor where hidden states come from.
 
@@ -9,12 +10,14 @@ Shapes: N response tokens, C of them in one product, R of those reduced at a tim
 size, V vocabulary, K samples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tokenuq_ml import divergences
 
 CHUNK_BYTES = 64 * 2**20
 """Budget for the logits of one matrix product, in the head's dtype: large enough to keep it busy."""
@@ -155,94 +158,252 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
     return MonteCarloScores(*_joined(rows, hidden_KND[0], (None,) * 4))
 
 
+class Weights(NamedTuple):
+    """What each token's cross-entropy and divergence count in the sum of `training_loss`."""
+
+    mle_N: Tensor
+    distill_N: Tensor
+
+
+class TeacherStates(NamedTuple):
+    """A teacher's distributions q of N tokens, in either of two forms.
+
+    `hidden_ND`: its states after the final norm; the head gives any divergence from them.
+    `mean_ND` and `offset_N`: the gradient `mu` of log-sum-exp at those states, and log-sum-exp less
+    `hidden . mu`; see `mean_embeddings`. They give forward KL at temperature 1 without a head product.
+    """
+
+    hidden_ND: Tensor | None = None
+    mean_ND: Tensor | None = None
+    offset_N: Tensor | None = None
+
+
+class MeanEmbeddings(NamedTuple):
+    """Of N tokens: `mean_ND = scale * W^T p`, `lse_N`, `loss_N` of the labels (None without labels)."""
+
+    mean_ND: Tensor
+    lse_N: Tensor
+    loss_N: Tensor | None
+
+    def states(self, hidden_ND: Tensor) -> TeacherStates:
+        """What a teacher's cache holds of these tokens, whose states are `hidden_ND`."""
+        return TeacherStates(mean_ND=self.mean_ND, offset_N=self.lse_N - _dot(hidden_ND, self.mean_ND))
+
+
+@torch.no_grad()
+def mean_embeddings(hidden_ND: Tensor, head: Head, label_N: Tensor | None = None) -> MeanEmbeddings:
+    """The mean output embedding under each token's distribution p, which is the gradient of log-sum-exp.
+
+    With it, log-sum-exp `lse` being convex in the hidden state h, forward KL is its Bregman divergence:
+    `KL(q || p) = lse(h) - lse(h_q) - mu_q . (h - h_q)`, with gradient `mu_p - mu_q`; and cross-entropy
+    has the gradient `mu_p - scale * W[label]`. Two head products a token.
+
+    Raises:
+        ValueError: the head soft-caps, so that its logits are not linear in the hidden state.
+    """
+    if head.softcap is not None:
+        raise ValueError("mean embeddings need logits that are linear in the hidden state; this head soft-caps them")
+    means, rows = [], []
+    for chunk in _chunks(len(hidden_ND), head):
+        product_CV = head.product(hidden_ND[chunk])
+        for block in _blocks(len(product_CV), head, copies=2):
+            z_RV = head.finish(product_CV[block])
+            max_R1 = z_RV.amax(1, keepdim=True)
+            z_RV -= max_R1
+            row = () if label_N is None else (z_RV.gather(1, label_N[chunk][block, None])[:, 0],)
+            sum_R1 = z_RV.exp_().sum(1, keepdim=True)
+            log_R = sum_R1[:, 0].log()
+            rows.append((max_R1[:, 0] + log_R, *(log_R - label_R for label_R in row)))
+            product_CV[block] = z_RV.mul_(head.scale / sum_R1)
+        means.append(head.hidden_gradient(product_CV))
+    mean_ND = torch.cat(means) if means else hidden_ND.to(head.weight_VD.dtype, copy=True)
+    lse_N, *loss = _joined(rows, hidden_ND, (None,) * (1 if label_N is None else 2))
+    return MeanEmbeddings(mean_ND, lse_N, loss[0] if loss else None)
+
+
 class TrainingLoss(NamedTuple):
-    """`total` is differentiable in the hidden states; the others are for the record."""
+    """`total` is differentiable; the others are for the record, 0 for tokens that were not asked for them."""
 
     total: Tensor
-    mle_N: Tensor
+    loss_N: Tensor
+    """Cross-entropy: of every token where selection needed it, else of those with an `mle` weight."""
     divergence_N: Tensor
+    weights: Weights
 
 
 def training_loss(
     hidden_ND: Tensor,
     head: Head,
     label_N: Tensor,
-    mle_weight_N: Tensor,
-    distill_weight_N: Tensor,
-    teacher_ND: Tensor | None = None,
+    weights: Weights | Callable[[Tensor], Weights],
+    teacher: TeacherStates | None = None,
+    divergence: str = "forward_kl",
     temperature: float = 1.0,
+    teacher_head: Head | None = None,
 ) -> TrainingLoss:
-    """`sum_n mle_weight_n * CE_n + distill_weight_n * KL(teacher_n || student_n)`, and its gradient.
+    """`sum_n mle_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
 
-    CE is at temperature 1. The divergence is the full forward KL in nats (not its
-    cross-entropy form) between the distributions at `temperature`, with no factor of
-    temperature squared; tokens of weight zero are reported as 0 and cost nothing. The gradient is
-    computed on the way forward and only with respect to `hidden_ND`, since LoRA leaves
-    the head frozen. Head products a token: 2 for CE (logits, gradient), 3 for KL (the teacher's too).
+    CE is at temperature 1; divergences are in `divergences.py`, in nats. The gradient is computed
+    on the way forward: with respect to the hidden states, and to the head's weight and bias if they
+    require it. Head products a token:
+
+    - CE: 2 (logits, gradient).
+    - divergence from hidden states: 3 (the teacher's logits too); from mean embeddings: 2.
+    - weights that follow from the losses: 1 more for every token, except with mean embeddings,
+      where 2 suffice for everything (and are spent on every token).
+    - a trainable head: 1 more for each token that is trained.
 
     Args:
-        teacher_ND: the teacher's hidden states after its final norm, for the same head;
-            may be None where no weight asks for it.
+        weights: or a function that gives them from `loss_N`, for selection by loss.
+        teacher: None where no weight asks for it; mean embeddings only with forward KL, temperature 1,
+            no soft-capping and a frozen head (they belong to the head that made them).
+        teacher_head: the head of the teacher's hidden states, where it is not `head`: a trainable head
+            changes, its teacher's does not.
     """
-    if head.weight_VD.requires_grad:
-        raise NotImplementedError("the head is trainable: training_loss gives the gradient of the hidden states only")
-    return TrainingLoss(
-        *_TrainingLoss.apply(hidden_ND, head, label_N, mle_weight_N, distill_weight_N, teacher_ND, temperature)
-    )
+    grads = _Gradients(hidden_ND, head)
+    linear = teacher is not None and teacher.mean_ND is not None
+    if linear and (divergence != "forward_kl" or temperature != 1.0 or head.softcap is not None or grads.of_head):
+        raise ValueError(
+            "mean embeddings give forward KL at temperature 1 of a frozen head without soft-capping, and nothing "
+            f"else (divergence {divergence}, temperature {temperature}, softcap {head.softcap})"
+        )
+    with torch.no_grad():
+        loss_N = torch.zeros(len(label_N), dtype=_accumulation(hidden_ND), device=hidden_ND.device)
+        divergence_N = torch.zeros_like(loss_N)
+        if linear:
+            weights = _from_means(grads, label_N, weights, teacher, loss_N, divergence_N)
+        else:
+            if callable(weights):
+                loss_N.copy_(token_losses(hidden_ND.detach(), head, label_N))
+                weights = weights(loss_N)
+            _from_logits(
+                grads, weights.mle_N, loss_N, lambda z_RV, at_R: divergences.cross_entropy(z_RV, label_N[at_R])
+            )
+            if teacher is not None:
+                _from_logits(
+                    grads,
+                    weights.distill_N,
+                    divergence_N,
+                    lambda z_RV, _, teacher_RV: divergences.divergence(divergence, z_RV, teacher_RV, temperature),
+                    teacher.hidden_ND,
+                    teacher_head or head,
+                )
+            elif weights.distill_N.any():
+                raise ValueError("tokens are to be distilled, and there is no teacher")
+        total = (weights.mle_N.to(loss_N.dtype) * loss_N + weights.distill_N.to(loss_N.dtype) * divergence_N).sum()
+    return TrainingLoss(grads.attach(total), loss_N, divergence_N, weights)
 
 
-class _TrainingLoss(torch.autograd.Function):
+class _Gradients:
+    """Gradients with respect to the hidden states and, where it is trainable, to the head."""
+
+    def __init__(self, hidden_ND: Tensor, head: Head):
+        self.hidden_ND, self.head = hidden_ND, head
+        self.grad_ND = torch.zeros_like(hidden_ND)
+        leaves = (head.weight_VD, head.bias_V)
+        # In float32 whatever the head's dtype: chunks are summed.
+        self.grad_of_head = [
+            torch.zeros_like(leaf, dtype=_accumulation(leaf)) if leaf is not None and leaf.requires_grad else None
+            for leaf in leaves
+        ]
+
+    @property
+    def of_head(self) -> bool:
+        return any(grad is not None for grad in self.grad_of_head)
+
+    def add(self, index_C: Tensor, product_grad_CV: Tensor) -> None:
+        """Those of some rows, from the gradient with respect to their head product."""
+        self.grad_ND[index_C] += self.head.hidden_gradient(product_grad_CV).to(self.grad_ND.dtype)
+        grad_VD, grad_V = self.grad_of_head
+        if grad_VD is not None:
+            rows_CD = self.hidden_ND.detach()[index_C].to(product_grad_CV.dtype)
+            with torch.autocast(rows_CD.device.type, enabled=False):
+                grad_VD += product_grad_CV.T @ rows_CD
+        if grad_V is not None:
+            grad_V += product_grad_CV.sum(0, dtype=grad_V.dtype)
+
+    def attach(self, total: Tensor) -> Tensor:
+        """`total`, with these gradients behind it."""
+        grads = [self.grad_ND, *self.grad_of_head]
+        return _Attached.apply(total, grads, self.hidden_ND, self.head.weight_VD, self.head.bias_V)
+
+
+class _Attached(torch.autograd.Function):
+    """The identity of a scalar, whose gradient with respect to the inputs was computed before."""
+
     @staticmethod
-    def forward(ctx, hidden_ND, head, label_N, mle_weight_N, distill_weight_N, teacher_ND, temperature):
-        grad_ND = torch.zeros_like(hidden_ND)
-        mle_N = torch.zeros(len(label_N), dtype=_accumulation(hidden_ND), device=hidden_ND.device)
-        divergence_N = torch.zeros_like(mle_N)
-        for distil, weight_N in ((False, mle_weight_N), (True, distill_weight_N)):
-            weight_N = weight_N.to(mle_N.dtype)
-            trained_M = weight_N.nonzero()[:, 0]
-            for chunk in _chunks(len(trained_M), head, copies=2 + distil):
-                index_C = trained_M[chunk]
-                product_CV = head.product(hidden_ND[index_C])
-                teacher_CV = head.product(teacher_ND[index_C]) if distil else None
-                for block in _blocks(len(index_C), head, copies=2 + distil):
-                    index_R = index_C[block]
-                    logits_RV = head.finish(product_CV[block])
-                    if distil:
-                        teacher_RV = head.finish(teacher_CV[block])
-                        divergence_N[index_R], grad_RV = _forward_kl(logits_RV, teacher_RV, temperature)
-                    else:
-                        mle_N[index_R], grad_RV = _cross_entropy(logits_RV, label_N[index_R])
-                    grad_RV *= weight_N[index_R, None]
-                    # The product is not needed any more: its place takes its gradient.
-                    product_CV[block] = head.product_gradient(grad_RV, logits_RV)
-                grad_ND.index_add_(0, index_C, head.hidden_gradient(product_CV).to(grad_ND.dtype))
-        ctx.save_for_backward(grad_ND)
-        total = (mle_weight_N.to(mle_N.dtype) * mle_N + distill_weight_N.to(mle_N.dtype) * divergence_N).sum()
-        ctx.mark_non_differentiable(mle_N, divergence_N)
-        return total, mle_N, divergence_N
+    def forward(ctx, total, grads, *inputs):
+        ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)))
+        return total.clone()
 
     @staticmethod
-    def backward(ctx, grad_total, *_):
-        (grad_ND,) = ctx.saved_tensors
-        return grad_total.to(grad_ND.dtype) * grad_ND, None, None, None, None, None, None
+    def backward(ctx, grad_total):
+        return None, None, *(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
 
 
-def _cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
-    """`loss_R` and its gradient with respect to the logits."""
-    logp_RV = torch.log_softmax(logits_RV, -1)
-    loss_R = -logp_RV.gather(1, label_R[:, None])[:, 0]
-    grad_RV = logp_RV.exp_()
-    grad_RV.scatter_add_(1, label_R[:, None], -torch.ones_like(grad_RV[:, :1]))
-    return loss_R, grad_RV
+def _from_logits(
+    grads: _Gradients,
+    weight_N: Tensor,
+    out_N: Tensor,
+    function: Callable[..., tuple[Tensor, Tensor]],
+    teacher_ND: Tensor | None = None,
+    teacher_head: Head | None = None,
+) -> None:
+    """One term of the objective for the tokens of weight above 0: values into `out_N`, gradients into `grads`.
+
+    `function(logits_RV, index_R[, teacher_RV])` gives both of a block.
+    """
+    head, trained_M = grads.head, weight_N.nonzero()[:, 0]
+    copies = 2 if teacher_head is None else 3
+    for chunk in _chunks(len(trained_M), head, copies):
+        index_C = trained_M[chunk]
+        product_CV = head.product(grads.hidden_ND.detach()[index_C])
+        teacher_CV = None if teacher_head is None else teacher_head.product(teacher_ND[index_C])
+        for block in _blocks(len(index_C), head, copies):
+            index_R = index_C[block]
+            logits_RV = head.finish(product_CV[block])
+            teacher = () if teacher_head is None else (teacher_head.finish(teacher_CV[block]),)
+            out_N[index_R], grad_RV = function(logits_RV, index_R, *teacher)
+            grad_RV *= weight_N[index_R, None].to(grad_RV.dtype)
+            # The product is not needed any more: its place takes its gradient.
+            product_CV[block] = head.product_gradient(grad_RV, logits_RV)
+        grads.add(index_C, product_CV)
 
 
-def _forward_kl(logits_RV: Tensor, teacher_RV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`KL_R(teacher || student)` at `temperature`, and its gradient with respect to the student's logits."""
-    logp_RV = torch.log_softmax(logits_RV / temperature, -1)
-    logq_RV = torch.log_softmax(teacher_RV / temperature, -1)
-    q_RV = logq_RV.exp()
-    divergence_R = (q_RV * logq_RV.sub_(logp_RV)).sum(1)
-    return divergence_R, logp_RV.exp_().sub_(q_RV).div_(temperature)
+def _from_means(
+    grads: _Gradients,
+    label_N: Tensor,
+    weights: Weights | Callable[[Tensor], Weights],
+    teacher: TeacherStates,
+    loss_N: Tensor,
+    divergence_N: Tensor,
+) -> Weights:
+    """The whole objective in one pass over the head: losses, then weights, then both gradients from `mu`."""
+    head, hidden_ND = grads.head, grads.hidden_ND.detach()
+    if callable(weights):
+        trained_M = torch.arange(len(label_N), device=hidden_ND.device)
+    else:
+        trained_M = (weights.mle_N + weights.distill_N).nonzero()[:, 0]
+    hidden_MD, label_M = hidden_ND[trained_M], label_N[trained_M]
+    student = mean_embeddings(hidden_MD, head, label_M)
+    loss_N[trained_M] = student.loss_N
+    if callable(weights):
+        weights = weights(loss_N)
+    mle_M, distill_M = (weight_N[trained_M].to(loss_N.dtype) for weight_N in weights)
+    mean_MD, distils_M = teacher.mean_ND[trained_M], distill_M > 0
+    # What rounding leaves of a divergence of 0 may be negative; its gradient is not touched.
+    divergence_M = (student.lse_N - _dot(hidden_MD, mean_MD) - teacher.offset_N[trained_M]).clamp_(min=0)
+    divergence_N[trained_M] = torch.where(distils_M, divergence_M, 0.0)
+    grad_MD = student.mean_ND.to(loss_N.dtype) * (mle_M + distill_M)[:, None]
+    grad_MD -= head.weight_VD[label_M] * (head.scale * mle_M)[:, None]
+    grad_MD -= mean_MD * distill_M[:, None]
+    grads.grad_ND[trained_M] = grad_MD.to(grads.grad_ND.dtype)
+    return weights
+
+
+def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Row by row, in float32 (float64 for float64)."""
+    return (a_ND.to(_accumulation(a_ND)) * b_ND).sum(1)
 
 
 @torch.no_grad()
@@ -251,10 +412,9 @@ def divergence(teacher_ND: Tensor, other_ND: Tensor, head: Head) -> Tensor:
     rows = []
     for chunk in _chunks(len(teacher_ND), head, copies=2):
         teacher_CV, other_CV = head.product(teacher_ND[chunk]), head.product(other_ND[chunk])
-        rows += [
-            (_forward_kl(head.finish(other_CV[block]), head.finish(teacher_CV[block]), 1.0)[0],)
-            for block in _blocks(len(teacher_CV), head, copies=3)
-        ]
+        for block in _blocks(len(teacher_CV), head, copies=3):
+            logits_RV, teacher_RV = head.finish(other_CV[block]), head.finish(teacher_CV[block])
+            rows.append((divergences.divergence("forward_kl", logits_RV, teacher_RV, 1.0)[0],))
     return _joined(rows, teacher_ND, (None,))[0]
 
 

@@ -94,7 +94,7 @@ def sample_hidden_states(
     states = []
     for sample in range(samples):
         draw(sample, example_ids)
-        states.append(batch.predicting(hidden_states(model, batch.input_ids_BT, numerics)))
+        states.append(batch.predicting(hidden_states(model, batch.model_inputs, numerics)))
     return torch.stack(states)
 
 

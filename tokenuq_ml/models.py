@@ -289,30 +289,51 @@ def head_of(model: PreTrainedModel | PeftModel) -> Head:
     )
 
 
-def hidden_states(model: PreTrainedModel | PeftModel, input_ids_BT: torch.Tensor, numerics: Numerics) -> torch.Tensor:
-    """`hidden_BTD` after the final norm: all but the head of a forward pass.
-
-    Sequences are padded on the right, so the causal mask already hides the padding from
-    every real position and no attention mask is needed.
-    """
+def hidden_states(
+    model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor], numerics: Numerics | None = None
+) -> torch.Tensor:
+    """`hidden_BTD` after the final norm: all but the head of a forward pass over `inputs` (`Batch.model_inputs`)."""
     decoder = getattr(causal_lm(model), causal_lm(model).base_model_prefix)
-    with numerics.autocast():
-        return decoder(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+    with numerics.autocast() if numerics else nullcontext():
+        return decoder(**inputs, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def packing_is_exact(model: PreTrainedModel | PeftModel, numerics: Numerics) -> bool:
+    """Whether sequences packed into one row come out as they do alone, tried on three short ones.
+
+    Attention implementations differ in whether they read the ends of sequences off the position ids;
+    one that does not lets sequences see each other without a word.
+    """
+    model, ids, device = causal_lm(model), torch.arange(12) % model.config.get_text_config().vocab_size, numerics.device
+    parts = [ids[:5], ids[5:9], ids[9:]]
+    packed = {
+        "input_ids": ids[None].to(device),
+        "position_ids": torch.cat([torch.arange(len(part)) for part in parts])[None].to(device),
+    }
+    was_training = model.training
+    model.eval()
+    together = hidden_states(model, packed, numerics)[0].float()
+    alone = torch.cat([hidden_states(model, {"input_ids": part[None].to(device)}, numerics)[0] for part in parts])
+    model.train(was_training)
+    tolerance = 1e-3 if numerics.dtype == torch.float32 else 0.1
+    return bool((together - alone.float()).abs().max() <= tolerance * alone.float().abs().max())
 
 
 @contextmanager
 def forward_to_tokens(model: PreTrainedModel | PeftModel):
-    """Inside, `model(input_ids=..., token_function=f)` returns `f(hidden_BTD, head)`.
+    """Inside, `model(input_ids=..., token_function=f)` returns `f(hidden_BTD, head)`; without `f` all is as it was.
 
     The head is used within the wrapped model's own forward: what wraps a model for many
     devices (DDP's gradient hooks, FSDP's gathering of shards) acts only there.
     """
     lm = causal_lm(model)
-    head = head_of(lm)
+    plain = lm.forward
 
-    def forward(self, input_ids=None, token_function=None, **_):
-        decoder = getattr(self, self.base_model_prefix)
-        return token_function(decoder(input_ids=input_ids, use_cache=False).last_hidden_state, head)
+    def forward(self, *args, token_function=None, **inputs):
+        if token_function is None:
+            return plain(*args, **inputs)
+        return token_function(hidden_states(self, inputs), head_of(self))
 
     lm.forward = types.MethodType(forward, lm)
     try:

@@ -7,19 +7,11 @@ batch, so that accumulation and padding change nothing. This file knows neither 
 tokens were selected nor how the divergence is computed.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from tokenuq_ml.specs import AblationSpec, ObjectiveSpec
-
-
-class Weights(NamedTuple):
-    """What each token's cross-entropy and divergence count in the sum."""
-
-    mle_N: Tensor
-    distill_N: Tensor
+from tokenuq_ml.kernels import Weights
+from tokenuq_ml.specs import AblationSpec, DistillSpec, ObjectiveSpec
 
 
 def mle(objective: ObjectiveSpec) -> tuple[float, float]:
@@ -47,17 +39,9 @@ def token_weights(ablation: AblationSpec, selected_N: Tensor) -> Weights:
     return Weights(*(column.float() for column in columns))
 
 
-def temperature(ablation: AblationSpec) -> float:
-    """The temperature of whichever part distils; 1 where none does."""
+def distillation(ablation: AblationSpec) -> DistillSpec | None:
+    """How the ablation distils; None where it does not. Both parts agree but for their weights."""
     for objective in (ablation.selected, ablation.rest):
         if objective.distill is not None:
-            return objective.distill.temperature
-    return 1.0
-
-
-def distillation_teacher(ablation: AblationSpec) -> str | None:
-    """`baseline`, `base`, or None where nothing is distilled."""
-    for objective in (ablation.selected, ablation.rest):
-        if objective.distill is not None:
-            return objective.distill.teacher
+            return objective.distill
     return None

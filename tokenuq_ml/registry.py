@@ -18,6 +18,8 @@ OBJECTIVES = {
 
 DIVERGENCES = {
     "forward_kl": "KL(teacher || student)",
+    "reverse_kl": "KL(student || teacher)",
+    "jsd": "Jensen-Shannon: the mean of both KLs to the mean distribution",
 }
 
 TEACHERS = {

@@ -116,6 +116,9 @@ class TrainSpec(Spec):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     save_steps: Annotated[int, Field(gt=0)] = 50
+    batching: Literal["bucket", "pack"] = Field(
+        "bucket", description="bucket: padded to like lengths; pack: one row, where attention keeps that exact"
+    )
     lora: LoraSpec = LoraSpec()
 
     @model_validator(mode="after")

@@ -6,16 +6,16 @@ hive-partitioned dataset. Rows are sorted by the table's keys; all losses are in
 This file does not know what the numbers mean or who computes them.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tokenuq_ml.content import ContentHash
 
 ROW_GROUP_ROWS = 128 * 1024
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
@@ -213,44 +213,90 @@ def table_dir(home: str | Path, table: str, **partitions: str) -> Path:
     return Path(home, table, *(f"{name}={partitions[name]}" for name in names if name in partitions))
 
 
+class TableWriter:
+    """Writes one partition of `table` into `folder` as `part-0.parquet`, frame by frame, in bounded memory.
+
+    Columns are put in the schema's order and types, the rows of a frame sorted by the table's keys; frames
+    must come in the order of the keys. Used as a context: on leaving, the file appears whole (written
+    beside its place, fsynced, renamed), and after an error not at all. Then `digest` is its content hash.
+
+    Raises:
+        ValueError: a column is missing, unknown or of a type that does not cast; a frame comes out of order.
+    """
+
+    def __init__(self, table: str, folder: str | Path, *, spec_hash: str, code_version: str):
+        self.table, self.folder, self.digest = table, Path(folder), ""
+        self.path = self.folder / "part-0.parquet"
+        self._stamp = {"tokenuq.spec_hash": spec_hash, "tokenuq.code_version": code_version}
+        self._definition, self._schema = TABLES[table], TABLES[table].schema
+        self._temporary = self.folder / ".part-0.parquet.writing"
+        self._hash = ContentHash(self._schema)
+        self._pending: list[pa.Table] = []
+        self._last: tuple | None = None
+
+    def __enter__(self) -> "TableWriter":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._temporary, "wb")
+        self._parquet = pq.ParquetWriter(self._file, self._schema, compression="zstd", write_statistics=True)
+        return self
+
+    def append(self, frame: pl.DataFrame | pa.Table) -> None:
+        """Add rows, all of them after those before."""
+        data = frame.to_arrow() if isinstance(frame, pl.DataFrame) else frame
+        names, keys = self._schema.names, self._definition.keys
+        if set(data.column_names) != set(names):
+            odd = sorted(set(data.column_names) ^ set(names))
+            raise ValueError(f"table {self.table}: columns missing or unknown: {', '.join(odd)}")
+        columns = [_cast(data.column(name), self._schema.field(name).type) for name in names]
+        data = pa.table(columns, schema=self._schema).sort_by([(key, "ascending") for key in keys]).combine_chunks()
+        if not data.num_rows:
+            return
+        first, last = (tuple(data.column(key)[row].as_py() for key in keys) for row in (0, data.num_rows - 1))
+        if self._last is not None and first <= self._last:
+            raise ValueError(f"table {self.table}: rows from {first} on come after {self._last}")
+        self._last = last
+        self._hash.update(data)
+        self._pending.append(data)
+        if sum(part.num_rows for part in self._pending) >= ROW_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            rows = pa.concat_tables(self._pending).unify_dictionaries().combine_chunks()
+            self._parquet.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+            self._pending = []
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self.digest = self._hash.hexdigest()
+                meanings = {name: meaning for name, (_, meaning) in self._definition.columns.items()}
+                self._parquet.add_key_value_metadata(
+                    {
+                        "tokenuq.table": self.table,
+                        **self._stamp,
+                        "tokenuq.content_hash": self.digest,
+                        "tokenuq.columns": json.dumps(meanings),
+                    }
+                )
+            self._parquet.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if kind is None:
+                os.replace(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
 def write_table(
     frame: pl.DataFrame | pa.Table, table: str, folder: str | Path, *, spec_hash: str, code_version: str
 ) -> str:
-    """Write one partition of `table` into `folder` as `part-0.parquet`; returns the content hash.
-
-    Columns are put in the schema's order and types, rows sorted by the table's keys. The
-    file appears whole or not at all: written beside its place, fsynced, renamed.
-
-    Raises:
-        ValueError: a column is missing, unknown or of a type that does not cast.
-    """
-    definition = TABLES[table]
-    schema = definition.schema
-    data = frame.to_arrow() if isinstance(frame, pl.DataFrame) else frame
-    if set(data.column_names) != set(schema.names):
-        odd = sorted(set(data.column_names) ^ set(schema.names))
-        raise ValueError(f"table {table}: columns missing or unknown: {', '.join(odd)}")
-    data = pa.table([_cast(data.column(name), schema.field(name).type) for name in schema.names], schema=schema)
-    data = data.sort_by([(key, "ascending") for key in definition.keys]).combine_chunks()
-    digest = content_hash(data)
-    data = data.replace_schema_metadata(
-        {
-            "tokenuq.table": table,
-            "tokenuq.spec_hash": spec_hash,
-            "tokenuq.code_version": code_version,
-            "tokenuq.content_hash": digest,
-            "tokenuq.columns": json.dumps({name: meaning for name, (_, meaning) in definition.columns.items()}),
-        }
-    )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".part-0.parquet.writing"
-    with open(temporary, "wb") as file:
-        pq.write_table(data, file, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_statistics=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "part-0.parquet")
-    return digest
+    """Write one partition that is at hand as a whole; returns its content hash. See `TableWriter`."""
+    with TableWriter(table, folder, spec_hash=spec_hash, code_version=code_version) as writer:
+        writer.append(frame)
+    return writer.digest
 
 
 def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
@@ -283,46 +329,3 @@ def scan(table: str, home: str | Path, **partitions: str) -> pl.LazyFrame:
 def content_of(folder: str | Path) -> str:
     """The content hash that the writer left in a partition's file."""
     return pq.read_metadata(Path(folder, "part-0.parquet")).metadata[b"tokenuq.content_hash"].decode()
-
-
-def content_hash(data: pa.Table) -> str:
-    """Sixteen hex digits over names, types and values in row order.
-
-    Independent of chunking, encoding, compression and file metadata: two tables with
-    equal rows have equal hashes.
-    """
-    digest = hashlib.sha256(str(data.num_rows).encode())
-    for name in data.column_names:
-        digest.update(f"|{name}|".encode())
-        _hash_array(data.column(name).combine_chunks(), digest)
-    return digest.hexdigest()[:16]
-
-
-def _hash_array(array: pa.Array, digest) -> None:
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    dtype = array.type
-    if pa.types.is_dictionary(dtype):
-        array, dtype = array.dictionary_decode(), dtype.value_type
-    # Of a nested type its kind alone: names of its items differ between writers.
-    digest.update(
-        b"list" if pa.types.is_list(dtype) else b"struct" if pa.types.is_struct(dtype) else str(dtype).encode()
-    )
-    if array.null_count:
-        digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
-    if pa.types.is_list(dtype):
-        lengths = array.value_lengths().fill_null(0)
-        digest.update(lengths.to_numpy(zero_copy_only=False).astype("<i4").tobytes())
-        _hash_array(array.flatten(), digest)
-    elif pa.types.is_struct(dtype):
-        for index in range(dtype.num_fields):
-            digest.update(dtype.field(index).name.encode())
-            _hash_array(array.field(index), digest)
-    elif pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
-        values = ["" if value is None else value for value in array.to_pylist()]
-        encoded = [value.encode("utf-8", "surrogatepass") for value in values]
-        digest.update(np.fromiter(map(len, encoded), "<i8", len(encoded)).tobytes())
-        digest.update(b"".join(encoded))
-    else:
-        numbers = array.fill_null(False if pa.types.is_boolean(dtype) else 0).to_numpy(zero_copy_only=False)
-        digest.update(np.ascontiguousarray(numbers).tobytes())

@@ -33,7 +33,7 @@ def score_batch(model: PreTrainedModel | PeftModel, batch: Batch, numerics: Nume
     """Rows `example_id, dataset, split, position, token_id, loss, entropy, rank` of one batch, one forward pass."""
     model.eval()
     batch = batch.to(numerics.device)
-    hidden_ND = batch.predicting(hidden_states(model, batch.input_ids_BT, numerics))
+    hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs, numerics))
     scores = token_scores(hidden_ND, head_of(model), batch.label_N)
     owners = [(example, position) for example in batch.examples for position in example.positions]
     rows = pl.DataFrame(

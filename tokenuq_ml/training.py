@@ -1,31 +1,33 @@
 """The student's (and the teacher's) training: `transformers.Trainer` with a token-level objective.
 
-Holds what differs from a stock Trainer: the loss of an optimiser batch, and the selection
-over it. Records and checkpoints are in `training_records.py`; formulas in `selection.py`,
-`objectives.py` and `kernels.py`.
+Puts our batches and records around the objective of `token_objective.py`. Records and
+checkpoints are in `training_records.py`; formulas in `selection.py`, `objectives.py` and `kernels.py`.
 
-Shapes: B sequences, T positions, N response tokens of a micro-batch, D hidden size.
+Shapes: N response tokens of a micro-batch.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import polars as pl
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from tokenuq_ml import kernels
-from tokenuq_ml.batching import Batch, LengthBucketSampler, TokenizedExample, collate
-from tokenuq_ml.models import Numerics, forward_to_tokens
-from tokenuq_ml.objectives import OBJECTIVES, temperature, token_weights
-from tokenuq_ml.selection import extreme_quantile, select
+from tokenuq_ml.batching import Batch, LengthBucketSampler, TokenizedExample, collate, pack
+from tokenuq_ml.kernels import TrainingLoss
+from tokenuq_ml.models import Numerics, packing_is_exact
+from tokenuq_ml.objectives import OBJECTIVES
+from tokenuq_ml.selection import extreme_quantile
 from tokenuq_ml.specs import AblationSpec, TrainSpec
 from tokenuq_ml.stages import Reporter
 from tokenuq_ml.teacher import TeacherSource
+from tokenuq_ml.token_objective import TokenObjective
 from tokenuq_ml.training_records import CheckpointCallback, StepRecorder, latest_checkpoint
 
 
@@ -69,134 +71,84 @@ def static_selection(token_losses: pl.DataFrame, ablation: AblationSpec, example
     }
 
 
-class TokenTrainer(Trainer):
-    """Trainer whose loss is the token-level objective of the whole optimiser batch.
+class TokenTrainer(TokenObjective, Trainer):
+    """Trainer with our objective, our batches and our records."""
 
-    The sum over response tokens is divided once by their number in the optimiser batch,
-    over all its micro-batches and ranks; a mean of means would weigh short responses up.
-    """
-
-    # compute_loss divides by the optimiser batch's tokens already.
-    loss_is_scaled_for_ga = True
-
-    def __init__(self, model: PeftModel, setup: TrainingSetup, recorder: StepRecorder, **kwargs):
+    def __init__(
+        self,
+        model: PeftModel,
+        setup: TrainingSetup,
+        recorder: StepRecorder,
+        join: Callable[[list[TokenizedExample]], Batch] = collate,
+        **kwargs,
+    ):
         super().__init__(
-            model=model, train_dataset=setup.examples, data_collator=lambda rows: {"batch": collate(rows)}, **kwargs
+            model=model,
+            train_dataset=setup.examples,
+            data_collator=lambda rows: {"batch": join(rows)},
+            ablation=setup.ablation,
+            teacher=setup.teacher,
+            **kwargs,
         )
         self.setup, self.recorder = setup, recorder
-        self._optimiser_batch: list[Batch] = []
-        self._selected: dict[int, Tensor] = {}
+        if self.accelerator.num_processes > 1:
+            recorder.gather = gather_object
 
     def get_train_dataloader(self) -> DataLoader:
-        setup = self.setup
-        lengths = [len(example.input_ids) for example in setup.examples]
-        micro = setup.train.micro_batch_size or setup.train.batch_size
-        sampler = LengthBucketSampler(lengths, setup.train.batch_size, micro, setup.seed)
-        loader = DataLoader(setup.examples, batch_sampler=sampler, collate_fn=self.data_collator)
-        return self.accelerator.prepare(loader)
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of an optimiser step, and its number of response tokens over all ranks."""
-        samples = []
-        for _ in range(num_batches):
-            inputs = next(epoch_iterator, None)
-            if inputs is None:
-                break
-            samples.append({"batch": inputs["batch"].to(device)})
-        self._optimiser_batch = [inputs["batch"] for inputs in samples]
-        self._selected = {}
-        tokens = torch.tensor(
-            sum(int(batch.response_BT[:, 1:].sum()) for batch in self._optimiser_batch), device=device
+        setup, ranks = self.setup, self.accelerator.num_processes
+        sampler = LengthBucketSampler(
+            [len(example.input_ids) for example in setup.examples],
+            setup.train.batch_size,
+            micro_batch_size(setup.train, ranks),
+            setup.seed,
+            self.accelerator.process_index,
+            ranks,
         )
-        return samples, self.accelerator.gather(tokens).sum()
+        # Not through accelerate, which would hand whole batches to ranks in turn: a rank has its part of each.
+        return _EpochLoader(setup.examples, batch_sampler=sampler, collate_fn=self.data_collator)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch = inputs["batch"]
-        if self._selects_by_student and len(self._optimiser_batch) > 1 and not self._selected:
-            self._select_over_optimiser_batch(model)
-        function = partial(self._objective, batch, num_items_in_batch)
-        with self.setup.numerics.autocast():
-            loss = model(input_ids=batch.input_ids_BT, token_function=function)
-        # DDP averages gradients over ranks; the division above is by the tokens of all of them.
-        return loss * self.accelerator.num_processes
+    def token_batch(self, inputs) -> Batch:
+        return inputs["batch"].to(self.args.device)
+
+    def compute_loss_context_manager(self):
+        return self.setup.numerics.autocast()
+
+    def static_mask(self, batch: Batch) -> Tensor | None:
+        if self.setup.static_selection is None:
+            return None
+        parts = [self.setup.static_selection[example.example_id] for example in batch.examples]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+
+    def record(self, batch: Batch, selected_N: Tensor, out: TrainingLoss, tokens_of_step: int) -> None:
+        self.recorder.add(
+            batch, selected_N, out, tokens_of_step, self.state.global_step + 1, self.setup.steps_per_epoch
+        )
 
     def floating_point_ops(self, inputs) -> int:
         """Not Trainer's to estimate: it counts by input_ids alone."""
         return 0
 
-    @property
-    def _selects_by_student(self) -> bool:
-        return self.setup.static_selection is None and self.setup.ablation.select.by != "all"
 
-    @torch.no_grad()
-    def _select_over_optimiser_batch(self, model) -> None:
-        """The selection over all micro-batches, by a loss pass that leaves the generators as it found them.
+class _EpochLoader(DataLoader):
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
 
-        Run at the first micro-batch rather than where batches are fetched, because on
-        resumption Trainer restores the generators in between.
-        """
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices), self.setup.numerics.autocast():
-            losses = [
-                model(
-                    input_ids=batch.input_ids_BT,
-                    token_function=lambda h, head, batch=batch: kernels.token_losses(
-                        batch.predicting(h), head, batch.label_N
-                    ),
-                )
-                for batch in self._optimiser_batch
-            ]
-        mask = select(self.setup.ablation.select, torch.cat(losses))
-        for batch, part in zip(self._optimiser_batch, mask.split([len(x) for x in losses]), strict=True):
-            self._selected[id(batch)] = part
 
-    def _objective(self, batch: Batch, tokens_of_step: Tensor, hidden_BTD: Tensor, head: kernels.Head) -> Tensor:
-        """The micro-batch's share of the optimiser batch's loss; runs inside the wrapped model's forward."""
-        setup, ablation = self.setup, self.setup.ablation
-        hidden_ND, label_N = batch.predicting(hidden_BTD), batch.label_N
-        loss_N, selected_N = self._selection(batch, hidden_ND.detach(), head, label_N)
-        weights = token_weights(ablation, selected_N)
-        distils = bool(weights.distill_N.any())
-        teacher_ND = setup.teacher.states(self.model, batch) if distils else None
-        out = kernels.training_loss(
-            hidden_ND, head, label_N, weights.mle_N, weights.distill_N, teacher_ND, temperature(ablation)
-        )
-        self.recorder.add(
-            batch,
-            loss_N if loss_N is not None else out.mle_N,
-            selected_N,
-            weights,
-            out,
-            int(tokens_of_step),
-            self.state.global_step + 1,
-            setup.steps_per_epoch,
-        )
-        return out.total / tokens_of_step
-
-    def _selection(self, batch, hidden_ND, head, label_N) -> tuple[Tensor | None, Tensor]:
-        """`(loss_N, selected_N)`; no loss where the training pass gives every token's anyway."""
-        ablation = self.setup.ablation
-        everything = torch.ones(len(label_N), dtype=torch.bool, device=hidden_ND.device)
-        if self.setup.static_selection is None and ablation.select.by == "all" and ablation.selected.kind == "mle":
-            return None, everything
-        loss_N = kernels.token_losses(hidden_ND, head, label_N)
-        if self.setup.static_selection is not None:
-            parts = [self.setup.static_selection[example.example_id] for example in batch.examples]
-            return loss_N, torch.cat(parts).to(hidden_ND.device)
-        if id(batch) in self._selected:
-            return loss_N, self._selected[id(batch)]
-        return loss_N, select(ablation.select, loss_N)
+def micro_batch_size(train: TrainSpec, ranks: int = 1) -> int:
+    """Examples of a forward pass: as asked for, else the rank's whole share of the optimiser batch."""
+    return train.micro_batch_size or max(1, train.batch_size // ranks)
 
 
 def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> TrainingArguments:
     """The budget in Trainer's terms. Precision is ours (`Numerics.autocast`), so Trainer's own stays off."""
     train = setup.train
-    micro = train.micro_batch_size or train.batch_size
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    micro = micro_batch_size(train, ranks)
     return TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=train.epochs,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=train.batch_size // micro,
+        gradient_accumulation_steps=max(1, train.batch_size // (micro * ranks)),
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.lr_schedule,
         warmup_steps=round(train.warmup_ratio * setup.steps),
@@ -227,7 +179,12 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     assert all(objective.kind in OBJECTIVES for objective in (setup.ablation.selected, setup.ablation.rest))
     recorder = StepRecorder(setup.ablation)
     callback = CheckpointCallback(recorder, setup, Path(work_dir), reporter, name)
-    trainer = TokenTrainer(model, setup, recorder, args=training_arguments(setup, work_dir), callbacks=[callback])
+    join = collate
+    if setup.train.batching == "pack" and packing_is_exact(model, setup.numerics):
+        join, recorder.batching = pack, "pack"
+    elif setup.train.batching == "pack":
+        reporter.info(f"{name}: this model's attention does not keep packed sequences apart; they are padded instead")
+    trainer = TokenTrainer(model, setup, recorder, join, args=training_arguments(setup, work_dir), callbacks=[callback])
     # Trainer's own console callbacks would print every log a second time.
     from transformers.trainer_callback import PrinterCallback
 
@@ -236,11 +193,12 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     if checkpoint is not None:
         recorder.load(checkpoint)
         reporter.info(f"{name}: going on from step {recorder.last_step} of {setup.steps}")
-    with callback.graceful_stop(), forward_to_tokens(model):
+    with callback.graceful_stop():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if callback.stop_requested and trainer.state.global_step < setup.steps:
         raise KeyboardInterrupt(
             f"{name}: stopped at step {trainer.state.global_step} of {setup.steps}; a checkpoint holds the state"
         )
+    recorder.selection_seconds = trainer.selection_seconds
     model.eval()
     return recorder

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,6 @@ from transformers import TrainerCallback
 
 from tokenuq_ml.batching import Batch
 from tokenuq_ml.kernels import TrainingLoss
-from tokenuq_ml.objectives import Weights
 from tokenuq_ml.specs import AblationSpec
 from tokenuq_ml.stages import Reporter
 from tokenuq_ml.tables import TABLES
@@ -39,7 +39,14 @@ class StepRecorder:
         self.ablation = ablation
         self.log_rows: list[dict] = []
         self.selection_frames: list[pl.DataFrame] = []
+        self.gather: Callable[[list], list] = lambda own: own
+        """Of the lists of all ranks, one list."""
+        self.selection_seconds = 0.0
+        """Spent on passes that only select; set when training has ended."""
+        self.batching = "bucket"
+        """How micro-batches were in fact made."""
         self._step: dict | None = None
+        self._frames: list[pl.DataFrame] = []
 
     @property
     def last_step(self) -> int:
@@ -48,9 +55,7 @@ class StepRecorder:
     def add(
         self,
         batch: Batch,
-        loss_N: Tensor,
         selected_N: Tensor,
-        weights: Weights,
         out: TrainingLoss,
         tokens_of_step: int,
         step: int,
@@ -70,22 +75,21 @@ class StepRecorder:
                 "selected": 0,
             }
         sums = self._step
-        mle_N, distill_N = weights.mle_N > 0, weights.distill_N > 0
+        mle_N, distill_N = out.weights.mle_N > 0, out.weights.distill_N > 0
         sums["total"] += float(out.total.detach())
-        sums["mle"] += float(out.mle_N[mle_N].sum())
+        sums["mle"] += float(out.loss_N[mle_N].sum())
         sums["distill"] += float(out.divergence_N[distill_N].sum())
         sums["n_mle"] += int(mle_N.sum())
         sums["n_distill"] += int(distill_N.sum())
         sums["selected"] += int(selected_N.sum())
-        example_ids, positions = zip(*batch.keys, strict=True)
-        kinds = pl.Series(selected_N.cpu().numpy())
-        self.selection_frames.append(
+        keys = batch.keys
+        self._frames.append(
             pl.DataFrame(
                 {
-                    "example_id": list(example_ids),
-                    "position": pl.Series(positions, dtype=pl.Int32),
-                    "loss": loss_N.float().cpu().numpy(),
-                    "selected": kinds,
+                    "example_id": pl.Series([example_id for example_id, _ in keys], dtype=pl.String),
+                    "position": pl.Series([position for _, position in keys], dtype=pl.Int32),
+                    "loss": out.loss_N.float().cpu().numpy(),
+                    "selected": selected_N.cpu().numpy(),
                 }
             ).select(
                 pl.lit(step, pl.Int32).alias("step"),
@@ -102,8 +106,13 @@ class StepRecorder:
         )
 
     def end_step(self, learning_rate: float, grad_norm: float) -> dict:
-        """Close the row of the optimiser step that was just taken."""
-        sums, self._step = self._step, None
+        """Close the row of the optimiser step that was just taken, by all ranks together."""
+        ranks = self.gather([(self._step, self._frames)])
+        self._step, self._frames = None, []
+        self.selection_frames += [frame for _, frames in ranks for frame in frames]
+        sums = dict(ranks[0][0])
+        for name in ("total", "mle", "n_mle", "distill", "n_distill", "selected"):
+            sums[name] = sum(step[name] for step, _ in ranks)
         row = {
             "step": sums["step"],
             "epoch": sums["epoch"],
@@ -186,8 +195,10 @@ class CheckpointCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if self.first_step is None:
             self.first_step = state.global_step
-        if state.global_step in self.snapshot_steps:
+        if state.global_step in self.snapshot_steps and state.is_world_process_zero:
             self._snapshot(model, state.global_step)
+        # A signal reaches ranks at different steps; they have to stop at the same one.
+        self.stop_requested = any(self.recorder.gather([self.stop_requested]))
         if self.stop_requested and state.global_step < self.setup.steps:
             control.should_save = control.should_training_stop = True
         return control
@@ -197,7 +208,7 @@ class CheckpointCallback(TrainerCallback):
             return
         row = self.recorder.end_step(self.learning_rate, float(logs["grad_norm"]))
         now = time.monotonic()
-        if now - self.said < self.SAY_EVERY_S and row["step"] < self.setup.steps:
+        if now - self.said < self.SAY_EVERY_S and row["step"] < self.setup.steps or not state.is_world_process_zero:
             return
         self.said = now
         done = row["step"] - (self.first_step or row["step"]) + 1
@@ -210,6 +221,10 @@ class CheckpointCallback(TrainerCallback):
         )
 
     def on_save(self, args, state, control, **kwargs):
+        # Not before every rank has written its generators' states.
+        self.recorder.gather([state.global_step])
+        if not state.is_world_process_zero:
+            return
         folder = self.work_dir / f"checkpoint-{state.global_step}"
         self.recorder.save(folder)
         for path in folder.iterdir():

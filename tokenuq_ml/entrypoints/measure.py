@@ -3,13 +3,14 @@
 One process and one loaded model for up to four assets; each is reported as soon as it is whole.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import polars as pl
 import torch
 from peft import PeftModel
 
-from tokenuq_ml.batching import TokenizedExample, length_batches, read_examples
+from tokenuq_ml.batching import TokenizedExample, length_batches, read_examples, shards
 from tokenuq_ml.categories import categorise, special_ids, token_texts
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
@@ -27,8 +28,8 @@ from tokenuq_ml.models import (
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.specs import UncertaintySpec
 from tokenuq_ml.stages import AssetRequest, AssetResult, Reporter, StageRequest
-from tokenuq_ml.tables import content_of, write_table
-from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher, write_teacher_hidden
+from tokenuq_ml.tables import TableWriter, content_of
+from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache
 from tokenuq_ml.tensors import joined_digest, tensors_digest
 from tokenuq_ml.token_losses import MAX_TOKENS, score_batch
 
@@ -54,24 +55,23 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         spec = UncertaintySpec(**asset.fields["uncertainty"])
         tokens = sum(len(example.input_ids) for example in examples)
         progress = Progress(reporter, f"{study}/token_uncertainty", tokens * spec.samples, "tokens")
-        frame = token_uncertainty(model, examples, spec, numerics, progress.add)
-        digest = write_table(
-            frame,
-            "token_uncertainty",
-            asset.outputs["token_uncertainty"],
-            **asset.stamp,
+        with TableWriter("token_uncertainty", asset.outputs["token_uncertainty"], **asset.stamp) as table:
+            for shard in shards(examples):
+                table.append(token_uncertainty(model, shard, spec, numerics, progress.add))
+        bald = pl.scan_parquet(table.path).select(
+            mean_bald=pl.col("bald").mean(),
+            max_bald=pl.col("bald").max(),
+            mean_expected_entropy=pl.col("expected_entropy").mean(),
         )
         reporter.done(
             AssetResult(
                 stage="token_uncertainty",
-                data_version=digest,
+                data_version=table.digest,
                 metrics={
                     "samples": spec.samples,
                     "dropout": spec.dropout,
                     "mask": spec.mask,
-                    "mean_bald": frame["bald"].mean(),
-                    "max_bald": frame["bald"].max(),
-                    "mean_expected_entropy": frame["expected_entropy"].mean(),
+                    **bald.collect().to_dicts()[0],
                     **numerics.fields(),
                 },
             )
@@ -92,45 +92,53 @@ def _losses_and_states(
     progress = Progress(
         reporter, f"{request.study}/token_losses", 2 * sum(len(example.input_ids) for example in examples), "tokens"
     )
-    frames, states = [], {}
-    for batch in length_batches(examples, MAX_TOKENS):
-        teacher = score_batch(model, batch, numerics)
-        with use_adapter(model, None):
-            base = score_batch(model, batch, numerics).rows
-        frames.append(teacher.rows.with_columns(base_loss=base["loss"], base_entropy=base["entropy"]))
-        lengths = [len(example.positions) for example in batch.examples]
-        for example, hidden_ND in zip(batch.examples, teacher.hidden_ND.split(lengths), strict=True):
-            if example.split == "train" and "teacher_hidden" in request.assets:
-                states[example.example_id] = hidden_ND.to("cpu", torch.bfloat16)
-        progress.add(2 * sum(len(example.input_ids) for example in batch.examples))
-    tokens = with_categories(pl.concat(frames), tokenizer)
-    if "token_losses" in request.assets:
-        asset = request.assets["token_losses"]
-        digest = write_table(
-            tokens,
-            "token_losses",
-            asset.outputs["token_losses"],
-            **asset.stamp,
+    wanted, cache, table = request.assets, None, None
+    with ExitStack() as files:
+        if "token_losses" in wanted:
+            asset = wanted["token_losses"]
+            table = files.enter_context(TableWriter("token_losses", asset.outputs["token_losses"], **asset.stamp))
+        if "teacher_hidden" in wanted:
+            cache = files.enter_context(_new_cache(request, model, examples))
+        for shard in shards(examples):
+            frames = []
+            for batch in length_batches(shard, MAX_TOKENS):
+                teacher = score_batch(model, batch, numerics)
+                with use_adapter(model, None):
+                    base = score_batch(model, batch, numerics).rows
+                frames.append(teacher.rows.with_columns(base_loss=base["loss"], base_entropy=base["entropy"]))
+                lengths = [len(example.positions) for example in batch.examples]
+                for example, hidden_ND in zip(batch.examples, teacher.hidden_ND.split(lengths), strict=True):
+                    if cache is not None and example.split == "train":
+                        cache.put(example.example_id, hidden_ND)
+                progress.add(2 * sum(len(example.input_ids) for example in batch.examples))
+            if table is not None:
+                table.append(with_categories(pl.concat(frames), tokenizer))
+    if table is not None:
+        _report_losses(wanted["token_losses"], table, numerics, reporter)
+    if cache is not None:
+        _report_cache(request, model, examples, cache.tokens, numerics, reporter)
+
+
+def _report_losses(asset: AssetRequest, table: TableWriter, numerics: Numerics, reporter: Reporter) -> None:
+    tokens = pl.scan_parquet(table.path)
+    means = tokens.select(
+        mean_loss=pl.col("loss").mean(),
+        mean_base_loss=pl.col("base_loss").mean(),
+        mean_entropy=pl.col("entropy").mean(),
+        token_accuracy=(pl.col("rank") == 0).mean(),
+    )
+    by_split = tokens.group_by(pl.col("split").cast(pl.String)).agg(pl.col("loss").mean()).sort("split")
+    reporter.done(
+        AssetResult(
+            stage="token_losses",
+            data_version=table.digest,
+            metrics={
+                **{f"mean_loss_{split}": mean for split, mean in by_split.collect().iter_rows()},
+                **means.collect().to_dicts()[0],
+                **numerics.fields(),
+            },
         )
-        reporter.done(
-            AssetResult(
-                stage="token_losses",
-                data_version=digest,
-                metrics={
-                    **{
-                        f"mean_loss_{split}": mean
-                        for split, mean in tokens.group_by("split").agg(pl.col("loss").mean()).sort("split").iter_rows()
-                    },
-                    "mean_loss": tokens["loss"].mean(),
-                    "mean_base_loss": tokens["base_loss"].mean(),
-                    "mean_entropy": tokens["entropy"].mean(),
-                    "token_accuracy": (tokens["rank"] == 0).mean(),
-                    **numerics.fields(),
-                },
-            )
-        )
-    if "teacher_hidden" in request.assets:
-        _store_states(request, model, examples, states, numerics, reporter)
+    )
 
 
 def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
@@ -145,35 +153,47 @@ def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
     return tokens.drop("special").with_columns(category=pl.Series(categories))
 
 
-def _store_states(
+def _digests(request: StageRequest) -> dict[str, str]:
+    """Which data and which teacher the cache belongs to."""
+    return {
+        "dataset_digest": content_of(request.inputs["tokenized_dataset"]),
+        "teacher_digest": adapter_digest(request.inputs["adapter"]),
+    }
+
+
+def _new_cache(request: StageRequest, model: PeftModel, examples: list[TokenizedExample]) -> TeacherCache:
+    folder = request.assets["teacher_hidden"].outputs["teacher_hidden"]
+    train = [example for example in examples if example.split == "train"]
+    return TeacherCache(folder, train, head_of(model), **_digests(request))
+
+
+def _report_cache(
     request: StageRequest,
     model: PeftModel,
     examples: list[TokenizedExample],
-    states: dict,
+    tokens: int,
     numerics: Numerics,
     reporter: Reporter,
 ) -> None:
-    asset: AssetRequest = request.assets["teacher_hidden"]
-    folder = Path(asset.outputs["teacher_hidden"])
-    dataset, teacher = content_of(request.inputs["tokenized_dataset"]), adapter_digest(request.inputs["adapter"])
-    write_teacher_hidden(folder, states, dataset_digest=dataset, teacher_digest=teacher)
-    cached = CachedTeacher(folder, numerics.device, dataset_digest=dataset, teacher_digest=teacher)
+    folder = Path(request.assets["teacher_hidden"].outputs["teacher_hidden"])
+    cached = CachedTeacher(folder, numerics.device, **_digests(request))
     online = OnlineTeacher(TEACHER, numerics)
     sample = [example for example in examples if example.split == "train"][:ONLINE_CHECK_EXAMPLES]
     errors = [
-        divergence(online.states(model, batch), cached.states(model, batch), head_of(model)).max().item()
+        divergence(online.states(model, batch).hidden_ND, cached.states(model, batch).hidden_ND, head_of(model))
+        .max()
+        .item()
         for batch in (b.to(numerics.device) for b in length_batches(sample, MAX_TOKENS))
     ]
-    tokens = sum(len(state) for state in states.values())
-    path = folder / "hidden.safetensors"
+    path = folder / HIDDEN_FILE
     reporter.done(
         AssetResult(
             stage="teacher_hidden",
-            data_version=joined_digest(tensors_digest(path), dataset),
+            data_version=joined_digest(tensors_digest(path), _digests(request)["dataset_digest"]),
             metrics={
                 "tokens": tokens,
-                "hidden_size": next(iter(states.values())).shape[1],
-                "stored_precision": "bfloat16",
+                "hidden_size": head_of(model).weight_VD.shape[1],
+                "stored": "hidden_states" if head_of(model).softcap else "hidden_states, mean_embeddings",
                 "megabytes": path.stat().st_size / 1e6,
                 "online_check_examples": len(sample),
                 "online_check_max_error": max(errors),

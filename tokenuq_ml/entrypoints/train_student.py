@@ -18,7 +18,7 @@ from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
 from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, model_digest, train_and_store
 from tokenuq_ml.models import Numerics, add_adapter, attach_adapter, freeze_adapter, load_model, load_tokenizer
-from tokenuq_ml.objectives import distillation_teacher
+from tokenuq_ml.objectives import distillation
 from tokenuq_ml.reports import plots
 from tokenuq_ml.specs import AblationSpec, CurriculumSpec, TrainSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
@@ -94,10 +94,11 @@ def _student(
     setup = TrainingSetup(
         train_examples, spec, ablation, ablation.seed, numerics, snapshot_fractions=tuple(fields["fractions"])
     )
-    teacher = distillation_teacher(ablation)
+    distil = distillation(ablation)
+    teacher = distil.teacher if distil else None
     if teacher == "baseline" and fields["teacher_states"] == "cached":
         folder = request.inputs["teacher_hidden"]
-        setup.teacher = CachedTeacher(folder, numerics.device, dataset_digest=inputs["dataset"])
+        setup.teacher = CachedTeacher(folder, numerics.device, dataset_digest=inputs["dataset"], distillation=distil)
         inputs["teacher"] = tensors_digest(Path(folder, "hidden.safetensors"))
     elif teacher == "baseline":
         attach_adapter(model, request.inputs["teacher"], TEACHER)
@@ -126,7 +127,7 @@ def _student(
                 **trained.figures,
                 "selection": "static" if setup.static_selection is not None else "dynamic",
                 "teacher": teacher or "none",
-                "teacher_states": fields["teacher_states"] if teacher else "none",
+                "teacher_states": getattr(setup.teacher, "form", "online") if teacher else "none",
             },
             plots={"Training curve": "plots/training_curve.png"},
         )

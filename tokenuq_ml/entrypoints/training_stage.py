@@ -69,6 +69,8 @@ def train_and_store(
         "selected_tokens": recorder.selections().select("selected").sum().item(),
         "first_loss": float(log["loss"][0]),
         "final_loss": float(last["loss"].mean()),
+        "selection_pass_seconds": round(recorder.selection_seconds, 3),
+        "batching": recorder.batching,
         **setup.numerics.fields(),
     }
     return TrainedAdapter(recorder, adapter_digest(outputs["adapter"]), log_digest, figures)

@@ -1,0 +1,90 @@
+"""Batches: padding, packing, shards."""
+
+import pytest
+import torch
+from reporter import Silent
+from test_training import MLE, PAPER, setup
+from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+
+from tokenuq_ml.batching import LengthBucketSampler, collate, pack, shards
+from tokenuq_ml.kernels import token_losses
+from tokenuq_ml.models import head_of, hidden_states, packing_is_exact
+from tokenuq_ml.training import train
+
+
+def losses(model, batch):
+    return token_losses(
+        batch.predicting(hidden_states(model, batch.model_inputs, FLOAT32)), head_of(model), batch.label_N
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_packed_and_padded_losses_are_the_same(kind):
+    """Trap 5: without an attention mask, and with position ids, packed sequences do not see each other."""
+    model, rows = tiny_model(kind), examples(5)
+    packed, padded = pack(rows), collate(rows)
+    assert packed.input_ids_BT.shape == (1, sum(len(row.input_ids) for row in rows))
+    assert packed.keys == padded.keys and torch.equal(packed.label_N, padded.label_N)
+    torch.testing.assert_close(losses(model, packed), losses(model, padded), rtol=1e-4, atol=1e-4)
+    assert packing_is_exact(model, FLOAT32)
+
+
+def test_packing_without_ends_of_sequences_is_noticed(monkeypatch):
+    """The trap itself: drop the position ids, and documents leak into each other silently."""
+    from tokenuq_ml import models
+
+    model, rows = tiny_model(), examples(5)
+    leaking = pack(rows)
+    object.__setattr__(leaking, "position_ids_BT", None)
+    assert (losses(model, leaking) - losses(model, collate(rows))).abs().max() > 0.1
+    blind = lambda model, inputs, numerics: hidden_states(model, {"input_ids": inputs["input_ids"]}, numerics)  # noqa: E731
+    monkeypatch.setattr(models, "hidden_states", blind)
+    assert not packing_is_exact(model, FLOAT32)
+
+
+@pytest.mark.parametrize("ablation", [MLE, PAPER], ids=lambda a: a.name)
+def test_training_on_packed_batches_changes_nothing(ablation, tmp_path):
+    logs = []
+    for batching in ("bucket", "pack"):
+        s = setup(ablation)
+        s.train = s.train.model_copy(update={"batching": batching})
+        recorder = train(tiny_peft(), s, tmp_path / batching, Silent(), "x")
+        assert recorder.batching == batching
+        logs.append(torch.tensor(recorder.training_log()["loss"].to_list()))
+    torch.testing.assert_close(*logs, rtol=1e-4, atol=1e-5)
+
+
+def test_where_packing_is_not_exact_training_pads_and_says_so(tmp_path, monkeypatch):
+    from tokenuq_ml import training
+
+    monkeypatch.setattr(training, "packing_is_exact", lambda *_: False)
+    s, reporter = setup(MLE, epochs=1), Silent()
+    s.train = s.train.model_copy(update={"batching": "pack"})
+    assert train(tiny_peft(), s, tmp_path, reporter, "x").batching == "bucket"
+    assert any("padded instead" in line for line in reporter.lines)
+
+
+def test_shards_hold_every_example_once_in_order():
+    rows = examples(40)
+    cut = list(shards(rows[::-1], tokens=60))
+    assert [row.example_id for shard in cut for row in shard] == sorted(row.example_id for row in rows)
+    assert len(cut) > 3 and all(sum(len(row.positions) for row in shard) >= 60 for shard in cut[:-1])
+
+
+@pytest.mark.parametrize("ranks, micro", [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_ranks_share_every_optimiser_batch(ranks, micro):
+    lengths = list(range(1, 12))
+    samplers = [LengthBucketSampler(lengths, 4, micro, 7, rank, ranks) for rank in range(ranks)]
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(own) for own in batches} == {len(sampler) for sampler in samplers} and len(
+        {len(b) for b in batches}
+    ) == 1
+    per_batch = 4 // (micro * ranks)
+    for number, expected in enumerate(samplers[0].optimiser_batches(0)):
+        parts = [own[number * per_batch : (number + 1) * per_batch] for own in batches]
+        assert [index for own in parts for part in own for index in part] == expected
+
+
+def test_ranks_that_do_not_divide_a_batch_are_refused():
+    with pytest.raises(ValueError, match="batch_size 4 is not a multiple of micro_batch_size 1 times 3 ranks"):
+        LengthBucketSampler([1, 2, 3], 4, 1, 0, 0, 3)
