@@ -6,8 +6,15 @@ import torch
 from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 
 from tokenuq_ml.batching import collate
-from tokenuq_ml.mc_dropout import KeyedDropout, monte_carlo_dropout, sample_hidden_states, token_uncertainty
-from tokenuq_ml.models import head_of
+from tokenuq_ml.mc_dropout import (
+    KeyedDropout,
+    KeyedMasks,
+    attention_dropout,
+    monte_carlo_dropout,
+    sample_hidden_states,
+    token_uncertainty,
+)
+from tokenuq_ml.models import head_of, hidden_states
 from tokenuq_ml.specs import UncertaintySpec
 from tokenuq_ml.token_losses import score_examples
 
@@ -112,15 +119,69 @@ def test_the_model_is_left_as_it_was():
     assert [m for m in model.modules() if isinstance(m, torch.nn.Dropout)] == dropouts
 
 
+def keyed(p, mask, examples=("a", "b"), layer="layer"):
+    masks = KeyedMasks(UncertaintySpec(samples=2, dropout=p, mask=mask))
+    masks.example_ids = list(examples)
+    return KeyedDropout(layer, masks)
+
+
 def test_one_mask_a_sequence_repeats_over_positions():
-    dropout = KeyedDropout("layer", UncertaintySpec(samples=2, dropout=0.5))
-    dropout.example_ids = ["a", "b"]
-    out = dropout(torch.ones(2, 6, 64))
+    out = keyed(0.5, "sequence")(torch.ones(2, 6, 64))
     assert (out == out[:, :1]).all() and not torch.equal(out[0], out[1])
     assert set(out.unique().tolist()) == {0.0, 2.0}
-    fresh = KeyedDropout("layer", UncertaintySpec(samples=2, dropout=0.5, mask="position"))
-    fresh.example_ids = ["a", "b"]
-    assert not (fresh(torch.ones(2, 6, 64)) == fresh(torch.ones(2, 6, 64))[:, :1]).all()
+    x, fresh = torch.ones(2, 6, 64), keyed(0.5, "position")
+    assert not (fresh(x) == fresh(x)[:, :1]).all()
+
+
+def test_masks_have_their_rate_and_differ_between_layers_and_samples():
+    x = torch.ones(2, 400, 501)
+    dropout = keyed(0.1, "position")
+    out = dropout(x)
+    dropped = (out == 0).float()
+    # Five standard errors of a Bernoulli mean.
+    assert abs(dropped.mean() - 0.1) < 5 * (0.09 / x.numel()) ** 0.5
+    other = keyed(0.1, "position", layer="another")
+    dropout.masks.sample = 1
+    assert not torch.equal(out, other(x)) and not torch.equal(out, dropout(x))
+
+
+@pytest.mark.parametrize("mask", ["sequence", "position"])
+def test_projecting_is_dropping_then_multiplying(mask):
+    x, a = torch.randn(2, 6, 64), torch.randn(8, 64)
+    dropout = keyed(0.3, mask)
+    torch.testing.assert_close(dropout.project(x, a), dropout(x) @ a.T)
+
+
+class TestAttentionDropout:
+    SPEC = UncertaintySpec(samples=4, dropout=0.3, attention_dropout=0.2)
+
+    @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+    def test_alone_keeps_bald_alive(self, kind):
+        """With a fresh adapter LoRA's dropout has nothing to drop."""
+        model, rows = tiny_peft(kind, trained=False), examples(3)
+        assert token_uncertainty(model, rows, self.SPEC, FLOAT32)["bald"].max() > 1e-4
+        assert token_uncertainty(model, rows, SPEC, FLOAT32)["bald"].max() < 1e-6
+
+    @pytest.mark.parametrize("mask", ["sequence", "position"])
+    def test_does_not_depend_on_batching(self, mask):
+        model, rows, keys = tiny_peft(), examples(7), ["example_id", "position"]
+        spec = self.SPEC.model_copy(update={"mask": mask})
+        together = token_uncertainty(model, rows, spec, FLOAT32, max_tokens=500).sort(keys)
+        alone = token_uncertainty(model, rows[::-1], spec, FLOAT32, max_tokens=1).sort(keys)
+        for column in ("predictive_entropy", "expected_entropy", "bald", "mc_loss"):
+            assert (together[column] - alone[column]).abs().max() < 1e-5, column
+
+    @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+    def test_is_the_models_own_attention_where_nothing_is_dropped(self, kind):
+        model, batch = tiny_model(kind), collate(examples(3))
+        expected = batch.predicting(hidden_states(model, batch.model_inputs))
+        masks = KeyedMasks(UncertaintySpec(attention_dropout=0.0))
+        masks.example_ids = [example.example_id for example in batch.examples]
+        before = model.config._attn_implementation
+        with attention_dropout(model, masks):
+            got = batch.predicting(hidden_states(model, batch.model_inputs))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        assert model.config._attn_implementation == before
 
 
 def test_a_model_without_lora_is_refused():

@@ -6,6 +6,9 @@ every linear layer, and those draws come to take nearly half of a training step.
 nothing of Monte-Carlo sampling (`mc_dropout.py`).
 """
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from peft import PeftModel
@@ -15,19 +18,40 @@ from torch import Tensor, nn
 _LEVELS = 2**15
 
 
-def _draw_words(elements: int, device: torch.device) -> Tensor:
-    """Sixteen random bits an element, as int16, decided by the global generator.
+def _draw_mask(elements: int, dropped: int, device: torch.device) -> Tensor:
+    """int16, all ones where kept and 0 where not: `dropped` of 2^15 cases, decided by the global generator.
 
-    On a CPU that generator only seeds a faster one (SFC64); it still decides everything, so
-    that restoring its state repeats the masks.
+    On a CPU that generator only seeds faster ones (SFC64), one a part, so that threads share the work and each
+    part stays in a core's cache; it still decides everything, so that restoring its state repeats the masks,
+    with any number of threads.
     """
     draws = -(-elements // 4)
-    if device.type == "cpu":
-        seed = int(torch.randint(2**63 - 1, ()))
-        raw = torch.from_numpy(np.random.SFC64(seed).random_raw(draws).view(np.int16))
-    else:
-        raw = torch.empty(draws, dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
-    return raw[:elements]
+    if device.type != "cpu":
+        words = torch.empty(draws, dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
+        words = torch.sub(dropped - 1, words.bitwise_and_(_LEVELS - 1), out=words)
+        return words.bitwise_right_shift_(15)[:elements]
+    seed, mask = int(torch.randint(2**63 - 1, ())), np.empty(4 * draws, np.int16)
+
+    def draw(number: int) -> None:
+        part = mask[number * 4 * _PART_DRAWS : (number + 1) * 4 * _PART_DRAWS]
+        words = np.random.SFC64([seed, number]).random_raw(len(part) // 4).view(np.int16)
+        np.bitwise_and(words, _LEVELS - 1, out=words)
+        # Taken from the last level that is dropped: negative where kept, and the sign fills the word.
+        np.subtract(np.int16(dropped - 1), words, out=words)
+        np.right_shift(words, 15, out=part)
+
+    parts = range(-(-draws // _PART_DRAWS))
+    # numpy lets go of the interpreter's lock in each of these.
+    list(_threads().map(draw, parts) if len(parts) > 1 else map(draw, parts))
+    return torch.from_numpy(mask)[:elements]
+
+
+_PART_DRAWS = 2**17
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="dropout")
 
 
 def _apply(x: Tensor, kept: Tensor, scale: float) -> Tensor:
@@ -62,13 +86,17 @@ class WordDropout(nn.Module):
         self.p = p
         self._dropped = round(p * _LEVELS)
 
+    @property
+    def active(self) -> bool:
+        return self.training and self._dropped > 0
+
+    def draw(self, x: Tensor) -> tuple[Tensor, float]:
+        """A mask for `x` (int16, all ones where kept, else 0), and the factor that keeps the mean."""
+        kept = _draw_mask(x.numel(), self._dropped, x.device).view(x.shape)
+        return kept, _LEVELS / (_LEVELS - self._dropped)
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self._dropped == 0:
-            return x
-        words = _draw_words(x.numel(), x.device)
-        # Fifteen bits, less the threshold: negative where dropped, and the sign fills the word.
-        kept = words.bitwise_and_(_LEVELS - 1).sub_(self._dropped).bitwise_right_shift_(15).bitwise_not_()
-        return _Drop.apply(x, kept.view(x.shape), _LEVELS / (_LEVELS - self._dropped))
+        return _Drop.apply(x, *self.draw(x)) if self.active else x
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -10,46 +10,71 @@ Shapes: B sequences, T positions, D features, N response tokens, K samples.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
+import numpy as np
 import polars as pl
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenuq_ml.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels import monte_carlo_scores
-from tokenuq_ml.models import Numerics, head_of, hidden_states
+from tokenuq_ml.models import Numerics, causal_lm, head_of, hidden_states
 from tokenuq_ml.specs import UncertaintySpec
 
 
+class KeyedMasks:
+    """Masks that are a function of (seed, sample, layer, example), and of nothing else."""
+
+    def __init__(self, spec: UncertaintySpec):
+        self.spec = spec
+        self.sample, self.example_ids = 0, []
+
+    def kept(self, layer: str, example_id: str, p: float, rows: int, columns: int) -> Tensor:
+        """Bool `[rows, columns]`, false with probability `p`; drawn row by row, so that more rows add to the end."""
+        key = f"{self.spec.seed}|{self.sample}|{layer}|{example_id}".encode()
+        seed = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), "<u4")
+        words = np.random.SFC64(seed).random_raw(-(-rows * columns // 2)).view("<u4")[: rows * columns]
+        return torch.from_numpy(words >= round(p * 2**32)).view(rows, columns)
+
+
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is a function of (seed, sample, layer, example), and of nothing else.
+    """LoRA's dropout, by keyed masks.
 
     `mask="sequence"` drops the same features at every position of an example: one sample
     of the adapter's weights, as the theory wants (Gal and Ghahramani 2016, arXiv
     1506.02142). `mask="position"` draws afresh for each position.
     """
 
-    def __init__(self, layer: str, spec: UncertaintySpec):
+    def __init__(self, layer: str, masks: KeyedMasks):
         super().__init__()
-        self.layer, self.spec = layer, spec
-        self.sample, self.example_ids = 0, []
+        self.layer, self.masks = layer, masks
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        keep = 1 - self.spec.dropout
-        positions = 1 if self.spec.mask == "sequence" else x_BTD.shape[1]
-        masks = [
-            torch.bernoulli(torch.full((positions, x_BTD.shape[-1]), keep), generator=self._generator(example_id))
-            for example_id in self.example_ids
+    def kept(self, x_BTI: Tensor) -> Tensor:
+        """Bool `[B, 1 or T, I]`."""
+        spec = self.masks.spec
+        rows = 1 if spec.mask == "sequence" else x_BTI.shape[1]
+        kept = [
+            self.masks.kept(self.layer, example_id, spec.dropout, rows, x_BTI.shape[-1])
+            for example_id in self.masks.example_ids
         ]
-        # Rows are drawn position by position, so that a longer padding only adds rows at the end.
-        return x_BTD * (torch.stack(masks).to(x_BTD.device, x_BTD.dtype) / keep)
+        return torch.stack(kept).to(x_BTI.device)
 
-    def _generator(self, example_id: str) -> torch.Generator:
-        key = f"{self.spec.seed}|{self.sample}|{self.layer}|{example_id}".encode()
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()))
+    def forward(self, x_BTI: Tensor) -> Tensor:
+        return x_BTI * self.kept(x_BTI).to(x_BTI.dtype) / (1 - self.masks.spec.dropout)
+
+    def project(self, x_BTI: Tensor, a_rI: Tensor) -> Tensor:
+        """`dropout(x) @ a.T`; a mask that all positions share is cheaper on the small matrix."""
+        kept, a_rI = self.kept(x_BTI), a_rI.float() / (1 - self.masks.spec.dropout)
+        if kept.shape[1] > 1:
+            return (x_BTI * kept.to(x_BTI.dtype)) @ a_rI.to(x_BTI.dtype).T
+        return x_BTI @ (a_rI * kept).to(x_BTI.dtype).transpose(1, 2)
 
 
 @contextmanager
@@ -59,30 +84,79 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Cal
     Raises:
         ValueError: no LoRA layer carries the active adapter, so that nothing would be dropped.
     """
-    name = model.active_adapter
+    name, masks = model.active_adapter, KeyedMasks(spec)
     replaced: list[tuple[LoraLayer, nn.Module]] = []
-    dropouts: list[KeyedDropout] = []
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer) and name in module.lora_dropout:
-            dropout = KeyedDropout(path, spec)
             replaced.append((module, module.lora_dropout[name]))
-            module.lora_dropout[name] = dropout
-            dropouts.append(dropout)
-    if not dropouts:
+            module.lora_dropout[name] = KeyedDropout(path, masks)
+    if not replaced and not spec.attention_dropout:
         raise ValueError(f"adapter {name!r} has no LoRA layer to drop features in: BALD would be 0 everywhere")
 
     def draw(sample: int, example_ids: list[str]) -> None:
-        for dropout in dropouts:
-            dropout.sample, dropout.example_ids = sample, example_ids
+        masks.sample, masks.example_ids = sample, example_ids
 
     was_training = model.training
     model.eval()
     try:
-        yield draw
+        with attention_dropout(causal_lm(model), masks) if spec.attention_dropout else nullcontext():
+            yield draw
     finally:
         for module, original in replaced:
             module.lora_dropout[name] = original
         model.train(was_training)
+
+
+ATTENTION = "tokenuq_keyed_dropout"
+
+
+@contextmanager
+def attention_dropout(model: PreTrainedModel, masks: KeyedMasks) -> Iterator[None]:
+    """Inside, attention probabilities are dropped by keyed masks; the implementation is an eager one."""
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, partial(_attention, masks))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _attention(masks: KeyedMasks, module, query, key, value, attention_mask, scaling=None, softcap=None, **_):
+    """Softmax attention whose probabilities are dropped: keys for all queries alike, or afresh for each query.
+
+    `[B, T, H, F]` from queries `[B, H, T, F]`, and keys and values of as many heads or fewer.
+    """
+    shared, spec = query.shape[1] // key.shape[1], masks.spec
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[2]]
+    heads, length = query.shape[1], key.shape[2]
+    p_BHTT = torch.softmax(scores, -1, dtype=torch.float32)
+    layer = f"attention {module.layer_idx}"
+    queries = 1 if spec.mask == "sequence" else length
+    kept = [
+        # Head by head, each a stream of its own: a longer padding only adds to its end.
+        torch.stack([_causal(masks, f"{layer} {head}", example_id, queries, length) for head in range(heads)])
+        for example_id in masks.example_ids
+    ]
+    p_BHTT = p_BHTT * torch.stack(kept).to(p_BHTT.device) / (1 - spec.attention_dropout)
+    return (p_BHTT.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+
+
+def _causal(masks: KeyedMasks, layer: str, example_id: str, queries: int, length: int) -> Tensor:
+    """`[queries, length]` of one head. A query's keys are a row of a triangle, so that padding alters nothing."""
+    p = masks.spec.attention_dropout
+    if queries == 1:
+        return masks.kept(layer, example_id, p, length, 1).T
+    kept = torch.ones(length, length, dtype=torch.bool)
+    rows, columns = torch.tril_indices(length, length)
+    kept[rows, columns] = masks.kept(layer, example_id, p, len(rows), 1)[:, 0]
+    return kept
 
 
 @torch.no_grad()

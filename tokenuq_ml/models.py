@@ -22,6 +22,7 @@ from transformers.utils import logging as hf_logging
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import Head
 from tokenuq_ml.lora_dropout import use_word_dropout
+from tokenuq_ml.lora_linear import use_fused_lora
 from tokenuq_ml.specs import LoraSpec, ModelSpec
 
 hf_logging.disable_progress_bar()
@@ -211,7 +212,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return use_word_dropout(get_peft_model(model, config))
+    return use_fused_lora(use_word_dropout(get_peft_model(model, config)))
 
 
 def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name: str) -> PeftModel:
@@ -237,7 +238,7 @@ def _for_inference(model: PeftModel, name: str) -> PeftModel:
     for path, parameter in model.named_parameters():
         if f".{name}." in path and not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    return use_word_dropout(model)
+    return use_fused_lora(use_word_dropout(model))
 
 
 def freeze_adapter(model: PeftModel) -> PeftModel:

@@ -133,6 +133,7 @@ class UncertaintySpec(Spec):
 
     samples: Annotated[int, Field(gt=1, description="K, forward passes with dropout")] = 10
     dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    attention_dropout: Annotated[float, Field(ge=0, lt=1, description="of attention probabilities as well")] = 0.0
     mask: Literal["sequence", "position"] = Field(
         "sequence", description="sequence: one mask for all positions (one weight sample); position: fresh each"
     )

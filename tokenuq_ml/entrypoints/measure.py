@@ -70,6 +70,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
                 metrics={
                     "samples": spec.samples,
                     "dropout": spec.dropout,
+                    "attention_dropout": spec.attention_dropout,
                     "mask": spec.mask,
                     **bald.collect().to_dicts()[0],
                     **numerics.fields(),

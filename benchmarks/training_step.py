@@ -1,0 +1,234 @@
+"""One optimiser step on the same texts: ours, TRL's SFT and distillation trainers, a plain loop.
+
+Every contestant is a Trainer (but for the loop), steps AdamW on the same LoRA adapter of the same bfloat16
+model under the same autocast, and sees the same sequences. TRL runs with its defaults; where gradient
+checkpointing, one of them, costs it time, a second row has it off.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from benchmarks.common import LORA, Row, alternate, fresh_model, gsm_examples, model_folder
+from tokenuq_ml.batching import TokenizedExample, collate
+from tokenuq_ml.models import Numerics, head_of, load_model, load_tokenizer
+from tokenuq_ml.specs import AblationSpec, TrainSpec
+from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher, TeacherCache
+from tokenuq_ml.training import TokenTrainer, TrainingSetup, training_arguments
+from tokenuq_ml.training_records import StepRecorder
+
+BATCH = 8
+PAPER = AblationSpec(name="paper", select={"by": "loss", "quantile": 0.25}, rest={"distill": {}})
+ADAMW = {"learning_rate": 1e-4, "max_grad_norm": 1.0, "optim": "adamw_torch", "weight_decay": 0.0}
+
+
+class StepTimer(TrainerCallback):
+    """Seconds of the last optimiser step, from its first micro-batch to the optimiser's update."""
+
+    def on_step_begin(self, *args, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *args, **kwargs):
+        self.seconds = time.perf_counter() - self.started
+
+
+def paper_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExample], folder: Path) -> Callable:
+    """The paper's objective by `TokenTrainer`, its teacher cached."""
+    online = OnlineTeacher("default", numerics)
+    with TeacherCache(folder, examples, head_of(model), dataset_digest="d", teacher_digest="t") as cache:
+        for example in examples:
+            cache.put(example.example_id, online.states(model, collate([example])).hidden_ND)
+    train = TrainSpec(epochs=1, batch_size=BATCH, learning_rate=1e-4, lora=LORA)
+    teacher = CachedTeacher(folder, "cpu", dataset_digest="d", distillation=PAPER.rest.distill)
+    setup = TrainingSetup(examples, train, PAPER, 0, numerics, teacher)
+    arguments = training_arguments(setup, folder)
+    arguments.save_strategy = "no"
+
+    def run() -> float:
+        recorder, timer = StepRecorder(PAPER), StepTimer()
+        trainer = TokenTrainer(model, setup, recorder, args=arguments, callbacks=[timer])
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_CloseRows(recorder))
+        trainer.train()
+        return timer.seconds
+
+    return run
+
+
+class _CloseRows(TrainerCallback):
+    """The step's records are part of its work."""
+
+    def __init__(self, recorder: StepRecorder):
+        self.recorder = recorder
+
+    def on_optimizer_step(self, *args, **kwargs):
+        self.recorder.end_step(0.0, 0.0)
+
+
+def trl_arguments(kind, checkpointing: bool, **kwargs):
+    return kind(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=1000,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=True,
+        gradient_checkpointing=checkpointing,
+        dataloader_pin_memory=False,
+        **ADAMW,
+        **kwargs,
+    )
+
+
+def trl_rows(examples: list[TokenizedExample]) -> Dataset:
+    return Dataset.from_list(
+        [{"input_ids": e.input_ids, "completion_mask": [int(flag) for flag in e.response_mask]} for e in examples]
+    )
+
+
+def trl_sft_step(model: PeftModel, examples: list[TokenizedExample], checkpointing: bool) -> Callable:
+    """`SFTTrainer`: cross-entropy of the completions."""
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = trl_arguments(SFTConfig, checkpointing)
+
+    def run() -> float:
+        timer = StepTimer()
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=trl_rows(examples),
+            processing_class=load_tokenizer(model_folder()),
+            callbacks=[timer],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return timer.seconds
+
+    return run
+
+
+def trl_distillation_step(model: PeftModel, teacher, examples: list[TokenizedExample], checkpointing: bool) -> Callable:
+    """`GKDTrainer` on the data's own completions (lmbda 0), forward KL (beta 0), temperature 1, teacher online."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    arguments = trl_arguments(GKDConfig, checkpointing, lmbda=0.0, beta=0.0, temperature=1.0)
+
+    def join(rows: list[dict]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        pad = lambda values, fill: values + [fill] * (longest - len(values))  # noqa: E731
+        masked = [[t if m else -100 for t, m in zip(r["input_ids"], r["completion_mask"], strict=True)] for r in rows]
+        return {
+            "input_ids": torch.tensor([pad(row["input_ids"], 0) for row in rows]),
+            "attention_mask": torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows]),
+            "labels": torch.tensor([pad(labels, -100) for labels in masked]),
+        }
+
+    def run() -> float:
+        timer = StepTimer()
+        trainer = GKDTrainer(
+            model=model,
+            teacher_model=teacher,
+            args=arguments,
+            train_dataset=trl_rows(examples),
+            data_collator=join,
+            processing_class=load_tokenizer(model_folder()),
+            callbacks=[timer],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return timer.seconds
+
+    return run
+
+
+def plain_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExample]) -> Callable:
+    """Twenty lines of PyTorch: whole float32 logits, the teacher's forward pass each step, PEFT as it comes."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+    batch = collate(examples[:BATCH])
+    lengths = torch.tensor([len(e.input_ids) for e in examples[:BATCH]])
+    mask_BT = (torch.arange(batch.input_ids_BT.shape[1]) < lengths[:, None]).long()
+    response_BT = batch.response_BT[:, 1:]
+
+    def step() -> None:
+        with numerics.autocast():
+            with torch.no_grad():
+                model.eval()
+                teacher_BTV = model(input_ids=batch.input_ids_BT, attention_mask=mask_BT).logits[:, :-1].float()
+                model.train()
+            logits_BTV = model(input_ids=batch.input_ids_BT, attention_mask=mask_BT).logits[:, :-1].float()
+        logp_BTV = logits_BTV.log_softmax(-1)
+        ce_BT = -logp_BTV.gather(-1, batch.input_ids_BT[:, 1:, None])[..., 0]
+        kl_BT = torch.nn.functional.kl_div(
+            logp_BTV, teacher_BTV.log_softmax(-1), log_target=True, reduction="none"
+        ).sum(-1)
+        threshold = ce_BT[response_BT].detach().quantile(0.75)
+        loss = torch.where(ce_BT >= threshold, ce_BT, kl_BT)[response_BT].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def run(repeats: int) -> list[Row]:
+    """Ratios of our step to each rival's."""
+    # Three of each, so that the one that is timed is neither the first nor padded otherwise.
+    examples = sorted(gsm_examples(64), key=lambda e: -len(e.input_ids))[16 : 16 + BATCH]
+    set_seed(0)
+    ours, numerics = fresh_model()
+    plain, teacher = _stock(), load_model(model_folder())[0]
+    with tempfile.TemporaryDirectory() as folder:
+        contestants = {
+            "ours": paper_step(ours, numerics, examples, Path(folder)),
+            "TRL SFT": trl_sft_step(_stock(), examples, checkpointing=True),
+            "TRL SFT, no checkpointing": trl_sft_step(_stock(), examples, checkpointing=False),
+            "TRL GKD": trl_distillation_step(_stock(), teacher, examples, checkpointing=True),
+            "TRL GKD, no checkpointing": trl_distillation_step(_stock(), teacher, examples, checkpointing=False),
+            "plain loop": plain_step(plain, numerics, examples),
+        }
+        seconds = alternate(contestants, repeats)
+    row = partial(_row, seconds)
+    return [
+        row("student step (paper objective, cached teacher) / TRL SFT vanilla step", "TRL SFT", 1.0),
+        row("the same / TRL SFT without gradient checkpointing", "TRL SFT, no checkpointing", 1.0),
+        row("student step / TRL distillation step (GKD, online teacher)", "TRL GKD", 0.6),
+        row("the same / TRL GKD without gradient checkpointing", "TRL GKD, no checkpointing", 0.6),
+        row("student step / plain loop (online teacher, whole logits)", "plain loop", 0.45),
+    ]
+
+
+def _row(seconds: dict[str, float], measure: str, rival: str, target: float) -> Row:
+    ratio = seconds["ours"] / seconds[rival]
+    return Row(measure, f"{seconds['ours']:.2f} s", f"{seconds[rival]:.2f} s", ratio, f"<= {target:g}", ratio <= target)
+
+
+def _stock() -> PeftModel:
+    """The same model and adapter with PEFT's own modules."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.common import randomise
+
+    base = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.bfloat16)
+    config = LoraConfig(
+        r=LORA.rank,
+        lora_alpha=LORA.alpha,
+        lora_dropout=LORA.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return randomise(get_peft_model(base, config))

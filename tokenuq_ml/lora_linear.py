@@ -1,0 +1,106 @@
+"""LoRA's linear layer as one operation: `y = x W^T + s * dropout(x) A^T B^T`, with W frozen.
+
+PEFT composes it of six operations, several of which pass over whole activations to scale or to
+add them; on a CPU those passes take as long as the products. Here scales are folded into the
+small matrices, sums into the products, and the dropped input is made again from its mask instead
+of kept. What is stored of an adapter, and what PEFT does elsewhere, stays PEFT's.
+
+Shapes: N rows (B sequences of T positions), I and O features in and out, r rank.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from tokenuq_ml.lora_dropout import WordDropout
+
+
+class _LoraProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_NI, weight_OI, bias_O, a_rI, b_Or, scaling, dropout):
+        kept_NI, restore = dropout.draw(x_NI) if dropout is not None else (None, 1.0)
+        a_rI_scaled, b_Or_scaled = (a_rI * restore).to(x_NI.dtype), (b_Or * scaling).to(x_NI.dtype)
+        t_Nr = _masked(x_NI, kept_NI) @ a_rI_scaled.T
+        y_NO = x_NI @ weight_OI.T
+        y_NO.addmm_(t_Nr, b_Or_scaled.T)
+        if bias_O is not None:
+            y_NO += bias_O
+        ctx.save_for_backward(x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled)
+        ctx.restore, ctx.scaling, ctx.dtypes = restore, scaling, (a_rI.dtype, b_Or.dtype)
+        return y_NO
+
+    @staticmethod
+    def backward(ctx, grad_NO):
+        x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled = ctx.saved_tensors
+        grad_Nr = grad_NO @ b_Or_scaled
+        grad_b = (grad_NO.T @ t_Nr).to(ctx.dtypes[1]) * ctx.scaling
+        grad_a = (grad_Nr.T @ _masked(x_NI, kept_NI)).to(ctx.dtypes[0]) * ctx.restore
+        grad_NI = None
+        if ctx.needs_input_grad[0]:
+            grad_NI = grad_NO @ weight_OI
+            if kept_NI is None:
+                grad_NI.addmm_(grad_Nr, a_rI_scaled)
+            else:
+                grad_NI += _masked(grad_Nr @ a_rI_scaled, kept_NI)
+        return grad_NI, None, None, grad_a, grad_b, None, None
+
+
+def _masked(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
+    """`x` where kept, else 0: by bits where the types are of one width, which costs a fraction of a product."""
+    if kept_NI is None:
+        return x_NI
+    if x_NI.element_size() == kept_NI.element_size():
+        return (x_NI.view(kept_NI.dtype) & kept_NI).view(x_NI.dtype)
+    return torch.where(kept_NI != 0, x_NI, 0.0)
+
+
+class FusedLoraLinear(LoraLinear):
+    """PEFT's layer with another forward pass; everything that is not plain LoRA of a frozen layer goes to PEFT's."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name, dtype = self._fused_adapter(x, args, kwargs), self._compute_dtype(x)
+        if name is None or self.base_layer.weight.dtype != dtype:
+            return super().forward(x, *args, **kwargs)
+        base, dropout = self.base_layer, self.lora_dropout[name]
+        a_rI, b_Or, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        x_NI = x.to(dtype).reshape(-1, x.shape[-1])
+        with torch.autocast(x.device.type, enabled=False):
+            if hasattr(dropout, "project"):
+                y_NO = nn.functional.linear(x_NI, base.weight, base.bias)
+                t_Nr = dropout.project(x_NI.view(x.shape), a_rI).reshape(len(x_NI), -1)
+                y_NO = y_NO.addmm_(t_Nr, (b_Or * scaling).to(dtype).T)
+            else:
+                drops = isinstance(dropout, WordDropout) and dropout.active
+                y_NO = _LoraProduct.apply(x_NI, base.weight, base.bias, a_rI, b_Or, scaling, dropout if drops else None)
+        return y_NO.view(*x.shape[:-1], -1)
+
+    def _fused_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
+        """The one adapter that is to be applied; None where this is not the plain case."""
+        base = self.base_layer
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if args or kwargs or self.disable_adapters or self.merged or len(active) != 1 or type(base) is not nn.Linear:
+            return None
+        name = active[0]
+        trains_base = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+        plain = name not in self.lora_variant and not self.lora_bias[name] and not self.fan_in_fan_out
+        dropout = self.lora_dropout[name]
+        known = isinstance(dropout, (WordDropout, nn.Identity)) or (
+            hasattr(dropout, "project") and not torch.is_grad_enabled()
+        )
+        return name if plain and known and not trains_base else None
+
+    @staticmethod
+    def _compute_dtype(x: Tensor) -> torch.dtype:
+        kind = x.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def use_fused_lora(model: PeftModel) -> PeftModel:
+    """Gives every LoRA linear layer the fused forward pass, in place."""
+    for module in model.modules():
+        if type(module) is LoraLinear:
+            module.__class__ = FusedLoraLinear
+    return model
