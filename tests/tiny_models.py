@@ -48,9 +48,9 @@ def tiny_model(kind: str = "llama", vocab: int = VOCAB, seed: int = 0):
     return model.eval()
 
 
-def tiny_peft(kind: str = "llama", dropout: float = 0.0, seed: int = 0, trained: bool = True):
+def tiny_peft(kind: str = "llama", dropout: float = 0.0, seed: int = 0, trained: bool = True, vocab: int = VOCAB):
     """A tiny model with a LoRA adapter; `trained` makes its B matrices non-zero, as training would."""
-    model = add_adapter(tiny_model(kind), LoraSpec(rank=4, alpha=8, dropout=dropout), seed)
+    model = add_adapter(tiny_model(kind, vocab), LoraSpec(rank=4, alpha=8, dropout=dropout), seed)
     if trained:
         torch.manual_seed(seed + 1)
         for name, parameter in model.named_parameters():

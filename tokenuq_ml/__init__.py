@@ -1,6 +1,27 @@
-"""The machine-learning half of tokenuq: objectives, kernels, tables, evaluation.
+"""The ML side of tokenuq: models, token tables, uncertainty, training, evaluation. Knows nothing of Dagster.
 
-Knows nothing of Dagster. Importing this package imports neither torch nor
-transformers, so that the pipeline process can read specs and schemas in
-milliseconds; the modules that need torch are imported by name.
+`TokenObjective` (a mixin over any Trainer), `score_tokens` and `measure_bald` are for others' loops. They are
+imported when first asked for, so that what needs no torch starts without it.
 """
+
+from importlib import import_module
+
+_PUBLIC = {
+    "TokenObjective": "token_objective",
+    "AblationSpec": "specs",
+    "OnlineTeacher": "teacher",
+    "SeparateTeacher": "teacher",
+    "score_tokens": "scoring",
+    "measure_bald": "scoring",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

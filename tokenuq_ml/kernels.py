@@ -101,8 +101,10 @@ def token_scores(hidden_ND: Tensor, head: Head, label_N: Tensor) -> TokenScores:
             # With the largest at 0 both terms of loss and entropy are positive: nothing cancels.
             z_RV -= z_RV.amax(1, keepdim=True)
             label_R1 = z_RV.gather(1, label_C[block, None])
-            rank_R = (z_RV > label_R1).sum(1)
-            e_RV = z_RV.exp()
+            # Into numbers, not booleans, whose sum takes four times as long; counts below 2^24 are exact.
+            scratch_RV = torch.gt(z_RV, label_R1, out=torch.empty_like(z_RV))
+            rank_R = scratch_RV.sum(1)
+            e_RV = torch.exp(z_RV, out=scratch_RV)
             sum_R = e_RV.sum(1)
             entropy_R = sum_R.log() - e_RV.mul_(z_RV).sum(1) / sum_R
             rows.append((sum_R.log() - label_R1[:, 0], entropy_R, rank_R.int()))
@@ -150,11 +152,14 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
             p_KRV = logp_KRV.exp()
             # Where every sample's p rounds to 0, its terms do too, whatever the logarithm.
             mean_logp_RV = p_KRV.mean(0).clamp_(min=torch.finfo(p_KRV.dtype).tiny).log_()
-            expected_R = -(p_KRV * logp_KRV).sum((0, 2)) / samples
             bald_R = p_KRV.mul_(logp_KRV.sub_(mean_logp_RV)).sum((0, 2)) / samples
             # A mean of divergences is never negative; rounding of equal samples may be.
             bald_R.clamp_(min=0)
-            rows.append((expected_R + bald_R, expected_R, bald_R, -mean_logp_RV.gather(1, label_C[block, None])[:, 0]))
+            predictive_R = -(mean_logp_RV.exp() * mean_logp_RV).sum(1)
+            # The difference of the two, by definition; it is far from 0 where they are not both.
+            expected_R = (predictive_R - bald_R).clamp_(min=0)
+            mc_loss_R = -mean_logp_RV.gather(1, label_C[block, None])[:, 0]
+            rows.append((predictive_R, expected_R, bald_R, mc_loss_R))
     return MonteCarloScores(*_joined(rows, hidden_KND[0], (None,) * 4))
 
 

@@ -6,6 +6,7 @@ Does not turn hidden states into logits (`kernels.py`) and does not train.
 
 import functools
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -335,6 +336,11 @@ def forward_to_tokens(model: PreTrainedModel | PeftModel):
         if token_function is None:
             return plain(*args, **inputs)
         return token_function(hidden_states(self, inputs), head_of(self))
+
+    # Trainer reads off the signature which of a dataset's columns the model wants.
+    wanted = inspect.signature(plain)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = wanted.replace(parameters=[own, *wanted.parameters.values()])
 
     lm.forward = types.MethodType(forward, lm)
     try:
