@@ -3,6 +3,8 @@
 Knows no contestant.
 """
 
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -15,7 +17,7 @@ from accelerate.state import AcceleratorState
 from peft import PeftModel
 
 from tokenuq_ml.batching import TokenizedExample
-from tokenuq_ml.datasets import alpaca_eval, gym
+from tokenuq_ml.datasets import Example, alpaca_eval, gym
 from tokenuq_ml.models import Numerics, add_adapter, convert, load_model, load_tokenizer
 from tokenuq_ml.specs import DatasetSpec, LoraSpec, ModelSpec
 from tokenuq_ml.tokenization import tokenize_example
@@ -69,11 +71,21 @@ def gsm_examples(count: int, max_length: int = 256) -> list[TokenizedExample]:
 
 
 def mixed_examples(count: int, max_length: int = 512) -> list[TokenizedExample]:
-    """Texts of mixed lengths: AlpacaEval's instructions with GPT-4's outputs, in the file's order."""
-    spec = DatasetSpec(
-        name="alpaca", format="alpaca_eval", package="eval_framework", file=ALPACA_FILE, sizes={"train": count}
-    )
-    return _tokenized(alpaca_eval.load(spec).examples, max_length)
+    """Texts of mixed lengths, in the file's order: Alpaca's where `$TOKENUQ_BENCH_ALPACA` names its JSON file,
+    else AlpacaEval's instructions with GPT-4's outputs."""
+    path = os.environ.get("TOKENUQ_BENCH_ALPACA")
+    if path is None:
+        spec = DatasetSpec(
+            name="alpaca", format="alpaca_eval", package="eval_framework", file=ALPACA_FILE, sizes={"train": count}
+        )
+        return _tokenized(alpaca_eval.load(spec).examples, max_length)
+    rows = [row for row in json.loads(Path(path).read_text()) if row["output"].strip()][:count]
+    examples = []
+    for number, row in enumerate(rows):
+        question = f"{row['instruction']}\n{row.get('input', '')}".strip()
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+        examples.append(Example(f"alpaca/{number:06d}", "train", turns))
+    return _tokenized(examples, max_length)
 
 
 def _tokenized(rows, max_length: int) -> list[TokenizedExample]:

@@ -1,0 +1,159 @@
+"""Token losses and entropies of the same texts: ours, a plain Hugging Face loop, lm-eval's loglikelihood.
+
+Same bfloat16 model, same autocast, a polars frame at the end of each (lm-eval gives sums of logarithms).
+Padded tokens count for nobody: rates are in the texts' own tokens.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import polars as pl
+import torch
+
+from benchmarks.common import Row, alternate, gsm_examples, mixed_examples, model_folder
+from tokenuq_ml.batching import TokenizedExample
+from tokenuq_ml.models import causal_lm, head_of, load_model, load_tokenizer
+from tokenuq_ml.token_losses import score_examples
+
+PLAIN_BATCH = 8
+
+
+def plain_loop(model, numerics, examples: list[TokenizedExample]) -> Callable[[], None]:
+    """Batches in the order of the data, padded, whole logits in float32."""
+
+    @torch.no_grad()
+    def run() -> None:
+        frames = []
+        for first in range(0, len(examples), PLAIN_BATCH):
+            rows = examples[first : first + PLAIN_BATCH]
+            longest = max(len(row.input_ids) for row in rows)
+            ids_BT = torch.tensor([row.input_ids + [0] * (longest - len(row.input_ids)) for row in rows])
+            mask_BT = torch.tensor([[1] * len(r.input_ids) + [0] * (longest - len(r.input_ids)) for r in rows])
+            with numerics.autocast():
+                logp_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1].float().log_softmax(-1)
+            loss_BT = -logp_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
+            entropy_BT = -(logp_BTV.exp() * logp_BTV).sum(-1)
+            for number, row in enumerate(rows):
+                at = torch.tensor(row.positions) - 1
+                frames.append(
+                    pl.DataFrame(
+                        {
+                            "example_id": [row.example_id] * len(at),
+                            "position": row.positions,
+                            "loss": loss_BT[number, at].numpy(),
+                            "entropy": entropy_BT[number, at].numpy(),
+                        }
+                    )
+                )
+        pl.concat(frames)
+
+    return run
+
+
+def lm_eval_loop(model, numerics, examples: list[TokenizedExample]) -> Callable[[], None]:
+    """lm-eval's own batching and scoring of (context, continuation) token pairs."""
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(
+        pretrained=causal_lm(model), tokenizer=load_tokenizer(model_folder()), batch_size=PLAIN_BATCH, max_length=2048
+    )
+    requests = []
+    for row in examples:
+        first = row.positions[0]
+        requests.append((("", row.example_id), row.input_ids[:first], row.input_ids[first:]))
+
+    def run() -> None:
+        with numerics.autocast():
+            lm._loglikelihood_tokens(requests, disable_tqdm=True)
+
+    return run
+
+
+class Products:
+    """The scoring pass's matrix products alone: its shapes, weights and order. What the rest is measured by."""
+
+    def __init__(self, model, examples: list[TokenizedExample]):
+        lm = causal_lm(model)
+        self.layers = [
+            [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)] for layer in lm.model.layers
+        ]
+        self.head_VD = head_of(lm).weight_VD
+        self.tokens = sum(len(e.input_ids) for e in examples)
+        self.scored = sum(len(e.positions) for e in examples)
+        a_layer = sum(weight.numel() for weight in self.layers[0])
+        self.flop = 2 * (self.tokens * a_layer * len(self.layers) + self.scored * self.head_VD.numel())
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for first in range(0, self.tokens, 2048):
+            rows = min(2048, self.tokens - first)
+            by_width = {w.shape[1]: torch.randn(rows, w.shape[1]).to(w.dtype) for w in self.layers[0]}
+            for weights in self.layers:
+                for weight in weights:
+                    by_width[weight.shape[1]] @ weight.T
+        hidden_ND = torch.randn(self.scored, self.head_VD.shape[1]).to(self.head_VD.dtype)
+        for chunk_CD in hidden_ND.split(682):
+            chunk_CD @ self.head_VD.T
+
+
+def run(repeats: int) -> list[Row]:
+    model, numerics = load_model(model_folder())
+    rows = []
+    for what, examples, target in (("like length", gsm_examples(24), 1.3), ("mixed lengths", mixed_examples(24), 2.0)):
+        tokens = sum(len(e.input_ids) for e in examples)
+        print(f"{what}: {len(examples)} texts, {tokens} tokens, {sum(len(e.positions) for e in examples)} scored")
+        products = Products(model, examples)
+        contestants = {
+            "ours": _timed(lambda examples=examples: score_examples(model, examples, numerics)),
+            "plain loop": plain_loop(model, numerics, examples),
+            "lm-eval": lm_eval_loop(model, numerics, examples),
+            "products alone": products,
+        }
+        seconds = alternate(contestants, repeats)
+        rate = {name: tokens / value for name, value in seconds.items()}
+        for rival, wanted in (("plain loop", target), ("lm-eval", 1.3)):
+            ratio = rate["ours"] / rate[rival]
+            rows.append(
+                Row(
+                    f"token loss + entropy, {what}: ours / {rival}",
+                    f"{rate['ours']:,.0f} tokens/s",
+                    f"{rate[rival]:,.0f} tokens/s",
+                    ratio,
+                    f">= {wanted:g}",
+                    ratio >= wanted,
+                )
+            )
+        achieved, limit = products.flop / seconds["ours"] / 1e9, products.flop / seconds["products alone"] / 1e9
+        rows.append(
+            Row(
+                f"scoring FLOP rate / GEMM rate at the model's shapes, {what}",
+                f"{achieved:,.0f} GFLOP/s",
+                f"{limit:,.0f} GFLOP/s",
+                achieved / limit,
+                ">= 0.6",
+                achieved / limit >= 0.6,
+            )
+        )
+    return rows
+
+
+def _timed(call: Callable) -> Callable[[], float]:
+    def run() -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    return run
+
+
+def gemm_rate(repeats: int = 5) -> float:
+    """GFLOP/s of one large square product in the model's dtype: what the machine's report is headed by."""
+    size = 2048
+    a, b = (torch.randn(size, size).to(load_model(model_folder())[1].dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 2):
+        started = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds[2:]) / 1e9
