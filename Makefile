@@ -1,4 +1,4 @@
-# make run | test | ui. Everything lives in the checkout: .venv, store/, .dagster_home/.
+# make run | test | ui | bench. Everything lives in the checkout: .venv, store/, .dagster_home/.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ STUDY ?= quickstart
 export TOKENUQ_HOME ?= $(CURDIR)/store
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 
-.PHONY: run test ui lint
+.PHONY: run test ui bench lint
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.quickstart
@@ -21,6 +21,10 @@ test: $(VENV)/.dev
 ui: $(VENV)/.quickstart
 	$(BIN)/python -m tokenuq_pipeline.home
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
+
+# About half an hour; TOKENUQ_BENCH_ALPACA names a JSON file of Alpaca's rows, where there is one.
+bench: $(VENV)/.bench
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,4 +50,8 @@ $(VENV)/.quickstart: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.quickstart
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	touch $@

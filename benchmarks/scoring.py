@@ -105,7 +105,7 @@ def run(repeats: int) -> list[Row]:
         print(f"{what}: {len(examples)} texts, {tokens} tokens, {sum(len(e.positions) for e in examples)} scored")
         products = Products(model, examples)
         contestants = {
-            "ours": _timed(lambda examples=examples: score_examples(model, examples, numerics)),
+            "ours": timed(lambda examples=examples: score_examples(model, examples, numerics)),
             "plain loop": plain_loop(model, numerics, examples),
             "lm-eval": lm_eval_loop(model, numerics, examples),
             "products alone": products,
@@ -138,7 +138,7 @@ def run(repeats: int) -> list[Row]:
     return rows
 
 
-def _timed(call: Callable) -> Callable[[], float]:
+def timed(call: Callable) -> Callable[[], float]:
     def run() -> float:
         started = time.perf_counter()
         call()

@@ -1,0 +1,66 @@
+"""`python -m benchmarks [name ...]`: runs them all, or those named, and writes docs/results/benchmarks.md.
+
+`--repeats N` (default 5) alternating repeats after one that does not count; `--output FILE`.
+"""
+
+import argparse
+import os
+import platform
+from datetime import date
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import REPEATS, Row
+from benchmarks.scoring import gemm_rate
+from tokenuq_ml.models import resolve_numerics
+
+NAMES = ("training_step", "scoring", "uncertainty", "memory", "scaling")
+PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval")
+
+
+def markdown(rows: list[Row], rate: float) -> str:
+    """The table, headed by what it was measured on."""
+    numerics = resolve_numerics()
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    texts = "Alpaca" if "TOKENUQ_BENCH_ALPACA" in os.environ else "AlpacaEval with GPT-4's outputs"
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` on {date.today()}: {platform.machine()}, {numerics.threads} threads, "
+        f"{str(numerics.dtype).removeprefix('torch.')} ({numerics.reason}); {packages}. "
+        f"A square product of 2,048 runs at {rate:,.0f} GFLOP/s here.",
+        "",
+        "SmolLM2-135M-Instruct, LoRA rank 32. Contestants take turns within one process, or processes do; medians "
+        f"after one turn that does not count. Texts of mixed lengths: {texts}. Only ratios mean anything elsewhere.",
+        "",
+        "| measure | ours | rival | ratio | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        met = "yes" if row.met else "**no**"
+        lines.append(f"| {row.measure} | {row.ours} | {row.rival} | {row.ratio:.2f} | {row.target} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="which; default: all")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/benchmarks.md"))
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    rate, rows = gemm_rate(), []
+    for name in arguments.names or NAMES:
+        print(f"{name}", flush=True)
+        rows += import_module(f"benchmarks.{name}").run(arguments.repeats)
+    text = markdown(rows, rate)
+    print(text)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Peak memory of the training loss at two vocabularies, each in a process of its own, beyond the head's weights."""
+
+import subprocess
+import sys
+
+from benchmarks.common import Row
+
+TOKENS, HIDDEN = 2048, 576
+SMALL, LARGE = 49_152, 262_144
+
+_CHILD = f"""
+import resource, sys, torch
+from tokenuq_ml.kernels import Head, TeacherStates, Weights, mean_embeddings, training_loss
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+vocabulary, form, rows = int(sys.argv[1]), sys.argv[2], {TOKENS}
+draw = lambda *shape: torch.randn(*shape).mul_(0.05).bfloat16()
+def loss(rows):
+    hidden, teacher, label = draw(rows, {HIDDEN}).requires_grad_(), draw(rows, {HIDDEN}), torch.zeros(rows).long()
+    states = TeacherStates(teacher) if form == "hidden" else mean_embeddings(teacher, head).states(teacher)
+    half = (torch.arange(rows) % 2).float()
+    training_loss(hidden, head, label, lambda _: Weights(half, 1 - half), states).total.backward()
+small = Head(draw(1024, {HIDDEN}))
+head, large = small, None
+loss(8)  # what libraries allocate once
+head = Head(torch.empty(vocabulary, {HIDDEN}, dtype=torch.bfloat16).normal_(std=0.05))
+before = peak()
+loss(rows)
+print(peak() - before)
+"""
+
+
+def peak_mib(vocabulary: int, form: str) -> float:
+    """MiB by which the loss of 2,048 tokens raises the process's peak."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(vocabulary), form], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def run(repeats: int) -> list[Row]:
+    rows = []
+    for form, name in (("means", "mean embeddings"), ("hidden", "hidden states")):
+        small, large = peak_mib(SMALL, form), peak_mib(LARGE, form)
+        print(f"  {name}: {small:.0f} MiB at {SMALL:,}, {large:.0f} MiB at {LARGE:,}")
+        rows.append(
+            Row(
+                f"peak memory of the loss of {TOKENS:,} tokens, V={LARGE:,} / V={SMALL:,}, teacher as {name}",
+                f"{large:.0f} MiB",
+                f"{small:.0f} MiB",
+                large / small,
+                "<= 1.2",
+                large <= 1.2 * small,
+            )
+        )
+    return rows
