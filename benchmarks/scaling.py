@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.common import Row, model_folder
 
-UNIT = 20
+UNIT = 8
 
 _CHILD = """
 import json, resource, sys, tempfile, time
