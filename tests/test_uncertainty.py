@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 
+from tokenuq_ml import mc_dropout
 from tokenuq_ml.batching import collate
 from tokenuq_ml.mc_dropout import (
     KeyedDropout,
@@ -79,6 +80,24 @@ def test_uncertainty_does_not_depend_on_batching(mask):
     alone = token_uncertainty(model, rows[::-1], spec, FLOAT32, max_tokens=1).sort(keys)
     for column in ("predictive_entropy", "expected_entropy", "bald", "mc_loss"):
         assert (together[column] - alone[column]).abs().max() < 1e-5, column
+
+
+def test_more_samples_make_smaller_batches_and_no_more_memory(monkeypatch):
+    """Hidden states of all samples of a batch stay within the budget, whatever K; the numbers stay what they were."""
+    model, rows, keys, held = tiny_peft(), examples(7), ["example_id", "position"], []
+    expected = token_uncertainty(model, rows, SPEC, FLOAT32).sort(keys)
+    monkeypatch.setattr(mc_dropout, "STATES_BYTES", 30 * SPEC.samples * 32 * 4)
+    original = mc_dropout.sample_hidden_states
+
+    def counted(*args):
+        hidden_KND = original(*args)
+        held.append(hidden_KND.nbytes)
+        return hidden_KND
+
+    monkeypatch.setattr(mc_dropout, "sample_hidden_states", counted)
+    got = token_uncertainty(model, rows, SPEC, FLOAT32).sort(keys)
+    assert (got["bald"] - expected["bald"]).abs().max() < 1e-5
+    assert len(held) > 3 and max(held) <= mc_dropout.STATES_BYTES
 
 
 def test_bald_is_the_mean_divergence_of_the_same_samples():

@@ -2,7 +2,7 @@
 
 Cross-entropy, entropy, rank, Monte-Carlo statistics, and the training loss with its
 gradient; never a `[B, T, V]` or `[N, V]` tensor. Formulas over one block of logits are in
-`divergences.py`. All reductions over the vocabulary are
+`block_formulas.py`. All reductions over the vocabulary are
 float32 (float64 for float64 input); the matrix products run in the head's own dtype.
 This file does not know which tokens are selected, nor where hidden states come from.
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenuq_ml import divergences
+from tokenuq_ml import block_formulas
 
 CHUNK_BYTES = 64 * 2**20
 """Budget for the logits of one matrix product, in the head's dtype: large enough to keep it busy."""
@@ -97,17 +97,7 @@ def token_scores(hidden_ND: Tensor, head: Head, label_N: Tensor) -> TokenScores:
     for chunk in _chunks(len(label_N), head):
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
         for block in _blocks(len(label_C), head):
-            z_RV = head.finish(product_CV[block])
-            # With the largest at 0 both terms of loss and entropy are positive: nothing cancels.
-            z_RV -= z_RV.amax(1, keepdim=True)
-            label_R1 = z_RV.gather(1, label_C[block, None])
-            # Into numbers, not booleans, whose sum takes four times as long; counts below 2^24 are exact.
-            scratch_RV = torch.gt(z_RV, label_R1, out=torch.empty_like(z_RV))
-            rank_R = scratch_RV.sum(1)
-            e_RV = torch.exp(z_RV, out=scratch_RV)
-            sum_R = e_RV.sum(1)
-            entropy_R = sum_R.log() - e_RV.mul_(z_RV).sum(1) / sum_R
-            rows.append((sum_R.log() - label_R1[:, 0], entropy_R, rank_R.int()))
+            rows.append(block_formulas.scores(head.finish(product_CV[block]), label_C[block]))
     return TokenScores(*_joined(rows, hidden_ND, (None, None, torch.int32)))
 
 
@@ -136,30 +126,16 @@ class MonteCarloScores(NamedTuple):
 def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> MonteCarloScores:
     """BALD (Houlsby et al. 2011, arXiv 1112.5745) of K samples of each token's distribution.
 
-    Computed as `mean_k KL(p_k || mean_k p_k)`: the equal difference of entropies
-    `H[mean p] - mean_k H[p_k]` loses its digits where the samples nearly agree.
-    One head product a token and sample.
+    The formula is `block_formulas.monte_carlo`'s. One head product a token and sample; a chunk holds the K
+    products of at least one token, and nothing else grows with K.
     """
     rows = []
     samples = hidden_KND.shape[0]
     for chunk in _chunks(len(label_N), head, copies=samples):
         product_KCV, label_C = head.product(hidden_KND[:, chunk]), label_N[chunk]
-        for block in _blocks(len(label_C), head, copies=samples):
-            logp_KRV = head.finish(product_KCV[:, block])
-            logp_KRV -= logp_KRV.amax(-1, keepdim=True)
-            logp_KRV -= logp_KRV.exp().sum(-1, keepdim=True).log()
-            # From logp, not by dividing: the two must round alike, or divergences near 0 drown.
-            p_KRV = logp_KRV.exp()
-            # Where every sample's p rounds to 0, its terms do too, whatever the logarithm.
-            mean_logp_RV = p_KRV.mean(0).clamp_(min=torch.finfo(p_KRV.dtype).tiny).log_()
-            bald_R = p_KRV.mul_(logp_KRV.sub_(mean_logp_RV)).sum((0, 2)) / samples
-            # A mean of divergences is never negative; rounding of equal samples may be.
-            bald_R.clamp_(min=0)
-            predictive_R = -(mean_logp_RV.exp() * mean_logp_RV).sum(1)
-            # The difference of the two, by definition; it is far from 0 where they are not both.
-            expected_R = (predictive_R - bald_R).clamp_(min=0)
-            mc_loss_R = -mean_logp_RV.gather(1, label_C[block, None])[:, 0]
-            rows.append((predictive_R, expected_R, bald_R, mc_loss_R))
+        for block in _blocks(len(label_C), head, copies=3):
+            logits = lambda sample, block=block: head.finish(product_KCV[sample, block])  # noqa: E731, B023
+            rows.append(block_formulas.monte_carlo(logits, samples, label_C[block]))
     return MonteCarloScores(*_joined(rows, hidden_KND[0], (None,) * 4))
 
 
@@ -248,7 +224,7 @@ def training_loss(
 ) -> TrainingLoss:
     """`sum_n mle_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
 
-    CE is at temperature 1; divergences are in `divergences.py`, in nats. The gradient is computed
+    CE is at temperature 1; divergences are in `block_formulas.py`, in nats. The gradient is computed
     on the way forward: with respect to the hidden states, and to the head's weight and bias if they
     require it. Head products a token:
 
@@ -282,14 +258,14 @@ def training_loss(
                 loss_N.copy_(token_losses(hidden_ND.detach(), head, label_N))
                 weights = weights(loss_N)
             _from_logits(
-                grads, weights.mle_N, loss_N, lambda z_RV, at_R: divergences.cross_entropy(z_RV, label_N[at_R])
+                grads, weights.mle_N, loss_N, lambda z_RV, at_R: block_formulas.cross_entropy(z_RV, label_N[at_R])
             )
             if teacher is not None:
                 _from_logits(
                     grads,
                     weights.distill_N,
                     divergence_N,
-                    lambda z_RV, _, teacher_RV: divergences.divergence(divergence, z_RV, teacher_RV, temperature),
+                    lambda z_RV, _, teacher_RV: block_formulas.divergence(divergence, z_RV, teacher_RV, temperature),
                     teacher.hidden_ND,
                     teacher_head or head,
                 )
@@ -409,18 +385,6 @@ def _from_means(
 def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     """Row by row, in float32 (float64 for float64)."""
     return (a_ND.to(_accumulation(a_ND)) * b_ND).sum(1)
-
-
-@torch.no_grad()
-def divergence(teacher_ND: Tensor, other_ND: Tensor, head: Head) -> Tensor:
-    """`KL_N(teacher || other)` in nats between the distributions of two sets of hidden states."""
-    rows = []
-    for chunk in _chunks(len(teacher_ND), head, copies=2):
-        teacher_CV, other_CV = head.product(teacher_ND[chunk]), head.product(other_ND[chunk])
-        for block in _blocks(len(teacher_CV), head, copies=3):
-            logits_RV, teacher_RV = head.finish(other_CV[block]), head.finish(teacher_CV[block])
-            rows.append((divergences.divergence("forward_kl", logits_RV, teacher_RV, 1.0)[0],))
-    return _joined(rows, teacher_ND, (None,))[0]
 
 
 def _joined(rows: list[tuple], like: Tensor, dtypes: tuple) -> list[Tensor]:

@@ -28,6 +28,9 @@ from tokenuq_ml.kernels import monte_carlo_scores
 from tokenuq_ml.models import Numerics, causal_lm, head_of, hidden_states
 from tokenuq_ml.specs import UncertaintySpec
 
+STATES_BYTES = 256 * 2**20
+"""Budget for the hidden states of all samples of a batch."""
+
 
 class KeyedMasks:
     """Masks that are a function of (seed, sample, layer, example), and of nothing else."""
@@ -180,8 +183,14 @@ def token_uncertainty(
     progress: Callable[[int], None] = lambda tokens: None,
     max_tokens: int = 2048,
 ) -> pl.DataFrame:
-    """The `token_uncertainty` table of `examples` under the active adapter."""
+    """The `token_uncertainty` table of `examples` under the active adapter.
+
+    The K hidden states of a batch's tokens are held at once; batches are smaller where they would not fit
+    `STATES_BYTES`, so that memory does not grow with K.
+    """
     head = head_of(model)
+    a_token = spec.samples * head.weight_VD.shape[1] * head.weight_VD.element_size()
+    max_tokens = min(max_tokens, max(1, STATES_BYTES // a_token))
     rows: list[pl.DataFrame] = []
     with monte_carlo_dropout(model, spec) as draw:
         for batch in length_batches(examples, max_tokens):
