@@ -31,7 +31,7 @@ DEPS = {
     "study/mle/student": "models/tiny study/tokenized_dataset",
     "study/mle/curriculum": "models/tiny study/mle/student study/token_losses study/tokenized_dataset",
     "study/mle/evaluation": "models/tiny study/mle/student study/tokenized_dataset",
-    "study/top/student": "models/tiny study/teacher_hidden study/tokenized_dataset",
+    "study/top/student": "models/tiny study/baseline_teacher study/teacher_hidden study/tokenized_dataset",
     "study/top/curriculum": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
     "study/top/evaluation": "models/tiny study/tokenized_dataset study/top/student",
     "study/ablation_report": "datasets/toy study/baseline_teacher study/mle/curriculum study/mle/evaluation "

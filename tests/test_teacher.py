@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 
 from tokenuq_ml.batching import collate
-from tokenuq_ml.kernels import divergence, mean_embeddings
+from tokenuq_ml.kernels import TeacherStates, Weights, mean_embeddings, training_loss
 from tokenuq_ml.models import attach_adapter, head_of, use_adapter
 from tokenuq_ml.specs import DistillSpec
 from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, SeparateTeacher, TeacherCache
@@ -62,7 +62,13 @@ def test_cached_states_equal_online_within_bfloat16(tmp_path):
     batch = collate([rows[3], rows[1], rows[4]])
     stored, expected = cached.states(model, batch).hidden_ND, online.states(model, batch).hidden_ND
     torch.testing.assert_close(stored.float(), expected, rtol=2**-8, atol=1e-3)
-    assert divergence(expected, stored.float(), head_of(model)).max() < 0.01
+    every = Weights(torch.zeros(batch.tokens), torch.ones(batch.tokens))
+    for distil in (None, FORWARD):
+        states = CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=distil).states(model, batch)
+        assert training_loss(expected, head_of(model), batch.label_N, every, states).divergence_N.max() < 0.01
+    # Against another's states it is far from it: the bound could be missed.
+    other = TeacherStates(expected.roll(1, 0))
+    assert training_loss(expected, head_of(model), batch.label_N, every, other).divergence_N.max() > 0.1
 
 
 def test_cached_mean_embeddings_equal_online(tmp_path):

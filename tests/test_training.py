@@ -180,7 +180,7 @@ def with_stored_teacher(folder, states, dropout=0.0, form="mean_embeddings"):
             for example in rows:
                 cache.put(example.example_id, online.states(student, collate([example])).hidden_ND)
         distil = PAPER.rest.distill if form == "mean_embeddings" else None
-        s.teacher = CachedTeacher(folder / "cache", "cpu", dataset_digest="d", distillation=distil)
+        s.teacher = CachedTeacher(folder / "cache", "cpu", dataset_digest="d", teacher_digest="t", distillation=distil)
         assert s.teacher.form == form
     return student, s
 

@@ -82,14 +82,14 @@ class CachedTeacher:
         device: str,
         *,
         dataset_digest: str,
-        teacher_digest: str | None = None,
+        teacher_digest: str,
         distillation: DistillSpec | None = None,
     ):
         path = Path(folder, HIDDEN_FILE)
         self._file = safe_open(path, framework="pt")
         made_from = self._file.metadata()
         for what, wanted in (("dataset", dataset_digest), ("teacher", teacher_digest)):
-            if wanted is not None and made_from[what] != wanted:
+            if made_from[what] != wanted:
                 raise InputError(
                     f"{path}: holds states for {what} {made_from[what]}, not {wanted}; materialise teacher_hidden again"
                 )

@@ -17,7 +17,15 @@ from tokenuq_ml.batching import TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
 from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, model_digest, train_and_store
-from tokenuq_ml.models import Numerics, add_adapter, attach_adapter, freeze_adapter, load_model, load_tokenizer
+from tokenuq_ml.models import (
+    Numerics,
+    adapter_digest,
+    add_adapter,
+    attach_adapter,
+    freeze_adapter,
+    load_model,
+    load_tokenizer,
+)
 from tokenuq_ml.objectives import distillation
 from tokenuq_ml.reports import plots
 from tokenuq_ml.specs import AblationSpec, CurriculumSpec, TrainSpec, UncertaintySpec
@@ -98,7 +106,13 @@ def _student(
     teacher = distil.teacher if distil else None
     if teacher == "baseline" and fields["teacher_states"] == "cached":
         folder = request.inputs["teacher_hidden"]
-        setup.teacher = CachedTeacher(folder, numerics.device, dataset_digest=inputs["dataset"], distillation=distil)
+        setup.teacher = CachedTeacher(
+            folder,
+            numerics.device,
+            dataset_digest=inputs["dataset"],
+            teacher_digest=adapter_digest(request.inputs["teacher"]),
+            distillation=distil,
+        )
         inputs["teacher"] = tensors_digest(Path(folder, "hidden.safetensors"))
     elif teacher == "baseline":
         attach_adapter(model, request.inputs["teacher"], TEACHER)

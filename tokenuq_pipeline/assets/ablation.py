@@ -49,12 +49,12 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
 
     student_inputs, student_deps = dict(common_inputs), common_deps
     if distils_from_baseline(ablation):
+        # Where the teacher is cached too: a cache of another teacher is refused.
+        student_inputs["teacher"] = teacher_adapter(name)
+        student_deps += ((name, "baseline_teacher"),)
         if study.teacher_states == "cached":
             student_inputs["teacher_hidden"] = partition_place("teacher_hidden", study=name)
             student_deps += ((name, "teacher_hidden"),)
-        else:
-            student_inputs["teacher"] = teacher_adapter(name)
-            student_deps += ((name, "baseline_teacher"),)
     if ablation.select.scope == "dataset":
         student_inputs |= token_losses
         student_deps += ((name, "token_losses"),)

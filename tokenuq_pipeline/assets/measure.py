@@ -44,7 +44,7 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
         ),
         asset(
             "teacher_hidden",
-            "The teacher's last hidden states of the train split: distillation without a teacher's forward pass.",
+            "The teacher's hidden states and mean output embeddings on the train split: it need not run to distil.",
             {"python", "torch"},
             {"teacher_hidden": partition_place("teacher_hidden", study=name)},
         ),
