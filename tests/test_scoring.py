@@ -58,6 +58,6 @@ def test_nothing_to_score_is_said():
         score_tokens(model_of(), tiny_tokenizer(chat_template=None), ["two tokens", CHAT])
 
 
-def test_a_model_without_lora_has_no_bald():
-    with pytest.raises((ValueError, AttributeError)):
+def test_a_model_without_an_adapter_has_no_bald():
+    with pytest.raises(InputError, match="LlamaForCausalLM has no LoRA adapter .* pass a PeftModel"):
         measure_bald(model_of(), tiny_tokenizer(), TEXTS)

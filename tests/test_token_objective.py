@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from tokenuq_ml import SeparateTeacher, TokenObjective
 from tokenuq_ml.batching import collate
+from tokenuq_ml.errors import InputError
 
 
 class Mine(TokenObjective, Trainer):
@@ -119,6 +120,11 @@ def test_all_parameters_may_be_trained_with_a_teacher_of_its_own(tmp_path):
     assert trainer.losses[0] == pytest.approx(expected.item(), rel=1e-4)
     for name, grad in reference.items():
         torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_distilling_without_any_teacher_is_refused(tmp_path):
+    with pytest.raises(InputError, match="pass teacher=SeparateTeacher"):
+        trainer_of(tmp_path, tiny_model().requires_grad_(True), PAPER)
 
 
 def test_evaluation_stays_the_trainers_own(tmp_path):

@@ -67,9 +67,13 @@ def measure_bald(
     (`mask`, `attention_dropout`, `seed`). A text's masks depend on its index, not on the batch.
 
     Raises:
-        InputError: no text has a token to score, or a conversation does not fit the chat template.
-        ValueError: the model has no active LoRA layer, so that BALD would be 0 everywhere.
+        InputError: the model has no adapter, no text has a token to score, or a conversation does not fit the template.
+        ValueError: the adapter has no LoRA layer, so that BALD would be 0 everywhere.
     """
+    if not isinstance(model, PeftModel):
+        raise InputError(
+            f"a {type(model).__name__} has no LoRA adapter whose dropout could be sampled; pass a PeftModel"
+        )
     examples = _examples(tokenizer, texts, max_length)
     uncertainty = UncertaintySpec(samples=samples, dropout=dropout, **spec)
     rows = token_uncertainty(model, examples, uncertainty, _numerics(model), max_tokens=max_tokens)

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor
 
 from tokenuq_ml import kernels
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.models import forward_to_tokens
 from tokenuq_ml.objectives import distillation, token_weights
 from tokenuq_ml.selection import select
@@ -64,7 +66,11 @@ class TokenObjective:
 
     Args:
         ablation: which tokens are trained and how; a dict of the grammar of `config/ablations.yaml`.
-        teacher: where distillation gets its teacher from; default: the model without its adapter.
+        teacher: where distillation gets its teacher from, whatever the ablation calls it; default: the model
+            without its adapter.
+
+    Raises:
+        InputError: something is distilled, and neither an adapter nor `teacher` says from what.
     """
 
     # The loss is divided by the optimiser batch's tokens already.
@@ -75,6 +81,11 @@ class TokenObjective:
         if isinstance(ablation, dict):
             ablation = AblationSpec(**{"name": "custom", **ablation})
         self.ablation, self.distillation = ablation, distillation(ablation)
+        if self.distillation and teacher is None and not isinstance(self.model, PeftModel):
+            raise InputError(
+                "the ablation distils, and a model without an adapter has no base model beneath it to learn from; "
+                "pass teacher=SeparateTeacher(model)"
+            )
         self.teacher = teacher or OnlineTeacher(None)
         self.selection_seconds = 0.0
         """Time spent in loss passes that only select: 0 with one micro-batch on one rank."""
