@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import TrainerCallback, set_seed
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.common import LORA, Row, alternate, fresh_model, gsm_examples, model_folder
+from benchmarks.common import LORA, Row, alternate, fresh_model, gsm_examples, model_folder, randomise
 from tokenuq_ml.batching import TokenizedExample, collate
-from tokenuq_ml.models import Numerics, head_of, load_model, load_tokenizer
+from tokenuq_ml.models import Numerics, head_of, load_model, load_tokenizer, lora_config
 from tokenuq_ml.specs import AblationSpec, TrainSpec
 from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher, TeacherCache
 from tokenuq_ml.training import TokenTrainer, TrainingSetup, training_arguments
@@ -47,7 +47,7 @@ def paper_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExa
         for example in examples:
             cache.put(example.example_id, online.states(model, collate([example])).hidden_ND)
     train = TrainSpec(epochs=1, batch_size=BATCH, learning_rate=1e-4, lora=LORA)
-    teacher = CachedTeacher(folder, "cpu", dataset_digest="d", distillation=PAPER.rest.distill)
+    teacher = CachedTeacher(folder, "cpu", dataset_digest="d", teacher_digest="t", distillation=PAPER.rest.distill)
     setup = TrainingSetup(examples, train, PAPER, 0, numerics, teacher)
     arguments = training_arguments(setup, folder)
     arguments.save_strategy = "no"
@@ -97,26 +97,31 @@ def trl_rows(examples: list[TokenizedExample]) -> Dataset:
     )
 
 
-def trl_sft_step(model: PeftModel, examples: list[TokenizedExample], checkpointing: bool) -> Callable:
-    """`SFTTrainer`: cross-entropy of the completions."""
-    from trl import SFTConfig, SFTTrainer
-
-    arguments = trl_arguments(SFTConfig, checkpointing, completion_only_loss=True)
+def trl_step(trainer_class, arguments, model: PeftModel, examples: list[TokenizedExample], **more) -> Callable:
+    """Seconds of one step of one of TRL's trainers."""
 
     def run() -> float:
         timer = StepTimer()
-        trainer = SFTTrainer(
+        trainer = trainer_class(
             model=model,
             args=arguments,
             train_dataset=trl_rows(examples),
             processing_class=load_tokenizer(model_folder()),
             callbacks=[timer],
+            **more,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         return timer.seconds
 
     return run
+
+
+def trl_sft_step(model: PeftModel, examples: list[TokenizedExample], checkpointing: bool) -> Callable:
+    """`SFTTrainer`: cross-entropy of the completions."""
+    from trl import SFTConfig, SFTTrainer
+
+    return trl_step(SFTTrainer, trl_arguments(SFTConfig, checkpointing, completion_only_loss=True), model, examples)
 
 
 def trl_distillation_step(model: PeftModel, teacher, examples: list[TokenizedExample], checkpointing: bool) -> Callable:
@@ -135,22 +140,7 @@ def trl_distillation_step(model: PeftModel, teacher, examples: list[TokenizedExa
             "labels": torch.tensor([pad(labels, -100) for labels in masked]),
         }
 
-    def run() -> float:
-        timer = StepTimer()
-        trainer = GKDTrainer(
-            model=model,
-            teacher_model=teacher,
-            args=arguments,
-            train_dataset=trl_rows(examples),
-            data_collator=join,
-            processing_class=load_tokenizer(model_folder()),
-            callbacks=[timer],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        return timer.seconds
-
-    return run
+    return trl_step(GKDTrainer, arguments, model, examples, teacher_model=teacher, data_collator=join)
 
 
 def plain_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExample]) -> Callable:
@@ -218,17 +208,5 @@ def _row(seconds: dict[str, float], measure: str, rival: str, target: float) -> 
 
 def _stock() -> PeftModel:
     """The same model and adapter with PEFT's own modules."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from benchmarks.common import randomise
-
     base = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.bfloat16)
-    config = LoraConfig(
-        r=LORA.rank,
-        lora_alpha=LORA.alpha,
-        lora_dropout=LORA.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return randomise(get_peft_model(base, config))
+    return randomise(get_peft_model(base, lora_config(LORA)))

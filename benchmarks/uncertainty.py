@@ -12,7 +12,7 @@ SAMPLES = 10
 
 def run(repeats: int) -> list[Row]:
     model, numerics = fresh_model()
-    model, examples = freeze_adapter(model), mixed_examples(4)
+    model, examples = freeze_adapter(model), mixed_examples(16)
     one, fresh = (UncertaintySpec(samples=SAMPLES, mask=mask) for mask in ("sequence", "position"))
     seconds = alternate(
         {

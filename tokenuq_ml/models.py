@@ -205,7 +205,12 @@ def load_model(folder: str | Path, precision: str = "auto") -> tuple[PreTrainedM
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
     """A fresh trainable LoRA adapter on every linear layer but the output head, seeded."""
     torch.manual_seed(seed)
-    config = LoraConfig(
+    return use_fused_lora(use_word_dropout(get_peft_model(model, lora_config(lora))))
+
+
+def lora_config(lora: LoraSpec) -> LoraConfig:
+    """The adapter in PEFT's terms."""
+    return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -213,7 +218,6 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return use_fused_lora(use_word_dropout(get_peft_model(model, config)))
 
 
 def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name: str) -> PeftModel:
