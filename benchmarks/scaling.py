@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.common import Row, model_folder
 
-UNIT = 20
+UNIT = 40
 
 _CHILD = """
 import json, sys, tempfile, time
@@ -32,7 +32,7 @@ examples = [replace(e, example_id=f"{n:04d}/{e.example_id}") for n in range(time
 started = time.perf_counter()
 stamp = {"spec_hash": "b", "code_version": "b"}
 with tempfile.TemporaryDirectory() as folder, TableWriter("token_losses", folder, **stamp) as table:
-    for shard in shards(examples, tokens=16384):
+    for shard in shards(examples):
         rows = score_examples(model, shard, numerics)
         rows = rows.with_columns(base_loss="loss", base_entropy="entropy")
         table.append(with_categories(rows, tokenizer))
