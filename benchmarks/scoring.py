@@ -100,7 +100,7 @@ class Products:
 def run(repeats: int) -> list[Row]:
     model, numerics = load_model(model_folder())
     rows = []
-    for what, examples, target in (("like length", gsm_examples(24), 1.3), ("mixed lengths", mixed_examples(24), 2.0)):
+    for what, examples, target in (("like length", gsm_examples(24), 1.3), ("mixed lengths", mixed_examples(64), 2.0)):
         tokens = sum(len(e.input_ids) for e in examples)
         print(f"{what}: {len(examples)} texts, {tokens} tokens, {sum(len(e.positions) for e in examples)} scored")
         products = Products(model, examples)

@@ -138,37 +138,38 @@ def test_the_model_is_left_as_it_was():
     assert [m for m in model.modules() if isinstance(m, torch.nn.Dropout)] == dropouts
 
 
-def keyed(p, mask, examples=("a", "b"), layer="layer"):
+def keyed(p, mask, features, examples=("a", "b"), layer="layer"):
     masks = KeyedMasks(UncertaintySpec(samples=2, dropout=p, mask=mask))
-    masks.example_ids = list(examples)
-    return KeyedDropout(layer, masks)
+    dropout = KeyedDropout(layer, features, masks)
+    masks.draw(0, list(examples))
+    return dropout
 
 
 def test_one_mask_a_sequence_repeats_over_positions():
-    out = keyed(0.5, "sequence")(torch.ones(2, 6, 64))
+    out = keyed(0.5, "sequence", 64)(torch.ones(2, 6, 64))
     assert (out == out[:, :1]).all() and not torch.equal(out[0], out[1])
     assert set(out.unique().tolist()) == {0.0, 2.0}
-    x, fresh = torch.ones(2, 6, 64), keyed(0.5, "position")
+    x, fresh = torch.ones(2, 6, 64), keyed(0.5, "position", 64)
     assert not (fresh(x) == fresh(x)[:, :1]).all()
 
 
 def test_masks_have_their_rate_and_differ_between_layers_and_samples():
     x = torch.ones(2, 400, 501)
-    dropout = keyed(0.1, "position")
+    dropout = keyed(0.1, "position", 501)
     out = dropout(x)
     dropped = (out == 0).float()
     # Five standard errors of a Bernoulli mean.
     assert abs(dropped.mean() - 0.1) < 5 * (0.09 / x.numel()) ** 0.5
-    other = keyed(0.1, "position", layer="another")
-    dropout.masks.sample = 1
+    other = keyed(0.1, "position", 501, layer="another")
+    dropout.masks.draw(1, dropout.masks.example_ids)
     assert not torch.equal(out, other(x)) and not torch.equal(out, dropout(x))
 
 
 @pytest.mark.parametrize("mask", ["sequence", "position"])
 def test_projecting_is_dropping_then_multiplying(mask):
     x, a = torch.randn(2, 6, 64), torch.randn(8, 64)
-    dropout = keyed(0.3, mask)
-    torch.testing.assert_close(dropout.project(x, a), dropout(x) @ a.T)
+    dropout = keyed(0.3, mask, 64)
+    torch.testing.assert_close(dropout.project(x, a, 2.0), 2.0 * dropout(x) @ a.T)
 
 
 class TestAttentionDropout:
@@ -195,7 +196,7 @@ class TestAttentionDropout:
         model, batch = tiny_model(kind), collate(examples(3))
         expected = batch.predicting(hidden_states(model, batch.model_inputs))
         masks = KeyedMasks(UncertaintySpec(attention_dropout=0.0))
-        masks.example_ids = [example.example_id for example in batch.examples]
+        masks.draw(0, [example.example_id for example in batch.examples])
         before = model.config._attn_implementation
         with attention_dropout(model, masks):
             got = batch.predicting(hidden_states(model, batch.model_inputs))

@@ -54,11 +54,14 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="dropout")
 
 
-def _apply(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """`x * scale` where `kept` is all ones, 0 where it is 0."""
+def masked(x: Tensor, kept: Tensor) -> Tensor:
+    """`x` where `kept` (int16, of a shape that broadcasts to `x`'s) is all ones, else 0.
+
+    By bits where the types are of one width, which costs a fraction of a product.
+    """
     if x.element_size() == 2:
-        return (x.contiguous().view(torch.int16) & kept).view(x.dtype).mul_(scale)
-    return torch.where(kept != 0, x, 0.0).mul_(scale)
+        return (x.contiguous().view(torch.int16) & kept).view(x.dtype)
+    return torch.where(kept != 0, x, 0.0)
 
 
 class _Drop(torch.autograd.Function):
@@ -66,12 +69,12 @@ class _Drop(torch.autograd.Function):
     def forward(ctx, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return _apply(x, kept, scale)
+        return masked(x, kept).mul_(scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (kept,) = ctx.saved_tensors
-        return _apply(grad, kept, ctx.scale), None, None
+        return masked(grad, kept).mul_(ctx.scale), None, None
 
 
 class WordDropout(nn.Module):

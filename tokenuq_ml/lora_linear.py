@@ -15,7 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from tokenuq_ml.lora_dropout import WordDropout
+from tokenuq_ml.lora_dropout import WordDropout, masked
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _LoraProduct(torch.autograd.Function):
     def forward(ctx, x_NI, weight_OI, bias_O, a_rI, b_Or, scaling, dropout):
         kept_NI, restore = dropout.draw(x_NI) if dropout is not None else (None, 1.0)
         a_rI_scaled, b_Or_scaled = (a_rI * restore).to(x_NI.dtype), (b_Or * scaling).to(x_NI.dtype)
-        t_Nr = _masked(x_NI, kept_NI) @ a_rI_scaled.T
+        t_Nr = _dropped(x_NI, kept_NI) @ a_rI_scaled.T
         y_NO = x_NI @ weight_OI.T
         y_NO.addmm_(t_Nr, b_Or_scaled.T)
         if bias_O is not None:
@@ -37,24 +37,19 @@ class _LoraProduct(torch.autograd.Function):
         x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled = ctx.saved_tensors
         grad_Nr = grad_NO @ b_Or_scaled
         grad_b = (grad_NO.T @ t_Nr).to(ctx.dtypes[1]) * ctx.scaling
-        grad_a = (grad_Nr.T @ _masked(x_NI, kept_NI)).to(ctx.dtypes[0]) * ctx.restore
+        grad_a = (grad_Nr.T @ _dropped(x_NI, kept_NI)).to(ctx.dtypes[0]) * ctx.restore
         grad_NI = None
         if ctx.needs_input_grad[0]:
             grad_NI = grad_NO @ weight_OI
             if kept_NI is None:
                 grad_NI.addmm_(grad_Nr, a_rI_scaled)
             else:
-                grad_NI += _masked(grad_Nr @ a_rI_scaled, kept_NI)
+                grad_NI += masked(grad_Nr @ a_rI_scaled, kept_NI)
         return grad_NI, None, None, grad_a, grad_b, None, None
 
 
-def _masked(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
-    """`x` where kept, else 0: by bits where the types are of one width, which costs a fraction of a product."""
-    if kept_NI is None:
-        return x_NI
-    if x_NI.element_size() == kept_NI.element_size():
-        return (x_NI.view(kept_NI.dtype) & kept_NI).view(x_NI.dtype)
-    return torch.where(kept_NI != 0, x_NI, 0.0)
+def _dropped(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
+    return x_NI if kept_NI is None else masked(x_NI, kept_NI)
 
 
 class FusedLoraLinear(LoraLinear):
@@ -67,14 +62,17 @@ class FusedLoraLinear(LoraLinear):
         base, dropout = self.base_layer, self.lora_dropout[name]
         a_rI, b_Or, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         x_NI = x.to(dtype).reshape(-1, x.shape[-1])
+        drops = isinstance(dropout, WordDropout) and dropout.active
         with torch.autocast(x.device.type, enabled=False):
-            if hasattr(dropout, "project"):
-                y_NO = nn.functional.linear(x_NI, base.weight, base.bias)
-                t_Nr = dropout.project(x_NI.view(x.shape), a_rI).reshape(len(x_NI), -1)
-                y_NO = y_NO.addmm_(t_Nr, (b_Or * scaling).to(dtype).T)
-            else:
-                drops = isinstance(dropout, WordDropout) and dropout.active
+            if torch.is_grad_enabled() or drops:
                 y_NO = _LoraProduct.apply(x_NI, base.weight, base.bias, a_rI, b_Or, scaling, dropout if drops else None)
+            else:
+                y_NO = nn.functional.linear(x_NI, base.weight, base.bias)
+                if hasattr(dropout, "project"):
+                    t_Nr = dropout.project(x_NI.view(x.shape), a_rI, scaling).reshape(len(x_NI), -1)
+                else:
+                    t_Nr = (x_NI @ a_rI.to(dtype).T).mul_(scaling)
+                y_NO.addmm_(t_Nr, b_Or.to(dtype).T)
         return y_NO.view(*x.shape[:-1], -1)
 
     def _fused_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:

@@ -9,6 +9,7 @@ Shapes: B sequences, T positions, D features, N response tokens, K samples.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -24,8 +25,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenuq_ml.batching import Batch, TokenizedExample, length_batches
-from tokenuq_ml.kernels import monte_carlo_scores
+from tokenuq_ml.kernels import MonteCarloScores, monte_carlo_scores
+from tokenuq_ml.lora_dropout import masked
 from tokenuq_ml.models import Numerics, causal_lm, head_of, hidden_states
+from tokenuq_ml.parallel import batch_tokens, map_batches
 from tokenuq_ml.specs import UncertaintySpec
 
 STATES_BYTES = 256 * 2**20
@@ -33,18 +36,54 @@ STATES_BYTES = 256 * 2**20
 
 
 class KeyedMasks:
-    """Masks that are a function of (seed, sample, layer, example), and of nothing else."""
+    """Masks that are a function of (seed, sample, layer, example), and of nothing else.
+
+    Which sample of which examples is under way is each thread's own.
+    """
 
     def __init__(self, spec: UncertaintySpec):
         self.spec = spec
-        self.sample, self.example_ids = 0, []
+        self.features = 0
+        self._own = threading.local()
+
+    def add(self, features: int) -> slice:
+        """Where the input features of one more layer lie among those of all layers."""
+        self.features += features
+        return slice(self.features - features, self.features)
+
+    def draw(self, sample: int, example_ids: list[str]) -> None:
+        """Says whose masks the calling thread's next forward pass is to have."""
+        self._own.sample, self._own.example_ids = sample, example_ids
+        if self.spec.mask == "sequence" and self.features:
+            # Of all layers at once: a generator for each layer costs more than its few draws.
+            rows = [self.kept("all layers", name, self.spec.dropout, 1, self.features) for name in example_ids]
+            self._own.kept_B1F = _all_ones(torch.stack(rows))
+
+    @property
+    def example_ids(self) -> list[str]:
+        return self._own.example_ids
+
+    def of_sequences(self, features: slice) -> Tensor:
+        """int16 `[B, 1, I]`, all ones where kept, of the layer whose input `features` are."""
+        return self._own.kept_B1F[:, :, features]
 
     def kept(self, layer: str, example_id: str, p: float, rows: int, columns: int) -> Tensor:
-        """Bool `[rows, columns]`, false with probability `p`; drawn row by row, so that more rows add to the end."""
-        key = f"{self.spec.seed}|{self.sample}|{layer}|{example_id}".encode()
+        """Bool `[rows, columns]`, false with probability `p`; drawn row by row, so that more rows add to the end.
+
+        Sixteen bits a draw: `p` is met to within 2^-17.
+        """
+        key = f"{self.spec.seed}|{self._own.sample}|{layer}|{example_id}".encode()
         seed = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), "<u4")
-        words = np.random.SFC64(seed).random_raw(-(-rows * columns // 2)).view("<u4")[: rows * columns]
-        return torch.from_numpy(words >= round(p * 2**32)).view(rows, columns)
+        words = np.random.SFC64(seed).random_raw(-(-rows * columns // 4)).view("<u2")[: rows * columns]
+        return torch.from_numpy(words >= round(p * _LEVELS)).view(rows, columns)
+
+
+_LEVELS = 2**16
+
+
+def _all_ones(kept: Tensor) -> Tensor:
+    """int16, all ones where true."""
+    return kept.to(torch.int16).neg_()
 
 
 class KeyedDropout(nn.Module):
@@ -55,29 +94,25 @@ class KeyedDropout(nn.Module):
     1506.02142). `mask="position"` draws afresh for each position.
     """
 
-    def __init__(self, layer: str, masks: KeyedMasks):
+    def __init__(self, layer: str, features: int, masks: KeyedMasks):
         super().__init__()
-        self.layer, self.masks = layer, masks
+        self.layer, self.features, self.masks = layer, masks.add(features), masks
+        self.scale = _LEVELS / (_LEVELS - round(masks.spec.dropout * _LEVELS))
 
     def kept(self, x_BTI: Tensor) -> Tensor:
-        """Bool `[B, 1 or T, I]`."""
-        spec = self.masks.spec
-        rows = 1 if spec.mask == "sequence" else x_BTI.shape[1]
-        kept = [
-            self.masks.kept(self.layer, example_id, spec.dropout, rows, x_BTI.shape[-1])
-            for example_id in self.masks.example_ids
-        ]
-        return torch.stack(kept).to(x_BTI.device)
+        """int16 `[B, 1 or T, I]`, all ones where kept."""
+        if self.masks.spec.mask == "sequence":
+            return self.masks.of_sequences(self.features).to(x_BTI.device)
+        shape = (self.masks.spec.dropout, x_BTI.shape[1], x_BTI.shape[2])
+        kept = [self.masks.kept(self.layer, example_id, *shape) for example_id in self.masks.example_ids]
+        return _all_ones(torch.stack(kept).to(x_BTI.device))
 
     def forward(self, x_BTI: Tensor) -> Tensor:
-        return x_BTI * self.kept(x_BTI).to(x_BTI.dtype) / (1 - self.masks.spec.dropout)
+        return masked(x_BTI, self.kept(x_BTI)) * self.scale
 
-    def project(self, x_BTI: Tensor, a_rI: Tensor) -> Tensor:
-        """`dropout(x) @ a.T`; a mask that all positions share is cheaper on the small matrix."""
-        kept, a_rI = self.kept(x_BTI), a_rI.float() / (1 - self.masks.spec.dropout)
-        if kept.shape[1] > 1:
-            return (x_BTI * kept.to(x_BTI.dtype)) @ a_rI.to(x_BTI.dtype).T
-        return x_BTI @ (a_rI * kept).to(x_BTI.dtype).transpose(1, 2)
+    def project(self, x_BTI: Tensor, a_rI: Tensor, scaling: float) -> Tensor:
+        """`scaling * dropout(x) @ a.T`: it is the small product that is scaled."""
+        return (masked(x_BTI, self.kept(x_BTI)) @ a_rI.to(x_BTI.dtype).T).mul_(self.scale * scaling)
 
 
 @contextmanager
@@ -92,18 +127,15 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Cal
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer) and name in module.lora_dropout:
             replaced.append((module, module.lora_dropout[name]))
-            module.lora_dropout[name] = KeyedDropout(path, masks)
+            module.lora_dropout[name] = KeyedDropout(path, module.in_features, masks)
     if not replaced and not spec.attention_dropout:
         raise ValueError(f"adapter {name!r} has no LoRA layer to drop features in: BALD would be 0 everywhere")
-
-    def draw(sample: int, example_ids: list[str]) -> None:
-        masks.sample, masks.example_ids = sample, example_ids
 
     was_training = model.training
     model.eval()
     try:
         with attention_dropout(causal_lm(model), masks) if spec.attention_dropout else nullcontext():
-            yield draw
+            yield masks.draw
     finally:
         for module, original in replaced:
             module.lora_dropout[name] = original
@@ -181,7 +213,7 @@ def token_uncertainty(
     spec: UncertaintySpec,
     numerics: Numerics,
     progress: Callable[[int], None] = lambda tokens: None,
-    max_tokens: int = 2048,
+    max_tokens: int | None = None,
 ) -> pl.DataFrame:
     """The `token_uncertainty` table of `examples` under the active adapter.
 
@@ -190,13 +222,15 @@ def token_uncertainty(
     """
     head = head_of(model)
     a_token = spec.samples * head.weight_VD.shape[1] * head.weight_VD.element_size()
-    max_tokens = min(max_tokens, max(1, STATES_BYTES // a_token))
+    max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // a_token))
     rows: list[pl.DataFrame] = []
     with monte_carlo_dropout(model, spec) as draw:
-        for batch in length_batches(examples, max_tokens):
-            batch = batch.to(numerics.device)
+
+        def sampled(batch: Batch) -> tuple[Batch, MonteCarloScores]:
             hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)
-            scores = monte_carlo_scores(hidden_KND, head, batch.label_N)
+            return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
+
+        for batch, scores in map_batches(sampled, length_batches(examples, max_tokens), model, numerics):
             example_ids, positions = zip(*batch.keys, strict=True)
             rows.append(
                 pl.DataFrame(

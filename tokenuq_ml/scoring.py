@@ -17,7 +17,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.mc_dropout import token_uncertainty
 from tokenuq_ml.models import Numerics
 from tokenuq_ml.specs import UncertaintySpec
-from tokenuq_ml.token_losses import MAX_TOKENS, score_examples
+from tokenuq_ml.token_losses import score_examples
 from tokenuq_ml.tokenization import tokenize_example
 
 Text = str | Sequence[dict[str, str]]
@@ -31,12 +31,13 @@ def score_tokens(
     texts: Sequence[Text],
     *,
     max_length: int = 2**31,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
 ) -> pl.DataFrame:
     """One row a scored token: `text` (index), `position`, `token_id`, `token`, `loss`, `entropy` (nats), `rank`.
 
     The model runs as it stands, in its own dtype and on its own device, dropout off. `rank` counts the
-    tokens that it finds likelier. `max_tokens` bounds the padded tokens of a forward pass.
+    tokens that it finds likelier. `max_tokens` bounds the padded tokens of a forward pass
+    (default: what suits the device).
 
     Raises:
         InputError: no text has a token to score, or a conversation does not fit the chat template.
@@ -58,7 +59,7 @@ def measure_bald(
     samples: int = 10,
     dropout: float = 0.1,
     max_length: int = 2**31,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     **spec,
 ) -> pl.DataFrame:
     """One row a scored token: `text`, `position`, `token_id`, `token`, and the columns of `token_uncertainty`.

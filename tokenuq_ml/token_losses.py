@@ -3,7 +3,8 @@
 Dropout off. Knows neither what the rows are used for nor where they are stored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import polars as pl
@@ -15,9 +16,7 @@ from transformers import PreTrainedModel
 from tokenuq_ml.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels import token_scores
 from tokenuq_ml.models import Numerics, head_of, hidden_states
-
-MAX_TOKENS = 2048
-"""Padded tokens of a scoring batch: enough to keep the matrix products busy, small enough for any machine."""
+from tokenuq_ml.parallel import batch_tokens, map_batches
 
 
 class ScoredBatch(NamedTuple):
@@ -30,9 +29,10 @@ class ScoredBatch(NamedTuple):
 
 @torch.no_grad()
 def score_batch(model: PreTrainedModel | PeftModel, batch: Batch, numerics: Numerics) -> ScoredBatch:
-    """Rows `example_id, dataset, split, position, token_id, loss, entropy, rank` of one batch, one forward pass."""
-    model.eval()
-    batch = batch.to(numerics.device)
+    """Rows `example_id, dataset, split, position, token_id, loss, entropy, rank` of one batch, one forward pass.
+
+    The batch is on the model's device, and the model in eval mode.
+    """
     hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs, numerics))
     scores = token_scores(hidden_ND, head_of(model), batch.label_N)
     owners = [(example, position) for example in batch.examples for position in example.positions]
@@ -51,16 +51,30 @@ def score_batch(model: PreTrainedModel | PeftModel, batch: Batch, numerics: Nume
     return ScoredBatch(batch, rows, hidden_ND)
 
 
+def scored_batches(
+    model: PreTrainedModel | PeftModel,
+    examples: list[TokenizedExample],
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+    max_tokens: int | None = None,
+) -> Iterator[ScoredBatch]:
+    """The batches of all examples, longest first, under the model as it stands (its active adapter, if any).
+
+    `progress` is told of the tokens of each; `max_tokens` of a batch, padded, is by default what suits the device.
+    """
+    model.eval()
+    batches = length_batches(examples, max_tokens or batch_tokens(numerics))
+    for scored in map_batches(partial(score_batch, model, numerics=numerics), batches, model, numerics):
+        progress(sum(len(example.input_ids) for example in scored.batch.examples))
+        yield scored
+
+
 def score_examples(
     model: PreTrainedModel | PeftModel,
     examples: list[TokenizedExample],
     numerics: Numerics,
     progress: Callable[[int], None] = lambda tokens: None,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """The rows of all examples, under the model as it stands (its active adapter, if any)."""
-    frames = []
-    for batch in length_batches(examples, max_tokens):
-        frames.append(score_batch(model, batch, numerics).rows)
-        progress(sum(len(example.input_ids) for example in batch.examples))
-    return pl.concat(frames)
+    """The rows of all examples; arguments as of `scored_batches`."""
+    return pl.concat([batch.rows for batch in scored_batches(model, examples, numerics, progress, max_tokens)])

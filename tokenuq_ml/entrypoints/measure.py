@@ -25,13 +25,14 @@ from tokenuq_ml.models import (
     load_tokenizer,
     use_adapter,
 )
+from tokenuq_ml.parallel import batch_tokens
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.specs import DistillSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetRequest, AssetResult, Reporter, StageRequest
 from tokenuq_ml.tables import TableWriter, content_of
 from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache
 from tokenuq_ml.tensors import joined_digest, tensors_digest
-from tokenuq_ml.token_losses import MAX_TOKENS, score_batch
+from tokenuq_ml.token_losses import score_examples, scored_batches
 
 TEACHER = "teacher"
 ONLINE_CHECK_EXAMPLES = 8
@@ -89,11 +90,11 @@ def _losses_and_states(
     numerics: Numerics,
     reporter: Reporter,
 ) -> None:
-    """Both assets of the one pass over the data: teacher and base model, batch by batch."""
-    progress = Progress(
-        reporter, f"{request.study}/token_losses", 2 * sum(len(example.input_ids) for example in examples), "tokens"
-    )
+    """Both assets of the one pass over the data: the teacher and, for the table, the base model; shard by shard."""
     wanted, cache, table = request.assets, None, None
+    passes = 2 if "token_losses" in wanted else 1
+    tokens = sum(len(example.input_ids) for example in examples)
+    progress = Progress(reporter, f"{request.study}/token_losses", passes * tokens, "tokens")
     with ExitStack() as files:
         if "token_losses" in wanted:
             asset = wanted["token_losses"]
@@ -101,19 +102,19 @@ def _losses_and_states(
         if "teacher_hidden" in wanted:
             cache = files.enter_context(_new_cache(request, model, examples))
         for shard in shards(examples):
-            frames = []
-            for batch in length_batches(shard, MAX_TOKENS):
-                teacher = score_batch(model, batch, numerics)
-                with use_adapter(model, None):
-                    base = score_batch(model, batch, numerics).rows
-                frames.append(teacher.rows.with_columns(base_loss=base["loss"], base_entropy=base["entropy"]))
-                lengths = [len(example.positions) for example in batch.examples]
-                for example, hidden_ND in zip(batch.examples, teacher.hidden_ND.split(lengths), strict=True):
+            teacher = []
+            for scored in scored_batches(model, shard, numerics, progress.add):
+                teacher.append(scored.rows)
+                lengths = [len(example.positions) for example in scored.batch.examples]
+                for example, hidden_ND in zip(scored.batch.examples, scored.hidden_ND.split(lengths), strict=True):
                     if cache is not None and example.split == "train":
                         cache.put(example.example_id, hidden_ND)
-                progress.add(2 * sum(len(example.input_ids) for example in batch.examples))
             if table is not None:
-                table.append(with_categories(pl.concat(frames), tokenizer))
+                with use_adapter(model, None):
+                    base = score_examples(model, shard, numerics, progress.add)
+                # The same batches in the same order.
+                rows = pl.concat(teacher).with_columns(base_loss=base["loss"], base_entropy=base["entropy"])
+                table.append(with_categories(rows, tokenizer))
     if table is not None:
         _report_losses(wanted["token_losses"], table, numerics, reporter)
     if cache is not None:
@@ -185,7 +186,7 @@ def _report_cache(
     online, head = OnlineTeacher(TEACHER, numerics), head_of(model)
     sample = [example for example in examples if example.split == "train"][:ONLINE_CHECK_EXAMPLES]
     errors = []
-    for batch in (b.to(numerics.device) for b in length_batches(sample, MAX_TOKENS)):
+    for batch in (b.to(numerics.device) for b in length_batches(sample, batch_tokens(numerics))):
         hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N
         every = Weights(torch.zeros_like(label_N, dtype=torch.float32), torch.ones_like(label_N, dtype=torch.float32))
         for cached in caches:
