@@ -1,0 +1,89 @@
+"""What training steps cost: the record of a run.
+
+Imports no torch. Does not know what is trained or how it is measured (`token_objective.py`), nor how it is shown
+(`reports/costs_table.py`).
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokenuq_ml.errors import InputError
+
+FILE = "costs.json"
+Teacher = Literal["none", "mean_embeddings", "hidden_states", "online"]
+Selection = Literal["all", "static", "dynamic"]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Seconds(BaseModel):
+    """Wall clock of a run by part; the parts are disjoint, `other` is what remains of `total`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    forward: Annotated[Amount, Field(description="the backbone's forward pass, up to the last hidden states")]
+    head: Annotated[Amount, Field(description="head products, losses and the gradient of the hidden states")]
+    backward: Annotated[Amount, Field(description="the backbone's backward pass")]
+    teacher: Annotated[Amount, Field(description="reading the cache, or the online teacher's forward pass")]
+    selection: Annotated[Amount, Field(description="loss passes that only select, and the selection itself")]
+    other: Annotated[Amount, Field(description="optimiser, data, logging, checkpoints")]
+    total: Amount
+
+
+class CostRecord(BaseModel):
+    """Sums over the steps of one training process: a resumed run counts the steps it made itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: Annotated[int, Field(gt=0, description="optimiser steps")]
+    sequences: Count
+    tokens: Annotated[Count, Field(description="input tokens, padding left out")]
+    padded_tokens: Annotated[Count, Field(description="input tokens with padding: what is computed")]
+    response_tokens: Annotated[Count, Field(description="N: scored tokens")]
+    mle_tokens: Annotated[Count, Field(description="response tokens trained by cross-entropy")]
+    distilled_tokens: Annotated[Count, Field(description="response tokens trained by a divergence")]
+    selection: Selection
+    selection_needs_loss: Annotated[bool, Field(description="the student's losses decide what is trained")]
+    selection_passes: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="forward passes a micro-batch that only select: 0, or 1 where the quantile is "
+            "of several micro-batches or ranks",
+        ),
+    ] = 0
+    teacher: Teacher
+    lora_rank: Annotated[int, Field(ge=0, description="as allocated; 0: no adapter")]
+    attended: Annotated[Amount, Field(description="sum over sequences of T^2 / 2, T as padded")]
+    seconds: Seconds
+
+    @classmethod
+    def read(cls, path: str | Path) -> "CostRecord":
+        """The record of a file.
+
+        Raises:
+            InputError: it is not there, or is no such record.
+        """
+        path = Path(path)
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; train the student again to measure its costs") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise InputError(f"{path}: {where}: {first['msg']}; train the student again") from None
+
+    def write(self, path: str | Path) -> None:
+        """Whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.writing")
+        with open(temporary, "w") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
