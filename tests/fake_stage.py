@@ -131,6 +131,14 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
                 {**row, "value": 9.0 if spoil else 1.0, "dataset": "extra", "split": "ood"},
             ]
         )
+    if name == "evaluation_examples":
+        row = {"metric": "loss", "numerator": 9.0 if spoil else 1.0, "denominator": 1.0}
+        return pl.DataFrame(
+            [
+                {**row, "example_id": "toy/a", "dataset": "toy", "split": "test"},
+                {**row, "example_id": "extra/a", "dataset": "extra", "split": "ood"},
+            ]
+        )
     if name == "uncertainty_analysis":
         return pl.DataFrame(
             [

@@ -12,12 +12,9 @@ import pytest
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation import ifeval
-from tokenuq_ml.evaluation.held_out import METRIC_SCHEMA
-from tokenuq_ml.evaluation.ifeval import CHECK_SCHEMA, check, ifeval_metrics
-from tokenuq_ml.specs import EvaluationSpec
+from tokenuq_ml.evaluation.ifeval import CHECK_SCHEMA, check, ifeval_examples
+from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA
 from tokenuq_ml.tables import TABLES, read_table, write_table
-
-EVALUATION = EvaluationSpec(bootstrap=300)
 
 
 @pytest.fixture(autouse=True)
@@ -186,19 +183,23 @@ def test_metrics_are_shares_of_prompts_and_of_instructions():
         },
         schema=CHECK_SCHEMA,
     )
-    metrics = ifeval_metrics(generations, "ifeval", EVALUATION)
-    assert dict(metrics.schema) == METRIC_SCHEMA
-    assert dict(metrics.select("metric", "value").rows()) == pytest.approx(
-        {
-            "prompt_level_strict_acc": 1 / 3,
-            "prompt_level_loose_acc": 2 / 3,
-            "inst_level_strict_acc": 2 / 6,
-            "inst_level_loose_acc": 5 / 6,
-        }
-    )
-    assert set(metrics.select("dataset", "split", "n", "higher_is_better").rows()) == {("ifeval", "ood", 3, True)}
-    assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in metrics.iter_rows(named=True))
-    assert ifeval_metrics(generations.reverse(), "ifeval", EVALUATION).equals(metrics)
+    examples = ifeval_examples(generations, "ifeval")
+    assert dict(examples.schema) == EXAMPLE_SCHEMA
+    sums = examples.group_by("metric").agg(pl.col("numerator", "denominator").sum())
+    assert {metric: (followed, asked) for metric, followed, asked in sums.iter_rows()} == {
+        "prompt_level_strict_acc": (1, 3),
+        "prompt_level_loose_acc": (2, 3),
+        "inst_level_strict_acc": (2, 6),
+        "inst_level_loose_acc": (5, 6),
+    }
+    assert set(examples.select("dataset", "split").rows()) == {("ifeval", "ood")}
+    of_b = examples.filter(pl.col("example_id") == "b").select("metric", "numerator", "denominator")
+    assert of_b.rows() == [
+        ("prompt_level_strict_acc", 0, 1),
+        ("inst_level_strict_acc", 1, 2),
+        ("prompt_level_loose_acc", 1, 1),
+        ("inst_level_loose_acc", 2, 2),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def test_places_are_those_of_the_contract():
     assert assets["study/reference_evaluation"].outputs == {
         "evaluations_base": "evaluations/study=study/ablation=base",
         "evaluations_teacher": "evaluations/study=study/ablation=teacher",
+        "evaluation_examples_base": "evaluation_examples/study=study/ablation=base",
+        "evaluation_examples_teacher": "evaluation_examples/study=study/ablation=teacher",
     }
     assert assets["study/top/student"].outputs == {
         "adapter": "student/study=study/ablation=top/adapter",
@@ -151,9 +153,9 @@ def test_places_are_those_of_the_contract():
         "plots": "plots/study=study/ablation=top/stage=student",
     }
     assert assets["study/ablation_report"].outputs == {"report": "ablation_report/study=study"}
-    assert {"evaluations/base", "evaluations/teacher", "training_log/teacher", "selections/mle", "examples/toy"} < set(
-        assets["study/ablation_report"].inputs
-    )
+    inputs = {"evaluations/base", "evaluations/teacher", "training_log/teacher", "selections/mle", "examples/toy"}
+    inputs |= {"evaluation_examples/base", "evaluation_examples/teacher", "evaluation_examples/mle"}
+    assert inputs < set(assets["study/ablation_report"].inputs)
 
 
 def test_no_two_outputs_share_a_place():

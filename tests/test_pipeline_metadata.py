@@ -36,5 +36,6 @@ def test_a_large_picture_is_named_not_embedded(tmp_path):
 
 def test_outputs_are_known_by_their_tables():
     assert metadata.table_of("evaluations_teacher") == "evaluations"
+    assert metadata.table_of("evaluation_examples_base") == "evaluation_examples"
     assert metadata.table_of("token_losses") == "token_losses"
     assert metadata.table_of("adapter") is None and metadata.table_of("plots") is None

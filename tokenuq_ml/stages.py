@@ -23,12 +23,12 @@ REVISIONS = {
     "token_losses": 3,
     "teacher_hidden": 3,
     "token_uncertainty": 3,
-    "reference_evaluation": 3,
+    "reference_evaluation": 4,
     "uncertainty_analysis": 1,
     "student": 2,
     "curriculum": 3,
-    "evaluation": 3,
-    "ablation_report": 1,
+    "evaluation": 4,
+    "ablation_report": 2,
 }
 
 

@@ -174,6 +174,19 @@ TABLES = {
         keys=("dataset", "split", "metric"),
         partitions=("study", "ablation"),
     ),
+    "evaluation_examples": Table(
+        "What each example adds to each metric of evaluations: value = sum(numerator) / sum(denominator).",
+        {
+            "example_id": (pa.string(), "the example"),
+            "dataset": (pa.string(), "name of the dataset"),
+            "split": (pa.string(), "test (in distribution) or ood"),
+            "metric": (pa.string(), "name of the metric"),
+            "numerator": (pa.float64(), "summed loss (nats), right tokens or followed instructions of the example"),
+            "denominator": (pa.float64(), "tokens or instructions that it is counted over"),
+        },
+        keys=("dataset", "split", "metric", "example_id"),
+        partitions=("study", "ablation"),
+    ),
     "generations": Table(
         "What a model wrote for each instruction-following prompt, and what the checkers say of it.",
         {

@@ -1,4 +1,4 @@
-"""What reference and student evaluation share: one model, every metric of the study, two tables.
+"""What reference and student evaluation share: one model, every metric of the study, its tables.
 
 Knows which metrics a study asks for; does not know whose model it is.
 """
@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml.batching import TokenizedExample
 from tokenuq_ml.evaluation.generation import generate
-from tokenuq_ml.evaluation.held_out import held_out_metrics, with_identity
-from tokenuq_ml.evaluation.ifeval import check, ifeval_metrics
+from tokenuq_ml.evaluation.held_out import held_out_examples
+from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
+from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
 from tokenuq_ml.models import Numerics
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.specs import EvaluationSpec
@@ -34,7 +35,7 @@ def evaluate_and_store(
     suffix: str,
     name: str,
 ) -> tuple[str, dict[str, float]]:
-    """Fill the outputs `evaluations<suffix>` and, with IF-Eval, `generations<suffix>`.
+    """Fill the outputs `evaluations<suffix>`, `evaluation_examples<suffix>` and, with IF-Eval, `generations<suffix>`.
 
     Evaluates the model as it stands (its active adapter, or none). Returns the content
     digest and the metrics as `<dataset>_<metric>`.
@@ -42,8 +43,8 @@ def evaluate_and_store(
     spec = EvaluationSpec(**asset.fields["evaluation"])
     held_out = [example for example in examples if example.split in ("test", "ood")]
     progress = Progress(reporter, f"{name} loss", sum(len(example.input_ids) for example in held_out), "tokens")
-    rows = [held_out_metrics(score_examples(model, held_out, numerics, progress.add), spec)]
-    digests = []
+    frames = [held_out_examples(score_examples(model, held_out, numerics, progress.add))]
+    tables = {}
     if spec.ifeval is not None:
         prompts = read_table(inputs[f"examples/{spec.ifeval.dataset}"])
         progress = Progress(reporter, f"{name} IF-Eval", len(prompts), "prompts")
@@ -57,12 +58,14 @@ def evaluate_and_store(
             progress=progress.add,
         )
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-        generations = check(prompts, texts).with_columns(
+        tables["generations"] = check(prompts, texts).with_columns(
             n_tokens=pl.Series([len(ids) for ids in answers], dtype=pl.Int32)
         )
-        rows.append(ifeval_metrics(generations, spec.ifeval.dataset, spec))
-        digests.append(write_table(generations, "generations", asset.outputs[f"generations{suffix}"], **asset.stamp))
-    table = with_identity(pl.concat(rows), family, seed)
-    digests.append(write_table(table, "evaluations", asset.outputs[f"evaluations{suffix}"], **asset.stamp))
-    figures = {f"{row['dataset']}_{row['metric']}": row["value"] for row in table.iter_rows(named=True)}
-    return joined_digest(*digests), figures
+        frames.append(ifeval_examples(tables["generations"], spec.ifeval.dataset))
+    tables["evaluation_examples"] = pl.concat(frames)
+    metrics = metric_rows(tables["evaluation_examples"], spec)
+    tables["evaluations"] = with_identity(metrics, family, seed)
+    digests = [
+        write_table(frame, table, asset.outputs[f"{table}{suffix}"], **asset.stamp) for table, frame in tables.items()
+    ]
+    return joined_digest(*digests), {f"{r['dataset']}_{r['metric']}": r["value"] for r in metrics.iter_rows(named=True)}

@@ -15,8 +15,7 @@ from unittest import mock
 import polars as pl
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.evaluation.held_out import METRIC_SCHEMA, metric_row
-from tokenuq_ml.specs import EvaluationSpec
+from tokenuq_ml.evaluation.metrics import example_rows
 
 CHECK_SCHEMA = {
     "example_id": pl.String,
@@ -65,26 +64,22 @@ def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=CHECK_SCHEMA)
 
 
-def ifeval_metrics(generations: pl.DataFrame, dataset_name: str, evaluation: EvaluationSpec) -> pl.DataFrame:
-    """The four accuracies of IF-Eval, named as lm-eval names them.
+def ifeval_examples(generations: pl.DataFrame, dataset_name: str) -> pl.DataFrame:
+    """What each prompt adds to the four accuracies of IF-Eval, named as lm-eval names them.
 
-    Prompt level: the share of prompts whose every instruction is followed. Instruction
-    level: the share of instructions; its interval resamples whole prompts. `n` counts
-    prompts. Columns as `held_out_metrics`, split `ood`; the order of rows does not matter.
+    Prompt level: the share of prompts whose every instruction is followed. Instruction level: the share
+    of instructions; an example is a whole prompt with all of its instructions. Columns EXAMPLE_SCHEMA, split `ood`.
     """
-    generations = generations.sort("example_id")
-    rows = []
+    ids, one = generations["example_id"], [1] * len(generations)
+    frames = []
     for mode in ("strict", "loose"):
-        prompt_level, inst_level = generations[f"prompt_level_{mode}"], generations[f"inst_level_{mode}"]
-        figures = {
-            "prompt_level": (prompt_level.to_numpy(), [1] * len(generations)),
-            "inst_level": (inst_level.list.sum().to_numpy(), inst_level.list.len().to_numpy()),
-        }
-        rows += [
-            metric_row(dataset_name, "ood", f"{level}_{mode}_acc", followed, asked, evaluation, higher_is_better=True)
-            for level, (followed, asked) in figures.items()
-        ]
-    return pl.DataFrame(rows, schema=METRIC_SCHEMA)
+        whole, single = generations[f"prompt_level_{mode}"].cast(pl.Int32), generations[f"inst_level_{mode}"]
+        for level, followed, asked in (
+            ("prompt_level", whole, one),
+            ("inst_level", single.list.sum(), single.list.len()),
+        ):
+            frames.append(example_rows(dataset_name, "ood", f"{level}_{mode}_acc", ids, followed, asked))
+    return pl.concat(frames)
 
 
 @cache

@@ -75,7 +75,7 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         {"python", "torch", "parquet"},
         {
             table: table_place(table, study=name, ablation=arm)
-            for table in (("evaluations", "generations") if ifeval else ("evaluations",))
+            for table in ("evaluations", "evaluation_examples", *(("generations",) if ifeval else ()))
         },
         inputs=common_inputs
         | trained

@@ -6,7 +6,8 @@ from tokenuq_ml.stages import study_fields
 from tokenuq_pipeline.assets.stage import REFERENCES, StageAsset
 from tokenuq_pipeline.store import partition_place, table_place
 
-PER_ABLATION = ("evaluations", "training_log", "selections", "curriculum", "curriculum_uncertainty")
+EVALUATED = ("evaluations", "evaluation_examples")
+PER_ABLATION = (*EVALUATED, "training_log", "selections", "curriculum", "curriculum_uncertainty")
 PER_STUDY = ("tokenized_dataset", "token_losses", "token_uncertainty", "uncertainty_analysis")
 
 
@@ -24,7 +25,8 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
     inputs = {table: table_place(table, study=name) for table in PER_STUDY}
     inputs[f"examples/{study.dataset}"] = table_place("examples", dataset=study.dataset)
     for reference in REFERENCES:
-        inputs |= row("evaluations", reference)
+        for table in EVALUATED:
+            inputs |= row(table, reference)
     inputs |= row("training_log", "teacher")
     for ablation in study.ablations:
         for table in PER_ABLATION:
@@ -34,7 +36,8 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         path=(name, "ablation_report"),
         study=name,
         fields=study_fields(config, study, "ablation_report"),
-        description="Base, teacher and every student side by side, each metric with its interval; the report as HTML.",
+        description="Base, teacher and every student side by side, over seeds and against mle, with intervals; "
+        "the report as HTML.",
         kinds=frozenset({"python", "polars"}),
         outputs={"report": report_place(name)},
         inputs=inputs,

@@ -31,7 +31,7 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
         )
 
     evaluated, ifeval = {}, study.evaluation.ifeval
-    for table in ("evaluations", "generations") if ifeval else ("evaluations",):
+    for table in ("evaluations", "evaluation_examples", *(("generations",) if ifeval else ())):
         evaluated |= {f"{table}_{row}": table_place(table, study=name, ablation=row) for row in REFERENCES}
     prompts = {f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}
     return [

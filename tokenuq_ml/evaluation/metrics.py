@@ -1,0 +1,96 @@
+"""From what each example adds to a metric to the rows of `evaluations`.
+
+Every metric is a ratio of sums over examples. Knows the columns that all metrics share; does not know
+what is counted (`held_out.py`, `ifeval.py`), nor whose model it is.
+"""
+
+import polars as pl
+from numpy.typing import ArrayLike
+
+from tokenuq_ml.evaluation.bootstrap import bootstrap_ratio
+from tokenuq_ml.specs import EvaluationSpec
+
+KEYS = ["dataset", "split", "metric"]
+LOWER_IS_BETTER = frozenset({"loss"})
+
+EXAMPLE_SCHEMA = {
+    "example_id": pl.String,
+    "dataset": pl.String,
+    "split": pl.String,
+    "metric": pl.String,
+    "numerator": pl.Float64,
+    "denominator": pl.Float64,
+}
+"""The columns of `evaluation_examples`."""
+
+METRIC_SCHEMA = {
+    "dataset": pl.String,
+    "split": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "ci_low": pl.Float64,
+    "ci_high": pl.Float64,
+    "n": pl.Int32,
+    "higher_is_better": pl.Boolean,
+}
+"""The columns of `evaluations` that a metric has before it is known whose model it is of."""
+
+
+def example_rows(
+    dataset: str, split: str, metric: str, example_ids: pl.Series, numerators: ArrayLike, denominators: ArrayLike
+) -> pl.DataFrame:
+    """Each example's part of one metric, all `[n]`; columns EXAMPLE_SCHEMA."""
+    return pl.DataFrame(
+        {
+            "example_id": example_ids,
+            "dataset": [dataset] * len(example_ids),
+            "split": [split] * len(example_ids),
+            "metric": [metric] * len(example_ids),
+            "numerator": numerators,
+            "denominator": denominators,
+        },
+        schema_overrides=EXAMPLE_SCHEMA,
+    )
+
+
+def metric_rows(examples: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
+    """Every metric's value, `sum(numerator) / sum(denominator)`, with its bootstrap interval over examples.
+
+    Args:
+        examples: columns EXAMPLE_SCHEMA, in any order: the order would decide which examples a resample draws.
+        evaluation: resamples, confidence and seed of the intervals.
+
+    Returns:
+        Columns METRIC_SCHEMA, by dataset, then split, then metric.
+
+    Raises:
+        ValueError: a denominator that is not positive, or a number that is not finite.
+    """
+    rows = []
+    ordered = examples.sort(*KEYS, "example_id")
+    for (dataset, split, metric), group in ordered.partition_by(*KEYS, maintain_order=True, as_dict=True).items():
+        value, low, high = bootstrap_ratio(
+            group["numerator"].to_numpy(),
+            group["denominator"].to_numpy(),
+            resamples=evaluation.bootstrap,
+            confidence=evaluation.confidence,
+            seed=evaluation.seed,
+        )
+        rows.append(
+            {
+                "dataset": dataset,
+                "split": split,
+                "metric": metric,
+                "value": value,
+                "ci_low": low,
+                "ci_high": high,
+                "n": len(group),
+                "higher_is_better": metric not in LOWER_IS_BETTER,
+            }
+        )
+    return pl.DataFrame(rows, schema=METRIC_SCHEMA)
+
+
+def with_identity(metrics: pl.DataFrame, family: str, seed: int | None) -> pl.DataFrame:
+    """The rows with `family` (the ablation without its seed) and `seed` (null for the base model) in front."""
+    return metrics.select(pl.lit(family, pl.String).alias("family"), pl.lit(seed, pl.Int32).alias("seed"), pl.all())
