@@ -1,0 +1,276 @@
+"""The cost table: what each ablation trained and cost, and what it would cost at 1B, 8B and 70B.
+
+Plain rows, and the report's section that shows them. Measures nothing (`token_objective.py`) and holds no formula
+of a cost (`costs.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+from tokenuq_ml.costs import PUBLISHED, Architecture, CostRecord, Flops, Seconds, Step, flops
+from tokenuq_ml.reports import html
+
+REFERENCE = "mle"
+"""The family that ratios are taken to."""
+RATE = 400e12
+"""FLOP/s that predictions in seconds assume: what one data-centre accelerator reaches in bfloat16 training."""
+
+_FLOP_PARTS = [part.name for part in fields(Flops)]
+_SECOND_PARTS = [name for name in Seconds.model_fields if name != "total"]
+_SUMS = (
+    *("steps", "sequences", "tokens", "padded_tokens", "attended"),
+    *("response_tokens", "mle_tokens", "distilled_tokens"),
+)
+
+
+def cost_rows(
+    records: Mapping[str, CostRecord], architecture: Architecture, families: Mapping[str, str] | None = None
+) -> list[dict]:
+    """One row an ablation: tokens trained, seconds as measured, FLOPs by the model of `costs.py`.
+
+    `*_ratio` is to the reference's seeds together, for the same input tokens, padding left out; None without
+    a reference. `gflops_*` are of a mean optimiser step, `flops_total` of all its steps.
+    """
+    reference = _by_family(records, families).get(REFERENCE)
+    return [_row(name, record, architecture, reference) for name, record in records.items()]
+
+
+def _row(name: str, record: CostRecord, architecture: Architecture, reference: CostRecord | None) -> dict:
+    steps, seconds = record.steps, record.seconds
+    work = flops(architecture, record.step())
+    return {
+        "ablation": name,
+        "selection": record.selection,
+        "teacher": record.teacher,
+        "lora_rank": record.lora_rank,
+        "steps": steps,
+        "tokens": record.tokens,
+        "response_tokens": record.response_tokens,
+        "mle_tokens": record.mle_tokens,
+        "mle_share": _over(record.mle_tokens, record.response_tokens),
+        "distilled_tokens": record.distilled_tokens,
+        "distilled_share": _over(record.distilled_tokens, record.response_tokens),
+        "tokens_per_second": _over(record.tokens, seconds.total),
+        "response_tokens_per_second": _over(record.response_tokens, seconds.total),
+        "seconds_total": seconds.total,
+        "seconds_step": seconds.total / steps,
+        **{f"seconds_step_{part}": getattr(seconds, part) / steps for part in _SECOND_PARTS},
+        "flops_total": work.total * steps,
+        "gflops_step": work.total / 1e9,
+        **{f"gflops_step_{part}": getattr(work, part) / 1e9 for part in _FLOP_PARTS},
+        "gflops_per_second": _over(work.total * steps / 1e9, seconds.total),
+        "seconds_ratio": _over(_seconds_a_token(record), reference and _seconds_a_token(reference)),
+        "flops_ratio": _over(
+            _flops_a_token(record, architecture), reference and _flops_a_token(reference, architecture)
+        ),
+    }
+
+
+def prediction_rows(
+    records: Mapping[str, CostRecord], families: Mapping[str, str] | None = None, rate: float = RATE
+) -> list[dict]:
+    """One row a published model and family: a step of the reference's lengths with the family's own shares.
+
+    Seconds are at `rate` FLOP/s. Lengths are in the study's tokens: another tokenizer would cut other ones.
+    """
+    pooled = _by_family(records, families)
+    rows = []
+    for model, architecture in PUBLISHED.items():
+        reference = flops(architecture, pooled[REFERENCE].step()).total if REFERENCE in pooled else None
+        for family, record in pooled.items():
+            work = flops(architecture, _with_lengths(record.step(), _typical(pooled).step()))
+            rows.append(
+                {
+                    "ablation": family,
+                    "model": model,
+                    "flops_step": work.total,
+                    **{f"flops_step_{part}": getattr(work, part) for part in _FLOP_PARTS},
+                    "head_share": work.head_share,
+                    "seconds_step": work.total / rate,
+                    "flops_ratio": _over(work.total, reference),
+                }
+            )
+    return rows
+
+
+def costs_section(
+    records: Mapping[str, CostRecord],
+    architecture: Architecture,
+    families: Mapping[str, str] | None = None,
+    rate: float = RATE,
+) -> tuple[str, dict[str, list[dict]]]:
+    """The report's section as an HTML fragment, and its rows: `measured` and `predicted`.
+
+    Args:
+        records: by ablation, in the order of the table; those of students that have none are left out.
+        architecture: of the study's model.
+        families: ablation -> its name without the seed, where that is another.
+    """
+    if not records:
+        return html.paragraph("No student of this study has a record of its costs; train one again to have it."), {
+            "measured": [],
+            "predicted": [],
+        }
+    pooled = _by_family(records, families)
+    rows, predicted = cost_rows(records, architecture, families), prediction_rows(records, families, rate)
+    content = [
+        html.paragraph(
+            "Sums over the steps that the process made which finished the training. Seconds are measured; FLOPs "
+            "follow from the sizes (docs/costs.md) and count the products of matrices. Ratios to "
+            f"{REFERENCE} are for the same input tokens."
+        ),
+        html.table(
+            ["ablation", "selection", "teacher", "steps", "response tokens", "by cross-entropy", "distilled"]
+            + ["TFLOP in all", "FLOPs ratio", "seconds in all", "seconds ratio"],
+            [_totals(row) for row in rows],
+        ),
+        html.paragraph("Seconds of an optimiser step:"),
+        html.table(
+            ["ablation", *_SECOND_PARTS, "step", "response tokens/s", "tokens/s", "GFLOP/s"],
+            [_seconds(row) for row in rows],
+        ),
+        html.paragraph("GFLOPs of an optimiser step:"),
+        html.table(
+            ["ablation", *_FLOP_PARTS, "step", "head share"],
+            [_flops(row) for row in rows],
+        ),
+        html.paragraph(_prediction_text(pooled, rate)),
+        html.table(
+            ["ablation"]
+            + [f"{model} {what}" for model in PUBLISHED for what in ("TFLOP", "ratio", "head share", "seconds")],
+            [
+                [family, *(cell for row in predicted if row["ablation"] == family for cell in _prediction(row))]
+                for family in dict.fromkeys(row["ablation"] for row in predicted)
+            ],
+        ),
+        html.paragraph(_bound_text(pooled, architecture)),
+    ]
+    return "\n".join(content), {"measured": rows, "predicted": predicted}
+
+
+def _totals(row: dict) -> list[str]:
+    trained = [f"{row[f'{kind}_tokens']:,} ({_percent(row[f'{kind}_share'])})" for kind in ("mle", "distilled")]
+    return [
+        row["ablation"],
+        row["selection"],
+        row["teacher"].replace("_", " "),
+        f"{row['steps']:,}",
+        f"{row['response_tokens']:,}",
+        *trained,
+        _number(row["flops_total"] / 1e12),
+        _ratio(row["flops_ratio"]),
+        _number(row["seconds_total"]),
+        _ratio(row["seconds_ratio"]),
+    ]
+
+
+def _seconds(row: dict) -> list[str]:
+    parts = [_number(row[f"seconds_step_{part}"]) for part in _SECOND_PARTS]
+    speeds = ("response_tokens_per_second", "tokens_per_second", "gflops_per_second")
+    return [row["ablation"], *parts, _number(row["seconds_step"]), *(_number(row[speed]) for speed in speeds)]
+
+
+def _flops(row: dict) -> list[str]:
+    parts = [_number(row[f"gflops_step_{part}"]) for part in _FLOP_PARTS]
+    share = row["gflops_step_head"] / row["gflops_step"]
+    return [row["ablation"], *parts, _number(row["gflops_step"]), _percent(share)]
+
+
+def _prediction(row: dict) -> list[str]:
+    return [
+        _number(row["flops_step"] / 1e12),
+        _ratio(row["flops_ratio"]),
+        _percent(row["head_share"]),
+        _number(row["seconds_step"]),
+    ]
+
+
+def _prediction_text(pooled: Mapping[str, CostRecord], rate: float) -> str:
+    record = _typical(pooled)
+    step = record.step()
+    return (
+        f"The same step by the model for published sizes: {record.sequences / record.steps:,.0f} sequences, "
+        f"{step.padded_tokens:,.0f} tokens with padding, {step.response_tokens:,.0f} response tokens, each ablation "
+        f"with its own shares. Seconds assume {rate / 1e12:,.0f} TFLOP/s."
+    )
+
+
+def _bound_text(pooled: Mapping[str, CostRecord], architecture: Architecture) -> str:
+    """What selection can save at most, and what it did save."""
+    record = _typical(pooled)
+    vanilla = _with_lengths(Step(0, 0, 0, lora_rank=record.lora_rank), record.step())
+    bounds = [f"{_percent(flops(model, vanilla).head_share)} at {name}" for name, model in PUBLISHED.items()]
+    text = (
+        "A token that is not trained needs its forward pass, since later tokens attend to it, and the gradient "
+        "passes through it on its way back. Selection saves head products alone, which are "
+        f"{_percent(flops(architecture, vanilla).head_share)} of the FLOPs of a step that trains every token of "
+        f"this study ({', '.join(bounds)}): no selection saves more."
+    )
+    if REFERENCE in pooled and len(pooled) > 1:
+        to = _seconds_a_token(pooled[REFERENCE])
+        measured = ", ".join(
+            f"{family} {_ratio(_over(_seconds_a_token(record), to))}"
+            for family, record in pooled.items()
+            if family != REFERENCE
+        )
+        text += f" Measured seconds as a ratio to {REFERENCE}: {measured}."
+    return text
+
+
+def _typical(pooled: Mapping[str, CostRecord]) -> CostRecord:
+    """The run whose lengths stand for the study's."""
+    return pooled.get(REFERENCE) or next(iter(pooled.values()))
+
+
+def _by_family(records: Mapping[str, CostRecord], families: Mapping[str, str] | None) -> dict[str, CostRecord]:
+    """The seeds of a family together."""
+    grouped: dict[str, list[CostRecord]] = {}
+    for name, record in records.items():
+        grouped.setdefault((families or {}).get(name, name), []).append(record)
+    return {family: _pooled(members) for family, members in grouped.items()}
+
+
+def _pooled(records: Sequence[CostRecord]) -> CostRecord:
+    """Sums of sums; what an ablation says of itself is the same of all its seeds."""
+    sums = {name: sum(getattr(record, name) for record in records) for name in _SUMS}
+    seconds = {name: sum(getattr(record.seconds, name) for record in records) for name in Seconds.model_fields}
+    return records[0].model_copy(update={**sums, "seconds": Seconds(**seconds)})
+
+
+def _with_lengths(step: Step, lengths: Step) -> Step:
+    return replace(
+        step,
+        padded_tokens=lengths.padded_tokens,
+        response_tokens=lengths.response_tokens,
+        attended=lengths.attended,
+    )
+
+
+def _seconds_a_token(record: CostRecord) -> float | None:
+    return _over(record.seconds.total, record.tokens)
+
+
+def _flops_a_token(record: CostRecord, architecture: Architecture) -> float | None:
+    return _over(flops(architecture, record.step()).total * record.steps, record.tokens)
+
+
+def _over(a: float | None, b: float | None) -> float | None:
+    """None where there is nothing to divide by."""
+    return a / b if a is not None and b else None
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return "—"
+    if not value:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def _ratio(value: float | None) -> str:
+    return "—" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None else f"{value:.1%}"
