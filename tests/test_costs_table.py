@@ -1,8 +1,10 @@
 """The cost table on records whose figures are known."""
 
+import doctest
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -181,3 +183,8 @@ class TestSection:
 
     def test_names_are_escaped(self):
         assert "<b>" not in costs_section({"<b>": record()}, SMOL)[0]
+
+
+def test_every_number_of_the_docs_is_computed():
+    outcome = doctest.testfile(str(Path(__file__).parents[1] / "docs" / "costs.md"), module_relative=False)
+    assert outcome.attempted > 10 and outcome.failed == 0

@@ -158,7 +158,7 @@ def _totals(row: dict) -> list[str]:
         f"{row['response_tokens']:,}",
         *trained,
         _number(row["flops_total"] / 1e12),
-        _ratio(row["flops_ratio"]),
+        _ratio(row["flops_ratio"], 3),
         _number(row["seconds_total"]),
         _ratio(row["seconds_ratio"]),
     ]
@@ -179,7 +179,7 @@ def _flops(row: dict) -> list[str]:
 def _prediction(row: dict) -> list[str]:
     return [
         _number(row["flops_step"] / 1e12),
-        _ratio(row["flops_ratio"]),
+        _ratio(row["flops_ratio"], 3),
         _percent(row["head_share"]),
         _number(row["seconds_step"]),
     ]
@@ -268,8 +268,8 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
-def _ratio(value: float | None) -> str:
-    return "—" if value is None else f"{value:.2f}"
+def _ratio(value: float | None, digits: int = 2) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:
