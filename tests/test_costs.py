@@ -44,9 +44,10 @@ class TestAgainstPyTorch:
         assert backward == expected.backward
         assert head == architecture.head_product * 120 and logits_BTV.shape[-1] == 97
 
+    @pytest.mark.parametrize("every_loss", [False, True])
     @pytest.mark.parametrize("losses_first", [False, True])
     @pytest.mark.parametrize("teacher", ["none", "hidden_states", "online", "mean_embeddings"])
-    def test_head_products_of_the_training_loss(self, teacher, losses_first):
+    def test_head_products_of_the_training_loss(self, teacher, losses_first, every_loss):
         n, d, v = 40, 16, 97
         hidden_ND, teacher_ND = torch.randn(2, n, d)
         head, label_N = kernels.Head(torch.randn(v, d)), torch.randint(0, v, (n,))
@@ -60,7 +61,12 @@ class TestAgainstPyTorch:
             states = kernels.TeacherStates(teacher_ND)
         products, _ = counted(
             lambda: kernels.training_loss(
-                hidden_ND, head, label_N, (lambda _: weights) if losses_first else weights, states
+                hidden_ND,
+                head,
+                label_N,
+                (lambda _: weights) if losses_first else weights,
+                states,
+                every_loss=every_loss,
             )
         )
         step = Step(
@@ -71,6 +77,7 @@ class TestAgainstPyTorch:
             distilled_share=float(distill_N.mean()),
             selection_needs_loss=losses_first,
             teacher=teacher,
+            records_losses=every_loss,
         )
         assert products == head_products(step) * n * 2 * d * v
 
@@ -143,6 +150,8 @@ class TestFlops:
         paper = replace(STEP, mle_share=0.25, distilled_share=0.75, selection_needs_loss=True, teacher="online")
         assert head_products(STEP) == 2
         assert head_products(replace(STEP, mle_share=0.25)) == 0.5
+        assert head_products(replace(STEP, mle_share=0.25, records_losses=True)) == 0.5 + 0.75
+        assert head_products(replace(STEP, mle_share=0.25, selection_needs_loss=True, selection_passes=1)) == 0.5
         assert head_products(replace(STEP, mle_share=0.25, selection_needs_loss=True)) == 1.5
         assert head_products(paper) == head_products(replace(paper, teacher="hidden_states")) == 0.5 + 2.25 + 1
         assert head_products(replace(paper, teacher="mean_embeddings")) == 2
@@ -213,7 +222,7 @@ def record(**changes) -> CostRecord:
 
 class TestCostRecord:
     def test_the_mean_step(self):
-        assert record().step() == Step(1600, 800, 160_000, 0.25, 0.75, True, 0, "mean_embeddings", 32)
+        assert record().step() == Step(1600, 800, 160_000, 0.25, 0.75, True, 0, "mean_embeddings", 32, True)
 
     def test_no_response_token_at_all(self):
         assert record(response_tokens=0, mle_tokens=0, distilled_tokens=0).step().mle_share == 0

@@ -37,7 +37,7 @@ class Seconds(BaseModel):
 
 
 class CostRecord(BaseModel):
-    """Sums over the steps of one training process: a resumed run counts the steps it made itself."""
+    """Sums over the steps of one training process, on its rank: a resumed run counts the steps it made itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -103,6 +103,8 @@ class CostRecord(BaseModel):
             selection_passes=self.selection_passes,
             teacher=self.teacher,
             lora_rank=self.lora_rank,
+            # The table `selections` has the loss of every token.
+            records_losses=True,
         )
 
 
@@ -230,6 +232,8 @@ class Step:
     """Forward passes that only select, before those that train."""
     teacher: Teacher = "none"
     lora_rank: int = 32
+    records_losses: bool = False
+    """Losses of tokens that are not trained are computed too, for the record."""
 
     def __post_init__(self):
         if self.distilled_share > 0 and self.teacher == "none":
@@ -291,9 +295,12 @@ def head_products(step: Step) -> float:
 
     Cross-entropy 2; a divergence 3 from hidden states, cached or online (the teacher's logits are one of them),
     2 from mean embeddings; and 1 more for every token where selection needs the losses first, unless mean
-    embeddings give both in 2 for every token. After a selection pass the losses are known.
+    embeddings give both in 2 for every token. After a selection pass the losses are known. Where they are not and
+    are recorded: 1 for those that are not trained.
     """
+    trained = min(1.0, step.mle_share + step.distilled_share)
     losses_first = step.selection_needs_loss and not step.selection_passes
+    recorded = 1 - trained if step.records_losses and not step.selection_needs_loss else 0.0
     if step.teacher == "mean_embeddings":
-        return 2.0 if losses_first else 2 * min(1.0, step.mle_share + step.distilled_share)
-    return 2 * step.mle_share + 3 * step.distilled_share + losses_first
+        return 2.0 if losses_first else 2 * trained + recorded
+    return 2 * step.mle_share + 3 * step.distilled_share + losses_first + recorded
