@@ -6,19 +6,25 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import tiny_model
+from reporter import Silent
+from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenuq_ml import kernels
 from tokenuq_ml.costs import PUBLISHED, Architecture, CostRecord, Step, flops, head_products
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.specs import AblationSpec, LoraSpec, TrainSpec
+from tokenuq_ml.teacher import OnlineTeacher
+from tokenuq_ml.training import TrainingSetup, train
 
 STEP = Step(padded_tokens=2000, response_tokens=1200, attended=120_000, lora_rank=32)
 SMOL = Architecture(30, 576, 1536, 9, 3, 64, 49_152, tied=True)
 
 
 def counted(work):
-    counter = FlopCounterMode(display=False)
+    # What the counter leaves out by itself is the product that adds in place.
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
     with counter:
         result = work()
     return counter.get_total_flops(), result
@@ -80,6 +86,31 @@ class TestAgainstPyTorch:
             records_losses=every_loss,
         )
         assert products == head_products(step) * n * 2 * d * v
+
+    @pytest.mark.parametrize(
+        ("ablation", "micro"),
+        [
+            ({"select": "all"}, 4),
+            ({"select": {"by": "loss", "quantile": 0.25}}, 4),
+            ({"select": {"by": "loss", "quantile": 0.25}}, 2),
+            ({"select": {"by": "fixed_random", "quantile": 0.25}}, 4),
+            ({"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}, 2),
+        ],
+    )
+    def test_whole_runs_of_our_trainer(self, ablation, micro, tmp_path):
+        """What a run's own record says is what PyTorch counted of it; the teacher has an adapter, as the student."""
+        model = tiny_peft()
+        model.base_model.model.set_attn_implementation("eager")
+        architecture = replace(Architecture.from_config(model.base_model.model.config.to_dict()), attention="eager")
+        model.add_adapter("teacher", model.peft_config["default"])
+        spec = TrainSpec(epochs=2, batch_size=4, micro_batch_size=micro, lora=LoraSpec(rank=4, alpha=8))
+        setup = TrainingSetup(
+            examples(11), spec, AblationSpec(name="x", **ablation), 0, FLOAT32, OnlineTeacher("teacher", FLOAT32)
+        )
+        operations, recorder = counted(lambda: train(model, setup, tmp_path, Silent(), "x"))
+        costs = recorder.costs
+        assert costs.steps == 6 and costs.response_tokens == 2 * sum(len(e.positions) for e in setup.examples)
+        assert operations == pytest.approx(costs.steps * flops(architecture, costs.step()).total, rel=1e-9)
 
 
 class TestArchitecture:
