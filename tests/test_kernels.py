@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tokenuq_ml import kernels
+from tokenuq_ml import block_formulas, kernels
 from tokenuq_ml.kernels import Head, TeacherStates, Weights
 
 N, D, V = 13, 8, 31
@@ -259,6 +259,63 @@ def test_head_products_are_those_that_the_docstring_counts(case, products, monke
         "scores": lambda: kernels.token_scores(hidden.detach(), head, labels),
     }[case]
     assert head_products(monkeypatch, run) == pytest.approx(products)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"softcap": 3.0}, {"scale": 0.5}])
+@pytest.mark.parametrize("name", ["probability_gain", "top_entropy_gain"])
+def test_gains_are_factors_without_a_gradient_of_their_own(name, kwargs, monkeypatch):
+    """DFT and EAFT by plain PyTorch with detach(), and no head product more than cross-entropy has."""
+    head, hidden, labels, _ = make(**kwargs)
+    theirs = hidden.clone().requires_grad_()
+    logits = whole_logits(head, theirs)
+    ce = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    if name == "probability_gain":
+        factor = torch.exp(-ce)
+    else:
+        p = torch.softmax(torch.sort(logits, dim=1, descending=True).values[:, :20], -1)
+        factor = torch.distributions.Categorical(p).entropy() / 3
+    half = (torch.arange(N) % 2).double()
+    expected = (half * factor.detach() * ce).sum()
+    expected.backward()
+    ours, formula = hidden.clone().requires_grad_(), getattr(block_formulas, name)
+    weights = Weights(half, torch.zeros(N, dtype=torch.float64))
+    outs = []
+    run = lambda: outs.append(  # noqa: E731
+        kernels.training_loss(ours, head, labels, weights, gain=lambda z, loss, at: formula(z, loss))
+    )
+    assert head_products(monkeypatch, run) == pytest.approx(2 * int(half.sum()) / N)
+    outs[0].total.backward()
+    torch.testing.assert_close(outs[0].total, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outs[0].weights.mle_N, half * torch.where(half > 0, factor.detach(), 1.0))
+
+
+def test_a_gain_with_mean_embeddings_is_refused():
+    head, hidden, labels, teacher = make()
+    states = kernels.mean_embeddings(teacher, head).states(teacher)
+    with pytest.raises(ValueError, match="without a gain"):
+        kernels.training_loss(hidden, head, labels, some_of_each(), states, gain=lambda *_: 1.0)
+
+
+@pytest.mark.parametrize("divergence, form", [("jsd", "hidden"), ("forward_kl", "hidden"), ("forward_kl", "means")])
+def test_every_loss_is_given_where_it_is_asked_for(divergence, form, monkeypatch):
+    """A third each: trained, distilled, left alone, and only the last costs a product more."""
+    head, hidden, labels, teacher = make()
+    third = torch.arange(N) % 3
+    weights = Weights((third == 0).double(), (third == 1).double())
+    hidden_states = TeacherStates(teacher)
+    states = hidden_states if form == "hidden" else kernels.mean_embeddings(teacher, head).states(teacher)
+    expected = torch.nn.functional.cross_entropy(whole_logits(head, hidden), labels, reduction="none")
+    outs, products = [], []
+    for every in (True, False):
+        run = lambda every=every: outs.append(  # noqa: E731
+            kernels.training_loss(hidden, head, labels, weights, states, divergence, every_loss=every)
+        )
+        with monkeypatch.context() as patch:
+            products.append(head_products(patch, run))
+    torch.testing.assert_close(outs[0].loss_N, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(outs[0].total, outs[1].total, rtol=0, atol=1e-9)
+    assert products[0] - products[1] == pytest.approx(int((third == 2).sum()) / N)
 
 
 def test_distilling_without_a_teacher_is_refused():

@@ -59,6 +59,11 @@ def monte_carlo(logits: Callable[[int], Tensor], samples: int, label_R: Tensor) 
     return predictive_R, expected_R, bald_R, -log_mean_RV.gather(1, label_R[:, None])[:, 0]
 
 
+def label_loss(logits_RV: Tensor, label_R: Tensor) -> Tensor:
+    """`-log p(label)` alone."""
+    return torch.logsumexp(logits_RV, -1) - logits_RV.gather(1, label_R[:, None])[:, 0]
+
+
 def cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
     """`-log p(label)`; the gradient is `p - onehot(label)`."""
     logp_RV = torch.log_softmax(logits_RV, -1)
@@ -66,6 +71,22 @@ def cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
     grad_RV = logp_RV.exp_()
     grad_RV.scatter_add_(1, label_R[:, None], -torch.ones_like(grad_RV[:, :1]))
     return loss_R, grad_RV
+
+
+def probability_gain(logits_RV: Tensor, loss_R: Tensor) -> Tensor:
+    """The label's probability (dynamic fine-tuning, Wu et al. 2025, arXiv 2508.05629)."""
+    return torch.exp(-loss_R)
+
+
+TOP_ENTROPY_TOKENS, TOP_ENTROPY_SCALE = 20, 3.0
+"""Of EAFT; the entropy of 20 tokens is at most log 20, which is nearly 3."""
+
+
+def top_entropy_gain(logits_RV: Tensor, loss_R: Tensor) -> Tensor:
+    """Entropy among the 20 likeliest tokens, over 3 (entropy-adaptive fine-tuning, 2026, arXiv 2601.02151)."""
+    top_RK = logits_RV.topk(min(TOP_ENTROPY_TOKENS, logits_RV.shape[1]), sorted=False).values
+    logp_RK = torch.log_softmax(top_RK, -1)
+    return -(logp_RK.exp() * logp_RK).sum(1) / TOP_ENTROPY_SCALE
 
 
 def forward_kl(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:

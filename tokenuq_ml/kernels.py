@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenuq_ml import block_formulas
+from tokenuq_ml.head_gradients import Gradients, accumulation
 
 CHUNK_BYTES = 64 * 2**20
 """Budget for the logits of one matrix product, in the head's dtype: large enough to keep it busy."""
@@ -44,7 +45,7 @@ class Head:
 
     def finish(self, product_RV: Tensor) -> Tensor:
         """Logits from the product, in float32 (float64 for a float64 head); never the product itself."""
-        logits_RV = product_RV.to(_accumulation(product_RV), copy=True)
+        logits_RV = product_RV.to(accumulation(product_RV), copy=True)
         if self.bias_V is not None:
             logits_RV += self.bias_V
         if self.scale != 1.0:
@@ -64,10 +65,6 @@ class Head:
         """`grad_CD`, the gradient with respect to the hidden states, from that with respect to the product."""
         with torch.autocast(grad_CV.device.type, enabled=False):
             return grad_CV @ self.weight_VD
-
-
-def _accumulation(like: Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
 def _chunks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
@@ -109,7 +106,7 @@ def token_losses(hidden_ND: Tensor, head: Head, label_N: Tensor) -> Tensor:
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
         for block in _blocks(len(label_C), head):
             z_RV = head.finish(product_CV[block])
-            rows.append((torch.logsumexp(z_RV, -1) - z_RV.gather(1, label_C[block, None])[:, 0],))
+            rows.append((block_formulas.label_loss(z_RV, label_C[block]),))
     return _joined(rows, hidden_ND, (None,))[0]
 
 
@@ -209,7 +206,7 @@ class TrainingLoss(NamedTuple):
 
     total: Tensor
     loss_N: Tensor
-    """Cross-entropy: of every token where selection needed it, else of those with an `mle` weight."""
+    """Cross-entropy: of every token where selection or the caller asked for it, else of those with an `mle` weight."""
     divergence_N: Tensor
     weights: Weights
 
@@ -223,8 +220,10 @@ def training_loss(
     divergence: str = "forward_kl",
     temperature: float = 1.0,
     teacher_head: Head | None = None,
+    gain: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    every_loss: bool = False,
 ) -> TrainingLoss:
-    """`sum_n mle_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
+    """`sum_n mle_n * gain_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
 
     CE is at temperature 1; divergences are in `block_formulas.py`, in nats. The gradient is computed
     on the way forward: with respect to the hidden states, and to the head's weight and bias if they
@@ -242,16 +241,24 @@ def training_loss(
             no soft-capping and a frozen head (they belong to the head that made them).
         teacher_head: the head of the teacher's hidden states, where it is not `head`: a trainable head
             changes, its teacher's does not.
+        gain: `gain(logits_RV, loss_R, index_R)` gives factors of R tokens' cross-entropy that follow from its own
+            logits, with no gradient of their own and no further product; not with mean embeddings. The weights
+            that are returned include it. Default: 1.
+        every_loss: the cross-entropy of all tokens is wanted, for the record: 1 product more for those that are
+            not trained, none for the others.
     """
-    grads = _Gradients(hidden_ND, head)
+    grads = Gradients(hidden_ND, head)
     linear = teacher is not None and teacher.mean_ND is not None
-    if linear and (divergence != "forward_kl" or temperature != 1.0 or head.softcap is not None or grads.of_head):
+    odd = divergence != "forward_kl" or temperature != 1.0 or head.softcap is not None or grads.of_head
+    if linear and (odd or gain is not None):
         raise ValueError(
-            "mean embeddings give forward KL at temperature 1 of a frozen head without soft-capping, and nothing "
-            f"else (divergence {divergence}, temperature {temperature}, softcap {head.softcap})"
+            "mean embeddings give forward KL at temperature 1 of a frozen head without soft-capping, and cross-entropy "
+            f"without a gain, and nothing else (divergence {divergence}, temperature {temperature}, softcap "
+            f"{head.softcap})"
         )
+    known = callable(weights)
     with torch.no_grad():
-        loss_N = torch.zeros(len(label_N), dtype=_accumulation(hidden_ND), device=hidden_ND.device)
+        loss_N = torch.zeros(len(label_N), dtype=accumulation(hidden_ND), device=hidden_ND.device)
         divergence_N = torch.zeros_like(loss_N)
         if linear:
             weights = _from_means(grads, label_N, weights, teacher, loss_N, divergence_N)
@@ -259,73 +266,37 @@ def training_loss(
             if callable(weights):
                 loss_N.copy_(token_losses(hidden_ND.detach(), head, label_N))
                 weights = weights(loss_N)
-            _from_logits(
-                grads, weights.mle_N, loss_N, lambda z_RV, at_R: block_formulas.cross_entropy(z_RV, label_N[at_R])
-            )
+            gain_N = torch.ones_like(loss_N)
+
+            def cross_entropy(z_RV: Tensor, at_R: Tensor) -> tuple[Tensor, Tensor]:
+                loss_R, grad_RV = block_formulas.cross_entropy(z_RV, label_N[at_R])
+                if gain is not None:
+                    gain_N[at_R] = gain(z_RV, loss_R, at_R)
+                    grad_RV *= gain_N[at_R, None]
+                return loss_R, grad_RV
+
+            _from_logits(grads, weights.mle_N, loss_N, cross_entropy)
+
+            def distance(z_RV: Tensor, at_R: Tensor, teacher_RV: Tensor) -> tuple[Tensor, Tensor]:
+                if every_loss and not known:
+                    loss_N[at_R] = block_formulas.label_loss(z_RV, label_N[at_R])
+                return block_formulas.divergence(divergence, z_RV, teacher_RV, temperature)
+
             if teacher is not None:
-                _from_logits(
-                    grads,
-                    weights.distill_N,
-                    divergence_N,
-                    lambda z_RV, _, teacher_RV: block_formulas.divergence(divergence, z_RV, teacher_RV, temperature),
-                    teacher.hidden_ND,
-                    teacher_head or head,
-                )
+                _from_logits(grads, weights.distill_N, divergence_N, distance, teacher.hidden_ND, teacher_head or head)
             elif weights.distill_N.any():
                 raise ValueError("tokens are to be distilled, and there is no teacher")
+            if gain is not None:
+                weights = weights._replace(mle_N=weights.mle_N.to(loss_N.dtype) * gain_N)
+        if every_loss and not known:
+            untrained_M = ((weights.mle_N == 0) & (weights.distill_N == 0)).nonzero()[:, 0]
+            loss_N[untrained_M] = token_losses(hidden_ND.detach()[untrained_M], head, label_N[untrained_M])
         total = (weights.mle_N.to(loss_N.dtype) * loss_N + weights.distill_N.to(loss_N.dtype) * divergence_N).sum()
     return TrainingLoss(grads.attach(total), loss_N, divergence_N, weights)
 
 
-class _Gradients:
-    """Gradients with respect to the hidden states and, where it is trainable, to the head."""
-
-    def __init__(self, hidden_ND: Tensor, head: Head):
-        self.hidden_ND, self.head = hidden_ND, head
-        self.grad_ND = torch.zeros_like(hidden_ND)
-        leaves = (head.weight_VD, head.bias_V)
-        # In float32 whatever the head's dtype: chunks are summed.
-        self.grad_of_head = [
-            torch.zeros_like(leaf, dtype=_accumulation(leaf)) if leaf is not None and leaf.requires_grad else None
-            for leaf in leaves
-        ]
-
-    @property
-    def of_head(self) -> bool:
-        return any(grad is not None for grad in self.grad_of_head)
-
-    def add(self, index_C: Tensor, product_grad_CV: Tensor) -> None:
-        """Those of some rows, from the gradient with respect to their head product."""
-        self.grad_ND[index_C] += self.head.hidden_gradient(product_grad_CV).to(self.grad_ND.dtype)
-        grad_VD, grad_V = self.grad_of_head
-        if grad_VD is not None:
-            rows_CD = self.hidden_ND.detach()[index_C].to(product_grad_CV.dtype)
-            with torch.autocast(rows_CD.device.type, enabled=False):
-                grad_VD += product_grad_CV.T @ rows_CD
-        if grad_V is not None:
-            grad_V += product_grad_CV.sum(0, dtype=grad_V.dtype)
-
-    def attach(self, total: Tensor) -> Tensor:
-        """`total`, with these gradients behind it."""
-        grads = [self.grad_ND, *self.grad_of_head]
-        return _Attached.apply(total, grads, self.hidden_ND, self.head.weight_VD, self.head.bias_V)
-
-
-class _Attached(torch.autograd.Function):
-    """The identity of a scalar, whose gradient with respect to the inputs was computed before."""
-
-    @staticmethod
-    def forward(ctx, total, grads, *inputs):
-        ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)))
-        return total.clone()
-
-    @staticmethod
-    def backward(ctx, grad_total):
-        return None, None, *(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
-
-
 def _from_logits(
-    grads: _Gradients,
+    grads: Gradients,
     weight_N: Tensor,
     out_N: Tensor,
     function: Callable[..., tuple[Tensor, Tensor]],
@@ -354,7 +325,7 @@ def _from_logits(
 
 
 def _from_means(
-    grads: _Gradients,
+    grads: Gradients,
     label_N: Tensor,
     weights: Weights | Callable[[Tensor], Weights],
     teacher: TeacherStates,
@@ -386,11 +357,11 @@ def _from_means(
 
 def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     """Row by row, in float32 (float64 for float64)."""
-    return (a_ND.to(_accumulation(a_ND)) * b_ND).sum(1)
+    return (a_ND.to(accumulation(a_ND)) * b_ND).sum(1)
 
 
 def _joined(rows: list[tuple], like: Tensor, dtypes: tuple) -> list[Tensor]:
     """Concatenates columns of rows; N = 0 gives empty tensors of the right type."""
     if rows:
         return [torch.cat(column) for column in zip(*rows, strict=True)]
-    return [torch.empty(0, dtype=dtype or _accumulation(like), device=like.device) for dtype in dtypes]
+    return [torch.empty(0, dtype=dtype or accumulation(like), device=like.device) for dtype in dtypes]
