@@ -1,61 +1,85 @@
-"""Scoring and writing the table at 1x, 10x and 100x the data: rate and peak memory, each in a process of its own.
+"""Reading, scoring and writing the table at 1x, 10x and 100x the data: rate and peak memory, each in its own process.
 
-With the model's first two layers only, so that writing weighs as much as it can beside the forward pass.
+By the parts of the pipeline's own stage, from a stored dataset to a stored table. With the model's first two layers
+only, so that reading and writing weigh as much as they can beside the forward pass.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from benchmarks.common import Row, model_folder
+import polars as pl
+
+from benchmarks.common import Row, gsm_examples, model_folder
+from tokenuq_ml.tables import write_table
 
 UNIT = 40
+STAMP = {"spec_hash": "b", "code_version": "b"}
 
 _CHILD = """
-import json, sys, tempfile, time
-from dataclasses import replace
-import torch
-from benchmarks.common import gsm_examples, model_folder
-from tokenuq_ml.batching import shards
-from tokenuq_ml.entrypoints.measure import with_categories
+import json, sys, time
+from itertools import islice
+from benchmarks.common import model_folder
+from benchmarks.scaling import STAMP, UNIT
+from tokenuq_ml.batching import StoredExamples
+from tokenuq_ml.entrypoints.measure import stored_shards, with_categories
 from tokenuq_ml.entrypoints.runner import peak_memory_mib
 from tokenuq_ml.models import load_model, load_tokenizer
 from tokenuq_ml.tables import TableWriter
 from tokenuq_ml.token_losses import score_examples
-import polars as pl
-times, unit = int(sys.argv[1]), int(sys.argv[2])
+dataset, written = sys.argv[1:]
 model, numerics = load_model(model_folder())
 model.model.layers = model.model.layers[:2]
-tokenizer, seeds = load_tokenizer(model_folder()), gsm_examples(unit)
-score_examples(model, seeds, numerics)
-examples = [replace(e, example_id=f"{n:04d}/{e.example_id}") for n in range(times) for e in seeds]
-started = time.perf_counter()
-stamp = {"spec_hash": "b", "code_version": "b"}
-with tempfile.TemporaryDirectory() as folder, TableWriter("token_losses", folder, **stamp) as table:
-    for shard in shards(examples):
+tokenizer = load_tokenizer(model_folder())
+score_examples(model, list(islice(StoredExamples(dataset), UNIT)), numerics)
+started, tokens = time.perf_counter(), 0
+with TableWriter("token_losses", written, **STAMP) as table:
+    for shard in stored_shards(dataset, numerics):
         rows = score_examples(model, shard, numerics)
         rows = rows.with_columns(base_loss="loss", base_entropy="entropy")
         table.append(with_categories(rows, tokenizer))
-seconds = time.perf_counter() - started
-tokens = sum(len(e.input_ids) for e in examples)
-print(json.dumps({"rate": tokens / seconds, "mib": peak_memory_mib()}))
+        tokens += sum(len(e.input_ids) for e in shard)
+print(json.dumps({"rate": tokens / (time.perf_counter() - started), "mib": peak_memory_mib()}))
 """
 
 
-def measure(times: int) -> dict[str, float]:
+def store(times: int, folder: Path) -> None:
+    """A `tokenized_dataset` of the same texts so many times."""
+    examples = gsm_examples(UNIT)
+    rows = [
+        {
+            "example_id": f"{n:04d}/{example.example_id}",
+            "dataset": example.dataset,
+            "split": example.split,
+            "input_ids": example.input_ids,
+            "response_mask": example.response_mask,
+        }
+        for n in range(times)
+        for example in examples
+    ]
+    write_table(pl.DataFrame(rows), "tokenized_dataset", folder, **STAMP)
+
+
+def measure(dataset: Path) -> dict[str, float]:
     """Tokens per second and the process's peak memory."""
-    command = [sys.executable, "-c", _CHILD, str(times), str(UNIT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as written:
+        command = [sys.executable, "-c", _CHILD, str(dataset), written]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(repeats: int) -> list[Row]:
     model_folder()
     found: dict[int, list[dict]] = {1: [], 10: [], 100: []}
-    # The long run stands between short ones, so that a machine that slows down does so for all.
-    for times in (1, 10, 1, 100, 10, 1):
-        found[times].append(measure(times))
-        print(f"  {times}x: {found[times][-1]}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for times in found:
+            store(times, Path(folder, str(times)))
+        # The long run stands between short ones, so that a machine that slows down does so for all.
+        for times in (1, 10, 1, 100, 10, 1):
+            found[times].append(measure(Path(folder, str(times))))
+            print(f"  {times}x: {found[times][-1]}", flush=True)
     mean = lambda times, key: sum(one[key] for one in found[times]) / len(found[times])  # noqa: E731
     rows = []
     for key, name, form, low, high in (

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tokenuq_ml import objectives, registry, selection
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.quantiles import count_selected
-from tokenuq_ml.selection import extreme_quantile, select
+from tokenuq_ml.selection import Tokens, extreme_quantile, join, select
 from tokenuq_ml.specs import AblationSpec, SelectSpec
 
 
@@ -43,8 +44,53 @@ def test_registry_names_what_is_implemented():
     assert set(objectives.OBJECTIVES) == set(registry.OBJECTIVES)
 
 
+def tokens(count, **kwargs):
+    return Tokens(torch.rand(count), torch.arange(count) // 3, **kwargs)
+
+
 def test_all_selects_everything():
-    assert select(SelectSpec(by="all"), torch.randn(5)).all()
+    assert select(SelectSpec(by="all"), tokens(5)).all()
+
+
+def test_joined_micro_batches_count_their_examples_on():
+    parts = [tokens(5, columns={"bald": torch.ones(5)}), tokens(4, columns={"bald": torch.zeros(4)})]
+    joined = join(parts)
+    assert joined.example_N.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3]
+    assert joined.column("bald").tolist() == [1] * 5 + [0] * 4
+    named = join([tokens(3, example_ids=("a", "b")), tokens(3, example_ids=("c",))])
+    assert named.example_N.tolist() == [0, 0, 0, 2, 2, 2] and named.example_ids == ("a", "b", "c")
+
+
+def test_documents_go_by_their_mean_score_and_whole():
+    spec = SelectSpec(by="loss", quantile=0.5, unit="document")
+    one = Tokens(torch.tensor([9.0, 0.0, 0.0, 4.0, 4.0, 1.0]), torch.tensor([0, 0, 0, 1, 1, 2]))
+    assert select(spec, one).tolist() == [True, True, True, True, True, False]
+    assert select(spec.model_copy(update={"keep": "bottom", "quantile": 0.3}), one).tolist() == [False] * 5 + [True]
+
+
+def test_random_draws_depend_on_what_they_say_they_do():
+    fresh, fixed = SelectSpec(by="random", quantile=0.5), SelectSpec(by="fixed_random", quantile=0.5)
+    at = lambda step, seed=0, names=("a", "b", "c", "d"): tokens(12, example_ids=names, step=step, seed=seed)  # noqa: E731
+    assert torch.equal(select(fresh, at(1)), select(fresh, at(1)))
+    assert not torch.equal(select(fresh, at(1)), select(fresh, at(2)))
+    assert torch.equal(select(fixed, at(1)), select(fixed, at(2)))
+    assert not torch.equal(select(fixed, at(1)), select(fixed, at(1, seed=1)))
+    scores = selection.fixed_random(at(1))
+    # An example's draws are its own, wherever it stands in a batch.
+    assert torch.equal(selection.fixed_random(at(1, names=("c", "d", "a", "b")))[:3], scores[6:9])
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"by": "bald"}, "column 'bald' of the table token_uncertainty"),
+        ({"by": "fixed_random"}, "override `example_ids`"),
+        ({"by": "loss", "keep": "above", "threshold": "teacher_mean"}, "override `teacher_mean`"),
+    ],
+)
+def test_what_a_trainer_does_not_give_is_named(spec, said):
+    with pytest.raises(InputError, match=said):
+        select(SelectSpec(**spec), tokens(5))
 
 
 def test_weights_follow_the_sentence():

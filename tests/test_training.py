@@ -15,8 +15,9 @@ from tokenuq_ml.quantiles import count_selected
 from tokenuq_ml.specs import AblationSpec, TrainSpec
 from tokenuq_ml.tables import TABLES, write_table
 from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher, TeacherCache
+from tokenuq_ml.token_columns import TokenColumns
 from tokenuq_ml.token_losses import score_examples
-from tokenuq_ml.training import TrainingSetup, static_selection, train
+from tokenuq_ml.training import TrainingSetup, train
 from tokenuq_ml.training_records import MARKER, latest_checkpoint
 
 MLE = AblationSpec(name="mle", select="all")
@@ -254,7 +255,7 @@ def test_dataset_scope_selects_over_the_whole_table(tmp_path):
     rows = examples(11)
     table = score_examples(tiny_model(), rows, FLOAT32)
     s = setup(ablation)
-    s.static_selection = static_selection(table, ablation, rows)
+    s.columns = TokenColumns(ablation.columns_read, {"token_losses": table}, rows)
     recorder = train(tiny_peft(trained=False), s, tmp_path, Silent(), "x")
     chosen = recorder.selections().filter(pl.col("step") <= 3).filter("selected").select("example_id", "position")
     k = count_selected(0.25, len(table))

@@ -6,31 +6,32 @@ some tokenizers share with the end of turn.
 Shapes: B sequences, T positions, N response tokens of a batch.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
+import numpy as np
 import torch
 from torch import Tensor
 
-from tokenuq_ml.tables import ROW_GROUP_ROWS, read_table
+from tokenuq_ml.tables import stream_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenizedExample:
-    """One row of `tokenized_dataset`."""
+    """One row of `tokenized_dataset`; read from one, it holds arrays, a seventh of what lists take."""
 
     example_id: str
     dataset: str
     split: str
-    input_ids: list[int]
-    response_mask: list[bool]
+    input_ids: Sequence[int]
+    response_mask: Sequence[bool]
 
     @property
     def positions(self) -> list[int]:
         """Positions of the response tokens, in order; nothing predicts a sequence's first token."""
-        return [position for position, response in enumerate(self.response_mask) if response and position]
+        return [position for position in np.flatnonzero(self.response_mask).tolist() if position]
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,47 @@ class Batch:
         return self.input_ids_BT[:, 1:][self.response_BT[:, 1:]]
 
     @property
+    def example_N(self) -> Tensor:
+        """int64: which of the examples each of the N tokens belongs to."""
+        lengths = torch.tensor([len(example.positions) for example in self.examples], dtype=torch.long)
+        return torch.repeat_interleave(torch.arange(len(self.examples)), lengths)
+
+    @property
     def keys(self) -> list[tuple[str, int]]:
         """(example_id, position) of each of the N tokens."""
         return [(example.example_id, position) for example in self.examples for position in example.positions]
 
 
+class StoredExamples:
+    """The rows of a `tokenized_dataset` partition, of all or some splits, in the order of ids.
+
+    Read anew on each pass, some at a time: memory does not grow with the data.
+    """
+
+    _COLUMNS = ["example_id", "dataset", "split", "input_ids", "response_mask"]
+
+    def __init__(self, folder: str | Path, splits: Sequence[str] | None = None):
+        self.folder, self.splits = Path(folder), splits
+
+    def __iter__(self) -> Iterator[TokenizedExample]:
+        for rows in stream_table(self.folder, self._COLUMNS):
+            names = zip(*(rows.column(name).to_pylist() for name in self._COLUMNS[:3]), strict=True)
+            lists = [_arrays(rows.column(name)) for name in self._COLUMNS[3:]]
+            for (example_id, dataset, split), ids, mask in zip(names, *lists, strict=True):
+                if self.splits is None or split in self.splits:
+                    # Copies, since a view would keep all rows that were read with it.
+                    yield TokenizedExample(example_id, sys.intern(dataset), sys.intern(split), ids.copy(), mask.copy())
+
+
+def _arrays(lists) -> list[np.ndarray]:
+    """Views of each row of an Arrow list column."""
+    ends = lists.offsets.to_numpy()
+    return np.split(lists.values.to_numpy(zero_copy_only=False)[ends[0] : ends[-1]], ends[1:-1] - ends[0])
+
+
 def read_examples(folder: str | Path, splits: Sequence[str] | None = None) -> list[TokenizedExample]:
-    """The rows of a `tokenized_dataset` partition, of all or some splits, sorted by example_id."""
-    frame = read_table(folder)
-    if splits is not None:
-        frame = frame.filter(pl.col("split").is_in(list(splits)))
-    return [
-        TokenizedExample(*row)
-        for row in frame.select("example_id", "dataset", "split", "input_ids", "response_mask").iter_rows()
-    ]
+    """All of `StoredExamples` at once, for training: it takes them in any order."""
+    return list(StoredExamples(folder, splits))
 
 
 def collate(examples: list[TokenizedExample]) -> Batch:
@@ -108,21 +136,22 @@ def pack(examples: list[TokenizedExample]) -> Batch:
     """All examples in one row, without padding, for models of which `models.packing_is_exact` holds."""
     if not examples:
         return collate(examples)
-    ids = [token for example in examples for token in example.input_ids]
+    ids = np.concatenate([example.input_ids for example in examples])
+    response = np.concatenate([example.response_mask for example in examples])
+    positions = np.concatenate([np.arange(len(example.input_ids)) for example in examples])
     # A sequence's first token is predicted by none, and least of all by the sequence before it.
-    response = [flag and position > 0 for example in examples for position, flag in enumerate(example.response_mask)]
-    positions = [position for example in examples for position in range(len(example.input_ids))]
-    return Batch(examples, torch.tensor([ids]), torch.tensor([response]), torch.tensor([positions]))
+    response = response & (positions > 0)
+    return Batch(examples, *(torch.from_numpy(part)[None] for part in (ids.astype(np.int64), response, positions)))
 
 
-def shards(examples: list[TokenizedExample], tokens: int = ROW_GROUP_ROWS) -> Iterator[list[TokenizedExample]]:
-    """Runs of examples in the order of ids, with about `tokens` response tokens each.
+def shards(examples: Iterable[TokenizedExample], tokens: int) -> Iterator[list[TokenizedExample]]:
+    """Runs of examples, which come in the order of ids, with about `tokens` response tokens each.
 
     What is worked on and written at a time: memory does not grow with the data, and rows come out in the
     order of the tables, while batches inside a shard are still of like length.
     """
     shard, rows = [], 0
-    for example in sorted(examples, key=lambda example: example.example_id):
+    for example in examples:
         shard.append(example)
         rows += len(example.positions)
         if rows >= tokens:

@@ -13,19 +13,20 @@ from pydantic import BaseModel, ConfigDict
 
 from tokenuq_ml.config import Config
 from tokenuq_ml.specs import AblationSpec, StudySpec, spec_hash
+from tokenuq_ml.user_code import source_hash
 
 # A stage's revision is raised by hand when its code changes what it computes.
 REVISIONS = {
     "models": 1,
     "datasets": 1,
     "tokenized_dataset": 1,
-    "baseline_teacher": 2,
-    "token_losses": 3,
-    "teacher_hidden": 3,
-    "token_uncertainty": 3,
+    "baseline_teacher": 3,
+    "token_losses": 4,
+    "teacher_hidden": 4,
+    "token_uncertainty": 4,
     "reference_evaluation": 4,
     "uncertainty_analysis": 1,
-    "student": 2,
+    "student": 3,
     "curriculum": 3,
     "evaluation": 4,
     "ablation_report": 2,
@@ -49,8 +50,10 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         return {"model": study.model, "dataset": study.dataset, "ood": list(study.ood), "max_length": study.max_length}
     if stage == "baseline_teacher":
         return {**numerics, "train": study.train.fields(), "seed": study.teacher_seed}
-    if stage in ("token_losses", "teacher_hidden"):
+    if stage == "token_losses":
         return {**numerics}
+    if stage == "teacher_hidden":
+        return {**numerics, "teacher_cache_gigabytes": study.teacher_cache_gigabytes}
     if stage == "token_uncertainty":
         return {**numerics, "uncertainty": study.uncertainty.fields()}
     if stage == "reference_evaluation":
@@ -74,6 +77,8 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
             **numerics,
             "train": study.train.fields(),
             "ablation": ablation.fields(),
+            # A user's own functions are part of the objective.
+            "functions": {name: source_hash(name) for name in ablation.functions},
             "teacher_states": study.teacher_states,
             "fractions": list(study.curriculum.fractions),
         }

@@ -8,6 +8,7 @@ This file does not know what the numbers mean or who computes them.
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from tokenuq_ml.content import ContentHash
 
 ROW_GROUP_ROWS = 128 * 1024
+_READ_BYTES = 2**20
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -111,6 +113,7 @@ TABLES = {
             "learning_rate": (pa.float32(), "learning rate of the step"),
             "grad_norm": (pa.float32(), "gradient norm before clipping"),
             "tokens": (pa.int32(), "response tokens of the optimiser batch"),
+            "lora_rank": (pa.int32(), "the adapter's active rank"),
         },
         keys=("step",),
         partitions=("study", "ablation"),
@@ -124,7 +127,7 @@ TABLES = {
             "position": _TOKEN_KEYS["position"],
             "loss": (pa.float32(), "the student's cross-entropy at that step, nats"),
             "selected": (pa.bool_(), "whether the selector took it"),
-            "objective": (pa.string(), "mle, distill or none"),
+            "objective": (pa.string(), "mle, dft, eaft, distill, none, or module:function"),
         },
         keys=("step", "example_id", "position"),
         partitions=("study", "ablation"),
@@ -322,6 +325,13 @@ def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
 def read_table(folder: str | Path) -> pl.DataFrame:
     """One partition as a DataFrame, without its partition columns."""
     return pl.read_parquet(Path(folder) / "part-*.parquet", hive_partitioning=False)
+
+
+def stream_table(folder: str | Path, columns: list[str], rows: int = 256) -> Iterator[pa.RecordBatch]:
+    """Some columns of one partition in the order of the file, `rows` at a time: memory does not grow with the data."""
+    # With a buffer, else the whole column of a row group is read at once.
+    with pq.ParquetFile(Path(folder, "part-0.parquet"), buffer_size=_READ_BYTES) as file:
+        yield from file.iter_batches(rows, columns=columns, use_threads=False)
 
 
 def scan(table: str, home: str | Path, **partitions: str) -> pl.LazyFrame:

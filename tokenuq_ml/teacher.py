@@ -7,12 +7,13 @@ Shapes: N response tokens of a batch (or of the cache), D hidden size.
 """
 
 import json
+import math
 import os
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-import numpy as np
 import polars as pl
 import torch
 from peft import PeftModel
@@ -26,7 +27,7 @@ from tokenuq_ml.kernels import Head, TeacherStates, mean_embeddings
 from tokenuq_ml.models import Numerics, head_of, hidden_states, use_adapter
 from tokenuq_ml.specs import DistillSpec
 
-HIDDEN_FILE, INDEX_FILE = "hidden.safetensors", "index.parquet"
+HIDDEN_FILE, INDEX_FILE, ONLINE_FILE = "hidden.safetensors", "index.parquet", "online.json"
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
@@ -111,11 +112,44 @@ class CachedTeacher:
         )
 
 
+def cache_bytes(tokens: int, head: Head) -> int:
+    """What `TeacherCache` takes on disk for that many response tokens, its header and index aside."""
+    return sum(_bytes(*tensor) for tensor in _cached_tensors(tokens, head).values())
+
+
+def go_online(folder: str | Path, needed: int, budget: int) -> str:
+    """Leaves in place of a cache why there is none, and returns it. Both sizes in bytes."""
+    needed_gb, budget_gb = f"{needed / 1e9:.3g} GB", f"{budget / 1e9:.3g} GB"
+    why = f"{needed_gb} is above the budget of {budget_gb}"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, ONLINE_FILE).write_text(json.dumps({"bytes": needed, "budget_bytes": budget, "why": why}))
+    return why
+
+
+def why_online(folder: str | Path) -> str | None:
+    """Why the folder holds no cache, so that students run the teacher; None where it holds one."""
+    path = Path(folder, ONLINE_FILE)
+    return json.loads(path.read_text())["why"] if path.exists() else None
+
+
+def _cached_tensors(tokens: int, head: Head) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of each, the widest type first, which keeps every tensor aligned."""
+    size = head.weight_VD.shape[1]
+    hidden = {"hidden_ND": (torch.bfloat16, (tokens, size))}
+    if head.softcap is not None:
+        return hidden
+    return {"offset_N": (torch.float32, (tokens,)), "mean_ND": (head.weight_VD.dtype, (tokens, size)), **hidden}
+
+
+def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(shape)
+
+
 class TeacherCache:
     """Writes the cache example by example, in any order, straight to its place in the file.
 
     `hidden_ND` is bfloat16; `mean_ND` (in the head's dtype) and `offset_N` (float32) are there unless the head
-    soft-caps its logits. Rows follow the order of example ids, then position. Memory does not grow with N.
+    soft-caps its logits. Rows follow the order of example ids, then position. Of what is put, nothing stays in memory.
     Used as a context: the file takes its name once it is whole, and not at all after an error.
 
     Raises:
@@ -125,7 +159,7 @@ class TeacherCache:
     def __init__(
         self,
         folder: str | Path,
-        examples: list[TokenizedExample],
+        examples: Iterable[TokenizedExample],
         head: Head,
         *,
         dataset_digest: str,
@@ -133,70 +167,64 @@ class TeacherCache:
     ):
         self.folder, self.head = Path(folder), head
         self.folder.mkdir(parents=True, exist_ok=True)
-        ordered = sorted(examples, key=lambda example: example.example_id)
-        lengths = [len(example.positions) for example in ordered]
-        firsts = [0, *accumulate(lengths)]
-        self.tokens, self._missing = firsts[-1], {example.example_id for example in ordered}
-        self._first = {example.example_id: first for example, first in zip(ordered, firsts, strict=False)}
-        self._index = pl.DataFrame({"example_id": list(self._first), "first_row": firsts[:-1], "tokens": lengths})
-        size = head.weight_VD.shape[1]
-        shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"hidden_ND": (torch.bfloat16, (self.tokens, size))}
-        if head.softcap is None:
-            # Widest type first, which keeps every tensor aligned.
-            shapes = {
-                "offset_N": (torch.float32, (self.tokens,)),
-                "mean_ND": (head.weight_VD.dtype, (self.tokens, size)),
-                **shapes,
-            }
+        lengths = dict(sorted((example.example_id, len(example.positions)) for example in examples))
+        firsts = [0, *accumulate(lengths.values())]
+        self.tokens, self._missing = firsts[-1], set(lengths)
+        self._first = dict(zip(lengths, firsts, strict=False))
+        self._index = pl.DataFrame(
+            {"example_id": list(lengths), "first_row": firsts[:-1], "tokens": list(lengths.values())}
+        )
         self._temporary = self.folder / f".{HIDDEN_FILE}.writing"
         metadata = {"dataset": dataset_digest, "teacher": teacher_digest}
-        self._tensors = _mapped_safetensors(self._temporary, shapes, metadata)
+        self._file, self._start = _new_safetensors(self._temporary, _cached_tensors(self.tokens, head), metadata)
 
     def put(self, example_id: str, hidden_ND: Tensor) -> None:
         """The teacher's states of one example's response tokens, in order of position."""
-        rows = slice(self._first[example_id], self._first[example_id] + len(hidden_ND))
-        self._tensors["hidden_ND"][rows] = hidden_ND.to("cpu", torch.bfloat16)
-        if "mean_ND" in self._tensors:
+        self._write("hidden_ND", example_id, hidden_ND.bfloat16())
+        if "mean_ND" in self._start:
             states = mean_embeddings(hidden_ND, self.head).states(hidden_ND)
-            self._tensors["mean_ND"][rows] = states.mean_ND.cpu()
-            self._tensors["offset_N"][rows] = states.offset_N.float().cpu()
+            self._write("mean_ND", example_id, states.mean_ND)
+            self._write("offset_N", example_id, states.offset_N.float())
         self._missing.discard(example_id)
+
+    def _write(self, name: str, example_id: str, rows: Tensor) -> None:
+        # Not through a memory map: what was written that way counts as memory of the process.
+        data = rows.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        a_row = rows[:1].numel() * rows.element_size()
+        self._file.seek(self._start[name] + self._first[example_id] * a_row)
+        self._file.write(data)
 
     def __enter__(self) -> "TeacherCache":
         return self
 
     def __exit__(self, kind, *_) -> None:
-        del self._tensors
-        if kind is not None:
+        try:
+            with self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            if kind is not None:
+                return
+            if self._missing:
+                raise ValueError(f"no states of {len(self._missing)} examples, e.g. {min(self._missing)}")
+            self._index.write_parquet(self.folder / INDEX_FILE)
+            os.replace(self._temporary, self.folder / HIDDEN_FILE)
+        finally:
             self._temporary.unlink(missing_ok=True)
-            return
-        if self._missing:
-            raise ValueError(f"no states of {len(self._missing)} examples, e.g. {min(self._missing)}")
-        with open(self._temporary, "rb") as file:
-            os.fsync(file.fileno())
-        self._index.write_parquet(self.folder / INDEX_FILE)
-        os.replace(self._temporary, self.folder / HIDDEN_FILE)
 
 
-def _mapped_safetensors(path: Path, shapes: dict, metadata: dict[str, str]) -> dict[str, Tensor]:
-    """A safetensors file of its final size, whose tensors are memory-mapped for writing.
+def _new_safetensors(path: Path, tensors: dict, metadata: dict[str, str]) -> tuple[BinaryIO, dict[str, int]]:
+    """A safetensors file of its final size, open for writing, and where each tensor of it starts.
 
     The library's own writer wants every tensor in memory at once.
     """
     header, end = {"__metadata__": metadata}, 0
-    for name, (dtype, shape) in shapes.items():
-        begin, end = end, end + int(np.prod(shape)) * dtype.itemsize
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + _bytes(dtype, shape)
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(start + end)
-    data = torch.from_file(str(path), shared=True, size=start + end, dtype=torch.uint8)
-    return {
-        name: data[start + begin : start + stop].view(dtype).view(shape)
-        for (name, (dtype, shape)), (begin, stop) in zip(
-            shapes.items(), (header[name]["data_offsets"] for name in shapes), strict=True
-        )
-    }
+    file = open(path, "wb")
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(start + end)
+    return file, {name: start + header[name]["data_offsets"][0] for name in tensors}

@@ -6,7 +6,6 @@ stay the Trainer's. Knows formulas only by name (`selection.py`, `objectives.py`
 Shapes: B sequences, T positions, N response tokens of a micro-batch, D hidden size.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +18,9 @@ from torch import Tensor
 from tokenuq_ml import kernels
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models import forward_to_tokens
-from tokenuq_ml.objectives import distillation, token_weights
-from tokenuq_ml.selection import select
+from tokenuq_ml.objectives import distillation, has_gain, needs_losses, token_gain, token_weights
+from tokenuq_ml.phase_clock import PhaseClock
+from tokenuq_ml.selection import Tokens, join, select
 from tokenuq_ml.specs import AblationSpec
 from tokenuq_ml.teacher import OnlineTeacher, TeacherSource
 
@@ -44,16 +44,23 @@ class LabelledInputs:
     def label_N(self) -> Tensor:
         return self.labels_BT[:, 1:][self._response_BT]
 
+    @property
+    def example_N(self) -> Tensor:
+        """int64: the row of each token."""
+        return self._response_BT.nonzero()[:, 0]
+
     def predicting(self, hidden_BTD: Tensor) -> Tensor:
         """`hidden_ND`: the states from which the response tokens are predicted."""
         return hidden_BTD[:, :-1][self._response_BT]
 
 
-class Selected(NamedTuple):
-    """What the selection pass found of a micro-batch."""
+class Decided(NamedTuple):
+    """What was decided of a micro-batch together with the others of its optimiser batch."""
 
-    loss_N: Tensor
+    loss_N: Tensor | None
+    """None where no pass was needed for it."""
     mask_N: Tensor
+    weights: kernels.Weights
 
 
 class TokenObjective:
@@ -87,21 +94,42 @@ class TokenObjective:
                 "pass teacher=SeparateTeacher(model)"
             )
         self.teacher = teacher or OnlineTeacher(None)
-        self.selection_seconds = 0.0
-        """Time spent in loss passes that only select: 0 with one micro-batch on one rank."""
+        self.clock = PhaseClock(self.args.device)
+        """Seconds by phase: forward, head, backward, teacher, selection, other."""
+        self.selection_passes = 0
+        """Forward passes that only select: none with one micro-batch on one rank."""
         self._micro_batches: list = []
-        self._selected: list[Selected] = []
+        self._decided: list[Decided] = []
         self._next = 0
+
+    @property
+    def selection_seconds(self) -> float:
+        """Spent on what only selects: 0 with one micro-batch on one rank."""
+        return self.clock.seconds().get("selection", 0.0)
 
     # What a subclass may replace.
 
     def token_batch(self, inputs: dict[str, Any]):
-        """The micro-batch with `model_inputs`, `tokens`, `label_N` and `predicting(hidden_BTD)`."""
+        """The micro-batch with `model_inputs`, `tokens`, `label_N`, `example_N` and `predicting(hidden_BTD)`."""
         return LabelledInputs(inputs)
 
+    def token_columns(self, batch) -> dict[str, Tensor]:
+        """`[N]` each, by the names of `registry.COLUMNS`: what the ablation reads of the teacher's tables."""
+        return {}
+
+    def example_ids(self, batch) -> tuple[str, ...]:
+        """Ids of the micro-batch's examples, where they have any."""
+        return ()
+
+    teacher_mean = float("nan")
+    """Mean of the teacher's loss over the train split, nats, for thresholds that go by it."""
+
     def static_mask(self, batch) -> Tensor | None:
-        """`mask_N` where the selection does not follow from the student's losses."""
+        """`mask_N` where the selection was decided before training."""
         return None
+
+    records_losses = False
+    """Whether `record` wants the loss of every token, those that are not trained included."""
 
     def record(self, batch, selected_N: Tensor, out: kernels.TrainingLoss, tokens_of_step: int) -> None:
         """Called once a micro-batch, with what was computed."""
@@ -110,61 +138,101 @@ class TokenObjective:
 
     def train(self, *args, **kwargs):
         with forward_to_tokens(self.model):
-            return super().train(*args, **kwargs)
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                self.clock.stop()
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of an optimiser step, and its number of response tokens over all ranks."""
+        self.clock.start()
         samples = [inputs for _, inputs in zip(range(num_batches), epoch_iterator, strict=False)]
         samples = [self._prepare_inputs(inputs) for inputs in samples]
         self._micro_batches = [self.token_batch(inputs) for inputs in samples]
-        self._selected, self._next = [], 0
+        self._decided, self._next = [], 0
         tokens = torch.tensor(sum(batch.tokens for batch in self._micro_batches), device=device)
         # A step without any response token has the loss 0, not 0 / 0.
         return samples, self.accelerator.gather(tokens).sum().clamp(min=1)
 
+    def training_step(self, *args, **kwargs):
+        # What is not the forward pass, which has phases of its own.
+        with self.clock.phase("backward"):
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._selects_by_student and not self._selected and self._shares_the_quantile:
-            self._select_over_optimiser_batch(model)
+        if self._decides_together and not self._decided:
+            with self.clock.phase("selection"):
+                self._decide(model)
         index, self._next = self._next, self._next + 1
         batch = self._micro_batches[index]
-        loss = model(**batch.model_inputs, token_function=partial(self._objective, index, num_items_in_batch))
+        with self.clock.phase("forward"):
+            loss = model(**batch.model_inputs, token_function=partial(self._objective, index, num_items_in_batch))
         # DDP averages gradients over ranks; the division is by the tokens of all of them.
         return loss * self.accelerator.num_processes
 
     @property
-    def _selects_by_student(self) -> bool:
-        return self.ablation.select.by != "all" and self.static_mask(self._micro_batches[0]) is None
+    def _decides_together(self) -> bool:
+        """Whether the optimiser batch is more than this micro-batch, and a token's treatment depends on all of it."""
+        if len(self._micro_batches) == 1 and self.accelerator.num_processes == 1:
+            return False
+        selects = self.ablation.select.by != "all" and self.static_mask(self._micro_batches[0]) is None
+        return selects or bool(self.ablation.functions)
 
-    @property
-    def _shares_the_quantile(self) -> bool:
-        """Whether the optimiser batch is more than this micro-batch."""
-        return len(self._micro_batches) > 1 or self.accelerator.num_processes > 1
+    def _tokens(self, batch, loss_N: Tensor) -> Tokens:
+        device = loss_N.device
+        return Tokens(
+            loss_N,
+            batch.example_N.to(device),
+            tuple(self.example_ids(batch)),
+            {name: column_N.to(device) for name, column_N in self.token_columns(batch).items()},
+            self.teacher_mean,
+            self.state.global_step + 1,
+            self.state.max_steps,
+            self.ablation.seed,
+        )
+
+    def _select(self, batch, tokens: Tokens) -> Tensor:
+        static = self.static_mask(batch)
+        return select(self.ablation.select, tokens) if static is None else static.to(tokens.loss_N.device)
 
     @torch.no_grad()
-    def _select_over_optimiser_batch(self, model) -> None:
-        """The selection over all micro-batches and ranks, by a loss pass that leaves the generators as they were.
+    def _decide(self, model) -> None:
+        """Selection and weights over all micro-batches and ranks; a loss pass, where losses are needed for it,
+        leaves the generators as they were.
 
         Run at the first micro-batch rather than where batches are fetched, because on
         resumption Trainer restores the generators in between.
         """
-        started = time.monotonic()
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
-            losses = [
-                model(**batch.model_inputs, token_function=partial(_losses, batch)) for batch in self._micro_batches
-            ]
-        ranks = [torch.cat(losses).cpu()]
+        batches = self._micro_batches
+        if needs_losses(self.ablation):
+            devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+            with torch.random.fork_rng(devices=devices):
+                losses = [model(**batch.model_inputs, token_function=partial(_losses, batch)) for batch in batches]
+            self.selection_passes += len(batches)
+        else:
+            losses = [torch.zeros(batch.tokens) for batch in batches]
+        parts = [self._tokens(batch, loss_N.cpu()) for batch, loss_N in zip(batches, losses, strict=True)]
+        before, everyone = 0, parts
         if self.accelerator.num_processes > 1:
-            ranks = gather_object(ranks)
-        before = sum(len(loss_N) for loss_N in ranks[: self.accelerator.process_index])
-        own = sum(len(loss_N) for loss_N in losses)
-        mask = select(self.ablation.select, torch.cat(ranks))[before : before + own].to(losses[0].device)
-        self._selected = [
-            Selected(*both) for both in zip(losses, mask.split([len(loss_N) for loss_N in losses]), strict=True)
-        ]
-        self.selection_seconds += time.monotonic() - started
+            ranks = gather_object([join(parts)])
+            before = sum(len(part.loss_N) for part in ranks[: self.accelerator.process_index])
+            everyone = ranks
+        tokens = join(everyone)
+        masks = [self.static_mask(batch) for batch in batches]
+        if masks[0] is None:
+            mask_N = select(self.ablation.select, tokens)
+        else:
+            own = [torch.cat(masks)]
+            mask_N = torch.cat(gather_object(own) if self.accelerator.num_processes > 1 else own)
+        weights = token_weights(self.ablation, mask_N, tokens)
+        for loss_N in losses:
+            rows = slice(before, before := before + len(loss_N))
+            own = (column_N[rows].to(self.args.device) for column_N in (mask_N, *weights))
+            mask, *weighed = own
+            known = loss_N if needs_losses(self.ablation) else None
+            self._decided.append(Decided(known, mask, kernels.Weights(*weighed)))
 
     def _objective(self, index: int, tokens_of_step: Tensor, hidden_BTD: Tensor, head: kernels.Head) -> Tensor:
         """The micro-batch's share of the optimiser batch's loss; runs inside the wrapped model's forward."""
@@ -172,29 +240,35 @@ class TokenObjective:
         choice: dict[str, Tensor] = {}
 
         def weigh(loss_N: Tensor) -> kernels.Weights:
-            static = self.static_mask(batch)
-            choice["mask"] = select(self.ablation.select, loss_N) if static is None else static.to(loss_N.device)
-            return token_weights(self.ablation, choice["mask"])
+            tokens = self._tokens(batch, loss_N)
+            choice["mask"] = self._select(batch, tokens)
+            return token_weights(self.ablation, choice["mask"], tokens)
 
         weights: kernels.Weights | Callable[[Tensor], kernels.Weights] = weigh
-        if self._selected:
-            choice["mask"] = self._selected[index].mask_N
-            weights = token_weights(self.ablation, choice["mask"])
-        elif self.ablation.select.by == "all" and self.ablation.selected.kind == "mle":
-            # Every loss is known from the training pass itself.
+        decided = self._decided[index] if self._decided else None
+        if decided is not None:
+            choice["mask"], weights = decided.mask_N, decided.weights
+        elif not needs_losses(self.ablation):
             weights = weigh(torch.zeros(batch.tokens, device=hidden_BTD.device))
-        out = kernels.training_loss(
-            batch.predicting(hidden_BTD),
-            head,
-            batch.label_N,
-            weights,
-            self.teacher.states(self.model, batch) if distil else None,
-            distil.divergence if distil else "forward_kl",
-            distil.temperature if distil else 1.0,
-            getattr(self.teacher, "head", None),
-        )
-        if self._selected:
-            out = out._replace(loss_N=self._selected[index].loss_N)
+        teacher = None
+        if distil:
+            with self.clock.phase("teacher"):
+                teacher = self.teacher.states(self.model, batch)
+        with self.clock.phase("head"):
+            out = kernels.training_loss(
+                batch.predicting(hidden_BTD),
+                head,
+                batch.label_N,
+                weights,
+                teacher,
+                distil.divergence if distil else "forward_kl",
+                distil.temperature if distil else 1.0,
+                getattr(self.teacher, "head", None),
+                (lambda *block: token_gain(self.ablation, choice["mask"])(*block)) if has_gain(self.ablation) else None,
+                self.records_losses and (decided is None or decided.loss_N is None),
+            )
+        if decided is not None and decided.loss_N is not None:
+            out = out._replace(loss_N=decided.loss_N)
         self.record(batch, choice["mask"], out, int(tokens_of_step))
         return out.total / tokens_of_step
 

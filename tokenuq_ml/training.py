@@ -7,11 +7,11 @@ Shapes: N response tokens of a micro-batch.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -20,13 +20,15 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from tokenuq_ml.batching import Batch, LengthBucketSampler, TokenizedExample, collate, pack
+from tokenuq_ml.costs import CostRecord, Seconds
 from tokenuq_ml.kernels import TrainingLoss
 from tokenuq_ml.models import Numerics, packing_is_exact
-from tokenuq_ml.objectives import OBJECTIVES
-from tokenuq_ml.selection import extreme_quantile
+from tokenuq_ml.objectives import needs_losses
+from tokenuq_ml.rank_growth import RankGrowthCallback
 from tokenuq_ml.specs import AblationSpec, TrainSpec
 from tokenuq_ml.stages import Reporter
 from tokenuq_ml.teacher import TeacherSource
+from tokenuq_ml.token_columns import TokenColumns, static_selection
 from tokenuq_ml.token_objective import TokenObjective
 from tokenuq_ml.training_records import CheckpointCallback, StepRecorder, latest_checkpoint
 
@@ -41,8 +43,8 @@ class TrainingSetup:
     seed: int
     numerics: Numerics
     teacher: TeacherSource | None = None
-    static_selection: dict[str, Tensor] | None = None
-    """Of `scope: dataset`: example_id -> mask over its response tokens."""
+    columns: TokenColumns | None = None
+    """What the ablation reads of the token tables."""
     snapshot_fractions: tuple[float, ...] = ()
     """Shares of training, in (0, 1), at which the adapter is kept."""
 
@@ -53,22 +55,6 @@ class TrainingSetup:
     @property
     def steps(self) -> int:
         return self.steps_per_epoch * self.train.epochs
-
-
-def static_selection(token_losses: pl.DataFrame, ablation: AblationSpec, examples: list[TokenizedExample]) -> dict:
-    """The quantile over all train tokens by the teacher's table: example_id -> mask of its tokens."""
-    wanted = {example.example_id for example in examples}
-    tokens = token_losses.filter(pl.col("example_id").is_in(wanted)).sort("example_id", "position")
-    if ablation.select.by == "all":
-        mask = torch.ones(len(tokens), dtype=torch.bool)
-    else:
-        score_N = torch.from_numpy(tokens[ablation.select.by].to_numpy().copy())
-        mask = extreme_quantile(score_N, ablation.select.quantile, ablation.select.keep)
-    selected = tokens.select("example_id").with_columns(selected=pl.Series(mask.numpy()))
-    return {
-        key: torch.from_numpy(group["selected"].to_numpy().copy())
-        for (key,), group in selected.group_by("example_id", maintain_order=True)
-    }
 
 
 class TokenTrainer(TokenObjective, Trainer):
@@ -91,6 +77,12 @@ class TokenTrainer(TokenObjective, Trainer):
             **kwargs,
         )
         self.setup, self.recorder = setup, recorder
+        self._static = None
+        self._counts, self._steps, self._micro_batches_seen = Counter(), set(), 0
+        if setup.columns is not None:
+            self.teacher_mean = setup.columns.teacher_mean
+            if setup.ablation.select.scope == "dataset" and setup.ablation.select.by != "all":
+                self._static = static_selection(setup.ablation, setup.columns, setup.examples)
         if self.accelerator.num_processes > 1:
             recorder.gather = gather_object
 
@@ -113,15 +105,51 @@ class TokenTrainer(TokenObjective, Trainer):
     def compute_loss_context_manager(self):
         return self.setup.numerics.autocast()
 
+    records_losses = True
+
+    def example_ids(self, batch: Batch) -> tuple[str, ...]:
+        return tuple(example.example_id for example in batch.examples)
+
+    def token_columns(self, batch: Batch) -> dict[str, Tensor]:
+        return self.setup.columns.of(batch.examples) if self.setup.columns else {}
+
     def static_mask(self, batch: Batch) -> Tensor | None:
-        if self.setup.static_selection is None:
+        if self._static is None:
             return None
-        parts = [self.setup.static_selection[example.example_id] for example in batch.examples]
+        parts = [self._static[example.example_id] for example in batch.examples]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
     def record(self, batch: Batch, selected_N: Tensor, out: TrainingLoss, tokens_of_step: int) -> None:
-        self.recorder.add(
-            batch, selected_N, out, tokens_of_step, self.state.global_step + 1, self.setup.steps_per_epoch
+        step = self.state.global_step + 1
+        self.recorder.add(batch, selected_N, out, tokens_of_step, step, self.setup.steps_per_epoch)
+        counts, lengths = self._counts, [len(example.input_ids) for example in batch.examples]
+        self._steps.add(step)
+        self._micro_batches_seen += 1
+        counts["sequences"] += len(lengths)
+        counts["tokens"] += sum(lengths)
+        counts["padded_tokens"] += batch.input_ids_BT.numel()
+        counts["response_tokens"] += len(selected_N)
+        counts["mle_tokens"] += int((out.weights.mle_N > 0).sum())
+        counts["distilled_tokens"] += int((out.weights.distill_N > 0).sum())
+        # A packed row attends within its sequences alone; a padded one over its whole length.
+        spans = lengths if batch.position_ids_BT is not None else [batch.input_ids_BT.shape[1]] * len(lengths)
+        counts["attended"] += sum(span**2 for span in spans) / 2
+
+    def costs(self) -> CostRecord | None:
+        """What this process's steps cost on this rank; None where it made none."""
+        if not self._steps:
+            return None
+        seconds = {name: 0.0 for name in Seconds.model_fields} | self.clock.seconds()
+        form = getattr(self.teacher, "form", "online") if self.distillation else "none"
+        return CostRecord(
+            **self._counts,
+            steps=len(self._steps),
+            selection=self.ablation.selection_kind,
+            selection_needs_loss=needs_losses(self.ablation),
+            selection_passes=self.selection_passes / self._micro_batches_seen,
+            teacher=form,
+            lora_rank=self.model.peft_config[self.model.active_adapter].r,
+            seconds=Seconds(**seconds),
         )
 
     def floating_point_ops(self, inputs) -> int:
@@ -176,15 +204,18 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     Raises:
         KeyboardInterrupt: SIGINT came; the state is in a checkpoint, and the next call goes on from it.
     """
-    assert all(objective.kind in OBJECTIVES for objective in (setup.ablation.selected, setup.ablation.rest))
     recorder = StepRecorder(setup.ablation)
+    recorder.lora_rank = model.peft_config[model.active_adapter].r
     callback = CheckpointCallback(recorder, setup, Path(work_dir), reporter, name)
     join = collate
     if setup.train.batching == "pack" and packing_is_exact(model, setup.numerics):
         join, recorder.batching = pack, "pack"
     elif setup.train.batching == "pack":
         reporter.info(f"{name}: this model's attention does not keep packed sequences apart; they are padded instead")
-    trainer = TokenTrainer(model, setup, recorder, join, args=training_arguments(setup, work_dir), callbacks=[callback])
+    callbacks = [callback]
+    if setup.ablation.rank_growth is not None:
+        callbacks.append(RankGrowthCallback(model, setup.ablation.rank_growth, recorder))
+    trainer = TokenTrainer(model, setup, recorder, join, args=training_arguments(setup, work_dir), callbacks=callbacks)
     # Trainer's own console callbacks would print every log a second time.
     from transformers.trainer_callback import PrinterCallback
 
@@ -199,6 +230,6 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
         raise KeyboardInterrupt(
             f"{name}: stopped at step {trainer.state.global_step} of {setup.steps}; a checkpoint holds the state"
         )
-    recorder.selection_seconds = trainer.selection_seconds
+    recorder.costs = trainer.costs()
     model.eval()
     return recorder

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tokenuq_ml.batching import Batch
+from tokenuq_ml.costs import CostRecord
 from tokenuq_ml.kernels import TrainingLoss
 from tokenuq_ml.specs import AblationSpec
 from tokenuq_ml.stages import Reporter
@@ -41,8 +42,10 @@ class StepRecorder:
         self.selection_frames: list[pl.DataFrame] = []
         self.gather: Callable[[list], list] = lambda own: own
         """Of the lists of all ranks, one list."""
-        self.selection_seconds = 0.0
-        """Spent on passes that only select; set when training has ended."""
+        self.costs: CostRecord | None = None
+        """Of the steps that this process made; set when training has ended."""
+        self.lora_rank: int | None = None
+        """The adapter's active rank."""
         self.batching = "bucket"
         """How micro-batches were in fact made."""
         self._step: dict | None = None
@@ -123,6 +126,7 @@ class StepRecorder:
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
             "tokens": sums["tokens"],
+            "lora_rank": self.lora_rank,
         }
         self.log_rows.append(row)
         return row

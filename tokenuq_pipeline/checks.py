@@ -11,7 +11,7 @@ import polars as pl
 
 from tokenuq_ml.config import Config
 from tokenuq_ml.quantiles import count_selected
-from tokenuq_ml.specs import AblationSpec, StudySpec
+from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
 from tokenuq_ml.tables import read_table
 from tokenuq_pipeline.assets.stage import StageCheck
 from tokenuq_pipeline.store import Store, table_place
@@ -152,6 +152,8 @@ def joins_one_to_one(store: Store, study: str) -> Outcome:
 def cached_teacher_matches_online(store: Store, study: str) -> Outcome:
     """The cached states give the online teacher's distribution, on the sample that the child compared."""
     metrics = (store.read_manifest(f"{study}/teacher_hidden") or {}).get("metrics", {})
+    if metrics.get("cached") is False:
+        return _outcome(True, str(metrics["stored"]))
     error, bound = metrics.get("online_check_max_error"), metrics.get("online_check_bound")
     if error is None or bound is None:
         return _outcome(False, "the stage did not compare them")
@@ -161,28 +163,47 @@ def cached_teacher_matches_online(store: Store, study: str) -> Outcome:
 
 
 def selections_as_specified(store: Store, study: str, ablation: AblationSpec) -> Outcome:
-    """`ceil(q * N)` of each optimiser batch (scope batch) or of the train split (scope dataset); all, by `all`."""
+    """`ceil(q * N)` tokens of each optimiser batch, or of the train split; a threshold asks for no number."""
     rows = _read(store, "selections", study=study, ablation=ablation.name)
     select = ablation.select
-    if select.by == "all" or select.scope == "batch":
-        quantile = 1.0 if select.by == "all" else select.quantile
-        groups = rows.group_by("step").agg(n=pl.len(), selected=pl.col("selected").sum()).sort("step")
-    else:
-        quantile = select.quantile
-        tokens = rows.group_by(JOIN).agg(pl.col("selected").all(), odd=pl.col("selected").n_unique() > 1)
-        if tokens["odd"].any():
-            return _outcome(False, "a static selection changed between steps", tokens=int(tokens["odd"].sum()))
-        groups = pl.DataFrame({"step": [0], "n": [len(tokens)], "selected": [int(tokens["selected"].sum())]})
-    wrong = [step for step, n, selected in groups.iter_rows() if selected != count_selected(quantile, n)]
+    if select.scope == "dataset" and select.by != "all":
+        rows = rows.group_by(JOIN).agg(
+            pl.col("selected").first(), step=pl.lit(0), odd=pl.col("selected").n_unique() > 1
+        )
+        if rows["odd"].any():
+            return _outcome(False, "a static selection changed between steps", tokens=int(rows["odd"].sum()))
+    if select.unit == "document":
+        rows = rows.group_by("step", "example_id").agg(
+            pl.col("selected").first(), odd=pl.col("selected").n_unique() > 1
+        )
+        if rows["odd"].any():
+            return _outcome(False, "an example is selected in part", examples=int(rows["odd"].sum()))
+    units = "tokens" if select.unit == "token" else "examples"
+    groups = rows.group_by("step").agg(n=pl.len(), selected=pl.col("selected").sum()).sort("step")
     total, selected = int(groups["n"].sum()), int(groups["selected"].sum())
+    figures = {"share": selected / total if total else None, "steps": len(groups)}
+    if select.keep in ("above", "below"):
+        return _outcome(total, f"{selected} of {total} {units} {select.keep} the threshold", **figures)
+    last = int(groups["step"].max() or 1)
+    wrong = [
+        step for step, n, chosen in groups.iter_rows() if chosen != count_selected(quantile_at(ablation, step, last), n)
+    ]
     return _outcome(
         total and not wrong,
-        f"{selected} of {total} tokens selected; {len(wrong)} batches off the spec",
-        share=selected / total if total else None,
-        quantile=quantile,
-        steps=len(groups),
+        f"{selected} of {total} {units} selected; {len(wrong)} batches off the spec",
         wrong_steps=", ".join(map(str, wrong[:10])) or None,
+        **figures,
     )
+
+
+def quantile_at(ablation: AblationSpec, step: int, steps: int) -> float:
+    """The quantile that the spec asks for at a step."""
+    select = ablation.select
+    if select.by == "all":
+        return 1.0
+    if isinstance(select.quantile, Schedule):
+        return select.quantile.at((step - 1) / (steps - 1) if steps > 1 else 0.0)
+    return select.quantile
 
 
 def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:

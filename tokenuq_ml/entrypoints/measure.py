@@ -3,19 +3,22 @@
 One process and one loaded model for up to four assets; each is reported as soon as it is whole.
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
 import torch
 from peft import PeftModel
 
-from tokenuq_ml.batching import TokenizedExample, length_batches, read_examples, shards
+from tokenuq_ml.batching import StoredExamples, TokenizedExample, length_batches, read_examples, shards
 from tokenuq_ml.categories import categorise, special_ids, token_texts
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
 from tokenuq_ml.kernels import Weights, training_loss
 from tokenuq_ml.mc_dropout import token_uncertainty
+from tokenuq_ml.memory import release_free_memory
 from tokenuq_ml.models import (
     Numerics,
     adapter_digest,
@@ -29,12 +32,14 @@ from tokenuq_ml.parallel import batch_tokens
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.specs import DistillSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetRequest, AssetResult, Reporter, StageRequest
-from tokenuq_ml.tables import TableWriter, content_of
-from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache
+from tokenuq_ml.tables import ROW_GROUP_ROWS, TableWriter, content_of
+from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache, cache_bytes, go_online
 from tokenuq_ml.tensors import joined_digest, tensors_digest
 from tokenuq_ml.token_losses import score_examples, scored_batches
 
 TEACHER = "teacher"
+SHARD_BATCHES = 32
+"""Response tokens of a shard, in batches: what it adds to peak memory against the padding of its last batches."""
 ONLINE_CHECK_EXAMPLES = 8
 ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
 """Nats of KL(cached || online): of the worst token from hidden states, of the mean of a batch from mean embeddings. In
@@ -48,16 +53,16 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     base, numerics = load_model(request.inputs["model"], first.fields["precision"])
     tokenizer = load_tokenizer(request.inputs["model"])
     model = attach_adapter(base, request.inputs["adapter"], TEACHER)
-    examples = read_examples(request.inputs["tokenized_dataset"])
+    dataset = request.inputs["tokenized_dataset"]
     if "token_losses" in assets or "teacher_hidden" in assets:
-        _losses_and_states(request, model, tokenizer, examples, numerics, reporter)
+        _losses_and_states(request, model, tokenizer, numerics, reporter)
     if "token_uncertainty" in assets:
         asset = assets["token_uncertainty"]
         spec = UncertaintySpec(**asset.fields["uncertainty"])
-        tokens = sum(len(example.input_ids) for example in examples)
+        tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
         progress = Progress(reporter, f"{study}/token_uncertainty", tokens * spec.samples, "tokens")
         with TableWriter("token_uncertainty", asset.outputs["token_uncertainty"], **asset.stamp) as table:
-            for shard in shards(examples):
+            for shard in stored_shards(dataset, numerics):
                 table.append(token_uncertainty(model, shard, spec, numerics, progress.add))
         bald = pl.scan_parquet(table.path).select(
             mean_bald=pl.col("bald").mean(),
@@ -73,35 +78,42 @@ def run(request: StageRequest, reporter: Reporter) -> None:
                     "dropout": spec.dropout,
                     "attention_dropout": spec.attention_dropout,
                     "mask": spec.mask,
-                    **bald.collect().to_dicts()[0],
+                    **bald.collect(engine="streaming").to_dicts()[0],
                     **numerics.fields(),
                 },
             )
         )
     if "reference_evaluation" in assets:
+        examples = read_examples(dataset, ["test", "ood"])
         _reference_evaluation(request, model, tokenizer, examples, numerics, reporter)
 
 
+def stored_shards(dataset: str | Path, numerics: Numerics) -> Iterator[list[TokenizedExample]]:
+    """The examples of a `tokenized_dataset` partition, a shard at a time; after each, free memory is given back."""
+    for shard in shards(StoredExamples(dataset), min(ROW_GROUP_ROWS, SHARD_BATCHES * batch_tokens(numerics))):
+        yield shard
+        release_free_memory()
+
+
 def _losses_and_states(
-    request: StageRequest,
-    model: PeftModel,
-    tokenizer,
-    examples: list[TokenizedExample],
-    numerics: Numerics,
-    reporter: Reporter,
+    request: StageRequest, model: PeftModel, tokenizer, numerics: Numerics, reporter: Reporter
 ) -> None:
     """Both assets of the one pass over the data: the teacher and, for the table, the base model; shard by shard."""
-    wanted, cache, table = request.assets, None, None
+    wanted, cache, table, dataset = request.assets, None, None, request.inputs["tokenized_dataset"]
+    if "teacher_hidden" in wanted and not _fits_budget(request, model, numerics, reporter):
+        wanted = {stage: asset for stage, asset in wanted.items() if stage != "teacher_hidden"}
+    if not wanted.keys() & {"token_losses", "teacher_hidden"}:
+        return
     passes = 2 if "token_losses" in wanted else 1
-    tokens = sum(len(example.input_ids) for example in examples)
+    tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
     progress = Progress(reporter, f"{request.study}/token_losses", passes * tokens, "tokens")
     with ExitStack() as files:
         if "token_losses" in wanted:
             asset = wanted["token_losses"]
             table = files.enter_context(TableWriter("token_losses", asset.outputs["token_losses"], **asset.stamp))
         if "teacher_hidden" in wanted:
-            cache = files.enter_context(_new_cache(request, model, examples))
-        for shard in shards(examples):
+            cache = files.enter_context(_new_cache(request, model))
+        for shard in stored_shards(dataset, numerics):
             teacher = []
             for scored in scored_batches(model, shard, numerics, progress.add):
                 teacher.append(scored.rows)
@@ -118,7 +130,7 @@ def _losses_and_states(
     if table is not None:
         _report_losses(wanted["token_losses"], table, numerics, reporter)
     if cache is not None:
-        _report_cache(request, model, examples, cache.tokens, numerics, reporter)
+        _report_cache(request, model, cache.tokens, numerics, reporter)
 
 
 def _report_losses(asset: AssetRequest, table: TableWriter, numerics: Numerics, reporter: Reporter) -> None:
@@ -135,8 +147,8 @@ def _report_losses(asset: AssetRequest, table: TableWriter, numerics: Numerics, 
             stage="token_losses",
             data_version=table.digest,
             metrics={
-                **{f"mean_loss_{split}": mean for split, mean in by_split.collect().iter_rows()},
-                **means.collect().to_dicts()[0],
+                **{f"mean_loss_{split}": mean for split, mean in by_split.collect(engine="streaming").iter_rows()},
+                **means.collect(engine="streaming").to_dicts()[0],
                 **numerics.fields(),
             },
         )
@@ -163,20 +175,41 @@ def _digests(request: StageRequest) -> dict[str, str]:
     }
 
 
-def _new_cache(request: StageRequest, model: PeftModel, examples: list[TokenizedExample]) -> TeacherCache:
+def _fits_budget(request: StageRequest, model: PeftModel, numerics: Numerics, reporter: Reporter) -> bool:
+    """Whether the cache may be written; where not, its asset is made and reported without one."""
+    asset, head = request.assets["teacher_hidden"], head_of(model)
+    train = StoredExamples(request.inputs["tokenized_dataset"], ["train"])
+    tokens = sum(len(example.positions) for example in train)
+    needed, budget = cache_bytes(tokens, head), int(asset.fields["teacher_cache_gigabytes"] * 1e9)
+    if needed <= budget:
+        return True
+    why = go_online(asset.outputs["teacher_hidden"], needed, budget)
+    stored = f"nothing: {why}; students run the teacher online"
+    reporter.info(f"{request.study}/teacher_hidden: {stored}")
+    reporter.done(
+        AssetResult(
+            stage="teacher_hidden",
+            # Of what students then read: neither size alters it.
+            data_version=joined_digest("online", *_digests(request).values()),
+            metrics={
+                "tokens": tokens,
+                "hidden_size": head.weight_VD.shape[1],
+                "cached": False,
+                "stored": stored,
+                **numerics.fields(),
+            },
+        )
+    )
+    return False
+
+
+def _new_cache(request: StageRequest, model: PeftModel) -> TeacherCache:
     folder = request.assets["teacher_hidden"].outputs["teacher_hidden"]
-    train = [example for example in examples if example.split == "train"]
+    train = StoredExamples(request.inputs["tokenized_dataset"], ["train"])
     return TeacherCache(folder, train, head_of(model), **_digests(request))
 
 
-def _report_cache(
-    request: StageRequest,
-    model: PeftModel,
-    examples: list[TokenizedExample],
-    tokens: int,
-    numerics: Numerics,
-    reporter: Reporter,
-) -> None:
+def _report_cache(request: StageRequest, model: PeftModel, tokens: int, numerics: Numerics, reporter: Reporter) -> None:
     folder = Path(request.assets["teacher_hidden"].outputs["teacher_hidden"])
     # Both forms in which a student may get it: hidden states, and what forward KL reads off mean embeddings.
     caches = [
@@ -184,7 +217,8 @@ def _report_cache(
         for distillation in (None, DistillSpec())
     ]
     online, head = OnlineTeacher(TEACHER, numerics), head_of(model)
-    sample = [example for example in examples if example.split == "train"][:ONLINE_CHECK_EXAMPLES]
+    train = StoredExamples(request.inputs["tokenized_dataset"], ["train"])
+    sample = list(islice(train, ONLINE_CHECK_EXAMPLES))
     errors = []
     for batch in (b.to(numerics.device) for b in length_batches(sample, batch_tokens(numerics))):
         hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N
@@ -202,6 +236,7 @@ def _report_cache(
             metrics={
                 "tokens": tokens,
                 "hidden_size": head_of(model).weight_VD.shape[1],
+                "cached": True,
                 "stored": "hidden_states" if head_of(model).softcap else "hidden_states, mean_embeddings",
                 "megabytes": path.stat().st_size / 1e6,
                 "online_check_examples": len(sample),

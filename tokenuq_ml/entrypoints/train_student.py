@@ -26,14 +26,15 @@ from tokenuq_ml.models import (
     load_model,
     load_tokenizer,
 )
-from tokenuq_ml.objectives import distillation
+from tokenuq_ml.objectives import distillation, has_gain
 from tokenuq_ml.reports import plots
 from tokenuq_ml.specs import AblationSpec, CurriculumSpec, TrainSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
 from tokenuq_ml.tables import content_of, read_table, write_table
-from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher
+from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher, why_online
 from tokenuq_ml.tensors import joined_digest, tensors_digest
-from tokenuq_ml.training import TrainingSetup, static_selection
+from tokenuq_ml.token_columns import read_columns
+from tokenuq_ml.training import TrainingSetup
 
 STUDENT, TEACHER = "default", "teacher"
 
@@ -98,20 +99,24 @@ def _student(
         "model": model_digest(request.inputs["model"]),
         "dataset": content_of(request.inputs["tokenized_dataset"]),
     }
+    spec = spec.model_copy(update={"lora": ablation.lora.of(spec.lora)})
     model = add_adapter(base, spec.lora, ablation.seed)
     setup = TrainingSetup(
         train_examples, spec, ablation, ablation.seed, numerics, snapshot_fractions=tuple(fields["fractions"])
     )
     distil = distillation(ablation)
     teacher = distil.teacher if distil else None
-    if teacher == "baseline" and fields["teacher_states"] == "cached":
+    cached = teacher == "baseline" and fields["teacher_states"] == "cached"
+    over_budget = why_online(request.inputs["teacher_hidden"]) if cached else None
+    if cached and over_budget is None:
         folder = request.inputs["teacher_hidden"]
         setup.teacher = CachedTeacher(
             folder,
             numerics.device,
             dataset_digest=inputs["dataset"],
             teacher_digest=adapter_digest(request.inputs["teacher"]),
-            distillation=distil,
+            # A gain is no part of what mean embeddings give.
+            distillation=None if has_gain(ablation) else distil,
         )
         inputs["teacher"] = tensors_digest(Path(folder, "hidden.safetensors"))
     elif teacher == "baseline":
@@ -120,9 +125,9 @@ def _student(
         inputs["teacher"] = tensors_digest(Path(request.inputs["teacher"], "adapter_model.safetensors"))
     elif teacher == "base":
         setup.teacher = OnlineTeacher(None, numerics)
-    if ablation.select.scope == "dataset":
-        setup.static_selection = static_selection(read_table(request.inputs["token_losses"]), ablation, train_examples)
-        inputs["token_losses"] = content_of(request.inputs["token_losses"])
+    if ablation.columns_read:
+        setup.columns = read_columns(ablation.columns_read, request.inputs, train_examples)
+        inputs |= {table: content_of(request.inputs[table]) for table in ablation.tables_read}
     work_dir = checkpoint_dir(request.work_dir, asset, setup, **inputs)
     trained = train_and_store(model, setup, asset, work_dir, reporter, name)
     selections = trained.recorder.selections()
@@ -139,9 +144,12 @@ def _student(
             data_version=joined_digest(trained.digest, trained.log_digest, selections_digest),
             metrics={
                 **trained.figures,
-                "selection": "static" if setup.static_selection is not None else "dynamic",
+                "selection": ablation.selection_kind,
+                "lora_rank": spec.lora.rank,
+                "final_lora_rank": trained.recorder.lora_rank,
                 "teacher": teacher or "none",
                 "teacher_states": getattr(setup.teacher, "form", "online") if teacher else "none",
+                **({"teacher_states_reason": over_budget} if over_budget else {}),
             },
             plots={"Training curve": "plots/training_curve.png"},
         )

