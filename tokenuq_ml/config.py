@@ -1,7 +1,7 @@
 """Reads the four YAML files of `config/` into one checked `Config`.
 
-Every error names the file, the key and the mend. Does not know what the
-specs mean to a stage (`stages.py`).
+Every error names the file, the key and the mend. Sweeps are opened out (`sweeps.py`), and a
+study's ablations are named one by one. Does not know what the specs mean to a stage (`stages.py`).
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
+from tokenuq_ml.sweeps import expand
 
 FILES = {"models": ModelSpec, "datasets": DatasetSpec, "studies": StudySpec, "ablations": AblationSpec}
 
@@ -48,6 +49,7 @@ def load_config(*folders: str | Path) -> Config:
     """
     entries: dict[str, dict[str, Spec]] = {kind: {} for kind in FILES}
     origin: dict[tuple[str, str], Path] = {}
+    families: dict[str, list[str]] = {}
     for number, folder in enumerate(map(Path, folders)):
         for kind, spec_class in FILES.items():
             path = folder / f"{kind}.yaml"
@@ -56,13 +58,58 @@ def load_config(*folders: str | Path) -> Config:
                     raise InputError(f"{path}: missing; the folder must hold {', '.join(f'{k}.yaml' for k in FILES)}")
                 continue
             for name, raw in _read_yaml(path).items():
-                if (kind, name) in origin:
-                    raise InputError(f"{path}: {name}: already defined in {origin[kind, name]}; rename one of them")
-                origin[kind, name] = path
-                entries[kind][name] = _parse(spec_class, path, name, raw)
-    config = Config(**entries)
+                swept = _expand(path, name, raw) if kind == "ablations" else {name: raw}
+                for full, one in swept.items():
+                    if (kind, full) in origin:
+                        of = f" (of {name})" if full != name else ""
+                        raise InputError(
+                            f"{path}: {full}{of}: already defined in {origin[kind, full]}; rename one of them"
+                        )
+                    origin[kind, full] = path
+                    spec = entries[kind][full] = _parse(spec_class, path, full, one)
+                    if kind == "ablations":
+                        for family in dict.fromkeys((name, spec.family)):
+                            families.setdefault(family, []).append(full)
+    studies = {
+        name: _with_ablations(study, entries["ablations"], families, origin)
+        for name, study in entries["studies"].items()
+    }
+    config = Config(**{**entries, "studies": studies})
     _check_references(config, origin)
     return config
+
+
+def _expand(path: Path, name, raw) -> dict[str, dict]:
+    if not isinstance(raw, dict):
+        return {name: raw}
+    try:
+        return expand(str(name), raw)
+    except ValueError as error:
+        raise InputError(f"{path}: {name}.{error}") from None
+
+
+def _with_ablations(
+    study: StudySpec, ablations: dict[str, Spec], families: dict[str, list[str]], origin: dict[tuple[str, str], Path]
+) -> StudySpec:
+    """The study with its ablations named one by one.
+
+    An entry of ablations.yaml, and a family, stand for all that is of them; `<family>_s0` is the one of seed 0.
+    """
+    names: list[str] = []
+    for name in study.ablations:
+        first = name.removesuffix("_s0")
+        if name in families:
+            names += families[name]
+        elif name in ablations:
+            names.append(name)
+        elif first in ablations and ablations[first].seed == 0:
+            names.append(first)
+        else:
+            raise InputError(
+                f"{origin['studies', study.name]}: {study.name}.ablations: {name!r} is not in ablations.yaml; "
+                f"allowed: {', '.join(dict.fromkeys([*families, *ablations])) or 'none'}"
+            )
+    return study.model_copy(update={"ablations": tuple(dict.fromkeys(names))})
 
 
 def _read_yaml(path: Path) -> dict:
@@ -124,8 +171,6 @@ def _check_references(config: Config, origin: dict[tuple[str, str], Path]) -> No
             known(study, "ood", name, "datasets")
         for name in config.evaluation_datasets(study):
             known(study, "evaluation.ifeval.dataset", name, "datasets")
-        for name in study.ablations:
-            known(study, "ablations", name, "ablations")
         splits = config.datasets[study.dataset].sizes
         for split in ("train", "validation", "test"):
             if split not in splits:
