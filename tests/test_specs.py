@@ -7,7 +7,7 @@ import yaml
 
 from tokenuq_ml.config import load_config
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.specs import AblationSpec, ModelSpec, spec_hash
+from tokenuq_ml.specs import AblationSpec, LoraSpec, ModelSpec, spec_hash
 from tokenuq_ml.stages import ablation_fields, code_version, study_fields
 
 SHIPPED = Path(__file__).parent.parent / "config"
@@ -17,7 +17,10 @@ VALID = {
         "d": {"format": "reasoning_gym", "task": "gsm_symbolic", "sizes": {"train": 2, "validation": 1, "test": 1}}
     },
     "studies": {"s": {"model": "m", "dataset": "d", "ablations": ["a", "b"]}},
-    "ablations": {"a": {"select": "all"}, "b": {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}},
+    "ablations": {
+        "a": {"select": "all", "seed": [0, 1]},
+        "b": {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}},
+    },
 }
 
 
@@ -41,12 +44,54 @@ def test_the_shipped_configuration_is_valid():
     assert paper.rest.distill.teacher == "baseline" and paper.select.quantile == 0.25
 
 
+SWEPT = {
+    "select": {"by": "loss", "quantile": [0.1, 0.25]},
+    "rest": {"distill": {"teacher": "base"}},
+    "seed": [0, 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("named", "expanded"),
+    [
+        (["top"], ["top10", "top10_s1", "top25", "top25_s1"]),
+        (["top25"], ["top25", "top25_s1"]),
+        (["top25_s0", "b"], ["top25", "b"]),
+        (["top25_s1"], ["top25_s1"]),
+        (["top10", "top"], ["top10", "top10_s1", "top25", "top25_s1"]),
+    ],
+)
+def test_studies_name_entries_families_and_single_ablations(tmp_path, named, expanded):
+    config = load_config(write(tmp_path, {"ablations.top": SWEPT, "studies.s.ablations": named}))
+    assert list(config.studies["s"].ablations) == expanded
+    assert {config.ablations[name].family for name in ("top25", "top25_s1")} == {"top25"}
+    assert config.ablations["top10_s1"].rest.distill.teacher == "base"
+
+
+def test_an_ablations_own_adapter_keeps_alpha_to_rank():
+    change = AblationSpec(name="a", select="all", lora={"rank": 8, "dropout": 0.0}).lora
+    assert change.of(LoraSpec(rank=32, alpha=64, dropout=0.1)) == LoraSpec(rank=8, alpha=16, dropout=0.0)
+    assert AblationSpec(name="a", select="all").lora.of(LoraSpec()) == LoraSpec()
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
         ("ablations.b.select.by", "bald_typo", ["ablations.yaml: b.select.by", "bald_typo", "allowed: all, loss"]),
         ("ablations.b.select.quantile", 1.5, ["ablations.yaml: b.select.quantile", "less than or equal to 1", "1.5"]),
         ("ablations.b.select.quantile", 0, ["ablations.yaml: b.select.quantile", "greater than 0"]),
+        ("ablations.b.select", {"by": "loss", "keep": "above"}, ["ablations.yaml: b.select", "needs 'threshold'"]),
+        (
+            "ablations.b.select",
+            {"by": "loss", "threshold": 1.0},
+            ["b.select", "goes by 'quantile', not by 'threshold'"],
+        ),
+        ("ablations.b.select.quantile", {"start": 0.5, "end": 0.0}, ["b.select", "must start and end above 0"]),
+        ("ablations.b.select", {"by": "random", "scope": "dataset"}, ["b.select", "before training, which 'random'"]),
+        ("ablations.b.columns", ["bald", "lost"], ["b.columns.1", "unknown column 'lost'", "allowed: teacher_loss"]),
+        ("ablations.b.seed", [0, 0], ["ablations.yaml: b.seed: the list holds a value twice"]),
+        ("ablations.a_s1", {"select": "all"}, ["ablations.yaml: a_s1", "already defined"]),
+        ("ablations.b.select.by", "nowhere:f", ["ablations.yaml: b.select.by", "no module 'nowhere'"]),
         ("ablations.b.rest", {"distill": {"teacher": "nobody"}}, ["b.rest.distill.teacher", "allowed: baseline, base"]),
         ("ablations.b.rest", {"distill": {"divergence": "x"}}, ["b.rest.distill.divergence", "allowed: forward_kl"]),
         (
@@ -57,7 +102,11 @@ def test_the_shipped_configuration_is_valid():
         (
             "ablations.b.selcted",
             "mle",
-            ["ablations.yaml: b.selcted", "unknown key", "allowed: select, selected, rest, seed"],
+            [
+                "ablations.yaml: b.selcted",
+                "unknown key",
+                "allowed: select, selected, rest, seed, lora, rank_growth, columns",
+            ],
         ),
         ("ablations.teacher", {"select": "all"}, ["ablations.yaml: teacher", "report's own"]),
         ("studies.s.train", {"lora": {"rnk": 3}}, ["studies.yaml: s.train.lora.rnk", "allowed: rank, alpha, dropout"]),
