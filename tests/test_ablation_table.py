@@ -1,4 +1,4 @@
-"""The ablation table, its verdict and the page around it, on rows whose answers are known."""
+"""The ablation table and the page around it, on rows whose answers are known."""
 
 import json
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ import polars as pl
 from tiny_tables import joined_tokens
 
 from tokenuq_ml.reports import html
-from tokenuq_ml.reports.ablation_table import table_rows, verdict
+from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.heatmap import heatmap, most_uncertain
 from tokenuq_ml.reports.text import ablation_table_text
 
@@ -48,12 +48,6 @@ class TestAblationTable:
             for name, v in {"a": (0.9, 0.8, 1.0), "b": (0.2, 0.1, 0.3)}.items()
         }
         assert [row["model"] for row in table_rows(both) if row["best"]] == ["a"]
-
-    def test_the_verdict_says_so_when_nothing_can_be_told_apart(self):
-        same = verdict(table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.5, 1.5), paper=(1, 0.4, 1.4))))
-        assert "cannot separate the arms" in same
-        apart = verdict(table_rows(frames(base=(3, 2.9, 3.1), mle=(2, 1.9, 2.1), paper=(1, 0.9, 1.1))))
-        assert "mle and paper" in apart
 
     def test_text_holds_every_number(self):
         text = ablation_table_text(table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.9, 1.1))))

@@ -6,20 +6,20 @@ import tiny_tables
 from matplotlib.figure import Figure
 
 from tokenuq_ml.entrypoints.analyse import joined_tokens
-from tokenuq_ml.reports import plots
+from tokenuq_ml.reports import canvas, plots
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures as they were saved, to look at what is in them."""
     figures: list[Figure] = []
-    save = plots._save
+    save = canvas.save
 
-    def keep(figure, path):
-        save(figure, path)
+    def keep(figure, path, **options):
+        save(figure, path, **options)
         figures.append(figure)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(canvas, "save", keep)
     return figures
 
 
@@ -37,7 +37,7 @@ def check_png(path):
 def reference_and_students(**losses) -> pl.DataFrame:
     return pl.concat(
         [
-            tiny_tables.evaluations(loss, 0.1, ood=("far", "farther")).with_columns(ablation=pl.lit(name))
+            tiny_tables.evaluations(loss, 0.1, ood=("far", "farther")).with_columns(model=pl.lit(name))
             for name, loss in losses.items()
         ]
     )

@@ -16,18 +16,23 @@ from reporter import Silent
 from tokenuq_ml.analysis import analyse
 from tokenuq_ml.entrypoints import report
 from tokenuq_ml.entrypoints.analyse import joined_tokens
-from tokenuq_ml.reports import plots
-from tokenuq_ml.reports.ablation_table import table_rows
+from tokenuq_ml.reports import canvas, sections
 from tokenuq_ml.reports.heatmap import MOST_TOKENS, heatmap, most_uncertain
-from tokenuq_ml.reports.text import WIDTH, ablation_table_text
+from tokenuq_ml.reports.text import report_text
 from tokenuq_ml.specs import AblationSpec, EvaluationSpec, StudySpec
 from tokenuq_ml.stages import AssetRequest, StageRequest
 
 ABLATIONS = {
     "mle": AblationSpec(name="mle", select="all"),
-    "paper": AblationSpec(name="paper", select={"by": "loss", "quantile": 0.25}, rest="distill"),
+    "mle_s1": AblationSpec(name="mle_s1", select="all", seed=1),
+    "paper_top25": AblationSpec(name="paper_top25", select={"by": "loss", "quantile": 0.25}, rest="distill"),
+    "paper_top50": AblationSpec(name="paper_top50", select={"by": "loss", "quantile": 0.5}, rest="distill"),
 }
-STUDY = StudySpec(name="toy", model="tiny", dataset="toy", ood=("far",), ablations=("mle", "paper"))
+LOSSES = {"mle": 1.5, "mle_s1": 1.6, "paper_top25": 1.5, "paper_top50": 1.2}
+
+
+def study(ablations) -> StudySpec:
+    return StudySpec(name="toy", model="tiny", dataset="toy", ood=("far",), ablations=tuple(ablations))
 
 
 class Page(HTMLParser):
@@ -45,7 +50,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def build(folder, **changed):
+def build(folder, ablations=ABLATIONS, **changed):
     """Runs the stage; returns its result and the folder of the report."""
     losses, uncertainty = tiny_tables.losses_and_uncertainty()
     frames = {
@@ -54,18 +59,21 @@ def build(folder, **changed):
         "uncertainty_analysis": analyse(joined_tokens(losses, uncertainty), EvaluationSpec(bootstrap=50)),
         "examples/toy": tiny_tables.examples_table(),
         "training_log/teacher": tiny_tables.training_log(),
-        "evaluations/base": tiny_tables.evaluations(3.0, 0.1, seed=None),
-        "evaluations/teacher": tiny_tables.evaluations(2.0, 0.1),
-        "evaluations/mle": tiny_tables.evaluations(1.5, 0.3),
-        "evaluations/paper": tiny_tables.evaluations(1.4, 0.3),
     }
-    for name in ABLATIONS:
+    for name, loss in {"base": 3.0, "teacher": 2.0, **{name: LOSSES.get(name, 1.5) for name in ablations}}.items():
+        frames[f"evaluations/{name}"] = tiny_tables.evaluations(loss, 0.3)
+        frames[f"evaluation_examples/{name}"] = tiny_tables.evaluation_examples(loss)
+    for name in ablations:
         frames[f"training_log/{name}"] = tiny_tables.training_log()
+        frames[f"selections/{name}"] = tiny_tables.selections(0.25)
         frames[f"curriculum/{name}"] = tiny_tables.curriculum()
         frames[f"curriculum_uncertainty/{name}"] = tiny_tables.curriculum_uncertainty()
     out = folder / "report"
     out.mkdir(parents=True)
-    fields = {"study": STUDY.fields(), "ablations": {name: spec.fields() for name, spec in ABLATIONS.items()}}
+    fields = {
+        "study": study(ablations).fields(),
+        "ablations": {name: spec.fields() for name, spec in ablations.items()},
+    }
     request = StageRequest(
         entrypoint="report",
         study="toy",
@@ -89,8 +97,8 @@ def test_the_page_needs_nothing_outside_itself(built):
     text = (out / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    # Two of the planes, loss against BALD, and two for each of the two ablations.
-    assert len(images) == 7
+    # Two of the planes, the quantile curves, two of the overlap, loss against BALD, two for each of the four ablations.
+    assert len(images) == 14
     for source in images:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
@@ -111,24 +119,38 @@ def test_the_page_says_what_was_decided_here(built):
     text = Page((built[1] / "report.html").read_text(encoding="utf-8")).text
     for name in ("learning rate", "epochs", "batch size", "LoRA dropout", "MC samples K", "forward_kl, T=1, weight 1"):
         assert name in text
-    assert "cannot separate the arms" in text
+    assert "Distinguishable from mle on: toy loss (better paper_top50), far loss (better paper_top50)." in text
+    for heading in ("How many tokens to select", "Do selections take the same tokens?", "±"):
+        assert heading in text
     assert "1 of the 2 question templates in test also occur in train (1 of 2 test examples)" in text
     assert "1 of 2 test questions occur word for word in train" in text
     assert "BALD is 0 by construction" in text
 
 
-def test_the_same_table_as_json_and_csv(built):
+@pytest.mark.parametrize(
+    "table, key, names",
+    [
+        ("ablation_table", "model", ["base", "teacher", *ABLATIONS]),
+        ("family_table", "family", ["base", "teacher", "mle", "paper_top25", "paper_top50"]),
+    ],
+)
+def test_the_same_tables_as_json_and_csv(built, table, key, names):
     result, out = built
-    rows = json.loads((out / "ablation_table.json").read_text())
-    assert list(dict.fromkeys(row["model"] for row in rows)) == ["base", "teacher", "mle", "paper"]
-    assert len(rows) == 4 * 2 and result.metrics["models"] == 4
-    with open(out / "ablation_table.csv", newline="") as file:
+    rows = json.loads((out / f"{table}.json").read_text())
+    assert list(dict.fromkeys(row[key] for row in rows)) == names
+    assert len(rows) == len(names) * 2 and result.metrics["models"] == 6 and result.metrics["families"] == 3
+    with open(out / f"{table}.csv", newline="") as file:
         written = list(csv.DictReader(file))
     for row, text in zip(rows, written, strict=True):
-        assert {"value", "ci_low", "ci_high", "n", "higher_is_better"} <= text.keys()
-        assert float(text["value"]) == row["value"] and text["model"] == row["model"]
+        assert {"value", "ci_low", "ci_high", "n", "higher_is_better"} <= text.keys() == row.keys()
+        assert float(text["value"]) == row["value"] and text[key] == row[key]
     for plot in result.plots.values():
         assert (out.parent / plot).is_file()
+
+
+def test_the_terminal_shows_families_where_there_are_seeds(built):
+    text = report_text(built[1])
+    assert "mle (all, 2 seeds)" in text and "paper_top50 (dynamic)" in text and "better" in text
 
 
 @pytest.fixture
@@ -137,13 +159,13 @@ def quick_plots(monkeypatch):
     pixel = base64.b64decode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
     )
-    monkeypatch.setattr(plots, "_save", lambda figure, path: path.write_bytes(pixel))
+    monkeypatch.setattr(canvas, "save", lambda figure, path, **options: path.write_bytes(pixel))
 
 
 def test_the_version_follows_what_is_shown(built, quick_plots, tmp_path):
     result, _ = built
     again, _ = build(tmp_path / "again")
-    other, _ = build(tmp_path / "other", **{"evaluations/paper": tiny_tables.evaluations(1.41, 0.3)})
+    other, _ = build(tmp_path / "other", **{"evaluations/mle": tiny_tables.evaluations(1.51, 0.3)})
     assert again.data_version == result.data_version != other.data_version
 
 
@@ -151,6 +173,27 @@ def test_a_dataset_without_templates(quick_plots, tmp_path):
     examples = tiny_tables.examples_table().with_columns(source=pl.lit("{}"))
     _, out = build(tmp_path, **{"examples/toy": examples})
     assert "does not say which question templates" in Page((out / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_path):
+    result, out = build(tmp_path, {"mle": ABLATIONS["mle"]})
+    text = Page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "nothing to compare it with" in result.metrics["verdict"]
+    assert "How many tokens to select" not in text and "Do selections take the same tokens?" not in text
+    assert report_text(out).splitlines()[6].split()[0] == "mle"
+
+
+def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, tmp_path):
+    many = {"mle": ABLATIONS["mle"], "mle_s1": ABLATIONS["mle_s1"]}
+    many |= {f"r{n}": AblationSpec(name=f"r{n}", select={"by": "random", "quantile": 0.1 * n}) for n in range(1, 9)}
+    _, out = build(tmp_path, many)
+    text = (out / "report.html").read_text(encoding="utf-8")
+    section = text[text.index("The curriculum that selection makes") :]
+    shown, _, hidden = section.partition("<details>")
+    hidden = hidden.partition("</details>")[0]
+    names = re.compile(r"<figcaption>(\w+): selected tokens")
+    assert names.findall(shown) == ["mle", *(f"r{n}" for n in range(1, sections.CURRICULA_IN_FULL))]
+    assert names.findall(hidden) == ["mle_s1", "r8"] and "2 more ablations" in hidden
 
 
 def test_heatmap_shows_the_least_sure_of_validation_and_test():
@@ -168,42 +211,9 @@ def test_heatmap_cuts_a_long_answer_and_says_so():
     assert text.count("<span") == MOST_TOKENS and f"{len(long) - MOST_TOKENS} more tokens" in text
 
 
-class TestText:
-    def rows(self, models, ood=("far",)):
-        return table_rows({name: tiny_tables.evaluations(loss, 0.1, ood=ood) for name, loss in models.items()})
-
-    def test_models_by_metrics(self):
-        lines = ablation_table_text(self.rows({"base": 3.0, "mle": 1.0})).splitlines()
-        assert lines[0].split() == ["toy", "(test)", "far", "(ood)"] and lines[1].split() == ["loss", "loss"]
-        assert [line.split()[0] for line in lines[4:6]] == ["base", "mle"]
-        assert lines[4].split(maxsplit=1)[1].split() == ["3.000", "[2.900,", "3.100]"] * 2
-        assert lines[5].count("*1.000 [0.900, 1.100]") == 2 and "*" not in lines[4]
-        assert lines[3].split() == ["n=9", "n=9"] and lines[2].count("lower is better") == 2
-
-    def test_metrics_that_tell_nothing_apart_say_so(self):
-        text = ablation_table_text(self.rows({"base": 1.01, "mle": 1.0}))
-        assert text.count("n=9 indistinct") == 2 and "*1.0" not in text
-
-    def test_many_metrics_wrap_to_the_terminal(self):
-        text = ablation_table_text(self.rows({"base": 3.0, "mle": 1.0}, ood=tuple(f"dataset_{i}" for i in range(20))))
-        assert max(map(len, text.splitlines())) <= WIDTH
-        assert sum(line.startswith("mle ") for line in text.splitlines()) > 1
-        assert text.count("[0.900, 1.100]") == 21
-
-    def test_a_missing_metric_and_counts_that_differ(self):
-        rows = self.rows({"base": 3.0, "mle": 1.0})
-        rows = [row for row in rows if (row["model"], row["split"]) != ("mle", "test")]
-        rows[-1]["n"] = 7
-        base, mle = ablation_table_text(rows).splitlines()[4:6]
-        assert mle.split()[:2] == ["mle", "-"] and mle.endswith("n=7")
-        assert base.count("[2.900, 3.100]") == 2 and base.endswith("n=9")
-
-    def test_nothing(self):
-        assert ablation_table_text([]) == ""
-
-
 def test_reports_and_analysis_import_no_torch():
-    modules = [f"tokenuq_ml.reports.{name}" for name in ("plots", "html", "heatmap", "ablation_table", "text")]
+    names = ("plots", "comparison_plots", "html", "heatmap", "ablation_table", "family_table", "comparison", "sections")
+    modules = [f"tokenuq_ml.reports.{name}" for name in names]
     modules += ["tokenuq_ml.analysis", "tokenuq_ml.entrypoints.analyse"]
     code = f"""
 import sys

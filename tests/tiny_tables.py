@@ -89,6 +89,50 @@ def evaluations(loss: float, half_width: float, seed: int | None = 0, ood: tuple
     )
 
 
+def evaluation_examples(
+    loss: float, examples: int = 9, ood: tuple[str, ...] = ("far",), noise: float = 0.0, draw: int = 0
+) -> pl.DataFrame:
+    """What each example adds to the same losses: `loss` a token beside the example's own part, and `noise`."""
+    own, other = np.random.default_rng(7), np.random.default_rng(draw)
+    frames = []
+    for dataset, split in (("toy", "test"), *((name, "ood") for name in ood)):
+        tokens = own.integers(5, 40, examples)
+        a_token = loss + own.normal(0, 0.3, examples) + noise * other.normal(size=examples)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "example_id": [f"{dataset}/{number:03d}" for number in range(examples)],
+                    "dataset": dataset,
+                    "split": split,
+                    "metric": "loss",
+                    "numerator": a_token * tokens,
+                    "denominator": tokens.astype(float),
+                }
+            )
+        )
+    return pl.concat(frames)
+
+
+def selections(share: float, steps: int = 6, tokens: int = 40, draw: int = 0) -> pl.DataFrame:
+    """Of the same batches, `share` of the tokens selected: half of them always, half by chance."""
+    chance = np.random.default_rng(draw)
+    return pl.DataFrame(
+        [
+            {
+                "step": step,
+                "epoch": step / steps,
+                "example_id": f"toy/{step:03d}",
+                "position": position,
+                "loss": 1.0,
+                "selected": bool(position < share / 2 * tokens or chance.random() < share / 2),
+                "objective": "mle",
+            }
+            for step in range(1, steps + 1)
+            for position in range(tokens)
+        ]
+    )
+
+
 def training_log(steps: int = 6) -> pl.DataFrame:
     """A falling loss; nothing is distilled."""
     return pl.DataFrame(
@@ -102,6 +146,7 @@ def training_log(steps: int = 6) -> pl.DataFrame:
             "learning_rate": [1e-4] * steps,
             "grad_norm": [1.0] * steps,
             "tokens": [40] * steps,
+            "lora_rank": [8] * steps,
         },
         schema_overrides={"distill_loss": pl.Float32},
     )

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a stage or a check failed, 2 bad usage or configuration, 1
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -126,15 +125,14 @@ def time_table(made: list) -> str:
 
 
 def print_report(store, study: str) -> None:
-    """The ablation table as it was last built, and where the page is."""
+    """The table of families or ablations as it was last built, and where the page is."""
+    from tokenuq_ml.reports.text import report_text
     from tokenuq_pipeline.assets.ablation_report import report_place
 
     folder: Path = store.path(report_place(study))
-    table = folder / "ablation_table.json"
-    if table.is_file():
-        from tokenuq_ml.reports.text import ablation_table_text
-
-        print("\n" + ablation_table_text(json.loads(table.read_text())))
+    table = report_text(folder)
+    if table:
+        print("\n" + table)
     if (folder / "report.html").is_file():
         print(f"\nreport: {folder / 'report.html'}")
 

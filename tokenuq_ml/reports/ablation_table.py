@@ -1,4 +1,4 @@
-"""The ablation table: every model on every metric, and which differences the intervals can tell apart.
+"""The ablation table: every model on every metric, and which models the intervals can tell apart.
 
 Plain rows for the page, the terminal and the CSV; computes no metric.
 """
@@ -62,26 +62,3 @@ def _apart(a: dict, b: dict) -> bool:
 
 def _better(a: dict, b: dict) -> bool:
     return a["ci_low"] > b["ci_high"] if a["higher_is_better"] else a["ci_high"] < b["ci_low"]
-
-
-def verdict(rows: list[dict]) -> str:
-    """What the table can and cannot say, in words."""
-    metrics = dict.fromkeys((row["dataset"], row["split"], row["metric"]) for row in rows)
-    telling = []
-    for metric in metrics:
-        models = [row for row in rows if (row["dataset"], row["split"], row["metric"]) == metric]
-        students = [row for row in models if row["model"] not in REFERENCES]
-        pairs = [
-            f"{a['model']} and {b['model']}" for i, a in enumerate(students) for b in students[i + 1 :] if _apart(a, b)
-        ]
-        if pairs:
-            telling.append(f"{metric[0]} {metric[2]} ({'; '.join(pairs)})")
-    if telling:
-        return (
-            "Intervals of students do not overlap on: " + "; ".join(telling) + ". Wherever they overlap, the table "
-            "cannot tell the arms apart."
-        )
-    return (
-        "On every metric the students' intervals overlap: this study demonstrates the pipeline and cannot separate "
-        "the arms. More examples or more seeds narrow the intervals."
-    )

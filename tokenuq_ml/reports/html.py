@@ -1,21 +1,20 @@
 """The report page: sections in, one self-contained HTML file out.
 
 No outside resource, light and dark, everything that comes from data escaped. Knows how a
-page looks; what is on it is put together in `entrypoints/report.py`.
+page looks; what is on it is put together in `entrypoints/report.py`, tables of results in `result_tables.py`.
 """
 
 import base64
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 STYLE = """
 :root { --ink:#1b1f24; --dim:#5b6570; --page:#ffffff; --card:#f6f8fa; --line:#d8dee4;
-  --heat:214,40,40; --mark:#0a6640; }
+  --heat:214,40,40; --mark:#0a6640; --warn:#a8321f; }
 @media (prefers-color-scheme: dark) {
   :root { --ink:#e6edf3; --dim:#9aa4ae; --page:#0d1117; --card:#161b22; --line:#30363d;
-    --heat:255,107,94; --mark:#56d364; }
+    --heat:255,107,94; --mark:#56d364; --warn:#ff9b85; }
 }
 * { box-sizing:border-box } body { margin:0 auto; max-width:1240px; padding:32px 24px 64px; background:var(--page);
   color:var(--ink); font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif }
@@ -26,8 +25,15 @@ th, td { padding:5px 9px; text-align:right; border-bottom:1px solid var(--line) 
 th:first-child, td:first-child { text-align:left } th { color:var(--dim); font-weight:600; vertical-align:bottom }
 th.group { color:var(--ink); text-align:center; border-bottom:2px solid var(--line) }
 .ablations th:not(.group) { vertical-align:top } .ablations small { font-weight:400 }
-td.best, td.best small { color:var(--mark); font-weight:700 } tr.reference td { color:var(--dim) }
-.scroll { overflow-x:auto } .tables { display:flex; flex-wrap:wrap; gap:8px 48px; align-items:flex-start }
+td.best, td.best small, td.better, td.better small { color:var(--mark) } td.best, td.better { font-weight:700 }
+td.worse, td.worse small { color:var(--warn) }
+td.same, tr.reference td:not(.better,.worse) { color:var(--dim) }
+.scroll { overflow-x:auto } .tall { overflow-y:auto; max-height:82vh }
+.ablations thead { position:sticky; top:0; z-index:2; background:var(--page); box-shadow:0 1px var(--line) }
+.ablations tr > :first-child { position:sticky; left:0; z-index:1; background:var(--page) }
+.ablations :is(td.value, th.group) { border-left:1px solid var(--line) }
+details { margin:12px 0 } summary { cursor:pointer; color:var(--dim); margin-bottom:8px }
+.tables { display:flex; flex-wrap:wrap; gap:8px 48px; align-items:flex-start }
 .verdict { background:var(--card); border-left:4px solid var(--mark); padding:10px 14px; border-radius:4px }
 .plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr)); gap:16px }
 figure { margin:0; background:var(--card); border:1px solid var(--line); border-radius:8px; padding:12px }
@@ -75,15 +81,21 @@ def paragraph(text: str, kind: str = "") -> str:
 def picture(path: Path, caption: str, meaning: str) -> str:
     """A PNG inline, with its caption and what it says in words."""
     data = base64.b64encode(path.read_bytes()).decode()
+    below = f"<p>{escape(meaning)}</p>" if meaning else ""
     return (
         f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption, quote=True)}" '
-        f'src="data:image/png;base64,{data}"><p>{escape(meaning)}</p></figure>'
+        f'src="data:image/png;base64,{data}">{below}</figure>'
     )
 
 
 def pictures(figures: Sequence[str]) -> str:
     """Figures side by side where there is room."""
     return f'<div class="plots">{"".join(figures)}</div>'
+
+
+def details(summary: str, content: str) -> str:
+    """A fragment behind a line that opens it."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def settings(values: dict[str, object]) -> str:
@@ -104,44 +116,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def tables(fragments: Sequence[str]) -> str:
     """Tables side by side where there is room."""
     return f'<div class="tables">{"".join(fragments)}</div>'
-
-
-def _breakable(name: str) -> str:
-    """A name that may be broken over lines after its underscores."""
-    return escape(name).replace("_", "_<wbr>")
-
-
-def ablation_table(rows: Sequence[dict], references: Sequence[str]) -> str:
-    """Models by metrics; the best is marked only where its interval overlaps no other."""
-    metrics = list(dict.fromkeys((row["dataset"], row["split"], row["metric"]) for row in rows))
-    cells = {(row["model"], row["dataset"], row["split"], row["metric"]): row for row in rows}
-    any_of = {(row["dataset"], row["split"], row["metric"]): row for row in rows}
-    groups = Counter(metric[:2] for metric in metrics)
-    upper = "<th></th>" + "".join(
-        f'<th class="group" colspan="{count}">{escape(dataset)} <small>{escape(split)}</small></th>'
-        for (dataset, split), count in groups.items()
-    )
-    lower = "<th>model</th>"
-    for metric in metrics:
-        row = any_of[metric]
-        arrow = "↑" if row["higher_is_better"] else "↓"
-        note = "" if row["separated"] else "<br><small>not distinguishable</small>"
-        lower += f"<th>{_breakable(metric[2])} {arrow}<br><small>n={row['n']}</small>{note}</th>"
-    body = ""
-    for model in dict.fromkeys(row["model"] for row in rows):
-        body += f"<tr{' class=reference' if model in references else ''}><td>{escape(model)}</td>"
-        for metric in metrics:
-            row = cells.get((model, *metric))
-            body += (
-                "<td>—</td>"
-                if row is None
-                else (
-                    f"<td{' class=best' if row['best'] else ''}>{row['value']:.3f}<br>"
-                    f"<small>[{row['ci_low']:.3f}, {row['ci_high']:.3f}]</small></td>"
-                )
-            )
-        body += "</tr>"
-    return (
-        f'<div class="scroll"><table class="ablations"><thead><tr>{upper}</tr><tr>{lower}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )

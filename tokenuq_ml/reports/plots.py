@@ -1,20 +1,20 @@
 """Pictures of the tables: one function a plot, a frame in, a PNG out.
 
-Draws with matplotlib's objects and no global state. Knows the tables' columns; computes
-nothing that a reader could not check from them.
+Knows the tables' columns; computes nothing that a reader could not check from them. Pictures that compare
+ablations over quantiles or selections are `comparison_plots.py`'s.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Okabe and Ito's palette, told apart by colour-blind readers; one colour a category in every plot.
+from tokenuq_ml.reports import canvas
+from tokenuq_ml.reports.canvas import LINE_COLOURS, legend, legend_height, looks, new_figure, whiskers, whole_steps
+
+# Of Okabe and Ito's palette; one colour a category in every plot.
 CATEGORY_COLOURS = {
     "special": "#000000",
     "whitespace": "#bbbbbb",
@@ -24,43 +24,14 @@ CATEGORY_COLOURS = {
     "subword": "#009e73",
     "code": "#cc79a7",
 }
-LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-REFERENCE_COLOURS = {"base": "#999999", "teacher": "#000000"}
-WIDTH_INCHES, DPI = 7.5, 120
 MARKED_STEPS = 60
 """Longer curves go without a mark at each step: the marks would merge into a band."""
 FLOOR_NATS = 1e-6
 """What logarithmic axes begin at; smaller values are drawn there."""
 
 
-def _figure(height: float = 4.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(1, columns)))
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="white")
-
-
-def _model_colours(names: Iterable[str]) -> dict[str, str]:
-    """One colour a model, the same in every plot that shows the same students in the same order."""
-    students = [name for name in names if name not in REFERENCE_COLOURS]
-    return REFERENCE_COLOURS | dict(zip(students, LINE_COLOURS * len(students), strict=False))
-
-
 def _mark(steps: int) -> str:
     return "o" if steps <= MARKED_STEPS else ""
-
-
-def _whole_steps(axis: Axes) -> None:
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _log10(nats: pl.Series) -> np.ndarray:
@@ -73,7 +44,7 @@ def _powers_of_ten(exponent: float, _: int) -> str:
 
 def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
     """The objective and its two parts over optimiser steps."""
-    figure, (axis,) = _figure(3.4)
+    figure, (axis,) = new_figure(3.4)
     parts = (
         ("loss", "objective", 2.0),
         ("mle_loss", "cross-entropy of tokens trained by MLE", 1.2),
@@ -94,32 +65,31 @@ def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
             )
     axis.set(xlabel="optimiser step", ylabel="nats a token", title="Training")
     axis.set_ylim(bottom=0)
-    _whole_steps(axis)
+    whole_steps(axis)
     if axis.lines:
         axis.legend(frameon=False)
-    _save(figure, path)
+    canvas.save(figure, path)
 
 
 def training_curves(logs: Mapping[str, pl.DataFrame], path: str | Path) -> None:
     """Each model's objective, and its gradient norm, over optimiser steps."""
-    figure, (left, right) = _figure(3.6, columns=2)
-    colours = _model_colours(logs)
+    figure, (left, right) = new_figure(3.6 + legend_height(len(logs)), columns=2)
+    look = looks(logs)
     for name, log in logs.items():
-        look = {"marker": _mark(len(log)), "markersize": 2.5, "linewidth": 1.3, "color": colours[name], "label": name}
-        left.plot(log["step"], log["loss"], **look)
-        right.plot(log["step"], log["grad_norm"], **look)
+        style = look[name] | {"marker": look[name]["marker"] if len(log) <= MARKED_STEPS else ""}
+        for axis, column in ((left, "loss"), (right, "grad_norm")):
+            axis.plot(log["step"], log[column], markersize=2.5, linewidth=1.2, label=name, **style)
     left.set(xlabel="optimiser step", ylabel="objective, nats a token")
     right.set(xlabel="optimiser step", ylabel="gradient norm before clipping")
     for axis in (left, right):
-        _whole_steps(axis)
-    if left.lines:
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    _save(figure, path)
+        whole_steps(axis)
+    legend(figure, *left.get_legend_handles_labels())
+    canvas.save(figure, path)
 
 
 def loss_vs_bald(tokens: pl.DataFrame, path: str | Path) -> None:
     """Hexagonal bins of the teacher's loss against BALD, and BALD by category."""
-    figure, (left, right) = _figure(3.8, columns=2)
+    figure, (left, right) = new_figure(3.8, columns=2)
     if len(tokens):
         bins = left.hexbin(
             _log10(tokens["loss"]),
@@ -157,7 +127,7 @@ def loss_vs_bald(tokens: pl.DataFrame, path: str | Path) -> None:
     for axis in (left.xaxis, left.yaxis, right.xaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axis.set_major_formatter(FuncFormatter(_powers_of_ten))
-    _save(figure, path)
+    canvas.save(figure, path, continuous=True)
 
 
 def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
@@ -165,7 +135,7 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
 
     Areas for long trainings, bars for short ones; a step that selected nothing stays empty.
     """
-    figure, (axis,) = _figure(3.6)
+    figure, (axis,) = new_figure(3.6)
     steps = curriculum["step"].unique().sort()
     counts = {}
     for (category,), rows in curriculum.with_columns(pl.col("category").cast(pl.String)).group_by("category"):
@@ -183,67 +153,78 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
             axis.bar(steps, share, bottom=bottom, width=0.9, color=CATEGORY_COLOURS[category], label=category)
             bottom += share
     axis.set(xlabel="optimiser step", ylabel="share of selected tokens", ylim=(0, 1), title="What the selection takes")
-    _whole_steps(axis)
+    whole_steps(axis)
     if shares:
         # Top of the stack first, as the eye meets it.
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
-    _save(figure, path)
+    canvas.save(figure, path)
 
 
 def uncertainty_over_training(curriculum_uncertainty: pl.DataFrame, path: str | Path) -> None:
     """Loss and BALD of the fixed validation sample as training went on."""
-    figure, (left, right) = _figure(3.4, columns=2)
+    figure, (left, right) = new_figure(3.4, columns=2)
     rows = curriculum_uncertainty.filter(pl.col("category") == "all").sort("step")
     left.plot(rows["fraction"] * 100, rows["loss"], marker="o", color=LINE_COLOURS[0])
     left.set(xlabel="training done, %", ylabel="loss, nats a token", title="Loss of the validation sample")
     right.plot(rows["fraction"] * 100, rows["bald"], marker="o", color=LINE_COLOURS[1])
     right.set(xlabel="training done, %", ylabel="BALD, nats a token", title="Epistemic uncertainty")
     right.set_ylim(bottom=0)
-    _save(figure, path)
+    canvas.save(figure, path)
 
 
 def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
-    """Held-out loss in against out of distribution, with intervals and the Pareto front; one panel an OOD dataset."""
+    """Held-out loss in against out of distribution, with intervals and the Pareto front; one panel an OOD dataset.
+
+    `evaluations` has `model, dataset, split, metric, value, ci_low, ci_high`.
+    """
     losses = evaluations.filter(pl.col("metric") == "loss")
-    inside = {row["ablation"]: row for row in losses.filter(pl.col("split") == "test").iter_rows(named=True)}
+    inside = {row["model"]: row for row in losses.filter(pl.col("split") == "test").iter_rows(named=True)}
     outside = losses.filter(pl.col("split") == "ood")
     datasets = outside["dataset"].unique().sort().to_list()
-    figure, axes = _figure(4.2, columns=max(len(datasets), 1))
-    colours = _model_colours(inside)
+    figure, axes = new_figure(4.2 + legend_height(len(inside)), columns=max(len(datasets), 1))
+    look = looks(inside)
     for axis, dataset in zip(axes, datasets, strict=False):
         points = [
-            (row["ablation"], inside[row["ablation"]], row)
+            (row["model"], inside[row["model"]], row)
             for row in outside.filter(pl.col("dataset") == dataset).iter_rows(named=True)
-            if row["ablation"] in inside
+            if row["model"] in inside
         ]
+        far = _far_away([(x["value"], y["value"]) for name, x, y in points if name != "base"])
         for name, x, y in points:
+            if name == "base" and far(x["value"], y["value"]):
+                # In the frame it would press all others into one corner.
+                note = f"base is outside, at {x['value']:.2f}, {y['value']:.2f}"
+                axis.set_title(note, loc="right", fontsize=7.5)
+                continue
             axis.errorbar(
                 x["value"],
                 y["value"],
-                xerr=_whiskers(x),
-                yerr=_whiskers(y),
-                fmt="o",
-                color=colours[name],
+                xerr=whiskers(x),
+                yerr=whiskers(y),
+                fmt=look[name]["marker"],
+                color=look[name]["color"],
+                markersize=5,
                 elinewidth=0.8,
                 label=name,
             )
         front = _pareto_front([(x["value"], y["value"]) for _, x, y in points])
         if len(front) > 1:
-            look = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 0, "label": "Pareto front"}
-            axis.step(*zip(*front, strict=True), where="post", **look)
-        axis.set(xlabel="loss in distribution (test), nats a token", ylabel=f"loss on {dataset}, nats a token")
+            style = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 0, "label": "Pareto front"}
+            axis.step(*zip(*front, strict=True), where="post", **style)
+        axis.set(xlabel="loss on test, nats a token", ylabel=f"loss on {dataset}, nats a token")
     for axis in axes[len(datasets) :]:
-        axis.set(xlabel="loss in distribution (test), nats a token", ylabel="loss out of distribution, nats a token")
+        axis.set(xlabel="loss on test, nats a token", ylabel="loss out of distribution, nats a token")
     figure.suptitle("Lower left is better")
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    _save(figure, path)
+    legend(figure, *axes[0].get_legend_handles_labels())
+    canvas.save(figure, path)
 
 
-def _whiskers(row: dict) -> list[list[float]]:
-    """Distances to the interval's ends; matplotlib refuses the -1e-17 that rounding may leave."""
-    return [[max(row["value"] - row["ci_low"], 0.0)], [max(row["ci_high"] - row["value"], 0.0)]]
+def _far_away(points: list[tuple[float, float]]) -> Callable[[float, float], bool]:
+    """Whether a point lies above the others by more than twice the room that they take, in either coordinate."""
+    if len(points) < 2:
+        return lambda x, y: False
+    low, high = np.min(points, axis=0), np.max(points, axis=0)
+    return lambda x, y: bool((np.array([x, y]) > high + 2 * (high - low)).any())
 
 
 def _pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,0 +1,113 @@
+"""The ablation table and the family table as HTML fragments: models down, metrics across.
+
+Decides nothing of what can be told apart: that is in the rows of `ablation_table.py` and `family_table.py`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from tokenuq_ml.reports.ablation_table import REFERENCES
+
+Metric = tuple[str, str, str]
+
+
+def ablation_table(rows: Sequence[dict]) -> str:
+    """One line a model, one column a metric; the best is marked only where its interval overlaps no other."""
+    metrics = _by_metric(rows, "model")
+    heads = {metric: [_heading(of_metric) + _note(of_metric)] for metric, of_metric in metrics.items()}
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells = [_cell("model", escape(model))]
+        for of_metric in metrics.values():
+            row = of_metric.get(model)
+            cells.append(
+                _cell("value") if row is None else _cell("value best" if row["best"] else "value", _value(row))
+            )
+        lines.append((model, cells))
+    return _table(["model"], heads, lines)
+
+
+def family_table(rows: Sequence[dict]) -> str:
+    """One line a family, two columns a metric: the mean over seeds, and the difference to the baseline.
+
+    A difference is coloured only where its interval does not hold 0; elsewhere the cell says that nothing is told.
+    """
+    metrics = _by_metric(rows, "family")
+    heads = {
+        metric: [_heading(of_metric), f"difference<br>to {_breakable(next(iter(of_metric.values()))['against'])}"]
+        for metric, of_metric in metrics.items()
+    }
+    lines = []
+    for family, about in {row["family"]: row for row in rows}.items():
+        cells = [
+            _cell("model", escape(family)),
+            _cell("", escape(about["selection"] or "—")),
+            _cell("", str(about["n_seeds"])),
+        ]
+        for of_metric in metrics.values():
+            row = of_metric.get(family)
+            cells += [_cell("value"), _cell("")] if row is None else [_cell("value", _value(row)), _difference(row)]
+        lines.append((family, cells))
+    return _table(["family", "selection", "seeds"], heads, lines)
+
+
+def _by_metric(rows: Sequence[dict], key: str) -> dict[Metric, dict[str, dict]]:
+    metrics: dict[Metric, dict[str, dict]] = {}
+    for row in rows:
+        metrics.setdefault((row["dataset"], row["split"], row["metric"]), {})[row[key]] = row
+    return metrics
+
+
+def _table(
+    names: Sequence[str], heads: Mapping[Metric, Sequence[str]], lines: Sequence[tuple[str, Sequence[str]]]
+) -> str:
+    groups: Counter = Counter()
+    for metric, columns in heads.items():
+        groups[metric[:2]] += len(columns)
+    upper = "<th></th>" * len(names) + "".join(
+        f'<th class="group" colspan="{count}">{escape(dataset)} <small>{escape(split)}</small></th>'
+        for (dataset, split), count in groups.items()
+    )
+    lower = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lower += "".join(f"<th>{column}</th>" for columns in heads.values() for column in columns)
+    body = "".join(
+        f"<tr{' class=reference' if name in REFERENCES else ''}>{''.join(cells)}</tr>" for name, cells in lines
+    )
+    return (
+        f'<div class="scroll tall"><table class="ablations"><thead><tr>{upper}</tr><tr>{lower}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _heading(of_metric: Mapping[str, dict]) -> str:
+    row = next(iter(of_metric.values()))
+    arrow = "↑" if row["higher_is_better"] else "↓"
+    return f"{_breakable(row['metric'])}&nbsp;{arrow}<br><small>n={row['n']}</small>"
+
+
+def _note(of_metric: Mapping[str, dict]) -> str:
+    return "" if next(iter(of_metric.values()))["separated"] else "<br><small>not distinguishable</small>"
+
+
+def _value(row: dict) -> str:
+    spread = "" if row.get("spread") is None else f" ± {row['spread']:.3f}"
+    return f"{row['value']:.3f}{spread}<br><small>[{row['ci_low']:.3f}, {row['ci_high']:.3f}]</small>"
+
+
+def _difference(row: dict) -> str:
+    if row["difference"] is None:
+        return _cell("")
+    value, interval = f"{row['difference']:+.3f}", f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+    if row["verdict"] in ("better", "worse"):
+        return _cell(row["verdict"], f"{value} {row['verdict']}<br><small>{interval}</small>")
+    return _cell("same", f"{escape(row['verdict'])}<br><small>{value} {interval}</small>")
+
+
+def _cell(kind: str, content: str = "—") -> str:
+    return f'<td class="{kind}">{content}</td>' if kind else f"<td>{content}</td>"
+
+
+def _breakable(name: str) -> str:
+    """A name that may be broken over lines after its underscores."""
+    return escape(name).replace("_", "_<wbr>")

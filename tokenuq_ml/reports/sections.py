@@ -1,0 +1,237 @@
+"""Sections of the report other than the comparison of families: planes, proxy, curricula, tokens, settings.
+
+Each takes frames and specs and gives an HTML fragment, its pictures beside it in `folder`. Reads no file.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from tokenuq_ml.reports import html, plots
+from tokenuq_ml.reports.family_table import families_of
+from tokenuq_ml.reports.heatmap import heatmap, most_uncertain
+from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
+
+HEATMAP_EXAMPLES = 6
+CURRICULA_IN_FULL = 8
+CATEGORY_NOTE = (
+    "Each bar is an optimiser step; colours are categories of the tokens that were selected. Structure giving "
+    "way to content (numbers, words) from left to right is the automatic curriculum of the paper."
+)
+UNCERTAINTY_NOTE = (
+    "Loss and BALD of a fixed validation sample. At 0% the fresh adapter is zero, so that dropout has "
+    "nothing to drop and BALD is 0 by construction; compare the later points."
+)
+
+
+def shared_questions(examples: pl.DataFrame) -> str:
+    """How close test is to train: shared question templates, where the dataset names them, and shared questions."""
+    examples = examples.with_columns(
+        pl.col("split").cast(pl.String),
+        template=pl.col("source").str.json_path_match("$.template"),
+        prompt=pl.Series(
+            [json.dumps([m for m in messages if m["role"] != "assistant"]) for messages in examples["messages"]],
+            dtype=pl.String,
+        ),
+    )
+    train, test = (examples.filter(pl.col("split") == split) for split in ("train", "test"))
+    repeated = len(test.filter(pl.col("prompt").is_in(train["prompt"].to_list())))
+    questions = f"{repeated} of {len(test)} test questions occur word for word in train."
+    if test["template"].null_count() == len(test):
+        return html.paragraph(
+            f"The dataset does not say which question templates its examples come from. {questions}", "dim"
+        )
+    known = test.drop_nulls("template")
+    seen = known.filter(pl.col("template").is_in(train["template"].drop_nulls().to_list()))
+    return html.paragraph(
+        f"{seen['template'].n_unique()} of the {known['template'].n_unique()} question templates in test also occur in "
+        f"train ({len(seen)} of {len(known)} test examples). {questions}",
+        "dim",
+    )
+
+
+def planes(families: Sequence[dict], logs: Mapping[str, pl.DataFrame], folder: Path) -> str:
+    """Families in and out of distribution, and the training curves of `logs`."""
+    everything = pl.DataFrame(families, infer_schema_length=None).rename({"family": "model"})
+    plots.id_vs_ood(everything, folder / "id_vs_ood.png")
+    plots.training_curves(logs, folder / "training_curves.png")
+    return html.pictures(
+        [
+            html.picture(
+                folder / "id_vs_ood.png",
+                "Held-out loss",
+                "Left is better in distribution, down is better out of it. Distillation is meant to keep a student low "
+                "while it moves left; each point is a family, bars are intervals over examples and seeds.",
+            ),
+            html.picture(
+                folder / "training_curves.png",
+                "Training",
+                "The objective of each family's first seed over steps. Arms with another "
+                "selection minimise another quantity, so compare shapes rather than heights.",
+            ),
+        ]
+    )
+
+
+def correlations(
+    analysis: pl.DataFrame, headlines: Iterable[tuple[str, str, str]], tokens: pl.DataFrame, folder: Path
+) -> str:
+    """Loss against BALD: plot, and the correlations named by `headlines` (x, y, method)."""
+    plots.loss_vs_bald(tokens, folder / "loss_vs_bald.png")
+    overall = analysis.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
+    rows = []
+    for x, y, method in headlines:
+        row = overall.filter((pl.col("x") == x) & (pl.col("y") == y) & (pl.col("method") == method)).row(0, named=True)
+        given = " given entropy" if method.startswith("partial") else ""
+        rows.append(
+            [
+                f"{x} and {y}{given}",
+                method.replace("_", " "),
+                _number(row["value"]),
+                f"[{_number(row['ci_low'])}, {_number(row['ci_high'])}]",
+                f"{row['n']:,}",
+            ]
+        )
+    return (
+        html.pictures(
+            [
+                html.picture(
+                    folder / "loss_vs_bald.png",
+                    "Loss against BALD",
+                    "Left: every response token, loss against BALD. Right: BALD by "
+                    "token category. A high rank correlation is what makes the loss a cheap stand-in for BALD.",
+                )
+            ]
+        )
+        + html.tables(
+            [html.table(["pair", "correlation", "value", "interval", "tokens"], rows), _by_category(analysis)]
+        )
+        + html.paragraph(
+            "The partial correlation takes out what loss and BALD share through the entropy: what is left is how far "
+            "the loss tells epistemic from aleatoric uncertainty.",
+            "dim",
+        )
+    )
+
+
+def _by_category(analysis: pl.DataFrame) -> str:
+    wanted = {"Spearman": "spearman", "given entropy": "partial_spearman"}
+    pairs = analysis.filter((pl.col("split") == "all") & (pl.col("x") == "loss") & (pl.col("y") == "bald"))
+    rows = []
+    for category in plots.CATEGORY_COLOURS:
+        values = {row["method"]: row for row in pairs.filter(pl.col("category") == category).iter_rows(named=True)}
+        if values:
+            numbers = [_number(values[method]["value"]) for method in wanted.values()]
+            rows.append([category, *numbers, f"{values['spearman']['n']:,}"])
+    return html.table(["loss and BALD in", *wanted, "tokens"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"
+
+
+def curricula(
+    ablations: Mapping[str, AblationSpec],
+    read: Callable[[str], pl.DataFrame],
+    folder: Path,
+) -> str:
+    """What was selected and what became of uncertainty: the first families in full, all else behind a line."""
+    firsts = [names[0] for names in families_of(ablations).values()]
+    shown = firsts[:CURRICULA_IN_FULL]
+    hidden = [name for name in ablations if name not in shown]
+    body = html.paragraph(f"{CATEGORY_NOTE} {UNCERTAINTY_NOTE}", "dim")
+    body += html.pictures([figure for name in shown for figure in _curriculum(name, ablations[name], read, folder)])
+    if hidden:
+        figures = [figure for name in hidden for figure in _curriculum(name, ablations[name], read, folder)]
+        body += html.details(f"{len(hidden)} more ablations", html.pictures(figures))
+    return body
+
+
+def _curriculum(name: str, ablation: AblationSpec, read: Callable[[str], pl.DataFrame], folder: Path) -> list[str]:
+    selected, uncertainty = folder / f"selected_categories_{name}.png", folder / f"uncertainty_{name}.png"
+    plots.selected_categories(read(f"curriculum/{name}"), selected)
+    plots.uncertainty_over_training(read(f"curriculum_uncertainty/{name}"), uncertainty)
+    return [
+        html.picture(selected, f"{name}: selected tokens", f"Selection: {ablation.selection_kind}."),
+        html.picture(uncertainty, f"{name}: validation sample", ""),
+    ]
+
+
+def heatmaps(tokens: pl.DataFrame) -> str:
+    """The examples of which the teacher is least sure, token by token."""
+    buttons = "".join(
+        f'<button data-by="{by}" aria-pressed="{"true" if by == "loss" else "false"}">{label}</button>'
+        for by, label in (("loss", "loss"), ("entropy", "entropy"), ("bald", "BALD"))
+    )
+    return (
+        html.paragraph(
+            "The held-out examples of which the teacher is least sure, response tokens coloured by what "
+            "you choose; full colour is the 95th percentile. Point at a token for its numbers."
+        )
+        + f'<p class="by">{buttons}</p>'
+        + heatmap(tokens, most_uncertain(tokens, HEATMAP_EXAMPLES))
+    )
+
+
+def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
+    """What was decided for this study, and each family as its sentence."""
+    train, lora = study.train, study.train.lora
+    values = {
+        "learning rate": train.learning_rate,
+        "schedule": f"{train.lr_schedule}, warm-up {train.warmup_ratio:.0%}",
+        "epochs": train.epochs,
+        "batch size": train.batch_size,
+        "LoRA rank, alpha": f"{lora.rank}, {lora.alpha}",
+        "LoRA dropout": lora.dropout,
+        "max length": study.max_length,
+        "teacher seed": study.teacher_seed,
+        "teacher states": study.teacher_states,
+        "MC samples K": study.uncertainty.samples,
+        "MC dropout": study.uncertainty.dropout,
+        "mask": f"one a {study.uncertainty.mask}",
+        "bootstrap resamples": study.evaluation.bootstrap,
+    }
+    header = ["family", "select by", "keep", "selection", "selected", "rest", "distillation", "adapter", "seeds"]
+    rows = [_sentence(family, [ablations[name] for name in names]) for family, names in families_of(ablations).items()]
+    return (
+        html.paragraph(
+            "The paper leaves these open; they are this study's choice. The loss is the sum over response "
+            "tokens of the selected ones' cross-entropy and the others' weighted divergence, divided by the "
+            "response tokens of the optimiser batch."
+        )
+        + html.settings(values)
+        + html.table(header, rows)
+    )
+
+
+def _sentence(family: str, seeds: Sequence[AblationSpec]) -> list[str]:
+    ablation = seeds[0]
+    select, everything = ablation.select, ablation.selection_kind == "all"
+    amount = select.quantile if select.keep in ("top", "bottom") else select.threshold
+    keep = f"{select.keep} {_amount(amount)}" + (" of examples" if select.unit == "document" else "")
+    distil = next((o.distill for o in (ablation.selected, ablation.rest) if o.distill), None)
+    change, growth = ablation.lora.model_dump(exclude_none=True), ablation.rank_growth
+    adapter = [f"{key} {value:g}" for key, value in change.items()] + (
+        [f"rank from {growth.start} up"] if growth else []
+    )
+    return [
+        family,
+        select.by,
+        "—" if everything else keep,
+        "—" if everything else f"{ablation.selection_kind}, of the {select.scope}",
+        ablation.selected.kind,
+        "—" if everything else ablation.rest.kind,
+        "—"
+        if distil is None
+        else f"{distil.teacher}, {distil.divergence}, T={distil.temperature:g}, weight {distil.weight:g}",
+        ", ".join(adapter) or "the study's",
+        ", ".join(str(one.seed) for one in seeds),
+    ]
+
+
+def _amount(value: float | Schedule | str | None) -> str:
+    if isinstance(value, Schedule):
+        return f"{value.start:g} → {value.end:g}"
+    return f"{value:g}" if isinstance(value, int | float) else str(value).replace("_", " ")
