@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from unittest import mock
 
 import polars as pl
 import pytest
@@ -78,13 +79,26 @@ def build(folder, ablations=ABLATIONS, **changed):
         entrypoint="report",
         study="toy",
         assets={"ablation_report": AssetRequest(fields=fields, code_version="1-x", outputs={"report": str(out)})},
-        inputs=tiny_tables.publish(folder / "store", frames | changed),
+        inputs=tiny_tables.publish(folder / "store", frames | changed)
+        | tiny_tables.publish_costs(folder / "costs", ablations),
         work_dir=str(folder / "work"),
     )
     told = Silent()
     report.run(request, told)
     (result,) = told.results
     return result, out
+
+
+def test_costs_are_shown_and_are_no_part_of_the_data_version(tmp_path):
+    result, out = build(tmp_path / "a")
+    text = Page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "What it costs" in text and "70B" in text
+    rows = json.loads((out / "costs.json").read_text())["measured"]
+    assert [row["ablation"] for row in rows] == [*ABLATIONS] and rows[0]["seconds_step"] == 11 / 4
+    with mock.patch.object(tiny_tables.publish_costs, "__defaults__", (5,)):
+        slower, out = build(tmp_path / "b")
+    assert json.loads((out / "costs.json").read_text())["measured"][0]["seconds_step"] == 11 / 5
+    assert slower.data_version == result.data_version
 
 
 @pytest.fixture(scope="module")

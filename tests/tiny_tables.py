@@ -1,11 +1,14 @@
 """A toy study's published tables, written by the real writer: what the analysis and the report read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from tokenuq_ml.costs import CostRecord, Seconds
+from tokenuq_ml.specs import AblationSpec
 from tokenuq_ml.tables import write_table
 
 SPLITS = ("train", "validation", "test", "ood")
@@ -188,6 +191,30 @@ def publish(folder: Path, frames: dict[str, pl.DataFrame]) -> dict[str, str]:
     for name, frame in frames.items():
         write_table(frame, name.partition("/")[0], folder / name, spec_hash="s", code_version="1-s")
     return {name: str(folder / name) for name in frames}
+
+
+def publish_costs(folder: Path, ablations: Mapping[str, AblationSpec], steps: int = 4) -> dict[str, str]:
+    """A record of costs for each, and a model's configuration; returns their inputs."""
+    folder.mkdir(parents=True)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    (folder / "config.json").write_text(json.dumps({**sizes, "num_key_value_heads": 2, "vocab_size": 97}))
+    for name, ablation in ablations.items():
+        CostRecord(
+            steps=steps,
+            sequences=8 * steps,
+            tokens=1500 * steps,
+            padded_tokens=1600 * steps,
+            response_tokens=800 * steps,
+            mle_tokens=800 * steps if ablation.select.by == "all" else 200 * steps,
+            distilled_tokens=600 * steps if ablation.needs_teacher else 0,
+            selection=ablation.selection_kind,
+            selection_needs_loss=ablation.selection_kind == "dynamic",
+            teacher="mean_embeddings" if ablation.needs_teacher else "none",
+            lora_rank=32,
+            attended=160_000 * steps,
+            seconds=Seconds(forward=3, head=2, backward=5, teacher=0, selection=0, other=1, total=11),
+        ).write(folder / name / "costs.json")
+    return {"model": str(folder), **{f"costs/{name}": str(folder / name) for name in ablations}}
 
 
 def joined_tokens(examples: int = 40, length: int = 25, seed: int = 0) -> pl.DataFrame:

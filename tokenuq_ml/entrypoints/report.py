@@ -8,10 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
+from tokenuq_ml.costs import FILE as COSTS_FILE
+from tokenuq_ml.costs import Architecture, CostRecord
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.analyse import HEADLINES, joined_tokens
 from tokenuq_ml.reports import comparison, html, sections
 from tokenuq_ml.reports.ablation_table import REFERENCES, table_rows
+from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
 from tokenuq_ml.specs import AblationSpec, StudySpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
@@ -38,6 +41,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     logs = {"teacher": "teacher"} | firsts
     selecting = comparison.compared_selections(ablations)
     selections = {name: pl.scan_parquet(Path(request.inputs[f"selections/{name}"], "*.parquet")) for name in selecting}
+    costs, cost_rows = _costs(request, ablations)
     page = [
         (
             "Ablations",
@@ -56,6 +60,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         ),
         ("The curriculum that selection makes", sections.curricula(ablations, read, folder)),
         ("Tokens", sections.heatmaps(tokens)),
+        ("What it costs", costs),
         ("What was run", sections.settings(study, ablations)),
     ]
     (folder / "report.html").write_text(
@@ -70,7 +75,10 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     for name, rows in (("ablation_table", models), ("family_table", families)):
         (folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         pl.DataFrame(rows, infer_schema_length=None).write_csv(folder / f"{name}.csv")
-    content = [content_of(path) for _, path in sorted(request.inputs.items())]
+    (folder / "costs.json").write_text(json.dumps(cost_rows, indent=1), encoding="utf-8")
+    # Costs are timings, and the model is told by the tables that were made with it.
+    timed = {"model", *(f"costs/{name}" for name in ablations)}
+    content = [content_of(path) for name, path in sorted(request.inputs.items()) if name not in timed]
     reporter.info(f"{study.name}: {verdict(families)}")
     reporter.done(
         AssetResult(
@@ -86,6 +94,17 @@ def run(request: StageRequest, reporter: Reporter) -> None:
             plots={"In distribution against OOD": "report/id_vs_ood.png"},
         )
     )
+
+
+def _costs(request: StageRequest, ablations: dict[str, AblationSpec]) -> tuple[str, dict[str, list[dict]]]:
+    records = {}
+    for name in ablations:
+        path = Path(request.inputs[f"costs/{name}"], COSTS_FILE)
+        # None where the process that ended the training had no step left to make.
+        if path.exists():
+            records[name] = CostRecord.read(path)
+    architecture = Architecture.from_config(request.inputs["model"])
+    return costs_section(records, architecture, {name: spec.family for name, spec in ablations.items()})
 
 
 if __name__ == "__main__":

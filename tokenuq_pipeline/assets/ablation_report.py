@@ -3,6 +3,7 @@
 from tokenuq_ml.config import Config
 from tokenuq_ml.specs import StudySpec
 from tokenuq_ml.stages import study_fields
+from tokenuq_pipeline.assets.ablation import costs_place
 from tokenuq_pipeline.assets.stage import REFERENCES, StageAsset
 from tokenuq_pipeline.store import partition_place, table_place
 
@@ -31,6 +32,8 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
     for ablation in study.ablations:
         for table in PER_ABLATION:
             inputs |= row(table, ablation)
+        inputs[f"costs/{ablation}"] = costs_place(name, ablation)
+    inputs["model"] = f"models/{study.model}"
     return StageAsset(
         stage="ablation_report",
         path=(name, "ablation_report"),
@@ -42,6 +45,7 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         outputs={"report": report_place(name)},
         inputs=inputs,
         deps=(
+            ("models", study.model),
             ("datasets", study.dataset),
             *((name, stage) for stage in PER_STUDY),
             (name, "reference_evaluation"),
