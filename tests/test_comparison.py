@@ -84,7 +84,7 @@ def test_overlap_shows_the_anchor_even_where_it_is_last(tmp_path, monkeypatch):
     frames = {name: tiny_tables.selections(0.25, draw=n).lazy() for n, name in enumerate(given)}
     text = comparison.overlap(given, frames, tmp_path)
     assert drawn["anchor"] == "paper_top25" == drawn["names"][-1] and len(drawn["names"]) == comparison.MOST_COMPARED
-    assert f"Of {len(given)} selections the first {comparison.MOST_COMPARED} are shown" in text
+    assert f"Of {len(given)} selections {comparison.MOST_COMPARED} are shown" in text
 
 
 def results(given: dict[str, AblationSpec]) -> str:

@@ -124,7 +124,7 @@ def overlap(ablations: Mapping[str, AblationSpec], selections: Mapping[str, pl.L
     found = selection_overlap({name: selections[name] for name in shown})
     comparison_plots.overlap_matrix(found, shown, folder / "selection_overlap.png")
     comparison_plots.overlap_over_steps(found, anchor, folder / "selection_overlap_steps.png")
-    left_out = f" Of {len(names)} selections the first {len(shown)} are shown." if len(shown) < len(names) else ""
+    left_out = f" Of {len(names)} selections {len(shown)} are shown." if len(shown) < len(names) else ""
     return html.pictures(
         [
             html.picture(

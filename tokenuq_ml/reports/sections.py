@@ -17,7 +17,7 @@ from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
 HEATMAP_EXAMPLES = 6
 CURRICULA_IN_FULL = 8
 CATEGORY_NOTE = (
-    "Each bar is an optimiser step; colours are categories of the tokens that were selected. Structure giving "
+    "Colours are categories of the tokens that were selected at each optimiser step. Structure giving "
     "way to content (numbers, words) from left to right is the automatic curriculum of the paper."
 )
 UNCERTAINTY_NOTE = (
