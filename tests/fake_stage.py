@@ -110,6 +110,7 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
                     "learning_rate": 1e-4,
                     "grad_norm": 1.0,
                     "tokens": 6,
+                    "lora_rank": 4,
                 }
             ]
         )

@@ -231,6 +231,15 @@ def test_evaluations_have_the_five_rows(world):
     ).all()
 
 
+def test_examples_add_up_to_the_evaluations(world):
+    keys = ["study", "ablation", "dataset", "split", "metric"]
+    sums = world.table("evaluation_examples").group_by(keys).agg(pl.col("numerator", "denominator").sum(), pl.len())
+    both = world.table("evaluations").join(sums, on=keys, validate="1:1")
+    assert len(both) == len(sums) == len(world.table("evaluations"))
+    assert (both["n"] == both["len"]).all()
+    assert both["value"].to_list() == pytest.approx((both["numerator"] / both["denominator"]).to_list(), rel=1e-12)
+
+
 def test_duckdb_reads_the_tables_as_they_lie(world):
     """The promise of the layout: no help of ours."""
     rows = duckdb.sql(f"""

@@ -34,8 +34,8 @@ DEPS = {
     "study/top/student": "models/tiny study/baseline_teacher study/teacher_hidden study/tokenized_dataset",
     "study/top/curriculum": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
     "study/top/evaluation": "models/tiny study/tokenized_dataset study/top/student",
-    "study/ablation_report": "datasets/toy study/baseline_teacher study/mle/curriculum study/mle/evaluation "
-    "study/mle/student study/reference_evaluation study/token_losses "
+    "study/ablation_report": "datasets/toy models/tiny study/baseline_teacher study/mle/curriculum "
+    "study/mle/evaluation study/mle/student study/reference_evaluation study/token_losses "
     "study/token_uncertainty study/tokenized_dataset study/top/curriculum "
     "study/top/evaluation study/top/student study/uncertainty_analysis",
 }
@@ -151,6 +151,7 @@ def test_places_are_those_of_the_contract():
         "selections": "selections/study=study/ablation=top",
         "training_log": "training_log/study=study/ablation=top",
         "plots": "plots/study=study/ablation=top/stage=student",
+        "costs": "costs/study=study/ablation=top",
     }
     assert assets["study/ablation_report"].outputs == {"report": "ablation_report/study=study"}
     inputs = {"evaluations/base", "evaluations/teacher", "training_log/teacher", "selections/mle", "examples/toy"}
