@@ -1,14 +1,17 @@
-"""Batches: padding, packing, shards."""
+"""Batches: reading, padding, packing, shards."""
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 from reporter import Silent
 from test_training import MLE, PAPER, setup
 from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 
-from tokenuq_ml.batching import LengthBucketSampler, collate, pack, shards
+from tokenuq_ml.batching import LengthBucketSampler, StoredExamples, collate, pack, read_examples, shards
 from tokenuq_ml.kernels import token_losses
 from tokenuq_ml.models import head_of, hidden_states, packing_is_exact
+from tokenuq_ml.tables import write_table
 from tokenuq_ml.training import train
 
 
@@ -66,9 +69,46 @@ def test_where_packing_is_not_exact_training_pads_and_says_so(tmp_path, monkeypa
 
 def test_shards_hold_every_example_once_in_order():
     rows = examples(40)
-    cut = list(shards(rows[::-1], tokens=60))
-    assert [row.example_id for shard in cut for row in shard] == sorted(row.example_id for row in rows)
+    cut = list(shards(iter(rows), tokens=60))
+    assert [row for shard in cut for row in shard] == rows
     assert len(cut) > 3 and all(sum(len(row.positions) for row in shard) >= 60 for shard in cut[:-1])
+
+
+def stored(folder, rows):
+    """A `tokenized_dataset` of `rows`."""
+    names = ("example_id", "dataset", "split", "input_ids", "response_mask")
+    frame = pl.DataFrame([{name: getattr(row, name) for name in names} for row in rows])
+    write_table(frame, "tokenized_dataset", folder, spec_hash="s", code_version="c")
+    return StoredExamples(folder)
+
+
+def as_lists(row):
+    return row.example_id, row.dataset, row.split, list(row.input_ids), list(row.response_mask), row.positions
+
+
+def test_stored_examples_are_read_again_on_each_pass(tmp_path):
+    """More than are read at a time, so that the borders between reads are crossed."""
+    rows = examples(600) + examples(3, "validation")
+    source = stored(tmp_path, rows[::-1])
+    assert [as_lists(row) for row in source] == [as_lists(row) for row in rows] == [as_lists(row) for row in source]
+    assert len(read_examples(tmp_path)) == 603
+    assert [row.example_id for row in StoredExamples(tmp_path, ["validation"])] == [r.example_id for r in rows[600:]]
+
+
+def test_a_stored_example_holds_its_own_tokens_and_no_more(tmp_path):
+    first = next(iter(stored(tmp_path, examples(20))))
+    assert first.input_ids.base is None and first.input_ids.dtype == np.int32
+    assert first.response_mask.base is None and first.response_mask.dtype == bool
+
+
+@pytest.mark.parametrize("join", [collate, pack])
+def test_batches_of_stored_examples_are_those_of_lists(tmp_path, join):
+    rows = examples(5)
+    expected, got = join(rows), join(list(stored(tmp_path, rows)))
+    assert got.keys == expected.keys
+    for name in ("input_ids_BT", "response_BT", "position_ids_BT"):
+        one, other = getattr(got, name), getattr(expected, name)
+        assert one is other is None or (one.dtype == other.dtype and torch.equal(one, other))
 
 
 @pytest.mark.parametrize("ranks, micro", [(1, 2), (2, 1), (2, 2), (4, 1)])

@@ -150,6 +150,8 @@ def test_joins_one_to_one(store, tokens, passed):
         ({"online_check_max_error": 0.01, "online_check_bound": 0.02}, True),
         ({"online_check_max_error": 0.03, "online_check_bound": 0.02}, False),
         ({"online_check_max_error": float("nan"), "online_check_bound": 0.02}, False),
+        ({"cached": False, "stored": "nothing: 9 GB is above the budget of 1 GB"}, True),
+        ({"cached": True, "stored": "hidden_states"}, False),
         ({}, False),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from tokenuq_ml import tables
 from tokenuq_ml.content import content_hash
-from tokenuq_ml.tables import TABLES, TableWriter, content_of, read_table, scan, table_dir, write_table
+from tokenuq_ml.tables import TABLES, TableWriter, content_of, read_table, scan, stream_table, table_dir, write_table
 
 LOG = {
     "step": [2, 1],
@@ -66,6 +66,45 @@ def test_a_table_written_in_pieces_is_the_table_written_whole(tmp_path, monkeypa
     assert writer.digest == whole == content_of(tmp_path / "pieces")
     assert read_table(tmp_path / "pieces").equals(read_table(tmp_path / "whole"))
     assert pq.read_metadata(tmp_path / "pieces" / "part-0.parquet").num_row_groups > 5
+
+
+def losses(first, count):
+    """Rows of `token_losses`, whose dictionaries differ from piece to piece."""
+    frame = tokens(first, count).select("example_id", "position", loss="bald", entropy="mc_loss")
+    words = [f"w{number % 11}" for number in range(first, first + count)]
+    split = ["train" if number < 150 else "test" for number in range(first, first + count)]
+    return frame.with_columns(
+        pl.Series("token", words),
+        pl.Series("split", split),
+        base_loss="loss",
+        base_entropy="entropy",
+        dataset=pl.lit("toy"),
+        category=pl.lit("word"),
+        token_id=pl.lit(7),
+        rank=pl.lit(0),
+    )
+
+
+@pytest.mark.parametrize("piece", [3, 30, 150])
+def test_the_hash_does_not_depend_on_how_a_table_was_sharded(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 64)
+    whole = write_table(losses(0, 300), "token_losses", tmp_path / "whole", **STAMP)
+    with TableWriter("token_losses", tmp_path / "pieces", **STAMP) as writer:
+        for first in range(0, 300, piece):
+            writer.append(losses(first, piece))
+    assert writer.digest == whole == content_hash(pq.read_table(tmp_path / "pieces/part-0.parquet", partitioning=None))
+    stored = read_table(tmp_path / "pieces")
+    assert stored["token"].cast(pl.String).to_list() == losses(0, 300)["token"].to_list()
+    groups = pq.read_metadata(tmp_path / "pieces/part-0.parquet")
+    sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+    assert sizes == [64, 64, 64, 64, 44]
+
+
+def test_a_table_is_read_some_rows_at_a_time(tmp_path):
+    write_table(tokens(0, 300), "token_uncertainty", tmp_path, **STAMP)
+    parts = list(stream_table(tmp_path, ["example_id", "bald"], rows=100))
+    assert [part.num_rows for part in parts] == [100, 100, 100]
+    assert pl.concat([pl.from_arrow(part) for part in parts]).equals(read_table(tmp_path).select("example_id", "bald"))
 
 
 def test_pieces_out_of_order_are_refused_and_leave_nothing(tmp_path):

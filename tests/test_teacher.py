@@ -9,7 +9,16 @@ from tokenuq_ml.batching import collate
 from tokenuq_ml.kernels import TeacherStates, Weights, mean_embeddings, training_loss
 from tokenuq_ml.models import attach_adapter, head_of, use_adapter
 from tokenuq_ml.specs import DistillSpec
-from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, SeparateTeacher, TeacherCache
+from tokenuq_ml.teacher import (
+    HIDDEN_FILE,
+    CachedTeacher,
+    OnlineTeacher,
+    SeparateTeacher,
+    TeacherCache,
+    cache_bytes,
+    go_online,
+    why_online,
+)
 
 FORWARD = DistillSpec()
 DIGESTS = {"dataset_digest": "d", "teacher_digest": "t"}
@@ -112,6 +121,21 @@ def test_the_file_is_plain_safetensors_in_the_order_of_ids(tmp_path):
     assert tensors["mean_ND"].shape == expected.shape and tensors["offset_N"].shape == expected.shape[:1]
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_the_size_of_a_cache_is_known_before(tmp_path, kind):
+    rows, model = examples(4), tiny_peft(kind)
+    store(tmp_path, model, rows)
+    stored = load_file(tmp_path / HIDDEN_FILE).values()
+    expected = sum(tensor.numel() * tensor.element_size() for tensor in stored)
+    assert cache_bytes(sum(len(row.positions) for row in rows), head_of(model)) == expected
+    assert why_online(tmp_path) is None
+
+
+def test_a_folder_without_a_cache_says_why(tmp_path):
+    why = go_online(tmp_path / "new", 72_500_000_000, 50_000_000_000)
+    assert why == why_online(tmp_path / "new") == "72.5 GB is above the budget of 50 GB"
+
+
 @pytest.mark.parametrize("what", ["dataset", "teacher"])
 def test_a_cache_of_another_origin_is_refused(tmp_path, what):
     store(tmp_path, tiny_peft(), examples(2))
@@ -128,7 +152,7 @@ def test_an_unfinished_cache_takes_no_name(tmp_path):
         pass
     with pytest.raises(KeyError), TeacherCache(tmp_path, rows, head_of(model), **DIGESTS) as cache:
         cache.put("another", torch.zeros(1, 32))
-    assert not (tmp_path / HIDDEN_FILE).exists()
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_separate_teacher_has_its_own_head():

@@ -276,16 +276,20 @@ class TableWriter:
         if sum(part.num_rows for part in self._pending) >= ROW_GROUP_ROWS:
             self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, rest: bool = False) -> None:
+        """Writes row groups that are full, and the rest of the rows only where it says so."""
         if self._pending:
-            rows = pa.concat_tables(self._pending).unify_dictionaries().combine_chunks()
-            self._parquet.write_table(rows, row_group_size=ROW_GROUP_ROWS)
-            self._pending = []
+            rows = pa.concat_tables(self._pending)
+            full = len(rows) if rest else len(rows) - len(rows) % ROW_GROUP_ROWS
+            # Only what is written gets one dictionary, else it would grow from row group to row group.
+            written = rows.slice(0, full).unify_dictionaries().combine_chunks()
+            self._parquet.write_table(written, row_group_size=ROW_GROUP_ROWS)
+            self._pending = [rows.slice(full)]
 
     def __exit__(self, kind, *_) -> None:
         try:
             if kind is None:
-                self._flush()
+                self._flush(rest=True)
                 self.digest = self._hash.hexdigest()
                 meanings = {name: meaning for name, (_, meaning) in self._definition.columns.items()}
                 self._parquet.add_key_value_metadata(
