@@ -52,13 +52,34 @@ def _dropped(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
     return x_NI if kept_NI is None else masked(x_NI, kept_NI)
 
 
+def _linear(layer: nn.Linear, x_NI: Tensor, onto: Tensor | None = None) -> Tensor:
+    """`onto + layer(x)`, one operation where dtypes allow it."""
+    if onto is None or layer.bias is not None or not onto.dtype == x_NI.dtype == layer.weight.dtype:
+        y_NO = nn.functional.linear(x_NI, layer.weight, layer.bias)
+        return y_NO if onto is None else onto.view_as(y_NO) + y_NO
+    return torch.addmm(onto.view(len(x_NI), -1), x_NI, layer.weight.T)
+
+
+def add_projection(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+    """`residual + layer(x)`, fresh; summed within the product where the layer is a plain or a fused one."""
+    if isinstance(layer, FusedLoraLinear):
+        if not layer.disable_adapters or layer.merged:
+            return layer(x, onto=residual)
+        layer = layer.base_layer
+    if type(layer) is not nn.Linear:
+        return residual + layer(x)
+    return _linear(layer, x.view(-1, x.shape[-1]), residual).view_as(residual)
+
+
 class FusedLoraLinear(LoraLinear):
     """PEFT's layer with another forward pass; everything that is not plain LoRA of a frozen layer goes to PEFT's."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, onto: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """PEFT's; with `onto`, that much is added to it, within the product where no gradient is wanted."""
         name, dtype = self._fused_adapter(x, args, kwargs), self._compute_dtype(x)
         if name is None or self.base_layer.weight.dtype != dtype:
-            return super().forward(x, *args, **kwargs)
+            y = super().forward(x, *args, **kwargs)
+            return y if onto is None else onto + y
         base, dropout = self.base_layer, self.lora_dropout[name]
         a_rI, b_Or, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         x_NI = x.to(dtype).reshape(-1, x.shape[-1])
@@ -66,8 +87,9 @@ class FusedLoraLinear(LoraLinear):
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled() or drops:
                 y_NO = _LoraProduct.apply(x_NI, base.weight, base.bias, a_rI, b_Or, scaling, dropout if drops else None)
+                y_NO = y_NO if onto is None else onto.view_as(y_NO) + y_NO
             else:
-                y_NO = nn.functional.linear(x_NI, base.weight, base.bias)
+                y_NO = _linear(base, x_NI, onto)
                 if hasattr(dropout, "project"):
                     t_Nr = dropout.project(x_NI.view(x.shape), a_rI, scaling).reshape(len(x_NI), -1)
                 else:

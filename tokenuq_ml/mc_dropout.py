@@ -25,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenuq_ml.batching import Batch, TokenizedExample, length_batches
+from tokenuq_ml.inference import fast_inference
 from tokenuq_ml.kernels import MonteCarloScores, monte_carlo_scores
 from tokenuq_ml.lora_dropout import masked
 from tokenuq_ml.models import Numerics, causal_lm, head_of, hidden_states
@@ -224,7 +225,8 @@ def token_uncertainty(
     a_token = spec.samples * head.weight_VD.shape[1] * head.weight_VD.element_size()
     max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // a_token))
     rows: list[pl.DataFrame] = []
-    with monte_carlo_dropout(model, spec) as draw:
+    # The fast passes first: they are tried against the model's own attention, with nothing dropped.
+    with fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as draw:
 
         def sampled(batch: Batch) -> tuple[Batch, MonteCarloScores]:
             hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)

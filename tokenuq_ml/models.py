@@ -300,7 +300,10 @@ def hidden_states(
 ) -> torch.Tensor:
     """`hidden_BTD` after the final norm: all but the head of a forward pass over `inputs` (`Batch.model_inputs`)."""
     decoder = getattr(causal_lm(model), causal_lm(model).base_model_prefix)
-    with numerics.autocast() if numerics else nullcontext():
+    # Where all weights have the dtype already, autocast would only look at every operation, and round what is
+    # float32 on purpose.
+    casts = numerics is not None and any(parameter.dtype != numerics.dtype for parameter in model.parameters())
+    with numerics.autocast() if casts else nullcontext():
         return decoder(**inputs, use_cache=False).last_hidden_state
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenuq_ml.batching import Batch, TokenizedExample, length_batches
+from tokenuq_ml.inference import fast_inference
 from tokenuq_ml.kernels import token_scores
-from tokenuq_ml.models import Numerics, head_of, hidden_states
+from tokenuq_ml.models import Numerics, causal_lm, head_of, hidden_states
 from tokenuq_ml.parallel import batch_tokens, map_batches
 
 
@@ -64,9 +65,10 @@ def scored_batches(
     """
     model.eval()
     batches = length_batches(examples, max_tokens or batch_tokens(numerics))
-    for scored in map_batches(partial(score_batch, model, numerics=numerics), batches, model, numerics):
-        progress(sum(len(example.input_ids) for example in scored.batch.examples))
-        yield scored
+    with fast_inference(causal_lm(model)):
+        for scored in map_batches(partial(score_batch, model, numerics=numerics), batches, model, numerics):
+            progress(sum(len(example.input_ids) for example in scored.batch.examples))
+            yield scored
 
 
 def score_examples(

@@ -1,0 +1,87 @@
+"""Causal attention of whole sequences on a CPU, a block of queries at a time, for inference.
+
+Each block sees the keys up to its end and no others, and its scores stay in the processor's cache. Scores and their
+softmax are float32, whatever the model's dtype; query heads that share a key head share its products. Knows neither
+rotary embeddings nor any mask but the causal one: what asks for more is left to Transformers' SDPA.
+
+Shapes: B sequences, T positions, G key heads, R query heads to each of them, F features of a head.
+"""
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "tokenuq_blocked"
+"""What Transformers calls this attention in a model's configuration."""
+QUERIES = 32
+"""Query positions of a block: fewer make products too small, more compute scores that the causal mask discards."""
+BLOCK_SCORES = 2**18
+"""Most float32 scores at a time, 1 MiB, where one key head of one sequence does not exceed it alone."""
+
+
+def causal_attention(query_BGTRF: Tensor, key_BGTF: Tensor, value_BGTF: Tensor) -> Tensor:
+    """`[B, T, G * R * F]` in the dtype of the values: softmax of `query . key`, each query seeing keys up to its own.
+
+    Queries are scaled already; queries and keys are float32. No gradient.
+    """
+    with torch.autocast(value_BGTF.device.type, enabled=False):
+        return _causal_attention(query_BGTRF, key_BGTF, value_BGTF)
+
+
+def _causal_attention(query_BGTRF: Tensor, key_BGTF: Tensor, value_BGTF: Tensor) -> Tensor:
+    batch, groups, length, shared, features = query_BGTRF.shape
+    query_STRF, key_SFT = query_BGTRF.flatten(0, 1), key_BGTF.flatten(0, 1).transpose(1, 2)
+    value_STF = value_BGTF.flatten(0, 1)
+    out_BTGRF = value_BGTF.new_empty(batch, length, groups, shared, features)
+    later_QQ = torch.full((QUERIES, QUERIES), float("-inf")).triu_(1)
+    for first in range(0, length, QUERIES):
+        end = min(first + QUERIES, length)
+        queries = end - first
+        at_once = max(1, BLOCK_SCORES // (queries * shared * end))
+        parts = []
+        for start in range(0, batch * groups, at_once):
+            heads = slice(start, start + at_once)
+            block_SQF = query_STRF[heads, first:end].flatten(1, 2)
+            score_SQT = torch.bmm(block_SQF, key_SFT[heads, :, :end])
+            own_SQRQ = score_SQT.unflatten(1, (queries, shared))[..., first:]
+            own_SQRQ += later_QQ[:queries, None, :queries]
+            weight_SQT = torch.softmax(score_SQT, -1).to(value_STF.dtype)
+            parts.append(torch.bmm(weight_SQT, value_STF[heads, :end]))
+        block_BGQRF = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(batch, groups, queries, shared, features)
+        out_BTGRF[:, first:end] = block_BGQRF.transpose(1, 2)
+    return out_BTGRF.flatten(2)
+
+
+def pays(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's own kernel is the slower one: by the processor's flags, never by a timing.
+
+    That kernel multiplies bfloat16 blocks by AMX tiles where there are any, and otherwise by small products that
+    run at a fraction of the processor's rate.
+    """
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported())
+
+
+def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
+    """Transformers' interface: `[B, T, H, F]` from `[B, H, T, F]`."""
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    plain = attention_mask is None and causal and not dropout and query.device.type == "cpu"
+    known = all(kwargs.get(name) is None for name in ("position_bias", "s_aux", "cache"))
+    square = query.shape[2] == key.shape[2] and query.shape[-1] == value.shape[-1]
+    if not (plain and known and square) or not pays(query.dtype) or _wants_gradient(query, key, value):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query_BGTRF = query.unflatten(1, (key.shape[1], -1)).transpose(2, 3).float() * scaling
+    out = causal_attention(query_BGTRF, key.float(), value)
+    return out.unflatten(-1, (query.shape[1], -1)), None
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
