@@ -8,7 +8,15 @@ from reporter import Silent
 from test_training import MLE, PAPER, setup
 from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 
-from tokenuq_ml.batching import LengthBucketSampler, StoredExamples, collate, pack, read_examples, shards
+from tokenuq_ml.batching import (
+    LengthBucketSampler,
+    StoredExamples,
+    collate,
+    length_batches,
+    pack,
+    read_examples,
+    shards,
+)
 from tokenuq_ml.kernels import token_losses
 from tokenuq_ml.models import head_of, hidden_states, packing_is_exact
 from tokenuq_ml.tables import write_table
@@ -65,6 +73,32 @@ def test_where_packing_is_not_exact_training_pads_and_says_so(tmp_path, monkeypa
     s.train = s.train.model_copy(update={"batching": "pack"})
     assert train(tiny_peft(), s, tmp_path, reporter, "x").batching == "bucket"
     assert any("padded instead" in line for line in reporter.lines)
+
+
+def test_batches_for_scoring_hold_every_example_once_within_the_limit():
+    rows = examples(40)
+    for side_by_side in (1, 3):
+        batches = list(length_batches(rows, 60, side_by_side))
+        held = [example for batch in batches for example in batch.examples]
+        assert sorted(example.example_id for example in held) == [example.example_id for example in rows]
+        lengths = [len(example.input_ids) for example in held]
+        assert lengths == sorted(lengths, reverse=True)
+        assert all(batch.input_ids_BT.numel() <= 60 for batch in batches)
+    assert [len(batch.examples) for batch in length_batches(rows, 1, 3)] == [1] * 40
+
+
+@pytest.mark.parametrize("count", [40, 101, 200])
+def test_batches_side_by_side_end_at_about_one_time(count):
+    """Each goes to the thread that has done the fewest tokens; the slowest has little more than its share."""
+    rows = examples(count)
+
+    def longest(side_by_side):
+        done = [0, 0]
+        for batch in length_batches(rows, 100, side_by_side):
+            done[done.index(min(done))] += batch.input_ids_BT.numel()
+        return max(done) / (sum(len(row.input_ids) for row in rows) / 2)
+
+    assert longest(2) < 1.05 and longest(2) <= longest(1)
 
 
 def test_shards_hold_every_example_once_in_order():

@@ -29,7 +29,7 @@ from tokenuq_ml.inference import fast_inference
 from tokenuq_ml.kernels import MonteCarloScores, monte_carlo_scores
 from tokenuq_ml.lora_dropout import masked
 from tokenuq_ml.models import Numerics, causal_lm, head_of, hidden_states
-from tokenuq_ml.parallel import batch_tokens, map_batches
+from tokenuq_ml.parallel import batch_tokens, map_batches, side_by_side
 from tokenuq_ml.specs import UncertaintySpec
 
 STATES_BYTES = 256 * 2**20
@@ -232,7 +232,8 @@ def token_uncertainty(
             hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)
             return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
 
-        for batch, scores in map_batches(sampled, length_batches(examples, max_tokens), model, numerics):
+        batches = length_batches(examples, max_tokens, side_by_side(model, numerics))
+        for batch, scores in map_batches(sampled, batches, model, numerics):
             example_ids, positions = zip(*batch.keys, strict=True)
             rows.append(
                 pl.DataFrame(

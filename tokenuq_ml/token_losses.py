@@ -17,7 +17,7 @@ from tokenuq_ml.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.inference import fast_inference
 from tokenuq_ml.kernels import token_scores
 from tokenuq_ml.models import Numerics, causal_lm, head_of, hidden_states
-from tokenuq_ml.parallel import batch_tokens, map_batches
+from tokenuq_ml.parallel import batch_tokens, map_batches, side_by_side
 
 
 class ScoredBatch(NamedTuple):
@@ -64,7 +64,7 @@ def scored_batches(
     `progress` is told of the tokens of each; `max_tokens` of a batch, padded, is by default what suits the device.
     """
     model.eval()
-    batches = length_batches(examples, max_tokens or batch_tokens(numerics))
+    batches = length_batches(examples, max_tokens or batch_tokens(numerics), side_by_side(model, numerics))
     with fast_inference(causal_lm(model)):
         for scored in map_batches(partial(score_batch, model, numerics=numerics), batches, model, numerics):
             progress(sum(len(example.input_ids) for example in scored.batch.examples))
