@@ -13,7 +13,7 @@ SAMPLES = 10
 
 def run(repeats: int) -> list[Row]:
     model, numerics = fresh_model()
-    model, examples = freeze_adapter(model), mixed_examples(24)
+    model, examples = freeze_adapter(model), mixed_examples(12)
     plain = timed(plain_loop(model, numerics, examples))
     one, fresh = (UncertaintySpec(samples=SAMPLES, mask=mask) for mask in ("sequence", "position"))
     seconds = alternate(

@@ -101,6 +101,13 @@ def test_costs_are_shown_and_are_no_part_of_the_data_version(tmp_path):
     assert slower.data_version == result.data_version
 
 
+def test_a_growing_rank_is_said_to_save_nothing(tmp_path):
+    growing = AblationSpec(name="grows", select="all", rank_growth={"start": 8})
+    _, out = build(tmp_path, {"mle": ABLATIONS["mle"], "grows": growing})
+    text = Page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "The growing LoRA rank of grows saves no operation" in text
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     return build(tmp_path_factory.mktemp("toy"))

@@ -14,12 +14,16 @@ import torch
 from torch import nn
 
 from tokenuq_ml.batching import Batch
+from tokenuq_ml.memory import release_free_memory
 from tokenuq_ml.models import Numerics
 
 CPU_TOKENS = 512
 """Padded tokens of a batch on one core: its activations stay in that core's cache."""
 DEVICE_TOKENS = 16_384
 """Padded tokens of a batch that has a whole device to itself."""
+
+RELEASE_BATCHES = 8
+"""Batches after which the workers' heaps give back what is free: batches of ever new shapes leave holes in them."""
 
 Result = TypeVar("Result")
 
@@ -51,7 +55,9 @@ def map_batches(
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="batches", initializer=_use_one_core)
     under_way: deque = deque()
     try:
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            if number % RELEASE_BATCHES == 0:
+                release_free_memory()
             under_way.append(pool.submit(function, batch))
             if len(under_way) >= 2 * at_once:
                 yield under_way.popleft().result()

@@ -29,7 +29,7 @@ REVISIONS = {
     "student": 3,
     "curriculum": 4,
     "evaluation": 5,
-    "ablation_report": 2,
+    "ablation_report": 3,
 }
 
 

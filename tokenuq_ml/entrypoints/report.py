@@ -104,7 +104,14 @@ def _costs(request: StageRequest, ablations: dict[str, AblationSpec]) -> tuple[s
         if path.exists():
             records[name] = CostRecord.read(path)
     architecture = Architecture.from_config(request.inputs["model"])
-    return costs_section(records, architecture, {name: spec.family for name, spec in ablations.items()})
+    content, rows = costs_section(records, architecture, {name: spec.family for name, spec in ablations.items()})
+    growing = [name for name, spec in ablations.items() if spec.rank_growth]
+    if growing:
+        content += html.paragraph(
+            f"The growing LoRA rank of {', '.join(growing)} saves no operation: the last rank is there from the start, and "
+            "what is above the active one is masked. FLOPs are those of the last rank."
+        )
+    return content, rows
 
 
 if __name__ == "__main__":
