@@ -108,8 +108,8 @@ def _costs(request: StageRequest, ablations: dict[str, AblationSpec]) -> tuple[s
     growing = [name for name, spec in ablations.items() if spec.rank_growth]
     if growing:
         content += html.paragraph(
-            f"The growing LoRA rank of {', '.join(growing)} saves no operation: the last rank is there from the start, and "
-            "what is above the active one is masked. FLOPs are those of the last rank."
+            f"The growing LoRA rank of {', '.join(growing)} saves no operation: the last rank is there from the "
+            "start, and what is above the active one is masked. FLOPs are those of the last rank."
         )
     return content, rows
 
