@@ -105,3 +105,9 @@ def test_it_ends_with_all_that_it_started_when_the_parents_pipe_closes(request_f
     process.communicate(timeout=30)
     assert (request_file.parent / "checkpoint").exists()
     os.close(read_end)
+
+
+def test_the_resolved_numerics_are_part_of_the_data_version():
+    made = AssetResult(stage="student", data_version="abc", metrics={"device": "cpu", "precision": "bfloat16"})
+    assert runner.with_numerics(made).data_version == "abc-cpu-bfloat16"
+    assert runner.with_numerics(AssetResult(stage="datasets", data_version="abc")).data_version == "abc"

@@ -33,6 +33,15 @@ def with_usage(result: AssetResult, started: float) -> AssetResult:
     return result.model_copy(update={"metrics": {**result.metrics, **usage}})
 
 
+def with_numerics(result: AssetResult) -> AssetResult:
+    """The data version with the resolved device and precision, of a result that was computed with a model.
+
+    Two machines may resolve `precision: auto` otherwise: what they make is then told apart by more than its digits.
+    """
+    numerics = [str(result.metrics[key]) for key in ("device", "precision") if key in result.metrics]
+    return result.model_copy(update={"data_version": "-".join([result.data_version, *numerics])})
+
+
 def peak_memory_mib() -> float:
     """The largest resident size that this process has had."""
     try:
@@ -57,7 +66,7 @@ class PipesReporter:
         self._pipes.log.warning(message)
 
     def done(self, result: AssetResult) -> None:
-        result = with_usage(result, self._since)
+        result = with_usage(with_numerics(result), self._since)
         self._since = time.monotonic()
         self._pipes.report_custom_message({"kind": "result", "result": result.model_dump(mode="json")})
 
@@ -77,7 +86,7 @@ class TerminalReporter:
     warning = info
 
     def done(self, result: AssetResult) -> None:
-        result = with_usage(result, self._since)
+        result = with_usage(with_numerics(result), self._since)
         self._since = time.monotonic()
         print(result.model_dump_json(indent=1), flush=True)
 
