@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from tokenuq_ml.config import load_config
 from tokenuq_ml.tables import TABLES, scan
-from tokenuq_pipeline.cli import run_study
+from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.store import Store
 

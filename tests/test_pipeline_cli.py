@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tokenuq_pipeline import cli, home
+from tokenuq_pipeline.commands import run
 from tokenuq_pipeline.runs import Made
 from tokenuq_pipeline.staleness import ancestors, next_wave
 from tokenuq_pipeline.store import Store
@@ -92,16 +93,16 @@ def test_dagsters_home_is_made_absolute_with_telemetry_off_and_left_alone_after(
 
 
 def test_the_time_table_adds_up():
-    lines = cli.time_table([Made("s/a", 61.26, 1234.0), Made("s/longer", 1.0, None)]).splitlines()
+    lines = run.time_table([Made("s/a", 61.26, 1234.0), Made("s/longer", 1.0, None)]).splitlines()
     assert lines[1].split() == ["s/a", "61.3", "s", "1,234", "MiB"] and lines[-1].split() == ["together", "62.3", "s"]
 
 
 def test_the_reports_path_is_printed_once_there_is_one(tmp_path, capsys):
     store = Store(tmp_path)
-    cli.print_report(store, "s")
+    run.print_report(store, "s")
     assert capsys.readouterr().out == ""
     page = store.path("ablation_report/study=s/report.html")
     page.parent.mkdir(parents=True)
     page.touch()
-    cli.print_report(store, "s")
+    run.print_report(store, "s")
     assert capsys.readouterr().out == f"\nreport: {page}\n"

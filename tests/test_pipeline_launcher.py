@@ -19,7 +19,7 @@ CODE = """
 import sys
 from pathlib import Path
 from toy_pipeline import STUDY, Toy, toy_config
-from tokenuq_pipeline.cli import run_study
+from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.launcher import StageLauncher
 toy = Toy(Path(sys.argv[1]))
 launcher = StageLauncher(package="fake_entrypoints", termination_timeout=float(sys.argv[2]))

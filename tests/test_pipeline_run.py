@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 from toy_pipeline import STUDY, Toy, toy_config
 
-from tokenuq_pipeline import cli
+from tokenuq_pipeline.commands import run as run_command
 from tokenuq_pipeline.logs import CONSOLE
 from tokenuq_pipeline.metadata import PREVIEW_ROWS
 from tokenuq_pipeline.runs import PROCESS_TAG, StudyRunner
@@ -16,7 +16,7 @@ def bring_up_to_date(toy, config=None, ablations=()):
     """Exit code, and the names of what each run so far has made."""
     config = config or toy_config()
     with toy.instance() as instance:
-        code = cli.run_study(toy.defs(config), config, STUDY, list(ablations), instance, toy.store)
+        code = run_command.run_study(toy.defs(config), config, STUDY, list(ablations), instance, toy.store)
         return code, made(instance)
 
 
