@@ -75,11 +75,11 @@ def _unfinished(file: Path) -> str | None:
     if kind == ".parquet":
         return None if head[:4] == tail[-4:] == b"PAR1" and size >= 12 else "does not end as Parquet does"
     if kind == ".arrow":
-        rest, mark = tail[6:], b"\xff\xff\xff\xff\0\0\0\0"
         # A file ends with its magic, a stream (as Hugging Face writes it) with an end-of-stream mark.
-        ends = (
-            tail[6:].endswith(b"ARROW1") if head.startswith(b"ARROW1") else tail.endswith(b"\xff\xff\xff\xff\0\0\0\0")
-        )
+        if head.startswith(b"ARROW1"):
+            ends = tail[6:].endswith(b"ARROW1")
+        else:
+            ends = tail.endswith(b"\xff\xff\xff\xff\0\0\0\0")
         return None if ends else "does not end as Arrow does"
     if kind == ".csv":
         return None if tail.endswith((b"\n", b"\r")) else "does not end with a whole line"
