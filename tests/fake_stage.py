@@ -140,6 +140,9 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
                 {**row, "example_id": "extra/a", "dataset": "extra", "split": "ood"},
             ]
         )
+    if name == "evaluation_tokens":
+        held_out = tokens(read_table(inputs["tokenized_dataset"]).filter(pl.col("split").is_in(["test", "ood"])))
+        return held_out.select("example_id", "position", loss=pl.lit(1.0), entropy=pl.lit(1.0))
     if name == "uncertainty_analysis":
         return pl.DataFrame(
             [
@@ -185,6 +188,9 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
             rank=pl.lit(0),
             **{c: pl.lit(1.0) for c in ("loss", "entropy", "base_loss", "base_entropy")},
         )
+    if name == "token_alternatives":
+        held_out = rows.filter(pl.col("split") != "train").select("example_id", "position")
+        return held_out.with_columns(choice=pl.lit(0), token_id=pl.lit(5), token=pl.lit("a"), probability=pl.lit(0.5))
     if name == "token_uncertainty":
         return rows.select(
             "example_id",

@@ -51,6 +51,18 @@ def test_scores_equal_plain_pytorch(kwargs):
     torch.testing.assert_close(kernels.token_losses(hidden, head, labels), scores.loss_N, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kwargs", HEADS)
+def test_the_likeliest_tokens_equal_plain_pytorch(kwargs):
+    head, hidden, labels, _ = make(**kwargs)
+    wanted = torch.arange(N) % 5 != 1
+    scores = kernels.token_scores(hidden, head, labels, 4, wanted)
+    expected = torch.softmax(whole_logits(head, hidden), -1)[wanted].topk(4)
+    assert scores.choice_MA.equal(expected.indices)
+    torch.testing.assert_close(scores.probability_MA, expected.values, rtol=0, atol=1e-9)
+    assert scores.loss_N.equal(kernels.token_scores(hidden, head, labels).loss_N)
+    assert kernels.token_scores(hidden, head, labels, 4, wanted & False).choice_MA is None
+
+
 def test_rank_is_zero_for_the_first_choice():
     head, hidden, _, _ = make()
     first = whole_logits(head, hidden).argmax(1)

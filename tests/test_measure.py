@@ -19,6 +19,10 @@ from tokenuq_pipeline.store import Store
 
 ARM = "paper_top25"
 TEACHER, STUDENT = dg.AssetKey([STUDY, "teacher_hidden"]), dg.AssetKey([STUDY, ARM, "student"])
+OUTPUTS = {
+    "token_losses": ("token_losses", "token_alternatives", "plots"),
+    "token_uncertainty": ("token_uncertainty", "plots"),
+}
 
 
 class World:
@@ -56,7 +60,9 @@ class World:
             study=STUDY,
             assets={
                 stage: AssetRequest(
-                    fields={"precision": "float32", **more}, code_version="c", outputs={stage: str(folder / stage)}
+                    fields={"precision": "float32", **more},
+                    code_version="c",
+                    outputs={name: str(folder / name) for name in OUTPUTS.get(stage, (stage,))},
                 )
                 for stage, more in fields.items()
             },
@@ -117,6 +123,25 @@ def test_a_budget_that_is_met_exactly_is_kept(world, tmp_path):
         measure.run(world.request(folder, teacher_hidden={"teacher_cache_gigabytes": gigabytes}), reporter)
         assert reporter.results[0].metrics["cached"] is kept
         assert (folder / "teacher_hidden/hidden.safetensors").exists() is kept
+
+
+def test_alternatives_are_those_of_held_out_tokens_and_agree_with_the_losses(world):
+    losses, alternatives = (
+        scan(name, world.store.home, study=STUDY).collect().cast({"token": pl.String})
+        for name in ("token_losses", "token_alternatives")
+    )
+    held_out = losses.filter(pl.col("split").cast(pl.String) != "train")
+    keys = ["example_id", "position"]
+    assert alternatives.select(keys).unique().sort(keys).equals(held_out.select(keys).sort(keys))
+    of_token = alternatives.group_by(keys).agg(pl.len(), pl.col("probability").sum().alias("sum"), pl.col("choice"))
+    assert set(of_token["len"]) == {measure.ALTERNATIVES} and of_token["sum"].max() <= 1 + 1e-5
+    assert set(map(tuple, of_token["choice"])) == {tuple(range(measure.ALTERNATIVES))}
+    same = alternatives.join(held_out, on=[*keys, "token_id"], suffix="_token")
+    # A token among the first five is there with its own rank, loss and text, and no other is.
+    assert same["choice"].to_list() == same["rank"].to_list()
+    assert len(same) == held_out.filter(pl.col("rank") < measure.ALTERNATIVES).height > 0
+    assert (same["probability"] - (-same["loss"]).exp()).abs().max() < 1e-4
+    assert same["token"].equals(same["token_token"], check_names=False)
 
 
 def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):

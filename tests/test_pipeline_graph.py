@@ -144,6 +144,8 @@ def test_places_are_those_of_the_contract():
         "evaluations_teacher": "evaluations/study=study/ablation=teacher",
         "evaluation_examples_base": "evaluation_examples/study=study/ablation=base",
         "evaluation_examples_teacher": "evaluation_examples/study=study/ablation=teacher",
+        "evaluation_tokens_base": "evaluation_tokens/study=study/ablation=base",
+        "evaluation_tokens_teacher": "evaluation_tokens/study=study/ablation=teacher",
     }
     assert assets["study/top/student"].outputs == {
         "adapter": "student/study=study/ablation=top/adapter",

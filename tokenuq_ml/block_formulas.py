@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 def scores(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, entropy, and how many tokens are likelier than the label. Overwrites the logits."""
+    """Cross-entropy, entropy, and how many tokens are likelier than the label.
+
+    The logits are left shifted, with the largest of each row at 0.
+    """
     # With the largest at 0 both terms of loss and entropy are positive: nothing cancels.
     z_RV = logits_RV.sub_(logits_RV.amax(1, keepdim=True))
     label_R1 = z_RV.gather(1, label_R[:, None])
@@ -26,6 +29,15 @@ def scores(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sum_R = e_RV.sum(1)
     entropy_R = sum_R.log() - e_RV.mul_(z_RV).sum(1) / sum_R
     return sum_R.log() - label_R1[:, 0], entropy_R, rank_R.int()
+
+
+def likeliest(logits_RV: Tensor, label_R: Tensor, loss_R: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities of the `count` likeliest tokens, `[R, count]`, likeliest first.
+
+    From the label's loss, `p_k = p(label) exp(z_k - z_label)`: no softmax of its own, and logits may be shifted.
+    """
+    top = logits_RV.topk(min(count, logits_RV.shape[1]), 1)
+    return top.indices, torch.exp(top.values - logits_RV.gather(1, label_R[:, None]) - loss_R[:, None])
 
 
 def monte_carlo(logits: Callable[[int], Tensor], samples: int, label_R: Tensor) -> tuple[Tensor, ...]:

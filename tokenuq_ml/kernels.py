@@ -7,7 +7,7 @@ float32 (float64 for float64 input); the matrix products run in the head's own d
 This file does not know which tokens are selected, nor where hidden states come from.
 
 Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden
-size, V vocabulary, K samples.
+size, V vocabulary, K samples; M of the N tokens, with A likeliest tokens each.
 """
 
 from collections.abc import Callable, Iterator
@@ -85,17 +85,34 @@ class TokenScores(NamedTuple):
     loss_N: Tensor
     entropy_N: Tensor
     rank_N: Tensor
+    choice_MA: Tensor | None = None
+    """Of the M tokens that were asked for: ids of the A likeliest tokens, likeliest first."""
+    probability_MA: Tensor | None = None
+    """And their probabilities."""
 
 
 @torch.no_grad()
-def token_scores(hidden_ND: Tensor, head: Head, label_N: Tensor) -> TokenScores:
-    """Loss, entropy and rank of each label. One head product a token, no gradient."""
-    rows = []
+def token_scores(
+    hidden_ND: Tensor, head: Head, label_N: Tensor, choices: int = 0, wanted_N: Tensor | None = None
+) -> TokenScores:
+    """Loss, entropy and rank of each label; with `choices`, the likeliest tokens where `wanted_N` says so.
+
+    One head product a token, no gradient.
+    """
+    rows, tops = [], []
     for chunk in _chunks(len(label_N), head):
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
         for block in _blocks(len(label_C), head):
-            rows.append(block_formulas.scores(head.finish(product_CV[block]), label_C[block]))
-    return TokenScores(*_joined(rows, hidden_ND, (None, None, torch.int32)))
+            z_RV, label_R = head.finish(product_CV[block]), label_C[block]
+            rows.append(block_formulas.scores(z_RV, label_R))
+            if choices and (asked_M := wanted_N[chunk][block].nonzero()[:, 0]).numel():
+                tops.append(block_formulas.likeliest(z_RV[asked_M], label_R[asked_M], rows[-1][0][asked_M], choices))
+    scores = TokenScores(*_joined(rows, hidden_ND, (None, None, torch.int32)))
+    return scores._replace(choice_MA=_rows(tops, 0), probability_MA=_rows(tops, 1)) if tops else scores
+
+
+def _rows(parts: list[tuple[Tensor, ...]], column: int) -> Tensor:
+    return torch.cat([part[column] for part in parts])
 
 
 @torch.no_grad()

@@ -21,14 +21,14 @@ REVISIONS = {
     "datasets": 1,
     "tokenized_dataset": 1,
     "baseline_teacher": 3,
-    "token_losses": 5,
+    "token_losses": 6,
     "teacher_hidden": 5,
-    "token_uncertainty": 5,
-    "reference_evaluation": 5,
+    "token_uncertainty": 6,
+    "reference_evaluation": 6,
     "uncertainty_analysis": 1,
     "student": 3,
     "curriculum": 4,
-    "evaluation": 5,
+    "evaluation": 6,
     "ablation_report": 3,
 }
 

@@ -80,6 +80,17 @@ TABLES = {
         },
         keys=("example_id", "position"),
     ),
+    "token_alternatives": Table(
+        "The teacher's likeliest tokens in place of each held-out response token.",
+        {
+            **_TOKEN_KEYS,
+            "choice": (pa.int8(), "0 is the teacher's first choice"),
+            "token_id": (pa.int32(), "id of the alternative, which may be the token itself"),
+            "token": (_CATEGORY, "its text"),
+            "probability": (pa.float32(), "its probability under the teacher"),
+        },
+        keys=("example_id", "position", "choice"),
+    ),
     "token_uncertainty": Table(
         "One row a response token: Monte-Carlo dropout over the teacher's adapter. Joins one to one with token_losses.",
         {
@@ -179,6 +190,16 @@ TABLES = {
             "denominator": (pa.float64(), "tokens or instructions that it is counted over"),
         },
         keys=("dataset", "split", "metric", "example_id"),
+        partitions=("study", "ablation"),
+    ),
+    "evaluation_tokens": Table(
+        "One row a response token of test and ood: a model's loss and entropy, dropout off.",
+        {
+            **_TOKEN_KEYS,
+            "loss": (pa.float32(), "the model's cross-entropy with the token, nats"),
+            "entropy": (pa.float32(), "entropy of the model's distribution, nats"),
+        },
+        keys=("example_id", "position"),
         partitions=("study", "ablation"),
     ),
     "generations": Table(

@@ -35,7 +35,9 @@ def evaluate_and_store(
     suffix: str,
     name: str,
 ) -> tuple[str, dict[str, float]]:
-    """Fill the outputs `evaluations<suffix>`, `evaluation_examples<suffix>` and, with IF-Eval, `generations<suffix>`.
+    """Fill the outputs `evaluations`, `evaluation_examples`, `evaluation_tokens` and, with IF-Eval, `generations`.
+
+    Their names end in `suffix`.
 
     Evaluates the model as it stands (its active adapter, or none). Returns the content
     digest and the metrics as `<dataset>_<metric>`.
@@ -43,8 +45,9 @@ def evaluate_and_store(
     spec = EvaluationSpec(**asset.fields["evaluation"])
     held_out = [example for example in examples if example.split in ("test", "ood")]
     progress = Progress(reporter, f"{name} loss", sum(len(example.input_ids) for example in held_out), "tokens")
-    frames = [held_out_examples(score_examples(model, held_out, numerics, progress.add))]
-    tables = {}
+    tokens = score_examples(model, held_out, numerics, progress.add)
+    frames = [held_out_examples(tokens)]
+    tables = {"evaluation_tokens": tokens.select("example_id", "position", "loss", "entropy")}
     if spec.ifeval is not None:
         prompts = read_table(inputs[f"examples/{spec.ifeval.dataset}"])
         progress = Progress(reporter, f"{name} IF-Eval", len(prompts), "prompts")

@@ -30,6 +30,7 @@ from tokenuq_ml.models import (
 )
 from tokenuq_ml.parallel import batch_tokens
 from tokenuq_ml.reporting import Progress
+from tokenuq_ml.reports import measure_plots
 from tokenuq_ml.specs import DistillSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetRequest, AssetResult, Reporter, StageRequest
 from tokenuq_ml.tables import ROW_GROUP_ROWS, TableWriter, content_of
@@ -38,6 +39,8 @@ from tokenuq_ml.tensors import joined_digest, tensors_digest
 from tokenuq_ml.token_losses import score_examples, scored_batches
 
 TEACHER = "teacher"
+ALTERNATIVES = 5
+"""Likeliest tokens that are kept of each held-out token."""
 SHARD_BATCHES = 32
 """Response tokens of a shard, in batches: what it adds to peak memory against the padding of its last batches."""
 ONLINE_CHECK_EXAMPLES = 8
@@ -64,6 +67,9 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         with TableWriter("token_uncertainty", asset.outputs["token_uncertainty"], **asset.stamp) as table:
             for shard in stored_shards(dataset, numerics):
                 table.append(token_uncertainty(model, shard, spec, numerics, progress.add))
+        measure_plots.uncertainty_spread(
+            pl.scan_parquet(table.path), Path(asset.outputs["plots"], "uncertainty_spread.png")
+        )
         bald = pl.scan_parquet(table.path).select(
             mean_bald=pl.col("bald").mean(),
             max_bald=pl.col("bald").max(),
@@ -81,6 +87,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
                     **bald.collect(engine="streaming").to_dicts()[0],
                     **numerics.fields(),
                 },
+                plots={"Uncertainty of the response tokens": "plots/uncertainty_spread.png"},
             )
         )
     if "reference_evaluation" in assets:
@@ -99,7 +106,8 @@ def _losses_and_states(
     request: StageRequest, model: PeftModel, tokenizer, numerics: Numerics, reporter: Reporter
 ) -> None:
     """Both assets of the one pass over the data: the teacher and, for the table, the base model; shard by shard."""
-    wanted, cache, table, dataset = request.assets, None, None, request.inputs["tokenized_dataset"]
+    wanted, cache, table, alternatives = request.assets, None, None, None
+    dataset = request.inputs["tokenized_dataset"]
     if "teacher_hidden" in wanted and not _fits_budget(request, model, numerics, reporter):
         wanted = {stage: asset for stage, asset in wanted.items() if stage != "teacher_hidden"}
     if not wanted.keys() & {"token_losses", "teacher_hidden"}:
@@ -110,13 +118,18 @@ def _losses_and_states(
     with ExitStack() as files:
         if "token_losses" in wanted:
             asset = wanted["token_losses"]
-            table = files.enter_context(TableWriter("token_losses", asset.outputs["token_losses"], **asset.stamp))
+            table, alternatives = (
+                files.enter_context(TableWriter(name, asset.outputs[name], **asset.stamp))
+                for name in ("token_losses", "token_alternatives")
+            )
         if "teacher_hidden" in wanted:
             cache = files.enter_context(_new_cache(request, model))
         for shard in stored_shards(dataset, numerics):
-            teacher = []
-            for scored in scored_batches(model, shard, numerics, progress.add):
+            teacher, choices = [], []
+            count = 0 if table is None else ALTERNATIVES
+            for scored in scored_batches(model, shard, numerics, progress.add, alternatives=count):
                 teacher.append(scored.rows)
+                choices.append(scored.alternatives)
                 lengths = [len(example.positions) for example in scored.batch.examples]
                 for example, hidden_ND in zip(scored.batch.examples, scored.hidden_ND.split(lengths), strict=True):
                     if cache is not None and example.split == "train":
@@ -127,13 +140,18 @@ def _losses_and_states(
                 # The same batches in the same order.
                 rows = pl.concat(teacher).with_columns(base_loss=base["loss"], base_entropy=base["entropy"])
                 table.append(with_categories(rows, tokenizer))
+                likeliest = pl.concat(choices)
+                texts = token_texts(tokenizer, likeliest["token_id"].to_list())
+                alternatives.append(likeliest.with_columns(token=pl.Series(texts, dtype=pl.String)))
     if table is not None:
-        _report_losses(wanted["token_losses"], table, numerics, reporter)
+        _report_losses(wanted["token_losses"], table, alternatives, numerics, reporter)
     if cache is not None:
         _report_cache(request, model, cache.tokens, numerics, reporter)
 
 
-def _report_losses(asset: AssetRequest, table: TableWriter, numerics: Numerics, reporter: Reporter) -> None:
+def _report_losses(
+    asset: AssetRequest, table: TableWriter, alternatives: TableWriter, numerics: Numerics, reporter: Reporter
+) -> None:
     tokens = pl.scan_parquet(table.path)
     means = tokens.select(
         mean_loss=pl.col("loss").mean(),
@@ -141,16 +159,18 @@ def _report_losses(asset: AssetRequest, table: TableWriter, numerics: Numerics, 
         mean_entropy=pl.col("entropy").mean(),
         token_accuracy=(pl.col("rank") == 0).mean(),
     )
+    measure_plots.losses_by_category(tokens, Path(asset.outputs["plots"], "losses_by_category.png"))
     by_split = tokens.group_by(pl.col("split").cast(pl.String)).agg(pl.col("loss").mean()).sort("split")
     reporter.done(
         AssetResult(
             stage="token_losses",
-            data_version=table.digest,
+            data_version=joined_digest(table.digest, alternatives.digest),
             metrics={
                 **{f"mean_loss_{split}": mean for split, mean in by_split.collect(engine="streaming").iter_rows()},
                 **means.collect(engine="streaming").to_dicts()[0],
                 **numerics.fields(),
             },
+            plots={"Loss by token category": "plots/losses_by_category.png"},
         )
     )
 

@@ -38,7 +38,8 @@ def _log10(nats: pl.Series) -> np.ndarray:
     return np.log10(np.maximum(nats.to_numpy().astype(np.float64), FLOOR_NATS))
 
 
-def _powers_of_ten(exponent: float, _: int) -> str:
+def powers_of_ten(exponent: float, _: int) -> str:
+    """Labels of an axis that shows exponents."""
     return f"$10^{{{exponent:g}}}$"
 
 
@@ -126,7 +127,7 @@ def loss_vs_bald(tokens: pl.DataFrame, path: str | Path) -> None:
     right.set(xlabel="BALD, nats", title="By token category")
     for axis in (left.xaxis, left.yaxis, right.xaxis):
         axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axis.set_major_formatter(FuncFormatter(_powers_of_ten))
+        axis.set_major_formatter(FuncFormatter(powers_of_ten))
     canvas.save(figure, path, continuous=True)
 
 

@@ -80,7 +80,12 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         {"python", "torch", "parquet"},
         {
             table: table_place(table, study=name, ablation=arm)
-            for table in ("evaluations", "evaluation_examples", *(("generations",) if ifeval else ()))
+            for table in (
+                "evaluations",
+                "evaluation_examples",
+                "evaluation_tokens",
+                *(("generations",) if ifeval else ()),
+            )
         },
         inputs=common_inputs
         | trained

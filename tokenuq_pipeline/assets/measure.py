@@ -31,7 +31,7 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
         )
 
     evaluated, ifeval = {}, study.evaluation.ifeval
-    for table in ("evaluations", "evaluation_examples", *(("generations",) if ifeval else ())):
+    for table in ("evaluations", "evaluation_examples", "evaluation_tokens", *(("generations",) if ifeval else ())):
         evaluated |= {f"{table}_{row}": table_place(table, study=name, ablation=row) for row in REFERENCES}
     prompts = {f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}
     return [
@@ -39,7 +39,10 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             "token_losses",
             "One row a response token of every split: loss, entropy and rank, of the teacher and of the base model.",
             {"python", "torch", "parquet"},
-            {"token_losses": table_place("token_losses", study=name)},
+            {
+                **{table: table_place(table, study=name) for table in ("token_losses", "token_alternatives")},
+                "plots": partition_place("plots", study=name, stage="token_losses"),
+            },
             table="token_losses",
         ),
         asset(
@@ -53,7 +56,10 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             f"BALD of every response token: {study.uncertainty.samples} passes of Monte-Carlo dropout. "
             "Joins one to one with token_losses.",
             {"python", "torch", "parquet"},
-            {"token_uncertainty": table_place("token_uncertainty", study=name)},
+            {
+                "token_uncertainty": table_place("token_uncertainty", study=name),
+                "plots": partition_place("plots", study=name, stage="token_uncertainty"),
+            },
             table="token_uncertainty",
         ),
         asset(
