@@ -34,7 +34,7 @@ DEPS = {
     "study/top/student": "models/tiny study/baseline_teacher study/teacher_hidden study/tokenized_dataset",
     "study/top/curriculum": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
     "study/top/evaluation": "models/tiny study/tokenized_dataset study/top/student",
-    "study/ablation_report": "datasets/toy models/tiny study/baseline_teacher study/mle/curriculum "
+    "study/ablation_report": "datasets/extra datasets/toy models/tiny study/baseline_teacher study/mle/curriculum "
     "study/mle/evaluation study/mle/student study/reference_evaluation study/token_losses "
     "study/token_uncertainty study/tokenized_dataset study/top/curriculum "
     "study/top/evaluation study/top/student study/uncertainty_analysis",

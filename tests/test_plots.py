@@ -1,12 +1,15 @@
 """Plots at their edges: one step, nothing selected, constants, no tokens, many models; and what they draw."""
 
+import numpy as np
 import polars as pl
 import pytest
 import tiny_tables
 from matplotlib.figure import Figure
 
+from tokenuq_ml.analysis import analyse
 from tokenuq_ml.entrypoints.analyse import joined_tokens
-from tokenuq_ml.reports import canvas, plots
+from tokenuq_ml.reports import canvas, measure_plots, plots
+from tokenuq_ml.specs import EvaluationSpec
 
 
 @pytest.fixture
@@ -28,10 +31,14 @@ def tokens():
     return joined_tokens(*tiny_tables.losses_and_uncertainty())
 
 
+def analysis(tokens):
+    return analyse(tokens, EvaluationSpec(bootstrap=10))
+
+
 def check_png(path):
     data = path.read_bytes()
     width = int.from_bytes(data[16:20], "big")
-    assert data.startswith(b"\x89PNG") and len(data) < 120_000 and 800 <= width <= 1000
+    assert data.startswith(b"\x89PNG") and len(data) < 200_000 and 800 <= width <= 1000
 
 
 def reference_and_students(**losses) -> pl.DataFrame:
@@ -58,22 +65,55 @@ def test_empty_frames_are_drawn_empty(tmp_path, tokens):
     plots.selected_categories(tiny_tables.curriculum(selected=0), tmp_path / "c.png")
     plots.selected_categories(tiny_tables.curriculum().clear(), tmp_path / "d.png")
     plots.uncertainty_over_training(tiny_tables.curriculum_uncertainty().clear(), tmp_path / "e.png")
-    plots.loss_vs_bald(tokens.clear(), tmp_path / "f.png")
+    plots.loss_vs_bald(tokens.clear(), analysis(tokens.clear()), tmp_path / "f.png")
     plots.id_vs_ood(reference_and_students(base=1.0).clear(), tmp_path / "g.png")
-    for name in "abcdefg":
+    measure_plots.losses_by_category(tokens.clear().lazy(), tmp_path / "h.png")
+    measure_plots.uncertainty_spread(tokens.clear().lazy(), tmp_path / "i.png")
+    for name in "abcdefghi":
         check_png(tmp_path / f"{name}.png")
 
 
 @pytest.mark.parametrize("columns", [["bald"], ["loss", "bald"]])
 @pytest.mark.parametrize("constant", [0.0, 0.5])
 def test_constant_uncertainty(tmp_path, drawn, tokens, columns, constant):
-    plots.loss_vs_bald(tokens.with_columns(pl.lit(constant).alias(name) for name in columns), tmp_path / "a.png")
+    tokens = tokens.with_columns(pl.lit(constant).alias(name) for name in columns)
+    plots.loss_vs_bald(tokens, analysis(tokens), tmp_path / "a.png")
+    measure_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
     check_png(tmp_path / "a.png")
-    assert drawn[0].axes[0].get_title() == "Spearman not defined"
+    check_png(tmp_path / "b.png")
+    assert drawn[0].axes[0].get_title() == f"all ({len(tokens)})\nρ –, given entropy –"
+
+
+def test_a_panel_a_category_with_its_own_tokens_and_correlations(tmp_path, drawn, tokens):
+    table = analysis(tokens)
+    plots.loss_vs_bald(tokens, table, tmp_path / "a.png")
+    check_png(tmp_path / "a.png")
+    panels = [axis for axis in drawn[0].axes if axis.get_title()]
+    assert [axis.get_title().split(" ")[0] for axis in panels] == ["all", *plots.CATEGORY_COLOURS]
+    for axis in panels:
+        name = axis.get_title().split(" ")[0]
+        part = tokens if name == "all" else tokens.filter(category=name)
+        assert axis.collections[0].get_array().sum() == len(part)
+        spearman = part.select(pl.corr("loss", "bald", method="spearman")).item()
+        assert f"({len(part)})\nρ {spearman:.2f}, given entropy " in axis.get_title()
+    assert len({axis.collections[0].norm for axis in panels}) == 1
+
+
+def test_the_teachers_measures_are_drawn_from_all_tokens(tmp_path, drawn, tokens):
+    measure_plots.losses_by_category(tokens.with_columns(base_loss=pl.col("loss") + 1).lazy(), tmp_path / "a.png")
+    measure_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
+    check_png(tmp_path / "b.png")
+    base, teacher = drawn[0].axes[0].lines
+    means = dict(tokens.group_by("category").agg(pl.col("loss").mean()).iter_rows())
+    expected = [means[name] for name in plots.CATEGORY_COLOURS][::-1]
+    assert teacher.get_xdata().tolist() == pytest.approx(expected)
+    assert base.get_xdata().tolist() == pytest.approx([value + 1 for value in expected])
+    for steps in drawn[1].axes[0].patches:
+        assert steps.get_data().values.sum() == len(tokens)
 
 
 def test_one_token(tmp_path, tokens):
-    plots.loss_vs_bald(tokens.head(1), tmp_path / "a.png")
+    plots.loss_vs_bald(tokens.head(1), analysis(tokens.head(1)), tmp_path / "a.png")
     check_png(tmp_path / "a.png")
 
 
@@ -85,16 +125,17 @@ def test_shares_stack_to_one_where_anything_is_selected(tmp_path, drawn, steps):
     plots.selected_categories(rows, tmp_path / "a.png")
     (axis,) = drawn[0].axes
     assert len(axis.get_legend().get_texts()) == len(tiny_tables.CATEGORIES)
-    if steps == 6:
-        tops = {}
-        for bar in axis.patches:
-            x = round(bar.get_x() + bar.get_width() / 2)
-            tops[x] = max(tops.get(x, 0), bar.get_y() + bar.get_height())
-        assert tops == {1: 0, **{step: pytest.approx(1) for step in range(2, 7)}}
-        number = [bar.get_height() for bar in axis.containers[list(plots.CATEGORY_COLOURS).index("number")]]
-        assert number == [0, *[pytest.approx(6 / 24)] * 5]
-    else:
-        assert axis.collections[-1].get_paths()[0].vertices[:, 1].max() == pytest.approx(1)
+    tops = axis.collections[-1].get_paths()[0].vertices
+    assert tops[tops[:, 0] > 1.5, 1].max() == pytest.approx(1) and axis.get_xlim() == (0.5, steps + 0.5)
+    number = axis.collections[list(plots.CATEGORY_COLOURS).index("number")].get_paths()[0].vertices
+    heights = {x: np.ptp(number[number[:, 0] == x, 1]) for x in (0.5, 1.5, 2.5, steps + 0.5)}
+    # Where step 1 ends the area of step 2 begins: both heights are there.
+    assert heights == {
+        0.5: 0,
+        1.5: pytest.approx(6 / 24 + 9 / 24),
+        2.5: pytest.approx(6 / 24),
+        steps + 0.5: pytest.approx(6 / 24),
+    }
 
 
 def test_every_ood_dataset_has_its_plane(tmp_path, drawn):

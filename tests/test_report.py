@@ -18,7 +18,6 @@ from tokenuq_ml.analysis import analyse
 from tokenuq_ml.entrypoints import report
 from tokenuq_ml.entrypoints.analyse import joined_tokens
 from tokenuq_ml.reports import canvas, sections
-from tokenuq_ml.reports.heatmap import MOST_TOKENS, heatmap, most_uncertain
 from tokenuq_ml.reports.text import report_text
 from tokenuq_ml.specs import AblationSpec, EvaluationSpec, StudySpec
 from tokenuq_ml.stages import AssetRequest, StageRequest
@@ -58,7 +57,9 @@ def build(folder, ablations=ABLATIONS, **changed):
         "token_losses": losses,
         "token_uncertainty": uncertainty,
         "uncertainty_analysis": analyse(joined_tokens(losses, uncertainty), EvaluationSpec(bootstrap=50)),
+        "token_alternatives": tiny_tables.alternatives(losses),
         "examples/toy": tiny_tables.examples_table(),
+        "examples/far": tiny_tables.examples_table().filter(split="test"),
         "training_log/teacher": tiny_tables.training_log(),
     }
     for name, loss in {"base": 3.0, "teacher": 2.0, **{name: LOSSES.get(name, 1.5) for name in ablations}}.items():
@@ -67,6 +68,7 @@ def build(folder, ablations=ABLATIONS, **changed):
     for name in ablations:
         frames[f"training_log/{name}"] = tiny_tables.training_log()
         frames[f"selections/{name}"] = tiny_tables.selections(0.25)
+        frames[f"evaluation_tokens/{name}"] = tiny_tables.evaluation_tokens(losses, 0.1)
         frames[f"curriculum/{name}"] = tiny_tables.curriculum()
         frames[f"curriculum_uncertainty/{name}"] = tiny_tables.curriculum_uncertainty()
     out = folder / "report"
@@ -132,8 +134,8 @@ def test_the_page_needs_nothing_outside_itself(built):
 def test_text_from_data_stays_text(built):
     page = Page((built[1] / "report.html").read_text(encoding="utf-8"))
     assert not any(tag == "i" for tag, _ in page.tags)
-    assert "<i>&amp;" in page.text
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert "<i>" not in page.text and "explorer-data" in (built[1] / "report.html").read_text(encoding="utf-8")
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
 
 
 def test_the_page_says_what_was_decided_here(built):
@@ -217,23 +219,19 @@ def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, t
     assert names.findall(hidden) == ["mle_s1", "r8"] and "2 more ablations" in hidden
 
 
-def test_heatmap_shows_the_least_sure_of_validation_and_test():
-    tokens = joined_tokens(*tiny_tables.losses_and_uncertainty())
-    means = tokens.filter(pl.col("split").is_in(["validation", "test"])).group_by("example_id").agg(pl.mean("bald"))
-    expected = means.sort("bald", descending=True)["example_id"].head(3).to_list()
-    assert most_uncertain(tokens, 3) == expected
-    assert heatmap(tokens, expected).count("<span") == 3 * tiny_tables.LENGTH
-
-
-def test_heatmap_cuts_a_long_answer_and_says_so():
-    tokens = joined_tokens(*tiny_tables.losses_and_uncertainty(examples=20))
-    long = tokens.with_columns(example_id=pl.lit("toy/long"), position=pl.int_range(pl.len()))
-    text = heatmap(long, ["toy/long"])
-    assert text.count("<span") == MOST_TOKENS and f"{len(long) - MOST_TOKENS} more tokens" in text
-
-
 def test_reports_and_analysis_import_no_torch():
-    names = ("plots", "comparison_plots", "html", "heatmap", "ablation_table", "family_table", "comparison", "sections")
+    names = (
+        "plots",
+        "comparison_plots",
+        "html",
+        "explorer",
+        "token_text",
+        "measure_plots",
+        "ablation_table",
+        "family_table",
+        "comparison",
+        "sections",
+    )
     modules = [f"tokenuq_ml.reports.{name}" for name in names]
     modules += ["tokenuq_ml.analysis", "tokenuq_ml.entrypoints.analyse"]
     code = f"""

@@ -54,6 +54,22 @@ def losses_and_uncertainty(examples: int = 16, seed: int = 0) -> tuple[pl.DataFr
     return losses, uncertainty
 
 
+def alternatives(tokens: pl.DataFrame) -> pl.DataFrame:
+    """`token_alternatives` of held-out tokens: the token itself at 0.5, and one other."""
+    keys = tokens.filter(pl.col("split") != "train").select("example_id", "position", "token_id", "token")
+    first = keys.with_columns(choice=pl.lit(0, pl.Int8), probability=pl.lit(0.5, pl.Float32))
+    second = keys.with_columns(
+        choice=pl.lit(1, pl.Int8), token=pl.lit("other"), token_id=pl.lit(7), probability=pl.lit(0.25, pl.Float32)
+    )
+    return pl.concat([first, second.cast(first.schema)])
+
+
+def evaluation_tokens(tokens: pl.DataFrame, loss: float) -> pl.DataFrame:
+    """A model's losses of the tokens of test and ood: the teacher's, and `loss` more."""
+    held_out = tokens.filter(pl.col("split").is_in(["test", "ood"]))
+    return held_out.select("example_id", "position", pl.col("loss") + loss, "entropy")
+
+
 def examples_table() -> pl.DataFrame:
     """Two training and two test examples: one template of two is shared, one question is repeated."""
     rows = [("train", "q1", 1), ("train", "q2", 2), ("test", "q2", 2), ("test", "q3", 3)]

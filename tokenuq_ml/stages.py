@@ -29,7 +29,7 @@ REVISIONS = {
     "student": 3,
     "curriculum": 4,
     "evaluation": 6,
-    "ablation_report": 3,
+    "ablation_report": 4,
 }
 
 

@@ -5,9 +5,12 @@ import os
 import sys
 
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, run
+from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, run, show
 
-COMMANDS = (run,)
+COMMANDS = (
+    run,
+    show,
+)
 
 
 def parser() -> argparse.ArgumentParser:

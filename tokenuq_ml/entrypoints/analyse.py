@@ -53,7 +53,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         asset.outputs["uncertainty_analysis"],
         **asset.stamp,
     )
-    plots.loss_vs_bald(tokens, Path(asset.outputs["plots"]) / "loss_vs_bald.png")
+    plots.loss_vs_bald(tokens, table, Path(asset.outputs["plots"]) / "loss_vs_bald.png")
     overall = table.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
     headlines = {
         name: overall.filter((pl.col("x") == x) & (pl.col("y") == y) & (pl.col("method") == method))["value"].item()

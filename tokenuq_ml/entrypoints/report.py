@@ -15,6 +15,7 @@ from tokenuq_ml.entrypoints.analyse import HEADLINES, joined_tokens
 from tokenuq_ml.reports import comparison, html, sections
 from tokenuq_ml.reports.ablation_table import REFERENCES, table_rows
 from tokenuq_ml.reports.costs_table import costs_section
+from tokenuq_ml.reports.explorer import Students
 from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
 from tokenuq_ml.specs import AblationSpec, StudySpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
@@ -32,6 +33,9 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     def read(table: str) -> pl.DataFrame:
         return read_table(request.inputs[table])
 
+    def scan(table: str) -> pl.LazyFrame:
+        return pl.scan_parquet(Path(request.inputs[table], "*.parquet"))
+
     everyone = (*REFERENCES, *ablations)
     models = table_rows({name: read(f"evaluations/{name}") for name in everyone})
     examples = {name: read(f"evaluation_examples/{name}") for name in everyone}
@@ -40,26 +44,36 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     firsts = {family: names[0] for family, names in families_of(ablations).items()}
     logs = {"teacher": "teacher"} | firsts
     selecting = comparison.compared_selections(ablations)
-    selections = {name: pl.scan_parquet(Path(request.inputs[f"selections/{name}"], "*.parquet")) for name in selecting}
+    selections = {name: scan(f"selections/{name}") for name in ablations}
+    scored = {name: scan(f"evaluation_tokens/{name}") for name in ablations}
+    datasets = {name: read(f"examples/{name}") for name in (study.dataset, *study.ood)}
     costs, cost_rows = _costs(request, ablations)
     page = [
         (
             "Ablations",
             comparison.results(families, models, ablations, study.evaluation)
-            + sections.shared_questions(read(f"examples/{study.dataset}")),
+            + sections.shared_questions(datasets[study.dataset]),
         ),
         (
             "In distribution against out of distribution",
             sections.planes(families, {family: read(f"training_log/{name}") for family, name in logs.items()}, folder),
         ),
         ("How many tokens to select", comparison.quantiles(families, ablations, folder)),
-        ("Do selections take the same tokens?", comparison.overlap(ablations, selections, folder)),
+        (
+            "Do selections take the same tokens?",
+            comparison.overlap(ablations, {name: selections[name] for name in selecting}, folder),
+        ),
         (
             "Is the loss a proxy of epistemic uncertainty?",
             sections.correlations(read("uncertainty_analysis"), HEADLINES.values(), tokens, folder),
         ),
         ("The curriculum that selection makes", sections.curricula(ablations, read, folder)),
-        ("Tokens", sections.heatmaps(tokens)),
+        (
+            "Tokens",
+            sections.token_explorer(
+                tokens, scan("token_alternatives"), datasets.values(), Students(scored, selections)
+            ),
+        ),
         ("What it costs", costs),
         ("What was run", sections.settings(study, ablations)),
     ]

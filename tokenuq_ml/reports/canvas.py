@@ -25,11 +25,14 @@ SIDE_ENTRIES, LEGEND_COLUMNS = 12, 4
 """A longer legend goes below the axes, in columns."""
 
 
-def new_figure(height: float = 4.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of the common width with axes side by side, light grid, no frame at top and right."""
+def new_figure(height: float = 4.0, columns: int = 1, rows: int = 1, shared: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of the common width with axes side by side, light grid, no frame at top and right.
+
+    With `shared`, all axes have one scale, and labels at the outside alone.
+    """
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(1, columns)))
+    axes = list(figure.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False).flat)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tokenuq_ml.reports import canvas
@@ -24,6 +26,7 @@ CATEGORY_COLOURS = {
     "subword": "#009e73",
     "code": "#cc79a7",
 }
+PANELS_A_ROW = 4
 MARKED_STEPS = 60
 """Longer curves go without a mark at each step: the marks would merge into a band."""
 FLOOR_NATS = 1e-6
@@ -88,53 +91,56 @@ def training_curves(logs: Mapping[str, pl.DataFrame], path: str | Path) -> None:
     canvas.save(figure, path)
 
 
-def loss_vs_bald(tokens: pl.DataFrame, path: str | Path) -> None:
-    """Hexagonal bins of the teacher's loss against BALD, and BALD by category."""
-    figure, (left, right) = new_figure(3.8, columns=2)
-    if len(tokens):
-        bins = left.hexbin(
-            _log10(tokens["loss"]),
-            _log10(tokens["bald"]),
-            gridsize=32,
-            bins="log",
-            cmap="viridis",
-            mincnt=1,
-            linewidths=0.1,
-        )
-        figure.colorbar(bins, ax=left, label="tokens")
-    spearman = tokens.select(pl.corr("loss", "bald", method="spearman")).item()
-    left.set(
-        xlabel="loss, nats",
-        ylabel=f"BALD, nats (at least $10^{{{np.log10(FLOOR_NATS):g}}}$)",
-        title="Spearman not defined" if spearman is None or np.isnan(spearman) else f"Spearman {spearman:.2f}",
-    )
-    by_category = {
-        str(name): _log10(rows["bald"])
-        for (name,), rows in tokens.with_columns(pl.col("category").cast(pl.String)).group_by("category")
-    }
-    present = [category for category in CATEGORY_COLOURS if category in by_category]
-    if present:
-        boxes = right.boxplot(
-            [by_category[category] for category in present],
-            orientation="horizontal",
-            patch_artist=True,
-            showfliers=False,
-            medianprops={"color": "white"},
-        )
-        for box, category in zip(boxes["boxes"], present, strict=True):
-            box.set(facecolor=CATEGORY_COLOURS[category], edgecolor="#444444")
-    right.set_yticks(range(1, len(present) + 1), [f"{name} ({len(by_category[name]):,})" for name in present])
-    right.set(xlabel="BALD, nats", title="By token category")
-    for axis in (left.xaxis, left.yaxis, right.xaxis):
-        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+def loss_vs_bald(tokens: pl.DataFrame, analysis: pl.DataFrame, path: str | Path) -> None:
+    """Hexagonal bins of the teacher's loss against BALD: of all tokens, and of each category, on one scale.
+
+    `analysis` is the table `uncertainty_analysis`: each panel's correlations stand above it.
+    """
+    tokens = tokens.select(pl.col("category").cast(pl.String), "loss", "bald")
+    present = [category for category in CATEGORY_COLOURS if (tokens["category"] == category).any()]
+    columns = min(1 + len(present), PANELS_A_ROW)
+    rows = -(-(1 + len(present)) // columns)
+    figure, axes = new_figure(0.5 + (2.1 if rows > 1 else 3.4) * rows, columns, rows, shared=True)
+    norm = None
+    for axis, category in zip(axes, ["all", *present], strict=False):
+        part = tokens if category == "all" else tokens.filter(pl.col("category") == category)
+        axis.set_title(f"{category} ({len(part):,})\n{_correlations_of(analysis, category)}", fontsize=7.5)
+        if not len(part):
+            continue
+        loss, bald = _log10(part["loss"]), _log10(part["bald"])
+        if norm is None:
+            extent = (loss.min() - 0.1, loss.max() + 0.1, bald.min() - 0.1, bald.max() + 0.1)
+        bins = axis.hexbin(loss, bald, gridsize=22, extent=extent, norm=norm, cmap="viridis", mincnt=1, linewidths=0.1)
+        if norm is None:
+            norm = LogNorm(1, max(float(bins.get_array().max()), 2))
+            bins.set_norm(norm)
+    for axis in axes[1 + len(present) :]:
+        axis.set_visible(False)
+    for axis in (axes[0].xaxis, axes[0].yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         axis.set_major_formatter(FuncFormatter(powers_of_ten))
+    for axis in axes:
+        axis.tick_params(labelsize=7.5)
+    figure.supxlabel(f"loss, nats (at least $10^{{{np.log10(FLOOR_NATS):g}}}$)", fontsize=9)
+    figure.supylabel("BALD, nats", fontsize=9)
+    if norm is not None:
+        figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label="tokens", aspect=40, pad=0.01)
     canvas.save(figure, path, continuous=True)
 
 
-def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
-    """Which categories the selected tokens are, as shares, over optimiser steps.
+def _correlations_of(analysis: pl.DataFrame, category: str) -> str:
+    """Spearman's of loss with BALD, and what is left of it given entropy."""
+    rows = analysis.filter(split="all", category=category, x="loss", y="bald")
+    values = dict(rows.select("method", "value").iter_rows())
+    said = ["–" if values.get(name) is None else f"{values[name]:.2f}" for name in ("spearman", "partial_spearman")]
+    return f"ρ {said[0]}, given entropy {said[1]}"
 
-    Areas for long trainings, bars for short ones; a step that selected nothing stays empty.
+
+def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
+    """Which categories the selected tokens are: shares as stacked areas over optimiser steps.
+
+    A step is as wide as it lasts, so that a training of one step has its areas too; one that selected
+    nothing stays empty.
     """
     figure, (axis,) = new_figure(3.6)
     steps = curriculum["step"].unique().sort()
@@ -146,18 +152,15 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
         ).to_numpy()
     totals = np.maximum(sum(counts.values(), start=np.zeros(len(steps))), 1)
     shares = {name: counts[name] / totals for name in CATEGORY_COLOURS if name in counts and counts[name].any()}
-    if len(steps) > 40 and shares:
-        axis.stackplot(steps, *shares.values(), labels=list(shares), colors=[CATEGORY_COLOURS[c] for c in shares])
-    else:
-        bottom = np.zeros(len(steps))
-        for category, share in shares.items():
-            axis.bar(steps, share, bottom=bottom, width=0.9, color=CATEGORY_COLOURS[category], label=category)
-            bottom += share
-    axis.set(xlabel="optimiser step", ylabel="share of selected tokens", ylim=(0, 1), title="What the selection takes")
-    whole_steps(axis)
     if shares:
+        edges = np.stack([steps.to_numpy() - 0.5, steps.to_numpy() + 0.5], 1).ravel()
+        areas = [np.repeat(share, 2) for share in shares.values()]
+        axis.stackplot(edges, *areas, labels=list(shares), colors=[CATEGORY_COLOURS[name] for name in shares])
+        axis.set_xlim(edges[0], edges[-1])
         # Top of the stack first, as the eye meets it.
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    axis.set(xlabel="optimiser step", ylabel="share of selected tokens", ylim=(0, 1), title="What the selection takes")
+    whole_steps(axis)
     canvas.save(figure, path)
 
 

@@ -4,17 +4,17 @@ Each takes frames and specs and gives an HTML fragment, its pictures beside it i
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from tokenuq_ml.reports import html, plots
+from tokenuq_ml.reports.explorer import Students, explorer, most_uncertain, prompts_of, within_budget
 from tokenuq_ml.reports.family_table import families_of
-from tokenuq_ml.reports.heatmap import heatmap, most_uncertain
 from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
 
-HEATMAP_EXAMPLES = 6
 CURRICULA_IN_FULL = 8
 CATEGORY_NOTE = (
     "Colours are categories of the tokens that were selected at each optimiser step. Structure giving "
@@ -79,7 +79,7 @@ def correlations(
     analysis: pl.DataFrame, headlines: Iterable[tuple[str, str, str]], tokens: pl.DataFrame, folder: Path
 ) -> str:
     """Loss against BALD: plot, and the correlations named by `headlines` (x, y, method)."""
-    plots.loss_vs_bald(tokens, folder / "loss_vs_bald.png")
+    plots.loss_vs_bald(tokens, analysis, folder / "loss_vs_bald.png")
     overall = analysis.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
     rows = []
     for x, y, method in headlines:
@@ -100,8 +100,9 @@ def correlations(
                 html.picture(
                     folder / "loss_vs_bald.png",
                     "Loss against BALD",
-                    "Left: every response token, loss against BALD. Right: BALD by "
-                    "token category. A high rank correlation is what makes the loss a cheap stand-in for BALD.",
+                    "Every response token, and those of each category, on one scale. Above each: Spearman's rank "
+                    "correlation, and the partial one given entropy. A high rank correlation is what makes the loss "
+                    "a cheap stand-in for BALD.",
                 )
             ]
         )
@@ -159,20 +160,21 @@ def _curriculum(name: str, ablation: AblationSpec, read: Callable[[str], pl.Data
     ]
 
 
-def heatmaps(tokens: pl.DataFrame) -> str:
+def token_explorer(
+    tokens: pl.DataFrame, alternatives: pl.LazyFrame, examples: Iterable[pl.DataFrame], students: Students
+) -> str:
     """The examples of which the teacher is least sure, token by token."""
-    buttons = "".join(
-        f'<button data-by="{by}" aria-pressed="{"true" if by == "loss" else "false"}">{label}</button>'
-        for by, label in (("loss", "loss"), ("entropy", "entropy"), ("bald", "BALD"))
-    )
-    return (
-        html.paragraph(
-            "The held-out examples of which the teacher is least sure, response tokens coloured by what "
-            "you choose; full colour is the 95th percentile. Point at a token for its numbers."
-        )
-        + f'<p class="by">{buttons}</p>'
-        + heatmap(tokens, most_uncertain(tokens, HEATMAP_EXAMPLES))
-    )
+    choices = alternatives.select(pl.col("choice").max() + 1).collect().item() or 0
+    # One ablation stands for all: those of a study train equally long.
+    log = next(iter(students.selections.values()), pl.LazyFrame(schema={"epoch": pl.Float32}))
+    passes = math.ceil(log.select(pl.col("epoch").max()).collect().item() or 0)
+    shown = within_budget(most_uncertain(tokens.lazy()), len(students.names), choices, passes)
+    return html.paragraph(
+        f"The {len(shown)} examples of which the teacher is least sure, by mean BALD, of each split in turn. Response "
+        "tokens are coloured by what you choose; point at one, or move with the arrow keys, for its numbers and for "
+        "what the teacher would rather have said. Difference compares the loss under two models: of held-out examples "
+        "after training, of train examples at the last step that met them."
+    ) + explorer(tokens.lazy(), shown, alternatives, prompts_of(examples), students)
 
 
 def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:

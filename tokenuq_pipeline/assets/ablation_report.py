@@ -8,7 +8,14 @@ from tokenuq_pipeline.assets.stage import REFERENCES, StageAsset
 from tokenuq_pipeline.store import partition_place, table_place
 
 EVALUATED = ("evaluations", "evaluation_examples")
-PER_ABLATION = (*EVALUATED, "training_log", "selections", "curriculum", "curriculum_uncertainty")
+PER_ABLATION = (
+    *EVALUATED,
+    "evaluation_tokens",
+    "training_log",
+    "selections",
+    "curriculum",
+    "curriculum_uncertainty",
+)
 PER_STUDY = ("tokenized_dataset", "token_losses", "token_uncertainty", "uncertainty_analysis")
 
 
@@ -24,7 +31,9 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         return {f"{table}/{ablation}": table_place(table, study=name, ablation=ablation)}
 
     inputs = {table: table_place(table, study=name) for table in PER_STUDY}
-    inputs[f"examples/{study.dataset}"] = table_place("examples", dataset=study.dataset)
+    inputs["token_alternatives"] = table_place("token_alternatives", study=name)
+    datasets = (study.dataset, *study.ood)
+    inputs |= {f"examples/{dataset}": table_place("examples", dataset=dataset) for dataset in datasets}
     for reference in REFERENCES:
         for table in EVALUATED:
             inputs |= row(table, reference)
@@ -46,7 +55,7 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         inputs=inputs,
         deps=(
             ("models", study.model),
-            ("datasets", study.dataset),
+            *(("datasets", dataset) for dataset in datasets),
             *((name, stage) for stage in PER_STUDY),
             (name, "reference_evaluation"),
             (name, "baseline_teacher"),
