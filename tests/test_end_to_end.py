@@ -46,7 +46,12 @@ CONFIG = {
             },
             "uncertainty": {"samples": 3, "dropout": 0.2},
             "curriculum": {"examples": 2, "samples": 3},
-            "evaluation": {"bootstrap": 200, "ifeval": {"dataset": "checks", "max_new_tokens": 8}},
+            "evaluation": {
+                "bootstrap": 200,
+                "ifeval": {"dataset": "checks", "max_new_tokens": 8},
+                "gsm8k": {"dataset": "sums", "num_fewshot": 1, "max_new_tokens": 8, "split": "test"},
+                "alpaca_eval": {"dataset": "chat", "max_new_tokens": 8, "judge": {"local_model": "tiny_llama"}},
+            },
             "ablations": list(ABLATIONS),
         }
     },
@@ -224,8 +229,10 @@ def test_training_lowered_the_loss_of_the_teacher(world):
 def test_evaluations_have_the_five_rows(world):
     evaluations = world.table("evaluations")
     assert set(evaluations["ablation"]) == {"base", "teacher", *ABLATIONS}
-    per_model = evaluations.group_by("ablation").len()["len"].unique().to_list()
-    assert per_model == [2 + 2 + 4]
+    # Loss, accuracy and calibration in and out of distribution; IF-Eval, GSM8K, AlpacaEval with the judge's bias; of
+    # students also how loss and entropy moved from the teacher's, in and out of distribution.
+    per_model = dict(evaluations.group_by("ablation").len().iter_rows())
+    assert per_model == dict.fromkeys(("base", "teacher"), 6 + 4 + 2 + 2) | dict.fromkeys(ABLATIONS, 6 + 4 + 2 + 2 + 4)
     assert (evaluations["ci_low"] <= evaluations["value"]).all() and (
         evaluations["value"] <= evaluations["ci_high"]
     ).all()
@@ -238,6 +245,26 @@ def test_examples_add_up_to_the_evaluations(world):
     assert len(both) == len(sums) == len(world.table("evaluations"))
     assert (both["n"] == both["len"]).all()
     assert both["value"].to_list() == pytest.approx((both["numerator"] / both["denominator"]).to_list(), rel=1e-12)
+
+
+def test_changes_are_those_of_the_token_tables(world):
+    """The teacher against itself moves by nothing; a student by what its own and the teacher's rows differ by."""
+    teacher = world.table("token_losses").select("example_id", "position", "dataset", loss="loss", entropy="entropy")
+    own = world.table("evaluation_tokens").filter(pl.col("ablation").cast(pl.String) == "paper_top25")
+    both = own.join(teacher, on=["example_id", "position"], suffix="_teacher", validate="1:1")
+    means = both.group_by(pl.col("dataset").cast(pl.String)).agg(
+        *(
+            (pl.col(name).cast(pl.Float64) - pl.col(f"{name}_teacher").cast(pl.Float64)).mean().alias(f"{name}_change")
+            for name in ("loss", "entropy")
+        )
+    )
+    expected = {
+        (row["dataset"], name): row[name] for row in means.to_dicts() for name in ("loss_change", "entropy_change")
+    }
+    rows = world.table("evaluations").filter(pl.col("ablation") == "paper_top25", pl.col("higher_is_better").is_null())
+    measured = {(row["dataset"], row["metric"]): row["value"] for row in rows.to_dicts()}
+    assert measured.pop(("chat", "position_bias")) >= 0
+    assert measured == pytest.approx(expected, abs=1e-6) and all(expected.values())
 
 
 def test_duckdb_reads_the_tables_as_they_lie(world):

@@ -10,7 +10,7 @@ from tiny_models import VOCAB, tiny_model, tiny_peft
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from tokenuq_ml.evaluation.generation import generate
+from tokenuq_ml.evaluation.generation import cut, generate
 
 NEW = 12
 TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=2)
@@ -96,14 +96,47 @@ def test_the_mode_comes_back_after_an_error():
 
     own = model.generation_config
     with pytest.raises(KeyboardInterrupt):
-        run(model, 3, progress=fail)
+        run(model, 3, finished=fail)
     assert model.training and model.generation_config is own
 
 
-def test_progress_counts_every_prompt_once():
+def test_each_batch_is_told_as_it_ends_longest_first():
     told = []
-    run(tiny_model(), 3, progress=told.append)
-    assert told == [3, 3, 1]
+    answers = run(tiny_model(), 3, finished=told.append)
+    assert [len(batch) for batch in told] == [3, 3, 1]
+    assert {index: ids for batch in told for index, ids in batch.items()} == dict(enumerate(answers))
+    lengths = [len(prompts()[index]) for batch in told for index in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+class Letters:
+    """A tokenizer of single letters: token 3 is `a`, 4 is `b`, and so on."""
+
+    eos_token_id = pad_token_id = 2
+
+    def decode(self, ids, **_) -> str:
+        return "".join(chr(ord("a") + token - 3) for token in ids)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_stop_string_ends_an_answer_wherever_its_tokens_end(batch_size):
+    model, letters = tiny_model(), Letters()
+    free = [one_by_one(model, prompt, {2}) for prompt in prompts()]
+    # Two tokens of one answer, and one that comes first in another.
+    stop = (letters.decode(free[0][2:4]), letters.decode(free[2][:1]))
+
+    def expected(ids: list[int]) -> list[int]:
+        for end in range(1, len(ids) + 1):
+            if any(string in letters.decode(ids[:end]) for string in stop):
+                return ids[:end]
+        return ids
+
+    answers = run(model, batch_size, letters, stop=stop)
+    assert answers == [expected(ids) for ids in free] != free
+    for answer, ids in zip(answers, free, strict=True):
+        text = letters.decode(ids)
+        places = [text.find(string) for string in stop if string in text]
+        assert cut(letters.decode(answer), stop) == text[: min(places, default=len(text))]
 
 
 def test_says_nothing_and_keeps_the_verbosity():

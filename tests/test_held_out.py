@@ -1,55 +1,106 @@
-"""What held-out examples add to the metrics, against a small table that is counted by hand."""
+"""What held-out examples add to the metrics, against a small table that is counted by hand, and plain numpy."""
 
 import subprocess
 import sys
 
+import numpy as np
 import polars as pl
+import pytest
 
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.held_out import held_out_examples
 from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA
 
+BINS = 10
+ROWS = [
+    # example, dataset, split, position, loss, entropy, rank, confidence
+    ("toy/a", "toy", "test", 1, 1.0, 0.5, 0, 0.75),
+    ("toy/a", "toy", "test", 2, 2.0, 1.0, 3, 0.95),
+    ("toy/a", "toy", "test", 3, 0.0, 0.0, 0, 0.75),
+    ("toy/b", "toy", "test", 1, 5.0, 2.0, 1, 0.71),
+    ("chat/a", "chat", "ood", 1, 0.5, 0.5, 0, 0.5),
+    ("chat/a", "chat", "ood", 2, 1.5, 1.5, 0, 1.0),
+    ("toy/c", "toy", "train", 1, 99.0, 9.0, 9, 0.5),
+    ("toy/d", "toy", "validation", 1, 99.0, 9.0, 9, 0.5),
+]
+COLUMNS = ["example_id", "dataset", "split", "position", "loss", "entropy", "rank", "confidence"]
 
-def tokens() -> pl.DataFrame:
-    rows = [
-        # example, dataset, split, loss, rank
-        ("toy/a", "toy", "test", 1.0, 0),
-        ("toy/a", "toy", "test", 2.0, 3),
-        ("toy/a", "toy", "test", 0.0, 0),
-        ("toy/b", "toy", "test", 5.0, 1),
-        ("chat/a", "chat", "ood", 0.5, 0),
-        ("chat/a", "chat", "ood", 1.5, 0),
-        ("toy/c", "toy", "train", 99.0, 9),
-        ("toy/d", "toy", "validation", 99.0, 9),
-    ]
-    frame = pl.DataFrame(rows, schema=["example_id", "dataset", "split", "loss", "rank"], orient="row")
-    return frame.with_columns(pl.col("loss").cast(pl.Float32), pl.col("rank").cast(pl.Int32), position=pl.lit(1))
+
+def tokens(rows=ROWS) -> pl.DataFrame:
+    frame = pl.DataFrame(rows, schema=COLUMNS, orient="row")
+    return frame.with_columns(pl.col("loss", "entropy").cast(pl.Float32), pl.col("rank", "position").cast(pl.Int32))
+
+
+def parts(examples: pl.DataFrame, metric: str) -> list[tuple]:
+    return examples.filter(metric=metric).select("example_id", "numerator", "denominator").rows()
 
 
 def test_tokens_are_counted_within_each_example():
-    examples = held_out_examples(tokens())
+    examples = held_out_examples(tokens(), BINS)
     assert dict(examples.schema) == EXAMPLE_SCHEMA
-    assert examples.rows() == [
-        ("chat/a", "chat", "ood", "loss", 2.0, 2.0),
-        ("chat/a", "chat", "ood", "token_accuracy", 2.0, 2.0),
-        ("toy/a", "toy", "test", "loss", 3.0, 3.0),
-        ("toy/b", "toy", "test", "loss", 5.0, 1.0),
-        ("toy/a", "toy", "test", "token_accuracy", 2.0, 3.0),
-        ("toy/b", "toy", "test", "token_accuracy", 0.0, 1.0),
+    assert parts(examples, "loss") == [("chat/a", 2.0, 2.0), ("toy/a", 3.0, 3.0), ("toy/b", 5.0, 1.0)]
+    assert parts(examples, "token_accuracy") == [("chat/a", 2.0, 2.0), ("toy/a", 2.0, 3.0), ("toy/b", 0.0, 1.0)]
+    assert examples.select("dataset", "split").unique().sort("dataset").rows() == [("chat", "ood"), ("toy", "test")]
+    assert set(examples["metric"]) == {"loss", "token_accuracy", "calibration_error"}
+
+
+def test_calibration_error_by_hand():
+    # Bin (0.7, 0.8]: two of three right at a mean confidence of 2.21 / 3, so 0.21 too much; bin (0.9, 1.0]: none of
+    # one at 0.95. In the chat: right at 0.5, and right at 1.
+    sums = (
+        held_out_examples(tokens(), BINS)
+        .filter(metric="calibration_error")
+        .group_by("dataset")
+        .agg(pl.col("numerator").sum() / pl.col("denominator").sum())
+    )
+    assert dict(sums.iter_rows()) == pytest.approx({"toy": (0.21 + 0.95) / 4, "chat": 0.5 / 2})
+
+
+@pytest.mark.parametrize("bins", [2, 15])
+def test_calibration_error_adds_up_to_the_textbook_sum(bins):
+    draw = np.random.default_rng(3)
+    confidence, count = draw.uniform(0.001, 1, 400), 400
+    rank = (draw.random(count) > confidence**2).astype(int)
+    rows = [
+        (f"toy/{i // 8:03d}", "toy", "test", i % 8, 1.0, 1.0, int(rank[i]), float(confidence[i])) for i in range(count)
     ]
+    examples = held_out_examples(tokens(rows), bins).filter(metric="calibration_error")
+    expected = 0.0
+    for low in np.arange(bins) / bins:
+        inside = (confidence > low) & (confidence <= low + 1 / bins)
+        if inside.any():
+            expected += inside.mean() * abs((rank[inside] == 0).mean() - confidence[inside].mean())
+    assert examples["numerator"].sum() / examples["denominator"].sum() == pytest.approx(expected, rel=1e-9)
+    assert expected > 0.05
+
+
+def test_changes_are_the_models_less_the_teachers():
+    teacher = tokens().select("example_id", "position", pl.col("loss") - 0.25, pl.col("entropy") + 1).reverse()
+    examples = held_out_examples(tokens(), BINS, teacher)
+    assert parts(examples, "loss_change") == [("chat/a", 0.5, 2.0), ("toy/a", 0.75, 3.0), ("toy/b", 0.25, 1.0)]
+    assert parts(examples, "entropy_change") == [("chat/a", -2.0, 2.0), ("toy/a", -3.0, 3.0), ("toy/b", -1.0, 1.0)]
+    without = held_out_examples(tokens(), BINS)
+    assert examples.filter(~pl.col("metric").str.ends_with("_change")).equals(without)
+
+
+def test_a_token_that_the_teacher_lacks_is_named():
+    teacher = tokens().filter(pl.col("position") != 2)
+    with pytest.raises(InputError, match="token 2 of (toy|chat)/a.*materialise token_losses again"):
+        held_out_examples(tokens(), BINS, teacher)
 
 
 def test_order_and_categorical_columns_change_nothing():
-    expected = held_out_examples(tokens())
+    expected = held_out_examples(tokens(), BINS, tokens())
     shuffled = tokens().sample(fraction=1.0, shuffle=True, seed=3)
-    assert held_out_examples(shuffled).equals(expected)
+    assert held_out_examples(shuffled, BINS, shuffled.reverse()).equals(expected)
     categorical = shuffled.with_columns(pl.col("dataset", "split").cast(pl.Categorical))
-    assert held_out_examples(categorical).equals(expected)
+    assert held_out_examples(categorical, BINS, tokens()).equals(expected)
 
 
 def test_nothing_held_out_gives_no_rows_that_still_concatenate():
-    empty = held_out_examples(tokens().filter(pl.col("split") == "train"))
+    empty = held_out_examples(tokens().filter(pl.col("split") == "train"), BINS)
     assert len(empty) == 0
-    assert len(pl.concat([empty, held_out_examples(tokens())])) == 6
+    assert len(pl.concat([empty, held_out_examples(tokens(), BINS)])) == 9
 
 
 def test_needs_no_torch():

@@ -3,7 +3,14 @@
 import polars as pl
 import pytest
 
-from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA, METRIC_SCHEMA, example_rows, metric_rows, with_identity
+from tokenuq_ml.evaluation.metrics import (
+    EXAMPLE_SCHEMA,
+    METRIC_SCHEMA,
+    NO_DIRECTION,
+    example_rows,
+    metric_rows,
+    with_identity,
+)
 from tokenuq_ml.specs import EvaluationSpec
 from tokenuq_ml.tables import TABLES, read_table, write_table
 
@@ -35,6 +42,21 @@ def test_sums_within_and_examples_across():
     # Two examples: a resample is a twice, b twice, or both, so the ends are the examples' own ratios.
     assert intervals["toy", "loss"] == pytest.approx((1.0, 5.0))
     assert intervals["toy", "token_accuracy"] == pytest.approx((0.0, 2 / 3))
+
+
+def test_a_change_and_a_bias_have_no_better_direction():
+    ids = pl.Series(["toy/a", "toy/b"])
+    names = ["loss", "calibration_error", "win_rate", "exact_match_strict", *sorted(NO_DIRECTION)]
+    table = metric_rows(pl.concat(example_rows("toy", "test", name, ids, [1, 0], [1, 1]) for name in names), EVALUATION)
+    assert dict(table.select("metric", "higher_is_better").iter_rows()) == {
+        "loss": False,
+        "calibration_error": False,
+        "win_rate": True,
+        "exact_match_strict": True,
+        "entropy_change": None,
+        "loss_change": None,
+        "position_bias": None,
+    }
 
 
 def test_the_order_of_examples_changes_nothing():

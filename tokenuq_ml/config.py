@@ -28,10 +28,15 @@ class Config:
 
     def evaluation_datasets(self, study: StudySpec) -> list[str]:
         """Datasets that a study only evaluates on, beside `ood`."""
-        return [study.evaluation.ifeval.dataset] if study.evaluation.ifeval else []
+        return list(dict.fromkeys(study.evaluation.datasets.values()))
+
+    def evaluation_models(self, study: StudySpec) -> list[str]:
+        """Models that a study only evaluates with, as judges."""
+        return [study.evaluation.judge_model] if study.evaluation.judge_model else []
 
     def used_models(self) -> list[str]:
-        return list(dict.fromkeys(s.model for s in self.studies.values()))
+        names = (n for s in self.studies.values() for n in (s.model, *self.evaluation_models(s)))
+        return list(dict.fromkeys(names))
 
     def used_datasets(self) -> list[str]:
         names = (n for s in self.studies.values() for n in (s.dataset, *s.ood, *self.evaluation_datasets(s)))
@@ -169,8 +174,10 @@ def _check_references(config: Config, origin: dict[tuple[str, str], Path]) -> No
         known(study, "dataset", study.dataset, "datasets")
         for name in study.ood:
             known(study, "ood", name, "datasets")
-        for name in config.evaluation_datasets(study):
-            known(study, "evaluation.ifeval.dataset", name, "datasets")
+        for key, name in study.evaluation.datasets.items():
+            known(study, f"evaluation.{key}", name, "datasets")
+        for name in config.evaluation_models(study):
+            known(study, "evaluation.alpaca_eval.judge.local_model", name, "models")
         splits = config.datasets[study.dataset].sizes
         for split in ("train", "validation", "test"):
             if split not in splits:

@@ -24,11 +24,11 @@ REVISIONS = {
     "token_losses": 6,
     "teacher_hidden": 5,
     "token_uncertainty": 6,
-    "reference_evaluation": 6,
+    "reference_evaluation": 7,
     "uncertainty_analysis": 1,
     "student": 3,
     "curriculum": 4,
-    "evaluation": 6,
+    "evaluation": 7,
     "ablation_report": 4,
 }
 
@@ -59,7 +59,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     if stage == "reference_evaluation":
         return {**numerics, "evaluation": study.evaluation.fields()}
     if stage == "uncertainty_analysis":
-        return {"evaluation": study.evaluation.fields()}
+        return {"evaluation": study.evaluation.interval_fields()}
     if stage == "ablation_report":
         return {
             "study": study.fields(),

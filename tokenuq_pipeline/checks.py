@@ -13,7 +13,7 @@ from tokenuq_ml.config import Config
 from tokenuq_ml.quantiles import count_selected
 from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
 from tokenuq_ml.tables import read_table
-from tokenuq_pipeline.assets.stage import StageCheck
+from tokenuq_pipeline.assets.stage import REFERENCES, StageCheck
 from tokenuq_pipeline.store import Store, table_place
 
 BALD_FLOOR = 1e-6
@@ -251,6 +251,29 @@ def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
     )
 
 
+def judge_is_consistent(store: Store, study: str, *models: str) -> Outcome:
+    """The judge's verdicts stand, whichever output it reads first, for more pairs than flip with the order."""
+    flips = pl.concat(
+        [
+            _read(store, "evaluations", study=study, ablation=model)
+            .filter(pl.col("metric") == "position_bias")
+            .select("value", "n", model=pl.lit(model))
+            for model in models
+        ]
+    )
+    if not len(flips):
+        return _outcome(True, "nothing was judged: the asset's metadata says why", warn=True)
+    worst = flips.sort("value", descending=True).row(0, named=True)
+    return _outcome(
+        worst["value"] < 0.5,
+        f"{worst['value']:.0%} of the {worst['n']} verdicts on {worst['model']} flip with the order of the outputs"
+        + ("" if worst["value"] < 0.5 else ": the win rate tells of the judge's bias, not of the model"),
+        warn=True,
+        flipped=worst["value"],
+        pairs=worst["n"],
+    )
+
+
 def _compare(store: Store, study: str, ablation: str, other: str, split: str) -> pl.DataFrame:
     """The split's loss of a student beside that of base or teacher, by dataset."""
     return _loss(store, study, ablation, split).join(_loss(store, study, other, split), on="dataset", suffix="_other")
@@ -300,6 +323,10 @@ def _study_checks(config: Config, study: StudySpec) -> list[dg.AssetChecksDefini
                     also=[(name, "reference_evaluation")],
                 )
             )
+    if study.evaluation.alpaca_eval is not None:
+        checks.append(_check((name, "reference_evaluation"), judge_is_consistent, name, *REFERENCES, blocking=False))
+        for arm in study.ablations:
+            checks.append(_check((name, arm, "evaluation"), judge_is_consistent, name, arm, blocking=False))
     return checks
 
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from tokenuq_ml.batching import StoredExamples, TokenizedExample, length_batches, read_examples, shards
 from tokenuq_ml.categories import categorise, special_ids, token_texts
 from tokenuq_ml.entrypoints import runner
-from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
+from tokenuq_ml.entrypoints.evaluation_stage import Candidate, evaluate_and_store, forget_answers
 from tokenuq_ml.kernels import Weights, training_loss
 from tokenuq_ml.mc_dropout import token_uncertainty
 from tokenuq_ml.memory import release_free_memory
@@ -280,19 +280,16 @@ def _reference_evaluation(
     digests, metrics = [], {}
     for family, adapter in (("base", None), ("teacher", TEACHER)):
         with use_adapter(model, adapter):
-            digest, figures = evaluate_and_store(
+            candidate = Candidate(
                 model,
                 tokenizer,
-                examples,
-                asset,
-                request.inputs,
                 numerics,
-                reporter,
+                None if adapter is None else request.inputs["adapter"],
                 family=family,
                 seed=None,
-                suffix=f"_{family}",
                 name=f"{request.study}/reference_evaluation: {family}",
             )
+            digest, figures = evaluate_and_store(candidate, examples, asset, request, reporter, suffix=f"_{family}")
         digests.append(digest)
         metrics |= {f"{family}_{key}": value for key, value in figures.items()}
     reporter.done(
@@ -300,6 +297,7 @@ def _reference_evaluation(
             stage="reference_evaluation", data_version=joined_digest(*digests), metrics={**metrics, **numerics.fields()}
         )
     )
+    forget_answers(request)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenuq_ml import curriculum as curricula
 from tokenuq_ml.batching import TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
-from tokenuq_ml.entrypoints.evaluation_stage import evaluate_and_store
+from tokenuq_ml.entrypoints.evaluation_stage import Candidate, evaluate_and_store, forget_answers
 from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, model_digest, train_and_store
 from tokenuq_ml.models import (
     Numerics,
@@ -55,20 +55,18 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         model = attach_adapter(base, trained.adapter, STUDENT)
     if "evaluation" in assets:
         asset = assets["evaluation"]
-        digest, figures = evaluate_and_store(
+        candidate = Candidate(
             model,
             load_tokenizer(request.inputs["model"]),
-            examples,
-            asset,
-            request.inputs,
             numerics,
-            reporter,
+            trained.adapter,
             family=asset.fields["family"],
             seed=asset.fields["seed"],
-            suffix="",
             name=f"{request.study}/{request.ablation}/evaluation",
         )
+        digest, figures = evaluate_and_store(candidate, examples, asset, request, reporter)
         reporter.done(AssetResult(stage="evaluation", data_version=digest, metrics={**figures, **numerics.fields()}))
+        forget_answers(request)
     if "curriculum" in assets:
         _curriculum(request, model, examples, trained, numerics, reporter)
     if kept is not None:

@@ -1,7 +1,7 @@
 """From what each example adds to a metric to the rows of `evaluations`.
 
 Every metric is a ratio of sums over examples. Knows the columns that all metrics share; does not know
-what is counted (`held_out.py`, `ifeval.py`), nor whose model it is.
+what is counted (`held_out.py`, `ifeval.py` and their like), nor whose model it is.
 """
 
 import polars as pl
@@ -11,7 +11,11 @@ from tokenuq_ml.evaluation.bootstrap import bootstrap_ratio
 from tokenuq_ml.specs import EvaluationSpec
 
 KEYS = ["dataset", "split", "metric"]
-LOWER_IS_BETTER = frozenset({"loss"})
+LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
+NO_DIRECTION = frozenset({"loss_change", "entropy_change", "position_bias"})
+"""A change from the teacher may be wanted or not, and a bias is the judge's: neither says that a model is better."""
+JUDGED = frozenset({"win_rate", "length_controlled_win_rate", "position_bias"})
+"""Metrics that lack an example of which the judge said nothing."""
 
 EXAMPLE_SCHEMA = {
     "example_id": pl.String,
@@ -85,7 +89,7 @@ def metric_rows(examples: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFr
                 "ci_low": low,
                 "ci_high": high,
                 "n": len(group),
-                "higher_is_better": metric not in LOWER_IS_BETTER,
+                "higher_is_better": None if metric in NO_DIRECTION else metric not in LOWER_IS_BETTER,
             }
         )
     return pl.DataFrame(rows, schema=METRIC_SCHEMA)

@@ -61,4 +61,6 @@ def _apart(a: dict, b: dict) -> bool:
 
 
 def _better(a: dict, b: dict) -> bool:
+    if a["higher_is_better"] is None:
+        return False
     return a["ci_low"] > b["ci_high"] if a["higher_is_better"] else a["ci_high"] < b["ci_low"]

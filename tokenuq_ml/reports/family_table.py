@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.metrics import JUDGED
 from tokenuq_ml.evaluation.paired import Family, PairedBootstrap
 from tokenuq_ml.reports.ablation_table import REFERENCES
 from tokenuq_ml.specs import AblationSpec, EvaluationSpec
@@ -49,9 +50,9 @@ def family_rows(
     Returns:
         Of each family: `value` (mean over seeds), `spread` (standard deviation over seeds, None for one), its
         interval over examples and seeds, and `difference` to `against` with its interval. `verdict` is
-        `better`, `worse`, or `not distinguishable` where that interval holds 0 (or only one example was
-        evaluated, whose interval has no width); None for the baseline itself. A family is left out of a metric
-        that one of its seeds lacks.
+        `better`, `worse` (of a metric without direction `higher`, `lower`), or `not distinguishable` where that
+        interval holds 0 (or only one example was evaluated, whose interval has no width); None for the baseline
+        itself. A family is left out of a metric that one of its seeds lacks.
 
     Raises:
         InputError: models were evaluated on different examples.
@@ -63,6 +64,8 @@ def family_rows(
     for metric, higher_is_better in metrics.items():
         parts = _parts(metric, examples)
         present = {family: names for family, names in families.items() if all(name in parts for name in names)}
+        if not present:
+            continue
         study = PairedBootstrap(
             {
                 family: Family(
@@ -109,10 +112,18 @@ def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, tu
     """Model -> numerators and denominators, in the order of the examples' ids, which are the same for all."""
     dataset, split, name = metric
     parts, ids, first = {}, None, None
-    for model, frame in examples.items():
-        own = frame.filter(dataset=dataset, split=split, metric=name).sort("example_id")
-        if not len(own):
-            continue
+    of_metric = {
+        model: frame.filter(dataset=dataset, split=split, metric=name).sort("example_id")
+        for model, frame in examples.items()
+    }
+    of_metric = {model: own for model, own in of_metric.items() if len(own)}
+    if name in JUDGED and of_metric:
+        # A judge may say nothing of some outputs: what all models have in common is compared.
+        common = set.intersection(*(set(own["example_id"]) for own in of_metric.values()))
+        of_metric = {
+            model: own.filter(pl.col("example_id").is_in(common)) for model, own in of_metric.items() if common
+        }
+    for model, own in of_metric.items():
         if ids is None:
             ids, first = own["example_id"], model
         elif not ids.equals(own["example_id"]):
@@ -124,9 +135,11 @@ def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, tu
     return parts
 
 
-def _compare(difference, n: int, higher_is_better: bool) -> str:
+def _compare(difference, n: int, higher_is_better: bool | None) -> str:
     if n < 2 or difference.low <= 0 <= difference.high:
         return "not distinguishable"
+    if higher_is_better is None:
+        return "higher" if difference.value > 0 else "lower"
     return "better" if (difference.value > 0) is higher_is_better else "worse"
 
 
@@ -142,7 +155,7 @@ def verdict(rows: Sequence[dict]) -> str:
         told = sorted(of_metric, key=lambda row: -abs(row["difference"]))
         said = [
             f"{which} {_names([row['family'] for row in told if row['verdict'] == which])}"
-            for which in ("better", "worse")
+            for which in ("better", "worse", "higher", "lower")
             if any(row["verdict"] == which for row in told)
         ]
         if said:

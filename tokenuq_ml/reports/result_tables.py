@@ -82,8 +82,8 @@ def _table(
 
 def _heading(of_metric: Mapping[str, dict]) -> str:
     row = next(iter(of_metric.values()))
-    arrow = "↑" if row["higher_is_better"] else "↓"
-    return f"{_breakable(row['metric'])}&nbsp;{arrow}<br><small>n={row['n']}</small>"
+    arrow = {True: "&nbsp;↑", False: "&nbsp;↓", None: ""}[row["higher_is_better"]]
+    return f"{_breakable(row['metric'])}{arrow}<br><small>n={row['n']}</small>"
 
 
 def _note(of_metric: Mapping[str, dict]) -> str:
@@ -101,6 +101,8 @@ def _difference(row: dict) -> str:
     value, interval = f"{row['difference']:+.3f}", f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
     if row["verdict"] in ("better", "worse"):
         return _cell(row["verdict"], f"{value} {row['verdict']}<br><small>{interval}</small>")
+    if row["verdict"] in ("higher", "lower"):
+        return _cell("", f"{value} {row['verdict']}<br><small>{interval}</small>")
     return _cell("same", f"{escape(row['verdict'])}<br><small>{value} {interval}</small>")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 WIDTH = 140
+TOLD = ("better", "worse", "higher", "lower")
+"""Verdicts that tell families apart; the last two of metrics without a direction."""
 
 
 def report_text(folder: str | Path) -> str:
@@ -44,7 +46,7 @@ def ablation_table_text(rows: Sequence[dict]) -> str:
 def family_table_text(rows: Sequence[dict]) -> str:
     """Families as lines, metrics as columns: the mean over seeds, and the difference to the baseline.
 
-    `rows` are those of `family_table.json`. A difference is followed by `better` or `worse` only where its
+    `rows` are those of `family_table.json`. A difference is followed by a verdict only where its
     interval does not hold 0, and by `~` elsewhere; a metric without such a student is headed `indistinct`.
     """
 
@@ -56,12 +58,12 @@ def family_table_text(rows: Sequence[dict]) -> str:
         if row["difference"] is None:
             return f"{mean}  {'':>30}"
         difference = f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
-        told = row["verdict"] if row["verdict"] in ("better", "worse") else "~"
+        told = row["verdict"] if row["verdict"] in TOLD else "~"
         return f"{mean}  {difference} {told:<6}"
 
     def indistinct(of_metric: Mapping[str, dict]) -> bool:
         students = [row for row in of_metric.values() if row["selection"] is not None]
-        return not any(row["verdict"] in ("better", "worse") for row in students)
+        return not any(row["verdict"] in TOLD for row in students)
 
     named = [{**row, "line": _family_name(row)} for row in rows]
     against = rows[0]["against"] if rows else ""
@@ -133,7 +135,7 @@ def _column(
     lines = [
         f"{dataset} ({split})",
         name,
-        f"{'higher' if any_row['higher_is_better'] else 'lower'} is better",
+        {True: "higher is better", False: "lower is better", None: ""}[any_row["higher_is_better"]],
         " ".join(filter(None, [count, "indistinct" if indistinct else ""])),
     ]
     for row in (by_name.get(name) for name in names):

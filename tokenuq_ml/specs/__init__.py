@@ -22,11 +22,17 @@ from tokenuq_ml.specs.base import (
     check_name,
     spec_hash,
 )
+from tokenuq_ml.specs.evaluation import (
+    AlpacaEvalSpec,
+    EvaluationSpec,
+    GenerationSpec,
+    Gsm8kSpec,
+    IfEvalSpec,
+    JudgeSpec,
+)
 from tokenuq_ml.specs.sources import DatasetSpec, ModelSpec
 from tokenuq_ml.specs.study import (
     CurriculumSpec,
-    EvaluationSpec,
-    IfEvalSpec,
     LoraSpec,
     StudySpec,
     TrainSpec,
@@ -39,11 +45,15 @@ __all__ = [
     "RESERVED_STUDIES",
     "SPLITS",
     "AblationSpec",
+    "AlpacaEvalSpec",
     "CurriculumSpec",
     "DatasetSpec",
     "DistillSpec",
     "EvaluationSpec",
+    "GenerationSpec",
+    "Gsm8kSpec",
     "IfEvalSpec",
+    "JudgeSpec",
     "LoraChange",
     "LoraSpec",
     "ModelSpec",

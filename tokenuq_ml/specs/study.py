@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.specs.base import RESERVED_STUDIES, Spec, check_name
+from tokenuq_ml.specs.evaluation import EvaluationSpec
 
 
 class LoraSpec(Spec):
@@ -62,23 +63,6 @@ class CurriculumSpec(Spec):
     examples: Annotated[int, Field(gt=0)] = 8
     samples: Annotated[int, Field(gt=1)] = 5
     fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 1.0)
-
-
-class IfEvalSpec(Spec):
-    """Instruction following, by lm-eval's own checkers."""
-
-    dataset: str
-    max_new_tokens: Annotated[int, Field(gt=0)] = 256
-    batch_size: Annotated[int, Field(gt=0)] = 16
-
-
-class EvaluationSpec(Spec):
-    """What every model of a study is measured by."""
-
-    bootstrap: Annotated[int, Field(gt=0, description="resamples for the intervals")] = 2000
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    seed: int = 0
-    ifeval: IfEvalSpec | None = None
 
 
 class StudySpec(Spec):

@@ -4,6 +4,7 @@ from tokenuq_ml.config import Config
 from tokenuq_ml.specs import AblationSpec, ObjectiveSpec, Schedule, StudySpec
 from tokenuq_ml.stages import ablation_fields
 from tokenuq_pipeline.assets.baseline_teacher import teacher_adapter
+from tokenuq_pipeline.assets.evaluation import evaluation_sources, evaluation_tables
 from tokenuq_pipeline.assets.stage import StageAsset
 from tokenuq_pipeline.checks import selected_share
 from tokenuq_pipeline.store import partition_place, table_place
@@ -73,24 +74,15 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         table="training_log",
         checks=(selected_share(name, ablation),),
     )
-    ifeval = study.evaluation.ifeval
+    evaluated = evaluation_sources(study.evaluation)
     evaluation = asset(
         "evaluation",
         "One row a metric of the student, each with a bootstrap confidence interval.",
         {"python", "torch", "parquet"},
-        {
-            table: table_place(table, study=name, ablation=arm)
-            for table in (
-                "evaluations",
-                "evaluation_examples",
-                "evaluation_tokens",
-                *(("generations",) if ifeval else ()),
-            )
-        },
-        inputs=common_inputs
-        | trained
-        | ({f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}),
-        deps=((name, arm, "student"), *common_deps) + ((("datasets", ifeval.dataset),) if ifeval else ()),
+        {table: table_place(table, study=name, ablation=arm) for table in evaluation_tables(study.evaluation)},
+        # Of token_losses the teacher's loss and entropy, which the student's are compared with.
+        inputs=common_inputs | trained | token_losses | evaluated.inputs,
+        deps=tuple(dict.fromkeys(((name, arm, "student"), (name, "token_losses"), *common_deps, *evaluated.deps))),
         table="evaluations",
     )
     curriculum = asset(

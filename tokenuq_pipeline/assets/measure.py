@@ -4,6 +4,7 @@ from tokenuq_ml.config import Config
 from tokenuq_ml.specs import StudySpec
 from tokenuq_ml.stages import study_fields
 from tokenuq_pipeline.assets.baseline_teacher import teacher_adapter
+from tokenuq_pipeline.assets.evaluation import evaluation_sources, evaluation_tables
 from tokenuq_pipeline.assets.stage import REFERENCES, StageAsset
 from tokenuq_pipeline.store import partition_place, table_place
 
@@ -30,10 +31,12 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             **{"inputs": inputs, "deps": deps, **more},
         )
 
-    evaluated, ifeval = {}, study.evaluation.ifeval
-    for table in ("evaluations", "evaluation_examples", "evaluation_tokens", *(("generations",) if ifeval else ())):
-        evaluated |= {f"{table}_{row}": table_place(table, study=name, ablation=row) for row in REFERENCES}
-    prompts = {f"examples/{ifeval.dataset}": table_place("examples", dataset=ifeval.dataset)} if ifeval else {}
+    sources = evaluation_sources(study.evaluation)
+    evaluated = {
+        f"{table}_{row}": table_place(table, study=name, ablation=row)
+        for table in evaluation_tables(study.evaluation)
+        for row in REFERENCES
+    }
     return [
         asset(
             "token_losses",
@@ -68,7 +71,7 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             {"python", "torch", "parquet"},
             evaluated,
             table="evaluations",
-            inputs=inputs | prompts,
-            deps=deps + ((("datasets", ifeval.dataset),) if ifeval else ()),
+            inputs=inputs | sources.inputs,
+            deps=tuple(dict.fromkeys((*deps, *sources.deps))),
         ),
     ]

@@ -1,0 +1,167 @@
+"""GSM8K by lm-eval's own task: its prompts, few-shot examples, filters and exact match, offline.
+
+GSM8K: Cobbe et al. 2021, arXiv 2110.14168. Knows neither models nor tokens: it gives conversations or texts
+and takes texts. Nothing is downloaded; documents are rows of the table `examples`.
+"""
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import polars as pl
+import yaml
+
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.metrics import example_rows
+
+FEWSHOT_SEED = 1234
+"""lm-eval's default: the same few-shot examples as from its command line, for the same documents in the same order."""
+ROLES = ("user", "assistant")
+FILTERS = {"strict-match": "strict", "flexible-extract": "flexible"}
+
+ANSWER_SCHEMA = {
+    "example_id": pl.String,
+    "prompt": pl.String,
+    "target": pl.String,
+    "response": pl.String,
+    "strict_answer": pl.String,
+    "strict_match": pl.Boolean,
+    "flexible_answer": pl.String,
+    "flexible_match": pl.Boolean,
+}
+"""The columns of `gsm8k_answers` without `n_tokens`, which only the caller knows."""
+
+
+class Gsm8k:
+    """The task over some examples.
+
+    Args:
+        examples: rows of the `examples` table to answer; the first question, and the answer that ends in `#### number`.
+        shots: rows of the `examples` table that few-shot examples are drawn from; none needed without any.
+        num_fewshot: examples before each question.
+        chat: examples as turns of a conversation (lm-eval's `--apply_chat_template --fewshot_as_multiturn`); else
+            one text.
+
+    Raises:
+        InputError: a package is missing, a row has no question or no such answer, or there are too few examples.
+    """
+
+    def __init__(self, examples: pl.DataFrame, shots: pl.DataFrame, *, num_fewshot: int, chat: bool):
+        self._task_class, self._config = _load_task()
+        self.chat = chat
+        self.documents = [_document(row) for row in examples.iter_rows(named=True)]
+        if not self.documents:
+            raise InputError("evaluation.gsm8k: its dataset has no row of split test or ood; add one to its `sizes`")
+        if len(shots) < num_fewshot:
+            raise InputError(
+                f"evaluation.gsm8k: {num_fewshot} few-shot examples are drawn from rows of split train, there are "
+                f"{len(shots)}; name a `fewshot_dataset` with more, or set `num_fewshot: 0`"
+            )
+        pool = [_document(row) for row in shots.iter_rows(named=True)] if num_fewshot else self.documents
+        self._task = self._built(pool, num_fewshot)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+        return tuple(self._config["generation_kwargs"]["until"])
+
+    def prompts(self) -> list[list[dict[str, str]]] | list[str]:
+        """Of each example, in order: a conversation that ends with the question; without `chat` a text."""
+        contexts = [instance.arguments[0] for instance in self._task.instances]
+        return [json.loads(context) for context in contexts] if self.chat else contexts
+
+    def score(self, responses: Sequence[str]) -> pl.DataFrame:
+        """What lm-eval's filters read off each response, and whether it is right; columns ANSWER_SCHEMA.
+
+        Raises:
+            ValueError: not one response an example.
+        """
+        if len(responses) != len(self.documents):
+            raise ValueError(f"{len(responses)} responses for {len(self.documents)} examples")
+        for instance, response in zip(self._task.instances, responses, strict=True):
+            instance.resps = [response]
+        self._task.apply_filters()
+        rows = []
+        for document, instance, response in zip(self.documents, self._task.instances, responses, strict=True):
+            row = {"example_id": document["id"], "prompt": document["question"], "target": document["answer"]}
+            row["response"] = response
+            for name, short in FILTERS.items():
+                answer = instance.filtered_resps[name]
+                right = self._task.process_results(instance.doc, [answer])["exact_match"]
+                row |= {f"{short}_answer": str(answer), f"{short}_match": bool(right)}
+            rows.append(row)
+        return pl.DataFrame(rows, schema=ANSWER_SCHEMA)
+
+    def _built(self, pool: list[dict], num_fewshot: int):
+        import datasets
+
+        documents = {"train": pool, "test": self.documents}
+        held = {
+            split: datasets.Dataset.from_list([{key: row[key] for key in ("question", "answer")} for row in rows])
+            for split, rows in documents.items()
+        }
+        config = {**self._config, "num_fewshot": num_fewshot, "custom_dataset": lambda **_: held}
+        with _quiet():
+            task = self._task_class(config=config)
+            task.set_fewshot_seed(FEWSHOT_SEED)
+            # The conversation itself in place of its rendering: the template is the tokenizer's to apply.
+            task.build_all_requests(
+                apply_chat_template=self.chat,
+                fewshot_as_multiturn=self.chat,
+                chat_template=lambda turns, add_generation_prompt=True: json.dumps(turns),
+            )
+        return task
+
+
+def gsm8k_examples(answers: pl.DataFrame, dataset: str, split: str) -> pl.DataFrame:
+    """What each example adds to `exact_match_strict` and `exact_match_flexible`; columns EXAMPLE_SCHEMA."""
+    ids, one = answers["example_id"], [1] * len(answers)
+    return pl.concat(
+        example_rows(dataset, split, f"exact_match_{short}", ids, answers[f"{short}_match"].cast(pl.Int32), one)
+        for short in FILTERS.values()
+    )
+
+
+def _document(row: dict) -> dict[str, str]:
+    """Question and answer as lm-eval's task names them."""
+    said = {role: next((m["content"] for m in row["messages"] if m["role"] == role), None) for role in ROLES}
+    if None in said.values():
+        raise InputError(f"GSM8K example {row['example_id']}: needs a question and an answer; take it out of the data")
+    if "####" not in said["assistant"]:
+        raise InputError(
+            f"GSM8K example {row['example_id']}: its answer must end in `#### number`, or nothing can be compared with "
+            "it; name a dataset of that form in evaluation.gsm8k.dataset"
+        )
+    return {"id": row["example_id"], "question": said["user"], "answer": said["assistant"]}
+
+
+@cache
+def _load_task():
+    """lm-eval's task class and its file gsm8k.yaml."""
+    try:
+        from lm_eval.api.task import ConfigurableTask
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"evaluation.gsm8k needs the package {error.name}, which is not installed: "
+            "pip install 'tokenuq[quickstart]'"
+        ) from error
+    folder = Path(find_spec("lm_eval").submodule_search_locations[0])
+    return ConfigurableTask, yaml.safe_load((folder / "tasks/gsm8k/gsm8k.yaml").read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without lm-eval's advice on custom datasets and its progress bar."""
+    logger = logging.getLogger("lm_eval.api.task")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
