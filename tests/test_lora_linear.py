@@ -5,15 +5,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tokenuq_ml.lora_dropout import WordDropout, use_word_dropout
-from tokenuq_ml.lora_linear import FusedLoraLinear, use_fused_lora
+from tokenuq_ml.lora_linear import FusedLoraLinear, add_projection, use_fused_lora
 
 
 class Net(nn.Module):
     def __init__(self, bias):
         super().__init__()
-        self.layer = nn.Linear(12, 20, bias=bias)
+        self.layer = Conv1D(20, 12) if bias == "conv1d" else nn.Linear(12, 20, bias=bias)
+        if bias == "conv1d":
+            nn.init.normal_(self.layer.bias)
 
     def forward(self, x):
         return self.layer(x)
@@ -24,6 +27,7 @@ def layers(bias=False, dropout=0.0, dtype=torch.float64, **config):
     made = []
     for fuse in (False, True):
         torch.manual_seed(0)
+        config |= {"fan_in_fan_out": bias == "conv1d"}
         model = get_peft_model(
             Net(bias), LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["layer"], **config)
         )
@@ -44,19 +48,31 @@ def outcome(model, x):
     return y.detach(), x.grad, grads
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", [False, True, "conv1d"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_values_and_gradients_are_those_of_peft(bias, dropout):
-    """The same generator gives both the same masks."""
+def test_values_and_gradients_are_those_of_peft(bias, dropout, monkeypatch):
+    """The same generator gives both the same masks. GPT-2's `Conv1D` is a linear layer whose weight is transposed."""
     plain, fused = layers(bias, dropout)
     x = torch.randn(3, 5, 12, dtype=torch.float64)
-    expected, got = outcome(plain, x), outcome(fused, x)
+    expected = outcome(plain, x)
+    monkeypatch.setattr(LoraLinear, "forward", lambda *_, **__: pytest.fail("left to PEFT"))
+    got = outcome(fused, x)
     tolerance = {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(got[0], expected[0], **tolerance)
     torch.testing.assert_close(got[1], expected[1], **tolerance)
     assert set(got[2]) == set(expected[2]) and len(got[2]) == 2
     for name, grad in expected[2].items():
         torch.testing.assert_close(got[2][name], grad, **tolerance)
+
+
+@pytest.mark.parametrize("bias", [False, True, "conv1d"])
+def test_values_without_a_gradient_are_those_of_peft(bias):
+    plain, fused = (model.eval() for model in layers(bias, 0.4))
+    x, residual = torch.randn(3, 5, 12, dtype=torch.float64), torch.randn(3, 5, 20, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), plain(x), rtol=1e-9, atol=1e-9)
+        onto = add_projection(residual, fused.base_model.model.layer, x)
+        torch.testing.assert_close(onto, residual + plain(x), rtol=1e-9, atol=1e-9)
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients():

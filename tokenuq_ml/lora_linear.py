@@ -1,4 +1,4 @@
-"""LoRA's linear layer as one operation: `y = x W^T + s * dropout(x) A^T B^T`, with W frozen.
+"""LoRA's linear layer as one operation: `y = x W^T + s * dropout(x) A^T B^T`, with W frozen (GPT-2's `Conv1D` too).
 
 PEFT composes it of six operations, several of which pass over whole activations to scale or to
 add them; on a CPU those passes take as long as the products. Here scales are folded into the
@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tokenuq_ml.lora_dropout import WordDropout, masked
 
@@ -52,12 +53,17 @@ def _dropped(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
     return x_NI if kept_NI is None else masked(x_NI, kept_NI)
 
 
-def _linear(layer: nn.Linear, x_NI: Tensor, onto: Tensor | None = None) -> Tensor:
+def _weight(layer: nn.Linear | Conv1D) -> Tensor:
+    """`weight_OI`; GPT-2's layers keep it transposed."""
+    return layer.weight.T if type(layer) is Conv1D else layer.weight
+
+
+def _linear(layer: nn.Linear | Conv1D, x_NI: Tensor, onto: Tensor | None = None) -> Tensor:
     """`onto + layer(x)`, one operation where dtypes allow it."""
     if onto is None or layer.bias is not None or not onto.dtype == x_NI.dtype == layer.weight.dtype:
-        y_NO = nn.functional.linear(x_NI, layer.weight, layer.bias)
+        y_NO = nn.functional.linear(x_NI, _weight(layer), layer.bias)
         return y_NO if onto is None else onto.view_as(y_NO) + y_NO
-    return torch.addmm(onto.view(len(x_NI), -1), x_NI, layer.weight.T)
+    return torch.addmm(onto.view(len(x_NI), -1), x_NI, _weight(layer).T)
 
 
 def add_projection(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
@@ -86,7 +92,8 @@ class FusedLoraLinear(LoraLinear):
         drops = isinstance(dropout, WordDropout) and dropout.active
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled() or drops:
-                y_NO = _LoraProduct.apply(x_NI, base.weight, base.bias, a_rI, b_Or, scaling, dropout if drops else None)
+                masks = dropout if drops else None
+                y_NO = _LoraProduct.apply(x_NI, _weight(base), base.bias, a_rI, b_Or, scaling, masks)
                 y_NO = y_NO if onto is None else onto.view_as(y_NO) + y_NO
             else:
                 y_NO = _linear(base, x_NI, onto)
@@ -101,16 +108,17 @@ class FusedLoraLinear(LoraLinear):
         """The one adapter that is to be applied; None where this is not the plain case."""
         base = self.base_layer
         active = [name for name in self.active_adapters if name in self.lora_A]
-        if args or kwargs or self.disable_adapters or self.merged or len(active) != 1 or type(base) is not nn.Linear:
+        known = type(base) in (nn.Linear, Conv1D) and self.fan_in_fan_out == (type(base) is Conv1D)
+        if args or kwargs or self.disable_adapters or self.merged or len(active) != 1 or not known:
             return None
         name = active[0]
         trains_base = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
-        plain = name not in self.lora_variant and not self.lora_bias[name] and not self.fan_in_fan_out
+        plain = name not in self.lora_variant and not self.lora_bias[name]
         dropout = self.lora_dropout[name]
-        known = isinstance(dropout, (WordDropout, nn.Identity)) or (
+        plain &= isinstance(dropout, (WordDropout, nn.Identity)) or (
             hasattr(dropout, "project") and not torch.is_grad_enabled()
         )
-        return name if plain and known and not trains_base else None
+        return name if plain and not trains_base else None
 
     @staticmethod
     def _compute_dtype(x: Tensor) -> torch.dtype:
