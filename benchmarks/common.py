@@ -17,8 +17,9 @@ from accelerate.state import AcceleratorState
 from peft import PeftModel
 
 from tokenuq_ml.batching import TokenizedExample
+from tokenuq_ml.conversion import convert
 from tokenuq_ml.datasets import Example, alpaca_eval, gym
-from tokenuq_ml.models import Numerics, add_adapter, convert, load_model, load_tokenizer
+from tokenuq_ml.models import Numerics, add_adapter, load_model, load_tokenizer
 from tokenuq_ml.specs import DatasetSpec, LoraSpec, ModelSpec
 from tokenuq_ml.tokenization import tokenize_example
 

@@ -1,10 +1,14 @@
 """Tokenisation: the ids of `apply_chat_template`, and a mask that holds the assistants' text and no more."""
 
+from pathlib import Path
+
 import pytest
 from tiny import CHATML, tiny_tokenizer
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.tokenization import prompt_ids, tokenize_example
+from tokenuq_ml.tokenization import default_template, end_of_turn, prompt_ids, tokenize_example
+
+SHIPPED_GEMMA = Path(__file__).parent.parent / "config" / "chat_templates" / "gemma.jinja"
 
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + '<|im_end|>' }}"
@@ -58,7 +62,9 @@ def restore_template(tokenizer):
     tokenizer.chat_template = CHATML
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA, GEMMA], ids=["chatml", "llama", "gemma"])
+@pytest.mark.parametrize(
+    "template", [CHATML, LLAMA, GEMMA, default_template()], ids="chatml llama gemma default".split()
+)
 @pytest.mark.parametrize("messages", [SHORT, LONG, AWKWARD], ids=["short", "long", "awkward"])
 def test_ids_are_those_of_apply_chat_template(tokenizer, template, messages):
     with_template(tokenizer, template)
@@ -84,6 +90,48 @@ def test_every_assistant_turn_is_a_response_with_its_end_and_nothing_else_is(tok
         "12 apples.<|im_end|>",
         LONG[-1]["content"] + "<|im_end|>",
     ]
+
+
+def test_the_default_template_trains_every_answer_with_its_end(tokenizer):
+    with_template(tokenizer, default_template())
+    assert tokenizer.decode(tokenize_example(tokenizer, SHORT, 999).input_ids) == (
+        "<|im_start|>### User:\nHow many apples?\n\n### Assistant:\n12 apples.<|im_end|>\n\n"
+    )
+    assert spoken(tokenizer, tokenize_example(tokenizer, LONG, 999)) == [
+        "12 apples.<|im_end|>",
+        LONG[-1]["content"] + "<|im_end|>",
+    ]
+    assert tokenizer.decode(prompt_ids(tokenizer, LONG[:2])).endswith("apples?\n\n### Assistant:\n")
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+
+
+def test_the_default_template_needs_no_beginning_of_sequence():
+    """As Qwen2 has none."""
+    tokenizer = with_template(tiny_tokenizer(), default_template())
+    tokenizer.bos_token = None
+    assert tokenizer.decode(tokenize_example(tokenizer, SHORT, 999).input_ids).startswith("### User:\nHow")
+
+
+def test_the_template_shipped_for_gemma():
+    """Gemma's own turns, for its base models; a system turn opens the user's, where Gemma's own would refuse it."""
+    tokenizer = with_template(tiny_tokenizer(), SHIPPED_GEMMA.read_text())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    tokens = tokenize_example(tokenizer, LONG, 999)
+    assert tokenizer.decode(tokens.input_ids) == (
+        "<|im_start|><start_of_turn>user\nAnswer.\n\nHow many apples?<end_of_turn>\n"
+        "<start_of_turn>model\n12 apples.<end_of_turn>\n<start_of_turn>user\n12 apples.<end_of_turn>\n"
+        f"<start_of_turn>model\n{LONG[-1]['content']}<end_of_turn>\n"
+    )
+    assert spoken(tokenizer, tokens) == ["12 apples.<end_of_turn>", LONG[-1]["content"] + "<end_of_turn>"]
+    prompt = prompt_ids(tokenizer, LONG[:-1])
+    assert tokens.input_ids[: len(prompt)] == prompt
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<end_of_turn>") != tokenizer.eos_token_id
+
+
+def test_an_end_of_turn_is_a_special_token_or_none(tokenizer):
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    with_template(tokenizer, default_template().replace("eos_token", "'.'"))
+    assert end_of_turn(tokenizer) is None
 
 
 def test_the_trimming_tokenizer_trims():

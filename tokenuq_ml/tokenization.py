@@ -6,8 +6,10 @@ of the template before or after it. Knows nothing of models or of how tokens are
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
+from tokenuq_ml.categories import special_ids
 from tokenuq_ml.errors import InputError
 
 
@@ -17,6 +19,28 @@ class Tokenized(NamedTuple):
     input_ids: list[int]
     response_mask: list[bool]
     truncated: bool
+
+
+def default_template() -> str:
+    """The chat template of models that have none: plain headers, and the end-of-sequence token after an answer."""
+    return Path(__file__).with_name("chat_template.jinja").read_text()
+
+
+def end_of_turn(tokenizer) -> int | None:
+    """The special token that an answer ends with under the chat template; None where it ends with plain text.
+
+    Raises:
+        InputError: as of `tokenize_example`, or the template does not show what the assistant says.
+    """
+    probe = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}]
+    tokens = tokenize_example(tokenizer, probe, 2**31)
+    response = [token for token, scored in zip(*tokens[:2], strict=True) if scored]
+    if not response:
+        raise InputError(
+            "the chat template leaves out what the assistant says; set `chat_template:` of the model in models.yaml to "
+            "one that shows it"
+        )
+    return response[-1] if response[-1] in special_ids(tokenizer) else None
 
 
 def prompt_ids(tokenizer, messages: list[dict[str, str]]) -> list[int]:

