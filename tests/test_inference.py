@@ -9,7 +9,16 @@ from tokenuq_ml import blocked_attention
 from tokenuq_ml.batching import collate, length_batches
 from tokenuq_ml.inference import fast_inference
 from tokenuq_ml.kernels import token_losses
-from tokenuq_ml.models import Numerics, causal_lm, freeze_adapter, head_of, hidden_states, use_adapter
+from tokenuq_ml.models import (
+    Numerics,
+    add_adapter,
+    causal_lm,
+    freeze_adapter,
+    head_of,
+    hidden_states,
+    use_adapter,
+)
+from tokenuq_ml.specs import LoraSpec
 
 BFLOAT16 = Numerics("cpu", torch.bfloat16, 1, "test")
 LLAMA_LIKE = ["llama", "mistral", "qwen2", "qwen3", "gemma"]
@@ -172,6 +181,22 @@ def test_a_module_that_computes_something_else_is_left_alone(monkeypatch):
         assert not any(type(module).__name__ == "LlamaRMSNorm" for module in own_forwards(model))
         got = states(model)
     assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_kind_of_module_is_tried_once_and_again_under_an_adapter(monkeypatch):
+    from tokenuq_ml import inference
+
+    tried, original = [], inference._agrees
+    monkeypatch.setattr(inference, "_agrees", lambda *args: tried.append(type(args[1]).__name__) or original(*args))
+    model = tiny_model()
+    for _ in range(3):
+        with fast_inference(model):
+            assert len(own_forwards(model)) == 5 + 2
+    assert sorted(tried) == ["LlamaDecoderLayer", "LlamaRMSNorm"]
+    adapted = freeze_adapter(add_adapter(model, LoraSpec(rank=2, alpha=2), 0))
+    with fast_inference(causal_lm(adapted)):
+        pass
+    assert sorted(tried) == ["LlamaDecoderLayer", "LlamaDecoderLayer", "LlamaRMSNorm"]
 
 
 def test_losses_of_an_error_inside_leave_nothing_behind():

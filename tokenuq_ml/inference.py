@@ -16,6 +16,7 @@ Shapes: B sequences, T positions, N = B * T rows, D hidden size, H heads, G key 
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml import blocked_attention
 from tokenuq_ml.lora_linear import add_projection
+from tokenuq_ml.models import unchanging_dtypes
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "GemmaDecoderLayer")
 """Norm, attention, sum, norm, gated MLP, sum; rotary embeddings over whole heads, halves rotated against each other."""
@@ -34,6 +36,12 @@ def fast_inference(model: PreTrainedModel) -> Iterator[None]:
 
     `model` is the transformers model, not PEFT's wrapping of it. Inside another such context it does nothing.
     """
+    with unchanging_dtypes(model), _fast_modules(model):
+        yield
+
+
+@contextmanager
+def _fast_modules(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
     if model.device.type != "cpu" or before != "sdpa" or model.dtype not in (torch.float32, torch.bfloat16):
         yield
@@ -51,14 +59,19 @@ def fast_inference(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+_tried: WeakKeyDictionary[PreTrainedModel, dict[tuple, bool]] = WeakKeyDictionary()
+"""Of each model, which kinds of modules a fast forward pass was found exact for: tried once, not at every entry."""
+
+
 def _swap(model: PreTrainedModel, find: Callable[[nn.Module], bool], forward: Callable) -> list[nn.Module]:
     """Gives what `find` knows another forward pass; modules of a class whose first one differs keep theirs."""
-    exact: dict[type, bool] = {}
+    exact = _tried.setdefault(model, {})
     swapped = []
     for module in model.modules():
         if not find(module) or "forward" in vars(module):
             continue
-        kind = type(module)
+        # All that decides which code runs: an adapter puts modules of other types beneath.
+        kind = (forward, model.dtype, type(module).forward, *map(type, module.modules()))
         if kind not in exact:
             exact[kind] = _agrees(model, module, forward)
         if exact[kind]:
