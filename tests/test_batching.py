@@ -1,5 +1,7 @@
 """Batches: reading, padding, packing, shards."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -38,6 +40,17 @@ def test_packed_and_padded_losses_are_the_same(kind):
     assert packed.keys == padded.keys and torch.equal(packed.label_N, padded.label_N)
     torch.testing.assert_close(losses(model, packed), losses(model, padded), rtol=1e-4, atol=1e-4)
     assert packing_is_exact(model, FLOAT32)
+
+
+def test_masks_are_boolean_whatever_they_were_made_of():
+    """Trap 6: indexed by a mask of ints, hidden states come from positions 0 and 1."""
+    rows = examples(3)
+    numbers = [replace(row, response_mask=[int(scored) for scored in row.response_mask]) for row in rows]
+    hidden_BTD = torch.randn(1, sum(len(row.input_ids) for row in rows), 4)
+    for join in (pack, collate):
+        expected, got = join(rows), join(numbers)
+        assert got.response_BT.dtype == torch.bool and torch.equal(got.response_BT, expected.response_BT)
+    assert torch.equal(pack(numbers).predicting(hidden_BTD), pack(rows).predicting(hidden_BTD))
 
 
 def test_packing_without_ends_of_sequences_is_noticed(monkeypatch):

@@ -137,7 +137,8 @@ def pack(examples: list[TokenizedExample]) -> Batch:
     if not examples:
         return collate(examples)
     ids = np.concatenate([example.input_ids for example in examples])
-    response = np.concatenate([example.response_mask for example in examples])
+    # Of whatever numbers a mask is made, it must not be read as positions.
+    response = np.concatenate([example.response_mask for example in examples]).astype(bool)
     positions = np.concatenate([np.arange(len(example.input_ids)) for example in examples])
     # A sequence's first token is predicted by none, and least of all by the sequence before it.
     response = response & (positions > 0)
