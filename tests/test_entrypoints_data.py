@@ -115,8 +115,14 @@ def examples_table(folder: Path, dataset: str, rows: list[tuple[str, str, str | 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer(folder)
+    write_model(folder)
     return folder
+
+
+def write_model(folder: Path, vocabulary: int = 400, **tokenizer) -> None:
+    """As much of a model as its tokens depend on."""
+    tiny_tokenizer(folder, **tokenizer)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": vocabulary}))
 
 
 MAIN = [
@@ -197,9 +203,21 @@ def test_tokenize_dataset_says_where_no_response_is_left(tmp_path, tokenizer_dir
 
 
 def test_tokenize_dataset_names_model_and_example(tmp_path):
-    tiny_tokenizer(tmp_path / "tokenizer", chat_template=None)
+    write_model(tmp_path / "tokenizer", chat_template=None)
     with pytest.raises(InputError, match=r"model tiny, example main/000000: the model has no chat template"):
         tokenize(tmp_path, tmp_path / "tokenizer")
+
+
+def test_tokenize_dataset_refuses_a_token_that_the_model_has_no_embedding_for(tmp_path):
+    """As gemma-3-1b's tokenizer has one for images; most models have more embeddings than tokens instead."""
+    write_model(tmp_path / "enough")
+    table, _ = tokenize(tmp_path / "a", tmp_path / "enough")
+    highest = int(table["input_ids"].list.max().max())
+    write_model(tmp_path / "exact", vocabulary=highest + 1)
+    assert tokenize(tmp_path / "b", tmp_path / "exact")[0].equals(table)
+    write_model(tmp_path / "short", vocabulary=highest)
+    with pytest.raises(InputError, match=rf"model tiny, example main/\d+: the token '.*' has the id {highest}, and"):
+        tokenize(tmp_path / "c", tmp_path / "short")
 
 
 def test_tokenizer_is_the_one_that_models_load(tokenizer_dir):

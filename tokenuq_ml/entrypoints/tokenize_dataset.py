@@ -18,11 +18,13 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     asset = request.assets["tokenized_dataset"]
     fields, max_length = asset.fields, asset.fields["max_length"]
     tokenizer = _load_tokenizer(request.inputs["model"])
+    vocabulary = _vocabulary(request.inputs["model"])
     rows, truncated, dropped = [], 0, 0
     for dataset in (fields["dataset"], *fields["ood"]):
         for example in read_table(request.inputs[f"examples/{dataset}"]).iter_rows(named=True):
             try:
                 tokens = tokenize_example(tokenizer, example["messages"], max_length)
+                _require_embeddings(tokens.input_ids, vocabulary, tokenizer)
             except InputError as error:
                 raise InputError(f"model {fields['model']}, example {example['example_id']}: {error}") from None
             truncated += tokens.truncated
@@ -79,6 +81,20 @@ def _load_tokenizer(folder: str | Path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+def _vocabulary(folder: str | Path) -> int:
+    """How many tokens the model has embeddings for; mostly more than its tokenizer has, now and then fewer."""
+    return json.loads(Path(folder, "config.json").read_text())["vocab_size"]
+
+
+def _require_embeddings(ids: list[int], vocabulary: int, tokenizer) -> None:
+    if max(ids, default=0) >= vocabulary:
+        token = max(ids)
+        raise InputError(
+            f"the token {tokenizer.convert_ids_to_tokens(token)!r} has the id {token}, and the model has "
+            f"{vocabulary} embeddings; take it out of the text or the chat template, or resize the model's embeddings"
+        )
 
 
 def _require_every_split(frame: pl.DataFrame, fields: dict, max_length: int) -> None:
