@@ -1,9 +1,10 @@
 """Stands in for every entry point: small, consistent tables in no time, and misbehaviour on request.
 
-`$FAKE_STAGE` is JSON: `{"bad_input": <stage>}`, `crash`, `hang`, `stubborn` (hangs and ignores SIGINT), `spoil`
+`$FAKE_STAGE` is JSON: `{"bad_input": <stage>}`, `crash`, `die_once`, `hang`, `stubborn` (hangs, ignores SIGINT), `spoil`
 (fills the stage's table with what a check must refuse), each a stage's name.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.quantiles import count_selected
 from tokenuq_ml.specs import spec_hash
-from tokenuq_ml.stages import AssetResult
+from tokenuq_ml.stages import AssetResult, CheckOutcome
 from tokenuq_ml.tables import TABLES, read_table, write_table
 
 ENTRYPOINTS = (
@@ -78,6 +79,8 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
                 for number in range(size)
             ]
         )
+    if name == "rejected_rows":
+        return pl.DataFrame([{"number": 0, "file": "a", "row": 1, "line": 1, "reason": "empty text", "detail": "x"}])
     if name == "tokenized_dataset":
         read = [
             (key.removeprefix("examples/"), read_table(folder))
@@ -227,6 +230,10 @@ def run(request, reporter) -> None:
             raise InputError(f"{stage}.yaml: row 3: holds no answer; add one")
         if behaviour.get("crash") == stage:
             raise RuntimeError("a bug in the stage")
+        if behaviour.get("die_once") == stage:
+            with contextlib.suppress(FileExistsError):
+                Path(request.work_dir, "died").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
         if stage in (behaviour.get("hang"), behaviour.get("stubborn")):
             hang(Path(request.work_dir), stubborn="stubborn" in behaviour)
         digests = [spec_hash(asset.fields)]
@@ -246,12 +253,13 @@ def run(request, reporter) -> None:
                 Path(folder, "curve.png").write_bytes(PNG)
             else:
                 Path(folder, "content").write_text(spec_hash(asset.fields))
-        metrics = {"online_check_max_error": 0.001, "online_check_bound": 0.02} if stage == "teacher_hidden" else {}
+        agree = CheckOutcome(passed=behaviour.get("spoil") != stage, description="as the fake stage was told")
         reporter.done(
             AssetResult(
                 stage=stage,
                 data_version="-".join(digests),
-                metrics={"inputs": ",".join(sorted(request.inputs)), **metrics},
+                metrics={"inputs": ",".join(sorted(request.inputs))},
+                checks={"cached_teacher_matches_online": agree} if stage == "teacher_hidden" else {},
                 plots={"Curve": "plots/curve.png"} if "plots" in asset.outputs else {},
             )
         )

@@ -20,7 +20,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 DEPS = {
     "models/tiny": "",
     "datasets/toy": "",
-    "datasets/extra": "",
+    "files/extra": "",
+    "datasets/extra": "files/extra",
     "study/tokenized_dataset": "datasets/extra datasets/toy models/tiny",
     "study/baseline_teacher": "models/tiny study/tokenized_dataset",
     "study/token_losses": "models/tiny study/baseline_teacher study/tokenized_dataset",
@@ -67,7 +68,7 @@ def test_groups_tags_and_no_owners(toy):
 
 def test_each_asset_says_what_it_is(toy):
     for key, spec in toy.items():
-        assert spec.description and "python" in spec.kinds, key
+        assert spec.description and spec.kinds & {"python", "file"}, key
     for key, table in {
         "datasets/toy": "examples",
         "study/token_losses": "token_losses",

@@ -100,9 +100,33 @@ def test_bad_input_is_the_failures_whole_message(toy, monkeypatch):
     assert not toy.store.path("models/tiny").exists() and not list((toy.store.home / ".staging").iterdir())
 
 
+def attempts(result):
+    """Steps that were tried again."""
+    return [event.step_key for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+
+
+def test_bad_input_is_not_tried_again(toy, monkeypatch):
+    monkeypatch.setenv("FAKE_STAGE", json.dumps({"bad_input": "models"}))
+    assert attempts(materialise(toy, ["models", "tiny"])[0]) == []
+
+
+def test_a_killed_stage_is_tried_again_and_what_it_had_made_is_not_made_again(toy, monkeypatch):
+    monkeypatch.setattr("tokenuq_pipeline.assets.stage.RETRY_DELAY_S", 0)
+    study = [["models", "tiny"], ["datasets", "toy"], ["datasets", "extra"], [STUDY, "tokenized_dataset"]]
+    assert materialise(toy, *study, [STUDY, "baseline_teacher"])[0].success
+    monkeypatch.setenv("FAKE_STAGE", json.dumps({"die_once": "token_uncertainty"}))
+    stages = ("token_losses", "teacher_hidden", "token_uncertainty", "reference_evaluation")
+    result, messages = materialise(toy, *([STUDY, stage] for stage in stages))
+    assert result.success and attempts(result) == [f"{STUDY}__measure"]
+    assert [messages.count(f"working on {stage}") for stage in stages] == [1, 1, 2, 1]
+    assert all(toy.store.is_whole(f"{STUDY}/{stage}") for stage in stages)
+
+
 def test_a_bug_fails_with_its_last_line_and_the_tail_of_stderr(toy, monkeypatch):
+    monkeypatch.setattr("tokenuq_pipeline.assets.stage.RETRY_DELAY_S", 0)
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"crash": "models"}))
     result, _ = materialise(toy, ["models", "tiny"])
+    assert len(attempts(result)) == 2
     data = next(event for event in result.all_events if event.is_step_failure).step_failure_data.user_failure_data
     assert data.description == "convert_model ended with exit code 1: RuntimeError: a bug in the stage"
     assert "Traceback" in data.metadata["stderr"].value

@@ -9,7 +9,7 @@ from toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_pipeline.commands import run as run_command
 from tokenuq_pipeline.logs import CONSOLE
 from tokenuq_pipeline.metadata import PREVIEW_ROWS
-from tokenuq_pipeline.runs import PROCESS_TAG, StudyRunner
+from tokenuq_pipeline.runs import StudyRunner
 
 
 def bring_up_to_date(toy, config=None, ablations=()):
@@ -216,14 +216,6 @@ def test_a_stage_without_its_inputs_says_which(tmp_path):
     assert "study/token_losses, study/token_uncertainty not there; materialise first" in str(
         failure.step_failure_data.user_failure_data.description
     )
-
-
-def test_runs_of_killed_processes_are_closed(copy):
-    with copy.instance() as instance:
-        job = copy.defs().resolve_job_def(STUDY)
-        run = instance.create_run_for_job(job, tags={PROCESS_TAG: "1-1"}, status=dg.DagsterRunStatus.STARTED)
-        StudyRunner(copy.defs(), toy_config(), STUDY, instance, copy.store, CONSOLE).close_dead_runs()
-        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
 
 
 def test_runs_are_listed_under_the_study_in_the_ui(whole):

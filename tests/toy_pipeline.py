@@ -67,6 +67,9 @@ class Reported:
         self.info = self.warning = context.log.info
         self.results = []
 
+    def count_tokens(self, tokens):
+        pass
+
     def done(self, result):
         self.results.append(runner.with_usage(result, 0.0))
 

@@ -9,7 +9,10 @@ from tokenuq_ml.stages import Reporter
 
 
 class Progress:
-    """Counts units of work and says, at most every `every_s` seconds, how far and how long to go."""
+    """Counts units of work and says, at most every `every_s` seconds, how far and how long to go.
+
+    Where the unit is tokens, they count for the stage's throughput.
+    """
 
     def __init__(self, reporter: Reporter, what: str, total: int, unit: str, every_s: float = 5.0):
         self.reporter, self.what, self.total, self.unit, self.every_s = reporter, what, total, unit, every_s
@@ -18,6 +21,8 @@ class Progress:
     def add(self, amount: int, note: str = "") -> None:
         """`amount` more units are done; `note` (a loss, say) stands at the line's end."""
         self.done += amount
+        if self.unit == "tokens":
+            self.reporter.count_tokens(amount)
         now = time.monotonic()
         if now - self.said < self.every_s and self.done < self.total:
             return

@@ -62,7 +62,8 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         return {"evaluation": study.evaluation.interval_fields()}
     if stage == "ablation_report":
         return {
-            "study": study.fields(),
+            # Who starts a run alters nothing in its report.
+            "study": {name: value for name, value in study.fields().items() if name != "enabled"},
             "ablations": {name: config.ablations[name].fields() for name in study.ablations},
         }
     raise KeyError(stage)
@@ -135,6 +136,15 @@ class StageRequest(BaseModel):
         Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1))
 
 
+class CheckOutcome(BaseModel):
+    """Whether a check passed, in words, with its figures."""
+
+    model_config = ConfigDict(extra="forbid")
+    passed: bool
+    description: str
+    figures: dict[str, float | int | str | None] = {}
+
+
 class AssetResult(BaseModel):
     """What a child reports of one asset, once its outputs are whole."""
 
@@ -146,6 +156,10 @@ class AssetResult(BaseModel):
     """Key figures, shown as metadata. Float, int, str, bool."""
     plots: dict[str, str] = {}
     """Title -> a PNG inside one of the outputs, as `<output>/<file>`."""
+    checks: dict[str, CheckOutcome] = {}
+    """Checks that need the model, and so were made where it is; by the name of the asset check."""
+    packages: dict[str, str] = {}
+    """Versions of what it was computed with; filled in by the process that reports."""
 
 
 class Reporter(Protocol):
@@ -154,5 +168,8 @@ class Reporter(Protocol):
     def info(self, message: str) -> None: ...
 
     def warning(self, message: str) -> None: ...
+
+    def count_tokens(self, tokens: int) -> None:
+        """So many more tokens went through the model: what `tokens_per_second` of the next result is made of."""
 
     def done(self, result: AssetResult) -> None: ...

@@ -211,6 +211,7 @@ class CheckpointCallback(TrainerCallback):
         if "grad_norm" not in (logs or {}):
             return
         row = self.recorder.end_step(self.learning_rate, float(logs["grad_norm"]))
+        self.reporter.count_tokens(row["tokens"])
         now = time.monotonic()
         if now - self.said < self.SAY_EVERY_S and row["step"] < self.setup.steps or not state.is_world_process_zero:
             return

@@ -5,11 +5,15 @@ import os
 import sys
 
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, run, show
+from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, prune, query, run, show, status, verify
 
 COMMANDS = (
     run,
     show,
+    status,
+    verify,
+    prune,
+    query,
 )
 
 

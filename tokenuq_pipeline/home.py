@@ -1,9 +1,11 @@
 """Folders that a run needs: the configuration, the store, Dagster's home with its settings.
 
-`python -m tokenuq_pipeline.home` makes Dagster's home and prints it. Knows nothing of assets.
+`python -m tokenuq_pipeline.home` makes Dagster's home, ends what a killed UI left open, and prints where things lie.
+Knows nothing of assets.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +24,13 @@ nux:
 concurrency:
   pools:
     granularity: op
+
+# Ends runs that hang at start or at cancelling, and gives back the slots of what has ended.
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 300
+  cancel_timeout_seconds: 120
+  free_slots_after_run_end_seconds: 60
 """
 
 
@@ -62,5 +71,20 @@ def dagster_home() -> Path:
     return home
 
 
+def main() -> None:
+    """Make the folders, and put the instance in order, before the UI starts."""
+    print(f"runs in {dagster_home()}, results in {store_home()}")
+    import dagster as dg
+
+    from tokenuq_pipeline.instance import prepare
+
+    try:
+        with dg.DagsterInstance.get() as instance:
+            for line in prepare(instance):
+                print(line)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    print(dagster_home())
+    main()

@@ -4,12 +4,18 @@ import dagster as dg
 
 from tokenuq_ml.config import Config
 from tokenuq_ml.specs import StudySpec
+from tokenuq_pipeline.observations import file_key, watched
 
 
 def study_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
     """Root assets that the study needs; everything under the study's own prefix comes beside them."""
     datasets = dict.fromkeys((study.dataset, *study.ood, *config.evaluation_datasets(study)))
-    return [dg.AssetKey(["models", study.model]), *(dg.AssetKey(["datasets", name]) for name in datasets)]
+    models = dict.fromkeys((study.model, *config.evaluation_models(study)))
+    return [
+        *(dg.AssetKey(["models", name]) for name in models),
+        *(dg.AssetKey(["datasets", name]) for name in datasets),
+        *(file_key(name) for name in datasets if name in watched(config)),
+    ]
 
 
 def build_jobs(config: Config) -> list:

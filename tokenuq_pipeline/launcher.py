@@ -28,10 +28,11 @@ TAIL_LINES = 30
 
 
 class StageFailure(dg.Failure):
-    """A stage that did not get to its end; never retried by itself."""
+    """A stage that did not get to its end. `crashed`: by no fault of its input, so that trying again may help."""
 
-    def __init__(self, description: str, **metadata):
+    def __init__(self, description: str, crashed: bool = False, **metadata):
         super().__init__(description=description, metadata=metadata, allow_retries=False)
+        self.crashed = crashed
 
 
 class MessageFile(dg.PipesMessageReader):
@@ -160,6 +161,7 @@ class StageLauncher(dg.ConfigurableResource):
             return StageFailure(refusal)
         if code in (INTERRUPTED, -signal.SIGINT):
             return StageFailure(f"{name} was interrupted")
+        crashed = code != BAD_INPUT
         tail = output.tail()
         reason = f"{name} ended with exit code {code}"
         if code == -signal.SIGKILL:
@@ -167,7 +169,8 @@ class StageLauncher(dg.ConfigurableResource):
         elif code == BAD_INPUT:
             reason = f"{name} refused its input"
         last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
-        return StageFailure(f"{reason}: {last}" if last else reason, stderr=dg.MetadataValue.md(f"```\n{tail}\n```"))
+        stderr = dg.MetadataValue.md(f"```\n{tail}\n```")
+        return StageFailure(f"{reason}: {last}" if last else reason, crashed, stderr=stderr)
 
 
 class _Output:

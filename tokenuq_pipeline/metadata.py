@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from tokenuq_ml.specs import spec_hash
-from tokenuq_ml.stages import AssetResult
 from tokenuq_ml.tables import TABLES, read_table
 from tokenuq_pipeline.store import Store
-from tokenuq_pipeline.versions import git_state
 
 if TYPE_CHECKING:
     from tokenuq_pipeline.assets.stage import StageAsset
@@ -55,10 +52,10 @@ def column_schema(table: str) -> dg.TableSchema:
     )
 
 
-def materialization(asset: "StageAsset", result: AssetResult, store: Store) -> dict:
-    """Metadata of what was just published."""
-    entries: dict = {key: value for key, value in result.metrics.items() if value is not None}
-    for title, place in result.plots.items():
+def materialization(asset: "StageAsset", manifest: dict, store: Store) -> dict:
+    """Metadata of what was published, by its manifest: figures, plots, previews, then its provenance."""
+    entries: dict = {key: value for key, value in manifest["metrics"].items() if value is not None}
+    for title, place in manifest["plots"].items():
         output, _, file = place.partition("/")
         entries[title] = plot(store.path(asset.outputs[output]) / file)
     previews: dict[str, pl.DataFrame] = {}
@@ -79,8 +76,11 @@ def materialization(asset: "StageAsset", result: AssetResult, store: Store) -> d
     for output, place in places:
         entries["path" if len(places) == 1 else f"path_{output}"] = dg.MetadataValue.path(str(store.path(place)))
     entries["spec"] = dg.MetadataValue.json(asset.fields)
-    entries["spec_hash"] = spec_hash(asset.fields)
-    return entries | git_state()
+    entries["spec_hash"] = manifest["spec_hash"]
+    entries["input_data_versions"] = dg.MetadataValue.json(manifest["input_data_versions"])
+    provenance = dict(manifest["provenance"])
+    entries["packages"] = dg.MetadataValue.json(provenance.pop("packages"))
+    return entries | {key: value for key, value in provenance.items() if key not in ("run_id", "made_at")}
 
 
 def preview(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:

@@ -15,11 +15,12 @@ from dagster._core.execution.api import execute_run_iterator
 from tokenuq_ml.config import Config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.definitions import stage_groups
+from tokenuq_pipeline.instance import PROCESS_TAG
 from tokenuq_pipeline.logs import Console
-from tokenuq_pipeline.staleness import NEVER_MADE, Key, Staleness, ancestors, next_wave, staleness
-from tokenuq_pipeline.store import Store, is_alive, process_name
+from tokenuq_pipeline.observations import observe
+from tokenuq_pipeline.staleness import NEVER_MADE, Key, Staleness, Wave, ancestors, find_wave, parents_of, staleness
+from tokenuq_pipeline.store import Store, process_name
 
-PROCESS_TAG = "tokenuq/process"
 CODE_LOCATION = "tokenuq"
 """The name in workspace.yaml; the UI lists runs under a job by this tag."""
 MAX_WAVES = 20
@@ -58,7 +59,7 @@ class StudyRunner:
 
     def __post_init__(self):
         self.graph = self.defs.resolve_asset_graph()
-        self.parents = {key: self.graph.get(key).parent_keys for key in self.graph.materializable_asset_keys}
+        self.parents = parents_of(self.graph)
         self.groups = {op: [asset.key for asset in assets] for _, op, assets in stage_groups(self.config)}
         self.order = {key: number for number, key in enumerate(key for keys in self.groups.values() for key in keys)}
 
@@ -93,57 +94,53 @@ class StudyRunner:
             Interrupted: by Ctrl-C.
             RunFailed: a stage or a blocking check failed.
         """
+        observe(self.config, self.instance, self.store, [key.path[1] for key in keys if key.path[0] == "datasets"])
         for _ in range(MAX_WAVES):
-            stale = self.staleness(keys)
-            if not stale:
+            wave = find_wave(self.graph, keys, self.instance, self.store)
+            if wave is None:
                 return
-            if stale.pending_checks:
-                # Alone and first: beside what is downstream, Dagster would not hold that back for them.
-                self._run(set(), stale)
-                continue
-            self._run(next_wave(self.parents, stale.reasons), stale)
-        raise RunFailed(f"still stale after {MAX_WAVES} runs: {', '.join(k.to_user_string() for k in stale.reasons)}")
+            self._run(wave)
+        raise RunFailed(f"still stale after {MAX_WAVES} runs: {', '.join(k.to_user_string() for k in wave.reasons)}")
 
     def report_waits(self, keys: set[Key]) -> set[Key]:
         """Which of the report's inputs, outside `keys`, are stale."""
         others = ancestors(self.parents, [self.report]) - {self.report} - keys
         return set(self.staleness(others).reasons)
 
-    def close_dead_runs(self) -> None:
-        """Mark runs as failed whose process is gone: killed, it could not do so itself."""
-        open_states = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-        for run in self.instance.get_runs(dg.RunsFilter(statuses=open_states)):
-            if PROCESS_TAG in run.tags and not is_alive(run.tags[PROCESS_TAG]):
-                self.instance.report_run_failed(run, "Its process was killed.")
-
-    def _run(self, wave: set[Key], stale: Staleness) -> None:
+    def _run(self, wave: Wave) -> None:
         job = self.defs.resolve_job_def(self.study)
-        checks = {key for key in self.graph.asset_check_keys if key.asset_key in wave} or set(stale.pending_checks)
-        selected = job.get_subset(asset_selection=wave, asset_check_selection=checks)
-        new = [key for key in wave if stale.reasons[key] == NEVER_MADE]
+        selected = job.get_subset(asset_selection=wave.assets, asset_check_selection=wave.checks)
+        new = [key for key in wave.assets if wave.reasons[key] == NEVER_MADE]
         if new:
             self.console.line(f"{len(new)} assets to make for the first time")
-        for key in sorted(wave - set(new), key=self.order.get):
-            self.console.line(f"to make anew: {key.to_user_string()} ({stale.reasons[key]})")
-        for check in sorted(checks if not wave else (), key=str):
+        for key in sorted(wave.assets - set(new), key=self.order.get):
+            self.console.line(f"to make anew: {key.to_user_string()} ({wave.reasons[key]})")
+        for check in sorted(wave.checks if not wave.assets else (), key=str):
             self.console.line(f"to check: {check.asset_key.to_user_string()}: {check.name}")
         run = self.instance.create_run_for_job(
             selected,
             run_config={"loggers": {"console": {"config": {}}}},
-            asset_selection=frozenset(wave) or None,
+            asset_selection=wave.assets or None,
             tags={
                 **job.run_tags,
                 ".dagster/repository": f"__repository__@{CODE_LOCATION}",
                 PROCESS_TAG: process_name(),
             },
         )
-        wave_log = _WaveLog(self, wave)
+        wave_log = _WaveLog(self, set(wave.assets))
         for event in execute_run_iterator(InMemoryJob(selected), run, self.instance):
             wave_log.see(event)
         if wave_log.interrupted:
+            self._say_cancelled(run.run_id)
             raise Interrupted
         if not self.instance.get_run_by_id(run.run_id).is_success:
             raise RunFailed(f"run {run.run_id} failed")
+
+    def _say_cancelled(self, run_id: str) -> None:
+        """In the UI too, a run that a person stopped did not fail."""
+        run = self.instance.get_run_by_id(run_id)
+        if run.status != dg.DagsterRunStatus.CANCELED:
+            self.instance.report_run_canceled(run, "Stopped from the terminal.")
 
 
 class _WaveLog:
@@ -165,6 +162,9 @@ class _WaveLog:
             self._done(event)
         elif kind == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             self._check(event.asset_check_evaluation_data)
+        elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
+            data = event.step_retry_data
+            self.console.line(f"{_innermost(data.error)}; tries again in {data.seconds_to_wait:.0f} s", INDENT)
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             error = event.step_failure_data.error
             if error is None or error.cls_name not in SAID_ELSEWHERE:
@@ -205,9 +205,13 @@ def _reason(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
-    error = data.error
+    if data.error is None:
+        return f"{event.step_key}, for no stated reason"
+    return f"{_innermost(data.error)} (traceback: `make ui`, run {event.logging_tags.get('run_id', '')})"
+
+
+def _innermost(error) -> str:
+    """The message of the exception that all others were raised for."""
     while error is not None and error.cause is not None:
         error = error.cause
-    if error is None:
-        return f"{event.step_key}, for no stated reason"
-    return f"{error.message.strip()} (traceback: `make ui`, run {event.logging_tags.get('run_id', '')})"
+    return error.message.strip() if error else "no stated reason"

@@ -97,8 +97,11 @@ class Store:
         outputs: dict[str, str],
         inputs: dict[str, str | None],
         metrics: dict,
+        plots: dict[str, str] | None = None,
+        checks: dict | None = None,
+        provenance: dict | None = None,
     ) -> dict:
-        """Say that `asset` is whole: what it was made from, and every file of it with size and SHA-256."""
+        """Say that `asset` is whole: what it was made from and with, and every file of it with size and SHA-256."""
         manifest = {
             "asset": asset,
             "data_version": data_version,
@@ -107,6 +110,9 @@ class Store:
             "fields": fields,
             "input_data_versions": inputs,
             "metrics": metrics,
+            "plots": plots or {},
+            "checks": checks or {},
+            "provenance": provenance or {},
             "outputs": outputs,
             "files": [file for place in outputs.values() for file in self._files(place)],
         }
@@ -135,6 +141,28 @@ class Store:
             return False
         sizes = ((self.path(file["path"]), file["bytes"]) for file in manifest["files"])
         return all(path.is_file() and path.stat().st_size == size for path, size in sizes)
+
+    def assets(self) -> list[str]:
+        """The names of all assets that have a manifest."""
+        root = self.home / ".manifests"
+        return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
+
+    def problems(self, asset: str) -> list[str]:
+        """What of an asset's files is not as its manifest recorded it; every file is read."""
+        manifest = self.read_manifest(asset)
+        if manifest is None:
+            return ["has no readable manifest"]
+        found = {file["path"]: file for place in manifest["outputs"].values() for file in self._files(place)}
+        wrong = []
+        for file in manifest["files"]:
+            now = found.pop(file["path"], None)
+            if now is None:
+                wrong.append(f"{file['path']}: is missing")
+            elif now["sha256"] != file["sha256"]:
+                wrong.append(
+                    f"{file['path']}: has SHA-256 {now['sha256'][:12]}..., recorded is {file['sha256'][:12]}..."
+                )
+        return wrong + [f"{path}: is not of the asset" for path in found]
 
     def forget(self, asset: str) -> None:
         """Drop the manifest of `asset`: from now on, and until the next, it is not whole."""

@@ -1,25 +1,17 @@
-"""The code version and the data version of every asset, in Dagster's terms.
+"""The code version of every asset, and the commit that it was made at.
 
-The rules (which fields a stage uses, what content is) are `tokenuq_ml.stages`'; this file
-only hands them over. It also finds the commit that an asset was made at, for its record.
+Which fields a stage uses is `tokenuq_ml.stages`' to say; data versions are the child's.
 """
 
 import functools
 import subprocess
 from pathlib import Path
 
-import dagster as dg
+from tokenuq_ml.stages import code_version
 
-from tokenuq_ml.stages import AssetResult, code_version
-
-__all__ = ["code_version", "data_version", "git_state"]
+__all__ = ["code_version", "git_state"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-
-
-def data_version(result: AssetResult) -> dg.DataVersion:
-    """The content hash that the child found."""
-    return dg.DataVersion(result.data_version)
 
 
 @functools.cache

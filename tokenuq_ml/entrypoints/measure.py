@@ -32,7 +32,7 @@ from tokenuq_ml.parallel import batch_tokens
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.reports import measure_plots
 from tokenuq_ml.specs import DistillSpec, UncertaintySpec
-from tokenuq_ml.stages import AssetRequest, AssetResult, Reporter, StageRequest
+from tokenuq_ml.stages import AssetRequest, AssetResult, CheckOutcome, Reporter, StageRequest
 from tokenuq_ml.tables import ROW_GROUP_ROWS, TableWriter, content_of
 from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache, cache_bytes, go_online
 from tokenuq_ml.tensors import joined_digest, tensors_digest
@@ -43,7 +43,7 @@ ALTERNATIVES = 5
 """Likeliest tokens that are kept of each held-out token."""
 SHARD_BATCHES = 32
 """Response tokens of a shard, in batches: what it adds to peak memory against the padding of its last batches."""
-ONLINE_CHECK_EXAMPLES = 8
+ONLINE_CHECK, ONLINE_CHECK_EXAMPLES = "cached_teacher_matches_online", 8
 ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
 """Nats of KL(cached || online): of the worst token from hidden states, of the mean of a batch from mean embeddings. In
 float32 only the stored state is rounded; a bfloat16 forward pass differs from itself in batches of another shape."""
@@ -218,6 +218,7 @@ def _fits_budget(request: StageRequest, model: PeftModel, numerics: Numerics, re
                 "stored": stored,
                 **numerics.fields(),
             },
+            checks={ONLINE_CHECK: CheckOutcome(passed=True, description=stored)},
         )
     )
     return False
@@ -259,12 +260,19 @@ def _report_cache(request: StageRequest, model: PeftModel, tokens: int, numerics
                 "cached": True,
                 "stored": "hidden_states" if head_of(model).softcap else "hidden_states, mean_embeddings",
                 "megabytes": path.stat().st_size / 1e6,
-                "online_check_examples": len(sample),
-                "online_check_max_error": max(errors),
-                "online_check_bound": ONLINE_CHECK_BOUND.get(numerics.dtype, 0.1),
                 **numerics.fields(),
             },
+            checks={ONLINE_CHECK: _agreement(max(errors), len(sample), numerics)},
         )
+    )
+
+
+def _agreement(error: float, examples: int, numerics: Numerics) -> CheckOutcome:
+    bound = ONLINE_CHECK_BOUND.get(numerics.dtype, 0.1)
+    return CheckOutcome(
+        passed=error <= bound,
+        description=f"at most {error:.3g} nats apart on {examples} examples, where {bound:.3g} are allowed",
+        figures={"error": error, "bound": bound, "examples": examples},
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.provenance import package_versions
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
 
 PARENT_PIPE = "TOKENUQ_PARENT_PIPE"
@@ -27,10 +28,18 @@ ORPHAN_GRACE_S = 30.0
 BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
 
 
-def with_usage(result: AssetResult, started: float) -> AssetResult:
-    """Adds `seconds` (since `started`) and `peak_memory_mib` (of the process so far) to the metrics."""
-    usage = {"seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak_memory_mib())}
-    return result.model_copy(update={"metrics": {**result.metrics, **usage}})
+def with_usage(result: AssetResult, started: float, tokens: int = 0) -> AssetResult:
+    """Adds to the metrics what the result took, and to the result what it was computed with.
+
+    `seconds` since `started`, `peak_memory_mib` of the process so far, `tokens_per_second` where tokens were counted,
+    and for stages without a model the `device` and `precision` that they have all the same.
+    """
+    seconds = time.monotonic() - started
+    usage = {"seconds": round(seconds, 2), "peak_memory_mib": round(peak_memory_mib())}
+    if tokens:
+        usage["tokens_per_second"] = round(tokens / max(seconds, 1e-9), 1)
+    metrics = {"device": "cpu", "precision": "no model", **result.metrics, **usage}
+    return result.model_copy(update={"metrics": metrics, "packages": package_versions()})
 
 
 def with_numerics(result: AssetResult) -> AssetResult:
@@ -53,11 +62,27 @@ def peak_memory_mib() -> float:
         return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-class PipesReporter:
+class _Usage:
+    """What both reporters keep between two results: since when, and how many tokens."""
+
+    def __init__(self):
+        self._since, self._tokens = time.monotonic(), 0
+
+    def count_tokens(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def _complete(self, result: AssetResult) -> AssetResult:
+        result = with_usage(with_numerics(result), self._since, self._tokens)
+        self._since, self._tokens = time.monotonic(), 0
+        return result
+
+
+class PipesReporter(_Usage):
     """Reports to the Dagster run that launched this process."""
 
     def __init__(self, pipes: PipesContext):
-        self._pipes, self._since = pipes, time.monotonic()
+        super().__init__()
+        self._pipes = pipes
 
     def info(self, message: str) -> None:
         self._pipes.log.info(message)
@@ -66,19 +91,15 @@ class PipesReporter:
         self._pipes.log.warning(message)
 
     def done(self, result: AssetResult) -> None:
-        result = with_usage(with_numerics(result), self._since)
-        self._since = time.monotonic()
+        result = self._complete(result)
         self._pipes.report_custom_message({"kind": "result", "result": result.model_dump(mode="json")})
 
     def bad_input(self, message: str) -> None:
         self._pipes.report_custom_message({"kind": "bad_input", "message": message})
 
 
-class TerminalReporter:
+class TerminalReporter(_Usage):
     """Prints, for a stage that is run by hand."""
-
-    def __init__(self):
-        self._since = time.monotonic()
 
     def info(self, message: str) -> None:
         print(message, flush=True)
@@ -86,8 +107,7 @@ class TerminalReporter:
     warning = info
 
     def done(self, result: AssetResult) -> None:
-        result = with_usage(with_numerics(result), self._since)
-        self._since = time.monotonic()
+        result = self._complete(result)
         print(result.model_dump_json(indent=1), flush=True)
 
     def bad_input(self, message: str) -> None:

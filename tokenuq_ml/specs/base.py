@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from tokenuq_ml import user_code
 
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
-RESERVED_STUDIES = {"models", "datasets", "comparisons"}
+RESERVED_STUDIES = {"models", "datasets", "files", "comparisons"}
 RESERVED_ABLATIONS = {"base", "teacher"}
 SPLITS = ("train", "validation", "test", "ood")
 

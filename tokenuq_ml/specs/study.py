@@ -84,6 +84,7 @@ class StudySpec(Spec):
     curriculum: CurriculumSpec = CurriculumSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     ablations: tuple[str, ...]
+    enabled: bool = Field(True, description="whether schedule, sensors and automation rerun it; by hand it always runs")
 
     @model_validator(mode="after")
     def _named(self):

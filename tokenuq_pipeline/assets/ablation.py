@@ -41,6 +41,7 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
             fields=ablation_fields(config, study, ablation, stage),
             description=description,
             kinds=frozenset(kinds),
+            needs_model=True,
             outputs=outputs,
             **more,
         )

@@ -21,6 +21,7 @@ def baseline_teacher(config: Config, study: StudySpec) -> StageAsset:
         fields=study_fields(config, study, "baseline_teacher"),
         description="The baseline: an adapter trained by vanilla MLE on every response token. Students distil from it.",
         kinds=frozenset({"python", "torch"}),
+        needs_model=True,
         table="training_log",
         outputs={
             "adapter": teacher_adapter(name),

@@ -3,6 +3,7 @@
 from tokenuq_ml.config import Config
 from tokenuq_ml.stages import dataset_fields
 from tokenuq_pipeline.assets.stage import StageAsset
+from tokenuq_pipeline.observations import watched
 from tokenuq_pipeline.store import table_place
 
 
@@ -16,7 +17,8 @@ def dataset_assets(config: Config) -> list[StageAsset]:
             description=f"Examples of {name} ({spec.format}), split and normalised to messages.",
             kinds=frozenset({"python", "polars", "parquet"}),
             table="examples",
-            outputs={"examples": table_place("examples", dataset=name)},
+            outputs={table: table_place(table, dataset=name) for table in ("examples", "rejected_rows")},
+            observed=(("files", name),) if name in watched(config) else (),
         )
         for name, spec in config.datasets.items()
     ]

@@ -27,6 +27,7 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             fields=study_fields(config, study, stage),
             description=description,
             kinds=frozenset(kinds),
+            needs_model=True,
             outputs=outputs,
             **{"inputs": inputs, "deps": deps, **more},
         )

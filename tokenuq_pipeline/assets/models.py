@@ -14,6 +14,7 @@ def model_assets(config: Config) -> list[StageAsset]:
             fields=model_fields(config, name),
             description=f"The base model {name}: weights as safetensors, config, tokenizer, chat template.",
             kinds=frozenset({"python", "torch"}),
+            needs_model=True,
             outputs={"weights": f"models/{name}"},
         )
         for name in config.models

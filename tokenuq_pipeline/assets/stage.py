@@ -7,6 +7,7 @@ stages there are, nor how a child is started (`launcher.py`).
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -14,11 +15,16 @@ import dagster as dg
 from tokenuq_ml.specs import spec_hash
 from tokenuq_ml.stages import AssetRequest, AssetResult, StageRequest
 from tokenuq_pipeline import metadata
+from tokenuq_pipeline.automation import FOLLOWS_ITS_INPUTS
+from tokenuq_pipeline.instance import ACCELERATOR
+from tokenuq_pipeline.launcher import StageFailure
 from tokenuq_pipeline.store import Store
-from tokenuq_pipeline.versions import code_version, data_version
+from tokenuq_pipeline.versions import code_version, git_state
 
 REFERENCES = ("base", "teacher")
 """Rows of the report that no ablation makes."""
+RETRIES, RETRY_DELAY_S = 2, 2.0
+"""For a child that crashed: it goes on from its checkpoint, so that failing again at the same place costs little."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ class StageAsset:
     study: str | None = None
     ablation: str | None = None
     checks: tuple[StageCheck, ...] = ()
+    observed: tuple[tuple[str, ...], ...] = ()
+    """Inputs that no stage makes: Dagster compares them, the store does not know them."""
+    needs_model: bool = False
+    """Whether the child loads a model: then it takes a slot of the pool `accelerator`."""
 
     @property
     def key(self) -> dg.AssetKey:
@@ -73,17 +83,18 @@ class StageAsset:
         return {output: table for output, table in names.items() if table}
 
     def spec(self, skippable: bool) -> dg.AssetSpec:
-        """The asset as Dagster sees it. Owners and automation are left out here, on purpose."""
+        """The asset as Dagster sees it. Owners are left out, on purpose: they are a team's to say."""
         tags = {name: value for name, value in (("study", self.study), ("ablation", self.ablation)) if value}
         return dg.AssetSpec(
             self.key,
-            deps=[dg.AssetKey(dep) for dep in self.deps],
+            deps=[dg.AssetKey(dep) for dep in (*self.deps, *self.observed)],
             description=self.description,
             code_version=self.code_version,
             kinds=set(self.kinds),
             group_name=self.group,
             tags=tags,
             metadata=metadata.definition(self),
+            automation_condition=None if self.needs_model or self.study is None else FOLLOWS_ITS_INPUTS,
             skippable=skippable,
         )
 
@@ -103,6 +114,7 @@ def build_assets(assets: list[StageAsset], entrypoint: str, op_name: str) -> dg.
         ]
         or None,
         required_resource_keys={"store", "launcher"},
+        pool=ACCELERATOR if any(asset.needs_model for asset in assets) else None,
     )
     def stage(context: dg.AssetExecutionContext):
         yield from run_stage(context, assets, entrypoint)
@@ -111,7 +123,11 @@ def build_assets(assets: list[StageAsset], entrypoint: str, op_name: str) -> dg.
 
 
 def run_stage(context: dg.AssetExecutionContext, assets: list[StageAsset], entrypoint: str) -> Iterator:
-    """Run the child for the selected assets; publish and yield each as soon as it is whole."""
+    """Run the child for the selected assets; publish and yield each as soon as it is whole.
+
+    Raises:
+        RetryRequested: the child crashed. Not by an op's retry policy, which would also retry what a person cancels.
+    """
     store: Store = context.resources.store
     wanted = {asset.stage: asset for asset in assets if asset.key in context.selected_asset_keys}
     if not wanted:
@@ -119,27 +135,51 @@ def run_stage(context: dg.AssetExecutionContext, assets: list[StageAsset], entry
         for asset in assets:
             yield from (_evaluate(check, asset, store) for check in _selected(context, asset))
         return
+    for asset in list(wanted.values()) if context.retry_number else ():
+        if (manifest := _made_before(store, asset, context.run_id)) is not None:
+            del wanted[asset.stage]
+            yield from _outcome(context, asset, manifest, store)
+    if not wanted:
+        return
     _require_inputs(store, wanted)
     with store.staging() as staging:
         request = _request(store, staging, wanted, entrypoint, assets[0].name)
         missing = set(wanted)
-        with contextlib.closing(context.resources.launcher.run(context, request, staging)) as results:
-            for result in results:
-                asset = wanted[result.stage]
-                _publish(store, request, asset, result)
-                missing.discard(result.stage)
-                yield dg.MaterializeResult(
-                    asset_key=asset.key,
-                    data_version=data_version(result),
-                    metadata=metadata.materialization(asset, result, store),
-                )
-                outcomes = [_evaluate(check, asset, store) for check in _selected(context, asset)]
-                yield from outcomes
-                if not all(outcome.passed for outcome in outcomes):
-                    # Dagster fails the step for it; what the child would make next builds on what is wrong.
-                    return
+        try:
+            with contextlib.closing(context.resources.launcher.run(context, request, staging)) as results:
+                for result in results:
+                    asset = wanted[result.stage]
+                    manifest = _publish(store, request, asset, result, context.run_id)
+                    missing.discard(result.stage)
+                    events = list(_outcome(context, asset, manifest, store))
+                    yield from events
+                    if not all(event.passed for event in events[1:]):
+                        # Dagster fails the step for it; what the child would make next builds on what is wrong.
+                        return
+        except StageFailure as failure:
+            if not failure.crashed:
+                raise
+            wait = RETRY_DELAY_S * 2**context.retry_number
+            raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=wait) from failure
     if missing:
         raise dg.Failure(f"{entrypoint} ended without {', '.join(sorted(missing))}", allow_retries=False)
+
+
+def _outcome(context: dg.AssetExecutionContext, asset: StageAsset, manifest: dict, store: Store) -> Iterator:
+    """The materialisation of a published asset, then its own checks."""
+    yield dg.MaterializeResult(
+        asset_key=asset.key,
+        data_version=dg.DataVersion(manifest["data_version"]),
+        metadata=metadata.materialization(asset, manifest, store),
+    )
+    yield from (_evaluate(check, asset, store) for check in _selected(context, asset))
+
+
+def _made_before(store: Store, asset: StageAsset, run_id: str) -> dict | None:
+    """The manifest of an asset that an earlier attempt of this very run has published."""
+    manifest = store.read_manifest(asset.name)
+    same = manifest is not None and manifest["provenance"].get("run_id") == run_id
+    return manifest if same and store.is_whole(asset.name) else None
 
 
 def _selected(context: dg.AssetExecutionContext, asset: StageAsset) -> list[StageCheck]:
@@ -186,13 +226,13 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], entrypo
     )
 
 
-def _publish(store: Store, request: StageRequest, asset: StageAsset, result: AssetResult) -> None:
+def _publish(store: Store, request: StageRequest, asset: StageAsset, result: AssetResult, run_id: str) -> dict:
     # Between here and the manifest the asset counts as not whole: of several folders some may be new, some old.
     store.forget(asset.name)
     for output, place in asset.outputs.items():
         store.publish(request.assets[asset.stage].outputs[output], place)
     versions = {"/".join(dep): (store.read_manifest("/".join(dep)) or {}).get("data_version") for dep in asset.deps}
-    store.write_manifest(
+    return store.write_manifest(
         asset.name,
         data_version=result.data_version,
         code_version=asset.code_version,
@@ -201,4 +241,19 @@ def _publish(store: Store, request: StageRequest, asset: StageAsset, result: Ass
         outputs=asset.outputs,
         inputs=versions,
         metrics=result.metrics,
+        plots=result.plots,
+        checks={name: outcome.model_dump() for name, outcome in result.checks.items()},
+        provenance={
+            "run_id": run_id,
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **({"seed": seed} if (seed := seed_of(asset.fields)) is not None else {}),
+            "packages": result.packages,
+            **git_state(),
+        },
     )
+
+
+def seed_of(fields: dict) -> int | None:
+    """The seed that decides the asset: its own, its ablation's, or that of what it measures; None where none does."""
+    own = (fields, fields.get("ablation"), fields.get("uncertainty"), fields.get("evaluation"))
+    return next((part["seed"] for part in own if part and part.get("seed") is not None), None)

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands import FAILED, INTERRUPTED
-from tokenuq_pipeline.home import config_folders, dagster_home, store_home
+from tokenuq_pipeline.commands.common import project
 
 ABLATION_HELP = (
     "only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
@@ -31,21 +30,11 @@ def add_parser(commands) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """`tokenuq run`."""
-    dagster_home()
-    import dagster as dg
-
-    from tokenuq_ml.config import load_config
-    from tokenuq_pipeline.definitions import build_defs
-    from tokenuq_pipeline.store import Store
-
-    config = load_config(*config_folders(os.environ))
-    if options.study not in config.studies:
-        raise InputError(f"studies.yaml: no study {options.study!r}; there are {', '.join(config.studies) or 'none'}")
-    store = Store(store_home())
     # A flag given twice and a flag with two names mean the same.
     ablations = [name for names in options.ablation or [] for name in names]
-    with dg.DagsterInstance.get() as instance:
-        return run_study(build_defs(config, store.home), config, options.study, ablations, instance, store)
+    with project() as here:
+        (study,) = here.studies(options.study)
+        return run_study(here.defs, here.config, study, ablations, here.instance, here.store)
 
 
 def run_study(defs, config, study: str, ablations: list[str], instance, store) -> int:
@@ -54,13 +43,15 @@ def run_study(defs, config, study: str, ablations: list[str], instance, store) -
     Raises:
         InputError: an ablation is not the study's.
     """
+    from tokenuq_pipeline.instance import prepare
     from tokenuq_pipeline.logs import CONSOLE
     from tokenuq_pipeline.runs import Interrupted, RunFailed, StudyRunner
 
     runner = StudyRunner(defs, config, study, instance, store, CONSOLE)
     keys = runner.targets(ablations)
     with quiet_streams(CONSOLE):
-        runner.close_dead_runs()
+        for line in prepare(instance):
+            CONSOLE.line(line)
         store.clean_staging()
         CONSOLE.line(f"study {study}: results in {store.home}, runs in {os.environ.get('DAGSTER_HOME', 'memory')}")
         code = 0

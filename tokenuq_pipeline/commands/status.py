@@ -1,0 +1,73 @@
+"""`tokenuq status`: what is stale, and why."""
+
+import argparse
+import json
+
+from tokenuq_pipeline.commands import STALE
+from tokenuq_pipeline.commands.common import project
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "status",
+        help="list what is stale, and why",
+        description="Lists every asset that is stale with the reason, and what may follow once it is made anew. "
+        "Exit code 0 where nothing is stale, 3 where something is.",
+    )
+    parser.add_argument("--study", metavar="STUDY", help="this study and all that it needs; by default every study")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    parser.set_defaults(function=status_command)
+
+
+def status_command(options: argparse.Namespace) -> int:
+    """`tokenuq status`."""
+    with project() as here:
+        studies = here.studies(options.study)
+        rows = status_rows(here.defs, here.config, studies, here.instance, here.store)
+    if options.format == "json":
+        print(json.dumps(rows, indent=1))
+    else:
+        print(as_text(rows, studies))
+    return STALE if rows else 0
+
+
+def status_rows(defs, config, studies: list[str], instance, store) -> list[dict[str, str]]:
+    """One row an asset that is not settled, in the order of the graph: `asset`, `state`, `reason`.
+
+    States: missing, stale, unchecked (a blocking check has not passed), waiting (downstream of one of those).
+    """
+    from tokenuq_pipeline.definitions import stage_groups
+    from tokenuq_pipeline.observations import observe
+    from tokenuq_pipeline.reasons import explain
+    from tokenuq_pipeline.staleness import NEVER_MADE, descendants, parents_of, staleness, study_keys
+
+    graph = defs.resolve_asset_graph()
+    assets = {asset.key: asset for _, _, group in stage_groups(config) for asset in group}
+    keys = set().union(*(study_keys(graph, study) for study in studies))
+    observe(config, instance, store)
+    found = staleness(graph, keys, instance, store)
+    states = {
+        key: ("missing" if reason == NEVER_MADE else "stale", explain(reason, assets[key], store))
+        for key, reason in found.reasons.items()
+    }
+    for check in sorted(found.pending_checks, key=str):
+        states.setdefault(check.asset_key, ("unchecked", f"the check {check.name} has not passed on it"))
+    parents = parents_of(graph)
+    unsettled = states.keys() | descendants(parents, states)
+    for key in (unsettled & keys) - states.keys():
+        above = sorted(parent.to_user_string() for parent in parents[key] & unsettled)
+        states[key] = ("waiting", f"fresh as it is, but may follow {_some(above)}")
+    rows = ((key.to_user_string(), *states[key]) for key in assets if key in states)
+    return [{"asset": name, "state": state, "reason": reason} for name, state, reason in rows]
+
+
+def _some(names: list[str], most: int = 2) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def as_text(rows: list[dict[str, str]], studies: list[str]) -> str:
+    """The rows as an aligned table, or that there are none."""
+    if not rows:
+        return f"up to date: {', '.join(studies)}"
+    name, state = (max(len(row[column]) for row in rows) for column in ("asset", "state"))
+    return "\n".join(f"{row['asset']:<{name}}  {row['state']:<{state}}  {row['reason']}" for row in rows)
