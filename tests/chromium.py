@@ -106,14 +106,21 @@ class Page:
             self.evaluate("new Promise(done => setTimeout(done, 20))")
         return value
 
-    def hover(self, selector: str, index: int = 0) -> None:
-        """Puts the mouse on the middle of the first line of an element, scrolled into view."""
+    def hover(self, selector: str, index: int = 0) -> tuple[float, float]:
+        """Puts the mouse on the middle of the first line of an element, scrolled into view; returns where that is."""
         x, y = self.evaluate(
             f"""(() => {{ const element = document.querySelectorAll({json.dumps(selector)})[{index}];
             element.scrollIntoView({{block: "center"}}); const box = element.getClientRects()[0];
             return [box.x + box.width / 2, box.y + box.height / 2] }})()"""
         )
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return x, y
+
+    def click(self, selector: str) -> None:
+        """A click of the left button on an element."""
+        x, y = self.hover(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """What is seen, or the whole page, as a PNG."""

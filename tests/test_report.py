@@ -91,7 +91,7 @@ def build(folder, ablations=ABLATIONS, **changed):
     return result, out
 
 
-def test_costs_are_shown_and_are_no_part_of_the_data_version(tmp_path):
+def test_costs_are_shown_and_are_no_part_of_the_data_version(quick_plots, tmp_path):
     result, out = build(tmp_path / "a")
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "What it costs" in text and "70B" in text
@@ -103,7 +103,7 @@ def test_costs_are_shown_and_are_no_part_of_the_data_version(tmp_path):
     assert slower.data_version == result.data_version
 
 
-def test_a_growing_rank_is_said_to_save_nothing(tmp_path):
+def test_a_growing_rank_is_said_to_save_nothing(quick_plots, tmp_path):
     growing = AblationSpec(name="grows", select="all", rank_growth={"start": 8})
     _, out = build(tmp_path, {"mle": ABLATIONS["mle"], "grows": growing})
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
@@ -126,7 +126,10 @@ def test_the_page_needs_nothing_outside_itself(built):
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
-    assert not any(attributes.keys() & {"href", "srcset"} for _, attributes in page.tags)
+    assert not any("srcset" in attributes for _, attributes in page.tags)
+    # Links lead to its own sections.
+    links = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
+    assert links and {link.removeprefix("#") for link in links} <= {a["id"] for _, a in page.tags if "id" in a}
     assert not re.search(r"url\(|@import|https?://|fetch\(", re.sub(r'src="data:[^"]*"', "", text))
     assert "prefers-color-scheme: dark" in text
 
@@ -211,7 +214,7 @@ def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, t
     many |= {f"r{n}": AblationSpec(name=f"r{n}", select={"by": "random", "quantile": 0.1 * n}) for n in range(1, 9)}
     _, out = build(tmp_path, many)
     text = (out / "report.html").read_text(encoding="utf-8")
-    section = text[text.index("The curriculum that selection makes") :]
+    section = text[text.index("The curriculum that selection makes</h2>") :]
     shown, _, hidden = section.partition("<details>")
     hidden = hidden.partition("</details>")[0]
     names = re.compile(r"<figcaption>(\w+): selected tokens")

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -17,6 +19,8 @@ from PIL import Image
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+SEQUENTIAL = ListedColormap(colormaps["Blues"](np.linspace(0.2, 1, 256)), "tokenuq")
+"""One hue from pale to deep: it reads on white, and turned over on black."""
 REFERENCE_COLOURS = {"base": "#999999", "teacher": "#000000"}
 WIDTH_INCHES, DPI = 7.5, 120
 PALETTE = 256
@@ -40,14 +44,12 @@ def new_figure(height: float = 4.0, columns: int = 1, rows: int = 1, shared: boo
     return figure, axes
 
 
-def save(figure: Figure, path: str | Path, continuous: bool = False) -> None:
-    """Write the PNG; folders are made. A picture with a `continuous` colour scale keeps all of its colours."""
+def save(figure: Figure, path: str | Path) -> None:
+    """Write the PNG; folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.canvas.draw()
     image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    if not continuous:
-        image = image.quantize(PALETTE, dither=Image.Dither.NONE)
-    image.save(path, format="PNG")
+    image.quantize(PALETTE, dither=Image.Dither.NONE).save(path, format="PNG")
 
 
 def looks(names: Iterable[str]) -> dict[str, dict]:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from tokenuq_ml.reports import canvas
-from tokenuq_ml.reports.canvas import legend, legend_height, looks, new_figure, whiskers, whole_steps
+from tokenuq_ml.reports.canvas import SEQUENTIAL, legend, legend_height, looks, new_figure, whiskers, whole_steps
 
 NAMED_CELLS = 14
 """A heat map of more ablations shows colours alone."""
@@ -66,7 +66,7 @@ def overlap_matrix(overlap: pl.DataFrame, names: Sequence[str], path: str | Path
     figure, (axis,) = new_figure(min(7.0, 3.0 + 0.25 * len(names)))
     axis.grid(False)
     axis.set_facecolor("#dddddd")
-    image = axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
+    image = axis.imshow(matrix, vmin=0, vmax=1, cmap=SEQUENTIAL)
     ticks, size = range(len(names)), 8 if len(names) <= NAMED_CELLS else 6.5
     axis.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axis.set_yticks(ticks, names, fontsize=size)
@@ -74,10 +74,10 @@ def overlap_matrix(overlap: pl.DataFrame, names: Sequence[str], path: str | Path
         for row, column in np.ndindex(matrix.shape):
             value = matrix[row, column]
             if row != column and np.isfinite(value):
-                ink = "white" if value < 0.6 else "black"
+                ink = "black" if value < 0.6 else "white"
                 axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7.5)
     figure.colorbar(image, ax=axis, label="mean Jaccard index over steps", shrink=0.9)
-    canvas.save(figure, path, continuous=True)
+    canvas.save(figure, path)
 
 
 def overlap_over_steps(overlap: pl.DataFrame, anchor: str, path: str | Path) -> None:

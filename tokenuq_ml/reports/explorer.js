@@ -133,6 +133,7 @@
     });
     $("x-selected").hidden = state.by !== "selected";
     $("x-difference").hidden = state.by !== "difference";
+    if (state.token >= 0) show(state.token);
   }
 
   function draw() {

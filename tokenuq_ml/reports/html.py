@@ -15,12 +15,17 @@ HERE = Path(__file__).parent
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
     """The whole page; each section is a heading and an HTML fragment that is escaped already."""
-    body = "\n".join(f"<section><h2>{escape(heading)}</h2>\n{content}</section>" for heading, content in sections)
+    body = "\n".join(
+        f'<section><h2 id="s{number}">{escape(heading)}</h2>\n{content}</section>'
+        for number, (heading, content) in enumerate(sections)
+    )
+    links = "".join(f'<a href="#s{number}">{escape(heading)}</a>' for number, (heading, _) in enumerate(sections))
+    contents = f"<nav>{links}</nav>" if len(sections) > 1 else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{_part('report.css')}</style></head>\n"
-        f'<body><h1>{escape(title)}</h1><p class="dim">{escape(subtitle)}</p>\n{body}\n'
+        f'<body><h1>{escape(title)}</h1><p class="dim">{escape(subtitle)}</p>{contents}\n{body}\n'
         f"<script>{_part('explorer.js')}</script></body></html>\n"
     )
 
@@ -44,9 +49,9 @@ def picture(path: Path, caption: str, meaning: str) -> str:
     )
 
 
-def pictures(figures: Sequence[str]) -> str:
-    """Figures side by side where there is room."""
-    return f'<div class="plots">{"".join(figures)}</div>'
+def pictures(figures: Sequence[str], wide: bool = False) -> str:
+    """Figures side by side where there is room; `wide` ones below each other."""
+    return f'<div class="plots{" wide" if wide else ""}">{"".join(figures)}</div>'
 
 
 def details(summary: str, content: str) -> str:

@@ -9,12 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tokenuq_ml.reports import canvas
-from tokenuq_ml.reports.canvas import LINE_COLOURS, legend, legend_height, looks, new_figure, whiskers, whole_steps
+from tokenuq_ml.reports.canvas import (
+    LINE_COLOURS,
+    SEQUENTIAL,
+    SIDE_ENTRIES,
+    legend,
+    legend_height,
+    looks,
+    new_figure,
+    whiskers,
+    whole_steps,
+)
 
 # Of Okabe and Ito's palette; one colour a category in every plot.
 CATEGORY_COLOURS = {
@@ -110,7 +121,7 @@ def loss_vs_bald(tokens: pl.DataFrame, analysis: pl.DataFrame, path: str | Path)
         loss, bald = _log10(part["loss"]), _log10(part["bald"])
         if norm is None:
             extent = (loss.min() - 0.1, loss.max() + 0.1, bald.min() - 0.1, bald.max() + 0.1)
-        bins = axis.hexbin(loss, bald, gridsize=22, extent=extent, norm=norm, cmap="viridis", mincnt=1, linewidths=0.1)
+        bins = axis.hexbin(loss, bald, gridsize=22, extent=extent, norm=norm, cmap=SEQUENTIAL, mincnt=1, linewidths=0.1)
         if norm is None:
             norm = LogNorm(1, max(float(bins.get_array().max()), 2))
             bins.set_norm(norm)
@@ -124,8 +135,8 @@ def loss_vs_bald(tokens: pl.DataFrame, analysis: pl.DataFrame, path: str | Path)
     figure.supxlabel(f"loss, nats (at least $10^{{{np.log10(FLOOR_NATS):g}}}$)", fontsize=9)
     figure.supylabel("BALD, nats", fontsize=9)
     if norm is not None:
-        figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label="tokens", aspect=40, pad=0.01)
-    canvas.save(figure, path, continuous=True)
+        figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=axes, label="tokens", aspect=40, pad=0.01)
+    canvas.save(figure, path)
 
 
 def _correlations_of(analysis: pl.DataFrame, category: str) -> str:
@@ -200,7 +211,7 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
                 note = f"base is outside, at {x['value']:.2f}, {y['value']:.2f}"
                 axis.set_title(note, loc="right", fontsize=7.5)
                 continue
-            axis.errorbar(
+            _, _, bars = axis.errorbar(
                 x["value"],
                 y["value"],
                 xerr=whiskers(x),
@@ -211,16 +222,31 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
                 elinewidth=0.8,
                 label=name,
             )
+            if len(points) > SIDE_ENTRIES:
+                # Of many models the points tell, and not the thicket of their intervals.
+                for bar in bars:
+                    bar.set_alpha(0.25)
         front = _pareto_front([(x["value"], y["value"]) for _, x, y in points])
         if len(front) > 1:
             style = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 0, "label": "Pareto front"}
             axis.step(*zip(*front, strict=True), where="post", **style)
+            axis.plot(*zip(*front, strict=True), "o", markersize=11, fillstyle="none", color="#888888", zorder=0)
         axis.set(xlabel="loss on test, nats a token", ylabel=f"loss on {dataset}, nats a token")
+        if len(points) > SIDE_ENTRIES:
+            _frame_points(axis)
     for axis in axes[len(datasets) :]:
         axis.set(xlabel="loss on test, nats a token", ylabel="loss out of distribution, nats a token")
     figure.suptitle("Lower left is better")
     legend(figure, *axes[0].get_legend_handles_labels())
     canvas.save(figure, path)
+
+
+def _frame_points(axis: Axes) -> None:
+    """Limits that hold the points, with some room, and cut their intervals."""
+    x, y = (np.array([getattr(bars.lines[0], f"get_{way}data")()[0] for bars in axis.containers]) for way in "xy")
+    for values, limit in ((x, axis.set_xlim), (y, axis.set_ylim)):
+        room = 0.12 * max(float(np.ptp(values)), 1e-3)
+        limit(values.min() - room, values.max() + room)
 
 
 def _far_away(points: list[tuple[float, float]]) -> Callable[[float, float], bool]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from tokenuq_ml.reports import html, plots
+from tokenuq_ml.reports.canvas import SIDE_ENTRIES
 from tokenuq_ml.reports.explorer import Students, explorer, most_uncertain, prompts_of, within_budget
 from tokenuq_ml.reports.family_table import families_of
 from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
@@ -63,7 +64,8 @@ def planes(families: Sequence[dict], logs: Mapping[str, pl.DataFrame], folder: P
                 folder / "id_vs_ood.png",
                 "Held-out loss",
                 "Left is better in distribution, down is better out of it. Distillation is meant to keep a student low "
-                "while it moves left; each point is a family, bars are intervals over examples and seeds.",
+                "while it moves left; each point is a family, bars are intervals over examples and seeds (cut at the "
+                "frame where there are many). Those on the Pareto front are ringed.",
             ),
             html.picture(
                 folder / "training_curves.png",
@@ -71,7 +73,8 @@ def planes(families: Sequence[dict], logs: Mapping[str, pl.DataFrame], folder: P
                 "The objective of each family's first seed over steps. Arms with another "
                 "selection minimise another quantity, so compare shapes rather than heights.",
             ),
-        ]
+        ],
+        wide=len(logs) > SIDE_ENTRIES,
     )
 
 
