@@ -40,8 +40,14 @@ def test_scan_takes_partitions_and_says_what_is_not_there(tmp_path):
             pl.DataFrame(LOG), "curriculum", table_dir(tmp_path, "curriculum", study=study, ablation="m"), **STAMP
         )
     assert scan("curriculum", tmp_path, study="b").collect()["study"].unique().to_list() == ["b"]
+    assert scan("curriculum", tmp_path, study=["a", "b"]).collect()["study"].to_list() == ["a", "a", "b", "b"]
+    assert scan("curriculum", tmp_path).collect_schema().names()[:3] == ["study", "ablation", "step"]
     with pytest.raises(FileNotFoundError, match="materialise the asset"):
         scan("token_losses", tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing of study c; there are a, b"):
+        scan("curriculum", tmp_path, study="c")
+    with pytest.raises(TypeError, match="token_losses is partitioned by study, not by ablation"):
+        scan("token_losses", tmp_path, ablation="m")
     with pytest.raises(KeyError):
         scan("no_such_table", tmp_path)
 
@@ -98,6 +104,25 @@ def test_the_hash_does_not_depend_on_how_a_table_was_sharded(tmp_path, monkeypat
     groups = pq.read_metadata(tmp_path / "pieces/part-0.parquet")
     sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
     assert sizes == [64, 64, 64, 64, 44]
+
+
+def test_a_table_of_full_row_groups_has_no_empty_one_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 60)
+    write_table(losses(0, 120), "token_losses", tmp_path, **STAMP)
+    groups = pq.read_metadata(tmp_path / "part-0.parquet")
+    assert [groups.row_group(number).num_rows for number in range(groups.num_row_groups)] == [60, 60]
+    write_table(losses(0, 120).clear(), "token_losses", tmp_path / "none", **STAMP)
+    assert read_table(tmp_path / "none").is_empty()
+
+
+def test_the_layout_is_what_queries_want(tmp_path):
+    write_table(losses(0, 300), "token_losses", tmp_path, **STAMP)
+    group = pq.read_metadata(tmp_path / "part-0.parquet").row_group(0)
+    columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
+    assert {name for name, column in columns.items() if column.has_dictionary_page} == {
+        "example_id", "dataset", "split", "token_id", "token", "category", "rank"
+    }  # fmt: skip
+    assert columns["example_id"].statistics.min == "toy/00000" and columns["example_id"].statistics.max == "toy/00099"
 
 
 def test_a_table_is_read_some_rows_at_a_time(tmp_path):

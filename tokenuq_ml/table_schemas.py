@@ -266,6 +266,10 @@ TABLES = {
     ),
 }
 
+JOINED = "tokens"
+JOINED_FROM, JOINED_ON = ("token_losses", "token_uncertainty"), ("study", "example_id", "position")
+"""No table on disk: what readers offer as the one-to-one join of two."""
+
 
 def table_dir(home: str | Path, table: str, **partitions: str) -> Path:
     """Folder of one partition, e.g. `table_dir(home, "token_losses", study="quickstart")`."""

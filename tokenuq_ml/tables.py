@@ -6,20 +6,26 @@ numbers mean, nor who computes them.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenuq_ml.content import ContentHash
-from tokenuq_ml.table_schemas import TABLES, Table, table_dir
+from tokenuq_ml.partitions import partition_of, store_home, whole_files
+from tokenuq_ml.table_schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES, Table, table_dir
+
+if TYPE_CHECKING:
+    import duckdb
 
 __all__ = [
     "TABLES",
     "Table",
     "TableWriter",
+    "connect",
     "content_of",
     "read_table",
     "scan",
@@ -39,6 +45,14 @@ class TableWriter:
     must come in the order of the keys. Used as a context: on leaving, the file appears whole (written
     beside its place, fsynced, renamed), and after an error not at all. Then `digest` is its content hash.
 
+    The layout is chosen for queries, by measuring ten million rows (`benchmarks/queries.py`). Rows sorted by example
+    give row groups with narrow ranges of example_id (of step, for selections), so that by the statistics a query for
+    one example reads one group. Groups of 128k rows are small enough for that and many enough to share out among
+    processors; of 32k, or of a million, an aggregate takes longer. Text and integers get a dictionary (a filter on
+    split or category compares a number), positions and numbers with a fraction none: hardly two are equal, and a
+    dictionary given up halfway makes the file half as large again; nor lists, which compress as well without.
+    Zstandard at its quick default level.
+
     Raises:
         ValueError: a column is missing, unknown or of a type that does not cast; a frame comes out of order.
     """
@@ -56,7 +70,13 @@ class TableWriter:
     def __enter__(self) -> "TableWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self._temporary, "wb")
-        self._parquet = pq.ParquetWriter(self._file, self._schema, compression="zstd", write_statistics=True)
+        self._parquet = pq.ParquetWriter(
+            self._file,
+            self._schema,
+            compression="zstd",
+            write_statistics=True,
+            use_dictionary=[field.name for field in self._schema if _repeats(field)],
+        )
         return self
 
     def append(self, frame: pl.DataFrame | pa.Table) -> None:
@@ -87,7 +107,7 @@ class TableWriter:
             # Only what is written gets one dictionary, else it would grow from row group to row group.
             written = rows.slice(0, full).unify_dictionaries().combine_chunks()
             self._parquet.write_table(written, row_group_size=ROW_GROUP_ROWS)
-            self._pending = [rows.slice(full)]
+            self._pending = [rows.slice(full)] if full < len(rows) else []
 
     def __exit__(self, kind, *_) -> None:
         try:
@@ -111,6 +131,11 @@ class TableWriter:
                 os.replace(self._temporary, self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def _repeats(field: pa.Field) -> bool:
+    """Whether a column has few values for its rows, so that a dictionary pays."""
+    return field.name != "position" and not (pa.types.is_floating(field.type) or pa.types.is_nested(field.type))
 
 
 def write_table(
@@ -141,19 +166,61 @@ def stream_table(folder: str | Path, columns: list[str], rows: int = 256) -> Ite
         yield from file.iter_batches(rows, columns=columns, use_threads=False)
 
 
-def scan(table: str, home: str | Path, **partitions: str) -> pl.LazyFrame:
-    """A whole table, or the given partitions of it, with study and ablation as columns.
+def scan(table: str, home: str | Path | None = None, **partitions: str | Sequence[str]) -> pl.LazyFrame:
+    """A table of the store as a LazyFrame, partition columns first; filters are pushed down to files and row groups.
+
+    `scan("selections", study="quickstart", ablation=["mle", "paper_top25"])` names partitions, which saves looking at
+    the files of others; a filter on `study` or `ablation` skips them as well. `tokens` is token_losses and
+    token_uncertainty joined one to one. `home` is by default `$TOKENUQ_HOME`, or `store/`. What is being written is
+    not seen; a frame made before a publication shows the files that were there then.
 
     Raises:
         KeyError: no such table.
+        TypeError: the table is not partitioned by one of the names.
         FileNotFoundError: nothing of it has been made yet.
     """
+    if table == JOINED:
+        losses, uncertainty = (scan(part, home, **partitions) for part in JOINED_FROM)
+        return losses.join(uncertainty, on=JOINED_ON)
     definition = TABLES[table]
-    levels = (f"{name}={partitions.get(name, '*')}" for name in definition.partitions)
-    pattern = Path(home, table, *levels, "part-*.parquet")
-    if not any(Path(home).glob(str(pattern.relative_to(home)))):
-        raise FileNotFoundError(f"{pattern}: nothing there; materialise the asset that makes {table}")
-    return pl.scan_parquet(pattern, hive_partitioning=True)
+    if unknown := set(partitions) - set(definition.partitions):
+        raise TypeError(f"{table} is partitioned by {', '.join(definition.partitions)}, not by {', '.join(unknown)}")
+    wanted = {name: {value} if isinstance(value, str) else set(value) for name, value in partitions.items()}
+    folder = store_home(home)
+    made = whole_files(folder)[table]
+    files = [file for file in made if _is_in(partition_of(file, table), wanted)]
+    if not files:
+        raise FileNotFoundError(f"{folder / table}: {_what_is_there(table, made, wanted)}")
+    # The schema spares opening every file first, and an older file that lacks a column gives nulls.
+    return pl.scan_parquet(
+        files,
+        glob=False,
+        schema=pl.Schema(pl.from_arrow(definition.schema.empty_table()).schema),
+        missing_columns="insert",
+        extra_columns="ignore",
+        hive_partitioning=True,
+        hive_schema=dict.fromkeys(definition.partitions, pl.String),
+    ).select(*definition.partitions, *definition.columns)
+
+
+def connect(home: str | Path | None = None, **options) -> "duckdb.DuckDBPyConnection":
+    """A DuckDB connection with every table as a view: `queries.connect`, imported when it is asked for."""
+    from tokenuq_ml import queries
+
+    return queries.connect(home, **options)
+
+
+def _what_is_there(table: str, made: list[Path], wanted: dict[str, set[str]]) -> str:
+    """Why no partition of `made` is among the wanted, and which there are."""
+    for name, values in wanted.items():
+        there = sorted({partition_of(file, table)[name] for file in made})
+        if there and not values & set(there):
+            return f"nothing of {name} {', '.join(sorted(values))}; there are {', '.join(there)}"
+    return f"nothing there; materialise the asset that makes {table}"
+
+
+def _is_in(partition: dict[str, str], wanted: dict[str, set[str]]) -> bool:
+    return all(partition[name] in values for name, values in wanted.items())
 
 
 def content_of(folder: str | Path) -> str:

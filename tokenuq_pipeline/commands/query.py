@@ -1,0 +1,110 @@
+"""`tokenuq query`: SQL over the store. The wall and the views are `queries.py`'s, the formats `result_formats.py`'s."""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.commands import INTERRUPTED
+from tokenuq_pipeline.home import store_home
+
+FORMATS = {"table": ".txt", "csv": ".csv", "json": ".json", "parquet": ".parquet", "markdown": ".md"}
+"""Each format, and the ending of a file's name that asks for it."""
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "query",
+        help="SQL over the token tables",
+        description="Runs one SELECT (DuckDB's SQL) over the tables of the store: every study and ablation, with both "
+        "as columns. It reads what is whole and changes nothing. docs/querying.md has examples.",
+    )
+    parser.add_argument("sql", nargs="?", metavar="SELECT", help="the query, in quotes")
+    parser.add_argument("--schema", action="store_true", help="list tables, columns, types, meanings and row counts")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="default: what the ending of --output says, else table (long values cut)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
+    parser.set_defaults(function=query_command)
+
+
+def query_command(options: argparse.Namespace) -> int:
+    """`tokenuq query`."""
+    from tokenuq_ml import queries
+    from tokenuq_pipeline.result_formats import WRITERS
+
+    if options.schema == (options.sql is not None):
+        raise InputError('query: give either a SELECT, as in tokenuq query "SELECT * FROM evaluations", or --schema')
+    form, home = _format(options), store_home()
+    if options.output and options.output.resolve().is_relative_to(home):
+        raise InputError(f"--output {options.output}: lies in the store, which is the pipeline's; name another place")
+    try:
+        with queries.connect(home) as connection, queries.explained():
+            if not options.schema:
+                result = queries.select(connection, options.sql)
+            elif form == "table":
+                print(schema_text(queries.columns(connection).to_pylist(), queries.descriptions(connection)))
+                return 0
+            else:
+                result = connection.from_arrow(queries.columns(connection))
+            with _opened(options.output) as stream:
+                rows = WRITERS[form](result, stream)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
+    if options.output:
+        print(f"{options.output}: {rows:,} {'row' if rows == 1 else 'rows'}", file=sys.stderr)
+    return 0
+
+
+def schema_text(columns: list[dict], descriptions: dict[str, str]) -> str:
+    """A paragraph a table: its name, rows and description, then its columns."""
+    paragraphs = []
+    for table, description in descriptions.items():
+        rows = [row for row in columns if row["table"] == table]
+        count = rows[0]["rows"]
+        lines = [f"{table}: {count:,} {'row' if count == 1 else 'rows'}. {description}"]
+        widths = [max(len(row[key]) for row in rows) for key in ("column", "type")]
+        for row in rows:
+            lines.append(f"  {row['column']:<{widths[0]}}  {row['type']:<{widths[1]}}  {row['meaning']}")
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
+
+
+def _format(options: argparse.Namespace) -> str:
+    endings = {ending: name for name, ending in FORMATS.items()}
+    form = options.format or endings.get(options.output.suffix if options.output else "", "table")
+    if form == "parquet" and not options.output and sys.stdout.isatty():
+        raise InputError("--format parquet: not for a terminal; name a file with --output")
+    return form
+
+
+@contextlib.contextmanager
+def _opened(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears whole: beside its place until all rows are there."""
+    if output is None:
+        sys.stdout.flush()
+        with open(os.dup(1), "wb") as stream:
+            yield stream
+        return
+    try:
+        stream = tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", delete=False)
+    except OSError as error:
+        raise InputError(
+            f"--output {output}: {error.strerror}; name a folder that is there and may be written"
+        ) from error
+    try:
+        with stream:
+            yield stream
+        # As a file that is simply opened would have it; a temporary one is its owner's alone.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(stream.name, 0o666 & ~umask)
+        os.replace(stream.name, output)
+    finally:
+        Path(stream.name).unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""How the result of a query is written: an aligned table, CSV, JSON, Parquet or Markdown.
+
+Rows are written as they are computed, some thousand at a time, so that a result may be larger
+than memory. DuckDB turns values into text, the same for every format. Knows no query.
+"""
+
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import duckdb
+import polars as pl
+import pyarrow.parquet as pq
+
+_BATCH_ROWS = 16 * 1024
+_PAGE_ROWS = 1000
+"""The widths of an aligned table's columns are those of so many rows; one cannot wait for all."""
+_CELL = 80
+"""Columns of the terminal that a value of an aligned table may take; the other formats have it whole."""
+_FLOATS, _INTEGERS = ("FLOAT", "DOUBLE", "DECIMAL"), ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
+_NUMBERS = (*_FLOATS, *_INTEGERS, "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
+
+
+def write_csv(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
+    """Comma-separated, with a header; a null is empty, an empty string is `""`. Returns the number of rows."""
+    rows, header = 0, True
+    for frame in _frames(result.project("COLUMNS(*)::VARCHAR")):
+        # Not by polars into the stream: it would hide what a closed pipe says.
+        stream.write(frame.write_csv(include_header=header).encode())
+        rows, header = rows + len(frame), False
+    return rows
+
+
+def write_json(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
+    """An array of objects, one a line; what is not a number of JSON's (NaN) is null. Returns the number of rows."""
+    # Through a projection, which gives columns of one name different ones: an object has each key once.
+    result = result.project("*")
+    names = [f'"{name.replace(chr(34), chr(34) * 2)}"' for name in result.columns]
+    floats = [str(dtype) in ("FLOAT", "DOUBLE") for dtype in result.types]
+    values = (
+        f"CASE WHEN isfinite({name}) THEN {name} END AS {name}" if is_float else name
+        for name, is_float in zip(names, floats, strict=True)
+    )
+    objects = result.project(", ".join(values)).set_alias("tokenuq_row").project("to_json(tokenuq_row)::VARCHAR")
+    rows = 0
+    for frame in _frames(objects):
+        for line in frame.to_series():
+            stream.write((",\n" if rows else "[\n").encode() + line.encode())
+            rows += 1
+    stream.write(b"\n]\n" if rows else b"[]\n")
+    return rows
+
+
+def write_parquet(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
+    """Parquet with zstd, in row groups of 128k rows. Returns the number of rows."""
+    rows = 0
+    with result.project("*").to_arrow_reader(128 * 1024) as reader:
+        with pq.ParquetWriter(stream, reader.schema, compression="zstd") as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+                rows += batch.num_rows
+    return rows
+
+
+def write_markdown(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
+    """A table of GitHub's Markdown, numbers to the right, with six digits. Returns the number of rows."""
+    numbers = _are_numbers(result)
+    _line(stream, "| " + " | ".join(map(_escaped, result.columns)) + " |")
+    _line(stream, "|" + "|".join("---:" if number else "---" for number in numbers) + "|")
+    rows = 0
+    for page in _pages(result):
+        for row in page:
+            cells = (value if number else _escaped(value) for value, number in zip(row, numbers, strict=True))
+            _line(stream, "| " + " | ".join(cells) + " |")
+        rows += len(page)
+    return rows
+
+
+def write_table(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
+    """Aligned for reading, numbers with six digits, long values cut. Returns the number of rows.
+
+    Columns are as wide as the first thousand rows need; a wider value further down moves the rest of its row.
+    """
+    numbers, rows, widths = _are_numbers(result), 0, None
+    for page in _pages(result):
+        page = [[_cut(_visible(value)) for value in row] for row in page]
+        if widths is None:
+            header = [_visible(name) for name in result.columns]
+            widths = [max(map(display_width, column)) for column in zip(header, *page, strict=True)]
+            _line(stream, "  ".join(map(_aligned, header, widths, numbers)).rstrip())
+            _line(stream, "  ".join("─" * width for width in widths))
+        for row in page:
+            _line(stream, "  ".join(map(_aligned, row, widths, numbers)).rstrip())
+        rows += len(page)
+    _line(stream, f"({rows:,} {'row' if rows == 1 else 'rows'})")
+    return rows
+
+
+WRITERS: dict[str, Callable[[duckdb.DuckDBPyRelation, BinaryIO], int]] = {
+    "table": write_table,
+    "csv": write_csv,
+    "json": write_json,
+    "parquet": write_parquet,
+    "markdown": write_markdown,
+}
+
+
+def display_width(text: str) -> int:
+    """Columns that `text` takes in a terminal: two for wide characters, none for combining ones."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def _frames(result: duckdb.DuckDBPyRelation, rows: int = _BATCH_ROWS) -> Iterator[pl.DataFrame]:
+    """The rows, some at a time; one empty frame where there are none."""
+    with result.to_arrow_reader(rows) as reader:
+        empty = True
+        for batch in reader:
+            empty = False
+            yield pl.from_arrow(batch)
+        if empty:
+            yield pl.from_arrow(reader.schema.empty_table())
+
+
+def _pages(result: duckdb.DuckDBPyRelation) -> Iterator[list[list[str]]]:
+    """Every value as text, floats with six digits, `null` where there is none."""
+    texts = []
+    # By number: names may come twice.
+    for number, dtype in enumerate(result.types, 1):
+        is_float = str(dtype).startswith(_FLOATS)
+        texts.append(f"format('{{:.6g}}', #{number}::DOUBLE)" if is_float else f"#{number}::VARCHAR")
+    for frame in _frames(result.project(", ".join(texts)), _PAGE_ROWS):
+        yield [["null" if value is None else value for value in row] for row in frame.rows()]
+
+
+def _are_numbers(result: duckdb.DuckDBPyRelation) -> list[bool]:
+    return [str(dtype).partition("(")[0] in _NUMBERS for dtype in result.types]
+
+
+def _line(stream: BinaryIO, text: str) -> None:
+    stream.write(f"{text}\n".encode())
+
+
+def _aligned(text: str, width: int, number: bool) -> str:
+    space = " " * (width - display_width(text))
+    return space + text if number else text + space
+
+
+def _visible(text: str) -> str:
+    """Line breaks and control characters as escapes: a token may be one, and must not drive the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _cut(text: str) -> str:
+    """At most `_CELL` columns of it."""
+    if display_width(text) <= _CELL:
+        return text
+    while display_width(text) > _CELL - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#|~&!" else char for char in _visible(text))
