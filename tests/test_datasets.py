@@ -5,9 +5,10 @@ import random
 import re
 import sys
 
+import polars as pl
 import pytest
 
-from tokenuq_ml.datasets import load_examples
+from tokenuq_ml.datasets import load_examples, problem
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import DatasetSpec
 
@@ -149,190 +150,6 @@ def test_fewer_rows_than_asked_says_both_numbers(tmp_path):
         load_examples(messages_spec(path, SIZES))
 
 
-# messages
-
-
-def test_messages_rows_name_their_splits(tmp_path):
-    rows = [chat(f"Q{i}", split=["train", "test", "ood"][i % 3], id=f"row-{i}") for i in range(30)]
-    path = write_lines(tmp_path / "a.jsonl", rows)
-    examples = load_examples(messages_spec(path, {"train": 4, "test": 10})).examples
-    assert by_split(examples) == {"train": 4, "test": 10}
-    assert all(
-        rows[e.source["line"] - 1]["split"] == e.split and e.source["id"] == rows[e.source["line"] - 1]["id"]
-        for e in examples
-    )
-    drawn = [e.source["line"] for e in examples if e.split == "train"]
-    assert drawn != [1, 4, 7, 10], "the first rows, not the first of a shuffle"
-    with pytest.raises(InputError, match=r"split 'train': holds 10 distinct questions.*asks for 11"):
-        load_examples(messages_spec(path, {"train": 11}))
-
-
-def test_messages_a_question_in_two_named_splits_is_refused(tmp_path):
-    path = write_lines(
-        tmp_path / "a.jsonl", [chat("A", split="train"), chat("B", split="test"), chat(" a", split="test")]
-    )
-    with pytest.raises(InputError, match=r"chats/000001 in split 'train' and chats/000003 in 'test'"):
-        load_examples(messages_spec(path, {"train": 1, "test": 1}))
-    assert len(load_examples(messages_spec(path, {"test": 2})).examples) == 2
-
-
-def test_messages_keep_system_and_every_turn(tmp_path):
-    turns = [
-        {"role": role, "content": f"{role} é {i}"}
-        for i, role in enumerate(["system", "user", "assistant", "user", "assistant"])
-    ]
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf\n" + json.dumps({"messages": turns}).encode() + b"\r\n\n")
-    (example,) = load_examples(messages_spec(path)).examples
-    assert example.messages == turns and example.id == "chats/000002" and example.question == "user é 1"
-    assert json.loads(example.row["source"])["line"] == 2
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ("{not json", "not JSON"),
-        ('{"messages": ' + "[" * 100_000, "not JSON"),
-        ('{"id": ' + "9" * 5000 + "}", "not JSON"),
-        ("[1, 2]", "not a JSON object"),
-        ({"text": "hi"}, "'messages' must be a list"),
-        ({"messages": []}, "'messages' must be a list"),
-        ({"messages": ["hi"]}, "turn 1: not an object"),
-        ({"messages": [{"role": "user"}]}, "turn 1: 'content' is missing"),
-        ({"messages": [{"role": "user", "content": 5}]}, "turn 1: 'content' is not text"),
-        ({"messages": [{"role": 5, "content": "x"}]}, "turn 1: 'role' is not text"),
-        (chat("Why?", "  \n"), "turn 2: 'content' is empty"),
-        (chat("Why\ud800?"), "turn 1: 'content': is not valid Unicode"),
-        (chat("What?", id="\udfff"), "is not valid Unicode"),
-        ({"messages": GOOD["messages"][:1]}, "roles must be"),
-        ({"messages": GOOD["messages"][::-1]}, "roles must be"),
-        ({"messages": GOOD["messages"] + GOOD["messages"][:1]}, "roles must be"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "roles must be"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "bot", "content": "x"}]}, "roles must be"),
-        (chat("What?", split="dev"), "split 'dev' is none of train"),
-        (chat("What?", split=["train"]), "is none of train"),
-        (chat("What?", split="train"), "line 1: has no 'split'"),
-    ],
-)
-def test_messages_bad_rows_are_named(tmp_path, row, reason):
-    path = write_lines(tmp_path / "a.jsonl", [GOOD, "", row])
-    with pytest.raises(InputError) as caught:
-        load_examples(messages_spec(path))
-    message = str(caught.value)
-    assert reason in message and "a.jsonl: line " in message and "\n" not in message
-    assert reason.startswith("line 1") or "line 3" in message
-
-
-def test_broken_bytes_are_named(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(json.dumps(chat("Caf@")).encode().replace(b"@", b"\xe9") + b"\n")
-    with pytest.raises(InputError, match=r"line 1: turn 1: 'content': is not valid Unicode"):
-        load_examples(messages_spec(path))
-
-
-def test_empty_file(tmp_path):
-    (tmp_path / "a.jsonl").write_text("\n \n")
-    with pytest.raises(InputError, match=r"a\.jsonl: holds no rows"):
-        load_examples(messages_spec(tmp_path / "a.jsonl"))
-
-
-# alpaca_eval
-
-
-def alpaca_spec(path, count=2) -> DatasetSpec:
-    return DatasetSpec(name="alpaca", format="alpaca_eval", path=str(path), sizes={"ood": count})
-
-
-def test_alpaca_eval(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text(
-        json.dumps([{"instruction": f"Do {i}", "output": f"Done {i}", "generator": "gpt4"} for i in range(9)])
-    )
-    examples = load_examples(alpaca_spec(path, 3)).examples
-    assert len(examples) == 3 and {e.split for e in examples} == {"ood"}
-    for example in examples:
-        number = int(example.id.removeprefix("alpaca/"))
-        assert example.messages == [
-            {"role": "user", "content": f"Do {number}"},
-            {"role": "assistant", "content": f"Done {number}"},
-        ]
-        assert example.source == {"file": "a.json", "row": number + 1, "output_by": "gpt4"}
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "not JSON"),
-        ('[{"instruction": "x", "outp', "not JSON"),
-        ("{}", "must be a JSON list"),
-        ("[]", "at least one row"),
-        ('[{"instruction": "x", "output": "y"}, 5]', "row 2: not a JSON object"),
-        ('[{"instruction": "x", "output": "y"}, {"instruction": "z"}]', "row 2: 'output' is missing"),
-        ('[{"instruction": "x", "output": "y"}, {"instruction": "z", "output": ""}]', "row 2: 'output' is empty"),
-        ('[{"instruction": null, "output": "y"}]', "row 1: 'instruction' is not text"),
-        ('[{"instruction": "x", "output": "y"}]', "asks for 2"),
-    ],
-)
-def test_alpaca_eval_bad_files(tmp_path, text, reason):
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        load_examples(alpaca_spec(path))
-    assert "a.json: " in str(caught.value) and reason in str(caught.value)
-
-
-# ifeval
-
-
-def ifeval_row(number: int, **more) -> dict:
-    return {
-        "key": number,
-        "prompt": f"Write {number}.",
-        "instruction_id_list": ["punctuation:no_comma"],
-        "kwargs": [{}],
-        **more,
-    }
-
-
-def ifeval_spec(path, count=1) -> DatasetSpec:
-    return DatasetSpec(name="ife", format="ifeval", path=str(path), sizes={"ood": count})
-
-
-def test_ifeval_keeps_what_the_checkers_need(tmp_path):
-    rows = [ifeval_row(number, kwargs=[{"num_words": number, "word": "é"}]) for number in range(1000, 1005)]
-    examples = load_examples(ifeval_spec(write_lines(tmp_path / "a.jsonl", rows), 5)).examples
-    assert [[turn["role"] for turn in e.messages] for e in examples] == [["user"]] * 5
-    assert [json.loads(e.row["source"]) for e in examples] == [
-        {key: row[key] for key in ("key", "instruction_id_list", "kwargs")} for row in rows
-    ]
-
-
-@pytest.mark.parametrize(
-    ("more", "reason"),
-    [
-        ({"kwargs": []}, "lists of one length"),
-        ({"instruction_id_list": "x"}, "lists of one length"),
-        ({"instruction_id_list": [], "kwargs": []}, "not empty"),
-        ({"kwargs": ["x"]}, "'kwargs' objects"),
-        ({"instruction_id_list": [5]}, "must hold text"),
-        ({"prompt": ""}, "'prompt' is empty"),
-        ({"kwargs": [{"word": "\ud800"}]}, "is not valid Unicode"),
-    ],
-)
-def test_ifeval_bad_rows_are_named(tmp_path, more, reason):
-    path = write_lines(tmp_path / "a.jsonl", [ifeval_row(1), ifeval_row(2, **more)])
-    with pytest.raises(InputError, match=r"a\.jsonl: line 2: ") as caught:
-        load_examples(ifeval_spec(path))
-    assert reason in str(caught.value)
-
-
-def test_ifeval_missing_key(tmp_path):
-    row = ifeval_row(1)
-    del row["key"]
-    with pytest.raises(InputError, match=r"line 1: 'key' is missing"):
-        load_examples(ifeval_spec(write_lines(tmp_path / "a.jsonl", [row])))
-
-
 # locating
 
 
@@ -367,3 +184,185 @@ def test_a_missing_package_or_file_names_the_mend(tmp_path, monkeypatch):
         load_examples(package_spec("packed_rows", "nothing.jsonl"))
     with pytest.raises(InputError, match=r"nothing\.jsonl: no such file; mend `path:` of chats"):
         load_examples(messages_spec(tmp_path / "nothing.jsonl"))
+
+
+def test_a_variable_that_is_not_set_is_named():
+    with pytest.raises(InputError, match=r"chats: the environment variable TOKENUQ_NOWHERE is not set; set it to"):
+        load_examples(messages_spec("${TOKENUQ_NOWHERE}/a.jsonl"))
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path):
+    write_lines(tmp_path / "b.jsonl", [chat("B1"), chat("B2")])
+    write_lines(tmp_path / "a.jsonl", ["", chat("A1"), chat("A2"), ""])
+    (tmp_path / "notes.txt").write_text("none of it")
+    examples = load_examples(messages_spec(tmp_path, {"train": 4})).examples
+    assert [(e.id, e.question, e.source["file"], e.source["line"]) for e in examples] == [
+        ("chats/000002", "a1", "a.jsonl", 2),
+        ("chats/000003", "a2", "a.jsonl", 3),
+        ("chats/000004", "b1", "b.jsonl", 1),
+        ("chats/000005", "b2", "b.jsonl", 2),
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds no data file"):
+        load_examples(messages_spec(tmp_path / "empty"))
+
+
+def parts_spec(path, **more) -> DatasetSpec:
+    drawn_from = {"train": "train", "validation": "train", "test": "test"}
+    return DatasetSpec(name="gsm", format="gsm8k", path=str(path), sizes=SIZES, **{"drawn_from": drawn_from, **more})
+
+
+def test_splits_are_drawn_from_the_files_that_are_named_for_them(tmp_path):
+    for name, count in (("my_train", 20), ("my-test.v1", 10), ("trainer", 5)):
+        rows = [{"question": f"{name} {i}", "answer": f"So.\n#### {i}"} for i in range(count)]
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+    loaded = load_examples(parts_spec(tmp_path))
+    assert by_split(loaded.examples) == SIZES and loaded.metrics["rows_read"] == 30
+    for example in loaded.examples:
+        part = "test" if example.split == "test" else "train"
+        assert example.id == f"gsm/{part}/{example.source['row'] - 1:06d}" and part in example.source["file"]
+    with pytest.raises(InputError, match=r"no file's name has the word 'dev'.*there are my-test.v1.jsonl, my_train"):
+        load_examples(parts_spec(tmp_path, drawn_from={"train": "train", "validation": "dev", "test": "test"}))
+    with pytest.raises(InputError, match=r"name the folder that they are in"):
+        load_examples(parts_spec(tmp_path / "my_train.jsonl"))
+
+
+# broken rows
+
+
+def alpaca_rows(count: int, broken: dict[int, dict] | None = None) -> list[dict]:
+    return [
+        {"instruction": f"Do {i}", "input": "", "output": f"Done {i}", **(broken or {}).get(i, {})}
+        for i in range(count)
+    ]
+
+
+def test_broken_rows_are_counted_listed_and_left_out(tmp_path):
+    broken = {
+        3: {"output": " "},
+        50: {"output": 5},
+        70: {"instruction": "\ud800"},
+        71: {"output": ""},
+        90: {"output": "x" * 10_000_000},
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(alpaca_rows(500, broken), indent=0))
+    spec = DatasetSpec(name="a", format="alpaca", path=str(path), sizes={"train": 495})
+    loaded = load_examples(spec)
+    assert {e.source["row"] - 1 for e in loaded.examples} == set(range(500)) - set(broken)
+    metrics = loaded.metrics
+    assert (metrics["rows_read"], metrics["rows_broken"], metrics["broken_empty_text"]) == (500, 5, 2)
+    assert (metrics["broken_wrong_type"], metrics["broken_invalid_unicode"], metrics["broken_text_too_long"]) == (
+        1,
+        1,
+        1,
+    )
+    listed = list(loaded.rejects.rows())
+    assert [row["row"] - 1 for row in listed] == list(broken)
+    # Each record is five lines, after the one that opens the list.
+    assert all(row["line"] == 2 + 5 * (row["row"] - 1) and row["file"] == "a.json" for row in listed)
+    assert metrics["left_out"].splitlines()[1] == "a.json: line 252 (row 51): wrong type: 'output' is not text"
+    assert max(map(len, metrics["left_out"].splitlines())) < 200
+
+
+def test_above_the_share_the_dataset_fails_with_counts_and_the_first(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", alpaca_rows(200, {i: {"output": ""} for i in (5, 9, 10)}))
+    spec = DatasetSpec(name="a", format="alpaca", path=path, sizes={"train": 2})
+    with pytest.raises(InputError) as caught:
+        load_examples(spec)
+    said = str(caught.value)
+    assert "3 of 200 rows are broken (3 empty text), more than the share of 0.01" in said
+    assert "a.jsonl: line 6: 'output' is empty" in said and "`max_broken_share:` of a" in said and "\n" not in said
+    assert load_examples(spec.model_copy(update={"max_broken_share": 0.015})).metrics["rows_broken"] == 3
+
+
+def test_a_file_that_ends_within_a_record_fails_or_goes_on(tmp_path):
+    path = tmp_path / "a.json"
+    text = json.dumps(alpaca_rows(30), indent=0)
+    path.write_text(text[: text.index("Do 20")])
+    spec = DatasetSpec(name="a", format="alpaca", path=str(path), sizes={"train": 20})
+    with pytest.raises(
+        InputError, match=r"a\.json: ends in .* begins at line 102 \(byte [\d,]+\); the 20 before it are.*on_trunc"
+    ):
+        load_examples(spec)
+    loaded = load_examples(spec.model_copy(update={"on_truncated": "keep"}))
+    assert len(loaded.examples) == 20 and loaded.metrics["truncated"].startswith("a.json ends in the middle")
+    path.write_text("[")
+    with pytest.raises(InputError, match="holds no rows"):
+        load_examples(spec.model_copy(update={"on_truncated": "keep"}))
+
+
+def test_repeats_are_told_apart_and_listed(tmp_path):
+    path = write_lines(
+        tmp_path / "a.jsonl", [chat("Why?"), chat("Who?"), chat("why?"), chat("Who?"), chat("Who?", "No.")]
+    )
+    loaded = load_examples(messages_spec(path, {"train": 2}))
+    metrics = loaded.metrics
+    assert (metrics["duplicate_questions_dropped"], metrics["duplicate_conversations"], metrics["rows_broken"]) == (
+        3,
+        1,
+        0,
+    )
+    assert metrics["left_out"].splitlines() == [
+        "a.jsonl: line 3: repeated question: the same question as a.jsonl: line 1",
+        "a.jsonl: line 4: repeated conversation: the same conversation as a.jsonl: line 2",
+        "a.jsonl: line 5: repeated question: the same question as a.jsonl: line 2",
+    ]
+
+
+def test_a_long_list_of_left_out_rows_is_cut_in_the_metrics_alone(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [chat("Why?")] * 70)
+    loaded = load_examples(messages_spec(path))
+    assert len(list(loaded.rejects.rows())) == 69
+    lines = loaded.metrics["left_out"].splitlines()
+    assert len(lines) == 51 and lines[-1] == "and 19 more: see the table rejected_rows"
+
+
+def test_progress_is_told_while_rows_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenuq_ml.datasets.PROGRESS_ROWS", 2)
+    told = []
+    path = write_lines(tmp_path / "a.jsonl", [chat(f"Q{i}") for i in range(5)])
+    load_examples(messages_spec(path), tmp_path, told.append)
+    assert told == ["chats: 2 rows read, 0 of them broken", "chats: 4 rows read, 0 of them broken"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet", "arrow"])
+def test_every_container_holds_the_same_rows(tmp_path, suffix):
+    """The same ids, texts and draws, whatever file they come in."""
+    rows = alpaca_rows(40, {7: {"output": ""}})
+    write = {
+        "json": lambda path: path.write_text(json.dumps(rows)),
+        "jsonl": lambda path: write_lines(path, rows),
+        "csv": lambda path: pl.DataFrame(rows).write_csv(path),
+        "parquet": lambda path: pl.DataFrame(rows).write_parquet(path, row_group_size=7),
+        "arrow": lambda path: pl.DataFrame(rows).write_ipc(path),
+    }
+    write[suffix](tmp_path / f"a.{suffix}")
+    spec = DatasetSpec(
+        name="a",
+        format="alpaca",
+        path=str(tmp_path / f"a.{suffix}"),
+        sizes={"train": 9, "test": 9},
+        max_broken_share=0.1,
+    )
+    examples = load_examples(spec).examples
+    order = [i for i in range(40) if i != 7]
+    random.Random("a|0").shuffle(order)
+    assert {(e.id, e.split) for e in examples} == {
+        (f"a/{i:06d}", "train" if n < 9 else "test") for n, i in enumerate(order[:18])
+    }
+    assert all(e.question == f"do {int(e.id[2:])}" for e in examples)
+
+
+def test_csv_is_refused_for_formats_with_lists(tmp_path):
+    (tmp_path / "a.csv").write_text("messages\nx\n")
+    with pytest.raises(InputError, match=r"a\.csv: CSV holds no lists, which format 'messages' needs"):
+        load_examples(messages_spec(tmp_path / "a.csv"))
+
+
+def test_problems_are_told_without_reading(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "a.jsonl", ["not read"])
+    assert problem(messages_spec(path)) is None and problem(gym_spec()) is None
+    assert "no such file" in problem(messages_spec(tmp_path / "b.jsonl"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "reasoning-gym is not installed" in problem(gym_spec())

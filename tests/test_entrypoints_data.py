@@ -27,9 +27,12 @@ GSM = {
 
 
 def request(stage: str, fields: dict, folder: Path, inputs: dict | None = None) -> StageRequest:
-    output = {"datasets": "examples", "tokenized_dataset": "tokenized_dataset"}[stage]
-    (folder / output).mkdir(parents=True)
-    asset = AssetRequest(fields=fields, code_version="1-x", outputs={output: str(folder / output)})
+    outputs = {"datasets": ("examples", "rejected_rows"), "tokenized_dataset": ("tokenized_dataset",)}[stage]
+    for output in outputs:
+        (folder / output).mkdir(parents=True)
+    asset = AssetRequest(
+        fields=fields, code_version="1-x", outputs={output: str(folder / output) for output in outputs}
+    )
     return StageRequest(
         entrypoint=stage,
         study="toy",
@@ -73,8 +76,38 @@ def test_load_dataset_counts_duplicates_and_leaves_templates_out_where_none_are_
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in turns))
     spec = {"name": "chats", "format": "messages", "path": str(tmp_path / "a.jsonl"), "sizes": {"train": 2, "test": 1}}
     table, result = load(spec, tmp_path / "out")
-    assert result.metrics == {"rows_train": 2, "rows_test": 1, "duplicate_questions_dropped": 1}
+    assert result.metrics == {
+        "rows_train": 2,
+        "rows_test": 1,
+        "rows_read": 4,
+        "rows_broken": 0,
+        "duplicate_questions_dropped": 1,
+        "duplicate_conversations": 0,
+        "questions_in_two_splits": 0,
+        "left_out": "a.jsonl: line 3: repeated question: the same question as a.jsonl: line 1",
+    }
     assert table["messages"].to_list() == [turns[0], turns[1], turns[3]]
+
+
+def test_load_dataset_lists_what_it_left_out(tmp_path):
+    rows = [{"instruction": f"Do {i}", "output": "" if i % 3 == 1 else "Done"} for i in range(9)]
+    (tmp_path / "a.json").write_text(json.dumps(rows)[:-1])
+    spec = {
+        "name": "a",
+        "format": "alpaca",
+        "path": str(tmp_path / "a.json"),
+        "sizes": {"train": 6},
+        "max_broken_share": 0.5,
+        "on_truncated": "keep",
+    }
+    table, result = load(spec, tmp_path / "out")
+    assert len(table) == 6 and result.metrics["rows_broken"] == 3
+    assert "9 before it are whole" in result.metrics["truncated"]
+    left_out = read_table(tmp_path / "out" / "rejected_rows")
+    assert left_out.columns == list(TABLES["rejected_rows"].columns)
+    assert left_out.select("row", "line", "reason").rows() == [(row, 1, "empty text") for row in (2, 5, 8)]
+    _, none = load({**GSM, "sizes": {"train": 2}}, tmp_path / "none")
+    assert read_table(tmp_path / "none" / "rejected_rows").is_empty() and "left_out" not in none.metrics
 
 
 def test_load_dataset_leaves_nothing_behind_on_bad_input(tmp_path):

@@ -127,6 +127,21 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         ("models.m", {"source": "hub"}, ["models.yaml: m", "needs 'id'"]),
         ("datasets.d.sizes", {"train": 2, "test": 1}, ["datasets.yaml: d.sizes", "'validation'", "study s"]),
         ("datasets.d.format", "messages", ["datasets.yaml: d", "needs either 'path' or 'package'"]),
+        (
+            "datasets.d",
+            {"format": "alpaca", "id": "a/b", "sizes": {"train": 1, "test": 1}, "drawn_from": {"train": "train"}},
+            ["datasets.yaml: d", "'drawn_from' must name the splits that 'sizes' names"],
+        ),
+        (
+            "datasets.d",
+            {"format": "alpaca", "id": "a/b", "sizes": {"train": 1}, "drawn_from": {"train": "train[:9%]"}},
+            ["datasets.yaml: d", "'train[:9%]' is not a name"],
+        ),
+        (
+            "datasets.d",
+            {"format": "alpaca", "id": "a/b", "sizes": {"train": 1}, "max_broken_share": 2},
+            ["datasets.yaml: d.max_broken_share", "less than or equal to 1"],
+        ),
     ],
 )
 def test_errors_name_file_key_and_mend(tmp_path, path, value, said):
@@ -154,6 +169,29 @@ def test_a_second_folder_adds_and_does_not_shadow(tmp_path):
     (tmp_path / "more" / "ablations.yaml").write_text("a: {select: all}")
     with pytest.raises(InputError, match="already defined in"):
         load_config(tmp_path, tmp_path / "more")
+
+
+def test_a_datasets_path_may_hold_variables_and_need_not_be_there_yet(tmp_path, monkeypatch):
+    sizes = {"train": 1, "validation": 1, "test": 1}
+    entries = {
+        "plain": {"format": "alpaca", "path": "later/a.json", "sizes": sizes},
+        "own": {"format": "alpaca", "path": "${TOKENUQ_TEST}/a.json", "sizes": sizes},
+        "either": {"format": "alpaca", "path": "$TOKENUQ_TEST", "id": "a/b", "sizes": sizes},
+    }
+    folder = write(tmp_path, {f"datasets.{name}": entry for name, entry in entries.items()})
+    for value in (None, "", "/data"):
+        monkeypatch.delenv("TOKENUQ_TEST", raising=False)
+        if value is not None:
+            monkeypatch.setenv("TOKENUQ_TEST", value)
+        datasets = load_config(folder).datasets
+        assert datasets["plain"].path == str(tmp_path / "later/a.json")
+        if value is None:
+            assert datasets["own"].path == "${TOKENUQ_TEST}/a.json"
+        if value:
+            assert datasets["own"].path == "/data/a.json"
+            assert datasets["either"].path == "/data" and not datasets["either"].on_hub
+        else:
+            assert datasets["either"].path is None and datasets["either"].on_hub
 
 
 def test_relative_paths_are_beside_their_file(tmp_path):

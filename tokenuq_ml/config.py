@@ -4,6 +4,7 @@ Every error names the file, the key and the mend. Sweeps are opened out (`sweeps
 study's ablations are named one by one. Does not know what the specs mean to a stage (`stages.py`).
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,8 +133,10 @@ def _parse(spec_class: type[Spec], path: Path, name, raw) -> Spec:
         raise InputError(f"{path}: {name}: must be a mapping, is {type(raw).__name__}")
     for key in ("path", "chat_template"):
         if isinstance(raw.get(key), str):
-            # A relative path means "beside this file", wherever the program was started.
-            raw = {**raw, key: str((path.parent / Path(raw[key]).expanduser()).resolve())}
+            raw = {**raw, key: _place(path.parent, raw[key])}
+            if "$" in raw[key] and raw.get("id") is not None:
+                # The variable is not set, and the hub has it too.
+                raw.pop(key)
     try:
         return spec_class(**{**raw, "name": name})
     except ValidationError as error:
@@ -147,6 +150,16 @@ def _parse(spec_class: type[Spec], path: Path, name, raw) -> Spec:
                 message += f", got {problem['input']!r}"
             lines.append(f"{path}: {name}{'.' + key if key else ''}: {message}")
         raise InputError("\n".join(lines)) from None
+
+
+def _place(folder: Path, written: str) -> str:
+    """A relative path means "beside this file", wherever the program was started.
+
+    Environment variables are put in; with one that is not set the path stays as written, and is an error for whoever
+    uses it.
+    """
+    expanded = os.path.expandvars(written)
+    return written if "$" in expanded or not expanded.strip() else str((folder / Path(expanded).expanduser()).resolve())
 
 
 def _allowed_keys(spec_class: type[Spec], loc: tuple) -> list[str]:
@@ -185,9 +198,9 @@ def _check_references(config: Config, origin: dict[tuple[str, str], Path]) -> No
                     f"{origin['datasets', study.dataset]}: {study.dataset}.sizes: has no {split!r} split, "
                     f"which study {study.name} needs"
                 )
-    for kind in ("models", "datasets"):
-        for name, spec in getattr(config, kind).items():
-            for key in ("path", "chat_template"):
-                value = getattr(spec, key, None)
-                if value is not None and not Path(value).exists():
-                    raise InputError(f"{origin[kind, name]}: {name}.{key}: {value}: no such file or folder")
+    # A dataset's file may arrive later; it is missed when the dataset is made.
+    for name, spec in config.models.items():
+        for key in ("path", "chat_template"):
+            value = getattr(spec, key)
+            if value is not None and "$" not in value and not Path(value).exists():
+                raise InputError(f"{origin['models', name]}: {name}.{key}: {value}: no such file or folder")

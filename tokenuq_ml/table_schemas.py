@@ -51,6 +51,19 @@ TABLES = {
         keys=("example_id",),
         partitions=("dataset",),
     ),
+    "rejected_rows": Table(
+        "Rows of a dataset's source that are not among its examples, with the reason.",
+        {
+            "number": (pa.int64(), "order in which they were found, from 0"),
+            "file": (pa.string(), "name of the file, or of the hub's dataset"),
+            "row": (pa.int64(), "which row of the file, from 1"),
+            "line": (pa.int64(), "the line that it begins on, from 1; null where there are no lines"),
+            "reason": (pa.string(), "kind of fault, or what it repeats"),
+            "detail": (pa.string(), "what exactly"),
+        },
+        keys=("number",),
+        partitions=("dataset",),
+    ),
     "tokenized_dataset": Table(
         "Examples in a model's tokens.",
         {

@@ -1,154 +1,232 @@
 """Sources of examples: one file a format, all yielding the same `Example`.
 
-Knows conversations and splits; neither tokens nor tables.
+Knows which reader and which format a dataset needs, and how rows become examples with a split; neither tokens
+nor tables.
 """
 
-import json
-import random
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+from tokenuq_ml.datasets import (
+    alpaca,
+    alpaca_eval,
+    dolly,
+    gsm8k,
+    gym,
+    hub,
+    ifeval,
+    json_records,
+    locate,
+    messages,
+    prompt_completion,
+    sharegpt,
+    table_records,
+)
+from tokenuq_ml.datasets.examples import Example, example_id, rows_by_split, template_overlap
+from tokenuq_ml.datasets.pool import Pool
+from tokenuq_ml.datasets.records import BrokenRow, EndsInside, Parsed, Place, Record
+from tokenuq_ml.datasets.rejects import Rejects
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.specs import SPLITS, DatasetSpec
+from tokenuq_ml.specs import DatasetSpec
+
+__all__ = ["Example", "LoadedExamples", "example_id", "load_examples", "problem"]
+
+PROGRESS_ROWS = 100_000
+DEFAULT_HUB_SPLIT = "train"
+NO_SPLIT = "missing split"
 
 
 @dataclass(frozen=True)
-class Example:
-    """One conversation: `messages` of role and content; `source` says where it comes from.
+class Format:
+    """How a row is understood, and what it is called: by its line, or by its number among the rows."""
 
-    `split` is empty until one is drawn.
-    """
+    parse: Callable[[dict], Parsed]
+    by_line: bool = False
+    placed: bool = True
+    """Whether `source` says where the row stands."""
+    nested: bool = False
+    """Whether rows hold lists, which CSV has none of."""
 
-    id: str
-    split: str
-    messages: list[dict[str, str]]
-    source: dict = field(default_factory=dict)
 
-    @property
-    def question(self) -> str:
-        """What the user says first, but for case and white space: two examples of one question are one too many."""
-        first = next((message["content"] for message in self.messages if message["role"] == "user"), "")
-        return re.sub(r"\s+", " ", first.casefold()).strip()
-
-    @property
-    def row(self) -> dict:
-        """A row of the table `examples`."""
-        return {
-            "example_id": self.id,
-            "split": self.split,
-            "messages": self.messages,
-            "source": json.dumps(self.source, ensure_ascii=False, sort_keys=True),
-        }
+FORMATS = {
+    "alpaca": Format(alpaca.parse),
+    "sharegpt": Format(sharegpt.parse, nested=True),
+    "gsm8k": Format(gsm8k.parse),
+    "dolly": Format(dolly.parse),
+    "messages": Format(messages.parse, by_line=True, nested=True),
+    "prompt_completion": Format(prompt_completion.parse),
+    "alpaca_eval": Format(alpaca_eval.parse),
+    "ifeval": Format(ifeval.parse, by_line=True, placed=False, nested=True),
+}
 
 
 @dataclass(frozen=True)
 class LoadedExamples:
-    """A dataset's examples, and what was noticed on the way."""
+    """A dataset's examples, what was noticed on the way, and the rows that were left out."""
 
     examples: list[Example]
-    duplicates_dropped: int = 0
+    metrics: dict[str, int | str]
+    rejects: Rejects
 
     @property
-    def metrics(self) -> dict[str, int]:
-        """Rows of each split, repeated questions left out and, where templates are known, how many recur."""
-        counts = Counter(example.split for example in self.examples)
-        return {
-            **{f"rows_{split}": count for split, count in counts.items()},
-            "duplicate_questions_dropped": self.duplicates_dropped,
-            **_template_overlap(self.examples),
+    def duplicates_dropped(self) -> int:
+        return self.metrics["duplicate_questions_dropped"]
+
+
+def load_examples(
+    spec: DatasetSpec, scratch: str | Path | None = None, progress: Callable[[str], None] = lambda message: None
+) -> LoadedExamples:
+    """Read a dataset: as a stream, however large, so that memory holds the drawn examples and some bytes a row.
+
+    `scratch` is the folder of the temporary files that hold the rest; they are as large as the data.
+
+    Raises:
+        InputError: a package or file is missing, too many rows are broken, or there are too few.
+    """
+    if spec.format == "reasoning_gym":
+        return _load_problems(spec)
+    return _Loading(spec, scratch, progress).load()
+
+
+def problem(spec: DatasetSpec) -> str | None:
+    """Why a dataset cannot be read, told without reading it: a variable, file, package or access is missing."""
+    if spec.format == "reasoning_gym":
+        return gym.problem(spec)
+    if spec.on_hub:
+        return hub.problem(spec)
+    try:
+        locate.files_by_part(spec)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _load_problems(spec: DatasetSpec) -> LoadedExamples:
+    problems, repeated = gym.problems(spec)
+    pool, rejects = Pool(), Rejects()
+    for number, example in enumerate(problems):
+        pool.add(example, "", str(spec.task), Place(number + 1, None))
+    drawn = pool.draw(spec, {"": spec.sizes}, f"dataset {spec.name}: task {spec.task!r}", rejects)
+    metrics = {
+        **rows_by_split(drawn.examples),
+        "duplicate_questions_dropped": repeated,
+        **template_overlap(drawn.examples),
+    }
+    return LoadedExamples(drawn.examples, metrics, rejects)
+
+
+class _Loading:
+    """The way of one dataset from its rows to its examples."""
+
+    def __init__(self, spec: DatasetSpec, scratch: str | Path | None, progress: Callable[[str], None]):
+        self.spec, self.format, self.progress = spec, FORMATS[spec.format], progress
+        self.pool, self.rejects = Pool(scratch), Rejects(scratch)
+        self.read, self.trimmed, self.truncated = 0, 0, []
+
+    def load(self) -> LoadedExamples:
+        where = self._read_all()
+        if not self.read:
+            raise InputError(f"{where}: holds no rows; name a file with examples")
+        self._require_splits_of_all_or_none(where)
+        self.rejects.require_few_broken(self.spec, self.read, where)
+        drawn = self.pool.draw(self.spec, self._groups(), where, self.rejects)
+        metrics = {
+            **rows_by_split(drawn.examples),
+            "rows_read": self.read,
+            "duplicate_questions_dropped": drawn.repeated,
+            "duplicate_conversations": drawn.repeated_whole,
+            "questions_in_two_splits": drawn.shared,
+            **self.rejects.metrics,
+            **({"conversations_trimmed": self.trimmed} if self.spec.format == "sharegpt" else {}),
+            **({"truncated": "; ".join(self.truncated)} if self.truncated else {}),
         }
+        return LoadedExamples(drawn.examples, metrics, self.rejects)
 
+    def _read_all(self) -> str:
+        """Reads every part; returns what to call the source."""
+        spec = self.spec
+        if spec.on_hub and spec.file is None:
+            for part in dict.fromkeys((spec.drawn_from or {"": DEFAULT_HUB_SPLIT}).values()):
+                where = f"hub dataset {spec.id}, split {part}"
+                records = hub.hub_rows(spec, part)
+                self._take(records, part if spec.drawn_from else "", where, f"{spec.id}:{part}", 0)
+            return f"hub dataset {spec.id}"
+        parts = {"": [hub.hub_file(spec)]} if spec.on_hub else locate.files_by_part(spec)
+        for part, files in parts.items():
+            offset = 0
+            for file in files:
+                offset = self._take(self._records(file), part, str(file), file.name, offset)
+        every = [file for files in parts.values() for file in files]
+        return str(every[0] if len(every) == 1 else every[0].parent)
 
-def _template_overlap(examples: Sequence[Example]) -> dict[str, int]:
-    """How many question templates of test occur in train; empty where test has no known template."""
-    known = [example for example in examples if example.source.get("template") is not None]
-    templates = {split: [e.source["template"] for e in known if e.split == split] for split in ("train", "test")}
-    if not templates["test"]:
-        return {}
-    train, test = set(templates["train"]), templates["test"]
-    return {
-        "test_templates": len(set(test)),
-        "test_templates_shared_with_train": len(set(test) & train),
-        "test_examples_sharing_train_template": sum(template in train for template in test),
-    }
-
-
-def load_examples(spec: DatasetSpec) -> LoadedExamples:
-    """Read a dataset.
-
-    Raises:
-        InputError: a package or file is missing, a row is broken, or there are too few rows.
-    """
-    from tokenuq_ml.datasets import alpaca_eval, gym, ifeval, messages
-
-    loaders = {
-        "reasoning_gym": gym.load,
-        "alpaca_eval": alpaca_eval.load,
-        "ifeval": ifeval.load,
-        "messages": messages.load,
-    }
-    return loaders[spec.format](spec)
-
-
-def example_id(dataset: str, number: int) -> str:
-    """`<dataset>/<number>`, padded so that ids sort as numbers do."""
-    return f"{dataset}/{number:06d}"
-
-
-def distinct(examples: Iterable[Example]) -> list[Example]:
-    """The first example of each question, in order."""
-    first: dict[str, Example] = {}
-    for example in examples:
-        first.setdefault(example.question, example)
-    return list(first.values())
-
-
-def draw_splits(spec: DatasetSpec, examples: Sequence[Example], where: str) -> LoadedExamples:
-    """Examples with a split each, in the order given; of the rest only how many repeat a question.
-
-    The first of a shuffle seeded by the dataset's name and seed, split by split, so that
-    the same rows are drawn on any machine and no question is in two splits.
-
-    Raises:
-        InputError: fewer distinct questions than `sizes` asks for.
-    """
-    usable, wanted = distinct(examples), sum(spec.sizes.values())
-    if len(usable) < wanted:
-        raise InputError(
-            f"{where}: holds {len(usable)} distinct questions, `sizes` of {spec.name} asks for {wanted}; lower `sizes`"
-        )
-    order = list(range(len(usable)))
-    random.Random(f"{spec.name}|{spec.seed}").shuffle(order)
-    assigned, start = {}, 0
-    for split in SPLITS:
-        size = spec.sizes.get(split, 0)
-        assigned.update(dict.fromkeys(order[start : start + size], split))
-        start += size
-    drawn = [replace(usable[index], split=assigned[index]) for index in sorted(assigned)]
-    return LoadedExamples(drawn, len(examples) - len(usable))
-
-
-def take_named_splits(spec: DatasetSpec, examples: Sequence[Example], where: str) -> LoadedExamples:
-    """Of examples that name their splits as many as `sizes` asks for, drawn as in `draw_splits`.
-
-    Raises:
-        InputError: a split holds too few distinct questions, or two splits share one.
-    """
-    asked = [example for example in examples if example.split in spec.sizes]
-    split_of: dict[str, Example] = {}
-    for example in asked:
-        first = split_of.setdefault(example.question, example)
-        if first.split != example.split:
+    def _records(self, file: Path) -> Iterator[Record]:
+        kind = file.suffix.lower()
+        if kind == ".csv" and self.format.nested:
             raise InputError(
-                f"{where}: {first.id} in split {first.split!r} and {example.id} in {example.split!r} ask "
-                "the same question (numbers are lines); take one of them out"
+                f"{file}: CSV holds no lists, which format {self.spec.format!r} needs; use JSON or Parquet"
             )
-    drawn, dropped = [], 0
-    for split, size in spec.sizes.items():
-        one_split = spec.model_copy(update={"sizes": {split: size}})
-        part = draw_splits(one_split, [e for e in asked if e.split == split], f"{where}: split {split!r}")
-        drawn += part.examples
-        dropped += part.duplicates_dropped
-    return LoadedExamples(sorted(drawn, key=lambda example: example.id), dropped)
+        readers = {
+            ".csv": table_records.csv_rows,
+            ".parquet": table_records.parquet_rows,
+            ".arrow": table_records.arrow_rows,
+        }
+        if kind in readers:
+            return readers[kind](file)
+        return json_records.json_list(file) if json_records.is_list(file) else json_records.json_lines(file)
+
+    def _take(self, records: Iterator[Record], part: str, where: str, name: str, offset: int) -> int:
+        """Rows into the pool or among the rejects; `offset` is what comes before in the same part, and is returned."""
+        last = 0
+        try:
+            for record in records:
+                number = record.index if record.line is None or not self.format.by_line else record.line
+                last = number if self.format.by_line else number + 1
+                self._take_one(record, offset + number, part, where, name)
+        except EndsInside as cut:
+            if self.spec.on_truncated == "fail":
+                raise InputError(
+                    f"{where}: {cut}; copy the file again, or set `on_truncated: keep` of {self.spec.name} in "
+                    "datasets.yaml to go on with those"
+                ) from None
+            self.truncated.append(f"{name} {cut}")
+        return offset + last
+
+    def _take_one(self, record: Record, number: int, part: str, where: str, name: str) -> None:
+        self.read += 1
+        if self.read % PROGRESS_ROWS == 0:
+            self.progress(f"{self.spec.name}: {self.read:,} rows read, {self.rejects.broken.total():,} of them broken")
+        try:
+            if isinstance(record.value, BrokenRow):
+                raise record.value
+            if not isinstance(record.value, dict):
+                raise BrokenRow("not an object", "not a JSON object")
+            parsed = self.format.parse(record.value)
+        except BrokenRow as broken:
+            self.rejects.add_broken(where, name, record.place, broken.reason, str(broken))
+            return
+        self.trimmed += sharegpt.TRIMMED in parsed.source
+        place = {"line": record.line} if self.format.by_line and record.line else {"row": record.index + 1}
+        source = {"file": name, **place, **parsed.source} if self.format.placed else parsed.source
+        example = Example(example_id(self.spec.name, number, part), "", parsed.messages, source)
+        # What the configuration says of parts goes before what a row says.
+        self.pool.add(example, part or parsed.split, name, record.place)
+
+    def _groups(self) -> dict[str, dict[str, int]]:
+        """Part -> split -> rows wanted: by `drawn_from`, by the splits that rows name, or all from all."""
+        sizes = self.spec.sizes
+        if self.spec.drawn_from:
+            parts = dict.fromkeys(self.spec.drawn_from.values())
+            return {part: {s: sizes[s] for s, of in self.spec.drawn_from.items() if of == part} for part in parts}
+        if any(self.pool.parts):
+            return {split: {split: size} for split, size in sizes.items()}
+        return {"": sizes}
+
+    def _require_splits_of_all_or_none(self, where: str) -> None:
+        if "" not in self.pool.parts or not any(self.pool.parts):
+            return
+        for file, place in self.pool.places(""):
+            detail = "has no 'split', though other rows do; give one to all or to none"
+            self.rejects.add_broken(
+                str(Path(where, file) if Path(where).is_dir() else where), file, place, NO_SPLIT, detail
+            )

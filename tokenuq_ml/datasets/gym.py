@@ -3,7 +3,9 @@
 The same seed gives the same problems on any machine.
 """
 
-from tokenuq_ml.datasets import Example, LoadedExamples, draw_splits, example_id
+import importlib.util
+
+from tokenuq_ml.datasets.examples import Example, example_id
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import DatasetSpec
 
@@ -11,35 +13,42 @@ OVERSAMPLING = 4
 """Problems drawn for each that is wanted, before giving up on finding enough distinct ones."""
 
 
-def load(spec: DatasetSpec) -> LoadedExamples:
-    """Distinct questions only; the answer is the worked one where the task has it.
+def problem(spec: DatasetSpec) -> str | None:
+    """Why there can be no problems; None where the package is there."""
+    if importlib.util.find_spec("reasoning_gym"):
+        return None
+    return f"dataset {spec.name}: reasoning-gym is not installed; pip install 'tokenuq[quickstart]'"
+
+
+def problems(spec: DatasetSpec) -> tuple[list[Example], int]:
+    """As many problems as `sizes` asks for, and how many more repeated a question on the way.
+
+    The answer is the worked one where the task has it. Fewer only where distinct ones run out.
 
     Raises:
-        InputError: the package or the task is missing, or there are too few distinct problems.
+        InputError: the package or the task is missing, or has no written answers.
     """
     try:
         import reasoning_gym
     except ImportError:
-        raise InputError(
-            f"dataset {spec.name}: reasoning-gym is not installed; pip install 'tokenuq[quickstart]'"
-        ) from None
+        raise InputError(problem(spec)) from None
     wanted = sum(spec.sizes.values())
     try:
-        problems = reasoning_gym.create_dataset(spec.task, size=OVERSAMPLING * wanted, seed=spec.seed)
+        made = reasoning_gym.create_dataset(spec.task, size=OVERSAMPLING * wanted, seed=spec.seed)
     except (ValueError, AssertionError) as error:
         raise InputError(
             f"dataset {spec.name}: task {spec.task!r}: {str(error) or 'needs settings of its own'}; "
             "name another `task:` in datasets.yaml"
         ) from None
     # gsm_symbolic draws a numbered generator for each problem: that number is the question's template.
-    templates = problems.task_indices if spec.task == "gsm_symbolic" else None
+    templates = made.task_indices if spec.task == "gsm_symbolic" else None
     found: dict[str, Example] = {}
-    duplicates = 0
-    for number in range(len(problems)):
+    repeated = 0
+    for number in range(len(made)):
         if len(found) == wanted:
             break
-        problem = problems[number]
-        answer = problem["metadata"].get("answer_cot") or problem["answer"]
+        one = made[number]
+        answer = one["metadata"].get("answer_cot") or one["answer"]
         if answer is None or not str(answer).strip():
             raise InputError(
                 f"dataset {spec.name}: task {spec.task!r} has problems with no written answer; "
@@ -54,10 +63,9 @@ def load(spec: DatasetSpec) -> LoadedExamples:
         example = Example(
             example_id(spec.name, number),
             "",
-            [{"role": "user", "content": problem["question"]}, {"role": "assistant", "content": str(answer)}],
+            [{"role": "user", "content": one["question"]}, {"role": "assistant", "content": str(answer)}],
             source,
         )
-        duplicates += example.question in found
+        repeated += example.question in found
         found.setdefault(example.question, example)
-    drawn = draw_splits(spec, list(found.values()), f"dataset {spec.name}: task {spec.task!r}")
-    return LoadedExamples(drawn.examples, duplicates)
+    return list(found.values()), repeated

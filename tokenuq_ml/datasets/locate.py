@@ -1,25 +1,68 @@
-"""Finds a dataset's file: at a path, or inside an installed package, without importing the package."""
+"""Finds a dataset's files: at a path, inside an installed package, or in a repository of the hub.
+
+Packages are not imported. Does not know what is in a file, nor how rows of the hub are read (`hub.py`).
+"""
 
 import importlib.util
-import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
+from tokenuq_ml.data_files import SUFFIXES, files_of
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import DatasetSpec
 
+_UNSET = re.compile(r"\$\{?(\w+)")
 
-def locate(spec: DatasetSpec) -> Path:
-    """The file of `spec`.
+
+def files_by_part(spec: DatasetSpec) -> dict[str, list[Path]]:
+    """The files of each part that splits are drawn from; of a single part its name is empty.
 
     Raises:
-        InputError: the package is not installed, or there is no such file.
+        InputError: an environment variable is not set, the package is not installed, or there is no such file.
     """
-    if spec.path is not None:
-        path = Path(spec.path)
-        if not path.is_file():
-            raise InputError(f"dataset {spec.name}: {path}: no such file; mend `path:` of {spec.name} in datasets.yaml")
-        return path
+    path = _file_in_package(spec) if spec.package is not None else Path(_path(spec))
+    files = files_of(path)
+    if not files:
+        what = f"holds no data file ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file"
+        raise InputError(f"dataset {spec.name}: {path}: {what}; mend `path:` of {spec.name} in datasets.yaml")
+    if spec.drawn_from is None:
+        return {"": files}
+    if not path.is_dir():
+        raise InputError(
+            f"dataset {spec.name}: {path}: `drawn_from` tells files apart by their names; name the folder that they "
+            "are in, or take `drawn_from` out"
+        )
+    return {part: _files_named(spec, path, files, part) for part in dict.fromkeys(spec.drawn_from.values())}
+
+
+def unset_variable(path: str) -> str | None:
+    """The environment variable that a path still waits for: configuration puts in those that are set."""
+    found = _UNSET.search(path)
+    return found.group(1) if found else None
+
+
+def _path(spec: DatasetSpec) -> str:
+    variable = unset_variable(spec.path)
+    if variable:
+        raise InputError(
+            f"dataset {spec.name}: the environment variable {variable} is not set; set it to the data's file or "
+            f"folder, or mend `path:` of {spec.name} in datasets.yaml"
+        )
+    return spec.path
+
+
+def _files_named(spec: DatasetSpec, folder: Path, files: list[Path], part: str) -> list[Path]:
+    """Files whose name has `part` as a word: `gsm8k_train.jsonl` and `train-00000-of-00001.parquet` are `train`."""
+    named = [file for file in files if part in re.split(r"[^A-Za-z0-9]+", file.stem) or part == file.name]
+    if not named:
+        raise InputError(
+            f"dataset {spec.name}: {folder}: no file's name has the word {part!r}, which `drawn_from` asks for; "
+            f"there are {', '.join(file.name for file in files[:10])}"
+        )
+    return named
+
+
+def _file_in_package(spec: DatasetSpec) -> Path:
     # Only the outermost package: find_spec imports the parents of a dotted name.
     outer, *inner = spec.package.split(".")
     found = importlib.util.find_spec(outer) if outer.isidentifier() else None
@@ -35,53 +78,3 @@ def locate(spec: DatasetSpec) -> Path:
             f"{spec.name} in datasets.yaml"
         )
     return path
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line number (from 1) and object of each line that is not blank.
-
-    Raises:
-        InputError: a line is not a JSON object, or the file has none.
-    """
-    count = 0
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number}: not JSON ({getattr(error, 'msg', error)})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number}: not a JSON object")
-            count += 1
-            yield number, row
-    if not count:
-        raise InputError(f"{path}: holds no rows; name a file with examples")
-
-
-def text_field(row: dict, key: str, where: str) -> str:
-    """A field that must be text with something in it.
-
-    Raises:
-        InputError: it is missing, of another type, blank, or not valid Unicode.
-    """
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {key!r} is {'missing' if key not in row else 'not text'}")
-    if not value.strip():
-        raise InputError(f"{where}: {key!r} is empty")
-    require_unicode(value, f"{where}: {key!r}")
-    return value
-
-
-def require_unicode(value, where: str) -> None:
-    """Any JSON value: its text must be storable.
-
-    Raises:
-        InputError: some text is not valid Unicode.
-    """
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: is not valid Unicode (a lone surrogate or a broken byte)") from None

@@ -4,6 +4,7 @@ Does not know how a source is read (`models.py`, `datasets/`).
 """
 
 from pathlib import Path
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -49,24 +50,61 @@ class DatasetSpec(Spec):
     """Where examples come from, and how many go into each split."""
 
     name: Annotated[str, AfterValidator(check_name)]
-    format: Literal["reasoning_gym", "alpaca_eval", "ifeval", "messages"]
+    format: Literal[
+        "alpaca",
+        "sharegpt",
+        "gsm8k",
+        "dolly",
+        "messages",
+        "prompt_completion",
+        "reasoning_gym",
+        "alpaca_eval",
+        "ifeval",
+    ]
     task: str | None = Field(None, description="reasoning_gym: the task's name")
     package: str | None = Field(None, description="import name of a package that carries the file")
-    file: str | None = Field(None, description="path of the file inside the package")
-    path: str | None = Field(None, description="a local file")
+    file: str | None = Field(None, description="path of the file inside the package, or the hub's repository")
+    path: str | None = Field(None, description="a local file, or a folder of them; goes before `id`")
+    id: str | None = Field(None, description="the hub's id of the dataset, e.g. tatsu-lab/alpaca")
+    revision: str | None = Field(None, description="hub: a commit or tag")
+    config: str | None = Field(None, description="hub: the dataset's configuration (subset)")
+    drawn_from: dict[Literal["train", "validation", "test", "ood"], str] | None = Field(
+        None, description="split -> the hub's split that it is drawn from; of a folder, a word in its files' names"
+    )
     requirement: str | None = Field(None, description="what to pip install --no-deps where the package is missing")
     sizes: dict[Literal["train", "validation", "test", "ood"], Annotated[int, Field(gt=0)]]
     seed: int = 0
+    max_broken_share: Annotated[float, Field(ge=0, le=1, description="broken rows let pass, over all rows")] = 0.01
+    on_truncated: Literal["fail", "keep"] = Field(
+        "fail", description="keep: of a file that ends in the middle of a record, the whole ones are used"
+    )
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the hub is asked: a local path goes before it."""
+        return self.id is not None and self.path is None
 
     @model_validator(mode="after")
     def _complete(self):
+        local = (self.path is not None or self.id is not None, self.package is not None)
         if self.format == "reasoning_gym":
             if self.task is None:
                 raise ValueError("format 'reasoning_gym' needs 'task'")
-        elif (self.path is None) == (self.package is None):
-            raise ValueError(f"format {self.format!r} needs either 'path' or 'package' with 'file'")
+        elif sum(local) != 1:
+            raise ValueError(f"format {self.format!r} needs either 'path' or 'package' with 'file', or 'id' of the hub")
         if self.package is not None and self.file is None:
             raise ValueError("'package' needs 'file', the path inside it")
         if not self.sizes:
             raise ValueError("'sizes' is empty: name at least one split")
+        if self.drawn_from is not None:
+            self._check_parts()
         return self
+
+    def _check_parts(self) -> None:
+        if set(self.drawn_from) != set(self.sizes):
+            raise ValueError("'drawn_from' must name the splits that 'sizes' names")
+        if self.file is not None or self.format == "reasoning_gym":
+            raise ValueError("'drawn_from' is for a folder or a dataset of the hub, not for one file")
+        for part in self.drawn_from.values():
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", part):
+                raise ValueError(f"'drawn_from': {part!r} is not a name of letters, digits and '_.-'")
