@@ -98,6 +98,51 @@ def test_higher_can_be_better():
     assert {row["verdict"] for row in found if row["family"] == "top"} == {"better"}
 
 
+def test_a_metric_without_a_direction_is_told_as_higher_or_lower():
+    ablations = [ablation("mle"), ablation("top", LOSS), ablation("random", {"by": "random", "quantile": 0.5})]
+    values = {"mle": 0.4, "top": 0.7, "random": 0.1}
+    changes = {
+        name: tiny_tables.evaluations(value, 0.1).with_columns(
+            metric=pl.lit("entropy_change"), higher_is_better=pl.lit(None, pl.Boolean)
+        )
+        for name, value in values.items()
+    }
+    examples = {
+        name: tiny_tables.evaluation_examples(value).with_columns(metric=pl.lit("entropy_change"))
+        for name, value in values.items()
+    }
+    table = table_rows(changes)
+    assert not any(row["best"] for row in table) and all(row["separated"] for row in table)
+    found = family_rows(table, examples, {one.name: one for one in ablations}, EVALUATION)
+    assert {(row["family"], row["verdict"]) for row in found} == {("mle", None), ("top", "higher"), ("random", "lower")}
+    assert "toy entropy_change (higher top; lower random)" in verdict(found)
+
+
+def test_of_judged_outputs_those_that_all_models_have_are_compared():
+    ablations = [ablation("mle"), ablation("top", LOSS)]
+    values = {"mle": 0.4, "top": 0.7}
+    table = {
+        name: tiny_tables.evaluations(value, 0.1).with_columns(metric=pl.lit("win_rate"), higher_is_better=pl.lit(True))
+        for name, value in values.items()
+    }
+    examples = {
+        name: tiny_tables.evaluation_examples(value).with_columns(metric=pl.lit("win_rate"))
+        for name, value in values.items()
+    }
+
+    def compared(top: pl.DataFrame) -> list[dict]:
+        frames = {**examples, "top": top}
+        rows = family_rows(table_rows(table), frames, {one.name: one for one in ablations}, EVALUATION)
+        return [row for row in rows if row["split"] == "test"]
+
+    silent = examples["top"].filter(~pl.col("example_id").is_in(["toy/000", "toy/004"]))
+    both = compared(silent)
+    assert [row["n"] for row in both] == [7, 7]
+    alone = silent.filter(split="test")
+    assert both[1]["value"] == pytest.approx(alone["numerator"].sum() / alone["denominator"].sum())
+    assert [row["family"] for row in compared(examples["top"].filter(split="ood"))] == ["mle"]
+
+
 def test_without_mle_the_first_family_is_compared_with():
     found = rows([ablation("top", LOSS), ablation("random", {"by": "random", "quantile": 0.5})], LOSSES)
     assert {row["against"] for row in found} == {"top"}

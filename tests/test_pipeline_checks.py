@@ -228,6 +228,23 @@ def test_quality_only_warns(store, test, ood, quality, kept):
     assert f"{test:.3f}" in results[0].description and f"{ood:.3f}" in results[1].description
 
 
+@pytest.mark.parametrize("flips, passed", [((0.1, 0.3), True), ((0.1, 0.6), False), ((0.5, 0.0), False), ((), True)])
+def test_a_judge_that_goes_by_the_order_is_warned_of(store, flips, passed):
+    row = {"family": "x", "seed": 0, "dataset": "d", "split": "ood", "ci_low": 0.0, "ci_high": 1.0, "n": 20}
+    for model, flip in zip(("base", "teacher"), flips or (None, None), strict=True):
+        rows = [{**row, "metric": "loss", "value": 9.0, "higher_is_better": False}]
+        if flip is not None:
+            rows.append({**row, "metric": "position_bias", "value": flip, "higher_is_better": None})
+        put(store, "evaluations", rows, study="s", ablation=model)
+    result = checks.judge_is_consistent(store, "s", "base", "teacher")
+    assert result.passed is passed and result.severity.value == "WARN"
+    if flips:
+        assert f"{max(flips):.0%} of the 20 verdicts" in result.description
+        assert ("the judge's bias" in result.description) is not passed
+    else:
+        assert "nothing was judged" in result.description
+
+
 def test_quality_without_a_reference_names_what_to_make(store):
     evaluation(store, "a", 1.0, 1.0)
     for check in (checks.quality_in_distribution, checks.ood_kept):

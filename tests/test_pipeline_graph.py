@@ -31,10 +31,10 @@ DEPS = {
     "study/uncertainty_analysis": "study/token_losses study/token_uncertainty",
     "study/mle/student": "models/tiny study/tokenized_dataset",
     "study/mle/curriculum": "models/tiny study/mle/student study/token_losses study/tokenized_dataset",
-    "study/mle/evaluation": "models/tiny study/mle/student study/tokenized_dataset",
+    "study/mle/evaluation": "models/tiny study/mle/student study/token_losses study/tokenized_dataset",
     "study/top/student": "models/tiny study/baseline_teacher study/teacher_hidden study/tokenized_dataset",
     "study/top/curriculum": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
-    "study/top/evaluation": "models/tiny study/tokenized_dataset study/top/student",
+    "study/top/evaluation": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
     "study/ablation_report": "datasets/extra datasets/toy models/tiny study/baseline_teacher study/mle/curriculum "
     "study/mle/evaluation study/mle/student study/reference_evaluation study/token_losses "
     "study/token_uncertainty study/tokenized_dataset study/top/curriculum "
@@ -130,6 +130,30 @@ def test_ifeval_prompts_are_a_dependency_of_the_evaluations(tmp_path):
     assert "generations" in assets["study/top/evaluation"].outputs
     assert {"generations_base", "generations_teacher"} < set(assets["study/reference_evaluation"].outputs)
     assert "examples/extra" in assets["study/reference_evaluation"].inputs
+
+
+def test_a_study_lists_its_evaluations(tmp_path):
+    """Each brings its dataset, its table and, where a model judges, that model and a check of the judge."""
+    evaluation = EvaluationSpec(
+        gsm8k={"dataset": "toy", "fewshot_dataset": "extra"},
+        alpaca_eval={"dataset": "extra", "judge": {"local_model": "judge"}},
+    )
+    config = toy_config(evaluation=evaluation)
+    config.models["judge"] = config.models["tiny"].model_copy(update={"name": "judge"})
+    defs, found = build_defs(config, tmp_path), specs(config, tmp_path)
+    assets = {asset.name: asset for _, _, group in stage_groups(config) for asset in group}
+    answered = {"gsm8k_answers", "alpaca_eval_verdicts"}
+    for key, suffixes in (("study/reference_evaluation", ("_base", "_teacher")), ("study/top/evaluation", ("",))):
+        assert {"datasets/toy", "datasets/extra", "models/judge"} <= set(deps_of(found[key]).split())
+        assert {f"{table}{suffix}" for table in answered for suffix in suffixes} < set(assets[key].outputs)
+        assert "generations" not in {output.split("_")[0] for output in assets[key].outputs}
+        assert assets[key].inputs["judge"] == "models/judge"
+        check = dg.AssetCheckKey(dg.AssetKey(key.split("/")), "judge_is_consistent")
+        assert not defs.resolve_asset_graph().get_check_spec(check).blocking
+    job = defs.resolve_job_def("study")
+    assert dg.AssetKey(["models", "judge"]) in job.asset_layer.executable_asset_keys
+    # What makes no interval is no matter of the correlations.
+    assert assets["study/uncertainty_analysis"].fields["evaluation"] == EvaluationSpec().interval_fields()
 
 
 def test_places_are_those_of_the_contract():

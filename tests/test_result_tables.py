@@ -67,5 +67,13 @@ def test_single_models_mark_the_best():
     assert "not distinguishable" in table and "loss&nbsp;↑" in table
 
 
+def test_a_metric_without_a_direction_has_no_arrow_and_no_colour():
+    rows = [family("mle"), family("top", -0.5, "lower"), family("low", 0.01, "not distinguishable")]
+    table = family_table([{**row, "higher_is_better": None} for row in rows])
+    assert "↑" not in table and "↓" not in table and 'class="better"' not in table and 'class="worse"' not in table
+    _, top, low = lines(table)
+    assert cells(top)[-1] == "-0.500 lower [-0.600, -0.400]".split() and cells(low)[-1][0] == "not"
+
+
 def test_names_stay_text():
     assert "<b>" not in family_table([family("<b>x</b>")])

@@ -115,6 +115,41 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         ("studies.s.ablations", ["nope"], ["studies.yaml: s.ablations", "allowed: a, b"]),
         ("studies.s.ablations", ["a", "a"], ["names an entry twice"]),
         ("studies.s.ood", ["d"], ["the dataset that is trained on"]),
+        (
+            "studies.s.evaluation",
+            {"gsm8k": {"dataset": "absent"}},
+            ["studies.yaml: s.evaluation.gsm8k.dataset", "'absent' is not in datasets.yaml", "allowed: d"],
+        ),
+        (
+            "studies.s.evaluation",
+            {"gsm8k": {"dataset": "d", "fewshot_dataset": "absent"}},
+            ["s.evaluation.gsm8k.fewshot_dataset", "'absent'"],
+        ),
+        (
+            "studies.s.evaluation",
+            {"alpaca_eval": {"dataset": "d", "judge": {"local_model": "absent"}}},
+            ["s.evaluation.alpaca_eval.judge.local_model", "'absent' is not in models.yaml", "allowed: m"],
+        ),
+        (
+            "studies.s.evaluation",
+            {"alpaca_eval": {"dataset": "d", "judge": {"model": "gpt"}}},
+            ["s.evaluation.alpaca_eval.judge", "either 'base_url' and 'model' of an endpoint, or 'local_model'"],
+        ),
+        (
+            "studies.s.evaluation",
+            {"alpaca_eval": {"dataset": "d", "judge": {"base_url": "http://x/v1"}}},
+            ["s.evaluation.alpaca_eval.judge", "'base_url' needs 'model'"],
+        ),
+        (
+            "studies.s.evaluation",
+            {"alpaca_eval": {"dataset": "d", "judge": {"local_model": "m", "api_key_env": "KEY"}}},
+            ["s.evaluation.alpaca_eval.judge", "'local_model' has none"],
+        ),
+        (
+            "studies.s.evaluation",
+            {"gsm9k": {"dataset": "d"}},
+            ["s.evaluation.gsm9k", "unknown key", "allowed: bootstrap", "ifeval, gsm8k, alpaca_eval"],
+        ),
         ("studies.models", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["studies.yaml: models", "taken"]),
         ("studies.Bad-Name", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["Bad-Name", "[a-z0-9_]+"]),
         ("studies.two__bars", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["two__bars", "no '__'"]),

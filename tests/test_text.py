@@ -66,6 +66,16 @@ class TestFamilies:
         assert top.startswith("top (dynamic)") and top.count("-0.600 [-0.700, -0.500] better") == 2
         assert same.startswith("same (static)") and same.count("~") == 2 and "better" not in same
 
+    def test_a_metric_without_a_direction_says_neither_is_better(self):
+        told = {"better": "lower", "worse": "higher"}
+        rows = [
+            {**row, "higher_is_better": None, "verdict": told.get(row["verdict"], row["verdict"])}
+            for row in self.rows()
+        ]
+        lines = family_table_text(rows).splitlines()
+        assert lines[2].strip() == "" and "is better" not in "".join(lines[:8]) and "indistinct" not in lines[3]
+        assert lines[6].count("-0.600 [-0.700, -0.500] lower") == 2 and lines[7].count("~") == 2
+
     def test_a_metric_without_a_distinguishable_student_says_so(self):
         rows = [row for row in self.rows() if row["family"] != "top"]
         assert family_table_text(rows).count("n=9 indistinct") == 2

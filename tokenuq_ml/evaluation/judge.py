@@ -24,6 +24,8 @@ from tokenuq_ml.specs import JudgeSpec
 
 NO_KEY = "none"
 """What an endpoint without keys is sent: the client insists on one."""
+REACH_S = 10.0
+"""Seconds that an endpoint has to say that it is there."""
 Completions = Callable[..., dict]
 
 
@@ -49,7 +51,7 @@ class Judge:
 
     Raises:
         InputError: the package is missing, or it has no such evaluator.
-        JudgeUnavailable: the environment variable that should hold the endpoint's key does not.
+        JudgeUnavailable: the endpoint cannot be reached, or the environment variable that should hold its key does not.
     """
 
     def __init__(self, spec: JudgeSpec, completions: Completions | None = None):
@@ -58,7 +60,11 @@ class Judge:
         asked = settings.pop("completions_kwargs", {})
         settings.pop("fn_completions", None)
         if completions is None:
-            asked |= {"model_name": spec.model, "requires_chatml": True} | _client(spec)
+            key = _key(spec)
+            _require_reachable(spec.base_url, key)
+            # A path that is no file: a configuration of clients found on the machine must not decide who judges.
+            asked |= {"model_name": spec.model, "requires_chatml": True, "client_config_path": os.devnull}
+            asked |= {"openai_api_base": spec.base_url, "openai_api_keys": [key]}
         self._annotator = package.SinglePairwiseAnnotator(
             **settings,
             fn_completions=completions or "openai_completions",
@@ -143,12 +149,25 @@ def _taken(tokenizer, messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return messages
 
 
-def _client(spec: JudgeSpec) -> dict:
+def _key(spec: JudgeSpec) -> str:
     key = NO_KEY if spec.api_key_env is None else os.environ.get(spec.api_key_env)
     if not key:
         raise JudgeUnavailable(f"the environment variable {spec.api_key_env} holds no key for {spec.base_url}")
-    # A path that is no file: a configuration of clients found on the machine must not decide who judges.
-    return {"openai_api_base": spec.base_url, "openai_api_keys": [key], "client_config_path": os.devnull}
+    return key
+
+
+def _require_reachable(base_url: str, key: str) -> None:
+    """Asks for the list of models: whoever answers is there, be it with an error, unless the key is wrong."""
+    import openai
+
+    try:
+        openai.OpenAI(base_url=base_url, api_key=key, timeout=REACH_S, max_retries=1).models.list()
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise JudgeUnavailable(f"{base_url} refuses the key: {_line(error)}") from error
+    except openai.APIStatusError:
+        return
+    except openai.OpenAIError as error:
+        raise JudgeUnavailable(f"{base_url} cannot be reached: {_line(error)}") from error
 
 
 def _evaluator(name: str) -> dict:
@@ -173,7 +192,7 @@ def load_package() -> types.SimpleNamespace:
     root = logging.getLogger()
     level, gone = root.level, None
     try:
-        if importlib.util.find_spec("pkg_resources") is None:
+        if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
             # alpaca_eval asks setuptools' pkg_resources for versions of packages; recent setuptools have it no more.
             gone = types.ModuleType("pkg_resources")
             gone.get_distribution = importlib.metadata.distribution
