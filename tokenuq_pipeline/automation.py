@@ -1,7 +1,7 @@
 """Cheap assets follow what they are made from by themselves; a sensor a study evaluates their conditions.
 
-Cheap is what reads tables and loads no model. All else costs minutes to hours, and waits for a person, a schedule or
-a changed data file.
+Cheap are analysis and report, which read tables and load no model. All else costs minutes to hours, and waits for a
+person, a schedule or a changed data file.
 """
 
 import dagster as dg

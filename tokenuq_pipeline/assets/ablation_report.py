@@ -47,6 +47,7 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         stage="ablation_report",
         path=(name, "ablation_report"),
         study=name,
+        follows_inputs=study.enabled,
         fields=study_fields(config, study, "ablation_report"),
         description="Base, teacher and every student side by side, over seeds and against mle, with intervals; "
         "the report as HTML.",

@@ -56,6 +56,8 @@ class StageAsset:
     """Inputs that no stage makes: Dagster compares them, the store does not know them."""
     needs_model: bool = False
     """Whether the child loads a model: then it takes a slot of the pool `accelerator`."""
+    follows_inputs: bool = False
+    """Whether it is so cheap that it may be rebuilt, unasked, whenever its inputs have changed."""
 
     @property
     def key(self) -> dg.AssetKey:
@@ -94,7 +96,7 @@ class StageAsset:
             group_name=self.group,
             tags=tags,
             metadata=metadata.definition(self),
-            automation_condition=None if self.needs_model or self.study is None else FOLLOWS_ITS_INPUTS,
+            automation_condition=FOLLOWS_ITS_INPUTS if self.follows_inputs else None,
             skippable=skippable,
         )
 

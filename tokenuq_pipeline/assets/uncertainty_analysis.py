@@ -13,6 +13,7 @@ def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
         stage="uncertainty_analysis",
         path=(name, "uncertainty_analysis"),
         study=name,
+        follows_inputs=study.enabled,
         fields=study_fields(config, study, "uncertainty_analysis"),
         description="Correlations of loss, entropy and BALD (Pearson, Spearman, partial given entropy), by category.",
         kinds=frozenset({"python", "polars", "parquet"}),
