@@ -34,6 +34,11 @@ def test_a_large_picture_is_named_not_embedded(tmp_path):
     assert "was not drawn" in metadata.plot(tmp_path / "none.png").value
 
 
+def test_a_page_is_an_address_that_a_browser_opens(tmp_path):
+    value = metadata.page(tmp_path / "a report.html")
+    assert value.path == f"{tmp_path.as_uri()}/a%20report.html"
+
+
 def test_outputs_are_known_by_their_tables():
     assert metadata.table_of("evaluations_teacher") == "evaluations"
     assert metadata.table_of("evaluation_examples_base") == "evaluation_examples"

@@ -163,6 +163,8 @@ def test_the_page_says_what_was_decided_here(built):
 def test_the_same_tables_as_json_and_csv(built, table, key, names):
     result, out = built
     rows = json.loads((out / f"{table}.json").read_text())
+    losses = {f"loss_{row['dataset']}_{row['family']}": row["value"] for row in rows if "family" in row}
+    assert table == "ablation_table" or losses.items() <= result.metrics.items()
     assert list(dict.fromkeys(row[key] for row in rows)) == names
     assert len(rows) == len(names) * 2 and result.metrics["models"] == 6 and result.metrics["families"] == 3
     with open(out / f"{table}.csv", newline="") as file:
@@ -170,8 +172,9 @@ def test_the_same_tables_as_json_and_csv(built, table, key, names):
     for row, text in zip(rows, written, strict=True):
         assert {"value", "ci_low", "ci_high", "n", "higher_is_better"} <= text.keys() == row.keys()
         assert float(text["value"]) == row["value"] and text[key] == row[key]
-    for plot in result.plots.values():
-        assert (out.parent / plot).is_file()
+    assert len(result.plots) == 5
+    for file in result.plots.values():
+        assert (out.parent / file).is_file()
 
 
 def test_the_terminal_shows_families_where_there_are_seeds(built):
@@ -203,6 +206,7 @@ def test_a_dataset_without_templates(quick_plots, tmp_path):
 
 def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_path):
     result, out = build(tmp_path, {"mle": ABLATIONS["mle"]})
+    assert set(result.plots) == {"In distribution against OOD", "Training curves", "Loss against BALD"}
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "nothing to compare it with" in result.metrics["verdict"]
     assert "How many tokens to select" not in text and "Do selections take the same tokens?" not in text

@@ -58,6 +58,8 @@ def materialization(asset: "StageAsset", manifest: dict, store: Store) -> dict:
     for title, place in manifest["plots"].items():
         output, _, file = place.partition("/")
         entries[title] = plot(store.path(asset.outputs[output]) / file)
+    for place in asset.outputs.values():
+        entries |= {f"{path.stem}_page": page(path) for path in store.path(place).glob("*.html")}
     previews: dict[str, pl.DataFrame] = {}
     for output, table in asset.tables.items():
         frame = read_table(store.path(asset.outputs[output]))
@@ -101,6 +103,14 @@ def plot(path: Path) -> dg.MarkdownMetadataValue:
     if len(content) > PLOT_BYTES:
         return dg.MetadataValue.md(f"{path.name} has {len(content) // 1000} kB, too large to show here: see `{path}`")
     return dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{base64.b64encode(content).decode()})")
+
+
+def page(path: Path) -> dg.PathMetadataValue:
+    """The address of an HTML page, to be copied by a click.
+
+    Not a link: browsers refuse to follow one from the UI, which is http, to a file.
+    """
+    return dg.MetadataValue.path(path.as_uri())
 
 
 def _cell(value) -> str:

@@ -22,6 +22,15 @@ from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
 from tokenuq_ml.tables import content_of, read_table
 from tokenuq_ml.tensors import joined_digest
 
+PLOTS = {
+    "In distribution against OOD": "id_vs_ood.png",
+    "Training curves": "training_curves.png",
+    "Loss against BALD": "loss_vs_bald.png",
+    "Held-out loss over the quantile": "quantile_curves.png",
+    "Overlap of selections": "selection_overlap.png",
+}
+"""What the UI shows beside the page, where the study has it."""
+
 
 def run(request: StageRequest, reporter: Reporter) -> None:
     """Fills the output `report` with the page, the tables of models and families as CSV and JSON, and the plots."""
@@ -104,8 +113,13 @@ def run(request: StageRequest, reporter: Reporter) -> None:
                 "metrics": len({(row["dataset"], row["metric"]) for row in models}),
                 "verdict": verdict(families),
                 "page_kilobytes": round((folder / "report.html").stat().st_size / 1e3),
+                **{
+                    f"loss_{row['dataset']}_{row['family']}": row["value"]
+                    for row in families
+                    if row["metric"] == "loss"
+                },
             },
-            plots={"In distribution against OOD": "report/id_vs_ood.png"},
+            plots={title: f"report/{file}" for title, file in PLOTS.items() if (folder / file).is_file()},
         )
     )
 
