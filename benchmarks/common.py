@@ -18,7 +18,7 @@ from peft import PeftModel
 
 from tokenuq_ml.batching import TokenizedExample
 from tokenuq_ml.conversion import convert
-from tokenuq_ml.datasets import Example, alpaca_eval, gym
+from tokenuq_ml.datasets import Example, load_examples
 from tokenuq_ml.models import Numerics, add_adapter, load_model, load_tokenizer
 from tokenuq_ml.specs import DatasetSpec, LoraSpec, ModelSpec
 from tokenuq_ml.tokenization import tokenize_example
@@ -68,7 +68,7 @@ def randomise(model: PeftModel) -> PeftModel:
 def gsm_examples(count: int, max_length: int = 256) -> list[TokenizedExample]:
     """Texts of like length: `gsm_symbolic` problems with worked answers."""
     spec = DatasetSpec(name="gsm", format="reasoning_gym", task="gsm_symbolic", sizes={"train": count})
-    return _tokenized(gym.load(spec).examples, max_length)
+    return _tokenized(load_examples(spec).examples, max_length)
 
 
 def mixed_examples(count: int, max_length: int = 512) -> list[TokenizedExample]:
@@ -79,7 +79,7 @@ def mixed_examples(count: int, max_length: int = 512) -> list[TokenizedExample]:
         spec = DatasetSpec(
             name="alpaca", format="alpaca_eval", package="eval_framework", file=ALPACA_FILE, sizes={"train": count}
         )
-        return _tokenized(alpaca_eval.load(spec).examples, max_length)
+        return _tokenized(load_examples(spec).examples, max_length)
     rows = [row for row in json.loads(Path(path).read_text()) if row["output"].strip()][:count]
     examples = []
     for number, row in enumerate(rows):

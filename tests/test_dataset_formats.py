@@ -1,6 +1,8 @@
 """Formats: what each makes of its rows, and which rows it refuses, by kind and in words."""
 
 import json
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -331,3 +333,10 @@ def test_trimmed_conversations_are_counted(tmp_path):
     rows = [said(("gpt", "z"), ("human", "a"), ("gpt", "b")), said(("human", "c"), ("gpt", "d"))]
     spec = DatasetSpec(name="s", format="sharegpt", path=write_lines(tmp_path / "a.json", rows), sizes={"train": 2})
     assert load_examples(spec).metrics["conversations_trimmed"] == 1
+
+
+def test_every_format_of_the_configuration_is_there_and_in_the_docs():
+    allowed = set(get_args(DatasetSpec.model_fields["format"].annotation))
+    assert allowed == {*FORMATS, "reasoning_gym"}
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    assert all(f"| `{name}` |" in page for name in allowed)

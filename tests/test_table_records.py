@@ -2,6 +2,7 @@
 
 import csv
 import io
+import random
 
 import polars as pl
 import pyarrow as pa
@@ -76,6 +77,43 @@ def test_cut_arrow_keeps_its_whole_batches(tmp_path, new):
         assert end is not None and end.whole == len(values) and values == FLAT[: len(values)], cut
         counts.append(len(values))
     assert counts == sorted(counts) and set(counts) == {0, 2, 4, 5}
+
+
+CONTENTS = {
+    "file": (lambda: arrow(ROWS[:20], pa.ipc.new_file), arrow_rows),
+    "stream": (lambda: arrow(ROWS[:20], pa.ipc.new_stream), arrow_rows),
+    "parquet": (lambda: parquet(ROWS[:20]), parquet_rows),
+    "csv": (lambda: pl.DataFrame(FLAT * 4).write_csv().encode(), csv_rows),
+}
+
+
+def parquet(rows) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, compression="none", row_group_size=5)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_random_damage_never_ends_in_a_traceback(tmp_path, kind):
+    make, read_rows = CONTENTS[kind]
+    content, draw, path, refused, broken = make(), random.Random(kind), tmp_path / "a", 0, 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(damaged))
+            if draw.random() < 0.7:
+                damaged[at] = draw.randrange(256)
+            else:
+                del damaged[at : at + draw.randint(1, 9)]
+        path.write_bytes(damaged)
+        try:
+            values, _ = read(read_rows(path))
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            broken += any(isinstance(value, BrokenRow) for value in values)
+    assert broken > 0 and (refused > 0 or kind == "csv")
 
 
 @pytest.mark.parametrize("read_rows", [parquet_rows, arrow_rows])

@@ -23,7 +23,8 @@ def files_by_part(spec: DatasetSpec) -> dict[str, list[Path]]:
     path = _file_in_package(spec) if spec.package is not None else Path(_path(spec))
     files = files_of(path)
     if not files:
-        what = f"holds no data file ({', '.join(SUFFIXES)})" if path.is_dir() else "no such file"
+        kinds = f"holds no data file ({', '.join(SUFFIXES)}; folders inside are not looked into)"
+        what = kinds if path.is_dir() else "no such file"
         raise InputError(f"dataset {spec.name}: {path}: {what}; mend `path:` of {spec.name} in datasets.yaml")
     if spec.drawn_from is None:
         return {"": files}

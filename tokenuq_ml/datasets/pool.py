@@ -21,6 +21,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import SPLITS, DatasetSpec
 
 _IN_MEMORY = 2**25
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _HELD_OUT = ("test", "ood", "validation", "train")
 """Whose rows stay where two parts share a question: what is measured on must not have been trained on."""
 
@@ -58,13 +59,14 @@ class Pool:
 
     def add(self, example: Example, part: str, file: str, place: Place) -> None:
         """Takes an example in; `file` and `place` say where to find it, should it be left out."""
-        said = [[turn["role"], turn["content"]] for turn in example.messages]
-        row = json.dumps([example.id, said, example.source, file, *place], ensure_ascii=False, default=str).encode()
+        said = _encode([[turn["role"], turn["content"]] for turn in example.messages])
+        # JSON writes a tab as an escape: a bare one divides.
+        row = f"{_encode([example.id, example.source, file, *place])}\t{said}\n".encode()
         self._offsets.append(self._end)
-        self._file.write(row + b"\n")
-        self._end += len(row) + 1
+        self._file.write(row)
+        self._end += len(row)
         self._questions.append(_hash(example.question))
-        self._conversations.append(_hash(json.dumps(said)))
+        self._conversations.append(_hash(said))
         self._parts.append(self._part_names.setdefault(part, len(self._part_names)))
 
     def draw(self, spec: DatasetSpec, groups: dict[str, dict[str, int]], where: str, rejects: Rejects) -> Drawn:
@@ -112,8 +114,10 @@ class Pool:
 
     def _read(self, row: int) -> tuple[Example, str, Place]:
         self._file.seek(self._offsets[row])
-        example_id, said, source, file, *place = json.loads(self._file.readline())
-        return Example(example_id, "", [{"role": r, "content": c} for r, c in said], source), file, Place(*place)
+        about, said = self._file.readline().split(b"\t")
+        example_id, source, file, *place = json.loads(about)
+        messages = [{"role": role, "content": content} for role, content in json.loads(said)]
+        return Example(example_id, "", messages, source), file, Place(*place)
 
 
 def _drawn(spec: DatasetSpec, usable: np.ndarray, sizes: dict[str, int], where: str) -> dict[int, str]:

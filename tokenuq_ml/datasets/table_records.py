@@ -16,6 +16,8 @@ _BUFFER = 2**20
 _MAX_CELL = 64 * 2**20
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MAGIC = b"ARROW1"
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What Arrow's readers raise over a damaged file; the last one over names of columns."""
 
 
 def parquet_rows(path: Path) -> Iterator[Record]:
@@ -32,7 +34,7 @@ def parquet_rows(path: Path) -> Iterator[Record]:
                 for value in _rows(batch):
                     yield Record(index, None, value)
                     index += 1
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{path}: is not whole Parquet after row {index} ({_first_line(error)}); copy it again"
         ) from None
@@ -55,7 +57,7 @@ def arrow_rows(path: Path) -> Iterator[Record]:
                 for value in _rows(batch):
                     yield Record(index, None, value)
                     index += 1
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             if ended:
                 raise InputError(f"{path}: is not Arrow after row {index} ({_first_line(error)})") from None
     if not ended:
@@ -144,13 +146,20 @@ def _header(path: Path, reader) -> list[str]:
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict | BrokenRow]:
     try:
+        # Before anything is read: what a damaged file says of lengths may lie outside of it.
+        batch.validate(full=True)
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for row in range(batch.num_rows):
+    except _UNREADABLE:
+        for number in range(batch.num_rows):
+            row = batch.slice(number, 1)
             try:
-                yield from batch.slice(row, 1).to_pylist()
-            except UnicodeDecodeError:
-                yield BrokenRow("invalid Unicode", "is not valid Unicode (a broken byte)")
+                row.validate(full=True)
+                yield from row.to_pylist()
+            except _UNREADABLE as error:
+                if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError):
+                    yield BrokenRow("invalid Unicode", "is not valid Unicode (a broken byte)")
+                else:
+                    yield BrokenRow("unreadable", f"cannot be read ({_first_line(error)})")
 
 
 def _first_line(error: Exception) -> str:
