@@ -3,8 +3,8 @@
 Does not know how a source is read (`models.py`, `datasets/`).
 """
 
-from pathlib import Path
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
