@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import fake_stage
+from dagster._core.storage.defs_state.base import _current_storage
 
 from tokenuq_ml.config import Config
 from tokenuq_ml.entrypoints import runner
@@ -92,6 +93,8 @@ class Toy:
         return dg.DagsterInstance.from_config(str(home))
 
     def defs(self, config: Config | None = None, launcher: dg.ConfigurableResource | None = None) -> dg.Definitions:
+        # Else Dagster asks the instance of an earlier test, which is closed.
+        _current_storage.set(None)
         return build_defs(config or toy_config(), self.store.home, launcher or InProcess())
 
     def copy(self, folder: Path) -> "Toy":
