@@ -3,7 +3,7 @@
 import random
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
 from tokenuq_ml.batching import TokenizedExample
 from tokenuq_ml.models import Numerics, add_adapter
@@ -69,3 +69,44 @@ def examples(count: int, split: str = "train", vocab: int = VOCAB, seed: int = 0
         mask = [False] * prompt + [True] * response
         made.append(TokenizedExample(f"{dataset}/{split}{number:04d}", dataset, split, ids, mask))
     return made
+
+
+# What of each architecture could go wrong, and is on: caps, windows shorter than the texts, biases, tied heads or not.
+ARCHITECTURES = {
+    "gemma": {"head_dim": 8, "tie_word_embeddings": True},
+    "gemma2": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "final_logit_softcapping": 5.0,
+        "attn_logit_softcapping": 2.0,
+        "sliding_window": 8,
+    },
+    "gemma3_text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "llama": {"tie_word_embeddings": True},
+    "phi": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5, "resid_pdrop": 0.1},
+    "phi3": {"original_max_position_embeddings": 512},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 8},
+    "gpt2": {"num_key_value_heads": 4},
+    "mistral": {"sliding_window": 8},
+}
+
+
+def tiny_architecture(kind: str, vocab: int = VOCAB):
+    """A random two-layer model of a named architecture; norms and biases are random too, since ones and zeros hide."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": vocab, "max_position_embeddings": 512, "initializer_range": 0.2}
+    sizes |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **ARCHITECTURES[kind]}))
+    for name, parameter in model.named_parameters():
+        # GPT-2 calls its norms ln_1 and the like.
+        if "norm" in name or "ln_" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+            parameter.data += "bias" not in name and "gemma" not in kind
+    return model.requires_grad_(False).eval()
