@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_hub import fake_hub
+from fake_hub import COMMIT, fake_hub
 
 from tokenuq_ml.datasets import load_examples, problem
 from tokenuq_ml.errors import InputError
@@ -96,6 +96,7 @@ def test_a_file_of_the_hub_is_read_as_a_local_one(repository, tmp_path, monkeypa
     with fake_hub(monkeypatch, tmp_path / "downloads", repository):
         loaded = load_examples(wanted)
     assert loaded.metrics["rows_read"] == 20 and loaded.examples[0].source["file"] == "train.jsonl"
+    assert loaded.metrics["hub_commit"] == COMMIT
     with fake_hub(monkeypatch, tmp_path / "none", repository, "gated"):
         with pytest.raises(InputError, match=r"dataset g: o/d is gated: accept its licence at .*/datasets/o/d"):
             load_examples(wanted)

@@ -28,7 +28,6 @@ TEXTS = {
 @pytest.fixture(params=[1, 3, 64, 2**20])
 def chunk(request, monkeypatch):
     monkeypatch.setattr(json_records, "CHUNK", request.param)
-    monkeypatch.setattr(json_records._Window._more, "__defaults__", (request.param,))
 
 
 def read(path):
@@ -76,7 +75,7 @@ def whole_within(text: str, cut: int) -> int:
 @pytest.mark.parametrize("size", [5, 2**20])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_list_cut_at_any_byte_says_how_many_are_whole(tmp_path, monkeypatch, size, text):
-    monkeypatch.setattr(json_records._Window._more, "__defaults__", (size,))
+    monkeypatch.setattr(json_records, "CHUNK", size)
     path, content = tmp_path / "a.json", text.encode()
     for cut in range(1, len(content.rstrip())):
         path.write_bytes(content[:cut])
@@ -188,7 +187,6 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path, kind):
 def test_a_huge_record_is_passed_over(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(json_records, "MAX_RECORD", 1000)
     monkeypatch.setattr(json_records, "CHUNK", 100)
-    monkeypatch.setattr(json_records._Window._more, "__defaults__", (100,))
     rows = [json.dumps({"a": text}) for text in ("x", 'y, "]}' * 1000, "z")]
     (tmp_path / "a.json").write_text("[" + ",\n".join(rows) + "]" if kind == "list" else "\n".join(rows))
     values, end = read(tmp_path / "a.json")

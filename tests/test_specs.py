@@ -214,7 +214,8 @@ def test_a_datasets_path_may_hold_variables_and_need_not_be_there_yet(tmp_path, 
         "either": {"format": "alpaca", "path": "$TOKENUQ_TEST", "id": "a/b", "sizes": sizes},
     }
     folder = write(tmp_path, {f"datasets.{name}": entry for name, entry in entries.items()})
-    for value in (None, "", "/data"):
+    monkeypatch.chdir("/")
+    for value in (None, "", "data", "/data"):
         monkeypatch.delenv("TOKENUQ_TEST", raising=False)
         if value is not None:
             monkeypatch.setenv("TOKENUQ_TEST", value)

@@ -153,11 +153,12 @@ def _parse(spec_class: type[Spec], path: Path, name, raw) -> Spec:
 
 
 def _place(folder: Path, written: str) -> str:
-    """A relative path means "beside this file", wherever the program was started.
+    """A relative path means "beside this file", wherever the program was started; in a variable, from where it was.
 
     Environment variables are put in; with one that is not set the path stays as written, and is an error for whoever
     uses it.
     """
+    folder = Path.cwd() if written.startswith("$") else folder
     expanded = os.path.expandvars(written)
     return written if "$" in expanded or not expanded.strip() else str((folder / Path(expanded).expanduser()).resolve())
 

@@ -121,7 +121,7 @@ class _Loading:
 
     def __init__(self, spec: DatasetSpec, scratch: str | Path | None, progress: Callable[[str], None]):
         self.spec, self.format, self.progress = spec, FORMATS[spec.format], progress
-        self.pool, self.rejects = Pool(scratch), Rejects(scratch)
+        self.pool, self.rejects, self.hub = Pool(scratch), Rejects(scratch), hub.HubSource(spec)
         self.read, self.trimmed, self.truncated = 0, 0, []
 
     def load(self) -> LoadedExamples:
@@ -139,6 +139,7 @@ class _Loading:
             "questions_in_two_splits": drawn.shared,
             **self.rejects.metrics,
             **({"conversations_trimmed": self.trimmed} if self.spec.format == "sharegpt" else {}),
+            **({"hub_commit": self.hub.commit} if self.hub.commit else {}),
             **({"truncated": "; ".join(self.truncated)} if self.truncated else {}),
         }
         return LoadedExamples(drawn.examples, metrics, self.rejects)
@@ -149,10 +150,10 @@ class _Loading:
         if spec.on_hub and spec.file is None:
             for part in dict.fromkeys((spec.drawn_from or {"": DEFAULT_HUB_SPLIT}).values()):
                 where = f"hub dataset {spec.id}, split {part}"
-                records = hub.hub_rows(spec, part)
+                records = self.hub.rows(part)
                 self._take(records, part if spec.drawn_from else "", where, f"{spec.id}:{part}", 0)
             return f"hub dataset {spec.id}"
-        parts = {"": [hub.hub_file(spec)]} if spec.on_hub else locate.files_by_part(spec)
+        parts = {"": [self.hub.file()]} if spec.on_hub else locate.files_by_part(spec)
         for part, files in parts.items():
             offset = 0
             for file in files:

@@ -3,6 +3,7 @@
 Small datasets are downloaded once and then come from the cache, large ones are streamed. Does not know what rows mean.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,41 +17,54 @@ STREAMED_FROM = 2**30
 """Bytes of download from which a dataset is streamed; so is one that does not tell its size."""
 
 
-def hub_file(spec: DatasetSpec) -> Path:
-    """The file `spec.file` of the repository, downloaded if it is not in the cache.
+class HubSource:
+    """A dataset of the hub. `commit` is what was read of it, once something was and where the hub tells."""
 
-    Raises:
-        InputError: the hub cannot be reached, or holds no such file.
-    """
-    from huggingface_hub import hf_hub_download
+    def __init__(self, spec: DatasetSpec):
+        self.spec = spec
+        self.commit: str | None = None
 
-    with _explained(spec):
-        return Path(hf_hub_download(spec.id, spec.file, repo_type="dataset", revision=spec.revision))
+    def file(self) -> Path:
+        """The file `spec.file` of the repository, downloaded if it is not in the cache.
 
+        Raises:
+            InputError: the hub cannot be reached, or holds no such file.
+        """
+        from huggingface_hub import hf_hub_download
 
-def hub_rows(spec: DatasetSpec, split: str) -> Iterator[Record]:
-    """A record a row of one split of the hub's, in its order.
+        spec = self.spec
+        with _explained(spec):
+            path = Path(hf_hub_download(spec.id, spec.file, repo_type="dataset", revision=spec.revision))
+        self._note(r"/snapshots/([0-9a-f]{40})/", path.as_posix())
+        return path
 
-    Raises:
-        InputError: the hub cannot be reached, has no such dataset, config or split, or a row cannot be read.
-    """
-    import datasets
+    def rows(self, split: str) -> Iterator[Record]:
+        """A record a row of one split of the hub's, in its order.
 
-    datasets.disable_progress_bars()
-    index = 0
-    with _explained(spec):
-        builder = datasets.load_dataset_builder(spec.id, spec.config, revision=spec.revision)
-        size = builder.info.download_size
-        rows = datasets.load_dataset(
-            spec.id,
-            spec.config,
-            split=split,
-            revision=spec.revision,
-            streaming=size is None or size >= STREAMED_FROM,
-        )
-        for row in rows:
-            yield Record(index, None, row)
-            index += 1
+        Raises:
+            InputError: the hub cannot be reached, has no such dataset, config or split, or a row cannot be read.
+        """
+        import datasets
+
+        datasets.disable_progress_bars()
+        spec = self.spec
+        with _explained(spec):
+            builder = datasets.load_dataset_builder(spec.id, spec.config, revision=spec.revision)
+            self._note(r"@([0-9a-f]{40})(?:/|$)", str(builder.base_path))
+            size = builder.info.download_size
+            rows = datasets.load_dataset(
+                spec.id,
+                spec.config,
+                split=split,
+                revision=self.commit or spec.revision,
+                streaming=size is None or size >= STREAMED_FROM,
+            )
+            for index, row in enumerate(rows):
+                yield Record(index, None, row)
+
+    def _note(self, pattern: str, place: str) -> None:
+        found = re.search(pattern, place)
+        self.commit = found.group(1) if found else self.commit
 
 
 def problem(spec: DatasetSpec) -> str | None:

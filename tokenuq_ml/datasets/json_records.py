@@ -130,13 +130,13 @@ class _Window:
         self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at, self.line = "", 0, 1
         self._ended, self._keys = False, set()
-        self._more(len(_BOM) + CHUNK)
+        self._more(len(_BOM))
         self.text = self.text.removeprefix("\ufeff")
 
-    def _more(self, size: int = CHUNK) -> bool:
-        """Reads on and forgets what was read; False at the end of the file."""
+    def _more(self, least: int = 0) -> bool:
+        """Reads a chunk, or `least` bytes, and forgets what was read; False at the end of the file."""
         before = len(self.text) - self.at
-        raw = self._file.read(size)
+        raw = self._file.read(max(CHUNK, least))
         self._ended = not raw
         self.text, self.at = self.text[self.at :] + self._decoder.decode(raw, final=self._ended), 0
         return len(self.text) > before or not self._ended
@@ -183,7 +183,7 @@ class _Window:
                 self.skip()
                 return BrokenRow("too large", f"holds more than {MAX_RECORD:,} characters")
             # As much again: a long record is decoded few times.
-            if not self._more(max(CHUNK, held)) and held == len(self.text) - self.at:
+            if not self._more(held) and held == len(self.text) - self.at:
                 raise _End(self.place())
 
     def _skip_broken(self) -> None:
@@ -210,7 +210,7 @@ class _Window:
             elif len(self.text) - self.at < MAX_RECORD:
                 # What is before has been searched, but for a comma that may have been cut from its bracket.
                 searched = max(searched, self.text.rfind("}", self.at) - self.at)
-            if len(self.text) - self.at >= MAX_RECORD or not self._more(max(CHUNK, len(self.text) - self.at)):
+            if len(self.text) - self.at >= MAX_RECORD or not self._more(len(self.text) - self.at):
                 break
         self.skip()
 
