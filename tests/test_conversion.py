@@ -1,6 +1,7 @@
 """Conversion: every source, chat templates, ends of turn, and one clear sentence for what cannot be had or used."""
 
 import json
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -10,7 +11,7 @@ import yaml
 from fake_hub import COMMIT, fake_hub
 from reporter import Silent
 from tiny import CHATML, tiny_tokenizer
-from tiny_models import tiny_model
+from tiny_models import tiny_architecture, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from tokenuq_ml.config import load_config
@@ -21,6 +22,8 @@ from tokenuq_ml.models import load_model, load_tokenizer
 from tokenuq_ml.specs import ModelSpec
 from tokenuq_ml.stages import AssetRequest, StageRequest, model_fields
 from tokenuq_ml.tokenization import default_template
+
+CONFIG = Path(__file__).parent.parent / "config"
 
 
 def folder_model(folder, kind="llama", **tokenizer):
@@ -142,6 +145,29 @@ def test_the_data_version_follows_weights_template_and_ends(tmp_path):
     model.generation_config.eos_token_id = 5
     model.save_pretrained(tmp_path / "in")
     assert version("d") != first
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "phi", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_passes_the_trial_of_the_head(tmp_path, kind, dtype):
+    """Caps, a bias, a tied head; stored as the model came."""
+    tokenizer = tiny_tokenizer(tmp_path / "in")
+    tiny_architecture(kind, len(tokenizer) + 9).to(dtype).save_pretrained(tmp_path / "in")
+    figures = convert(spec_of(tmp_path / "in"), tmp_path / "out")
+    assert figures["stored_dtype"] == str(dtype).removeprefix("torch.")
+    assert figures["vocabulary"] == figures["tokens"] + 9
+
+
+def test_the_papers_models_are_entries_of_the_hub():
+    models = load_config(CONFIG).models
+    ids = {name: models[name].id for name in ("gemma_2b", "gemma_2_2b", "llama_3_2_1b", "phi_2")}
+    assert ids == {
+        "gemma_2b": "google/gemma-2b",
+        "gemma_2_2b": "google/gemma-2-2b",
+        "llama_3_2_1b": "meta-llama/Llama-3.2-1B",
+        "phi_2": "microsoft/phi-2",
+    }
+    assert "<end_of_turn>" in models["gemma_2b"].fields()["chat_template"]
 
 
 def test_a_head_that_does_more_than_is_known_is_refused(tmp_path, monkeypatch):
