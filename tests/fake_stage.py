@@ -1,6 +1,6 @@
 """Stands in for every entry point: small, consistent tables in no time, and misbehaviour on request.
 
-`$FAKE_STAGE` is JSON: `{"bad_input": <stage>}`, `crash`, `die_once`, `hang`, `stubborn` (hangs, ignores SIGINT), `spoil`
+`$FAKE_STAGE` is JSON: `{"bad_input": <stage>}`, `crash`, `die_once`, `hang`, `stubborn` (hangs despite SIGINT), `spoil`
 (fills the stage's table with what a check must refuse), each a stage's name.
 """
 
@@ -93,11 +93,15 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
                     "example_id": i,
                     "dataset": dataset,
                     "split": split,
-                    "input_ids": [1, 5, 6, 7, 8, 2],
+                    # No two alike: the study's check for leaks compares them.
+                    "input_ids": [1, 5, 6, 7, 8 + number, 2],
                     "response_mask": MASK,
                 }
-                for dataset, frame in read
-                for i, split in frame.select("example_id", "split").iter_rows()
+                for number, (dataset, i, split) in enumerate(
+                    (dataset, *row)
+                    for dataset, frame in read
+                    for row in frame.select("example_id", "split").iter_rows()
+                )
             ]
         )
     if name == "training_log":

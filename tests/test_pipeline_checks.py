@@ -71,6 +71,25 @@ def test_one_row_per_response_token(store, tokens, passed):
     assert checks.one_row_per_response_token(store, "s").passed is passed
 
 
+@pytest.mark.parametrize(
+    "splits, ids, passed",
+    [
+        (("train", "test", "ood"), ([1, 2], [1, 3], [1, 2, 3]), True),
+        (("train", "train", "test"), ([1, 2], [1, 2], [3]), True),  # twice in train is no leak
+        (("train", "test", "ood"), ([1, 2], [3], [1, 2]), False),
+    ],
+)
+def test_no_tokens_in_two_splits(store, splits, ids, passed):
+    rows = [
+        {"example_id": f"d/{n}", "dataset": "d", "split": split, "input_ids": i, "response_mask": [True] * len(i)}
+        for n, (split, i) in enumerate(zip(splits, ids, strict=True))
+    ]
+    put(store, "tokenized_dataset", rows, study="s")
+    result = checks.no_tokens_in_two_splits(store, "s")
+    assert result.passed is passed
+    assert ("first" in result.metadata) is not passed
+
+
 @pytest.mark.parametrize("question, passed", [("other?", True), ("  How\nMANY? ", False)])
 def test_no_question_in_two_splits(store, question, passed):
     put(

@@ -91,6 +91,21 @@ def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
     )
 
 
+def no_tokens_in_two_splits(store: Store, study: str) -> Outcome:
+    """No tokenised example of train is, token for token, in another split, over all of the study's datasets."""
+    rows = _read(store, "tokenized_dataset", study=study).select(
+        pl.col("split").cast(pl.String), "input_ids", "example_id"
+    )
+    train, others = rows.filter(pl.col("split") == "train"), rows.filter(pl.col("split") != "train")
+    leaked = others.join(train.select("input_ids"), on="input_ids", how="semi").sort("example_id")
+    return _outcome(
+        not len(leaked),
+        f"{len(leaked)} of {len(others)} held-out examples are in train",
+        leaked=len(leaked),
+        first=", ".join(leaked["example_id"].head(5)) or None,
+    )
+
+
 def losses_finite(store: Store, study: str) -> Outcome:
     """No NaN, infinity or null among losses and entropies, and none below zero by more than rounding."""
     columns = ["loss", "entropy", "base_loss", "base_entropy"]
@@ -300,6 +315,7 @@ def _study_checks(config: Config, study: StudySpec) -> list[dg.AssetChecksDefini
     name = study.name
     losses, uncertainty = (name, "token_losses"), (name, "token_uncertainty")
     checks = [
+        _check((name, "tokenized_dataset"), no_tokens_in_two_splits, name),
         _check(losses, one_row_per_response_token, name, also=[(name, "tokenized_dataset")]),
         _check(losses, losses_finite, name),
         _check((name, "teacher_hidden"), cached_teacher_matches_online, name),

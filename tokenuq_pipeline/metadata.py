@@ -13,6 +13,7 @@ import dagster as dg
 import polars as pl
 
 from tokenuq_ml.tables import TABLES, read_table
+from tokenuq_pipeline.lineage import column_lineage
 from tokenuq_pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def materialization(asset: "StageAsset", manifest: dict, store: Store) -> dict:
     places = list(asset.outputs.items())
     for output, place in places:
         entries["path" if len(places) == 1 else f"path_{output}"] = dg.MetadataValue.path(str(store.path(place)))
+    if (lineage := column_lineage(asset)) is not None:
+        entries["dagster/column_lineage"] = lineage
     entries["spec"] = dg.MetadataValue.json(asset.fields)
     entries["spec_hash"] = manifest["spec_hash"]
     entries["input_data_versions"] = dg.MetadataValue.json(manifest["input_data_versions"])
