@@ -306,6 +306,22 @@ def test_the_report_is_one_page_that_needs_nothing_else(world):
         assert f">{name}<" in page
     # Text from data shows as text.
     assert "<b>now</b>" not in page
+    event = world.instance.get_latest_materialization_event(dg.AssetKey([STUDY, "ablation_report"]))
+    metadata = event.asset_materialization.metadata
+    assert metadata["report_page"].value == (world.home / f"ablation_report/study={STUDY}/report.html").as_uri()
+    assert metadata["Training curves"].value.startswith("![training_curves](data:image/png;base64,")
+    assert isinstance(metadata["loss_sums_mle"].value, float)
+
+
+def test_held_out_tokens_add_up_to_the_evaluations(world):
+    dataset = pl.col("example_id").str.split("/").list.first()
+    means = world.table("evaluation_tokens").group_by("ablation", dataset=dataset).agg(pl.col("loss").mean())
+    losses = world.table("evaluations").filter(metric="loss").join(means, on=["ablation", "dataset"], validate="1:1")
+    assert len(losses) == 2 * (2 + len(ABLATIONS))
+    assert losses["value"].to_list() == pytest.approx(losses["loss"].to_list(), rel=1e-5)
+    alternatives = world.table("token_alternatives").filter(pl.col("choice") == 0)
+    tokens = world.table("token_losses").filter(pl.col("split").cast(pl.String) != "train")
+    assert len(alternatives) == len(tokens)
 
 
 def test_stores_agree_and_an_edit_recomputes_only_its_own(world, tmp_path_factory):

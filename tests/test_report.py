@@ -213,6 +213,14 @@ def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_p
     assert report_text(out).splitlines()[6].split()[0] == "mle"
 
 
+def test_too_many_ablations_for_one_page_are_counted(quick_plots, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "CURRICULA_IN_FULL", 1)
+    monkeypatch.setattr(sections, "CURRICULA_BEHIND", 2)
+    _, out = build(tmp_path)
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert text.count(": selected tokens</figcaption>") == 3 and "1 more would make the page too large" in text
+
+
 def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, tmp_path):
     many = {"mle": ABLATIONS["mle"], "mle_s1": ABLATIONS["mle_s1"]}
     many |= {f"r{n}": AblationSpec(name=f"r{n}", select={"by": "random", "quantile": 0.1 * n}) for n in range(1, 9)}

@@ -283,7 +283,9 @@
   }
 
   // Not before it is looked at: the rest of the page opens without it.
-  if (root) {
+  if (root && !window.DecompressionStream) {
+    root.before(element("p", "This browser is too old for the token explorer: it cannot unpack the numbers.", "dim"));
+  } else if (root) {
     const watch = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
       watch.disconnect();

@@ -16,7 +16,7 @@ from tokenuq_ml.reports.explorer import Students, explorer, most_uncertain, prom
 from tokenuq_ml.reports.family_table import families_of
 from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
 
-CURRICULA_IN_FULL = 8
+CURRICULA_IN_FULL, CURRICULA_BEHIND = 8, 40
 CATEGORY_NOTE = (
     "Colours are categories of the tokens that were selected at each optimiser step. Structure giving "
     "way to content (numbers, words) from left to right is the automatic curriculum of the paper."
@@ -144,12 +144,15 @@ def curricula(
     """What was selected and what became of uncertainty: the first families in full, all else behind a line."""
     firsts = [names[0] for names in families_of(ablations).values()]
     shown = firsts[:CURRICULA_IN_FULL]
-    hidden = [name for name in ablations if name not in shown]
+    others = [name for name in ablations if name not in shown]
+    hidden = others[:CURRICULA_BEHIND]
     body = html.paragraph(f"{CATEGORY_NOTE} {UNCERTAINTY_NOTE}", "dim")
     body += html.pictures([figure for name in shown for figure in _curriculum(name, ablations[name], read, folder)])
     if hidden:
         figures = [figure for name in hidden for figure in _curriculum(name, ablations[name], read, folder)]
         body += html.details(f"{len(hidden)} more ablations", html.pictures(figures))
+    if len(others) > len(hidden):
+        body += html.paragraph(f"{len(others) - len(hidden)} more would make the page too large: see the UI.", "dim")
     return body
 
 
