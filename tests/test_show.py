@@ -35,6 +35,7 @@ def store(tmp_path_factory):
         "token_losses/study=toy": losses,
         "token_uncertainty/study=toy": uncertainty,
         "token_alternatives/study=toy": tiny_tables.alternatives(losses),
+        "selections/study=toy/ablation=mle": selections.with_columns(selected=True),
         "selections/study=toy/ablation=top": selections,
         "evaluation_tokens/study=toy/ablation=top": tiny_tables.evaluation_tokens(losses, 0.1),
         "examples/dataset=toy": tiny_tables.examples_table(),
@@ -80,7 +81,13 @@ def test_one_example_with_its_prompt_and_highest_tokens(show):
 @pytest.mark.parametrize("step, count", [((), 5), (("--step", "3"), 3)])
 def test_what_an_ablation_selected_at_a_step_or_the_last(show, step, count):
     code, out, _ = show("--example", "toy/000", "--by", "selected", "--ablation", "top", *step)
-    assert code == 0 and f"{count} selected" in out
+    assert code == 0 and f"{count} selected by top" in out
+
+
+def test_without_a_name_the_selection_is_of_an_ablation_that_leaves_tokens_out(show):
+    code, out, _ = show("--by", "selected", "--most-uncertain", "1")
+    train = TOKENS.filter(split="train").group_by("example_id").agg(pl.col("bald").mean()).sort("bald")
+    assert code == 0 and "5 selected by top" in out and shown_ids(out) == [train["example_id"][-1]]
 
 
 def test_the_page_holds_the_examples_and_all_students(show, tmp_path):
@@ -91,17 +98,16 @@ def test_the_page_holds_the_examples_and_all_students(show, tmp_path):
     data = page.partition('id="explorer-data">')[2].partition("<")[0]
     header, _ = unpack(base64.b64decode(data))
     assert [example["example_id"] for example in header["examples"]] == ["toy/000", "toy/002"]
-    assert header["models"] == ["base", "teacher", "top"]
+    assert header["models"] == ["base", "teacher", "top", "mle"]
     assert header["examples"][1]["prompt"] == "q2"
     assert [(model, example) for model, example, _ in header["scored"]] == [(2, 1)]
-    assert [entry[:3] for entry in header["passes"]] == [[2, 0, 3], [2, 0, 5]]
+    assert [entry[:3] for entry in header["passes"]] == [[2, 0, 3], [2, 0, 5], [3, 0, 3], [3, 0, 5]]
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
         (["--example", "toy/02"], "--example toy/02: no such example; there are 16, e.g. toy/0"),
-        (["--by", "selected"], "--ablation NAME"),
         (["--by", "selected", "--ablation", "odd"], "no selections of odd"),
         (["--by", "selected", "--ablation", "top", "--example", "toy/002"], "top did not train on toy/002"),
         (["--by", "selected", "--ablation", "top", "--step", "4"], "nothing is there of this split or step"),

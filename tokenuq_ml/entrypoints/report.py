@@ -11,7 +11,7 @@ import polars as pl
 from tokenuq_ml.costs import FILE as COSTS_FILE
 from tokenuq_ml.costs import Architecture, CostRecord
 from tokenuq_ml.entrypoints import runner
-from tokenuq_ml.entrypoints.analyse import HEADLINES, joined_tokens
+from tokenuq_ml.entrypoints.analyse import HEADLINES, KEYS
 from tokenuq_ml.reports import comparison, html, sections
 from tokenuq_ml.reports.ablation_table import REFERENCES, table_rows
 from tokenuq_ml.reports.costs_table import costs_section
@@ -49,7 +49,8 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     models = table_rows({name: read(f"evaluations/{name}") for name in everyone})
     examples = {name: read(f"evaluation_examples/{name}") for name in everyone}
     families = family_rows(models, examples, ablations, study.evaluation)
-    tokens = joined_tokens(read("token_losses"), read("token_uncertainty"))
+    # Lazily: of a large study the page shows a few hundred examples and one picture of all tokens.
+    tokens = scan("token_losses").join(scan("token_uncertainty"), on=KEYS)
     firsts = {family: names[0] for family, names in families_of(ablations).items()}
     logs = {"teacher": "teacher"} | firsts
     selecting = comparison.compared_selections(ablations)

@@ -107,14 +107,14 @@ def loss_vs_bald(tokens: pl.DataFrame, analysis: pl.DataFrame, path: str | Path)
 
     `analysis` is the table `uncertainty_analysis`: each panel's correlations stand above it.
     """
-    tokens = tokens.select(pl.col("category").cast(pl.String), "loss", "bald")
-    present = [category for category in CATEGORY_COLOURS if (tokens["category"] == category).any()]
+    parts = {str(name): rows for (name,), rows in tokens.select("category", "loss", "bald").group_by("category")}
+    present = [category for category in CATEGORY_COLOURS if category in parts]
     columns = min(1 + len(present), PANELS_A_ROW)
     rows = -(-(1 + len(present)) // columns)
     figure, axes = new_figure(0.5 + (2.1 if rows > 1 else 3.4) * rows, columns, rows, shared=True)
     norm = None
     for axis, category in zip(axes, ["all", *present], strict=False):
-        part = tokens if category == "all" else tokens.filter(pl.col("category") == category)
+        part = tokens if category == "all" else parts[category]
         axis.set_title(f"{category} ({len(part):,})\n{_correlations_of(analysis, category)}", fontsize=7.5)
         if not len(part):
             continue

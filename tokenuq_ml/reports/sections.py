@@ -79,10 +79,11 @@ def planes(families: Sequence[dict], logs: Mapping[str, pl.DataFrame], folder: P
 
 
 def correlations(
-    analysis: pl.DataFrame, headlines: Iterable[tuple[str, str, str]], tokens: pl.DataFrame, folder: Path
+    analysis: pl.DataFrame, headlines: Iterable[tuple[str, str, str]], tokens: pl.LazyFrame, folder: Path
 ) -> str:
     """Loss against BALD: plot, and the correlations named by `headlines` (x, y, method)."""
-    plots.loss_vs_bald(tokens, analysis, folder / "loss_vs_bald.png")
+    drawn = tokens.select("category", "loss", "bald").collect(engine="streaming")
+    plots.loss_vs_bald(drawn, analysis, folder / "loss_vs_bald.png")
     overall = analysis.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
     rows = []
     for x, y, method in headlines:
@@ -167,20 +168,20 @@ def _curriculum(name: str, ablation: AblationSpec, read: Callable[[str], pl.Data
 
 
 def token_explorer(
-    tokens: pl.DataFrame, alternatives: pl.LazyFrame, examples: Iterable[pl.DataFrame], students: Students
+    tokens: pl.LazyFrame, alternatives: pl.LazyFrame, examples: Iterable[pl.DataFrame], students: Students
 ) -> str:
     """The examples of which the teacher is least sure, token by token."""
     choices = alternatives.select(pl.col("choice").max() + 1).collect().item() or 0
     # One ablation stands for all: those of a study train equally long.
     log = next(iter(students.selections.values()), pl.LazyFrame(schema={"epoch": pl.Float32}))
     passes = math.ceil(log.select(pl.col("epoch").max()).collect().item() or 0)
-    shown = within_budget(most_uncertain(tokens.lazy()), len(students.names), choices, passes)
+    shown = within_budget(most_uncertain(tokens), len(students.names), choices, passes)
     return html.paragraph(
         f"The {len(shown)} examples of which the teacher is least sure, by mean BALD, of each split in turn. Response "
         "tokens are coloured by what you choose; point at one, or move with the arrow keys, for its numbers and for "
         "what the teacher would rather have said. Difference compares the loss under two models: of held-out examples "
         "after training, of train examples at the last step that met them."
-    ) + explorer(tokens.lazy(), shown, alternatives, prompts_of(examples), students)
+    ) + explorer(tokens, shown, alternatives, prompts_of(examples), students)
 
 
 def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:

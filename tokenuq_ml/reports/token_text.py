@@ -18,7 +18,7 @@ PALE, FULL = (255, 244, 242), (226, 84, 73)
 FAINT = 0.04
 
 
-def example_text(rows: pl.DataFrame, by: str, top: float, prompt: str = "") -> Group:
+def example_text(rows: pl.DataFrame, by: str, top: float, prompt: str = "", ablation: str = "") -> Group:
     """One example: its id and means, the prompt, the coloured tokens, and those with the highest values.
 
     Args:
@@ -26,13 +26,14 @@ def example_text(rows: pl.DataFrame, by: str, top: float, prompt: str = "") -> G
             rank`, with `selected` (bool) for `by="selected"`, and with `first_choice` where it is known.
         by: a key of `MEASURES`.
         top: the value that gets full colour.
+        ablation: whose selection it is.
     """
     first = rows.row(0, named=True)
     head = Text.assemble((f"{first['example_id']}", "bold"), f"  {first['split']}, {len(rows)} tokens")
     means = ", ".join(f"{MEASURES[name]} {rows[name].mean():.4g}" for name in ("loss", "entropy", "bald"))
     head.append(f", mean {means} nats", "dim")
     if by == "selected":
-        head.append(f"; {rows['selected'].sum()} selected")
+        head.append(f"; {rows['selected'].sum()} selected{f' by {ablation}' if ablation else ''}")
     parts = [head, Text(printable(prompt), "dim")] if prompt else [head]
     body = Text()
     for token, value in rows.select(pl.col("token").cast(pl.String), pl.col(by).cast(pl.Float64)).iter_rows():

@@ -32,7 +32,9 @@ def add_parser(commands) -> None:
     which.add_argument("--most-uncertain", type=_count, metavar="N", help="the N with the highest mean BALD (3)")
     parser.add_argument("--by", choices=BY, default="loss", help="what colours the tokens (loss)")
     parser.add_argument("--split", metavar="SPLIT", help="with --most-uncertain: of this split")
-    parser.add_argument("--ablation", metavar="NAME", help="with --by selected: whose selection")
+    parser.add_argument(
+        "--ablation", metavar="NAME", help="with --by selected: whose selection (the first that leaves tokens out)"
+    )
     parser.add_argument("--step", type=_count, metavar="N", help="with --by selected: at this step (each one's last)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page that needs nothing else")
     parser.set_defaults(function=show_command)
@@ -55,16 +57,16 @@ def show_command(options: argparse.Namespace) -> int:
     home, study = store_home(), options.study
     _check(options)
     try:
-        tokens = scan("tokens", home, study=study)
+        losses, uncertainty = (scan(table, home, study=study) for table in ("token_losses", "token_uncertainty"))
     except FileNotFoundError as error:
         raise InputError(f"study {study!r} has no token tables: {error}") from None
-    found = tokens.filter(pl.col("split").cast(pl.String) == options.split) if options.split else tokens
     selected = _selected(home, options) if options.by == "selected" else None
-    if selected is not None:
-        found = found.join(selected.select("example_id").unique(), on="example_id", how="semi")
-    ids = options.example or _most_uncertain(found, options.most_uncertain or 3)
-    rows = tokens.filter(pl.col("example_id").is_in(ids)).collect()
-    _known(ids, rows, tokens)
+    ids = options.example or _most_uncertain(losses, uncertainty, selected, options)
+    # Each table is filtered by itself, so that both are read where these examples are and nowhere else.
+    of_ids = pl.col("example_id").is_in(ids)
+    tokens = losses.filter(of_ids).join(uncertainty.filter(of_ids).drop("study"), on=KEYS)
+    rows = tokens.collect()
+    _known(ids, rows, losses)
     prompts = _prompts(home, rows)
     shown = _with_first_choice(rows, home, study)
     if selected is not None:
@@ -81,17 +83,16 @@ def show_command(options: argparse.Namespace) -> int:
                 + (f" at step {options.step}; leave --step out" if options.step else "; choose an example of train")
             )
         console.print(
-            example_text(of_example, options.by, top, prompts.get(example_id, "")), soft_wrap=not console.is_terminal
+            example_text(of_example, options.by, top, prompts.get(example_id, ""), options.ablation or ""),
+            soft_wrap=not console.is_terminal,
         )
     if options.html:
-        _write_page(options, tokens, ids, prompts, home)
+        _write_page(options, rows.lazy(), ids, prompts, home)
         console.print(f"page: {options.html}", soft_wrap=True)
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.by == "selected" and not options.ablation:
-        raise InputError("--by selected: name whose selection with --ablation NAME")
     if options.by != "selected" and (options.ablation or options.step):
         raise InputError("--ablation and --step go with --by selected")
     if options.split and options.example:
@@ -106,6 +107,7 @@ def _selected(home: Path, options: argparse.Namespace) -> "pl.LazyFrame":
 
     from tokenuq_ml.tables import scan
 
+    options.ablation = options.ablation or _one_that_leaves_tokens_out(home, options.study)
     try:
         table = scan("selections", home, study=options.study, ablation=options.ablation)
     except FileNotFoundError as error:
@@ -114,10 +116,37 @@ def _selected(home: Path, options: argparse.Namespace) -> "pl.LazyFrame":
     return table.filter(at).select(*KEYS, "selected")
 
 
-def _most_uncertain(tokens: "pl.LazyFrame", count: int) -> list[str]:
+def _one_that_leaves_tokens_out(home: Path, study: str) -> str:
     import polars as pl
 
-    means = tokens.group_by("example_id").agg(pl.col("bald").mean()).top_k(count, by="bald")
+    from tokenuq_ml.tables import scan
+
+    names = _ablations(home, "selections", study)
+    if not names:
+        raise InputError(f"study {study!r} has no selections: no student of it has been trained")
+    for name in names:
+        if not scan("selections", home, study=study, ablation=name).select(pl.col("selected").all()).collect().item():
+            return name
+    return names[0]
+
+
+def _ablations(home: Path, table: str, study: str) -> list[str]:
+    return sorted(folder.name.partition("=")[2] for folder in Path(home, table, f"study={study}").glob("ablation=*"))
+
+
+def _most_uncertain(
+    losses: "pl.LazyFrame", uncertainty: "pl.LazyFrame", selected: "pl.LazyFrame | None", options: argparse.Namespace
+) -> list[str]:
+    """Ids of the examples with the highest mean BALD, of the split and the step that are asked for."""
+    import polars as pl
+
+    means = uncertainty.group_by("example_id").agg(pl.col("bald").mean())
+    if options.split:
+        of_split = losses.filter(pl.col("split").cast(pl.String) == options.split)
+        means = means.join(of_split.select("example_id").unique(), on="example_id", how="semi")
+    if selected is not None:
+        means = means.join(selected.select("example_id").unique(), on="example_id", how="semi")
+    means = means.top_k(options.most_uncertain or 3, by="bald")
     ids = means.sort("bald", "example_id", descending=[True, False]).collect(engine="streaming")["example_id"].to_list()
     if not ids:
         raise InputError("no such example: nothing is there of this split or step")
@@ -196,14 +225,8 @@ def _students(home: Path, options: argparse.Namespace) -> "Students":
     from tokenuq_ml.tables import scan
 
     def of(table: str) -> dict[str, "pl.LazyFrame"]:
-        folders = Path(home, table, f"study={options.study}").glob("ablation=*")
-        names = sorted(
-            (folder.name.partition("=")[2] for folder in folders), key=lambda name: (name != options.ablation, name)
-        )
-        found = {}
-        for name in names:
-            if name not in ("base", "teacher"):
-                found[name] = scan(table, home, study=options.study, ablation=name)
-        return found
+        names = [name for name in _ablations(home, table, options.study) if name not in ("base", "teacher")]
+        names.sort(key=lambda name: name != options.ablation)
+        return {name: scan(table, home, study=options.study, ablation=name) for name in names}
 
     return Students(of("evaluation_tokens"), of("selections"))
