@@ -110,12 +110,12 @@ def test_each_batch_is_told_as_it_ends_longest_first():
 
 
 class Letters:
-    """A tokenizer of single letters: token 3 is `a`, 4 is `b`, and so on."""
+    """A tokenizer of single letters: token 3 is `a`, 4 is `b`, and so on. What it pads with ends no answer."""
 
-    eos_token_id = pad_token_id = 2
+    eos_token_id, pad_token_id = 2, 1
 
     def decode(self, ids, **_) -> str:
-        return "".join(chr(ord("a") + token - 3) for token in ids)
+        return "".join(chr(ord("a") + token - 3) for token in ids if token > 2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

@@ -1,1 +1,1 @@
-"""How good a model is: held-out loss, instruction following, and their intervals."""
+"""How good a model is: held-out losses, generated answers and how they are judged, and their intervals."""
