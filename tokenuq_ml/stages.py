@@ -25,7 +25,7 @@ REVISIONS = {
     "teacher_hidden": 5,
     "token_uncertainty": 6,
     "reference_evaluation": 7,
-    "uncertainty_analysis": 1,
+    "uncertainty_analysis": 2,
     "student": 3,
     "curriculum": 4,
     "evaluation": 7,
