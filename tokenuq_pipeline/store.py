@@ -196,16 +196,24 @@ def is_alive(name: str) -> bool:
         return False
     except PermissionError:
         pass
-    return started in ("0", str(_start_time(int(pid)) or 0))
+    # Dead but not buried: in a container the first process may never ask for its orphans' exit codes.
+    unburied = _stat(int(pid))[:1] == ["Z"]
+    return not unburied and started in ("0", str(_start_time(int(pid)) or 0))
 
 
 def _start_time(pid: int) -> int | None:
     """Clock ticks from boot to the start of the process; None where there is no /proc."""
+    fields = _stat(pid)
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of the process's state from the third on; empty where they are not told."""
     try:
         # The second field is the program's name in brackets, which may hold spaces and brackets itself.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _swap(one: Path, other: Path) -> None:

@@ -1,0 +1,18 @@
+"""What `dagster dev` loads in tests: the toy study on fake stages in child processes; `$TOY_FOLDER` holds its files."""
+
+import os
+from pathlib import Path
+
+from test_pipeline_staleness import config_with
+from toy_pipeline import Toy
+
+from tokenuq_pipeline.definitions import build_defs, chosen_executor
+from tokenuq_pipeline.launcher import StageLauncher
+
+folder = Path(os.environ["TOY_FOLDER"])
+defs = build_defs(
+    config_with(folder, quantile=float(os.environ.get("TOY_QUANTILE", "0.25"))),
+    Toy(folder / "toy").store.home,
+    StageLauncher(package="fake_entrypoints"),
+    chosen_executor(),
+)

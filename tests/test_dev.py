@@ -1,0 +1,108 @@
+"""`dagster dev` itself: its daemon ticks; its runs wait for slots, are cancelled, are killed, and leave nothing."""
+
+import json
+import os
+import signal
+import time
+
+import dagster as dg
+import pytest
+from dev_server import DevServer
+from test_pipeline_launcher import running
+from test_pipeline_staleness import config_with
+from toy_pipeline import STUDY
+
+from tokenuq_pipeline.instance import ACCELERATOR, prepare
+from tokenuq_pipeline.observations import observe
+from tokenuq_pipeline.reruns import RERUN_TAG, WAVE_TAG
+
+MODEL = ["models", "tiny"]
+
+
+def pids(server, asset="models/tiny"):
+    """Of the hanging stage and of its own child; empty before it runs."""
+    path = server.toy.store.home / ".checkpoints" / asset / "pids"
+    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+def worker_of(server, run_id):
+    """The pid of the process that executes the run."""
+    with server.toy.instance() as instance:
+        for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+            if "in process (pid:" in entry.message or "parent process (pid:" in entry.message:
+                return int(entry.message.rpartition("pid: ")[2].rstrip(")"))
+
+
+def test_the_daemon_runs_schedule_waves_and_changed_files(tmp_path):
+    """One study from nothing to fresh, then a new data file, with no person at hand."""
+    server, config = DevServer(tmp_path, TOKENUQ_AUTOMATE="1", TOKENUQ_SCHEDULE="* * * * *"), config_with(tmp_path)
+    store = server.toy.store
+    with server.toy.instance() as instance:
+        # Known already: else the sensor would ask for it before the schedule does.
+        observe(config, instance, store)
+    with server:
+        server.wait(lambda: store.is_whole(f"{STUDY}/ablation_report"), 150)
+        first = server.runs()[0]
+        assert first.tags[RERUN_TAG] == "schedule" and first.tags["dagster/schedule_name"] == f"{STUDY}__rerun"
+        server.wait(lambda: server.status(first.run_id) == "SUCCESS")
+        before = store.read_manifest("datasets/extra")["provenance"]["run_id"]
+        (tmp_path / "extra.jsonl").write_text('{"rows": 2}\n')
+        run = server.wait(
+            lambda: next((run for run in server.runs() if run.tags.get(RERUN_TAG) == "data file of extra"), None), 150
+        )
+        assert run.tags[WAVE_TAG] == "1" and run.tags["dagster/sensor_name"] == "data_files"
+        server.wait(lambda: server.status(run.run_id) == "SUCCESS")
+        assert store.read_manifest("datasets/extra")["provenance"]["run_id"] == run.run_id != before
+
+
+@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+def test_runs_from_the_ui_wait_for_a_slot_and_are_cancelled_within_a_step(tmp_path, executor):
+    hang = json.dumps({"hang": "models"})
+    with DevServer(tmp_path, FAKE_STAGE=hang, TOKENUQ_EXECUTOR=executor) as server:
+        with server.toy.instance() as instance:
+            assert prepare(instance, {}) == [f"1 slot in the pool {ACCELERATOR}"]
+        first = server.launch(MODEL)
+        stage = server.wait(lambda: pids(server))
+        # The second waits in Dagster's pool: its child, which would load the model once more, is not even started.
+        second = server.launch(MODEL)
+        server.wait(lambda: server.status(second) in ("STARTED", "QUEUED"))
+        time.sleep(2)
+        with server.toy.instance() as instance:
+            assert instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids == {first}
+        assert pids(server) == stage and all(running(pid) for pid in stage)
+        server.cancel(second)
+        server.wait(lambda: server.status(second) == "CANCELED")
+        server.cancel(first)
+        server.wait(lambda: server.status(first) == "CANCELED")
+        assert not any(running(pid) for pid in stage)
+        assert (server.toy.store.home / ".checkpoints/models/tiny/checkpoint").read_text() == "step 7"
+        assert not list((server.toy.store.home / ".staging").iterdir())
+
+
+def test_a_killed_run_worker_and_a_killed_dev_leave_no_process_and_no_half_table(tmp_path):
+    hang = json.dumps({"hang": "models"})
+    with DevServer(tmp_path, FAKE_STAGE=hang) as server:
+        run = server.launch(MODEL)
+        stage = server.wait(lambda: pids(server))
+        os.kill(worker_of(server, run), signal.SIGKILL)
+        server.wait(lambda: not any(running(pid) for pid in stage))
+        server.wait(lambda: server.status(run) == "FAILURE")
+        (server.toy.store.home / ".checkpoints/models/tiny/pids").unlink()
+        second = server.launch(MODEL)
+        stage = server.wait(lambda: pids(server))
+        server.kill()
+        deadline = time.monotonic() + 40
+        while any(running(pid) for pid in stage):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert server.status(second) == "STARTED"
+        with server.toy.instance() as instance:
+            done = prepare(instance, {})
+            assert any(f"run {second[:8]} marked as ended" in line for line in done)
+            assert not instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids
+        assert server.status(second) == "FAILURE" and not server.toy.store.is_whole("models/tiny")
+        assert server.toy.store.clean_staging() and not list((server.toy.store.home / ".staging").iterdir())
+    with DevServer(tmp_path) as server:
+        third = server.launch(MODEL)
+        server.wait(lambda: server.status(third) == "SUCCESS")
+        assert server.toy.store.is_whole("models/tiny")
