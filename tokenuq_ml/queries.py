@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.joined_view import joined_sql, quoted
 from tokenuq_ml.partitions import store_home, whole_files
 from tokenuq_ml.table_schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
 
@@ -50,13 +51,15 @@ def connect(home: str | Path | None = None, memory: str = MEMORY) -> duckdb.Duck
     # DuckDB would make the folder only when it is needed; nobody else may look into it.
     spill = Path(_spill_folder(), uuid.uuid4().hex)
     connection = duckdb.connect(config={**_WALL, "memory_limit": memory, "temp_directory": str(spill)})
+    # `tokens` names a file once a piece; its footer is to be read once.
+    connection.execute("SET parquet_metadata_cache = true")
     files = whole_files(store_home(home))
     for table in TABLES:
         try:
             _create_view(connection, table, files[table])
         except duckdb.Error as error:
             raise InputError(f"table {table}: {_plain(error).splitlines()[0]}; make its asset again") from error
-    _create_joined_view(connection)
+    _create_joined_view(connection, files)
     connection.execute("SET allowed_paths = ?", [[str(path) for paths in files.values() for path in paths]])
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
@@ -125,10 +128,11 @@ def columns(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
 def _create_view(connection: duckdb.DuckDBPyConnection, table: str, files: list[Path]) -> None:
     definition = TABLES[table]
-    types = dict.fromkeys(definition.partitions, "VARCHAR") | _sql_types(connection, definition.schema)
+    types = dict.fromkeys(definition.partitions, "VARCHAR")
+    types |= {name: _sql_type(dtype) for name, (dtype, _) in definition.columns.items()}
     source, there = "(SELECT 1) WHERE false", set()
     if files:
-        paths = ", ".join(_quoted(str(path)) for path in files)
+        paths = ", ".join(quoted(str(path)) for path in files)
         hive = ", ".join(f"{name}: VARCHAR" for name in definition.partitions)
         source = (
             f"read_parquet([{paths}], hive_partitioning = true, hive_types = {{{hive}}}, hive_types_autocast = false, "
@@ -141,17 +145,16 @@ def _create_view(connection: duckdb.DuckDBPyConnection, table: str, files: list[
     _comment(connection, table, definition.description, _meanings(table))
 
 
-def _create_joined_view(connection: duckdb.DuckDBPyConnection) -> None:
+def _create_joined_view(connection: duckdb.DuckDBPyConnection, files: dict[str, list[Path]]) -> None:
     one, other = JOINED_FROM
-    keys = ", ".join(JOINED_ON)
-    connection.execute(f"CREATE VIEW {JOINED} AS SELECT * FROM {one} JOIN {other} USING ({keys})")
-    description = f"{one} and {other}, joined one to one on {keys}."
+    connection.execute(f"CREATE VIEW {JOINED} AS {joined_sql(files)}")
+    description = f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}."
     _comment(connection, JOINED, description, _meanings(one) | _meanings(other))
 
 
 def _comment(connection: duckdb.DuckDBPyConnection, view: str, description: str, meanings: dict[str, str]) -> None:
-    comments = [f"COMMENT ON VIEW {view} IS {_quoted(description)}"]
-    comments += [f'COMMENT ON COLUMN {view}."{name}" IS {_quoted(meaning)}' for name, meaning in meanings.items()]
+    comments = [f"COMMENT ON VIEW {view} IS {quoted(description)}"]
+    comments += [f'COMMENT ON COLUMN {view}."{name}" IS {quoted(meaning)}' for name, meaning in meanings.items()]
     connection.execute(";".join(comments))
 
 
@@ -161,16 +164,28 @@ def _meanings(table: str) -> dict[str, str]:
     return partitions | {name: meaning for name, (_, meaning) in definition.columns.items()}
 
 
-def _sql_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
-    """DuckDB's names of the columns' types; of a dictionary that of its values."""
-    plain = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema]
-    relation = connection.from_arrow(pa.schema(zip(schema.names, plain, strict=True)).empty_table())
-    return dict(zip(schema.names, map(str, relation.types), strict=True))
+def _sql_type(dtype: pa.DataType) -> str:
+    """DuckDB's name of an Arrow type, of a dictionary that of its values. (Asking DuckDB itself imports pandas.)"""
+    if pa.types.is_dictionary(dtype):
+        return _sql_type(dtype.value_type)
+    if pa.types.is_list(dtype):
+        return f"{_sql_type(dtype.value_type)}[]"
+    if pa.types.is_struct(dtype):
+        fields = (f'"{field.name}" {_sql_type(field.type)}' for field in dtype)
+        return f"STRUCT({', '.join(fields)})"
+    return _SQL_TYPES[str(dtype)]
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "bool": "BOOLEAN",
+    "int8": "TINYINT",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float": "FLOAT",
+    "double": "DOUBLE",
+}
 
 
 def _plain(error: BaseException) -> str:

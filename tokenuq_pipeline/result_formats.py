@@ -5,7 +5,7 @@ than memory. DuckDB turns values into text, the same for every format. Knows no 
 """
 
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import duckdb
@@ -64,15 +64,14 @@ def write_parquet(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
 
 def write_markdown(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
     """A table of GitHub's Markdown, numbers to the right, with six digits. Returns the number of rows."""
-    numbers = _are_numbers(result)
-    _line(stream, "| " + " | ".join(map(_escaped, result.columns)) + " |")
-    _line(stream, "|" + "|".join("---:" if number else "---" for number in numbers) + "|")
-    rows = 0
+    numbers, rows = _are_numbers(result), 0
+    header = _escaped(_visible(pl.Series(result.columns)))
+    _write_lines(stream, pl.Series(["| " + " | ".join(header) + " |"]))
+    _write_lines(stream, pl.Series(["|" + "|".join("---:" if number else "---" for number in numbers) + "|"]))
     for page in _pages(result):
-        for row in page:
-            cells = (value if number else _escaped(value) for value, number in zip(row, numbers, strict=True))
-            _line(stream, "| " + " | ".join(cells) + " |")
-        rows += len(page)
+        cells = [text if number else _escaped(text) for text, number in zip(page, numbers, strict=True)]
+        _write_lines(stream, "| " + _joined(cells, " | ") + " |")
+        rows += len(cells[0])
     return rows
 
 
@@ -83,16 +82,15 @@ def write_table(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
     """
     numbers, rows, widths = _are_numbers(result), 0, None
     for page in _pages(result):
-        page = [[_cut(_visible(value)) for value in row] for row in page]
+        cells = [_cut(text) for text in page]
         if widths is None:
-            header = [_visible(name) for name in result.columns]
-            widths = [max(map(display_width, column)) for column in zip(header, *page, strict=True)]
-            _line(stream, "  ".join(map(_aligned, header, widths, numbers)).rstrip())
-            _line(stream, "  ".join("─" * width for width in widths))
-        for row in page:
-            _line(stream, "  ".join(map(_aligned, row, widths, numbers)).rstrip())
-        rows += len(page)
-    _line(stream, f"({rows:,} {'row' if rows == 1 else 'rows'})")
+            names = [_visible(pl.Series([name])) for name in result.columns]
+            widths = [max(_widths(pl.concat([name, cell]))) for name, cell in zip(names, cells, strict=True)]
+            _write_lines(stream, _joined(map(_aligned, names, widths, numbers), "  ").str.strip_chars_end())
+            _write_lines(stream, pl.Series(["  ".join("─" * width for width in widths)]))
+        _write_lines(stream, _joined(map(_aligned, cells, widths, numbers), "  ").str.strip_chars_end())
+        rows += len(cells[0])
+    _write_lines(stream, pl.Series([f"({rows:,} {'row' if rows == 1 else 'rows'})"]))
     return rows
 
 
@@ -107,6 +105,8 @@ WRITERS: dict[str, Callable[[duckdb.DuckDBPyRelation, BinaryIO], int]] = {
 
 def display_width(text: str) -> int:
     """Columns that `text` takes in a terminal: two for wide characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
@@ -123,46 +123,69 @@ def _frames(result: duckdb.DuckDBPyRelation, rows: int = _BATCH_ROWS) -> Iterato
             yield pl.from_arrow(reader.schema.empty_table())
 
 
-def _pages(result: duckdb.DuckDBPyRelation) -> Iterator[list[list[str]]]:
-    """Every value as text, floats with six digits, `null` where there is none."""
+def _pages(result: duckdb.DuckDBPyRelation) -> Iterator[list[pl.Series]]:
+    """Every column as text that can be shown, floats with six digits, `null` where there is no value."""
     texts = []
     # By number: names may come twice.
     for number, dtype in enumerate(result.types, 1):
         is_float = str(dtype).startswith(_FLOATS)
         texts.append(f"format('{{:.6g}}', #{number}::DOUBLE)" if is_float else f"#{number}::VARCHAR")
     for frame in _frames(result.project(", ".join(texts)), _PAGE_ROWS):
-        yield [["null" if value is None else value for value in row] for row in frame.rows()]
+        yield [_visible(column.fill_null("null")) for column in frame]
 
 
 def _are_numbers(result: duckdb.DuckDBPyRelation) -> list[bool]:
     return [str(dtype).partition("(")[0] in _NUMBERS for dtype in result.types]
 
 
-def _line(stream: BinaryIO, text: str) -> None:
-    stream.write(f"{text}\n".encode())
+def _joined(cells: Iterable[pl.Series], between: str) -> pl.Series:
+    columns = {str(number): cell for number, cell in enumerate(cells)}
+    return pl.DataFrame(columns).select(pl.concat_str(pl.all(), separator=between)).to_series()
 
 
-def _aligned(text: str, width: int, number: bool) -> str:
-    space = " " * (width - display_width(text))
-    return space + text if number else text + space
+def _write_lines(stream: BinaryIO, lines: pl.Series) -> None:
+    if len(lines):
+        stream.write(("\n".join(lines) + "\n").encode())
 
 
-def _visible(text: str) -> str:
+def _visible(texts: pl.Series) -> pl.Series:
     """Line breaks and control characters as escapes: a token may be one, and must not drive the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if not texts.str.contains(r"[[\p{C}\p{Z}]&&[^ ]]").any():
+        return texts
+    return pl.Series(
+        ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) for text in texts]
+    )
 
 
-def _cut(text: str) -> str:
-    """At most `_CELL` columns of it."""
+def _cut(texts: pl.Series) -> pl.Series:
+    """At most `_CELL` columns of each."""
+    if (texts.str.len_bytes() <= _CELL).all():
+        return texts
+    return pl.Series([_cut_one(text) for text in texts])
+
+
+def _cut_one(text: str) -> str:
     if display_width(text) <= _CELL:
         return text
+    # No character takes less room than a column but those that combine: a bound on what is looked at.
+    text = text[: 4 * _CELL]
     while display_width(text) > _CELL - 1:
         text = text[:-1]
     return text + "…"
 
 
-def _escaped(text: str) -> str:
+def _aligned(texts: pl.Series, width: int, number: bool) -> pl.Series:
+    if number:
+        return texts.str.pad_start(width)
+    if (texts.str.len_bytes() == texts.str.len_chars()).all():
+        return texts.str.pad_end(width)
+    return pl.Series([text + " " * (width - display_width(text)) for text in texts])
+
+
+def _widths(texts: pl.Series) -> list[int]:
+    return [display_width(text) for text in texts]
+
+
+def _escaped(texts: pl.Series) -> pl.Series:
     """Text that Markdown shows as it is."""
-    return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#|~&!" else char for char in _visible(text))
+    return texts.str.replace_all(r"([\\`*_{}\[\]<>()#|~&!])", r"\$1")
