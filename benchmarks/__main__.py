@@ -17,7 +17,7 @@ from benchmarks.common import REPEATS, Row
 from benchmarks.scoring import gemm_rate
 from tokenuq_ml.models import resolve_numerics
 
-NAMES = ("training_step", "scoring", "uncertainty", "memory", "scaling")
+NAMES = ("training_step", "scoring", "uncertainty", "memory", "scaling", "queries")
 PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval")
 
 

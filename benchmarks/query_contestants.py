@@ -1,0 +1,84 @@
+"""The same questions to ten million token rows in four ways. No torch here: a process's memory is to be the query's.
+
+`python -m benchmarks.query_contestants <store> <way> <question> <example>` asks one and prints the peak memory in MiB.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+from tokenuq_ml.tables import connect, scan
+
+STUDY = "bench"
+AGGREGATE, EXAMPLE = "filter and aggregate by category", "one example's tokens"
+JOINED_AGGREGATE, JOINED_EXAMPLE = f"{AGGREGATE}, of tokens", f"{EXAMPLE}, of tokens"
+_BY_CATEGORY = (
+    "SELECT category, count(*) AS tokens, avg(loss) AS loss, avg({}) AS other FROM {} "
+    "WHERE split = 'test' AND loss > 0.5 GROUP BY category"
+)
+
+
+def sql(home: Path, example: str) -> dict[str, Callable]:
+    """DuckDB through `connect`; the only one that is asked for the join as well."""
+    connection = connect(home)
+
+    def ask(text: str) -> Callable:
+        return lambda: connection.execute(text).fetchall()
+
+    one = f"SELECT * FROM {{}} WHERE study = '{STUDY}' AND example_id = '{example}'"
+    return {
+        AGGREGATE: ask(_BY_CATEGORY.format("base_loss", "token_losses")),
+        EXAMPLE: ask(one.format("token_losses")),
+        JOINED_AGGREGATE: ask(_BY_CATEGORY.format("bald", "tokens")),
+        JOINED_EXAMPLE: ask(one.format("tokens")),
+    }
+
+
+def through_scan(home: Path, example: str) -> dict[str, Callable]:
+    """polars through `scan`."""
+    return _by_polars(lambda: scan("token_losses", home), example)
+
+
+def polars(home: Path, example: str) -> dict[str, Callable]:
+    """polars by itself."""
+    return _by_polars(lambda: pl.scan_parquet(file_of(home)), example)
+
+
+def pandas(home: Path, example: str) -> dict[str, Callable]:
+    """pandas, told which columns it needs."""
+    import pandas as pd
+
+    def categories():
+        rows = pd.read_parquet(file_of(home), columns=["category", "split", "loss", "base_loss"])
+        rows = rows[(rows["split"] == "test") & (rows["loss"] > 0.5)]
+        return rows.groupby("category", observed=True)[["loss", "base_loss"]].agg(["size", "mean"])
+
+    return {
+        AGGREGATE: categories,
+        EXAMPLE: lambda: pd.read_parquet(file_of(home), filters=[("example_id", "==", example)]),
+    }
+
+
+def _by_polars(rows: Callable[[], pl.LazyFrame], example: str) -> dict[str, Callable]:
+    means = pl.col("loss", "base_loss").mean()
+    test = pl.col("split") == "test", pl.col("loss") > 0.5
+    return {
+        AGGREGATE: lambda: rows().filter(*test).group_by("category").agg(pl.len(), means).collect(),
+        EXAMPLE: lambda: rows().filter(pl.col("example_id") == example).collect(),
+    }
+
+
+def file_of(home: Path) -> Path:
+    """The file that all of them read."""
+    return home / f"token_losses/study={STUDY}/part-0.parquet"
+
+
+WAYS = {"SQL": sql, "scan": through_scan, "polars": polars, "pandas": pandas}
+
+if __name__ == "__main__":
+    store, way, question, one_example = sys.argv[1:]
+    WAYS[way](Path(store), one_example)[question]()
+    print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
