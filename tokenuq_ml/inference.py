@@ -60,24 +60,32 @@ def _fast_modules(model: PreTrainedModel) -> Iterator[None]:
 
 
 _tried: WeakKeyDictionary[PreTrainedModel, dict[tuple, bool]] = WeakKeyDictionary()
-"""Of each model, which kinds of modules a fast forward pass was found exact for: tried once, not at every entry."""
+"""Of each model, the code of which a fast forward pass was found exact or not."""
 
 
 def _swap(model: PreTrainedModel, find: Callable[[nn.Module], bool], forward: Callable) -> list[nn.Module]:
     """Gives what `find` knows another forward pass; modules of a class whose first one differs keep theirs."""
-    exact = _tried.setdefault(model, {})
+    exact: dict[type, bool] = {}
     swapped = []
     for module in model.modules():
         if not find(module) or "forward" in vars(module):
             continue
-        # All that decides which code runs: an adapter puts modules of other types beneath.
-        kind = (forward, model.dtype, type(module).forward, *map(type, module.modules()))
+        kind = type(module)
         if kind not in exact:
-            exact[kind] = _agrees(model, module, forward)
+            exact[kind] = _is_exact(model, module, forward)
         if exact[kind]:
             module.forward = types.MethodType(forward, module)
             swapped.append(module)
     return swapped
+
+
+def _is_exact(model: PreTrainedModel, module: nn.Module, forward: Callable) -> bool:
+    """`_agrees`, tried once of each code that would run: an adapter puts modules of other types beneath."""
+    code = (forward, model.dtype, type(module).forward, *map(type, module.modules()))
+    tried = _tried.setdefault(model, {})
+    if code not in tried:
+        tried[code] = _agrees(model, module, forward)
+    return tried[code]
 
 
 @torch.no_grad()
