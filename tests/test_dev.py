@@ -102,7 +102,7 @@ def test_a_killed_run_worker_and_a_killed_dev_leave_no_process_and_no_half_table
             assert not instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids
         assert server.status(second) == "FAILURE" and not server.toy.store.is_whole("models/tiny")
         assert server.toy.store.clean_staging() and not list((server.toy.store.home / ".staging").iterdir())
-    with DevServer(tmp_path) as server:
+    with DevServer(tmp_path, TOKENUQ_EXECUTOR="multiprocess") as server:
         third = server.launch(MODEL)
         server.wait(lambda: server.status(third) == "SUCCESS")
         assert server.toy.store.is_whole("models/tiny")

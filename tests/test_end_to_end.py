@@ -147,7 +147,7 @@ def world(tmp_path_factory):
 
 def test_every_asset_is_materialised_and_every_check_passes(world):
     graph = build_defs(world.config, world.home).resolve_asset_graph()
-    for key in graph.get_all_asset_keys():
+    for key in graph.materializable_asset_keys:
         assert world.instance.get_latest_materialization_event(key) is not None, key
     executions = world.instance.event_log_storage.get_latest_asset_check_execution_by_key(list(graph.asset_check_keys))
     assert set(executions) == set(graph.asset_check_keys)
@@ -168,7 +168,8 @@ def test_tables_follow_their_schemas(world, table):
     definition = TABLES[table]
     frame = world.table(table)
     assert set(frame.columns) == {*definition.columns, *definition.partitions}
-    assert len(frame)
+    # Of whole data no row is left out.
+    assert len(frame) or table == "rejected_rows"
 
 
 def test_token_tables_equal_a_plain_forward_of_the_published_models(world):
