@@ -7,7 +7,8 @@ from tiny_store import EXAMPLES
 from tiny_tables import LENGTH, losses_and_uncertainty
 
 from tokenuq_ml import joined_view
-from tokenuq_ml.queries import connect, select
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.queries import connect, explained, select
 from tokenuq_ml.tables import scan, write_table
 
 
@@ -84,6 +85,30 @@ def test_rows_of_different_keys_are_never_side_by_side(tmp_path):
     store(tmp_path, "a", losses, uncertainty.with_columns(example_id=inside))
     assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
     assert len(asked(tmp_path)) == (EXAMPLES - 1) * LENGTH
+
+
+def test_pieces_of_what_was_made_again_are_not_used(tmp_path, many_pieces):
+    store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
+    store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
+    with connect(tmp_path) as connection:
+        store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES + 4, 2))
+        for where in ("true", "study = 'b' AND example_id = 'toy/001'"):
+            with (
+                pytest.raises(InputError, match="study b: a token table was made again .*; connect again"),
+                explained(),
+            ):
+                select(connection, f"SELECT * FROM tokens WHERE {where}").fetchall()
+        (count,) = select(connection, "SELECT count(*) FROM tokens WHERE study = 'a'").fetchall()[0]
+        assert count == EXAMPLES * LENGTH
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+
+
+def test_files_that_others_wrote_are_joined_by_their_keys(tmp_path):
+    store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
+    for file in tmp_path.rglob("*.parquet"):
+        pl.read_parquet(file.read_bytes()).write_parquet(file)
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+    assert pieces(tmp_path, "true") == 0
 
 
 def test_names_are_quoted(tmp_path, many_pieces):

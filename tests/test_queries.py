@@ -1,9 +1,12 @@
 """SQL over the store: the views, what they read, and the wall around them (trap 18 of the design)."""
 
+import threading
+
+import duckdb
 import polars as pl
 import pytest
-from tiny_store import ABLATIONS, EXAMPLES, STUDIES, make_store
-from tiny_tables import LENGTH
+from tiny_store import ABLATIONS, EXAMPLES, STUDIES, make_store, publish
+from tiny_tables import LENGTH, losses_and_uncertainty
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.queries import columns, connect, descriptions, explained, select
@@ -85,8 +88,18 @@ class TestViews:
     def test_what_is_published_later_needs_a_new_connection(self, tmp_path):
         store = make_store(tmp_path)
         store.forget("other/token_losses")
+        count = "SELECT count(*), count(DISTINCT study) FROM token_losses"
         with connect(tmp_path) as connection:
-            assert select(connection, "SELECT count(*) FROM token_losses").fetchall() == [(TOKENS,)]
+            assert select(connection, count).fetchall() == [(TOKENS, 1)]
+            publish(store, "other/token_losses", {"token_losses": losses_and_uncertainty(4)[0]}, study="other")
+            assert select(connection, count).fetchall() == [(TOKENS, 1)]
+            # What is made again in its place is read as it is now, whatever was known of the file before.
+            publish(
+                store, "quickstart/token_losses", {"token_losses": losses_and_uncertainty(8)[0]}, study="quickstart"
+            )
+            assert select(connection, count).fetchall() == [(8 * LENGTH, 1)]
+        with connect(tmp_path) as connection:
+            assert select(connection, count).fetchall() == [(12 * LENGTH, 2)]
 
     def test_a_broken_file_is_named(self, tmp_path):
         path = tmp_path / "token_losses/study=a/part-0.parquet"
@@ -143,6 +156,7 @@ class TestWall:
         "CREATE TABLE t AS SELECT 1": "only SELECT",
         "COPY (SELECT 1) TO '{outside}/x.csv'": "only SELECT",
         "COPY (SELECT 1) TO '{home}/x.csv'": "only SELECT",
+        "COPY (SELECT 1) TO '{home}/curriculum/study=a/ablation=b/part-0.parquet' (USE_TMP_FILE false)": "only SELECT",
         "EXPORT DATABASE '{outside}/x'": "only SELECT",
         "IMPORT DATABASE '{outside}/x'": "only SELECT",
         "ATTACH '{outside}/x.db'": "only SELECT",
@@ -170,7 +184,7 @@ class TestWall:
         "SELECT * FROM parquet_metadata('{outside}/x.parquet')": "no other file or address",
         "SELECT * FROM glob('/etc/*')": "no other file or address",
         "SELECT * FROM read_text('{home}/link.csv')": "no other file or address",
-        "SELECT * FROM read_text('{home}/.manifests/datasets/toy.json')": "no other file or address",
+        "SELECT * FROM read_text('{home}/notes.json')": "no other file or address",
         "SELECT * FROM read_text('{home}/token_losses/../../secret.csv')": "no other file or address",
         "SELECT * FROM read_parquet('https://example.org/x.parquet')": "no other file or address",
         "SELECT * FROM read_parquet('s3://bucket/x.parquet')": "no other file or address",
@@ -182,18 +196,29 @@ class TestWall:
         "SELECT * FROM frame": "does not exist",
     }
 
-    @pytest.mark.parametrize("sql", REFUSED)
-    def test_refused_with_a_sentence(self, sql, tmp_path):
-        home, outside = tmp_path / "store", tmp_path
-        make_small(home)
+    @pytest.fixture(scope="class")
+    def walled(self, tmp_path_factory):
+        """A connection, its store, and the folder around it, with a secret in it and a link to that."""
+        outside = tmp_path_factory.mktemp("outside")
+        home = outside / "store"
+        log = {"step": [1, 2], "epoch": 1.0, "category": "word", "n_tokens": 1, "n_selected": 0, "mean_loss": 1.0}
+        folder = home / "curriculum/study=a/ablation=b"
+        write_table(pl.DataFrame(log), "curriculum", folder, spec_hash="s", code_version="c")
         (outside / "secret.csv").write_text("a,b\n1,2\n")
         (home / "link.csv").symlink_to(outside / "secret.csv")
+        (home / "notes.json").write_text("{}")
+        with connect(home) as connection:
+            yield connection, home, outside
+
+    @pytest.mark.parametrize("sql", REFUSED)
+    def test_refused_with_a_sentence(self, sql, walled):
+        connection, home, outside = walled
         frame = pl.DataFrame({"a": [1]})  # noqa: F841 - a query must not find it by its name
-        before = sorted(path.name for path in outside.rglob("*"))
-        with connect(home) as connection, pytest.raises(InputError) as refusal, explained():
+        before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+        with pytest.raises(InputError) as refusal, explained():
             select(connection, sql.replace("{home}", str(home)).replace("{outside}", str(outside))).fetchall()
         assert self.REFUSED[sql] in str(refusal.value)
-        assert sorted(path.name for path in outside.rglob("*")) == before
+        assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
 
     @pytest.mark.parametrize(
         "statement",
@@ -208,12 +233,10 @@ class TestWall:
             "PRAGMA enable_profiling",
         ],
     )
-    def test_the_connection_itself_has_the_wall(self, statement, tmp_path):
-        import duckdb
-
-        make_small(tmp_path / "store")
-        with connect(tmp_path / "store") as connection, pytest.raises(duckdb.Error, match="disabled|locked"):
-            connection.execute(statement.replace("{outside}", str(tmp_path)))
+    def test_the_connection_itself_has_the_wall(self, statement, walled):
+        connection, _, outside = walled
+        with pytest.raises(duckdb.Error, match="disabled|locked"):
+            connection.execute(statement.replace("{outside}", str(outside)))
 
     def test_what_a_select_may_do(self, connection):
         for sql in (
@@ -232,17 +255,18 @@ class TestWall:
         with pytest.raises(InputError, match=r'(?s)token_loses does not exist.*"token_losses"'):
             select(connection, "SELECT * FROM token_loses")
 
+    def test_a_stopped_query_is_no_error(self, connection):
+        forever = (
+            "SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b WHERE (a.range + b.range) % 7 = 3"
+        )
+        stop = threading.Timer(0.3, connection.interrupt)
+        stop.start()
+        with pytest.raises(KeyboardInterrupt), explained():
+            select(connection, forever).fetchall()
+        stop.join()
+
     def test_a_frame_of_ones_own_comes_in_by_name(self, home):
         with connect(home) as connection:
             connection.register("mine", pl.DataFrame({"example_id": ["toy/003"]}).to_arrow())
             joined = select(connection, "SELECT count(*) FROM token_losses JOIN mine USING (example_id)")
             assert joined.fetchall() == [(len(STUDIES) * LENGTH,)]
-
-
-def make_small(home):
-    """One table of two rows."""
-    log = {"step": [1, 2], "epoch": 1.0, "category": "word", "n_tokens": 1, "n_selected": 0, "mean_loss": 1.0}
-    folder = home / "curriculum/study=a/ablation=b"
-    write_table(pl.DataFrame(log), "curriculum", folder, spec_hash="s", code_version="c")
-    (home / ".manifests/datasets").mkdir(parents=True)
-    (home / ".manifests/datasets/toy.json").write_text('{"files": []}')

@@ -4,10 +4,12 @@ The writer sorts both tables by the same keys and cuts them into row groups alik
 one belongs to row n of the other: piece by piece of some row groups they are laid side by side.
 Memory does not grow with the tables, a filter on `study` or on one `example_id` leaves out the
 other pieces, and processors share the pieces. Where the files of a study do not match, as
-between rerunning one table and the other, that study is joined by its keys. Knows Parquet
-footers and SQL; opens no connection.
+between rerunning one table and the other, that study is joined by its keys; where one was made
+again since, the query fails rather than use pieces of what was. Knows Parquet footers and SQL;
+opens no connection.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,13 +27,11 @@ def joined_sql(files: dict[str, list[Path]]) -> str:
     by_study = {table: _by_study(table, files[table]) for table in JOINED_FROM}
     parts = []
     for study in sorted(by_study[one].keys() & by_study[other].keys()):
-        pairs = by_study[one][study], by_study[other][study]
-        pieces = _pieces(*pairs) if all(len(paths) == 1 for paths in pairs) else None
-        if pieces is None:
+        footers = [_footer(by_study[table][study], table) for table in JOINED_FROM]
+        if None in footers or footers[0].groups != footers[1].groups:
             parts.append(_by_keys(f"WHERE study = {quoted(study)}"))
         else:
-            (left,), (right,) = pairs
-            parts += [_side_by_side(study, left, right, *piece) for piece in pieces]
+            parts.append(_by_pieces(study, *footers))
     return "\nUNION ALL\n".join(parts) or _by_keys("")
 
 
@@ -48,26 +48,23 @@ def _by_study(table: str, files: list[Path]) -> dict[str, list[Path]]:
     return studies
 
 
-def _pieces(lefts: list[Path], rights: list[Path]) -> list[tuple[int, int, str, str]] | None:
-    """First and last row of each piece, its first and last example; None where the two files do not match."""
-    left, right = _groups(lefts[0], JOINED_FROM[0]), _groups(rights[0], JOINED_FROM[1])
-    if left is None or left != right:
+@dataclass(frozen=True)
+class _Footer:
+    """A table's one file, its content hash, and of each row group the rows, the first and the last example."""
+
+    file: Path
+    content: str
+    groups: list[tuple[int, str, str]]
+
+
+def _footer(files: list[Path], table: str) -> _Footer | None:
+    """None where pieces cannot be told: several files, or one that is not as our writer leaves it."""
+    if len(files) != 1:
         return None
-    step = max(PIECE_GROUPS, -(-len(left) // MOST_PIECES))
-    pieces, first = [], 0
-    for start in range(0, len(left), step):
-        groups = left[start : start + step]
-        rows = sum(count for count, _, _ in groups)
-        pieces.append((first, first + rows - 1, groups[0][1], groups[-1][2]))
-        first += rows
-    return pieces
-
-
-def _groups(file: Path, table: str) -> list[tuple[int, str, str]] | None:
-    """Rows, first and last example of each row group; None where a column or the statistics are missing."""
-    footer = pq.read_metadata(file)
+    footer = pq.read_metadata(files[0])
     names = footer.schema.to_arrow_schema().names
-    if not set(TABLES[table].columns) <= set(names):
+    content = (footer.metadata or {}).get(b"tokenuq.content_hash")
+    if content is None or not set(TABLES[table].columns) <= set(names):
         return None
     column, groups = names.index("example_id"), []
     for number in range(footer.num_row_groups):
@@ -76,7 +73,28 @@ def _groups(file: Path, table: str) -> list[tuple[int, str, str]] | None:
         if statistics is None or not statistics.has_min_max:
             return None
         groups.append((group.num_rows, statistics.min, statistics.max))
-    return groups
+    return _Footer(files[0], content.decode(), groups)
+
+
+def _by_pieces(study: str, left: _Footer, right: _Footer) -> str:
+    step = max(PIECE_GROUPS, -(-len(left.groups) // MOST_PIECES))
+    pieces, first = [], 0
+    for start in range(0, len(left.groups), step):
+        groups = left.groups[start : start + step]
+        last = first + sum(rows for rows, _, _ in groups) - 1
+        pieces.append(_side_by_side(study, left.file, right.file, first, last, groups[0][1], groups[-1][2]))
+        first = last + 1
+    if not pieces:
+        return _by_keys(f"WHERE study = {quoted(study)}")
+    again = quoted(f"study {study}: a token table was made again since this connection was made; connect again")
+    contents = f"{quoted(left.content)}, {quoted(right.content)}"
+    unchanged = (
+        f"SELECT bool_and(CASE WHEN decode(value) IN ({contents}) THEN true ELSE error({again}) END) "
+        f"FROM parquet_kv_metadata([{quoted(str(left.file))}, {quoted(str(right.file))}]) "
+        "WHERE decode(key) = 'tokenuq.content_hash'"
+    )
+    together = "\nUNION ALL\n".join(pieces)
+    return f"SELECT * FROM ({together}) WHERE ({unchanged})"
 
 
 def _side_by_side(study: str, left: Path, right: Path, first: int, last: int, low: str, high: str) -> str:

@@ -43,7 +43,8 @@ def connect(home: str | Path | None = None, memory: str = MEMORY) -> duckdb.Duck
     made: connect again to see what has been made since. Meanings of tables and columns are their comments.
 
     The connection opens no file but those of the views, and its settings are locked; data of one's own comes in by
-    `connection.register(name, frame)`. `memory` is DuckDB's limit, above which it writes to a temporary folder.
+    `connection.register(name, frame)`. It takes statements of every kind, a COPY over a view's own file among them: SQL
+    of others goes through `select`. `memory` is DuckDB's limit, above which it writes to a temporary folder.
 
     Raises:
         InputError: a file of the store is broken, or lies outside it.
