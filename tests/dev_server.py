@@ -40,11 +40,14 @@ def free_port() -> int:
 class DevServer:
     """A running `dagster dev` over the toy's folder; its processes are one session, to be killed at once."""
 
+    job = STUDY
+
     def __init__(self, folder: Path, **environment: str):
         self.folder, self.toy, self.port = folder, Toy(folder / "toy"), free_port()
         with self.toy.instance():
             pass
         self.log = folder / "dev.log"
+        self.arguments = ["-f", str(TESTS / "dev_definitions.py"), "-d", str(TESTS)]
         self.environment = {
             **os.environ,
             **fake_environment(folder),
@@ -54,7 +57,7 @@ class DevServer:
         }
 
     def __enter__(self) -> "DevServer":
-        command = ["-m", "dagster", "dev", "-f", str(TESTS / "dev_definitions.py"), "-d", str(TESTS)]
+        command = ["-m", "dagster", "dev", *self.arguments]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command, "-h", "127.0.0.1", "-p", str(self.port)],
@@ -62,7 +65,7 @@ class DevServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                cwd=self.folder,
+                cwd=TESTS.parent,
             )
         self.wait(lambda: self.graphql("{ version }"), 90)
         return self
@@ -89,7 +92,7 @@ class DevServer:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if "fake_entrypoints" not in (folder / "cmdline").read_text():
+                if "entrypoints" not in (folder / "cmdline").read_text():
                     children.setdefault(int(fields[1]), []).append(int(folder.name))
         found = [self.process.pid]
         for pid in found:
@@ -117,7 +120,7 @@ class DevServer:
         params = {
             "selector": {
                 **REPOSITORY,
-                "pipelineName": STUDY,
+                "pipelineName": self.job,
                 "assetSelection": [{"path": path} for path in assets],
                 "assetCheckSelection": [],
             },

@@ -15,7 +15,7 @@ from dagster._core.execution.api import execute_run_iterator
 from tokenuq_ml.config import Config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.definitions import stage_groups
-from tokenuq_pipeline.instance import PROCESS_TAG
+from tokenuq_pipeline.instance import ACCELERATOR, PROCESS_TAG
 from tokenuq_pipeline.logs import Console
 from tokenuq_pipeline.observations import observe
 from tokenuq_pipeline.staleness import NEVER_MADE, Key, Staleness, Wave, ancestors, find_wave, parents_of, staleness
@@ -25,6 +25,7 @@ CODE_LOCATION = "tokenuq"
 """The name in workspace.yaml; the UI lists runs under a job by this tag."""
 MAX_WAVES = 20
 SAID_ELSEWHERE = {"DagsterAssetCheckFailedError", "DagsterExecutionInterruptedError"}
+WAITS_FOR_SLOT = "Step blocked by limit"
 INDENT = "         "
 
 
@@ -162,6 +163,8 @@ class _WaveLog:
             self._done(event)
         elif kind == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             self._check(event.asset_check_evaluation_data)
+        elif kind == dg.DagsterEventType.ENGINE_EVENT and (event.message or "").startswith(WAITS_FOR_SLOT):
+            self.console.line(f"{event.step_key} waits for a slot of the pool {ACCELERATOR}: other runs have them all")
         elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
             data = event.step_retry_data
             self.console.line(f"{_innermost(data.error)}; tries again in {data.seconds_to_wait:.0f} s", INDENT)
