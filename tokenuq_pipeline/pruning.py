@@ -46,8 +46,10 @@ def removable(store: Store, configured: Mapping[str, str], study: str | None = N
             folders = [store.path(place) for place in places if place not in kept and store.path(place).is_dir()]
             found.append(Removable(name, "is in no configuration", tuple(folders), name))
     root = store.home / ".checkpoints"
-    for folder in sorted(path.parent for path in root.rglob(".lock")):
-        name = folder.relative_to(root).as_posix()
+    # Those of assets that are known, and those that a launcher has worked in.
+    worked_in = {path.parent.relative_to(root).as_posix() for path in root.rglob(".lock")}
+    for name in sorted(worked_in | {name for name in (*configured, *store.assets()) if (root / name).is_dir()}):
+        folder = root / name
         if not _of(name, study):
             continue
         manifest = store.read_manifest(name) or {}

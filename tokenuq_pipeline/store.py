@@ -159,9 +159,7 @@ class Store:
             if now is None:
                 wrong.append(f"{file['path']}: is missing")
             elif now["sha256"] != file["sha256"]:
-                wrong.append(
-                    f"{file['path']}: has SHA-256 {now['sha256'][:12]}..., recorded is {file['sha256'][:12]}..."
-                )
+                wrong.append(f"{file['path']}: its SHA-256 begins with {now['sha256'][:12]}, not {file['sha256'][:12]}")
         return wrong + [f"{path}: is not of the asset" for path in found]
 
     def forget(self, asset: str) -> None:
