@@ -19,8 +19,10 @@ class Project:
     instance: object
 
     def studies(self, name: str | None) -> list[str]:
-        """The named study, or all of them."""
-        return [known_study(self.config, name)] if name else list(self.config.studies)
+        """The named study, or all that are enabled."""
+        if name:
+            return [known_study(self.config, name)]
+        return [study for study, spec in self.config.studies.items() if spec.enabled]
 
 
 def known_study(config, name: str) -> str:
