@@ -62,11 +62,14 @@ def test_a_run_of_a_process_that_is_gone_is_closed_and_gives_its_slot_back(toy, 
     prepare(instance, {})
     dead, alive = a_run(toy, instance, **{PROCESS_TAG: "1-1"}), a_run(toy, instance, **{PROCESS_TAG: process_name()})
     hold_slot(instance, dead)
+    queued = instance.event_log_storage.claim_concurrency_slot(ACCELERATOR, dead.run_id, "another step")
+    assert not queued.is_claimed
     done = prepare(instance, {})
     assert len(done) == 2 and all(dead.run_id[:8] in line for line in done)
     assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
     assert instance.get_run_by_id(alive.run_id).status == dg.DagsterRunStatus.STARTED
     assert not holders(instance)
+    assert not instance.event_log_storage.get_concurrency_info(ACCELERATOR).pending_steps
 
 
 def test_a_run_that_was_being_cancelled_counts_as_cancelled(toy, instance):

@@ -61,7 +61,9 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     storage = instance.event_log_storage
     if storage.supports_global_concurrency_limits:
         for pool in storage.get_concurrency_keys():
-            for run_id in storage.get_concurrency_info(pool).active_run_ids:
+            info = storage.get_concurrency_info(pool)
+            # Steps that a dead run had queued for a slot keep others out of the queue too.
+            for run_id in {*info.active_run_ids, *(step.run_id for step in info.pending_steps)}:
                 run = instance.get_run_by_id(run_id)
                 if run is None or run.is_finished:
                     storage.free_concurrency_slots_for_run(run_id)
