@@ -5,7 +5,7 @@ Does not know how a source is read (`models.py`, `datasets/`).
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -27,6 +27,10 @@ class ModelSpec(Spec):
         None, description="a Jinja file used in place of the model's own template (in stored fields: its text)"
     )
 
+    config: dict[str, Any] | None = Field(
+        None, description="for `tokenuq plan` alone, where the model's config.json is not at hand: what stands in it"
+    )
+
     @model_validator(mode="after")
     def _complete(self):
         needed = {"wheel": ("package", "file"), "gguf": ("path",), "path": ("path",), "hub": ("id",)}
@@ -42,8 +46,13 @@ class ModelSpec(Spec):
         return given if given is None or "{" in given else Path(given).read_text()
 
     def fields(self) -> dict:
-        """Plain JSON values; the template by its text, so that an edit of it is a change, and its place is none."""
-        return {**super().fields(), "chat_template": self.template_text}
+        """Plain JSON values; the template by its text, so that an edit of it is a change, and its place is none.
+
+        Without `config`, by which nothing is loaded.
+        """
+        fields = {**super().fields(), "chat_template": self.template_text}
+        del fields["config"]
+        return fields
 
 
 class DatasetSpec(Spec):
