@@ -5,9 +5,10 @@ import os
 import sys
 
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, prune, query, run, show, status, verify
+from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, plan, prune, query, run, show, status, verify
 
 COMMANDS = (
+    plan,
     run,
     show,
     status,

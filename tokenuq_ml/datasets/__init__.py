@@ -4,6 +4,7 @@ Knows which reader and which format a dataset needs, and how rows become example
 nor tables.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from tokenuq_ml.datasets.rejects import Rejects
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.specs import DatasetSpec
 
-__all__ = ["Example", "LoadedExamples", "example_id", "load_examples", "problem"]
+__all__ = ["Example", "LoadedExamples", "example_id", "first_conversations", "load_examples", "problem"]
 
 PROGRESS_ROWS = 100_000
 DEFAULT_HUB_SPLIT = "train"
@@ -116,6 +117,44 @@ def _load_problems(spec: DatasetSpec) -> LoadedExamples:
     return LoadedExamples(drawn.examples, metrics, rejects)
 
 
+def first_conversations(spec: DatasetSpec, split: str, count: int) -> list[list[dict[str, str]]]:
+    """The first `count` conversations of the local files that a split is drawn from; broken rows are passed over.
+
+    Raises:
+        InputError: a variable, file or package is missing, or a file holds no such rows.
+    """
+    if spec.format == "reasoning_gym":
+        few = spec.model_copy(update={"sizes": {split: count}})
+        return [example.messages for example in gym.problems(few)[0]]
+    part = (spec.drawn_from or {}).get(split, "")
+    found: list[list[dict[str, str]]] = []
+    for file in locate.files_by_part(spec)[part]:
+        try:
+            for record in _records(spec, file):
+                with contextlib.suppress(BrokenRow):
+                    if isinstance(record.value, dict):
+                        found.append(FORMATS[spec.format].parse(record.value).messages)
+                if len(found) == count:
+                    return found
+        except EndsInside:
+            continue
+    return found
+
+
+def _records(spec: DatasetSpec, file: Path) -> Iterator[Record]:
+    kind = file.suffix.lower()
+    if kind == ".csv" and FORMATS[spec.format].nested:
+        raise InputError(f"{file}: CSV holds no lists, which format {spec.format!r} needs; use JSON or Parquet")
+    readers = {
+        ".csv": table_records.csv_rows,
+        ".parquet": table_records.parquet_rows,
+        ".arrow": table_records.arrow_rows,
+    }
+    if kind in readers:
+        return readers[kind](file)
+    return json_records.json_list(file) if json_records.is_list(file) else json_records.json_lines(file)
+
+
 class _Loading:
     """The way of one dataset from its rows to its examples."""
 
@@ -157,24 +196,9 @@ class _Loading:
         for part, files in parts.items():
             offset = 0
             for file in files:
-                offset = self._take(self._records(file), part, str(file), file.name, offset)
+                offset = self._take(_records(self.spec, file), part, str(file), file.name, offset)
         every = [file for files in parts.values() for file in files]
         return str(every[0] if len(every) == 1 else every[0].parent)
-
-    def _records(self, file: Path) -> Iterator[Record]:
-        kind = file.suffix.lower()
-        if kind == ".csv" and self.format.nested:
-            raise InputError(
-                f"{file}: CSV holds no lists, which format {self.spec.format!r} needs; use JSON or Parquet"
-            )
-        readers = {
-            ".csv": table_records.csv_rows,
-            ".parquet": table_records.parquet_rows,
-            ".arrow": table_records.arrow_rows,
-        }
-        if kind in readers:
-            return readers[kind](file)
-        return json_records.json_list(file) if json_records.is_list(file) else json_records.json_lines(file)
 
     def _take(self, records: Iterator[Record], part: str, where: str, name: str, offset: int) -> int:
         """Rows into the pool or among the rejects; `offset` is what comes before in the same part, and is returned."""
