@@ -4,11 +4,9 @@ import json
 from html.parser import HTMLParser
 
 import polars as pl
-from tiny_tables import joined_tokens
 
 from tokenuq_ml.reports import html
 from tokenuq_ml.reports.ablation_table import table_rows
-from tokenuq_ml.reports.heatmap import heatmap, most_uncertain
 from tokenuq_ml.reports.text import ablation_table_text
 
 
@@ -68,12 +66,10 @@ class Page(HTMLParser):
 
 
 def test_data_shows_as_text():
-    frame = joined_tokens(examples=4)
-    ids = most_uncertain(frame, 2)
-    page = Page(html.page("<script>alert(1)</script>", "s", [("h", heatmap(frame, ids))]))
-    assert not any(tag == "b" for tag, _ in page.tags) and "<b>x</b>" in page.text
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
-    assert all(frame.filter(pl.col("example_id") == i)["split"][0] == "test" for i in ids)
+    text = "<script>alert(1)</script>"
+    page = Page(html.page(text, text, [(text, html.paragraph(text) + html.table([text], [[text]]))]))
+    # The page's own script is no data; title, heading, subtitle, section, paragraph and two cells are.
+    assert sum(tag == "script" for tag, _ in page.tags) == 1 and page.text.count(text) == 7
     for tag, attributes in page.tags:
         assert not attributes.get("src", "data:").startswith("http") and tag != "link"
 
