@@ -79,7 +79,7 @@ def prepare(folder: Path) -> None:
     config.mkdir(parents=True)
     write_inputs(config)
     studies = json.loads(json.dumps(CONFIG["studies"]))
-    studies[STUDY]["train"] |= {"epochs": 40, "save_steps": 5}
+    studies[STUDY]["train"] |= {"epochs": 100, "save_steps": 5}
     del studies[STUDY]["evaluation"]["alpaca_eval"]
     names = {name: f"kill_{name}" for name in CONFIG["ablations"]}
     studies[STUDY]["ablations"] = list(names.values())
@@ -173,7 +173,7 @@ def main() -> None:
                     number = options.kills
                     break
                 server.wait(lambda run=run: server.status(run) != "QUEUED", 60)
-                what, after = targets[number % 3], draw.uniform(3, 40)
+                what, after = targets[number % 3], draw.uniform(3, 30)
                 number += 1
                 print(f"{number:>2} {what} after {after:.0f} s: {disturb(server, what, run, after)}", flush=True)
                 if what == "dagster dev":

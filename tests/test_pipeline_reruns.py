@@ -157,6 +157,21 @@ def test_a_changed_data_file_is_asked_for_once_when_it_is_whole(world, tmp_path)
     assert not world.sensor("data_files").run_requests and not world.sensor("data_files").run_requests
 
 
+def test_a_changed_file_that_another_run_has_read_is_not_asked_for_again(world, tmp_path):
+    path = tmp_path / "extra.jsonl"
+    world.until_fresh(world.schedule().run_requests[0])
+    world.sensor("data_files")
+    path.write_text('{"rows": 2}\n')
+    world.sensor("data_files")
+    (request,) = world.schedule().run_requests
+    job = world.defs.resolve_job_def(STUDY)
+    run = world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
+    assert world.sensor("data_files").skip_message == f"extra: waits for run {run.run_id[:8]}"
+    world.instance.report_run_canceled(run)
+    assert world.carry_out(request) == {"datasets/extra"}
+    assert world.sensor("data_files").skip_message == "no data file has changed"
+
+
 def test_the_content_before_the_last_is_asked_for_again(world, tmp_path):
     path, keys = tmp_path / "extra.jsonl", []
     for text in ("1\n", "2\n", "1\n"):

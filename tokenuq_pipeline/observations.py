@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
 
 from tokenuq_ml.config import Config
 from tokenuq_ml.data_files import fingerprint, signature
@@ -55,6 +55,13 @@ def observed_version(instance: dg.DagsterInstance, dataset: str) -> str | None:
     """The fingerprint in the last observation of a dataset's files."""
     records = instance.fetch_observations(file_key(dataset), limit=1).records
     return (records[0].asset_observation.tags or {}).get(DATA_VERSION_TAG) if records else None
+
+
+def made_from(instance: dg.DagsterInstance, dataset: str) -> str | None:
+    """The fingerprint of the files that a dataset was last made from, as it stood when its run began."""
+    event = instance.get_latest_materialization_event(dg.AssetKey(["datasets", dataset]))
+    tags = (event.asset_materialization.tags or {}) if event else {}
+    return tags.get(get_input_data_version_tag(file_key(dataset)))
 
 
 def observation(dataset: str, path: str, version: str) -> dg.AssetObservation:

@@ -10,7 +10,7 @@ import dagster as dg
 
 from tokenuq_ml.data_files import problem, signature
 from tokenuq_pipeline.instance import close_dead_runs
-from tokenuq_pipeline.observations import current_version, observation, observed_version, watched
+from tokenuq_pipeline.observations import current_version, made_from, observation, observed_version, watched
 from tokenuq_pipeline.reruns import CONSOLE_CONFIG, RERUN_TAG, WAVE_TAG, Reruns, rerun_of
 from tokenuq_pipeline.staleness import Key
 
@@ -73,6 +73,13 @@ def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.S
             continue
         version = current_version(path, reruns.store)
         if version is None or version == known["version"]:
+            continue
+        if busy := next(filter(None, (reruns.run_under_way(context.instance, study) for study in studies)), None):
+            waits.append(f"{dataset}: waits for run {busy[:8]}")
+            continue
+        if made_from(context.instance, dataset) == version:
+            # By a person's run or the schedule's, meanwhile.
+            cursor[dataset] = {**known, "version": version}
             continue
         asked = known["asked"] + 1
         cursor[dataset] = {**known, "version": version, "asked": asked}

@@ -14,7 +14,9 @@ def add_parser(commands) -> None:
         description="Lists every asset that is stale with the reason, and what may follow once it is made anew. "
         "Exit code 0 where nothing is stale, 3 where something is.",
     )
-    parser.add_argument("--study", metavar="STUDY", help="this study and all that it needs; by default every study that is enabled")
+    parser.add_argument(
+        "--study", metavar="STUDY", help="this study and what it needs; by default all that are enabled"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(function=status_command)
 
