@@ -6,9 +6,12 @@ from pathlib import Path
 from test_pipeline_staleness import config_with
 from toy_pipeline import Toy
 
+from tokenuq_pipeline import sensors
 from tokenuq_pipeline.definitions import build_defs, chosen_executor
 from tokenuq_pipeline.launcher import StageLauncher
 
+# A person can wait half a minute for a data file to be seen; a test need not.
+sensors.FILES_INTERVAL_S = sensors.WAVE_INTERVAL_S = 5
 folder = Path(os.environ["TOY_FOLDER"])
 defs = build_defs(
     config_with(folder, quantile=float(os.environ.get("TOY_QUANTILE", "0.25"))),

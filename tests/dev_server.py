@@ -14,6 +14,8 @@ from pathlib import Path
 
 from toy_pipeline import STUDY, Toy, fake_environment
 
+from tokenuq_pipeline.home import SETTINGS
+
 TESTS = Path(__file__).parent
 REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "dev_definitions.py"}
 LAUNCH = """
@@ -30,6 +32,12 @@ mutation Terminate($id: String!) {
   terminateRun(runId: $id, terminatePolicy: SAFE_TERMINATE) { __typename ... on TerminateRunFailure { message } }
 }"""
 
+SCHEDULE = """
+query Schedule($selector: ScheduleSelector!) {
+  scheduleOrError(scheduleSelector: $selector) { __typename ... on Schedule { scheduleState { id } } }
+}"""
+STOP = "mutation Stop($id: String) { stopRunningSchedule(id: $id) { __typename } }"
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -44,8 +52,9 @@ class DevServer:
 
     def __init__(self, folder: Path, **environment: str):
         self.folder, self.toy, self.port = folder, Toy(folder / "toy"), free_port()
-        with self.toy.instance():
-            pass
+        home = folder / "toy" / "dagster_home"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "dagster.yaml").write_text(SETTINGS)
         self.log = folder / "dev.log"
         self.arguments = ["-f", str(TESTS / "dev_definitions.py"), "-d", str(TESTS)]
         self.environment = {
@@ -135,6 +144,13 @@ class DevServer:
         """The UI's button."""
         result = self.graphql(TERMINATE, id=run_id)["terminateRun"]
         assert result["__typename"] == "TerminateRunSuccess", result
+
+    def stop_schedule(self, name: str) -> None:
+        """The UI's switch."""
+        selector = {**REPOSITORY, "scheduleName": name}
+        found = self.graphql(SCHEDULE, selector=selector)["scheduleOrError"]
+        result = self.graphql(STOP, id=found["scheduleState"]["id"])["stopRunningSchedule"]
+        assert result["__typename"] == "ScheduleStateResult", result
 
     def runs(self) -> list:
         """All runs, the oldest first, as the instance has them."""

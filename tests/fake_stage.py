@@ -1,7 +1,7 @@
 """Stands in for every entry point: small, consistent tables in no time, and misbehaviour on request.
 
 `$FAKE_STAGE` is JSON: `{"bad_input": <stage>}`, `crash`, `die_once`, `hang`, `stubborn` (hangs despite SIGINT), `spoil`
-(fills the stage's table with what a check must refuse), each a stage's name.
+(fills the stage's table with what a check must refuse), each a stage's name; or `@` and a file that holds it.
 """
 
 import contextlib
@@ -225,7 +225,8 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
 
 
 def run(request, reporter) -> None:
-    behaviour = json.loads(os.environ.get("FAKE_STAGE", "{}"))
+    text = os.environ.get("FAKE_STAGE", "{}")
+    behaviour = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
     for stage, asset in request.assets.items():
         reporter.info(f"working on {stage}")
         print(f"progress bar of {stage}", file=sys.stderr)

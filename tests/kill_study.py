@@ -21,7 +21,6 @@ import yaml
 from dev_server import REPOSITORY, DevServer
 from test_end_to_end import CONFIG, STUDY, write_inputs
 
-from tokenuq_pipeline.home import SETTINGS
 from tokenuq_pipeline.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +33,6 @@ class Checkout(DevServer):
     job = STUDY
 
     def __init__(self, folder: Path):
-        home = folder / "toy" / "dagster_home"
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "dagster.yaml").write_text(SETTINGS)
         super().__init__(folder)
         self.environment |= {
             "TOKENUQ_CONFIG": str(folder / "config"),

@@ -30,7 +30,8 @@ run_monitoring:
   enabled: true
   start_timeout_seconds: 300
   cancel_timeout_seconds: 120
-  free_slots_after_run_end_seconds: 60
+  poll_interval_seconds: 15
+  free_slots_after_run_end_seconds: 10
 """
 
 
