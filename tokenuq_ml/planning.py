@@ -43,7 +43,8 @@ TABLE_BYTES = {
     "evaluation_tokens": 14.0,
     "answers": 4.0,
 }
-"""Bytes a row on disk (a token; the first two and the last: a token of text), measured of the study ablation_matrix."""
+"""Bytes a row on disk (a token; the first two and the last: a token of text). Measured of the study ablation_matrix, but
+for `examples`, `evaluation_tokens` and `answers`, which are estimates."""
 
 
 @dataclass(frozen=True)
