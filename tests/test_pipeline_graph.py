@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from toy_pipeline import STUDY, toy_config
 
 from tokenuq_ml.config import load_config
@@ -221,6 +222,36 @@ def test_loading_imports_nothing_heavy():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=CHECKOUT)
     assert process.stdout.strip() == "[]", process.stderr
+
+
+def test_twenty_studies_of_forty_ablations_load_without_torch(tmp_path):
+    study = {"model": "smollm2_135m", "dataset": "gsm_symbolic", "ood": ["alpaca_eval_gpt4"], "ablations": ["sweep"]}
+    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({f"study{number}": study for number in range(20)}))
+    quantiles = [round(0.02 * number, 2) for number in range(1, 41)]
+    sweep = {"select": {"by": "loss", "quantile": quantiles}, "rest": {"distill": {}}}
+    (tmp_path / "ablations.yaml").write_text(yaml.safe_dump({"sweep": sweep}))
+    code = (
+        "import sys, tokenuq_pipeline.definitions as d; "
+        "keys = d.defs.resolve_asset_graph().get_all_asset_keys(); "
+        "print(sum(key.path[-1] == 'student' and key.path[0][:5] == 'study' for key in keys), 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "TOKENUQ_CONFIG": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=CHECKOUT, env=environment
+    )
+    assert process.stdout.strip() == "800 False", process.stderr
+
+
+def test_dagster_validates_the_shipped_definitions(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=CHECKOUT,
+        env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
+    )
+    assert process.returncode == 0 and "Validation successful for code location tokenuq" in process.stdout + process.stderr
 
 
 def test_a_broken_configuration_is_said_in_one_sentence(tmp_path):

@@ -6,10 +6,13 @@ import dagster as dg
 import pytest
 from toy_pipeline import STUDY, Toy, toy_config
 
+from tokenuq_ml.specs import spec_hash
 from tokenuq_pipeline.commands import run as run_command
+from tokenuq_pipeline.definitions import stage_groups
 from tokenuq_pipeline.logs import CONSOLE
 from tokenuq_pipeline.metadata import PREVIEW_ROWS
 from tokenuq_pipeline.runs import StudyRunner
+from tokenuq_pipeline.versions import git_state
 
 
 def bring_up_to_date(toy, config=None, ablations=()):
@@ -107,6 +110,29 @@ def test_metadata_shows_rows_preview_plot_figures_and_spec(whole):
     assert student.metadata["spec"].value["ablation"]["select"]["quantile"] == 0.25
     assert student.metadata["path_adapter"].value == str(whole.store.path("student/study=study/ablation=top/adapter"))
     assert student.metadata["selections_rows"].value == 9
+
+
+def test_every_materialisation_says_what_it_was_made_from_and_with(whole):
+    config, packages = toy_config(), {"python", "torch", "transformers", "peft", "polars", "pyarrow", "dagster"}
+    assets = {asset.name: asset for _, _, group in stage_groups(config) for asset in group}
+    with whole.instance() as instance:
+        for name, asset in assets.items():
+            event = instance.get_latest_materialization_event(asset.key)
+            entries = {key: entry.value for key, entry in event.asset_materialization.metadata.items()}
+            manifest = whole.store.read_manifest(name)
+            assert entries["spec"] == asset.fields and entries["spec_hash"] == spec_hash(asset.fields)
+            inputs = {"/".join(dep) for dep in asset.deps}
+            assert (
+                entries["input_data_versions"].keys() == inputs and None not in entries["input_data_versions"].values()
+            )
+            assert packages <= entries["packages"].keys()
+            assert {"device", "precision", "seconds", "peak_memory_mib"} <= entries.keys()
+            assert {key: entries[key] for key in git_state()} == git_state()
+            assert manifest["provenance"]["run_id"] == event.run_id
+            assert all(len(file["sha256"]) == 64 for file in manifest["files"])
+        seeds = {name: whole.store.read_manifest(name)["provenance"].get("seed") for name in assets}
+    assert seeds["study/baseline_teacher"] == 1000 and seeds["study/mle/student"] == 0
+    assert seeds["datasets/toy"] == 0 and seeds["models/tiny"] is None
 
 
 def test_an_edited_ablation_reruns_alone_then_what_follows(copy):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 from toy_pipeline import fake_environment
@@ -105,6 +106,17 @@ def test_it_ends_with_all_that_it_started_when_the_parents_pipe_closes(request_f
     process.communicate(timeout=30)
     assert (request_file.parent / "checkpoint").exists()
     os.close(read_end)
+
+
+def test_usage_is_measured_for_each_result_and_tokens_are_counted_between_them():
+    started = time.monotonic() - 2.0
+    made = runner.with_usage(AssetResult(stage="s", data_version="v", metrics={"loss": 1.0}), started, tokens=400)
+    assert made.metrics["loss"] == 1.0 and made.metrics["device"] == "cpu" and made.metrics["precision"] == "no model"
+    assert made.metrics["tokens_per_second"] == pytest.approx(400 / made.metrics["seconds"], rel=0.01)
+    assert made.packages["torch"] == version("torch")
+    assert "tokens_per_second" not in runner.with_usage(made.model_copy(update={"metrics": {}}), started).metrics
+    own = AssetResult(stage="s", data_version="v", metrics={"device": "cuda", "precision": "bfloat16"})
+    assert runner.with_usage(own, started).metrics["device"] == "cuda"
 
 
 def test_the_resolved_numerics_are_part_of_the_data_version():
