@@ -251,7 +251,8 @@ def test_dagster_validates_the_shipped_definitions(tmp_path):
         cwd=CHECKOUT,
         env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
     )
-    assert process.returncode == 0 and "Validation successful for code location tokenuq" in process.stdout + process.stderr
+    assert process.returncode == 0, process.stderr
+    assert "Validation successful for code location tokenuq" in process.stdout + process.stderr
 
 
 def test_a_broken_configuration_is_said_in_one_sentence(tmp_path):
