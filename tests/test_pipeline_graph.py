@@ -172,6 +172,7 @@ def test_places_are_those_of_the_contract():
         "evaluation_examples_teacher": "evaluation_examples/study=study/ablation=teacher",
         "evaluation_tokens_base": "evaluation_tokens/study=study/ablation=base",
         "evaluation_tokens_teacher": "evaluation_tokens/study=study/ablation=teacher",
+        "plots": "plots/study=study/stage=reference_evaluation",
     }
     assert assets["study/top/student"].outputs == {
         "adapter": "student/study=study/ablation=top/adapter",

@@ -43,7 +43,7 @@ TABLE_BYTES = {
     "evaluation_tokens": 14.0,
     "answers": 4.0,
 }
-"""Bytes a row on disk (a token; the first two and the last: a token of text). Measured of the study ablation_matrix, but
+"""Bytes a row on disk (a token; the first two and the last: a token of text). Measured of ablation_matrix, but
 for `examples`, `evaluation_tokens` and `answers`, which are estimates."""
 
 

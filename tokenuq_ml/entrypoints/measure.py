@@ -31,9 +31,10 @@ from tokenuq_ml.models import (
 from tokenuq_ml.parallel import batch_tokens
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.reports import measure_plots
+from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.specs import DistillSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetRequest, AssetResult, CheckOutcome, Reporter, StageRequest
-from tokenuq_ml.tables import ROW_GROUP_ROWS, TableWriter, content_of
+from tokenuq_ml.tables import ROW_GROUP_ROWS, TableWriter, content_of, read_table
 from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache, cache_bytes, go_online
 from tokenuq_ml.tensors import joined_digest, tensors_digest
 from tokenuq_ml.token_losses import score_examples, scored_batches
@@ -300,9 +301,16 @@ def _reference_evaluation(
             digest, figures = evaluate_and_store(candidate, examples, asset, request, reporter, suffix=f"_{family}")
         digests.append(digest)
         metrics |= {f"{family}_{key}": value for key, value in figures.items()}
+    metric_intervals(
+        {family: read_table(asset.outputs[f"evaluations_{family}"]) for family in ("base", "teacher")},
+        Path(asset.outputs["plots"], "metrics.png"),
+    )
     reporter.done(
         AssetResult(
-            stage="reference_evaluation", data_version=joined_digest(*digests), metrics={**metrics, **numerics.fields()}
+            stage="reference_evaluation",
+            data_version=joined_digest(*digests),
+            metrics={**metrics, **numerics.fields()},
+            plots={TITLE: "plots/metrics.png"},
         )
     )
     forget_answers(request)

@@ -28,6 +28,7 @@ from tokenuq_ml.models import (
 )
 from tokenuq_ml.objectives import distillation, has_gain
 from tokenuq_ml.reports import plots
+from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.specs import AblationSpec, CurriculumSpec, TrainSpec, UncertaintySpec
 from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
 from tokenuq_ml.tables import content_of, read_table, write_table
@@ -65,7 +66,18 @@ def run(request: StageRequest, reporter: Reporter) -> None:
             name=f"{request.study}/{request.ablation}/evaluation",
         )
         digest, figures = evaluate_and_store(candidate, examples, asset, request, reporter)
-        reporter.done(AssetResult(stage="evaluation", data_version=digest, metrics={**figures, **numerics.fields()}))
+        metric_intervals(
+            {request.ablation or "student": read_table(asset.outputs["evaluations"])},
+            Path(asset.outputs["plots"], "metrics.png"),
+        )
+        reporter.done(
+            AssetResult(
+                stage="evaluation",
+                data_version=digest,
+                metrics={**figures, **numerics.fields()},
+                plots={TITLE: "plots/metrics.png"},
+            )
+        )
         forget_answers(request)
     if "curriculum" in assets:
         _curriculum(request, model, examples, trained, numerics, reporter)

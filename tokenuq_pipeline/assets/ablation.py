@@ -80,7 +80,10 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         "evaluation",
         "One row a metric of the student, each with a bootstrap confidence interval.",
         {"python", "torch", "parquet"},
-        {table: table_place(table, study=name, ablation=arm) for table in evaluation_tables(study.evaluation)},
+        {
+            **{table: table_place(table, study=name, ablation=arm) for table in evaluation_tables(study.evaluation)},
+            "plots": plots("evaluation"),
+        },
         # Of token_losses the teacher's loss and entropy, which the student's are compared with.
         inputs=common_inputs | trained | token_losses | evaluated.inputs,
         deps=tuple(dict.fromkeys(((name, arm, "student"), (name, "token_losses"), *common_deps, *evaluated.deps))),

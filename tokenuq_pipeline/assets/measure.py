@@ -38,6 +38,7 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
         for table in evaluation_tables(study.evaluation)
         for row in REFERENCES
     }
+    evaluated["plots"] = partition_place("plots", study=name, stage="reference_evaluation")
     return [
         asset(
             "token_losses",
