@@ -174,3 +174,16 @@ def test_two_runs_of_one_stage_do_not_share_a_checkpoint_folder(tmp_path):
     os.close(descriptor)
     assert entered.wait(10)
     thread.join()
+
+
+def test_a_killed_stage_is_tried_again_over_a_store_whose_manifests_do_not_name_their_run(toy, monkeypatch):
+    """As versions before provenance wrote them."""
+    monkeypatch.setattr("tokenuq_pipeline.assets.stage.RETRY_DELAY_S", 0)
+    assert materialise(toy, ["models", "tiny"])[0].success
+    path = toy.store.home / ".manifests" / "models" / "tiny.json"
+    manifest = json.loads(path.read_text())
+    del manifest["provenance"]
+    path.write_text(json.dumps(manifest))
+    monkeypatch.setenv("FAKE_STAGE", json.dumps({"die_once": "models"}))
+    result, _ = materialise(toy, ["models", "tiny"])
+    assert result.success and attempts(result) == ["models__tiny"]
