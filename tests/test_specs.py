@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tokenuq_ml.config import load_config
+from tokenuq_ml.config import Config, load_config
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.specs import AblationSpec, LoraSpec, ModelSpec, spec_hash
+from tokenuq_ml.specs import AblationSpec, EvaluationSpec, LoraSpec, ModelSpec, StudySpec, spec_hash
 from tokenuq_ml.stages import ablation_fields, code_version, study_fields
 
 SHIPPED = Path(__file__).parent.parent / "config"
@@ -268,3 +268,16 @@ def test_a_stage_depends_on_its_own_fields_alone():
 def test_specs_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         ModelSpec(name="m", source="hub", id="x").id = "y"
+
+
+def test_a_study_needs_what_it_trains_scores_and_asks_and_its_judge():
+    evaluation = {
+        "ifeval": {"dataset": "prompts"},
+        "alpaca_eval": {"dataset": "extra", "judge": {"local_model": "referee"}},
+    }
+    study = StudySpec(
+        name="s", model="m", dataset="d", ood=["extra"], ablations=["mle"], evaluation=EvaluationSpec(**evaluation)
+    )
+    config = Config(models={}, datasets={}, studies={"s": study}, ablations={})
+    assert config.models_of(study) == ["m", "referee"]
+    assert config.datasets_of(study) == ["d", "extra", "prompts"]

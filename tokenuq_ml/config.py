@@ -35,13 +35,13 @@ class Config:
         """Models that a study only evaluates with, as judges."""
         return [study.evaluation.judge_model] if study.evaluation.judge_model else []
 
-    def used_models(self) -> list[str]:
-        names = (n for s in self.studies.values() for n in (s.model, *self.evaluation_models(s)))
-        return list(dict.fromkeys(names))
+    def models_of(self, study: StudySpec) -> list[str]:
+        """Every model that a study needs, the one that it trains first."""
+        return list(dict.fromkeys((study.model, *self.evaluation_models(study))))
 
-    def used_datasets(self) -> list[str]:
-        names = (n for s in self.studies.values() for n in (s.dataset, *s.ood, *self.evaluation_datasets(s)))
-        return list(dict.fromkeys(names))
+    def datasets_of(self, study: StudySpec) -> list[str]:
+        """Every dataset that a study needs: what it trains on, what it scores, what it asks."""
+        return list(dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))))
 
 
 def load_config(*folders: str | Path) -> Config:

@@ -9,10 +9,9 @@ from tokenuq_pipeline.observations import file_key, watched
 
 def study_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
     """Root assets that the study needs; everything under the study's own prefix comes beside them."""
-    datasets = dict.fromkeys((study.dataset, *study.ood, *config.evaluation_datasets(study)))
-    models = dict.fromkeys((study.model, *config.evaluation_models(study)))
+    datasets = config.datasets_of(study)
     return [
-        *(dg.AssetKey(["models", name]) for name in models),
+        *(dg.AssetKey(["models", name]) for name in config.models_of(study)),
         *(dg.AssetKey(["datasets", name]) for name in datasets),
         *(file_key(name) for name in datasets if name in watched(config)),
     ]

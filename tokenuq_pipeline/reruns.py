@@ -62,15 +62,12 @@ class Reruns:
             return dg.SkipReason(
                 f"{study}: run {busy[:8]} is under way; what is stale after it waits for the next tick"
             )
-        spec = self.config.studies[study]
-        observe(self.config, context.instance, self.store, {spec.dataset, *spec.ood, *self._evaluated(study)})
+        datasets = self.config.datasets_of(self.config.studies[study])
+        observe(self.config, context.instance, self.store, datasets)
         wave = self.find(context, study)
         if wave is None:
             return dg.SkipReason(f"{study}: nothing is stale")
         return self.request(study, wave, cause, number=1)
-
-    def _evaluated(self, study: str) -> list[str]:
-        return self.config.evaluation_datasets(self.config.studies[study])
 
     def find(self, context, study: str) -> Wave | None:
         """The study's next wave."""

@@ -90,12 +90,8 @@ def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.S
 
 
 def _studies_of(reruns: Reruns, dataset: str) -> list[str]:
-    specs = {name: reruns.config.studies[name] for name in reruns.studies}
-    return [
-        name
-        for name, spec in specs.items()
-        if dataset in (spec.dataset, *spec.ood, *reruns.config.evaluation_datasets(spec))
-    ]
+    config = reruns.config
+    return [name for name in reruns.studies if dataset in config.datasets_of(config.studies[name])]
 
 
 def _requests(studies: list[str], dataset: str, run_key: str) -> Iterator[dg.RunRequest]:

@@ -77,11 +77,11 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     from tokenuq_ml.planning import Planner
 
     spec = config.studies[study]
-    names = [spec.model, *config.evaluation_models(spec)]
-    models = {name: model_source(config.models[name], store.path(f"models/{name}")) for name in dict.fromkeys(names)}
-    used = dict.fromkeys((spec.dataset, *spec.ood, *config.evaluation_datasets(spec)))
+    models = {name: model_source(config.models[name], store.path(f"models/{name}")) for name in config.models_of(spec)}
     sources = [source for source, _ in models.values()]
-    sources += [dataset_source(config.datasets[name], store.is_whole(f"datasets/{name}")) for name in used]
+    sources += [
+        dataset_source(config.datasets[name], store.is_whole(f"datasets/{name}")) for name in config.datasets_of(spec)
+    ]
     sizes = {name: found for name, (_, found) in models.items()}
     known, groups = sizes[spec.model], _groups(config, study)
     machine = None
@@ -154,8 +154,8 @@ def _groups(config, study: str) -> list[list]:
     from tokenuq_pipeline.definitions import stage_groups
 
     spec = config.studies[study]
-    needed = {f"models/{name}" for name in (spec.model, *config.evaluation_models(spec))}
-    needed |= {f"datasets/{name}" for name in (spec.dataset, *spec.ood, *config.evaluation_datasets(spec))}
+    needed = {f"models/{name}" for name in config.models_of(spec)}
+    needed |= {f"datasets/{name}" for name in config.datasets_of(spec)}
     mine = lambda asset: asset.study == study or asset.name in needed  # noqa: E731
     groups = ([asset for asset in group if mine(asset)] for _, _, group in stage_groups(config))
     return [group for group in groups if group]

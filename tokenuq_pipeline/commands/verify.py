@@ -29,8 +29,9 @@ def verify_command(options: argparse.Namespace) -> int:
     if options.study:
         config = configuration()
         spec = config.studies[known_study(config, options.study)]
-        datasets = (spec.dataset, *spec.ood, *config.evaluation_datasets(spec))
-        prefixes = (f"{options.study}/", f"models/{spec.model}", *(f"datasets/{name}" for name in datasets))
+        roots = {"models": config.models_of(spec), "datasets": config.datasets_of(spec)}
+        needed = (f"{kind}/{name}" for kind, names in roots.items() for name in names)
+        prefixes = (f"{options.study}/", *needed)
     assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
     if not assets:
         print(f"{store.home}: holds nothing of {options.study or 'any study'}")
