@@ -24,7 +24,7 @@ from benchmarks.query_contestants import (
     WAYS,
     file_of,
 )
-from tokenuq_ml.entrypoints.measure import with_categories
+from tokenuq_ml.entrypoints.losses_and_states import with_categories
 from tokenuq_ml.mc_dropout import token_uncertainty
 from tokenuq_ml.models import freeze_adapter, load_tokenizer
 from tokenuq_ml.specs import UncertaintySpec

@@ -24,7 +24,7 @@ from itertools import islice
 from benchmarks.common import model_folder
 from benchmarks.scaling import STAMP, UNIT
 from tokenuq_ml.batching import StoredExamples
-from tokenuq_ml.entrypoints.measure import stored_shards, with_categories
+from tokenuq_ml.entrypoints.losses_and_states import stored_shards, with_categories
 from tokenuq_ml.entrypoints.runner import peak_memory_mib
 from tokenuq_ml.models import load_model, load_tokenizer
 from tokenuq_ml.tables import TableWriter

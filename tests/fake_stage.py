@@ -205,9 +205,12 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
             predictive_entropy=pl.lit(1.0),
             expected_entropy=pl.lit(0.9),
             bald=pl.lit(2.0 if spoil else 0.1),
+            bald_std_error=pl.lit(0.01),
             mc_loss=pl.lit(1.0),
             n_samples=pl.lit(5),
         )
+    if name == "bald_reference":
+        return rows.select("example_id", "position", bald=pl.lit(0.1), bald_float64=pl.lit(0.1001))
     if name == "selections":
         rows = rows.filter(pl.col("split") == "train")
         select = fields["ablation"]["select"]

@@ -67,7 +67,7 @@ def test_the_whole_graph_succeeds_and_nothing_is_stale(world):
     graph = world["defs"].resolve_asset_graph()
     assert not staleness(graph, graph.materializable_asset_keys, world["instance"], world["store"])
     checks = world["result"].get_asset_check_evaluations()
-    assert {c.check_name for c in checks} >= {"selected_share", "bald_alive", "one_row_per_response_token"}
+    assert {c.check_name for c in checks} >= {"selected_share", "bald_above_noise", "one_row_per_response_token"}
     assert [c for c in checks if not c.passed and c.severity == dg.AssetCheckSeverity.ERROR] == []
 
 

@@ -100,7 +100,7 @@ class World:
             result = self.defs.resolve_job_def(f"of_{kind}").execute_in_process(instance=instance, raise_on_error=False)
         assert result.success, [event.event_specific_data for event in result.all_events if event.is_step_failure]
         checks = result.get_asset_check_evaluations()
-        assert {"bald_alive", "one_row_per_response_token"} <= {check.check_name for check in checks}
+        assert {"bald_above_noise", "one_row_per_response_token"} <= {check.check_name for check in checks}
         assert not [c for c in checks if not c.passed and c.severity == dg.AssetCheckSeverity.ERROR]
 
     def table(self, name: str, kind: str) -> pl.DataFrame:

@@ -11,17 +11,19 @@ from test_ablation_matrix import InProcess
 from test_end_to_end import CONFIG, STUDY, write_inputs
 
 from tokenuq_ml.config import load_config
-from tokenuq_ml.entrypoints import measure
+from tokenuq_ml.entrypoints import losses_and_states, measure
+from tokenuq_ml.mc_dropout import uncertainty_as_loaded
 from tokenuq_ml.stages import AssetRequest, StageRequest
 from tokenuq_ml.tables import read_table, scan
+from tokenuq_pipeline import uncertainty_checks
 from tokenuq_pipeline.definitions import build_defs
-from tokenuq_pipeline.store import Store
+from tokenuq_pipeline.store import Store, table_place
 
 ARM = "paper_top25"
 TEACHER, STUDENT = dg.AssetKey([STUDY, "teacher_hidden"]), dg.AssetKey([STUDY, ARM, "student"])
 OUTPUTS = {
     "token_losses": ("token_losses", "token_alternatives", "plots"),
-    "token_uncertainty": ("token_uncertainty", "plots"),
+    "token_uncertainty": ("token_uncertainty", "bald_reference", "plots"),
 }
 
 
@@ -53,7 +55,7 @@ class World:
         self.logs.append(scan("training_log", self.store.home, study=STUDY, ablation=ARM).collect())
 
     def request(self, folder, **fields):
-        """For the stages `fields` names, each with fields beside the precision."""
+        """For the stages `fields` names, each with further fields; float32 where they name no precision."""
         home, study = self.store.home, f"study={STUDY}"
         return StageRequest(
             entrypoint="measure",
@@ -134,24 +136,24 @@ def test_alternatives_are_those_of_held_out_tokens_and_agree_with_the_losses(wor
     keys = ["example_id", "position"]
     assert alternatives.select(keys).unique().sort(keys).equals(held_out.select(keys).sort(keys))
     of_token = alternatives.group_by(keys).agg(pl.len(), pl.col("probability").sum().alias("sum"), pl.col("choice"))
-    assert set(of_token["len"]) == {measure.ALTERNATIVES} and of_token["sum"].max() <= 1 + 1e-5
-    assert set(map(tuple, of_token["choice"])) == {tuple(range(measure.ALTERNATIVES))}
+    assert set(of_token["len"]) == {losses_and_states.ALTERNATIVES} and of_token["sum"].max() <= 1 + 1e-5
+    assert set(map(tuple, of_token["choice"])) == {tuple(range(losses_and_states.ALTERNATIVES))}
     same = alternatives.join(held_out, on=[*keys, "token_id"], suffix="_token")
     # A token among the first five is there with its own rank, loss and text, and no other is.
     assert same["choice"].to_list() == same["rank"].to_list()
-    assert len(same) == held_out.filter(pl.col("rank") < measure.ALTERNATIVES).height > 0
+    assert len(same) == held_out.filter(pl.col("rank") < losses_and_states.ALTERNATIVES).height > 0
     assert (same["probability"] - (-same["loss"]).exp()).abs().max() < 1e-4
     assert same["token"].equals(same["token_token"], check_names=False)
 
 
 def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
     spec = {"samples": 3, "dropout": 0.2}
-    monkeypatch.setattr(measure, "batch_tokens", lambda _: 20)
+    monkeypatch.setattr(losses_and_states, "batch_tokens", lambda _: 20)
     tables = []
     for shard_batches in (1, 10**6):
-        monkeypatch.setattr(measure, "SHARD_BATCHES", shard_batches)
+        monkeypatch.setattr(losses_and_states, "SHARD_BATCHES", shard_batches)
         folder, count = tmp_path / str(shard_batches), []
-        monkeypatch.setattr(measure, "release_free_memory", lambda count=count: count.append(1))
+        monkeypatch.setattr(losses_and_states, "release_free_memory", lambda count=count: count.append(1))
         measure.run(world.request(folder, token_losses={}, token_uncertainty={"uncertainty": spec}), Silent())
         assert (len(count) > 10) == (shard_batches == 1)
         tables.append([read_table(folder / name) for name in ("token_losses", "token_uncertainty")])
@@ -162,3 +164,67 @@ def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
         assert small.select(exact).equals(large.select(exact))
         for name in set(small.columns) - set(exact):
             assert (small[name] - large[name]).abs().max() < 1e-4
+
+
+def test_bald_is_float32s_and_its_reference_is_a_sample_of_its_rows(world, tmp_path):
+    reporter, spec = Silent(), {"samples": 3, "dropout": 0.2}
+    measure.run(world.request(tmp_path, token_uncertainty={"uncertainty": spec, "precision": "bfloat16"}), reporter)
+    metrics, keys = reporter.results[0].metrics, ["example_id", "position"]
+    assert metrics["precision"] == "float32"
+    rows, reference = read_table(tmp_path / "token_uncertainty"), read_table(tmp_path / "bald_reference")
+    both = reference.join(rows, on=keys, validate="1:1", suffix="_stored")
+    assert len(both) == len(reference) == metrics["bald_noise_tokens"] > 50
+    assert both["bald"].equals(both["bald_stored"], check_names=False)
+    # Whole examples: each has all of its tokens there.
+    assert len(reference) == rows.filter(pl.col("example_id").is_in(reference["example_id"].unique().to_list())).height
+    floor = (reference["bald"].cast(pl.Float64) - reference["bald_float64"]).abs().mean()
+    assert metrics["bald_noise_floor"] == pytest.approx(floor)
+    assert metrics["bald_noise_share"] == pytest.approx(floor / rows["bald"].mean(), rel=1e-4)
+    assert metrics["bald_noise_share"] < 0.001
+    assert metrics["mean_bald_std_error"] == pytest.approx(rows["bald_std_error"].mean(), rel=1e-4)
+
+
+def test_the_check_fails_on_a_store_computed_in_bfloat16(world, tmp_path, monkeypatch):
+    """As token_uncertainty was computed before: the passes round differently, and that is what is measured."""
+    monkeypatch.setattr(measure, "BALD_PRECISION", "bfloat16")
+    monkeypatch.setattr(measure, "token_uncertainty", uncertainty_as_loaded)
+    store = Store(tmp_path)
+    places = {name: store.path(table_place(name, study=STUDY)) for name in ("token_uncertainty", "bald_reference")}
+    request = world.request(tmp_path, token_uncertainty={"uncertainty": {"samples": 3, "dropout": 0.01}})
+    request.assets["token_uncertainty"].outputs.update({name: str(place) for name, place in places.items()})
+    reporter = Silent()
+    measure.run(request, reporter)
+    assert reporter.results[0].metrics["precision"] == "bfloat16"
+    result = uncertainty_checks.bald_above_noise(store, STUDY)
+    assert not result.passed and "where less than 5% is allowed" in result.description
+
+
+class TestPrecisionOfTables:
+    """Training and tables are of one precision in the first world; here the tables are not."""
+
+    @pytest.fixture(scope="class")
+    def made(self, world, tmp_path_factory):
+        """Both stages: in one pass of bfloat16, in a pass each, and the states alone."""
+        budget, made = {"teacher_cache_gigabytes": 1.0, "precision": "bfloat16"}, {}
+        for name, tables in {"both": "bfloat16", "apart": "float32", "states": None}.items():
+            folder, reporter = tmp_path_factory.mktemp(name), Silent()
+            stages = {"teacher_hidden": budget} if tables is None else {"token_losses": {"precision": tables}}
+            measure.run(world.request(folder, **{**stages, "teacher_hidden": budget}), reporter)
+            made[name] = folder, {result.stage: result for result in reporter.results}
+        return made
+
+    def test_each_states_its_own(self, made):
+        for name, losses in {"both": "bfloat16", "apart": "float32"}.items():
+            results = made[name][1]
+            assert results["token_losses"].metrics["precision"] == losses
+            assert results["teacher_hidden"].metrics["precision"] == "bfloat16"
+
+    def test_the_states_are_the_same_whatever_the_tables_are(self, made):
+        """So that no student is trained again for another precision of the tables."""
+        assert len({results["teacher_hidden"].data_version for _, results in made.values()}) == 1
+
+    def test_losses_are_of_the_precision_asked_for(self, made, world):
+        truth = scan("token_losses", world.store.home, study=STUDY).collect()
+        apart, both = (read_table(made[name][0] / "token_losses") for name in ("apart", "both"))
+        assert (apart["loss"] - truth["loss"]).abs().max() < 1e-5
+        assert (both["loss"] - truth["loss"]).abs().max() > 1e-3

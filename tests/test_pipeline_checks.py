@@ -5,7 +5,7 @@ import pytest
 
 from tokenuq_ml.specs import AblationSpec
 from tokenuq_ml.tables import write_table
-from tokenuq_pipeline import checks
+from tokenuq_pipeline import checks, uncertainty_checks
 from tokenuq_pipeline.store import Store, table_place
 
 T, F = True, False
@@ -50,7 +50,8 @@ def losses(tokens=TOKENS, **values):
 
 
 def uncertainty(tokens=TOKENS, **values):
-    row = {"predictive_entropy": 1.0, "expected_entropy": 0.9, "bald": 0.1, "mc_loss": 1.0, "n_samples": 5, **values}
+    row = {"predictive_entropy": 1.0, "expected_entropy": 0.9, "bald": 0.1, "bald_std_error": 0.01}
+    row |= {"mc_loss": 1.0, "n_samples": 5, **values}
     return [{"example_id": e, "position": p, **row} for e, _, p in tokens]
 
 
@@ -143,14 +144,53 @@ def test_losses_finite(store, values, passed):
 )
 def test_uncertainty_bounds(store, values, passed):
     put(store, "token_uncertainty", uncertainty(**values))
-    assert checks.uncertainty_bounds(store, "s").passed is passed
+    assert uncertainty_checks.uncertainty_bounds(store, "s").passed is passed
 
 
-@pytest.mark.parametrize("bald, passed", [([0.0, 0.0, 1e-3], True), ([0.0, 0.0, 2e-7], False)])
-def test_bald_alive(store, bald, passed):
-    rows = [{**row, "bald": value} for row, value in zip(uncertainty(), bald, strict=True)]
-    put(store, "token_uncertainty", rows)
-    assert checks.bald_alive(store, "s").passed is passed
+def put_noise(store, bald, float64, categories=("word",) * 3):
+    """BALD of the three tokens, and in float64 of as many of them as are given."""
+    put(store, "token_losses", [{**row, "category": c} for row, c in zip(losses(), categories, strict=True)])
+    put(store, "token_uncertainty", [{**row, "bald": b} for row, b in zip(uncertainty(), bald, strict=True)])
+    keys = [{"example_id": e, "position": p} for e, _, p in TOKENS[: len(float64)]]
+    rows = [{**key, "bald": b, "bald_float64": f} for key, b, f in zip(keys, bald, float64, strict=False)]
+    put(store, "bald_reference", rows)
+
+
+@pytest.mark.parametrize(
+    "bald, float64, passed",
+    [
+        ([1e-3, 1e-3, 1e-3], [1.04e-3, 0.96e-3], True),  # differences count by size, whatever their sign
+        ([1e-3, 1e-3, 1e-3], [1.06e-3, 0.94e-3], False),
+        ([1e-3, 1e-3, 1e-6], [1.04e-3, 0.96e-3], False),  # of the mean of all tokens, not of the sample's
+        ([0.0, 0.0, 0.0], [0.0, 0.0], False),  # nothing was dropped
+    ],
+)
+def test_bald_above_noise(store, bald, float64, passed):
+    put_noise(store, bald, float64)
+    result = uncertainty_checks.bald_above_noise(store, "s")
+    assert result.passed is passed and result.severity.value == "ERROR"
+    floor = sum(abs(a - b) for a, b in zip(bald, float64, strict=False)) / 2
+    assert result.metadata["noise_floor"].value == pytest.approx(floor, rel=1e-4)
+    assert result.metadata["mean_bald"].value == pytest.approx(sum(bald) / 3, rel=1e-4)
+    assert f"{floor:.2g} nats" in result.description and f"{sum(bald) / 3:.2g} nats" in result.description
+
+
+def test_a_store_without_a_reference_is_told_what_to_make(store):
+    put(store, "token_losses", losses())
+    put(store, "token_uncertainty", uncertainty())
+    for check in (uncertainty_checks.bald_above_noise, uncertainty_checks.bald_above_noise_by_category):
+        result = check(store, "s")
+        assert not result.passed and "materialise s/token_uncertainty again" in result.description
+
+
+def test_noise_in_one_category_warns(store):
+    put_noise(store, [1e-2, 1e-4, 1e-2], [1e-2, 1.2e-4], ("word", "number", "word"))
+    assert uncertainty_checks.bald_above_noise(store, "s").passed
+    result = uncertainty_checks.bald_above_noise_by_category(store, "s")
+    assert not result.passed and result.severity.value == "WARN"
+    assert result.description.startswith("number: noise floor 2e-05 of 0.0001 nats (20.00%")
+    assert "word" not in result.description
+    assert result.metadata["noise_share_number"].value == pytest.approx(0.2, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +200,7 @@ def test_bald_alive(store, bald, passed):
 def test_joins_one_to_one(store, tokens, passed):
     put(store, "token_losses", losses())
     put(store, "token_uncertainty", uncertainty(tokens))
-    assert checks.joins_one_to_one(store, "s").passed is passed
+    assert uncertainty_checks.joins_one_to_one(store, "s").passed is passed
 
 
 @pytest.mark.parametrize("passed", [True, False, None])

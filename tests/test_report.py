@@ -56,6 +56,7 @@ def build(folder, ablations=ABLATIONS, **changed):
     frames = {
         "token_losses": losses,
         "token_uncertainty": uncertainty,
+        "bald_reference": tiny_tables.bald_reference(uncertainty),
         "uncertainty_analysis": analyse(joined_tokens(losses, uncertainty), EvaluationSpec(bootstrap=50)),
         "token_alternatives": tiny_tables.alternatives(losses),
         "examples/toy": tiny_tables.examples_table(),

@@ -60,7 +60,7 @@ def tokens(first, count):
     return pl.DataFrame({"example_id": ids, "position": position, "n_samples": 2, **values})
 
 
-UNCERTAINTY = ("predictive_entropy", "expected_entropy", "bald", "mc_loss")
+UNCERTAINTY = ("predictive_entropy", "expected_entropy", "bald", "bald_std_error", "mc_loss")
 
 
 def test_a_table_written_in_pieces_is_the_table_written_whole(tmp_path, monkeypatch):

@@ -6,11 +6,10 @@ import torch
 from tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 
 from tokenuq_ml import mc_dropout
+from tokenuq_ml.attention_dropout import attention_dropout
 from tokenuq_ml.batching import collate
+from tokenuq_ml.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.mc_dropout import (
-    KeyedDropout,
-    KeyedMasks,
-    attention_dropout,
     monte_carlo_dropout,
     sample_hidden_states,
     token_uncertainty,
@@ -136,40 +135,6 @@ def test_the_model_is_left_as_it_was():
         assert any(isinstance(m, KeyedDropout) for m in model.modules())
     assert model.training and not any(isinstance(m, KeyedDropout) for m in model.modules())
     assert [m for m in model.modules() if isinstance(m, torch.nn.Dropout)] == dropouts
-
-
-def keyed(p, mask, features, examples=("a", "b"), layer="layer"):
-    masks = KeyedMasks(UncertaintySpec(samples=2, dropout=p, mask=mask))
-    dropout = KeyedDropout(layer, features, masks)
-    masks.draw(0, list(examples))
-    return dropout
-
-
-def test_one_mask_a_sequence_repeats_over_positions():
-    out = keyed(0.5, "sequence", 64)(torch.ones(2, 6, 64))
-    assert (out == out[:, :1]).all() and not torch.equal(out[0], out[1])
-    assert set(out.unique().tolist()) == {0.0, 2.0}
-    x, fresh = torch.ones(2, 6, 64), keyed(0.5, "position", 64)
-    assert not (fresh(x) == fresh(x)[:, :1]).all()
-
-
-def test_masks_have_their_rate_and_differ_between_layers_and_samples():
-    x = torch.ones(2, 400, 501)
-    dropout = keyed(0.1, "position", 501)
-    out = dropout(x)
-    dropped = (out == 0).float()
-    # Five standard errors of a Bernoulli mean.
-    assert abs(dropped.mean() - 0.1) < 5 * (0.09 / x.numel()) ** 0.5
-    other = keyed(0.1, "position", 501, layer="another")
-    dropout.masks.draw(1, dropout.masks.example_ids)
-    assert not torch.equal(out, other(x)) and not torch.equal(out, dropout(x))
-
-
-@pytest.mark.parametrize("mask", ["sequence", "position"])
-def test_projecting_is_dropping_then_multiplying(mask):
-    x, a = torch.randn(2, 6, 64), torch.randn(8, 64)
-    dropout = keyed(0.3, mask, 64)
-    torch.testing.assert_close(dropout.project(x, a, 2.0), 2.0 * dropout(x) @ a.T)
 
 
 class TestAttentionDropout:

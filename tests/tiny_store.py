@@ -40,7 +40,8 @@ def make_store(home: Path) -> Store:
     for seed, study in enumerate(STUDIES):
         losses, uncertainty = tiny_tables.losses_and_uncertainty(EXAMPLES, seed)
         publish(store, f"{study}/token_losses", {"token_losses": losses}, study=study)
-        publish(store, f"{study}/token_uncertainty", {"token_uncertainty": uncertainty}, study=study)
+        made = {"token_uncertainty": uncertainty, "bald_reference": tiny_tables.bald_reference(uncertainty)}
+        publish(store, f"{study}/token_uncertainty", made, study=study)
         for number, ablation in enumerate(ABLATIONS):
             made = {"selections": selections(losses, 10 * seed + number)}
             publish(store, f"{study}/{ablation}/student", made, study=study, ablation=ablation)

@@ -47,11 +47,18 @@ def losses_and_uncertainty(examples: int = 16, seed: int = 0) -> tuple[pl.DataFr
             "predictive_entropy": entropy + bald,
             "expected_entropy": entropy,
             "bald": bald,
+            "bald_std_error": bald / 4,
             "mc_loss": entropy,
             "n_samples": [5] * count,
         }
     )
     return losses, uncertainty
+
+
+def bald_reference(uncertainty: pl.DataFrame, share: float = 0.001) -> pl.DataFrame:
+    """`bald_reference` of the first rows, whose noise is that share of each token's BALD."""
+    first = uncertainty.head(50).select("example_id", "position", "bald")
+    return first.with_columns(bald_float64=pl.col("bald").cast(pl.Float64) * (1 - share))
 
 
 def alternatives(tokens: pl.DataFrame) -> pl.DataFrame:

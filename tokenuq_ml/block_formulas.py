@@ -41,7 +41,11 @@ def likeliest(logits_RV: Tensor, label_R: Tensor, loss_R: Tensor, count: int) ->
 
 
 def monte_carlo(logits: Callable[[int], Tensor], samples: int, label_R: Tensor) -> tuple[Tensor, ...]:
-    """Predictive entropy, expected entropy, BALD and the loss of the mean distribution, of K samples.
+    """Predictive and expected entropy, BALD, BALD's standard error, and the loss of the mean distribution of K samples.
+
+    The standard error is the jackknife's over samples, to second order in their differences. The influence of sample k
+    on BALD is `KL(p_k || mean p) - BALD`, which gives `sqrt(sum_k (KL_k - BALD)^2 / (K (K-1)))`; leaving a sample out
+    also moves the mean away from it, which for small differences is the factor K/(K-1) (as for a sample variance).
 
     `logits(k)` gives a fresh `[R, V]` of sample k and is asked twice for each, so that memory does not grow
     with K: once for `mean_k p_k`, once for `mean_k KL(p_k || mean_k p_k)`. The equal difference of entropies
@@ -58,17 +62,19 @@ def monte_carlo(logits: Callable[[int], Tensor], samples: int, label_R: Tensor) 
         mean_RV = p_RV if mean_RV is None else mean_RV.add_(p_RV)
     # Where every sample's p rounds to 0, its terms do too, whatever the logarithm.
     log_mean_RV = mean_RV.div_(samples).clamp_(min=torch.finfo(mean_RV.dtype).tiny).log_()
-    bald_R = 0.0
+    kl = []
     for sample in range(samples):
         logp_RV = logits(sample).sub_(lse[sample])
         torch.exp(logp_RV, out=scratch_RV)
-        bald_R = bald_R + scratch_RV.mul_(logp_RV.sub_(log_mean_RV)).sum(1)
+        kl.append(scratch_RV.mul_(logp_RV.sub_(log_mean_RV)).sum(1))
+    kl_KR = torch.stack(kl)
+    std_error_R = kl_KR.std(0) * (samples**0.5 / (samples - 1))
     # A mean of divergences is never negative; rounding of equal samples may be.
-    bald_R = (bald_R / samples).clamp_(min=0)
+    bald_R = kl_KR.mean(0).clamp_(min=0)
     predictive_R = -torch.exp(log_mean_RV, out=scratch_RV).mul_(log_mean_RV).sum(1)
     # The difference of the two, by definition; it is far from 0 where they are not both.
     expected_R = (predictive_R - bald_R).clamp_(min=0)
-    return predictive_R, expected_R, bald_R, -log_mean_RV.gather(1, label_R[:, None])[:, 0]
+    return predictive_R, expected_R, bald_R, std_error_R, -log_mean_RV.gather(1, label_R[:, None])[:, 0]
 
 
 def label_loss(logits_RV: Tensor, label_R: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How fast this machine multiplies matrices of a model's shapes: a program of its own, since it needs torch.
 
-Reads `{"layer": [[in, out], ...], "head": [hidden, vocabulary], "precision": ...}` from standard input and prints one
-JSON object. Knows shapes; does not know what they are of, nor what a rate is good for (`planning.py`).
+Reads `{"layer": [[in, out], ...], "head": [hidden, vocabulary], "precision": ..., "others": [...]}` from standard
+input and prints one JSON object; `others` are precisions whose rates are measured too. Knows shapes; does not know what
+they are of, nor what a rate is good for (`planning.py`).
 
     python -m tokenuq_ml.gemm_rate < shapes.json
 
@@ -62,9 +63,23 @@ def gemm_rate(layer: list[tuple[int, int]], head: tuple[int, int], precision: st
     return {"flop_per_second": flop / quick, "batch_tokens": batch_tokens(numerics), **numerics.fields()}
 
 
+def gemm_rates(layer: list, head: tuple[int, int], precision: str, others: list[str] = ()) -> dict:
+    """`gemm_rate` in `precision`, with `others`: `precision` as resolved and `flop_per_second` of each other one."""
+    found, by_dtype = gemm_rate(layer, head, precision), {}
+    by_dtype[found["precision"]] = {key: found[key] for key in ("precision", "flop_per_second")}
+    rates = {}
+    for other in others:
+        resolved = str(resolve_numerics(other).dtype).removeprefix("torch.")
+        if resolved not in by_dtype:
+            measured = gemm_rate(layer, head, other)
+            by_dtype[resolved] = {key: measured[key] for key in ("precision", "flop_per_second")}
+        rates[other] = by_dtype[resolved]
+    return {**found, "others": rates}
+
+
 def main() -> None:
     """Standard input to standard output."""
-    json.dump(gemm_rate(**json.load(sys.stdin)), sys.stdout)
+    json.dump(gemm_rates(**json.load(sys.stdin)), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ class MonteCarloScores(NamedTuple):
     predictive_entropy_N: Tensor
     expected_entropy_N: Tensor
     bald_N: Tensor
+    bald_std_error_N: Tensor
+    """Spread of `bald_N` over draws of the K samples; see `block_formulas.monte_carlo`."""
     mc_loss_N: Tensor
 
 
@@ -150,7 +152,7 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
         for block in _blocks(len(label_C), head, copies=3):
             logits = lambda sample, block=block: head.finish(product_KCV[sample, block])  # noqa: E731, B023
             rows.append(block_formulas.monte_carlo(logits, samples, label_C[block]))
-    return MonteCarloScores(*_joined(rows, hidden_KND[0], (None,) * 4))
+    return MonteCarloScores(*_joined(rows, hidden_KND[0], (None,) * 5))
 
 
 class Weights(NamedTuple):

@@ -7,7 +7,7 @@ FLOPs are those of `costs.py`. Time is FLOPs by kind of work over this machine's
 shapes (`gemm_rate.py`) times the share of that rate which such work reached in a measured run.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenuq_ml import user_code
 from tokenuq_ml.config import Config
@@ -27,6 +27,7 @@ PADDING = 1.06
 """Padded tokens a token of training batches of like length: 9,856 to 9,276 in docs/results/ablation_matrix.md."""
 PROCESS_BYTES = 500 * MIB
 """A process with torch, transformers and peft imported."""
+BALD_PRECISION, FLOAT32_BYTES = "float32", 4
 OPTIMISER_BYTES = 16
 """A trained number: float32 weight, gradient and AdamW's two moments."""
 SAVED_COPIES = 2
@@ -38,7 +39,7 @@ TABLE_BYTES = {
     "examples": 1.8,
     "tokenized_dataset": 1.7,
     "token_losses": 27.0,
-    "token_uncertainty": 22.4,
+    "token_uncertainty": 26.2,
     "selections": 7.7,
     "evaluation_tokens": 14.0,
     "answers": 4.0,
@@ -57,6 +58,12 @@ class Machine:
     threads: int
     precision_reason: str
     batch_tokens: int
+    others: dict[str, dict] = field(default_factory=dict)
+    """Rates in other precisions: a study's word for one -> `precision` as resolved, and `flop_per_second`."""
+
+    def at(self, precision: str) -> "Machine":
+        """Return the machine in another of the study's precisions."""
+        return replace(self, **self.others.get(precision, {}))
 
     @property
     def itemsize(self) -> int:
@@ -81,11 +88,14 @@ class Work:
     """Peak, by part."""
     passing: dict[str, float] = field(default_factory=dict)
     """Bytes on disk while it runs alone."""
+    precision: str = ""
+    """The study's word for what it is computed in; the training's where empty."""
 
     def seconds(self, machine: Machine, starts: bool) -> float | None:
         """Wall clock; `starts`: with the start of the process that it is made by."""
         if self.flop is None:
             return None
+        machine = machine and machine.at(self.precision)
         computing = sum(flop / (machine.flop_per_second * EFFICIENCY[kind]) for kind, flop in self.flop.items())
         return computing + (STARTUP_S if starts else 0.0)
 
@@ -194,8 +204,9 @@ class Planner:
         """Numbers of a LoRA adapter."""
         return self.architecture.layers * rank * sum(i + o for i, o in self.architecture.matrices)
 
-    def _weights(self) -> dict[str, float]:
-        return {"process": PROCESS_BYTES, "weights": self.architecture.parameters * self.machine.itemsize}
+    def _weights(self, precision: str) -> dict[str, float]:
+        size = self.machine.at(precision).itemsize
+        return {"process": PROCESS_BYTES, "weights": self.architecture.parameters * size}
 
     def _training_memory(self, rank: int) -> dict[str, float]:
         """Of a micro-batch of the longest texts there may be."""
@@ -203,7 +214,7 @@ class Planner:
         rows, length = train.micro_batch_size or train.batch_size, self.study.max_length
         features = sum(i + o for i, o in model.matrices)
         parts = {
-            **self._weights(),
+            **self._weights(self.study.precision.training),
             "adapter, gradients, optimiser": OPTIMISER_BYTES * self._adapter(rank),
             "activations": rows * length * model.layers * features * SAVED_COPIES * self.machine.itemsize,
             "logits": 2 * CHUNK_BYTES,
@@ -214,13 +225,13 @@ class Planner:
             parts["attention's squares"] = square * (self.machine.itemsize + 4)
         return parts
 
-    def _inference_memory(self) -> dict[str, float]:
-        model, size = self.architecture, self.machine.itemsize
+    def _inference_memory(self, precision: str) -> dict[str, float]:
+        model, size = self.architecture, self.machine.at(precision).itemsize
         a_token = (2 * model.intermediate + 6 * model.hidden) * size
         # A text that is longer than a batch is one by itself.
         tokens = max(self.machine.batch_tokens, min(self.study.max_length, 2 * self.machine.batch_tokens))
         return {
-            **self._weights(),
+            **self._weights(precision),
             "adapter": size * self._adapter(self.study.train.lora.rank),
             "batches under way": self.machine.at_once * (2 * CHUNK_BYTES + tokens * a_token),
         }
@@ -258,19 +269,25 @@ class Planner:
         rank, rows = self.study.train.lora.rank, sum(one.rows * one.response for one in self.data)
         work = {"score": self._pass(self.data, rank) + self._pass(self.data, 0)}
         disk = {"token_losses": TABLE_BYTES["token_losses"] * rows}
-        return Work(2 * _tokens(self.data), work, disk, self._inference_memory())
+        precision = self.study.precision.tables
+        return Work(2 * _tokens(self.data), work, disk, self._inference_memory(precision), precision=precision)
 
     def _teacher_hidden(self) -> Work:
         """By the pass of `token_losses`, or one of its own; mean embeddings take two more products with the head."""
+        precision = self.study.precision.training
         if self.online_because is not None:
-            return Work(memory=self._inference_memory())
+            return Work(memory=self._inference_memory(precision))
         response = self.train_data.rows * self.train_data.response
         work = 0.0 if self.softcapped else 2 * response * self.architecture.head_product
         tokens = 0.0
-        if "token_losses" in self.fresh:
+        if "token_losses" in self.fresh or self.machine.at(precision).precision != self._tables_machine().precision:
             tokens = _tokens(self.data)
             work += self._pass(self.data, self.study.train.lora.rank)
-        return Work(tokens, {"score": work}, {"teacher_hidden": self._cache_bytes()}, self._inference_memory())
+        disk = {"teacher_hidden": self._cache_bytes()}
+        return Work(tokens, {"score": work}, disk, self._inference_memory(precision), precision=precision)
+
+    def _tables_machine(self) -> Machine:
+        return self.machine.at(self.study.precision.tables)
 
     def _cache_bytes(self) -> float:
         sizes = self.architecture.cache_bytes(self.machine.itemsize)
@@ -292,15 +309,16 @@ class Planner:
 
     def _token_uncertainty(self) -> Work:
         samples, rows = self.study.uncertainty.samples, sum(one.rows * one.response for one in self.data)
-        states = self.machine.batch_tokens * samples * self.architecture.hidden * self.machine.itemsize
-        memory = {**self._inference_memory(), "samples": self.machine.at_once * min(STATES_BYTES, states)}
+        states = self.machine.batch_tokens * samples * self.architecture.hidden * FLOAT32_BYTES
+        memory = {**self._inference_memory(BALD_PRECISION), "samples": self.machine.at_once * min(STATES_BYTES, states)}
         work = {"score": samples * self._pass(self.data, self.study.train.lora.rank)}
         disk = {"token_uncertainty": TABLE_BYTES["token_uncertainty"] * rows}
-        return Work(samples * _tokens(self.data), work, disk, memory)
+        return Work(samples * _tokens(self.data), work, disk, memory, precision=BALD_PRECISION)
 
     def _evaluation(self, rank: int | None = None) -> Work:
         rank = self.study.train.lora.rank if rank is None else rank
-        model, size = self.architecture, self.machine.itemsize
+        model, precision = self.architecture, self.study.precision.tables
+        size = self.machine.at(precision).itemsize
         tokens, work = _tokens(self.held_out), {"score": self._pass(self.held_out, rank), "generate": 0.0}
         disk = TABLE_BYTES["evaluation_tokens"] * sum(one.rows * one.response for one in self.held_out)
         generating = 0.0
@@ -317,14 +335,14 @@ class Planner:
             activations = prompt * (2 * model.intermediate + 6 * model.hidden)
             logits = 8 * model.vocabulary
             generating = max(generating, min(batch, rows) * ((cache + activations) * size + logits))
-        memory = {**self._inference_memory(), "answers under way": generating}
-        return Work(tokens, work, {"evaluation tables": disk}, memory)
+        memory = {**self._inference_memory(precision), "answers under way": generating}
+        return Work(tokens, work, {"evaluation tables": disk}, memory, precision=precision)
 
     def _reference_evaluation(self) -> Work:
         base, teacher = self._evaluation(0), self._evaluation()
         work = {kind: base.flop[kind] + teacher.flop[kind] for kind in base.flop}
         disk = {name: 2 * size for name, size in teacher.disk.items()}
-        return Work(2 * teacher.tokens, work, disk, teacher.memory)
+        return Work(2 * teacher.tokens, work, disk, teacher.memory, precision=teacher.precision)
 
     def _student(self, ablation: AblationSpec) -> Work:
         lora, train = ablation.lora.of(self.study.train.lora), self.study.train
@@ -365,9 +383,8 @@ class Planner:
         few = self.validation
         sample = [Lengths(min(spec.examples, few.rows), few.tokens, few.response, few.squares, few.origin)]
         passes = len(set(spec.fractions)) * (1 + spec.samples)
-        return Work(
-            passes * _tokens(sample), {"score": passes * self._pass(sample, rank)}, memory=self._inference_memory()
-        )
+        work, memory = {"score": passes * self._pass(sample, rank)}, self._inference_memory(BALD_PRECISION)
+        return Work(passes * _tokens(sample), work, memory=memory, precision=BALD_PRECISION)
 
 
 def selected_share(select: SelectSpec) -> float:

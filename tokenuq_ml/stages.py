@@ -23,13 +23,13 @@ REVISIONS = {
     "baseline_teacher": 3,
     "token_losses": 6,
     "teacher_hidden": 5,
-    "token_uncertainty": 6,
+    "token_uncertainty": 7,
     "reference_evaluation": 7,
     "uncertainty_analysis": 2,
     "student": 3,
-    "curriculum": 4,
+    "curriculum": 5,
     "evaluation": 7,
-    "ablation_report": 4,
+    "ablation_report": 5,
 }
 
 
@@ -45,19 +45,22 @@ def dataset_fields(config: Config, dataset: str) -> dict:
 
 def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     """Fields of `<study>/<stage>`: exactly what that stage may read of the specs."""
-    numerics = {"model": study.model, "precision": study.precision}
+    training = {"model": study.model, "precision": study.precision.training}
+    tables = {"model": study.model, "precision": study.precision.tables}
     if stage == "tokenized_dataset":
         return {"model": study.model, "dataset": study.dataset, "ood": list(study.ood), "max_length": study.max_length}
     if stage == "baseline_teacher":
-        return {**numerics, "train": study.train.fields(), "seed": study.teacher_seed}
+        return {**training, "train": study.train.fields(), "seed": study.teacher_seed}
     if stage == "token_losses":
-        return {**numerics}
+        return tables
     if stage == "teacher_hidden":
-        return {**numerics, "teacher_cache_gigabytes": study.teacher_cache_gigabytes}
+        # Students read it in training: a change of the tables' precision is to retrain nothing.
+        return {**training, "teacher_cache_gigabytes": study.teacher_cache_gigabytes}
     if stage == "token_uncertainty":
-        return {**numerics, "uncertainty": study.uncertainty.fields()}
+        # Float32, whatever the study's precision is.
+        return {"model": study.model, "uncertainty": study.uncertainty.fields()}
     if stage == "reference_evaluation":
-        return {**numerics, "evaluation": study.evaluation.fields()}
+        return {**tables, "evaluation": study.evaluation.fields()}
     if stage == "uncertainty_analysis":
         return {"evaluation": study.evaluation.interval_fields()}
     if stage == "ablation_report":
@@ -71,11 +74,11 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
 
 def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, stage: str) -> dict:
     """Fields of `<study>/<ablation>/<stage>`."""
-    numerics = {"model": study.model, "precision": study.precision}
     identity = {"family": ablation.family, "seed": ablation.seed}
     if stage == "student":
         return {
-            **numerics,
+            "model": study.model,
+            "precision": study.precision.training,
             "train": study.train.fields(),
             "ablation": ablation.fields(),
             # A user's own functions are part of the objective.
@@ -84,9 +87,14 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
             "fractions": list(study.curriculum.fractions),
         }
     if stage == "curriculum":
-        return {**numerics, "curriculum": study.curriculum.fields(), "uncertainty": study.uncertainty.fields()}
+        return {
+            "model": study.model,
+            "curriculum": study.curriculum.fields(),
+            "uncertainty": study.uncertainty.fields(),
+        }
     if stage == "evaluation":
-        return {**numerics, **identity, "evaluation": study.evaluation.fields()}
+        precision = {"model": study.model, "precision": study.precision.tables}
+        return {**precision, **identity, "evaluation": study.evaluation.fields()}
     raise KeyError(stage)
 
 

@@ -111,8 +111,18 @@ TABLES = {
             "predictive_entropy": (pa.float32(), "H[mean_k p_k], nats"),
             "expected_entropy": (pa.float32(), "mean_k H[p_k], the aleatoric part, nats"),
             "bald": (pa.float32(), "mean_k KL(p_k || mean p), the epistemic part, nats, >= 0"),
+            "bald_std_error": (pa.float32(), "standard error of bald over draws of the K masks (jackknife), nats"),
             "mc_loss": (pa.float32(), "-log mean_k p_k(token), nats"),
             "n_samples": (pa.int16(), "K"),
+        },
+        keys=("example_id", "position"),
+    ),
+    "bald_reference": Table(
+        "BALD of a small sample of tokens, computed again in float64 with the same masks: what rounding adds.",
+        {
+            **_TOKEN_KEYS,
+            "bald": (pa.float32(), "as in token_uncertainty, nats"),
+            "bald_float64": (pa.float64(), "the same masks in float64, nats"),
         },
         keys=("example_id", "position"),
     ),

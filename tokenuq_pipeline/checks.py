@@ -12,35 +12,21 @@ import polars as pl
 from tokenuq_ml.config import Config
 from tokenuq_ml.quantiles import count_selected
 from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
-from tokenuq_ml.tables import read_table
 from tokenuq_pipeline.assets.stage import REFERENCES, StageCheck
+from tokenuq_pipeline.check_outcome import ENTROPY_SLACK, JOIN, Outcome, outcome, read
 from tokenuq_pipeline.store import Store, table_place
-
-BALD_FLOOR = 1e-6
-"""Nats. Equal passes give the rounding of float32 sums of probabilities, some 1e-7; dropout that acts is far above."""
-ENTROPY_SLACK = 1e-5
-JOIN = ["example_id", "position"]
-
-Outcome = dg.AssetCheckResult
-
-
-def _read(store: Store, table: str, **partitions: str) -> pl.DataFrame:
-    return read_table(store.path(table_place(table, **partitions)))
-
-
-def _outcome(passed: bool, description: str, warn: bool = False, **figures) -> Outcome:
-    return dg.AssetCheckResult(
-        passed=bool(passed),
-        description=description,
-        metadata={k: v for k, v in figures.items() if v is not None},
-        severity=dg.AssetCheckSeverity.WARN if warn else dg.AssetCheckSeverity.ERROR,
-    )
+from tokenuq_pipeline.uncertainty_checks import (
+    bald_above_noise,
+    bald_above_noise_by_category,
+    joins_one_to_one,
+    uncertainty_bounds,
+)
 
 
 def one_row_per_response_token(store: Store, study: str) -> Outcome:
     """Every response token of every split once, and no prompt or padding token."""
     expected = (
-        _read(store, "tokenized_dataset", study=study)
+        read(store, "tokenized_dataset", study=study)
         .select(
             "example_id",
             "split",
@@ -51,11 +37,11 @@ def one_row_per_response_token(store: Store, study: str) -> Outcome:
         .filter("mask")
         .drop("mask")
     )
-    rows = _read(store, "token_losses", study=study).select(pl.col("example_id", "split").cast(pl.String), "position")
+    rows = read(store, "token_losses", study=study).select(pl.col("example_id", "split").cast(pl.String), "position")
     on = ["example_id", "split", "position"]
     missing, odd = expected.join(rows, on=on, how="anti"), rows.join(expected, on=on, how="anti")
     double = len(rows) - rows.n_unique()
-    return _outcome(
+    return outcome(
         not len(missing) and not len(odd) and not double,
         f"{len(missing)} response tokens without a row, {len(odd)} rows of no response token, {double} double rows",
         tokens=len(expected),
@@ -68,7 +54,7 @@ def one_row_per_response_token(store: Store, study: str) -> Outcome:
 
 def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
     """The first user message, in lower case and with single spaces, is in one split only."""
-    questions = _read(store, "examples", dataset=dataset).select(
+    questions = read(store, "examples", dataset=dataset).select(
         "split",
         question=pl.col("messages")
         .list.eval(pl.element().filter(pl.element().struct["role"] == "user").struct["content"].first())
@@ -83,7 +69,7 @@ def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
         .agg(pl.col("split").unique())
         .filter(pl.col("split").list.len() > 1)
     )
-    return _outcome(
+    return outcome(
         not len(shared),
         f"{len(shared)} questions in more than one split",
         shared_questions=len(shared),
@@ -93,12 +79,12 @@ def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
 
 def no_tokens_in_two_splits(store: Store, study: str) -> Outcome:
     """No tokenised example of train is, token for token, in another split, over all of the study's datasets."""
-    rows = _read(store, "tokenized_dataset", study=study).select(
+    rows = read(store, "tokenized_dataset", study=study).select(
         pl.col("split").cast(pl.String), "input_ids", "example_id"
     )
     train, others = rows.filter(pl.col("split") == "train"), rows.filter(pl.col("split") != "train")
     leaked = others.join(train.select("input_ids"), on="input_ids", how="semi").sort("example_id")
-    return _outcome(
+    return outcome(
         not len(leaked),
         f"{len(leaked)} of {len(others)} held-out examples are in train",
         leaked=len(leaked),
@@ -109,97 +95,53 @@ def no_tokens_in_two_splits(store: Store, study: str) -> Outcome:
 def losses_finite(store: Store, study: str) -> Outcome:
     """No NaN, infinity or null among losses and entropies, and none below zero by more than rounding."""
     columns = ["loss", "entropy", "base_loss", "base_entropy"]
-    frame = _read(store, "token_losses", study=study).select(columns)
+    frame = read(store, "token_losses", study=study).select(columns)
     bad = {
         name: int((~frame[name].is_finite() | (frame[name] < -ENTROPY_SLACK)).fill_null(True).sum()) for name in columns
     }
-    return _outcome(
+    return outcome(
         len(frame) and not any(bad.values()),
         f"{sum(bad.values())} of {len(frame)} rows hold a value that no loss or entropy can have",
         **bad,
     )
 
 
-def uncertainty_bounds(store: Store, study: str) -> Outcome:
-    """`0 <= bald <= predictive_entropy`, within 1e-5 nats."""
-    frame = _read(store, "token_uncertainty", study=study)
-    low, high = frame["bald"] < -ENTROPY_SLACK, frame["bald"] > frame["predictive_entropy"] + ENTROPY_SLACK
-    odd = ~(frame["bald"].is_finite() & frame["predictive_entropy"].is_finite())
-    bad = int((low | high | odd).fill_null(True).sum())
-    return _outcome(
-        len(frame) and not bad,
-        f"{bad} of {len(frame)} tokens out of bounds",
-        out_of_bounds=bad,
-        below_zero=int(low.sum()),
-        above_entropy=int(high.sum()),
-    )
-
-
-def bald_alive(store: Store, study: str) -> Outcome:
-    """Some token's BALD is above rounding: without active dropout the passes are equal and it is zero."""
-    bald = _read(store, "token_uncertainty", study=study)["bald"]
-    largest = bald.max() or 0.0
-    return _outcome(
-        largest > BALD_FLOOR,
-        f"the largest BALD is {largest:.3g} nats, the floor {BALD_FLOOR:g}",
-        largest=float(largest),
-        mean=float(bald.mean() or 0.0),
-        floor=BALD_FLOOR,
-    )
-
-
-def joins_one_to_one(store: Store, study: str) -> Outcome:
-    """`token_uncertainty` and `token_losses` hold the same tokens, each once."""
-    losses = _read(store, "token_losses", study=study).select(JOIN)
-    uncertainty = _read(store, "token_uncertainty", study=study).select(JOIN)
-    double = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
-    lone = len(losses.join(uncertainty, on=JOIN, how="anti")) + len(uncertainty.join(losses, on=JOIN, how="anti"))
-    return _outcome(
-        not lone and not double,
-        f"{lone} tokens in one table only, {double} double rows",
-        losses=len(losses),
-        uncertainty=len(uncertainty),
-        alone=lone,
-        doubled=double,
-    )
-
-
 def cached_teacher_matches_online(store: Store, study: str) -> Outcome:
     """The cached states give the online teacher's distribution, on a sample: compared in the child, which has both."""
     manifest = store.read_manifest(f"{study}/teacher_hidden") or {}
-    outcome = manifest.get("checks", {}).get("cached_teacher_matches_online")
-    if outcome is None:
-        return _outcome(False, "the stage did not compare them")
-    return _outcome(outcome["passed"], outcome["description"], **outcome["figures"])
+    found = manifest.get("checks", {}).get("cached_teacher_matches_online")
+    if found is None:
+        return outcome(False, "the stage did not compare them")
+    return outcome(found["passed"], found["description"], **found["figures"])
 
 
 def selections_as_specified(store: Store, study: str, ablation: AblationSpec) -> Outcome:
     """`ceil(q * N)` tokens of each optimiser batch, or of the train split; a threshold asks for no number."""
-    rows = _read(store, "selections", study=study, ablation=ablation.name)
+    rows = read(store, "selections", study=study, ablation=ablation.name)
     select = ablation.select
     if select.scope == "dataset" and select.by != "all":
         rows = rows.group_by(JOIN).agg(
             pl.col("selected").first(), step=pl.lit(0), odd=pl.col("selected").n_unique() > 1
         )
         if rows["odd"].any():
-            return _outcome(False, "a static selection changed between steps", tokens=int(rows["odd"].sum()))
+            return outcome(False, "a static selection changed between steps", tokens=int(rows["odd"].sum()))
     if select.unit == "document":
         rows = rows.group_by("step", "example_id").agg(
             pl.col("selected").first(), odd=pl.col("selected").n_unique() > 1
         )
         if rows["odd"].any():
-            return _outcome(False, "an example is selected in part", examples=int(rows["odd"].sum()))
+            return outcome(False, "an example is selected in part", examples=int(rows["odd"].sum()))
     units = "tokens" if select.unit == "token" else "examples"
     groups = rows.group_by("step").agg(n=pl.len(), selected=pl.col("selected").sum()).sort("step")
     total, selected = int(groups["n"].sum()), int(groups["selected"].sum())
     figures = {"share": selected / total if total else None, "steps": len(groups)}
     if select.keep in ("above", "below"):
-        return _outcome(total, f"{selected} of {total} {units} {select.keep} the threshold", **figures)
+        return outcome(total, f"{selected} of {total} {units} {select.keep} the threshold", **figures)
     last = int(groups["step"].max() or 1)
     wrong = [
         step for step, n, chosen in groups.iter_rows() if chosen != count_selected(quantile_at(ablation, step, last), n)
     ]
-    return _outcome(
+    return outcome(
         total and not wrong,
         f"{selected} of {total} {units} selected; {len(wrong)} batches off the spec",
         wrong_steps=", ".join(map(str, wrong[:10])) or None,
@@ -222,7 +164,7 @@ def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:
     if not store.path(table_place("evaluations", study=study, ablation=ablation)).is_dir():
         return pl.DataFrame(schema={"dataset": pl.String, **dict.fromkeys(("value", "ci_low", "ci_high"), pl.Float64)})
     return (
-        _read(store, "evaluations", study=study, ablation=ablation)
+        read(store, "evaluations", study=study, ablation=ablation)
         .filter((pl.col("metric") == "loss") & (pl.col("split") == split))
         .select("dataset", "value", "ci_low", "ci_high")
     )
@@ -233,7 +175,7 @@ def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
     both = _compare(store, study, ablation, "base", "test")
     if not len(both):
         return _nothing_to_compare(study)
-    return _outcome(
+    return outcome(
         not len(both.filter(pl.col("value") > pl.col("value_other"))),
         "; ".join(
             f"{dataset}: {student:.3f} nats a token, the base model {base:.3f}"
@@ -246,11 +188,11 @@ def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
 def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
     """The student's loss out of distribution is not above the teacher's interval."""
     if not len(_loss(store, study, ablation, "ood")):
-        return _outcome(True, "the study has no ood data", warn=True)
+        return outcome(True, "the study has no ood data", warn=True)
     both = _compare(store, study, ablation, "teacher", "ood")
     if not len(both):
         return _nothing_to_compare(study)
-    return _outcome(
+    return outcome(
         not len(both.filter(pl.col("value") > pl.col("ci_high_other"))),
         "; ".join(
             f"{dataset}: {student:.3f} nats a token, the teacher {teacher:.3f} (up to {high:.3f})"
@@ -266,16 +208,16 @@ def judge_is_consistent(store: Store, study: str, *models: str) -> Outcome:
     """The judge's verdicts stand, whichever output it reads first, for more pairs than flip with the order."""
     flips = pl.concat(
         [
-            _read(store, "evaluations", study=study, ablation=model)
+            read(store, "evaluations", study=study, ablation=model)
             .filter(pl.col("metric") == "position_bias")
             .select("value", "n", model=pl.lit(model))
             for model in models
         ]
     )
     if not len(flips):
-        return _outcome(True, "nothing was judged: the asset's metadata says why", warn=True)
+        return outcome(True, "nothing was judged: the asset's metadata says why", warn=True)
     worst = flips.sort("value", descending=True).row(0, named=True)
-    return _outcome(
+    return outcome(
         worst["value"] < 0.5,
         f"{worst['value']:.0%} of the {worst['n']} verdicts on {worst['model']} flip with the order of the outputs"
         + ("" if worst["value"] < 0.5 else ": the win rate tells of the judge's bias, not of the model"),
@@ -291,7 +233,7 @@ def _compare(store: Store, study: str, ablation: str, other: str, split: str) ->
 
 
 def _nothing_to_compare(study: str) -> Outcome:
-    return _outcome(False, f"nothing to compare with: materialise {study}/reference_evaluation", warn=True)
+    return outcome(False, f"nothing to compare with: materialise {study}/reference_evaluation", warn=True)
 
 
 def selected_share(study: str, ablation: AblationSpec) -> StageCheck:
@@ -320,7 +262,8 @@ def _study_checks(config: Config, study: StudySpec) -> list[dg.AssetChecksDefini
         _check(losses, losses_finite, name),
         _check((name, "teacher_hidden"), cached_teacher_matches_online, name),
         _check(uncertainty, uncertainty_bounds, name),
-        _check(uncertainty, bald_alive, name),
+        _check(uncertainty, bald_above_noise, name),
+        _check(uncertainty, bald_above_noise_by_category, name, blocking=False, also=[losses]),
         _check(uncertainty, joins_one_to_one, name, also=[losses]),
     ]
     for arm in study.ablations:

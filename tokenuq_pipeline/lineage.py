@@ -45,7 +45,9 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     },
     "token_uncertainty": {
         **{column: KEYS[column] for column in ("example_id", "position")},
-        **{column: TOKENS for column in ("predictive_entropy", "expected_entropy", "bald", "mc_loss")},
+        **{
+            column: TOKENS for column in ("predictive_entropy", "expected_entropy", "bald", "bald_std_error", "mc_loss")
+        },
     },
     "reference_evaluation": {
         **{column: KEYS[column] for column in ("dataset", "split")},

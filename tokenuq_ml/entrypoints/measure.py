@@ -1,288 +1,113 @@
-"""Child process of what is measured of the teacher: token losses, its hidden states, BALD, the reference evaluation.
+"""Child process of what is measured of the teacher: token losses, its hidden states, the reference evaluation, BALD.
 
-One process and one loaded model for up to four assets; each is reported as soon as it is whole.
+One process for up to four assets; each is reported as soon as it is complete. One model is in memory at a time, in the
+precision that the asset asks for; BALD's is float32.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 
 import polars as pl
-import torch
 from peft import PeftModel
 
-from tokenuq_ml.batching import StoredExamples, TokenizedExample, length_batches, read_examples, shards
-from tokenuq_ml.categories import categorise, special_ids, token_texts
+from tokenuq_ml.bald_noise import noise_floor
+from tokenuq_ml.bald_reference import float64_uncertainty, reference_rows, reference_sample
+from tokenuq_ml.batching import StoredExamples, TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
+from tokenuq_ml.entrypoints.adapted_model import BALD_PRECISION, AdaptedModel
 from tokenuq_ml.entrypoints.evaluation_stage import Candidate, evaluate_and_store, forget_answers
-from tokenuq_ml.kernels import Weights, training_loss
+from tokenuq_ml.entrypoints.losses_and_states import TEACHER, losses_and_states, stored_shards
 from tokenuq_ml.mc_dropout import token_uncertainty
-from tokenuq_ml.memory import release_free_memory
-from tokenuq_ml.models import (
-    Numerics,
-    adapter_digest,
-    attach_adapter,
-    head_of,
-    load_model,
-    load_tokenizer,
-    use_adapter,
-)
-from tokenuq_ml.parallel import batch_tokens
+from tokenuq_ml.models import Numerics, load_tokenizer, resolve_numerics, use_adapter
 from tokenuq_ml.reporting import Progress
 from tokenuq_ml.reports import measure_plots
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
-from tokenuq_ml.specs import DistillSpec, UncertaintySpec
-from tokenuq_ml.stages import AssetRequest, AssetResult, CheckOutcome, Reporter, StageRequest
-from tokenuq_ml.tables import ROW_GROUP_ROWS, TableWriter, content_of, read_table
-from tokenuq_ml.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache, cache_bytes, go_online
-from tokenuq_ml.tensors import joined_digest, tensors_digest
-from tokenuq_ml.token_losses import score_examples, scored_batches
+from tokenuq_ml.specs import UncertaintySpec
+from tokenuq_ml.stages import AssetResult, Reporter, StageRequest
+from tokenuq_ml.tables import TableWriter, read_table, write_table
+from tokenuq_ml.tensors import joined_digest
 
-TEACHER = "teacher"
-ALTERNATIVES = 5
-"""Likeliest tokens that are kept of each held-out token."""
-SHARD_BATCHES = 32
-"""Response tokens of a shard, in batches: what it adds to peak memory against the padding of its last batches."""
-ONLINE_CHECK, ONLINE_CHECK_EXAMPLES = "cached_teacher_matches_online", 8
-ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
-"""Nats of KL(cached || online): of the worst token from hidden states, of the mean of a batch from mean embeddings. In
-float32 only the stored state is rounded; a bfloat16 forward pass differs from itself in batches of another shape."""
+LOSSES, STATES = "token_losses", "teacher_hidden"
 
 
 def run(request: StageRequest, reporter: Reporter) -> None:
-    """Makes whichever of its four assets are asked for."""
-    assets, study = request.assets, request.study
-    first = next(iter(assets.values()))
-    base, numerics = load_model(request.inputs["model"], first.fields["precision"])
-    tokenizer = load_tokenizer(request.inputs["model"])
-    model = attach_adapter(base, request.inputs["adapter"], TEACHER)
-    dataset = request.inputs["tokenized_dataset"]
-    if "token_losses" in assets or "teacher_hidden" in assets:
-        _losses_and_states(request, model, tokenizer, numerics, reporter)
-    if "token_uncertainty" in assets:
-        asset = assets["token_uncertainty"]
-        spec = UncertaintySpec(**asset.fields["uncertainty"])
-        tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
-        progress = Progress(reporter, f"{study}/token_uncertainty", tokens * spec.samples, "tokens")
-        with TableWriter("token_uncertainty", asset.outputs["token_uncertainty"], **asset.stamp) as table:
-            for shard in stored_shards(dataset, numerics):
-                table.append(token_uncertainty(model, shard, spec, numerics, progress.add))
-        measure_plots.uncertainty_spread(
-            pl.scan_parquet(table.path), Path(asset.outputs["plots"], "uncertainty_spread.png")
-        )
-        bald = pl.scan_parquet(table.path).select(
-            mean_bald=pl.col("bald").mean(),
-            max_bald=pl.col("bald").max(),
-            mean_expected_entropy=pl.col("expected_entropy").mean(),
-        )
-        reporter.done(
-            AssetResult(
-                stage="token_uncertainty",
-                data_version=table.digest,
-                metrics={
-                    "samples": spec.samples,
-                    "dropout": spec.dropout,
-                    "attention_dropout": spec.attention_dropout,
-                    "mask": spec.mask,
-                    **bald.collect(engine="streaming").to_dicts()[0],
-                    **numerics.fields(),
-                },
-                plots={"Uncertainty of the response tokens": "plots/uncertainty_spread.png"},
-            )
-        )
+    """Make whichever of the four assets are asked for."""
+    assets, inputs = request.assets, request.inputs
+    teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER, loaded=None)
+    tokenizer = load_tokenizer(inputs["model"])
+    for stages in _passes(request):
+        precision = assets[stages[0]].fields["precision"]
+        losses_and_states(request, set(stages), *teacher.at(precision), tokenizer, reporter)
     if "reference_evaluation" in assets:
-        examples = read_examples(dataset, ["test", "ood"])
-        _reference_evaluation(request, model, tokenizer, examples, numerics, reporter)
+        precision = assets["reference_evaluation"].fields["precision"]
+        examples = read_examples(inputs["tokenized_dataset"], ["test", "ood"])
+        _reference_evaluation(request, *teacher.at(precision), tokenizer, examples, reporter)
+    if "token_uncertainty" in assets:
+        _token_uncertainty(request, *teacher.at(BALD_PRECISION), reporter)
 
 
-def stored_shards(dataset: str | Path, numerics: Numerics) -> Iterator[list[TokenizedExample]]:
-    """The examples of a `tokenized_dataset` partition, a shard at a time; after each, free memory is given back."""
-    for shard in shards(StoredExamples(dataset), min(ROW_GROUP_ROWS, SHARD_BATCHES * batch_tokens(numerics))):
-        yield shard
-        release_free_memory()
+def _passes(request: StageRequest) -> list[list[str]]:
+    """Return which of the two assets are made in one pass: those of the same precision on this machine."""
+    by_dtype: dict = {}
+    for stage in (LOSSES, STATES):
+        if stage in request.assets:
+            dtype = resolve_numerics(request.assets[stage].fields["precision"]).dtype
+            by_dtype.setdefault(dtype, []).append(stage)
+    return list(by_dtype.values())
 
 
-def _losses_and_states(
-    request: StageRequest, model: PeftModel, tokenizer, numerics: Numerics, reporter: Reporter
-) -> None:
-    """Both assets of the one pass over the data: the teacher and, for the table, the base model; shard by shard."""
-    wanted, cache, table, alternatives = request.assets, None, None, None
-    dataset = request.inputs["tokenized_dataset"]
-    if "teacher_hidden" in wanted and not _fits_budget(request, model, numerics, reporter):
-        wanted = {stage: asset for stage, asset in wanted.items() if stage != "teacher_hidden"}
-    if not wanted.keys() & {"token_losses", "teacher_hidden"}:
-        return
-    passes = 2 if "token_losses" in wanted else 1
+def _token_uncertainty(request: StageRequest, model: PeftModel, numerics: Numerics, reporter: Reporter) -> None:
+    asset, dataset = request.assets["token_uncertainty"], request.inputs["tokenized_dataset"]
+    spec, name = UncertaintySpec(**asset.fields["uncertainty"]), f"{request.study}/token_uncertainty"
     tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
-    progress = Progress(reporter, f"{request.study}/token_losses", passes * tokens, "tokens")
-    with ExitStack() as files:
-        if "token_losses" in wanted:
-            asset = wanted["token_losses"]
-            table, alternatives = (
-                files.enter_context(TableWriter(name, asset.outputs[name], **asset.stamp))
-                for name in ("token_losses", "token_alternatives")
-            )
-        if "teacher_hidden" in wanted:
-            cache = files.enter_context(_new_cache(request, model))
+    progress = Progress(reporter, name, tokens * spec.samples, "tokens")
+    sample = reference_sample(StoredExamples(dataset))
+    sampled, stored = [example.example_id for example in sample], []
+    with TableWriter("token_uncertainty", asset.outputs["token_uncertainty"], **asset.stamp) as table:
         for shard in stored_shards(dataset, numerics):
-            teacher, choices = [], []
-            count = 0 if table is None else ALTERNATIVES
-            for scored in scored_batches(model, shard, numerics, progress.add, alternatives=count):
-                teacher.append(scored.rows)
-                choices.append(scored.alternatives)
-                lengths = [len(example.positions) for example in scored.batch.examples]
-                for example, hidden_ND in zip(scored.batch.examples, scored.hidden_ND.split(lengths), strict=True):
-                    if cache is not None and example.split == "train":
-                        cache.put(example.example_id, hidden_ND)
-            if table is not None:
-                with use_adapter(model, None):
-                    base = score_examples(model, shard, numerics, progress.add)
-                # The same batches in the same order.
-                rows = pl.concat(teacher).with_columns(base_loss=base["loss"], base_entropy=base["entropy"])
-                table.append(with_categories(rows, tokenizer))
-                likeliest = pl.concat(choices)
-                texts = token_texts(tokenizer, likeliest["token_id"].to_list())
-                alternatives.append(likeliest.with_columns(token=pl.Series(texts, dtype=pl.String)))
-    if table is not None:
-        _report_losses(wanted["token_losses"], table, alternatives, numerics, reporter)
-    if cache is not None:
-        _report_cache(request, model, cache.tokens, numerics, reporter)
-
-
-def _report_losses(
-    asset: AssetRequest, table: TableWriter, alternatives: TableWriter, numerics: Numerics, reporter: Reporter
-) -> None:
-    tokens = pl.scan_parquet(table.path)
-    means = tokens.select(
-        mean_loss=pl.col("loss").mean(),
-        mean_base_loss=pl.col("base_loss").mean(),
-        mean_entropy=pl.col("entropy").mean(),
-        token_accuracy=(pl.col("rank") == 0).mean(),
+            rows = token_uncertainty(model, shard, spec, numerics, progress.add)
+            table.append(rows)
+            stored.append(rows.filter(pl.col("example_id").is_in(sampled)))
+    again = Progress(
+        reporter, f"{name} in float64", spec.samples * sum(len(example.input_ids) for example in sample), "tokens"
     )
-    measure_plots.losses_by_category(tokens, Path(asset.outputs["plots"], "losses_by_category.png"))
-    by_split = tokens.group_by(pl.col("split").cast(pl.String)).agg(pl.col("loss").mean()).sort("split")
+    reference = reference_rows(pl.concat(stored), float64_uncertainty(model, sample, spec, again.add))
+    reference_digest = write_table(reference, "bald_reference", asset.outputs["bald_reference"], **asset.stamp)
+    measure_plots.uncertainty_spread(
+        pl.scan_parquet(table.path), Path(asset.outputs["plots"], "uncertainty_spread.png")
+    )
+    columns = pl.scan_parquet(table.path).select(
+        mean_bald=pl.col("bald").mean(),
+        max_bald=pl.col("bald").max(),
+        mean_bald_std_error=pl.col("bald_std_error").mean(),
+        mean_expected_entropy=pl.col("expected_entropy").mean(),
+    )
+    means, floor = columns.collect(engine="streaming").to_dicts()[0], noise_floor(reference)
     reporter.done(
         AssetResult(
-            stage="token_losses",
-            data_version=joined_digest(table.digest, alternatives.digest),
+            stage="token_uncertainty",
+            data_version=joined_digest(table.digest, reference_digest),
             metrics={
-                **{f"mean_loss_{split}": mean for split, mean in by_split.collect(engine="streaming").iter_rows()},
-                **means.collect(engine="streaming").to_dicts()[0],
+                "samples": spec.samples,
+                "dropout": spec.dropout,
+                "attention_dropout": spec.attention_dropout,
+                "mask": spec.mask,
+                **means,
+                "bald_noise_floor": floor,
+                "bald_noise_share": floor / means["mean_bald"] if means["mean_bald"] else None,
+                "bald_noise_tokens": len(reference),
                 **numerics.fields(),
             },
-            plots={"Loss by token category": "plots/losses_by_category.png"},
+            plots={"Uncertainty of the response tokens": "plots/uncertainty_spread.png"},
         )
-    )
-
-
-def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
-    """Adds each token's text and category; categories see an example's tokens in order."""
-    tokens = tokens.sort("example_id", "position")
-    texts = token_texts(tokenizer, tokens["token_id"].to_list())
-    special = special_ids(tokenizer)
-    tokens = tokens.with_columns(token=pl.Series(texts), special=pl.col("token_id").is_in(special))
-    categories: list[str] = []
-    for (_,), group in tokens.group_by("example_id", maintain_order=True):
-        categories += categorise(group["token"].to_list(), group["special"].to_list())
-    return tokens.drop("special").with_columns(category=pl.Series(categories))
-
-
-def _digests(request: StageRequest) -> dict[str, str]:
-    """Which data and which teacher the cache belongs to."""
-    return {
-        "dataset_digest": content_of(request.inputs["tokenized_dataset"]),
-        "teacher_digest": adapter_digest(request.inputs["adapter"]),
-    }
-
-
-def _fits_budget(request: StageRequest, model: PeftModel, numerics: Numerics, reporter: Reporter) -> bool:
-    """Whether the cache may be written; where not, its asset is made and reported without one."""
-    asset, head = request.assets["teacher_hidden"], head_of(model)
-    train = StoredExamples(request.inputs["tokenized_dataset"], ["train"])
-    tokens = sum(len(example.positions) for example in train)
-    needed, budget = cache_bytes(tokens, head), int(asset.fields["teacher_cache_gigabytes"] * 1e9)
-    if needed <= budget:
-        return True
-    why = go_online(asset.outputs["teacher_hidden"], needed, budget)
-    stored = f"nothing: {why}; students run the teacher online"
-    reporter.info(f"{request.study}/teacher_hidden: {stored}")
-    reporter.done(
-        AssetResult(
-            stage="teacher_hidden",
-            # Of what students then read: neither size alters it.
-            data_version=joined_digest("online", *_digests(request).values()),
-            metrics={
-                "tokens": tokens,
-                "hidden_size": head.weight_VD.shape[1],
-                "cached": False,
-                "stored": stored,
-                **numerics.fields(),
-            },
-            checks={ONLINE_CHECK: CheckOutcome(passed=True, description=stored)},
-        )
-    )
-    return False
-
-
-def _new_cache(request: StageRequest, model: PeftModel) -> TeacherCache:
-    folder = request.assets["teacher_hidden"].outputs["teacher_hidden"]
-    train = StoredExamples(request.inputs["tokenized_dataset"], ["train"])
-    return TeacherCache(folder, train, head_of(model), **_digests(request))
-
-
-def _report_cache(request: StageRequest, model: PeftModel, tokens: int, numerics: Numerics, reporter: Reporter) -> None:
-    folder = Path(request.assets["teacher_hidden"].outputs["teacher_hidden"])
-    # Both forms in which a student may get it: hidden states, and what forward KL reads off mean embeddings.
-    caches = [
-        CachedTeacher(folder, numerics.device, **_digests(request), distillation=distillation)
-        for distillation in (None, DistillSpec())
-    ]
-    online, head = OnlineTeacher(TEACHER, numerics), head_of(model)
-    train = StoredExamples(request.inputs["tokenized_dataset"], ["train"])
-    sample = list(islice(train, ONLINE_CHECK_EXAMPLES))
-    errors = []
-    for batch in (b.to(numerics.device) for b in length_batches(sample, batch_tokens(numerics))):
-        hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N
-        every = Weights(torch.zeros_like(label_N, dtype=torch.float32), torch.ones_like(label_N, dtype=torch.float32))
-        for cached in caches:
-            out = training_loss(hidden_ND, head, label_N, every, cached.states(model, batch))
-            # A token's divergence from mean embeddings carries the rounding of its logits; their mean does not.
-            means = cached.form == "mean_embeddings"
-            errors.append(out.divergence_N.mean().abs().item() if means else out.divergence_N.max().item())
-    path = folder / HIDDEN_FILE
-    reporter.done(
-        AssetResult(
-            stage="teacher_hidden",
-            data_version=joined_digest(tensors_digest(path), _digests(request)["dataset_digest"]),
-            metrics={
-                "tokens": tokens,
-                "hidden_size": head_of(model).weight_VD.shape[1],
-                "cached": True,
-                "stored": "hidden_states" if head_of(model).softcap else "hidden_states, mean_embeddings",
-                "megabytes": path.stat().st_size / 1e6,
-                **numerics.fields(),
-            },
-            checks={ONLINE_CHECK: _agreement(max(errors), len(sample), numerics)},
-        )
-    )
-
-
-def _agreement(error: float, examples: int, numerics: Numerics) -> CheckOutcome:
-    bound = ONLINE_CHECK_BOUND.get(numerics.dtype, 0.1)
-    return CheckOutcome(
-        passed=error <= bound,
-        description=f"at most {error:.3g} nats apart on {examples} examples, where {bound:.3g} are allowed",
-        figures={"error": error, "bound": bound, "examples": examples},
     )
 
 
 def _reference_evaluation(
     request: StageRequest,
     model: PeftModel,
+    numerics: Numerics,
     tokenizer,
     examples: list[TokenizedExample],
-    numerics: Numerics,
     reporter: Reporter,
 ) -> None:
     asset = request.assets["reference_evaluation"]

@@ -12,6 +12,7 @@ from tokenuq_ml.costs import FILE as COSTS_FILE
 from tokenuq_ml.costs import Architecture, CostRecord
 from tokenuq_ml.entrypoints import runner
 from tokenuq_ml.entrypoints.analyse import HEADLINES, KEYS
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import comparison, html, sections
 from tokenuq_ml.reports.ablation_table import REFERENCES, table_rows
 from tokenuq_ml.reports.costs_table import costs_section
@@ -75,7 +76,9 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         ),
         (
             "Is the loss a proxy of epistemic uncertainty?",
-            sections.correlations(read("uncertainty_analysis"), HEADLINES.values(), tokens, folder),
+            sections.correlations(
+                read("uncertainty_analysis"), HEADLINES.values(), tokens, _reference(request), folder
+            ),
         ),
         ("The curriculum that selection makes", sections.curricula(ablations, read, folder)),
         (
@@ -123,6 +126,15 @@ def run(request: StageRequest, reporter: Reporter) -> None:
             plots={title: f"report/{file}" for title, file in PLOTS.items() if (folder / file).is_file()},
         )
     )
+
+
+def _reference(request: StageRequest) -> pl.DataFrame:
+    folder = Path(request.inputs["bald_reference"])
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: missing; {request.study}/token_uncertainty was made by an earlier version: materialise it again"
+        )
+    return read_table(folder)
 
 
 def _costs(request: StageRequest, ablations: dict[str, AblationSpec]) -> tuple[str, dict[str, list[dict]]]:

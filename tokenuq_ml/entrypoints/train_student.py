@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tokenuq_ml import curriculum as curricula
 from tokenuq_ml.batching import TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
+from tokenuq_ml.entrypoints.adapted_model import BALD_PRECISION, AdaptedModel
 from tokenuq_ml.entrypoints.evaluation_stage import Candidate, evaluate_and_store, forget_answers
 from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, model_digest, train_and_store
 from tokenuq_ml.models import (
@@ -41,46 +42,21 @@ STUDENT, TEACHER = "default", "teacher"
 
 
 def run(request: StageRequest, reporter: Reporter) -> None:
-    """Makes whichever of its three assets are asked for."""
-    assets = request.assets
-    first = next(iter(assets.values()))
-    base, numerics = load_model(request.inputs["model"], first.fields["precision"])
-    examples = read_examples(request.inputs["tokenized_dataset"])
-    kept = None
+    """Make whichever of its three assets are asked for."""
+    assets, inputs = request.assets, request.inputs
+    examples = read_examples(inputs["tokenized_dataset"])
+    kept, loaded = None, None
     if "student" in assets:
-        model, trained, kept = _student(request, base, examples, numerics, reporter)
+        loaded, trained, kept = _student(request, examples, reporter)
     else:
-        trained = Trained(
-            read_table(request.inputs["selections"]), Path(request.inputs["adapter"]), Path(request.inputs["snapshots"])
-        )
-        model = attach_adapter(base, trained.adapter, STUDENT)
+        trained = Trained(read_table(inputs["selections"]), Path(inputs["adapter"]), Path(inputs["snapshots"]))
+    student = AdaptedModel(inputs["model"], trained.adapter, STUDENT, loaded)
+    # The trained model is the holder's alone, so that it is freed where another precision is asked for.
+    del loaded
     if "evaluation" in assets:
-        asset = assets["evaluation"]
-        candidate = Candidate(
-            model,
-            load_tokenizer(request.inputs["model"]),
-            numerics,
-            trained.adapter,
-            family=asset.fields["family"],
-            seed=asset.fields["seed"],
-            name=f"{request.study}/{request.ablation}/evaluation",
-        )
-        digest, figures = evaluate_and_store(candidate, examples, asset, request, reporter)
-        metric_intervals(
-            {request.ablation or "student": read_table(asset.outputs["evaluations"])},
-            Path(asset.outputs["plots"], "metrics.png"),
-        )
-        reporter.done(
-            AssetResult(
-                stage="evaluation",
-                data_version=digest,
-                metrics={**figures, **numerics.fields()},
-                plots={TITLE: "plots/metrics.png"},
-            )
-        )
-        forget_answers(request)
+        _evaluation(request, *student.at(assets["evaluation"].fields["precision"]), examples, trained, reporter)
     if "curriculum" in assets:
-        _curriculum(request, model, examples, trained, numerics, reporter)
+        _curriculum(request, *student.at(BALD_PRECISION), examples, trained, reporter)
     if kept is not None:
         shutil.rmtree(kept)
 
@@ -95,9 +71,9 @@ class Trained:
 
 
 def _student(
-    request: StageRequest, base, examples: list[TokenizedExample], numerics: Numerics, reporter: Reporter
-) -> tuple[PeftModel, Trained, Path]:
-    """Trains and reports the student; returns it with copies of its files, in a folder that the caller removes.
+    request: StageRequest, examples: list[TokenizedExample], reporter: Reporter
+) -> tuple[tuple[PeftModel, Numerics], Trained, Path]:
+    """Train and report the student; return it with copies of its files, in a folder that the caller removes.
 
     Copies, because outputs are moved away as soon as they are reported.
     """
@@ -110,6 +86,7 @@ def _student(
         "dataset": content_of(request.inputs["tokenized_dataset"]),
     }
     spec = spec.model_copy(update={"lora": ablation.lora.of(spec.lora)})
+    base, numerics = load_model(request.inputs["model"], fields["precision"])
     model = add_adapter(base, spec.lora, ablation.seed)
     setup = TrainingSetup(
         train_examples, spec, ablation, ablation.seed, numerics, snapshot_fractions=tuple(fields["fractions"])
@@ -167,15 +144,50 @@ def _student(
     # A forced rerun is to train anew, not to find this run's last checkpoint.
     for checkpoint in work_dir.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return freeze_adapter(model), Trained(selections, work_dir / "adapter", work_dir / "snapshots"), work_dir
+    files = Trained(selections, work_dir / "adapter", work_dir / "snapshots")
+    return (freeze_adapter(model), numerics), files, work_dir
+
+
+def _evaluation(
+    request: StageRequest,
+    model: PeftModel,
+    numerics: Numerics,
+    examples: list[TokenizedExample],
+    trained: Trained,
+    reporter: Reporter,
+) -> None:
+    asset = request.assets["evaluation"]
+    candidate = Candidate(
+        model,
+        load_tokenizer(request.inputs["model"]),
+        numerics,
+        trained.adapter,
+        family=asset.fields["family"],
+        seed=asset.fields["seed"],
+        name=f"{request.study}/{request.ablation}/evaluation",
+    )
+    digest, figures = evaluate_and_store(candidate, examples, asset, request, reporter)
+    metric_intervals(
+        {request.ablation or "student": read_table(asset.outputs["evaluations"])},
+        Path(asset.outputs["plots"], "metrics.png"),
+    )
+    reporter.done(
+        AssetResult(
+            stage="evaluation",
+            data_version=digest,
+            metrics={**figures, **numerics.fields()},
+            plots={TITLE: "plots/metrics.png"},
+        )
+    )
+    forget_answers(request)
 
 
 def _curriculum(
     request: StageRequest,
     model: PeftModel,
+    numerics: Numerics,
     examples: list[TokenizedExample],
     trained: Trained,
-    numerics: Numerics,
     reporter: Reporter,
 ) -> None:
     asset = request.assets["curriculum"]

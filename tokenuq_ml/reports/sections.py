@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tokenuq_ml.bald_noise import noise_floor
 from tokenuq_ml.reports import html, plots
 from tokenuq_ml.reports.canvas import SIDE_ENTRIES
 from tokenuq_ml.reports.explorer import Students, explorer, most_uncertain, prompts_of, within_budget
@@ -79,9 +80,13 @@ def planes(families: Sequence[dict], logs: Mapping[str, pl.DataFrame], folder: P
 
 
 def correlations(
-    analysis: pl.DataFrame, headlines: Iterable[tuple[str, str, str]], tokens: pl.LazyFrame, folder: Path
+    analysis: pl.DataFrame,
+    headlines: Iterable[tuple[str, str, str]],
+    tokens: pl.LazyFrame,
+    reference: pl.DataFrame,
+    folder: Path,
 ) -> str:
-    """Loss against BALD: plot, and the correlations named by `headlines` (x, y, method)."""
+    """Loss against BALD: plot, the correlations named by `headlines` (x, y, method), and the noise floor of BALD."""
     drawn = tokens.select("category", "loss", "bald").collect(engine="streaming")
     plots.loss_vs_bald(drawn, analysis, folder / "loss_vs_bald.png")
     overall = analysis.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
@@ -118,6 +123,22 @@ def correlations(
             "the loss tells epistemic from aleatoric uncertainty.",
             "dim",
         )
+        + html.paragraph(_noise(tokens, reference), "dim")
+    )
+
+
+def _noise(tokens: pl.LazyFrame, reference: pl.DataFrame) -> str:
+    figures = tokens.select(
+        bald=pl.col("bald").mean(), error=pl.col("bald_std_error").mean(), k=pl.col("n_samples").max()
+    )
+    bald, error, samples = figures.collect(engine="streaming").row(0)
+    floor = noise_floor(reference)
+    share = f", {floor / bald:.2%} of it" if bald else ""
+    return (
+        f"Mean BALD is {bald:.3g} nats per token. Its noise floor, the mean difference from float64 with the same "
+        f"masks on {len(reference):,} tokens, is {floor:.2g} nats{share}. The standard error of one token's BALD over "
+        f"draws of its {samples} masks is {error:.2g} nats on average. BALD from {samples} samples is low by about the "
+        f"factor {samples - 1}/{samples}; it is not corrected."
     )
 
 

@@ -34,6 +34,7 @@ from tokenuq_ml.specs.sources import DatasetSpec, ModelSpec
 from tokenuq_ml.specs.study import (
     CurriculumSpec,
     LoraSpec,
+    PrecisionSpec,
     StudySpec,
     TrainSpec,
     UncertaintySpec,
@@ -58,6 +59,7 @@ __all__ = [
     "LoraSpec",
     "ModelSpec",
     "ObjectiveSpec",
+    "PrecisionSpec",
     "RankGrowth",
     "Schedule",
     "SelectSpec",

@@ -45,12 +45,25 @@ class TrainSpec(Spec):
         return self
 
 
+MASK_LEVELS = 2**16
+"""Masks of Monte-Carlo dropout compare sixteen random bits with a threshold."""
+
+
+def _drops(p: float) -> float:
+    """Refuse a rate at which no feature would ever be dropped, or each one."""
+    if p and not 0 < round(p * MASK_LEVELS) < MASK_LEVELS:
+        raise ValueError(f"{p:g} drops nothing or everything: use 0.0001 to 0.9999")
+    return p
+
+
 class UncertaintySpec(Spec):
     """Monte-Carlo dropout."""
 
     samples: Annotated[int, Field(gt=1, description="K, forward passes with dropout")] = 10
-    dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    attention_dropout: Annotated[float, Field(ge=0, lt=1, description="of attention probabilities as well")] = 0.0
+    dropout: Annotated[float, Field(gt=0, lt=1), AfterValidator(_drops)] = 0.1
+    attention_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="of attention probabilities as well"), AfterValidator(_drops)
+    ] = 0.0
     mask: Literal["sequence", "position"] = Field(
         "sequence", description="sequence: one mask for all positions (one weight sample); position: fresh each"
     )
@@ -65,6 +78,25 @@ class CurriculumSpec(Spec):
     fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 1.0)
 
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class PrecisionSpec(Spec):
+    """What numbers are computed in; `auto` is bfloat16 where the processor or GPU has it, else float32.
+
+    BALD is computed in float32 whatever is said here: it is a difference of passes, and bfloat16's rounding is larger.
+    A single value stands for both.
+    """
+
+    training: Precision = Field("auto", description="teacher, students, and the teacher's states that students read")
+    tables: Precision = Field("auto", description="losses and entropies of tokens, and evaluations")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value):
+        return {"training": value, "tables": value} if isinstance(value, str) else value
+
+
 class StudySpec(Spec):
     """Model x dataset x training budget x ablations."""
 
@@ -73,7 +105,7 @@ class StudySpec(Spec):
     dataset: str
     ood: tuple[str, ...] = ()
     max_length: Annotated[int, Field(gt=1, description="tokens an example; the rest is cut off")] = 1024
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: PrecisionSpec = PrecisionSpec()
     train: TrainSpec = TrainSpec()
     teacher_seed: int = 1000
     teacher_states: Literal["cached", "online"] = "cached"

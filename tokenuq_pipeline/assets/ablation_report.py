@@ -31,7 +31,7 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         return {f"{table}/{ablation}": table_place(table, study=name, ablation=ablation)}
 
     inputs = {table: table_place(table, study=name) for table in PER_STUDY}
-    inputs["token_alternatives"] = table_place("token_alternatives", study=name)
+    inputs |= {table: table_place(table, study=name) for table in ("token_alternatives", "bald_reference")}
     datasets = (study.dataset, *study.ood)
     inputs |= {f"examples/{dataset}": table_place("examples", dataset=dataset) for dataset in datasets}
     for reference in REFERENCES:

@@ -57,17 +57,6 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             {"teacher_hidden": partition_place("teacher_hidden", study=name)},
         ),
         asset(
-            "token_uncertainty",
-            f"BALD of every response token: {study.uncertainty.samples} passes of Monte-Carlo dropout. "
-            "Joins one to one with token_losses.",
-            {"python", "torch", "parquet"},
-            {
-                "token_uncertainty": table_place("token_uncertainty", study=name),
-                "plots": partition_place("plots", study=name, stage="token_uncertainty"),
-            },
-            table="token_uncertainty",
-        ),
-        asset(
             "reference_evaluation",
             "The base model and the teacher by the students' metrics: the report's top rows.",
             {"python", "torch", "parquet"},
@@ -75,5 +64,16 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             table="evaluations",
             inputs=inputs | sources.inputs,
             deps=tuple(dict.fromkeys((*deps, *sources.deps))),
+        ),
+        asset(
+            "token_uncertainty",
+            f"BALD of every response token: {study.uncertainty.samples} passes of Monte-Carlo dropout. "
+            "Joins one to one with token_losses.",
+            {"python", "torch", "parquet"},
+            {
+                **{table: table_place(table, study=name) for table in ("token_uncertainty", "bald_reference")},
+                "plots": partition_place("plots", study=name, stage="token_uncertainty"),
+            },
+            table="token_uncertainty",
         ),
     ]

@@ -68,7 +68,7 @@ def plan_command(options: argparse.Namespace) -> int:
 
 
 def make_plan(config, study: str, states: dict[str, str], store, measure=None) -> Plan:
-    """The plan, for the states of what is not fresh; `measure(architecture, precision)` gives the machine.
+    """The plan, for the states of what is not fresh; `measure(architecture, training, tables)` gives the machine.
 
     Raises:
         InputError: the machine's rate could not be measured.
@@ -86,7 +86,7 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     known, groups = sizes[spec.model], _groups(config, study)
     machine = None
     if states and known is not None:
-        machine = (measure or measure_machine)(known.architecture, spec.precision)
+        machine = (measure or measure_machine)(known.architecture, spec.precision.training, spec.precision.tables)
     fresh = frozenset(a.stage for group in groups for a in group if a.study and not a.ablation and a.name not in states)
     planner = Planner(config, spec, sizes, measured_lengths(_tokenised(config, study, store)), machine, fresh)
     stages = []
@@ -121,16 +121,17 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     return plan
 
 
-def measure_machine(architecture, precision: str):
-    """This machine, asked by a child process: torch stays out of this one.
+def measure_machine(architecture, precision: str, tables: str = "auto"):
+    """This machine in the precisions of training, tables and BALD, by a child process: torch stays out of this one.
 
     Raises:
         InputError: the child failed.
     """
-    from tokenuq_ml.planning import Machine
+    from tokenuq_ml.planning import BALD_PRECISION, Machine
 
     head = (architecture.hidden, architecture.vocabulary)
-    asked = json.dumps({"layer": architecture.matrices, "head": head, "precision": precision})
+    asked = {"layer": architecture.matrices, "head": head, "precision": precision}
+    asked = json.dumps({**asked, "others": sorted({tables, BALD_PRECISION})})
     try:
         done = subprocess.run(
             [sys.executable, "-m", "tokenuq_ml.gemm_rate"],
@@ -264,6 +265,9 @@ def _verdicts(plan: Plan, free: int) -> list[str]:
             f"({machine['precision_reason']}): {rate / 1e9:,.0f} GFLOP/s of matrix products at the model's shapes, "
             "measured just now"
         )
+        slower = {one["precision"]: one["flop_per_second"] for one in machine["others"].values()}
+        slower.pop(machine["precision"], None)
+        said += [f"In {name}, which BALD is computed in: {rate / 1e9:,.0f} GFLOP/s" for name, rate in slower.items()]
         if machine["device"] == "cpu" and totals["seconds"] is not None:
             said.append(
                 f"At {ACCELERATOR_FLOPS / 1e12:.0f} TFLOP/s, what docs/costs.md assumes of an accelerator, the FLOPs "

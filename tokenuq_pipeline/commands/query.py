@@ -48,7 +48,8 @@ def query_command(options: argparse.Namespace) -> int:
             if not options.schema:
                 result = queries.select(connection, options.sql)
             elif form == "table":
-                print(schema_text(queries.columns(connection).to_pylist(), queries.descriptions(connection)))
+                notes = {"token_uncertainty": noise_text(home)}
+                print(schema_text(queries.columns(connection).to_pylist(), queries.descriptions(connection), notes))
                 return 0
             else:
                 result = connection.from_arrow(queries.columns(connection))
@@ -62,8 +63,28 @@ def query_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def schema_text(columns: list[dict], descriptions: dict[str, str]) -> str:
-    """A paragraph a table: its name, rows and description, then its columns."""
+def noise_text(home: Path) -> list[str]:
+    """Return one line per study: how much of its BALD is rounding."""
+    from tokenuq_ml.bald_noise import bald_noise
+    from tokenuq_ml.partitions import partition_of, whole_files
+
+    files = whole_files(home)
+    lines = []
+    for study in sorted(partition_of(file, "token_uncertainty")["study"] for file in files["token_uncertainty"]):
+        noise = bald_noise(home, study)
+        if noise is None:
+            lines.append(f"noise floor of bald in {study}: not measured; materialise {study}/token_uncertainty again")
+            continue
+        share = f" ({noise['floor'] / noise['mean_bald']:.2%})" if noise["mean_bald"] else ""
+        lines.append(
+            f"noise floor of bald in {study}: {noise['floor']:.2g} nats, mean bald {noise['mean_bald']:.2g}{share}, "
+            f"on {noise['tokens']:,} tokens of bald_reference"
+        )
+    return lines
+
+
+def schema_text(columns: list[dict], descriptions: dict[str, str], notes: dict[str, list[str]] | None = None) -> str:
+    """Return a paragraph per table: its name, rows and description, then its columns, then its notes."""
     paragraphs = []
     for table, description in descriptions.items():
         rows = [row for row in columns if row["table"] == table]
@@ -72,6 +93,7 @@ def schema_text(columns: list[dict], descriptions: dict[str, str]) -> str:
         widths = [max(len(row[key]) for row in rows) for key in ("column", "type")]
         for row in rows:
             lines.append(f"  {row['column']:<{widths[0]}}  {row['type']:<{widths[1]}}  {row['meaning']}")
+        lines += (f"  {note}" for note in (notes or {}).get(table, ()))
         paragraphs.append("\n".join(lines))
     return "\n\n".join(paragraphs)
 

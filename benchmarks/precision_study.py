@@ -1,0 +1,140 @@
+"""`python -m benchmarks.precision_study STORE`: how much of loss, entropy and BALD is rounding, sampling, signal.
+
+On the teacher of a study in a store (by default `quickstart`), over held-out response tokens. Writes a JSON file of
+figures; `precision_page.py` writes docs/results/precision.md from it. About half an hour for SmolLM2-135M on two cores.
+
+Samples are numbered, and masks keyed by number: the first K of 40 samples are what K samples would be, and disjoint
+groups of K are independent repeats, so that sampling noise needs no further passes.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from tokenuq_ml import bald_reference
+from tokenuq_ml.bald_reference import float64_uncertainty, reference_sample
+from tokenuq_ml.batching import StoredExamples, collate, length_batches
+from tokenuq_ml.float32_passes import ieee_float32_products
+from tokenuq_ml.float64_passes import float64_passes
+from tokenuq_ml.inference import fast_inference
+from tokenuq_ml.kernels import monte_carlo_scores, token_scores
+from tokenuq_ml.mc_dropout import monte_carlo_dropout, sample_hidden_states, uncertainty_rows
+from tokenuq_ml.models import attach_adapter, causal_lm, head_of, hidden_states, load_model
+from tokenuq_ml.parallel import batch_tokens, map_batches, side_by_side
+from tokenuq_ml.specs import UncertaintySpec
+from tokenuq_ml.token_losses import score_examples
+
+KEYS = ["example_id", "position"]
+SAMPLES, COUNTS = 40, (5, 10, 20, 40)
+MASKS, DROPOUTS = ("sequence", "position"), (0.05, 0.1, 0.2)
+PRECISIONS = ("float32", "bfloat16")
+OFF = 0.0005
+"""A dropout that drops features in each pass, and whose BALD is far below bfloat16's rounding."""
+FLOAT64_SAMPLES = 10
+
+
+def held_out(folder: Path, tokens: int) -> list:
+    """Return held-out examples of all splits, `tokens` tokens in all."""
+    bald_reference.SAMPLE_TOKENS = tokens
+    return reference_sample(StoredExamples(folder, ["validation", "test", "ood"]))
+
+
+def groups_of_samples(model, examples, spec: UncertaintySpec, numerics) -> dict[str, pl.DataFrame]:
+    """Return the rows of `token_uncertainty` for each disjoint group of samples: name `K/number`."""
+    head, rows = head_of(model), {}
+    with ieee_float32_products(), fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as draw:
+
+        def scored(batch):
+            hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)
+            return batch, {
+                f"{count}/{start // count}": monte_carlo_scores(
+                    hidden_KND[start : start + count].contiguous(), head, batch.label_N
+                )
+                for count in COUNTS
+                if count <= spec.samples
+                for start in range(0, spec.samples, count)
+            }
+
+        batches = length_batches(examples, batch_tokens(numerics), side_by_side(model, numerics))
+        for batch, groups in map_batches(scored, batches, model, numerics):
+            for name, scores in groups.items():
+                rows.setdefault(name, []).append(uncertainty_rows(batch, scores, spec))
+    return {name: pl.concat(parts).sort(KEYS) for name, parts in rows.items()}
+
+
+@torch.no_grad()
+def float64_losses(model, examples) -> pl.DataFrame:
+    """Return loss, entropy and rank in float64."""
+    head = head_of(model)
+    head, rows = replace(head, weight_VD=head.weight_VD.double()), []
+    with float64_passes(causal_lm(model)):
+        for example in examples:
+            batch = collate([example])
+            hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs))
+            scores = token_scores(hidden_ND, head, batch.label_N)
+            keys = pl.DataFrame(batch.keys, schema=KEYS, orient="row")
+            rows.append(
+                keys.with_columns(
+                    loss=scores.loss_N.numpy(), entropy=scores.entropy_N.numpy(), rank=scores.rank_N.numpy()
+                )
+            )
+    return pl.concat(rows).sort(KEYS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--study", default="quickstart")
+    parser.add_argument("--model", default="smollm2_135m")
+    parser.add_argument("--tokens", type=int, default=2000, help="tokens of the sample, prompts included")
+    parser.add_argument("--float64-tokens", type=int, default=1000)
+    parser.add_argument("--output", type=Path, required=True, help="folder for Parquet files and figures.json")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    data = options.store / f"tokenized_dataset/study={options.study}"
+    examples, few = held_out(data, options.tokens), held_out(data, options.float64_tokens)
+    seconds: dict[str, float] = {}
+
+    def keep(name: str, frame: pl.DataFrame, started: float) -> None:
+        seconds[name] = time.perf_counter() - started
+        frame.write_parquet(options.output / f"{name}.parquet")
+        print(f"{name}: {seconds[name]:.1f} s", flush=True)
+
+    for precision in PRECISIONS:
+        base, numerics = load_model(options.store / "models" / options.model, precision)
+        adapter = options.store / f"baseline_teacher/study={options.study}/adapter"
+        model = attach_adapter(base, adapter, "teacher")
+        started = time.perf_counter()
+        losses = score_examples(model, examples, numerics).select(*KEYS, "loss", "entropy", "rank").sort(KEYS)
+        keep(f"losses-{precision}", losses, started)
+        if precision == "float32":
+            started = time.perf_counter()
+            keep("losses-float64", float64_losses(model, examples), started)
+            for mask in MASKS:
+                started, spec = time.perf_counter(), UncertaintySpec(samples=FLOAT64_SAMPLES, dropout=0.1, mask=mask)
+                keep(f"bald-float64-{mask}-0.1-10-0", float64_uncertainty(model, few, spec).sort(KEYS), started)
+        runs = [(mask, dropout, SAMPLES) for mask in MASKS for dropout in DROPOUTS]
+        runs += [(mask, OFF, 10) for mask in MASKS]
+        for mask, dropout, samples in runs:
+            started, spec = time.perf_counter(), UncertaintySpec(samples=samples, dropout=dropout, mask=mask)
+            groups = groups_of_samples(model, examples, spec, numerics)
+            for name, frame in groups.items():
+                keep(f"bald-{precision}-{mask}-{dropout}-{name.replace('/', '-')}", frame, started)
+    about = {
+        "study": options.study,
+        "examples": len(examples),
+        "tokens": sum(len(example.input_ids) for example in examples),
+        "response_tokens": sum(len(example.positions) for example in examples),
+        "float64_response_tokens": sum(len(example.positions) for example in few),
+        "seconds": seconds,
+    }
+    (options.output / "figures.json").write_text(json.dumps(about, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""`python -m benchmarks.precision_tables FOLDER`: the tables of docs/results/precision.md, from what the study wrote.
+
+Reads the Parquet files of `precision_study.py`; computes no pass.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata, spearmanr
+
+from benchmarks.precision_study import COUNTS, DROPOUTS, KEYS, MASKS, OFF, PRECISIONS, SAMPLES
+
+QUARTER = 0.25
+
+
+class Study:
+    """Frames by name; every one sorted by token."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.about = folder, json.loads((folder / "figures.json").read_text())
+
+    def losses(self, precision: str) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / f"losses-{precision}.parquet")
+
+    def bald(self, precision: str, mask: str, dropout: float, count: int, group: int = 0) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / f"bald-{precision}-{mask}-{dropout}-{count}-{group}.parquet")
+
+    def repeats(self, precision: str, mask: str, dropout: float, count: int) -> list[np.ndarray]:
+        frames = (self.bald(precision, mask, dropout, count, group) for group in range(SAMPLES // count))
+        return [frame["bald"].to_numpy() for frame in frames]
+
+
+def rank_correlation(a, b) -> float:
+    return float(spearmanr(a, b)[0])
+
+
+def partial(x, y, given) -> float:
+    """Partial rank correlation."""
+    xy, xz, yz = (rank_correlation(*pair) for pair in ((x, y), (x, given), (y, given)))
+    return (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
+
+
+def shared_quarter(a, b) -> float:
+    """Share of the top quarter by `a` that is in the top quarter by `b`."""
+    count = -(-len(a) // 4)
+    tops = (set(np.argsort(-np.asarray(one), kind="stable")[:count].tolist()) for one in (a, b))
+    return len(set.intersection(*tops)) / count
+
+
+def table(heading: str, columns: list[str], rows: list[list]) -> str:
+    lines = [heading, "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def losses(study: Study) -> str:
+    truth, rows = study.losses("float64"), []
+    for precision in PRECISIONS:
+        got = study.losses(precision)
+        loss, entropy = (got[name].to_numpy() - truth[name].to_numpy() for name in ("loss", "entropy"))
+        rows.append(
+            [
+                precision,
+                f"{np.abs(loss).mean():.2g}",
+                f"{np.abs(loss).max():.2g}",
+                f"{loss.mean():+.1g}",
+                f"{np.abs(entropy).mean():.2g}",
+                f"{entropy.mean():+.1g}",
+                f"{(got['rank'] == truth['rank']).mean():.2%}",
+                f"{shared_quarter(got['loss'], truth['loss']):.1%}",
+                f"{shared_quarter(got['entropy'], truth['entropy']):.1%}",
+                f"{study.about['seconds'][f'losses-{precision}']:.1f} s",
+            ]
+        )
+    columns = ["precision", "loss off by", "at most", "in the mean", "entropy off by", "in the mean", "ranks equal"]
+    columns += ["same quarter by loss", "by entropy", "one pass"]
+    return table("Losses and entropies against float64", columns, rows)
+
+
+def against_float64(study: Study) -> str:
+    rows = []
+    for mask in MASKS:
+        truth = study.bald("float64", mask, 0.1, 10)
+        for precision in PRECISIONS:
+            both = truth.join(study.bald(precision, mask, 0.1, 10), on=KEYS, suffix="_got")
+            want, got = both["bald"].to_numpy(), both["bald_got"].to_numpy().astype(float)
+            floor = np.abs(want - got).mean()
+            aleatoric = (both["expected_entropy_got"] - both["expected_entropy"]).abs().mean()
+            rows.append(
+                [
+                    mask,
+                    precision,
+                    f"{len(both):,}",
+                    f"{want.mean():.3g}",
+                    f"{got.mean():.3g}",
+                    f"{floor:.2g}",
+                    f"{floor / got.mean():.2%}",
+                    f"{rank_correlation(want, got):.6f}",
+                    f"{shared_quarter(got, want):.1%}",
+                    f"{aleatoric:.1g}",
+                ]
+            )
+    columns = ["masks", "precision", "tokens", "mean in float64", "mean", "noise floor", "of the mean"]
+    columns += ["Spearman", "same quarter", "expected entropy off by"]
+    return table("BALD against float64, the same masks, K = 10, dropout 0.1", columns, rows)
+
+
+def main_rows(study: Study) -> Iterator[list]:
+    for mask in MASKS:
+        for dropout in DROPOUTS:
+            for count in COUNTS:
+                single, half = (study.bald(precision, mask, dropout, count) for precision in PRECISIONS)
+                a, b = single["bald"].to_numpy(), half["bald"].to_numpy()
+                repeats = study.repeats("float32", mask, dropout, count)
+                pairs = list(zip(repeats[::2], repeats[1::2], strict=False))
+                again = np.mean([rank_correlation(*pair) for pair in pairs]) if pairs else None
+                same = np.mean([shared_quarter(*pair) for pair in pairs]) if pairs else None
+                error = np.sqrt((single["bald_std_error"].to_numpy() ** 2).mean())
+                yield [
+                    mask,
+                    dropout,
+                    count,
+                    f"{np.mean(repeats) * 1e4:.3f}",
+                    f"{b.mean() * 1e4:.2f}",
+                    f"{b.mean() / a.mean():.1f}",
+                    f"{a.std() * 1e4:.2f}",
+                    f"{error * 1e4:.2f}",
+                    f"{(b - a).std() * 1e4:.2f}",
+                    "" if again is None else f"{again:.3f}",
+                    f"{rank_correlation(a, b):.3f}",
+                    "" if same is None else f"{same:.0%}",
+                    f"{shared_quarter(a, b):.0%}",
+                ]
+
+
+def main_table(study: Study) -> str:
+    columns = [
+        "masks",
+        "dropout",
+        "K",
+        "BALD, float32",
+        "BALD, bfloat16",
+        "ratio",
+        "spread of tokens",
+        "sampling error",
+    ]
+    columns += ["rounding", "Spearman, other masks", "Spearman, bfloat16", "same quarter, other masks", "bfloat16"]
+    return table("BALD, 1e-4 nats per token", columns, list(main_rows(study)))
+
+
+def nothing_dropped(study: Study) -> str:
+    rows = []
+    for mask in MASKS:
+        means = [study.bald(precision, mask, OFF, 10)["bald"].mean() for precision in PRECISIONS]
+        rows.append([mask, *(f"{mean:.2g}" for mean in means)])
+    return table(f"Mean BALD at dropout {OFF}, K = 10", ["masks", *PRECISIONS], rows)
+
+
+def correlations(study: Study) -> str:
+    rows = []
+    for mask, dropout, count in [("sequence", 0.1, count) for count in COUNTS] + [
+        ("position", 0.1, 40),
+        ("sequence", 0.05, 40),
+        ("sequence", 0.2, 40),
+    ]:
+        for tables, passes in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")):
+            scored, sampled = study.losses(tables), study.bald(passes, mask, dropout, count)
+            loss, entropy, bald = scored["loss"], scored["entropy"], sampled["bald"]
+            rows.append(
+                [
+                    mask,
+                    dropout,
+                    count,
+                    tables,
+                    passes,
+                    f"{rank_correlation(loss, bald):.3f}",
+                    f"{rank_correlation(entropy, bald):.3f}",
+                    f"{rank_correlation(loss, sampled['expected_entropy']):.3f}",
+                    f"{partial(rankdata(loss), rankdata(bald), rankdata(entropy)):.3f}",
+                ]
+            )
+    columns = ["masks", "dropout", "K", "losses in", "BALD in", "loss, BALD", "entropy, BALD"]
+    columns += ["loss, expected entropy", "loss, BALD given entropy"]
+    return table("Rank correlations", columns, rows)
+
+
+def main() -> None:
+    study = Study(Path(sys.argv[1]))
+    print(study.about)
+    for part in (losses, against_float64, main_table, nothing_dropped, correlations):
+        print(part(study))
+
+
+if __name__ == "__main__":
+    main()
