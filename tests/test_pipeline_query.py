@@ -62,6 +62,11 @@ def test_the_schema(query):
     paragraphs = {text.partition(":")[0]: text for text in out.split("\n\n")}
     assert code == 0 and f"{len(STUDIES) * 448:,} rows" in paragraphs["tokens"]
     assert "bald" in paragraphs["token_uncertainty"] and "mean_k KL(p_k || mean p)" in paragraphs["token_uncertainty"]
+    for study in STUDIES:
+        # As in tiny_tables: a thousandth of each token's BALD, on the first 50 tokens.
+        (line,) = (one for one in paragraphs["token_uncertainty"].splitlines() if f"bald in {study}: " in one)
+        assert "nats, mean bald 0.00" in line and line.endswith("on 50 tokens of bald_reference")
+        assert 0.05 < float(line.partition("(")[2].partition("%")[0]) < 0.2
     assert paragraphs["curriculum"].startswith("curriculum: 0 rows. Which token categories")
     listed = pl.read_csv(query("--schema", "--format", "csv")[1].encode())
     assert listed.columns == ["table", "column", "type", "meaning", "rows"]

@@ -17,6 +17,7 @@ from reporter import Silent
 from tokenuq_ml.analysis import analyse
 from tokenuq_ml.entrypoints import report
 from tokenuq_ml.entrypoints.analyse import joined_tokens
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import canvas, sections
 from tokenuq_ml.reports.text import report_text
 from tokenuq_ml.specs import AblationSpec, EvaluationSpec, StudySpec
@@ -152,6 +153,24 @@ def test_the_page_says_what_was_decided_here(built):
     assert "1 of the 2 question templates in test also occur in train (1 of 2 test examples)" in text
     assert "1 of 2 test questions occur word for word in train" in text
     assert "BALD is 0 by construction" in text
+    assert "training auto, tables auto, BALD float32" in text
+
+
+def test_the_page_says_how_much_of_bald_is_rounding(built):
+    text = Page((built[1] / "report.html").read_text(encoding="utf-8")).text
+    _, uncertainty = tiny_tables.losses_and_uncertainty()
+    # As in tiny_tables: a thousandth of each token's BALD, on the first 50 tokens; a standard error of a quarter.
+    floor, mean = uncertainty["bald"].head(50).mean() / 1000, uncertainty["bald"].mean()
+    assert f"Mean BALD is {mean:.3g} nats per token. Its noise floor" in text
+    assert f"on 50 tokens, is {floor:.2g} nats, {floor / mean:.2%} of it." in text
+    assert f"draws of its 5 masks is {mean / 4:.2g} nats" in text and "low by about the factor 4/5" in text
+
+
+def test_a_store_without_a_reference_is_told_what_to_make(tmp_path):
+    inputs = {"bald_reference": str(tmp_path / "none")}
+    request = StageRequest(entrypoint="report", study="toy", assets={}, inputs=inputs, work_dir=str(tmp_path))
+    with pytest.raises(InputError, match="toy/token_uncertainty was made by an earlier version: materialise it again"):
+        report._reference(request)
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,11 @@ class KeyedDropout(nn.Module):
     def kept(self, x_BTI: Tensor) -> Tensor:
         """Return int16 `[B, 1 or T, I]`, all ones where kept."""
         if self.masks.spec.mask == "sequence":
-            return self.masks.of_sequences(self.features)
-        return self.masks.of_positions(self.layer, x_BTI.shape[1], x_BTI.shape[2])
+            kept = self.masks.of_sequences(self.features)
+        else:
+            kept = self.masks.of_positions(self.layer, x_BTI.shape[1], x_BTI.shape[2])
+        # A model may be spread over devices; masks are drawn on its first one.
+        return kept.to(x_BTI.device)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         return masked(x_BTI, self.kept(x_BTI)) * self.scale

@@ -216,6 +216,7 @@ def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
         "LoRA rank, alpha": f"{lora.rank}, {lora.alpha}",
         "LoRA dropout": lora.dropout,
         "max length": study.max_length,
+        "precision": f"training {study.precision.training}, tables {study.precision.tables}, BALD float32",
         "teacher seed": study.teacher_seed,
         "teacher states": study.teacher_states,
         "MC samples K": study.uncertainty.samples,
