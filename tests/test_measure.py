@@ -1,6 +1,7 @@
 """The stage `measure`: shards change nothing, and a teacher whose cache is above the budget is run online."""
 
 import json
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -10,10 +11,13 @@ from reporter import Silent
 from test_ablation_matrix import InProcess
 from test_end_to_end import CONFIG, STUDY, write_inputs
 
+from tokenuq_ml.batching import read_examples
 from tokenuq_ml.config import load_config
-from tokenuq_ml.entrypoints import losses_and_states, measure
-from tokenuq_ml.mc_dropout import uncertainty_as_loaded
-from tokenuq_ml.stages import AssetRequest, StageRequest
+from tokenuq_ml.entrypoints import losses_and_states, measure, train_student
+from tokenuq_ml.mc_dropout import token_uncertainty, uncertainty_as_loaded
+from tokenuq_ml.models import attach_adapter, load_model
+from tokenuq_ml.specs import UncertaintySpec
+from tokenuq_ml.stages import AssetRequest, StageRequest, ablation_fields
 from tokenuq_ml.tables import read_table, scan
 from tokenuq_pipeline import uncertainty_checks
 from tokenuq_pipeline.definitions import build_defs
@@ -170,7 +174,7 @@ def test_bald_is_float32s_and_its_reference_is_a_sample_of_its_rows(world, tmp_p
     reporter, spec = Silent(), {"samples": 3, "dropout": 0.2}
     measure.run(world.request(tmp_path, token_uncertainty={"uncertainty": spec, "precision": "bfloat16"}), reporter)
     metrics, keys = reporter.results[0].metrics, ["example_id", "position"]
-    assert metrics["precision"] == "float32"
+    assert metrics["precision"] == "float32" and metrics["precision_reason"].startswith("BALD is a difference")
     rows, reference = read_table(tmp_path / "token_uncertainty"), read_table(tmp_path / "bald_reference")
     both = reference.join(rows, on=keys, validate="1:1", suffix="_stored")
     assert len(both) == len(reference) == metrics["bald_noise_tokens"] > 50
@@ -186,7 +190,7 @@ def test_bald_is_float32s_and_its_reference_is_a_sample_of_its_rows(world, tmp_p
 
 def test_the_check_fails_on_a_store_computed_in_bfloat16(world, tmp_path, monkeypatch):
     """As token_uncertainty was computed before: the passes round differently, and that is what is measured."""
-    monkeypatch.setattr(measure, "BALD_PRECISION", "bfloat16")
+    monkeypatch.setattr(measure.AdaptedModel, "for_bald", lambda self: self.at("bfloat16"))
     monkeypatch.setattr(measure, "token_uncertainty", uncertainty_as_loaded)
     store = Store(tmp_path)
     places = {name: store.path(table_place(name, study=STUDY)) for name in ("token_uncertainty", "bald_reference")}
@@ -228,3 +232,57 @@ class TestPrecisionOfTables:
         apart, both = (read_table(made[name][0] / "token_losses") for name in ("apart", "both"))
         assert (apart["loss"] - truth["loss"]).abs().max() < 1e-5
         assert (both["loss"] - truth["loss"]).abs().max() > 1e-3
+
+
+def test_a_student_trained_in_bfloat16_is_followed_in_float32(world, tmp_path):
+    """One child makes all three: training as the study says, evaluation as its tables, BALD in float32."""
+    outputs = {
+        "student": ("adapter", "snapshots", "selections", "training_log", "plots", "costs"),
+        "evaluation": ("evaluations", "evaluation_examples", "evaluation_tokens", "plots"),
+        "curriculum": ("curriculum", "curriculum_uncertainty", "plots"),
+    }
+    config = load_config(world.folder)
+    fields = {stage: ablation_fields(config, config.studies[STUDY], config.ablations[ARM], stage) for stage in outputs}
+    fields["student"] |= {"precision": "bfloat16", "teacher_states": "online", "fractions": [0.0, 1.0]}
+    fields["evaluation"]["precision"] = "bfloat16"
+    fields["curriculum"]["curriculum"]["fractions"] = [0.0, 1.0]
+    home, study = world.store.home, f"study={STUDY}"
+    request = StageRequest(
+        entrypoint="train_student",
+        study=STUDY,
+        ablation=ARM,
+        assets={
+            stage: AssetRequest(
+                fields=fields[stage],
+                code_version="c",
+                outputs={name: str(tmp_path / stage / name) for name in names},
+            )
+            for stage, names in outputs.items()
+        },
+        inputs={
+            "model": str(home / "models/tiny_llama"),
+            "teacher": str(home / "baseline_teacher" / study / "adapter"),
+            "tokenized_dataset": str(home / "tokenized_dataset" / study),
+            "token_losses": str(home / "token_losses" / study),
+        },
+        work_dir=str(tmp_path / "work"),
+    )
+    for asset in request.assets.values():
+        for folder in asset.outputs.values():
+            Path(folder).mkdir(parents=True)
+    reporter = Silent()
+    train_student.run(request, reporter)
+    made = {result.stage: result.metrics["precision"] for result in reporter.results}
+    assert made == {"student": "bfloat16", "evaluation": "bfloat16", "curriculum": "float32"}
+    rows = read_table(tmp_path / "curriculum" / "curriculum_uncertainty").filter(pl.col("category") == "all")
+    fresh, trained = rows.sort("step")["bald"]
+    assert fresh < 1e-7 < trained
+    adapter = tmp_path / "student" / "adapter"
+    base, numerics = load_model(request.inputs["model"], "float32")
+    model = attach_adapter(base, adapter, "default")
+    examples = read_examples(request.inputs["tokenized_dataset"], ["validation"])
+    sample = sorted(examples, key=lambda one: one.example_id)[: fields["curriculum"]["curriculum"]["examples"]]
+    spec = UncertaintySpec(**fields["curriculum"]["uncertainty"])
+    spec = spec.model_copy(update={"samples": fields["curriculum"]["curriculum"]["samples"]})
+    expected = token_uncertainty(model, sample, spec, numerics)
+    assert trained == pytest.approx(expected["bald"].mean(), rel=1e-3)

@@ -58,8 +58,8 @@ def widened_weights(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def ieee_float32_products() -> Iterator[None]:
     """Inside, float32 matrix products are float32's own: no tf32 on CUDA, no bfloat16 in oneDNN. A global setting."""
-    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    if hasattr(backends[0], "fp32_precision"):
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
         # One by one, not by `set_float32_matmul_precision`: its getter fails where a user has set them one by one.
         before = [backend.fp32_precision for backend in backends]
         try:

@@ -1,14 +1,12 @@
 """A base model with a stored adapter, in memory in one precision at a time."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 from peft import PeftModel
 
 from tokenuq_ml.models import Numerics, attach_adapter, load_model, resolve_numerics
-
-BALD_PRECISION = "float32"
-"""Whatever a study says: `float32_passes.py` has the reason."""
 
 
 class AdaptedModel:
@@ -26,3 +24,8 @@ class AdaptedModel:
             base, numerics = load_model(self._base, precision)
             self._loaded = attach_adapter(base, self._adapter, self._name), numerics
         return self._loaded
+
+    def for_bald(self) -> tuple[PeftModel, Numerics]:
+        """Return it in float32, whatever the study says."""
+        model, numerics = self.at("float32")
+        return model, replace(numerics, reason="BALD is a difference of passes, below what bfloat16 rounds off")

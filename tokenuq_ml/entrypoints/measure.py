@@ -13,7 +13,7 @@ from tokenuq_ml.bald_noise import noise_floor
 from tokenuq_ml.bald_reference import float64_uncertainty, reference_rows, reference_sample
 from tokenuq_ml.batching import StoredExamples, TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
-from tokenuq_ml.entrypoints.adapted_model import BALD_PRECISION, AdaptedModel
+from tokenuq_ml.entrypoints.adapted_model import AdaptedModel
 from tokenuq_ml.entrypoints.evaluation_stage import Candidate, evaluate_and_store, forget_answers
 from tokenuq_ml.entrypoints.losses_and_states import TEACHER, losses_and_states, stored_shards
 from tokenuq_ml.mc_dropout import token_uncertainty
@@ -42,7 +42,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
         examples = read_examples(inputs["tokenized_dataset"], ["test", "ood"])
         _reference_evaluation(request, *teacher.at(precision), tokenizer, examples, reporter)
     if "token_uncertainty" in assets:
-        _token_uncertainty(request, *teacher.at(BALD_PRECISION), reporter)
+        _token_uncertainty(request, *teacher.for_bald(), reporter)
 
 
 def _passes(request: StageRequest) -> list[list[str]]:

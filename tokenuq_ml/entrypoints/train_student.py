@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenuq_ml import curriculum as curricula
 from tokenuq_ml.batching import TokenizedExample, read_examples
 from tokenuq_ml.entrypoints import runner
-from tokenuq_ml.entrypoints.adapted_model import BALD_PRECISION, AdaptedModel
+from tokenuq_ml.entrypoints.adapted_model import AdaptedModel
 from tokenuq_ml.entrypoints.evaluation_stage import Candidate, evaluate_and_store, forget_answers
 from tokenuq_ml.entrypoints.training_stage import checkpoint_dir, model_digest, train_and_store
 from tokenuq_ml.models import (
@@ -56,7 +56,7 @@ def run(request: StageRequest, reporter: Reporter) -> None:
     if "evaluation" in assets:
         _evaluation(request, *student.at(assets["evaluation"].fields["precision"]), examples, trained, reporter)
     if "curriculum" in assets:
-        _curriculum(request, *student.at(BALD_PRECISION), examples, trained, reporter)
+        _curriculum(request, *student.for_bald(), examples, trained, reporter)
     if kept is not None:
         shutil.rmtree(kept)
 
