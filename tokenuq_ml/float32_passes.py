@@ -1,7 +1,7 @@
 """Forward passes in IEEE float32, whatever dtype the weights have and whatever the process allows elsewhere.
 
 Differences between passes (BALD) are smaller than what rounding to bfloat16 or tf32 puts in: of SmolLM2's teacher,
-1.4e-4 nats against 6.8e-4 (docs/results/precision.md). A float32 pass takes 1.7 times a bfloat16 pass on two cores with
+1.4e-4 nats against 6.8e-4 (docs/results/precision.md). A float32 pass takes 1.8 times a bfloat16 pass on two cores with
 AVX-512 bfloat16.
 
 Why not something cheaper:
