@@ -1,8 +1,8 @@
 """Forward passes in IEEE float32, whatever dtype the weights have and whatever the process allows elsewhere.
 
-Differences between passes (BALD) are smaller than what rounding to bfloat16 or tf32 puts in: of SmolLM2's teacher,
-1.4e-4 nats against 6.8e-4 (docs/results/precision.md). On two cores with AVX-512
-bfloat16 that takes 1.4 to 1.8 times as long, by the lengths of the texts (docs/results/benchmarks.md).
+Differences between passes (BALD) are smaller than what rounding to bfloat16 or tf32 puts in: mean BALD of SmolLM2's
+teacher is 1.5e-4 nats, and bfloat16 adds 7e-4 to it (docs/results/precision.md). Float32 takes 1.4 to 1.8 times as long
+on two cores with AVX-512 bfloat16, depending on the lengths of the texts (docs/results/benchmarks.md).
 
 Why not something cheaper:
 - Three bfloat16 products per product (bf16x3): on a CPU one float32 product costs two bfloat16 ones.
