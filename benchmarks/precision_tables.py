@@ -102,10 +102,11 @@ def against_float64(study: Study) -> str:
                     f"{rank_correlation(want, got):.6f}",
                     f"{shared_quarter(got, want):.1%}",
                     f"{aleatoric:.1g}",
+                    f"{shared_quarter(both['expected_entropy_got'], both['expected_entropy']):.1%}",
                 ]
             )
     columns = ["masks", "precision", "tokens", "mean in float64", "mean", "noise floor", "of the mean"]
-    columns += ["Spearman", "same quarter", "expected entropy off by"]
+    columns += ["Spearman", "same quarter", "expected entropy off by", "its quarter"]
     return table("BALD against float64, the same masks, K = 10, dropout 0.1", columns, rows)
 
 
@@ -188,10 +189,24 @@ def correlations(study: Study) -> str:
     return table("Rank correlations", columns, rows)
 
 
+def correlations_in_float64(study: Study) -> str:
+    rows = []
+    for mask in MASKS:
+        for precision in ("float64", *PRECISIONS):
+            sampled = study.bald("float64", mask, 0.1, 10).select(KEYS)
+            for frame in (study.losses(precision), study.bald(precision, mask, 0.1, 10)):
+                sampled = sampled.join(frame, on=KEYS)
+            loss, entropy, bald = sampled["loss"], sampled["entropy"], sampled["bald"]
+            values = rank_correlation(loss, bald), rank_correlation(entropy, bald), partial(loss, bald, entropy)
+            rows.append([mask, precision, f"{len(sampled):,}", *(f"{value:.4f}" for value in values)])
+    columns = ["masks", "losses and BALD in", "tokens", "loss, BALD", "entropy, BALD", "loss, BALD given entropy"]
+    return table("Rank correlations on the tokens of the float64 sample, K = 10, dropout 0.1", columns, rows)
+
+
 def main() -> None:
     study = Study(Path(sys.argv[1]))
     print(study.about)
-    for part in (losses, against_float64, main_table, nothing_dropped, correlations):
+    for part in (losses, against_float64, main_table, nothing_dropped, correlations, correlations_in_float64):
         print(part(study))
 
 
