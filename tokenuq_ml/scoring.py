@@ -62,10 +62,13 @@ def measure_bald(
     max_tokens: int | None = None,
     **spec,
 ) -> pl.DataFrame:
-    """One row a scored token: `text`, `position`, `token_id`, `token`, and the columns of `token_uncertainty`.
+    """One row per scored token: `text`, `position`, `token_id`, `token`, and the columns of `token_uncertainty`.
 
-    Monte-Carlo dropout over the active LoRA adapter; `spec` takes the other fields of `UncertaintySpec`
-    (`mask`, `attention_dropout`, `seed`). A text's masks depend on its index, not on the batch.
+    Monte-Carlo dropout over the active LoRA adapter, computed in float32: a model in bfloat16 is widened meanwhile,
+    which takes three times its memory, and is afterwards as it was. BALD from K samples is low by about (K-1)/K.
+
+    `spec` takes the other fields of `UncertaintySpec` (`mask`, `attention_dropout`, `seed`). A text's masks depend on
+    its index, not on the batch.
 
     Raises:
         InputError: the model has no adapter, no text has a token to score, or a conversation does not fit the template.
