@@ -15,7 +15,7 @@ run: $(VENV)/.quickstart
 	HF_HUB_OFFLINE=1 $(BIN)/tokenuq run --study $(STUDY)
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # -w, and bound to this machine: the UI has no login.
 ui: $(VENV)/.quickstart
