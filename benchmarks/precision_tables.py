@@ -161,6 +161,34 @@ def nothing_dropped(study: Study) -> str:
     return table(f"Mean BALD at dropout {OFF}, K = 10", ["masks", *PRECISIONS], rows)
 
 
+def standard_errors(study: Study) -> str:
+    rows = []
+    for mask, dropout, count in ((m, d, k) for m in MASKS for d in DROPOUTS for k in COUNTS[:-1]):
+        repeats = np.stack(study.repeats("float32", mask, dropout, count)).astype(float)
+        errors = [
+            study.bald("float32", mask, dropout, count, group)["bald_std_error"].to_numpy().astype(float)
+            for group in range(len(repeats))
+        ]
+        claimed, seen = np.sqrt(np.square(errors).mean()), np.sqrt(repeats.var(0, ddof=1).mean())
+        cells = f"{claimed * 1e4:.2f}", f"{seen * 1e4:.2f}", f"{claimed / seen:.2f}"
+        rows.append([mask, dropout, count, len(repeats), *cells])
+    columns = ["masks", "dropout", "K", "groups", "claimed, 1e-4 nats", "seen, 1e-4 nats", "ratio"]
+    return table("bald_std_error against the spread over disjoint groups of samples", columns, rows)
+
+
+def bias_of_few_samples(study: Study) -> str:
+    few, most = COUNTS[:-1], COUNTS[-1]
+    rows = []
+    for mask in MASKS:
+        for dropout in DROPOUTS:
+            mean = {count: np.mean(study.repeats("float32", mask, dropout, count)) for count in COUNTS}
+            rows.append([mask, dropout, *(f"{mean[count] / mean[most]:.3f}" for count in few)])
+    expected = (f"{(count - 1) / count / ((most - 1) / most):.3f}" for count in few)
+    rows.append([f"(K-1)/K over {most - 1}/{most}", "", *expected])
+    columns = ["masks", "dropout", *(f"K = {count} / K = {most}" for count in few)]
+    return table("Mean BALD of few samples", columns, rows)
+
+
 def correlations(study: Study) -> str:
     rows = []
     for mask, dropout, count in [("sequence", 0.1, count) for count in COUNTS] + [
@@ -206,7 +234,16 @@ def correlations_in_float64(study: Study) -> str:
 def main() -> None:
     study = Study(Path(sys.argv[1]))
     print(study.about)
-    for part in (losses, against_float64, main_table, nothing_dropped, correlations, correlations_in_float64):
+    for part in (
+        losses,
+        against_float64,
+        main_table,
+        nothing_dropped,
+        standard_errors,
+        bias_of_few_samples,
+        correlations,
+        correlations_in_float64,
+    ):
         print(part(study))
 
 
