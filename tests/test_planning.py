@@ -19,7 +19,7 @@ from tokenuq_ml.costs import Architecture, Step, flops
 from tokenuq_ml.models import head_of
 from tokenuq_ml.plan_inputs import Lengths, dataset_source, lengths, measured_lengths, model_source
 from tokenuq_ml.planning import Machine, ModelSizes, Planner
-from tokenuq_ml.specs import DatasetSpec, LoraSpec, ModelSpec, TrainSpec
+from tokenuq_ml.specs import DatasetSpec, LoraSpec, ModelSpec, PrecisionSpec, TrainSpec
 from tokenuq_ml.stages import code_version, model_fields
 from tokenuq_ml.tables import write_table
 from tokenuq_ml.teacher import cache_bytes
@@ -340,3 +340,20 @@ class TestRate:
             "sys.exit('torch' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_bald_is_planned_in_float32_and_the_rest_in_its_own_precision():
+    slower = {"precision": "float32", "flop_per_second": MACHINE.flop_per_second / 2}
+    machine = dataclasses.replace(MACHINE, others={"float32": slower})
+    half, single = planner(), planner(machine=machine)
+    for stage, factor in (("token_uncertainty", 2), ("token_losses", 1), ("reference_evaluation", 1)):
+        before, after = half.work(stage), single.work(stage)
+        assert after.seconds(machine, False) == pytest.approx(factor * before.seconds(MACHINE, False))
+        assert after.memory["weights"] == factor * before.memory["weights"]
+    tables = planner(machine=machine, precision=PrecisionSpec(tables="float32"))
+    assert tables.work("token_losses").seconds(machine, False) == pytest.approx(
+        2 * half.work("token_losses").seconds(MACHINE, False)
+    )
+    assert tables.work("baseline_teacher").seconds(machine, False) == pytest.approx(
+        half.work("baseline_teacher").seconds(MACHINE, False)
+    )
