@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 
 # -w, and bound to this machine: the UI has no login.
 ui: $(VENV)/.quickstart
-	$(BIN)/python -m tokenuq_pipeline.home
+	$(BIN)/python -m tokenuq_pipeline.runtime.paths
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
 
 # About half an hour; TOKENUQ_BENCH_ALPACA names a JSON file of Alpaca's rows, where there is one.

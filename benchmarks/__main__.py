@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import REPEATS, Row
 from benchmarks.scoring import gemm_rate
-from tokenuq_ml.models import resolve_numerics
+from tokenuq_ml.models.numerics import resolve_numerics
 
 NAMES = ("training_step", "scoring", "uncertainty", "memory", "scaling", "queries")
 PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval")

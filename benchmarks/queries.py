@@ -24,12 +24,14 @@ from benchmarks.query_contestants import (
     WAYS,
     file_of,
 )
-from tokenuq_ml.entrypoints.losses_and_states import with_categories
-from tokenuq_ml.mc_dropout import token_uncertainty
-from tokenuq_ml.models import freeze_adapter, load_tokenizer
-from tokenuq_ml.specs import UncertaintySpec
-from tokenuq_ml.tables import TableWriter, table_dir
-from tokenuq_ml.token_losses import score_examples
+from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.models.adapters import freeze_adapter
+from tokenuq_ml.models.load import load_tokenizer
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty
+from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.stages.losses_and_states import with_categories
+from tokenuq_ml.tables.parquet import TableWriter
+from tokenuq_ml.tables.schemas import table_dir
 
 ROWS, TEXTS, COPIES_AT_ONCE = 10_000_000, 40, 16
 SPLITS = ("train", "validation", "test", "ood")

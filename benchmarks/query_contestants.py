@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tokenuq_ml.tables import connect, scan
+from tokenuq_ml.tables.scanning import connect, scan
 
 STUDY = "bench"
 AGGREGATE, EXAMPLE = "filter and aggregate by category", "one example's tokens"

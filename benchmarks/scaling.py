@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks.common import Row, gsm_examples, model_folder
-from tokenuq_ml.tables import write_table
+from tokenuq_ml.tables.parquet import write_table
 
 UNIT = 40
 STAMP = {"spec_hash": "b", "code_version": "b"}
@@ -23,12 +23,12 @@ import json, sys, time
 from itertools import islice
 from benchmarks.common import model_folder
 from benchmarks.scaling import STAMP, UNIT
-from tokenuq_ml.batching import StoredExamples
-from tokenuq_ml.entrypoints.losses_and_states import stored_shards, with_categories
-from tokenuq_ml.entrypoints.runner import peak_memory_mib
-from tokenuq_ml.models import load_model, load_tokenizer
+from tokenuq_ml.data.batching import StoredExamples
+from tokenuq_ml.stages.losses_and_states import stored_shards, with_categories
+from tokenuq_ml.stages.runner import peak_memory_mib
+from tokenuq_ml.models.load import load_model, load_tokenizer
 from tokenuq_ml.tables import TableWriter
-from tokenuq_ml.token_losses import score_examples
+from tokenuq_ml.scoring.token_losses import score_examples
 dataset, written = sys.argv[1:]
 model, numerics = load_model(model_folder())
 model.model.layers = model.model.layers[:2]

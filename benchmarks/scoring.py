@@ -12,9 +12,10 @@ import polars as pl
 import torch
 
 from benchmarks.common import Row, alternate, gsm_examples, mixed_examples, model_folder
-from tokenuq_ml.batching import TokenizedExample
-from tokenuq_ml.models import causal_lm, head_of, load_model, load_tokenizer
-from tokenuq_ml.token_losses import score_examples
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.models.forward import causal_lm, head_of
+from tokenuq_ml.models.load import load_model, load_tokenizer
+from tokenuq_ml.scoring.token_losses import score_examples
 
 PLAIN_BATCH = 8
 

@@ -18,12 +18,16 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.common import LORA, Row, alternate, fresh_model, gsm_examples, model_folder, randomise
-from tokenuq_ml.batching import TokenizedExample, collate
-from tokenuq_ml.models import Numerics, head_of, load_model, load_tokenizer, lora_config
-from tokenuq_ml.specs import AblationSpec, TrainSpec
-from tokenuq_ml.teacher import CachedTeacher, OnlineTeacher, TeacherCache
-from tokenuq_ml.training import TokenTrainer, TrainingSetup, training_arguments
-from tokenuq_ml.training_records import StepRecorder
+from tokenuq_ml.config import AblationSpec, TrainSpec
+from tokenuq_ml.data.batching import TokenizedExample, collate
+from tokenuq_ml.models.adapters import lora_config
+from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.models.load import load_model, load_tokenizer
+from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.training.recorder import StepRecorder
+from tokenuq_ml.training.setup import TrainingSetup, training_arguments
+from tokenuq_ml.training.teacher import CachedTeacher, OnlineTeacher, TeacherCache
+from tokenuq_ml.training.trainer import TokenTrainer
 
 BATCH = 8
 PAPER = AblationSpec(name="paper", select={"by": "loss", "quantile": 0.25}, rest={"distill": {}})

@@ -12,11 +12,12 @@ from scipy.stats import spearmanr
 
 from benchmarks.common import LORA, Row, alternate, mixed_examples, model_folder, randomise
 from benchmarks.scoring import PLAIN_BATCH, timed
-from tokenuq_ml.batching import TokenizedExample, collate
-from tokenuq_ml.mc_dropout import monte_carlo_dropout, token_uncertainty, uncertainty_as_loaded
-from tokenuq_ml.models import add_adapter, freeze_adapter, load_model
-from tokenuq_ml.specs import UncertaintySpec
-from tokenuq_ml.token_losses import score_examples
+from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.data.batching import TokenizedExample, collate
+from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
+from tokenuq_ml.models.load import load_model
+from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, token_uncertainty, uncertainty_as_loaded
+from tokenuq_ml.scoring.token_losses import score_examples
 
 SAMPLES = 10
 KEYS = ["example_id", "position"]

@@ -7,12 +7,12 @@ imported when first asked for, so that what needs no torch starts without it.
 from importlib import import_module
 
 _PUBLIC = {
-    "TokenObjective": "token_objective",
-    "AblationSpec": "specs",
-    "OnlineTeacher": "teacher",
-    "SeparateTeacher": "teacher",
-    "score_tokens": "scoring",
-    "measure_bald": "scoring",
+    "TokenObjective": "training.token_objective",
+    "AblationSpec": "config",
+    "OnlineTeacher": "training.teacher",
+    "SeparateTeacher": "training.teacher",
+    "score_tokens": "scoring.api",
+    "measure_bald": "scoring.api",
 }
 __all__ = sorted(_PUBLIC)
 

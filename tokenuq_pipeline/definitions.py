@@ -5,50 +5,23 @@ from pathlib import Path
 
 import dagster as dg
 
-from tokenuq_ml.config import Config, load_config
+from tokenuq_ml.config.load import Config, load_config
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.assets.ablation import ablation_assets
-from tokenuq_pipeline.assets.ablation_report import ablation_report
-from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
-from tokenuq_pipeline.assets.datasets import dataset_assets
-from tokenuq_pipeline.assets.files import file_assets
-from tokenuq_pipeline.assets.measure import measure_assets
-from tokenuq_pipeline.assets.models import model_assets
-from tokenuq_pipeline.assets.stage import StageAsset, build_assets
-from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
-from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
-from tokenuq_pipeline.automation import build_automation
-from tokenuq_pipeline.checks import build_checks
-from tokenuq_pipeline.home import config_folders, store_home
-from tokenuq_pipeline.jobs import build_jobs
-from tokenuq_pipeline.launcher import StageLauncher
-from tokenuq_pipeline.logs import compact_logger
-from tokenuq_pipeline.reruns import Reruns, starts_running
-from tokenuq_pipeline.schedules import build_schedules
-from tokenuq_pipeline.sensors import build_sensors
-from tokenuq_pipeline.store import Store
+from tokenuq_pipeline.assets.checks import build_checks
+from tokenuq_pipeline.assets.data_files import file_assets
+from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.assets.run_stage import build_assets
+from tokenuq_pipeline.automation.condition_sensors import build_automation
+from tokenuq_pipeline.automation.jobs import build_jobs
+from tokenuq_pipeline.automation.reruns import Reruns, starts_running
+from tokenuq_pipeline.automation.schedules import build_schedules
+from tokenuq_pipeline.automation.sensors import build_sensors
+from tokenuq_pipeline.runtime.launcher import StageLauncher
+from tokenuq_pipeline.runtime.logs import compact_logger
+from tokenuq_pipeline.runtime.paths import config_folders, store_home
+from tokenuq_pipeline.runtime.store import Store
 
 EXECUTOR_VARIABLE = "TOKENUQ_EXECUTOR"
-
-
-def stage_groups(config: Config) -> list[tuple[str, str, list[StageAsset]]]:
-    """(entry point, op name, assets) of every child process that there can be."""
-    groups = [("convert_model", "__".join(asset.path), [asset]) for asset in model_assets(config)]
-    groups += [("load_dataset", "__".join(asset.path), [asset]) for asset in dataset_assets(config)]
-    for study in config.studies.values():
-        name = study.name
-        groups += [
-            ("tokenize_dataset", f"{name}__tokenized_dataset", [tokenized_dataset(config, study)]),
-            ("train_teacher", f"{name}__baseline_teacher", [baseline_teacher(config, study)]),
-            ("measure", f"{name}__measure", measure_assets(config, study)),
-            ("analyse", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
-        ]
-        groups += [
-            ("train_student", f"{name}__{arm}__student", ablation_assets(config, study, config.ablations[arm]))
-            for arm in study.ablations
-        ]
-        groups.append(("report", f"{name}__ablation_report", [ablation_report(config, study)]))
-    return groups
 
 
 def build_defs(

@@ -1,1 +1,1 @@
-"""How good a model is: held-out losses, generated answers and how they are judged, and their intervals."""
+"""Held-out losses, generated answers, their judgement, and confidence intervals."""

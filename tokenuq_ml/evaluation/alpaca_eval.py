@@ -9,8 +9,8 @@ from collections.abc import Callable
 import polars as pl
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.answer_cache import Kept, key_of
 from tokenuq_ml.evaluation.judge import Judge, JudgeUnavailable, Pair
-from tokenuq_ml.evaluation.kept import Kept, key_of
 from tokenuq_ml.evaluation.metrics import example_rows
 
 PAIRS_AT_ONCE = 32

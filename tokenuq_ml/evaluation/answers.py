@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokenuq_ml.evaluation.answer_cache import Kept, key_of
 from tokenuq_ml.evaluation.generation import generate
-from tokenuq_ml.evaluation.kept import Kept, key_of
 
 
 def resumable_answers(

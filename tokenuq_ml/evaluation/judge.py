@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import yaml
 
+from tokenuq_ml.config import JudgeSpec
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.specs import JudgeSpec
 
 NO_KEY = "none"
 """What an endpoint without keys is sent: the client insists on one."""
@@ -109,9 +109,9 @@ def local_completions(model, tokenizer, numerics) -> Completions:
     """
     import torch
 
-    from tokenuq_ml.kernels import token_scores
-    from tokenuq_ml.models import head_of, hidden_states
-    from tokenuq_ml.tokenization import prompt_ids
+    from tokenuq_ml.data.tokenization import prompt_ids
+    from tokenuq_ml.kernels.scores import token_scores
+    from tokenuq_ml.models.forward import head_of, hidden_states
 
     letters = {letter: tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in ("m", "M")}
     if len(set(letters.values())) < 2:
@@ -138,7 +138,7 @@ def local_completions(model, tokenizer, numerics) -> Completions:
 
 def _taken(tokenizer, messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """The messages, with a system turn put before the user's words where the chat template knows no such turn."""
-    from tokenuq_ml.tokenization import prompt_ids
+    from tokenuq_ml.data.tokenization import prompt_ids
 
     try:
         prompt_ids(tokenizer, messages)

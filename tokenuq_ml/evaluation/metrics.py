@@ -7,8 +7,8 @@ what is counted (`held_out.py`, `ifeval.py` and their like), nor whose model it 
 import polars as pl
 from numpy.typing import ArrayLike
 
+from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.evaluation.bootstrap import bootstrap_ratio
-from tokenuq_ml.specs import EvaluationSpec
 
 KEYS = ["dataset", "split", "metric"]
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})

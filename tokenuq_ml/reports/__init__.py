@@ -1,1 +1,1 @@
-"""Reports: plots, the HTML page, and the table for the terminal."""
+"""Plots, the HTML report, and tables for the terminal."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
+from tokenuq_ml.config import AblationSpec, EvaluationSpec
 from tokenuq_ml.evaluation.selection_overlap import selection_overlap
 from tokenuq_ml.reports import comparison_plots, html
 from tokenuq_ml.reports.ablation_table import REFERENCES
 from tokenuq_ml.reports.family_table import BASELINE, families_of, verdict
 from tokenuq_ml.reports.result_tables import ablation_table, family_table
-from tokenuq_ml.specs import AblationSpec, EvaluationSpec
 
 MOST_COMPARED = 24
 """Selections in one heat map: more could not be read."""

@@ -7,7 +7,8 @@ of a cost (`costs.py`).
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
-from tokenuq_ml.costs import PUBLISHED, Architecture, CostRecord, Flops, Seconds, Step, flops
+from tokenuq_ml.costs.flops import PUBLISHED, Architecture, Flops, Step, flops
+from tokenuq_ml.costs.record import CostRecord, Seconds
 from tokenuq_ml.reports import html
 
 REFERENCE = "mle"

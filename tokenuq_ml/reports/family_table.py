@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
+from tokenuq_ml.config import AblationSpec, EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import JUDGED
 from tokenuq_ml.evaluation.paired import Family, PairedBootstrap
 from tokenuq_ml.reports.ablation_table import REFERENCES
-from tokenuq_ml.specs import AblationSpec, EvaluationSpec
 
 BASELINE = "mle"
 NAMES_IN_VERDICT = 3

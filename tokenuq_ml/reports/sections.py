@@ -10,12 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
-from tokenuq_ml.bald_noise import noise_floor
+from tokenuq_ml.config import AblationSpec, Schedule, StudySpec
 from tokenuq_ml.reports import html, plots
 from tokenuq_ml.reports.canvas import SIDE_ENTRIES
 from tokenuq_ml.reports.explorer import Students, explorer, most_uncertain, prompts_of, within_budget
 from tokenuq_ml.reports.family_table import families_of
-from tokenuq_ml.specs import AblationSpec, Schedule, StudySpec
+from tokenuq_ml.tables.bald_noise import noise_floor
 
 CURRICULA_IN_FULL, CURRICULA_BEHIND = 8, 40
 CATEGORY_NOTE = (

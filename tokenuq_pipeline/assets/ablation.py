@@ -1,13 +1,13 @@
 """`<study>/<ablation>/...`, made by one child: the student, its evaluation, its curriculum."""
 
-from tokenuq_ml.config import Config
-from tokenuq_ml.specs import AblationSpec, ObjectiveSpec, Schedule, StudySpec
-from tokenuq_ml.stages import ablation_fields
+from tokenuq_ml.config import AblationSpec, ObjectiveSpec, Schedule, StudySpec
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.stages.versions import ablation_fields
+from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import teacher_adapter
-from tokenuq_pipeline.assets.evaluation import evaluation_sources, evaluation_tables
-from tokenuq_pipeline.assets.stage import StageAsset
-from tokenuq_pipeline.checks import selected_share
-from tokenuq_pipeline.store import partition_place, table_place
+from tokenuq_pipeline.assets.check_rules import selected_share
+from tokenuq_pipeline.assets.evaluation_inputs import evaluation_sources, evaluation_tables
+from tokenuq_pipeline.runtime.places import partition_place, table_place
 
 
 def distils_from_baseline(ablation: AblationSpec) -> bool:

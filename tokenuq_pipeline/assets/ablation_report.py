@@ -1,11 +1,11 @@
 """`<study>/ablation_report`: the table of all arms, plots, one self-contained HTML page."""
 
-from tokenuq_ml.config import Config
-from tokenuq_ml.specs import StudySpec
-from tokenuq_ml.stages import study_fields
+from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.stages.versions import study_fields
 from tokenuq_pipeline.assets.ablation import costs_place
-from tokenuq_pipeline.assets.stage import REFERENCES, StageAsset
-from tokenuq_pipeline.store import partition_place, table_place
+from tokenuq_pipeline.assets.asset import REFERENCES, StageAsset
+from tokenuq_pipeline.runtime.places import partition_place, table_place
 
 EVALUATED = ("evaluations", "evaluation_examples")
 PER_ABLATION = (

@@ -1,10 +1,10 @@
 """`datasets/<dataset>`: normalised examples, whatever format they come in."""
 
-from tokenuq_ml.config import Config
-from tokenuq_ml.stages import dataset_fields
-from tokenuq_pipeline.assets.stage import StageAsset
-from tokenuq_pipeline.observations import watched
-from tokenuq_pipeline.store import table_place
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.stages.versions import dataset_fields
+from tokenuq_pipeline.assets.asset import StageAsset
+from tokenuq_pipeline.runtime.data_files import watched
+from tokenuq_pipeline.runtime.places import table_place
 
 
 def dataset_assets(config: Config) -> list[StageAsset]:

@@ -1,8 +1,8 @@
 """`models/<model>`: base weights, converted once, shared by all studies of the model."""
 
-from tokenuq_ml.config import Config
-from tokenuq_ml.stages import model_fields
-from tokenuq_pipeline.assets.stage import StageAsset
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.stages.versions import model_fields
+from tokenuq_pipeline.assets.asset import StageAsset
 
 
 def model_assets(config: Config) -> list[StageAsset]:

@@ -1,10 +1,10 @@
 """`<study>/tokenized_dataset`: the study's data in its model's tokens, with the response mask."""
 
-from tokenuq_ml.config import Config
-from tokenuq_ml.specs import StudySpec
-from tokenuq_ml.stages import study_fields
-from tokenuq_pipeline.assets.stage import StageAsset
-from tokenuq_pipeline.store import table_place
+from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.stages.versions import study_fields
+from tokenuq_pipeline.assets.asset import StageAsset
+from tokenuq_pipeline.runtime.places import table_place
 
 
 def tokenized_dataset(config: Config, study: StudySpec) -> StageAsset:

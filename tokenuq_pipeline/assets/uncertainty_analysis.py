@@ -1,10 +1,10 @@
 """`<study>/uncertainty_analysis`: is the loss a proxy of epistemic uncertainty?"""
 
-from tokenuq_ml.config import Config
-from tokenuq_ml.specs import StudySpec
-from tokenuq_ml.stages import study_fields
-from tokenuq_pipeline.assets.stage import StageAsset
-from tokenuq_pipeline.store import partition_place, table_place
+from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.stages.versions import study_fields
+from tokenuq_pipeline.assets.asset import StageAsset
+from tokenuq_pipeline.runtime.places import partition_place, table_place
 
 
 def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:

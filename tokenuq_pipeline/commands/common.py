@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.home import config_folders, dagster_home, store_home
+from tokenuq_pipeline.runtime.paths import config_folders, dagster_home, store_home
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def known_study(config, name: str) -> str:
 
 def configuration():
     """The configuration alone, which needs no Dagster."""
-    from tokenuq_ml.config import load_config
+    from tokenuq_ml.config.load import load_config
 
     return load_config(*config_folders(os.environ))
 
@@ -50,7 +50,7 @@ def project() -> Iterator[Project]:
     import dagster as dg
 
     from tokenuq_pipeline.definitions import build_defs
-    from tokenuq_pipeline.store import Store
+    from tokenuq_pipeline.runtime.store import Store
 
     config, store = configuration(), Store(store_home())
     defs = build_defs(config, store.home)

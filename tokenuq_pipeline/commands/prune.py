@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from tokenuq_pipeline.commands.common import configuration
-from tokenuq_pipeline.home import store_home
+from tokenuq_pipeline.runtime.paths import store_home
 
 
 def add_parser(commands) -> None:
@@ -21,9 +21,9 @@ def add_parser(commands) -> None:
 
 def prune_command(options: argparse.Namespace) -> int:
     """`tokenuq prune`."""
-    from tokenuq_pipeline.definitions import stage_groups
-    from tokenuq_pipeline.pruning import removable, remove
-    from tokenuq_pipeline.store import Store
+    from tokenuq_pipeline.assets.graph import stage_groups
+    from tokenuq_pipeline.runtime.pruning import removable, remove
+    from tokenuq_pipeline.runtime.store import Store
 
     store = Store(store_home())
     configured = {asset.name: asset.code_version for _, _, group in stage_groups(configuration()) for asset in group}

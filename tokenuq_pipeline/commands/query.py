@@ -1,4 +1,4 @@
-"""`tokenuq query`: SQL over the store. The wall and the views are `queries.py`'s, the formats `result_formats.py`'s."""
+"""`tokenuq query`: SQL over the store. The wall and the views are `sql.py`'s, the formats `result_formats.py`'s."""
 
 import argparse
 import contextlib
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands import INTERRUPTED
-from tokenuq_pipeline.home import store_home
+from tokenuq_pipeline.runtime.paths import store_home
 
 FORMATS = {"table": ".txt", "csv": ".csv", "json": ".json", "parquet": ".parquet", "markdown": ".md"}
 """Each format, and the ending of a file's name that asks for it."""
@@ -35,8 +35,8 @@ def add_parser(commands) -> None:
 
 def query_command(options: argparse.Namespace) -> int:
     """`tokenuq query`."""
-    from tokenuq_ml import queries
-    from tokenuq_pipeline.result_formats import WRITERS
+    from tokenuq_ml.tables import sql
+    from tokenuq_pipeline.commands.query_formats import WRITERS
 
     if options.schema == (options.sql is not None):
         raise InputError('query: give either a SELECT, as in tokenuq query "SELECT * FROM evaluations", or --schema')
@@ -44,15 +44,15 @@ def query_command(options: argparse.Namespace) -> int:
     if options.output and options.output.resolve().is_relative_to(home):
         raise InputError(f"--output {options.output}: lies in the store, which is the pipeline's; name another place")
     try:
-        with queries.connect(home) as connection, queries.explained():
+        with sql.connect(home) as connection, sql.explained():
             if not options.schema:
-                result = queries.select(connection, options.sql)
+                result = sql.select(connection, options.sql)
             elif form == "table":
                 notes = {"token_uncertainty": noise_text(home)}
-                print(schema_text(queries.columns(connection).to_pylist(), queries.descriptions(connection), notes))
+                print(schema_text(sql.columns(connection).to_pylist(), sql.descriptions(connection), notes))
                 return 0
             else:
-                result = connection.from_arrow(queries.columns(connection))
+                result = connection.from_arrow(sql.columns(connection))
             with _opened(options.output) as stream:
                 rows = WRITERS[form](result, stream)
     except KeyboardInterrupt:
@@ -65,8 +65,8 @@ def query_command(options: argparse.Namespace) -> int:
 
 def noise_text(home: Path) -> list[str]:
     """Return one line per study: how much of its BALD is rounding."""
-    from tokenuq_ml.bald_noise import bald_noise
-    from tokenuq_ml.partitions import partition_of, whole_files
+    from tokenuq_ml.tables.bald_noise import bald_noise
+    from tokenuq_ml.tables.partitions import partition_of, whole_files
 
     files = whole_files(home)
     lines = []

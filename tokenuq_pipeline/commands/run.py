@@ -43,9 +43,9 @@ def run_study(defs, config, study: str, ablations: list[str], instance, store) -
     Raises:
         InputError: an ablation is not the study's.
     """
-    from tokenuq_pipeline.instance import prepare
-    from tokenuq_pipeline.logs import CONSOLE
-    from tokenuq_pipeline.runs import Interrupted, RunFailed, StudyRunner
+    from tokenuq_pipeline.automation.study_runner import Interrupted, RunFailed, StudyRunner
+    from tokenuq_pipeline.runtime.instance import prepare
+    from tokenuq_pipeline.runtime.logs import CONSOLE
 
     runner = StudyRunner(defs, config, study, instance, store, CONSOLE)
     keys = runner.targets(ablations)

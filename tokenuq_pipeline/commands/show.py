@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.home import store_home
+from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
     import polars as pl
@@ -52,7 +52,7 @@ def show_command(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from tokenuq_ml.reports.token_text import example_text, full_colour
-    from tokenuq_ml.tables import scan
+    from tokenuq_ml.tables.scanning import scan
 
     home, study = store_home(), options.study
     _check(options)
@@ -105,7 +105,7 @@ def _selected(home: Path, options: argparse.Namespace) -> "pl.LazyFrame":
     """`example_id, position, selected` at the step that is asked for, or the last at which training met the example."""
     import polars as pl
 
-    from tokenuq_ml.tables import scan
+    from tokenuq_ml.tables.scanning import scan
 
     options.ablation = options.ablation or _one_that_leaves_tokens_out(home, options.study)
     try:
@@ -119,7 +119,7 @@ def _selected(home: Path, options: argparse.Namespace) -> "pl.LazyFrame":
 def _one_that_leaves_tokens_out(home: Path, study: str) -> str:
     import polars as pl
 
-    from tokenuq_ml.tables import scan
+    from tokenuq_ml.tables.scanning import scan
 
     names = _ablations(home, "selections", study)
     if not names:
@@ -169,7 +169,7 @@ def _prompts(home: Path, rows: "pl.DataFrame") -> dict[str, str]:
     import polars as pl
 
     from tokenuq_ml.reports.explorer import prompts_of
-    from tokenuq_ml.tables import scan
+    from tokenuq_ml.tables.scanning import scan
 
     try:
         table = scan("examples", home, dataset=rows["dataset"].cast(pl.String).unique().to_list())
@@ -191,8 +191,8 @@ def _with_first_choice(rows: "pl.DataFrame", home: Path, study: str) -> "pl.Data
 def _alternatives(home: Path, study: str) -> "pl.LazyFrame":
     import polars as pl
 
-    from tokenuq_ml.table_schemas import TABLES
-    from tokenuq_ml.tables import scan
+    from tokenuq_ml.tables.scanning import scan
+    from tokenuq_ml.tables.schemas import TABLES
 
     try:
         return scan("token_alternatives", home, study=study)
@@ -222,7 +222,7 @@ def _write_page(
 def _students(home: Path, options: argparse.Namespace) -> "Students":
     """What is known of every ablation of the study; the one that was named comes first."""
     from tokenuq_ml.reports.explorer import Students
-    from tokenuq_ml.tables import scan
+    from tokenuq_ml.tables.scanning import scan
 
     def of(table: str) -> dict[str, "pl.LazyFrame"]:
         names = [name for name in _ablations(home, table, options.study) if name not in ("base", "teacher")]

@@ -38,10 +38,10 @@ def status_rows(defs, config, studies: list[str], instance, store) -> list[dict[
 
     States: missing, stale, unchecked (a blocking check has not passed), waiting (downstream of one of those).
     """
-    from tokenuq_pipeline.definitions import stage_groups
-    from tokenuq_pipeline.observations import observe
-    from tokenuq_pipeline.reasons import explain
-    from tokenuq_pipeline.staleness import NEVER_MADE, descendants, parents_of, staleness, study_keys
+    from tokenuq_pipeline.assets.graph import stage_groups
+    from tokenuq_pipeline.automation.explain import explain
+    from tokenuq_pipeline.automation.staleness import NEVER_MADE, descendants, parents_of, staleness, study_keys
+    from tokenuq_pipeline.runtime.data_files import observe
 
     graph = defs.resolve_asset_graph()
     assets = {asset.key: asset for _, _, group in stage_groups(config) for asset in group}

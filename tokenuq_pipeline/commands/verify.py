@@ -4,7 +4,7 @@ import argparse
 
 from tokenuq_pipeline.commands import FAILED
 from tokenuq_pipeline.commands.common import configuration, known_study
-from tokenuq_pipeline.home import store_home
+from tokenuq_pipeline.runtime.paths import store_home
 
 
 def add_parser(commands) -> None:
@@ -23,7 +23,7 @@ def add_parser(commands) -> None:
 
 def verify_command(options: argparse.Namespace) -> int:
     """`tokenuq verify`."""
-    from tokenuq_pipeline.store import Store
+    from tokenuq_pipeline.runtime.store import Store
 
     store, prefixes = Store(store_home()), None
     if options.study:

@@ -1,0 +1,106 @@
+"""Every shipped ablation through the whole asset graph, on a tiny random Llama, all stages in this process."""
+
+import importlib
+import json
+import shutil
+
+import dagster as dg
+import pytest
+import yaml
+
+from tests.end_to_end.test_study import CONFIG, STUDY, write_inputs
+from tests.support.paths import ROOT
+from tests.support.reporter import Silent
+from tokenuq_ml.config.load import load_config
+from tokenuq_ml.costs.record import CostRecord
+from tokenuq_ml.tables.scanning import scan
+from tokenuq_pipeline.assets.ablation import costs_place
+from tokenuq_pipeline.automation.staleness import staleness
+from tokenuq_pipeline.definitions import build_defs
+from tokenuq_pipeline.runtime.store import Store
+
+SHIPPED = ROOT / "config" / "ablations.yaml"
+STEPS = 3
+
+
+class InProcess(dg.ConfigurableResource):
+    """The launcher without a child: starting torch for each of thirty stages would take minutes."""
+
+    def run(self, context, request, staging):
+        results = []
+
+        class Reporter(Silent):
+            def done(self, result):
+                results.append(result)
+
+        importlib.import_module(f"tokenuq_ml.stages.{request.entrypoint}").run(request, Reporter())
+        yield from results
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matrix")
+    write_inputs(folder)
+    shutil.copy(SHIPPED, folder / "ablations.yaml")
+    datasets = {name: spec for name, spec in CONFIG["datasets"].items() if name != "checks"}
+    (folder / "datasets.yaml").write_text(yaml.safe_dump(datasets))
+    study = {**CONFIG["studies"][STUDY], "evaluation": {"bootstrap": 200}}
+    study["curriculum"] = {"examples": 1, "samples": 2, "fractions": [0.0, 1.0]}
+    study["train"] = {**study["train"], "epochs": 1, "lora": {"rank": 8, "alpha": 16, "dropout": 0.1}}
+    raw = yaml.safe_load(SHIPPED.read_text())
+    study["ablations"] = list(raw)
+    (folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
+    config = load_config(folder)
+    # Every family once, and one of them with a second seed.
+    names = tuple(n for n in config.studies[STUDY].ablations if config.ablations[n].seed == 0 or n == "mle_s1")
+    config.studies[STUDY] = config.studies[STUDY].model_copy(update={"ablations": names})
+    store = Store(folder / "store")
+    defs = build_defs(config, store.home, InProcess())
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_job_def(STUDY)
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+        yield {"config": config, "defs": defs, "store": store, "result": result, "names": names, "instance": instance}
+
+
+def test_the_whole_graph_succeeds_and_nothing_is_stale(world):
+    assert world["result"].success, [e.message for e in world["result"].all_events if e.is_failure]
+    graph = world["defs"].resolve_asset_graph()
+    assert not staleness(graph, graph.materializable_asset_keys, world["instance"], world["store"])
+    checks = world["result"].get_asset_check_evaluations()
+    assert {c.check_name for c in checks} >= {"selected_share", "bald_above_noise", "one_row_per_response_token"}
+    assert [c for c in checks if not c.passed and c.severity == dg.AssetCheckSeverity.ERROR] == []
+
+
+def test_every_ablation_has_its_student_its_rows_and_its_costs(world):
+    home, names, config = world["store"].home, world["names"], world["config"]
+    assert len(names) == len({config.ablations[name].family for name in names}) + 1 >= 25
+    evaluations = scan("evaluations", home).collect()
+    assert set(evaluations["ablation"]) == {"base", "teacher", *names}
+    log = scan("training_log", home).collect()
+    steps = log.group_by("ablation").len()
+    assert set(steps["len"]) == {STEPS}
+    for name in names:
+        record = CostRecord.read(world["store"].path(costs_place(STUDY, name)) / "costs.json")
+        ablation = config.ablations[name]
+        assert record.steps == STEPS and record.selection == ablation.selection_kind
+        assert (record.distilled_tokens > 0) == ablation.needs_teacher
+        assert record.seconds.total > 0 and record.mle_tokens + record.distilled_tokens <= record.response_tokens
+
+
+def test_lineage_names_what_each_student_was_made_from(world):
+    graph = world["defs"].resolve_asset_graph()
+    parents = lambda name: {k.path[-1] for k in graph.get(dg.AssetKey([STUDY, name, "student"])).parent_keys}  # noqa: E731
+    common = {"tiny_llama", "tokenized_dataset"}
+    assert parents("mle") == parents("random25") == common
+    assert parents("paper_top25") == common | {"baseline_teacher", "teacher_hidden"}
+    assert parents("bald_top25") == common | {"baseline_teacher", "teacher_hidden", "token_uncertainty"}
+    assert parents("stm") == common | {"token_losses"}
+
+
+def test_the_report_has_a_row_for_each(world):
+    folder = world["store"].home / f"ablation_report/study={STUDY}"
+    page = (folder / "report.html").read_text()
+    rows = json.loads((folder / "ablation_table.json").read_text())
+    assert {row["model"] for row in rows} == {"base", "teacher", *world["names"]}
+    assert all(f">{name}<" in page for name in world["names"])
+    assert len(page) < 10e6

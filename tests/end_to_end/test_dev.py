@@ -1,0 +1,127 @@
+"""`dagster dev` itself: its daemon ticks; its runs wait for slots, are cancelled, are killed, and leave nothing."""
+
+import json
+import os
+import signal
+import time
+
+import dagster as dg
+
+from tests.pipeline.runtime.test_launcher import running
+from tests.support.dev_server import DevServer
+from tests.support.toy_pipeline import STUDY, config_with
+from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
+from tokenuq_pipeline.runtime.data_files import observe
+from tokenuq_pipeline.runtime.instance import ACCELERATOR, prepare
+
+MODEL = ["models", "tiny"]
+
+
+def pids(server, asset="models/tiny"):
+    """Of the hanging stage and of its own child; empty before it runs."""
+    path = server.toy.store.home / ".checkpoints" / asset / "pids"
+    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+def worker_of(server, run_id):
+    """The pid of the process that executes the run."""
+    with server.toy.instance() as instance:
+        for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+            if "in process (pid:" in entry.message or "parent process (pid:" in entry.message:
+                return int(entry.message.rpartition("pid: ")[2].rstrip(")"))
+
+
+def test_the_daemon_runs_schedule_waves_and_changed_files(tmp_path):
+    """One study from nothing to fresh, then a new data file, with no person at hand."""
+    config = config_with(tmp_path)
+    server = DevServer(tmp_path, TOKENUQ_AUTOMATE="1", TOKENUQ_SCHEDULE="* * * * *")
+    store = server.toy.store
+    with server.toy.instance() as instance:
+        # Known already: else the sensor would ask for it before the schedule does.
+        observe(config, instance, store)
+    with server:
+        server.wait(lambda: store.is_whole(f"{STUDY}/ablation_report"), 150)
+        first = server.runs()[0]
+        assert first.tags[RERUN_TAG] == "schedule" and first.tags["dagster/schedule_name"] == f"{STUDY}__rerun"
+        # Else its next tick might take the data file before the sensor sees it.
+        server.stop_schedule(f"{STUDY}__rerun")
+        server.wait(lambda: server.status(first.run_id) == "SUCCESS")
+        before = store.read_manifest("datasets/extra")["provenance"]["run_id"]
+        (tmp_path / "extra.jsonl").write_text('{"rows": 2}\n')
+        run = server.wait(
+            lambda: next((run for run in server.runs() if run.tags.get(RERUN_TAG) == "data file of extra"), None), 150
+        )
+        assert run.tags[WAVE_TAG] == "1" and run.tags["dagster/sensor_name"] == "data_files"
+        server.wait(lambda: server.status(run.run_id) == "SUCCESS")
+        assert store.read_manifest("datasets/extra")["provenance"]["run_id"] == run.run_id != before
+
+
+def wait_for_a_slot_and_cancel(server):
+    """Two runs from the UI: the second waits for the first's slot; both are cancelled, the first within its step."""
+    store = server.toy.store
+    first = server.launch(MODEL)
+    stage = server.wait(lambda: pids(server))
+    # The second waits in Dagster's pool: its child, which would load the model once more, is not even started.
+    second = server.launch(MODEL)
+    server.wait(lambda: server.status(second) in ("STARTED", "QUEUED"))
+    time.sleep(2)
+    with server.toy.instance() as instance:
+        assert instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids == {first}
+    assert pids(server) == stage and all(running(pid) for pid in stage)
+    server.cancel(second)
+    server.wait(lambda: server.status(second) == "CANCELED")
+    server.cancel(first)
+    server.wait(lambda: server.status(first) == "CANCELED")
+    assert not any(running(pid) for pid in stage)
+    for name in ("checkpoint", "pids"):
+        path = store.home / ".checkpoints/models/tiny" / name
+        assert name == "pids" or path.read_text() == "step 7"
+        path.unlink()
+    assert not list((store.home / ".staging").iterdir())
+
+
+def kill_the_worker(server):
+    """The stage ends by itself, and Dagster marks the run."""
+    run = server.launch(MODEL)
+    stage = server.wait(lambda: pids(server))
+    os.kill(worker_of(server, run), signal.SIGKILL)
+    server.wait(lambda: not any(running(pid) for pid in stage))
+    server.wait(lambda: server.status(run) == "FAILURE")
+    (server.toy.store.home / ".checkpoints/models/tiny/pids").unlink()
+
+
+def kill_all_of_dagster(server):
+    """The stage ends by itself; the next start closes the run's record and frees its slot."""
+    store, run = server.toy.store, server.launch(MODEL)
+    stage = server.wait(lambda: pids(server))
+    server.kill()
+    deadline = time.monotonic() + 40
+    while any(running(pid) for pid in stage):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert server.status(run) == "STARTED"
+    with server.toy.instance() as instance:
+        done = prepare(instance, {})
+        assert any(f"run {run[:8]} marked as ended" in line for line in done)
+        assert not instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids
+    assert server.status(run) == "FAILURE" and not store.is_whole("models/tiny")
+    assert store.clean_staging() and not list((store.home / ".staging").iterdir())
+    (store.home / ".checkpoints/models/tiny/pids").unlink()
+
+
+def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tmp_path):
+    behaviour = tmp_path / "behaviour.json"
+    behaviour.write_text(json.dumps({"hang": "models"}))
+    environment = {"FAKE_STAGE": f"@{behaviour}"}
+    with DevServer(tmp_path, **environment) as server:
+        with server.toy.instance() as instance:
+            prepare(instance, {})
+        wait_for_a_slot_and_cancel(server)
+        kill_the_worker(server)
+        kill_all_of_dagster(server)
+    with DevServer(tmp_path, TOKENUQ_EXECUTOR="multiprocess", **environment) as server:
+        wait_for_a_slot_and_cancel(server)
+        behaviour.write_text("{}")
+        run = server.launch(MODEL)
+        server.wait(lambda: server.status(run) == "SUCCESS")
+        assert server.toy.store.is_whole("models/tiny")

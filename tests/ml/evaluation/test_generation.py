@@ -1,0 +1,170 @@
+"""Batched greedy generation against a one-by-one argmax loop over plain forward passes."""
+
+import random
+from logging import StreamHandler
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import GenerationConfig
+from transformers.utils import logging
+
+from tests.support.tiny_models import VOCAB, tiny_model, tiny_peft
+from tokenuq_ml.evaluation.generation import cut, generate
+
+NEW = 12
+TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=2)
+
+
+def prompts(count: int = 7, seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    made = [[draw.randrange(3, VOCAB) for _ in range(draw.randint(1, 12))] for _ in range(count)]
+    made[1] = [5, 2, 2, 7]  # the end of turn, which is also the pad id, inside a prompt
+    return made
+
+
+@torch.no_grad()
+def one_by_one(model, prompt: list[int], ends: set[int]) -> list[int]:
+    ids = list(prompt)
+    while len(ids) - len(prompt) < NEW:
+        token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def run(model, batch_size: int, tokenizer=TOKENIZER, **kwargs) -> list[list[int]]:
+    return generate(model, tokenizer, prompts(), max_new_tokens=NEW, batch_size=batch_size, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_equals_a_one_by_one_argmax_loop_whatever_the_batch_size(kind):
+    model = tiny_model(kind)
+    expected = [one_by_one(model, prompt, {2}) for prompt in prompts()]
+    assert len({tuple(answer) for answer in expected}) > 3
+    for batch_size in (1, 3, 16):
+        assert run(model, batch_size) == expected
+
+
+def test_stops_at_every_end_id_and_leaves_it_out():
+    model = tiny_model()
+    free = [one_by_one(model, prompt, set()) for prompt in prompts()]
+    by_config, by_tokenizer = free[0][3], free[2][1]
+    model.generation_config = GenerationConfig(eos_token_id=[by_config, 2], pad_token_id=2)
+    tokenizer = SimpleNamespace(eos_token_id=by_tokenizer, pad_token_id=by_tokenizer)
+    ends = {by_config, by_tokenizer, 2}
+    answers = run(model, 4, tokenizer)
+    assert answers == [one_by_one(model, prompt, ends) for prompt in prompts()]
+    assert len(answers[0]) <= 3 and len(answers[2]) <= 1
+    assert not ends & {token for answer in answers for token in answer}
+
+
+def test_sampling_and_penalties_of_the_models_own_config_are_set_aside_and_kept():
+    model = tiny_model()
+    expected = run(model, 3)
+    own = GenerationConfig(do_sample=True, temperature=3.0, repetition_penalty=9.0, max_length=5, eos_token_id=2)
+    model.generation_config = own
+    assert run(model, 3) == expected
+    assert model.generation_config is own and own.repetition_penalty == 9.0
+
+
+def test_a_tokenizer_without_pad_gives_the_same():
+    model = tiny_model()
+    assert run(model, 3, SimpleNamespace(eos_token_id=2, pad_token_id=None)) == run(model, 3)
+
+
+def test_the_adapter_takes_part_and_dropout_does_not():
+    model = tiny_peft(dropout=0.5).eval()
+    expected = [one_by_one(model, prompt, {2}) for prompt in prompts()]
+    with model.disable_adapter():
+        without = run(model, 3)
+    model.train()
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    frozen.eval()
+    before = [module.training for module in model.modules()]
+    assert run(model, 3) == expected != without
+    assert [module.training for module in model.modules()] == before
+    assert model.training and not frozen.training
+
+
+def test_the_mode_comes_back_after_an_error():
+    model = tiny_model().train()
+
+    def fail(done):
+        raise KeyboardInterrupt
+
+    own = model.generation_config
+    with pytest.raises(KeyboardInterrupt):
+        run(model, 3, finished=fail)
+    assert model.training and model.generation_config is own
+
+
+def test_each_batch_is_told_as_it_ends_longest_first():
+    told = []
+    answers = run(tiny_model(), 3, finished=told.append)
+    assert [len(batch) for batch in told] == [3, 3, 1]
+    assert {index: ids for batch in told for index, ids in batch.items()} == dict(enumerate(answers))
+    lengths = [len(prompts()[index]) for batch in told for index in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+class Letters:
+    """A tokenizer of single letters: token 3 is `a`, 4 is `b`, and so on. What it pads with ends no answer."""
+
+    eos_token_id, pad_token_id = 2, 1
+
+    def decode(self, ids, **_) -> str:
+        return "".join(chr(ord("a") + token - 3) for token in ids if token > 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_stop_string_ends_an_answer_wherever_its_tokens_end(batch_size):
+    model, letters = tiny_model(), Letters()
+    free = [one_by_one(model, prompt, {2}) for prompt in prompts()]
+    # Two tokens of one answer, and one that comes first in another.
+    stop = (letters.decode(free[0][2:4]), letters.decode(free[2][:1]))
+
+    def expected(ids: list[int]) -> list[int]:
+        for end in range(1, len(ids) + 1):
+            if any(string in letters.decode(ids[:end]) for string in stop):
+                return ids[:end]
+        return ids
+
+    answers = run(model, batch_size, letters, stop=stop)
+    assert answers == [expected(ids) for ids in free] != free
+    for answer, ids in zip(answers, free, strict=True):
+        text = letters.decode(ids)
+        places = [text.find(string) for string in stop if string in text]
+        assert cut(letters.decode(answer), stop) == text[: min(places, default=len(text))]
+
+
+def test_says_nothing_and_keeps_the_verbosity():
+    """A text past the model's length draws advice from transformers, once a process."""
+    said = []
+    handler = StreamHandler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    verbosity = logging.get_verbosity()
+    logging.add_handler(handler)
+    logging.set_verbosity_warning()
+    try:
+        generate(tiny_model(), TOKENIZER, [[5] * 510, [7]], max_new_tokens=8, batch_size=2)
+        assert logging.get_verbosity() == logging.WARNING
+    finally:
+        logging.remove_handler(handler)
+        logging.set_verbosity(verbosity)
+    assert not said
+
+
+def test_runs_under_bfloat16_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = run(tiny_peft(), 3)
+    assert len(answers) == len(prompts()) and all(len(answer) <= NEW for answer in answers)
+    assert any(answers)
+
+
+def test_no_prompts_and_empty_prompts():
+    model = tiny_model()
+    assert generate(model, TOKENIZER, [], max_new_tokens=2, batch_size=2) == []
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        generate(model, TOKENIZER, [[5], []], max_new_tokens=2, batch_size=2)

@@ -1,0 +1,254 @@
+"""Every named architecture through the whole asset graph, each a tiny random model of its config class, in one process.
+
+Every other one is a base model that gets the default chat template; all vocabularies are padded beyond the
+tokenizer's, as published ones are; padding is the end of the text, or there is none.
+"""
+
+import gc
+import json
+
+import dagster as dg
+import polars as pl
+import pytest
+import torch
+import yaml
+from matplotlib.figure import Figure
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
+
+from tests.end_to_end.test_ablation_matrix import InProcess
+from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.support.tiny_models import ARCHITECTURES, FLOAT32, tiny_architecture
+from tokenuq_ml.config import LoraSpec, UncertaintySpec
+from tokenuq_ml.config.load import load_config
+from tokenuq_ml.data.batching import pack, read_examples
+from tokenuq_ml.data.tokenization import default_template
+from tokenuq_ml.evaluation.generation import generate
+from tokenuq_ml.kernels.scores import token_losses
+from tokenuq_ml.models.adapters import add_adapter
+from tokenuq_ml.models.forward import head_of, hidden_states, packing_is_exact
+from tokenuq_ml.models.load import load_model, load_tokenizer
+from tokenuq_ml.models.lora_linear import FusedLoraLinear
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty
+from tokenuq_ml.tables.scanning import scan
+from tokenuq_pipeline.definitions import build_defs
+
+ABLATION = "paper_top25"
+VOCAB = 384
+"""Some thirty more than the tokenizer has."""
+BASE_MODELS = list(ARCHITECTURES)[::2]
+WITHOUT_PAD = list(ARCHITECTURES)[::3]
+STUDY = {
+    "dataset": "talks",
+    "max_length": 128,
+    "precision": "float32",
+    "train": {
+        # All examples are one batch, so that steps are steps on the same examples.
+        "epochs": 3,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.05},
+    },
+    "uncertainty": {"samples": 3, "dropout": 0.2},
+    "curriculum": {"examples": 1, "samples": 2, "fractions": [0.0, 1.0]},
+    "evaluation": {"bootstrap": 20},
+    "ablations": [ABLATION],
+}
+
+
+def talk(number: int) -> str:
+    """Two questions with their answers, longer than the windows of attention."""
+    said = (
+        f"How many apples are {number} and 3?",
+        f"The total is {number + 3}.",
+        "And the price?",
+        f"{number} dollars.",
+    )
+    turns = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
+    return json.dumps({"messages": turns})
+
+
+class World:
+    """A study of each architecture, all over one dataset."""
+
+    def __init__(self, folder):
+        self.home = folder / "store"
+        for kind in ARCHITECTURES:
+            tokenizer = tiny_tokenizer(chat_template=None if kind in BASE_MODELS else CHATML)
+            if kind in WITHOUT_PAD:
+                tokenizer.pad_token = None
+            tokenizer.save_pretrained(folder / kind)
+            tiny_architecture(kind, VOCAB).save_pretrained(folder / kind)
+        (folder / "talks.jsonl").write_text("\n".join(talk(number) for number in range(3, 10)))
+        sizes = {"train": 4, "validation": 1, "test": 2}
+        files = {
+            "models": {kind: {"source": "path", "path": kind} for kind in ARCHITECTURES},
+            "datasets": {"talks": {"format": "messages", "path": "talks.jsonl", "sizes": sizes}},
+            "studies": {f"of_{kind}": {**STUDY, "model": kind} for kind in ARCHITECTURES},
+            "ablations": {ABLATION: {"select": {"by": "loss", "quantile": 0.25}, "rest": "distill"}},
+        }
+        for name, entries in files.items():
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(entries))
+        self.defs = build_defs(load_config(folder), self.home, InProcess())
+
+    def run(self, kind: str) -> None:
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = self.defs.resolve_job_def(f"of_{kind}").execute_in_process(instance=instance, raise_on_error=False)
+        assert result.success, [event.event_specific_data for event in result.all_events if event.is_step_failure]
+        checks = result.get_asset_check_evaluations()
+        assert {"bald_above_noise", "one_row_per_response_token"} <= {check.check_name for check in checks}
+        assert not [c for c in checks if not c.passed and c.severity == dg.AssetCheckSeverity.ERROR]
+
+    def table(self, name: str, kind: str) -> pl.DataFrame:
+        return scan(name, self.home).filter(pl.col("study") == f"of_{kind}").collect()
+
+    def plain(self, kind: str, adapter: str | None = None):
+        """As a user loads it, with nothing of ours."""
+        model = AutoModelForCausalLM.from_pretrained(self.home / f"models/{kind}", dtype=torch.float32)
+        return (PeftModel.from_pretrained(model, self.home / adapter) if adapter else model).eval()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        # Half of the time would go into pictures, which are the same for every architecture.
+        patch.setattr(Figure, "draw", lambda *_: None)
+        # Each training ends with a search of the heap for garbage: of what was imported it need not be made.
+        gc.freeze()
+        yield World(tmp_path_factory.mktemp("architectures"))
+        gc.unfreeze()
+
+
+@torch.no_grad()
+def plain_scores(model, example) -> torch.Tensor:
+    """Loss and entropy `[2, N]` of the response tokens, from whole logits in float64."""
+    logp = model(torch.tensor([list(map(int, example.input_ids))])).logits[0].double().log_softmax(-1)
+    before = [position - 1 for position in example.positions]
+    labels = [int(example.input_ids[position]) for position in example.positions]
+    return torch.stack([-logp[before, labels], -(logp.exp() * logp).sum(-1)[before]])
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_whole_graph(kind, world):
+    world.run(kind)
+    examples = read_examples(world.home / f"tokenized_dataset/study=of_{kind}")
+    base, numerics = load_model(world.home / f"models/{kind}", "float32")
+    every_answer_is_trained_with_its_end(kind, world, examples)
+    token_losses_are_those_of_hugging_face(kind, world, examples)
+    bald_comes_of_the_adapters_dropout_alone(kind, world, examples, base)
+    steps_lower_the_students_loss_and_its_adapter_reloads(kind, world, examples)
+    adapters_are_on_every_linear_layer_but_the_head(kind, base)
+    packing_is_exact_or_refused(base, examples)
+    answers_are_those_of_an_argmax_loop(kind, world, base, examples)
+
+
+def every_answer_is_trained_with_its_end(kind, world, examples):
+    tokenizer = load_tokenizer(world.home / f"models/{kind}")
+    assert (tokenizer.chat_template == default_template()) == (kind in BASE_MODELS)
+    assert (tokenizer.pad_token_id is None) == (kind in WITHOUT_PAD)
+    assert max(max(example.input_ids) for example in examples) < len(tokenizer) < VOCAB
+    for example in examples:
+        said = [
+            int(token) if scored else -1 for token, scored in zip(example.input_ids, example.response_mask, strict=True)
+        ]
+        assert said.count(tokenizer.eos_token_id) == 2
+        text = tokenizer.decode([token for token in said if token >= 0])
+        assert text.startswith("The total is ") and text.endswith(" dollars." + tokenizer.eos_token)
+
+
+def token_losses_are_those_of_hugging_face(kind, world, examples):
+    """Trap 1 among them: Gemma-2's caps, which only its eager attention knows."""
+    teacher = world.plain(kind, f"baseline_teacher/study=of_{kind}/adapter")
+    if kind == "gemma2":
+        assert teacher.config._attn_implementation == "eager"
+    rows = world.table("token_losses", kind).sort("example_id", "position")
+    for example in examples:
+        stored = rows.filter(pl.col("example_id") == example.example_id)
+        assert stored["position"].to_list() == list(example.positions)
+        with teacher.disable_adapter():
+            bare = plain_scores(teacher, example)
+        for columns, expected in (
+            (("loss", "entropy"), plain_scores(teacher, example)),
+            (("base_loss", "base_entropy"), bare),
+        ):
+            got = torch.tensor(stored.select(columns).to_numpy().T)
+            assert (got - expected).abs().max() < 1e-4
+
+
+def bald_comes_of_the_adapters_dropout_alone(kind, world, examples, base):
+    """Traps 2 and 16: it lives, and no other dropout, as GPT-2 has them, takes part."""
+    assert world.table("token_uncertainty", kind)["bald"].max() > 1e-3
+    fresh = add_adapter(base, LoraSpec(rank=4, alpha=8, dropout=0.3), 0).train()
+    bald = token_uncertainty(fresh, examples[:2], UncertaintySpec(samples=2, dropout=0.3), FLOAT32)["bald"]
+    fresh.unload().eval()
+    # B is zero, so there is nothing that the adapter's dropout could change.
+    assert bald.max() < 1e-6
+
+
+def steps_lower_the_students_loss_and_its_adapter_reloads(kind, world, examples):
+    log = world.table("training_log", kind).filter(pl.col("ablation") == ABLATION).sort("step")
+    assert len(log) == 3 and log["loss"][-1] < log["loss"][0]
+    student = world.plain(kind, f"student/study=of_{kind}/ablation={ABLATION}/adapter")
+    scores = torch.cat([plain_scores(student, example) for example in examples if example.split == "test"], 1)
+    evaluation = world.table("evaluations", kind).filter(ablation=ABLATION, split="test", metric="loss")
+    assert evaluation["value"].item() == pytest.approx(scores[0].mean().item(), abs=1e-4)
+
+
+def adapters_are_on_every_linear_layer_but_the_head(kind, base):
+    linear = {name for name, module in base.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    head = next(name for name, module in base.named_modules() if module is base.get_output_embeddings())
+    peft = add_adapter(base, LoraSpec(rank=2, alpha=2), 0)
+    adapted = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    assert head in linear and set(adapted) == linear - {head} and len(adapted) >= 2 * 4
+    assert all(isinstance(module, FusedLoraLinear) for module in adapted.values())
+    assert bool(peft.active_peft_config.fan_in_fan_out) == (kind == "gpt2")
+    peft.unload()
+
+
+def blind(module, query, key, value, attention_mask, scaling=None, **_):
+    """Attention that reads neither masks nor positions, as a kernel may."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+@torch.no_grad()
+def packing_is_exact_or_refused(base, examples):
+    """Trap 5."""
+    batch = pack(examples[:3])
+    hidden_ND = batch.predicting(hidden_states(base, batch.model_inputs, FLOAT32))
+    losses_N = token_losses(hidden_ND, head_of(base), batch.label_N)
+    alone = torch.cat([plain_scores(base, example)[0] for example in examples[:3]])
+    assert packing_is_exact(base, FLOAT32) and (losses_N - alone).abs().max() < 1e-4
+    ALL_ATTENTION_FUNCTIONS.register("blind", blind)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("blind", lambda *_, **__: None)
+    own = base.config._attn_implementation
+    base.set_attn_implementation("blind")
+    assert not packing_is_exact(base, FLOAT32)
+    base.set_attn_implementation(own)
+
+
+def answers_are_those_of_an_argmax_loop(kind, world, base, examples):
+    """Ids that the tokenizer lacks take part in the softmax; where a model says one, it decodes to nothing."""
+    tokenizer = load_tokenizer(world.home / f"models/{kind}")
+    prompts = [
+        list(map(int, example.input_ids[:length])) for example, length in zip(examples, (30, 12, 21), strict=False)
+    ]
+    answers = generate(base, tokenizer, prompts, max_new_tokens=6, batch_size=3)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 6:
+            with torch.no_grad():
+                ids.append(int(base(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                ids.pop()
+                break
+        assert answer == ids[len(prompt) :]
+    assert tokenizer.decode([VOCAB - 1]) == ""

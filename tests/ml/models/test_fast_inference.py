@@ -1,0 +1,216 @@
+"""Fast forward passes against Transformers' own, and what must not be touched by them."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+from tokenuq_ml.config import LoraSpec
+from tokenuq_ml.data.batching import collate, length_batches
+from tokenuq_ml.kernels.scores import token_losses
+from tokenuq_ml.models import blocked_attention
+from tokenuq_ml.models.adapters import add_adapter, freeze_adapter, use_adapter
+from tokenuq_ml.models.fast_inference import fast_inference
+from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
+from tokenuq_ml.models.numerics import Numerics
+
+BFLOAT16 = Numerics("cpu", torch.bfloat16, 1, "test")
+LLAMA_LIKE = ["llama", "mistral", "qwen2", "qwen3", "gemma"]
+OTHERS = ["gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox", "olmo2", "granite", "smollm3"]
+
+
+def model_of(kind: str, dtype: torch.dtype = torch.float32, width: int = 32, **config):
+    """A random two-layer model of any architecture; weights that a norm's ones or zeros would hide are random too."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4 if kind in ("phi", "gpt2", "gpt_neox") else 2, "vocab_size": 97}
+    sizes |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2}
+    if kind in ("qwen3", "gemma", "gemma2", "gemma3_text"):
+        sizes["head_dim"] = width // 4
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **config))
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+            parameter.data += "norm" in name and "gemma" not in kind
+    return model.requires_grad_(False).to(dtype).eval()
+
+
+def batches(length: int = 80):
+    """One padded batch, longer than a block of queries, and one of short texts."""
+    return [collate(examples(3)), collate([_long(length), _long(length - 7)])]
+
+
+def _long(length: int):
+    example = examples(1)[0]
+    ids = torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    return type(example)(f"long/{length}", "toy", "train", ids, [False] + [True] * (length - 1))
+
+
+@torch.no_grad()
+def states(model, numerics=FLOAT32):
+    return torch.cat([b.predicting(hidden_states(model, b.model_inputs, numerics)) for b in batches()])
+
+
+@torch.no_grad()
+def losses(model, numerics):
+    """Of every response token, by the head of the model."""
+    return torch.cat(
+        [
+            token_losses(b.predicting(hidden_states(model, b.model_inputs, numerics)), head_of(model), b.label_N)
+            for b in batches(150)
+        ]
+    ).double()
+
+
+def own_forwards(model):
+    return [module for module in model.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("kind", LLAMA_LIKE + OTHERS)
+def test_float32_is_what_transformers_computes(kind):
+    model = model_of(kind)
+    expected = states(model)
+    with fast_inference(model):
+        got = states(model)
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", LLAMA_LIKE)
+def test_known_architectures_are_fast_and_left_as_they_were(kind):
+    model = model_of(kind)
+    with fast_inference(model):
+        assert set(model.model.layers) <= set(own_forwards(model))
+        assert model.config._attn_implementation == blocked_attention.NAME
+        fast = own_forwards(model)
+        with fast_inference(model):
+            pass
+        assert own_forwards(model) == fast
+    assert not own_forwards(model) and model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", LLAMA_LIKE)
+@pytest.mark.parametrize("amx", [False, True])
+def test_bfloat16_is_no_further_from_the_truth_than_transformers_is(kind, amx, monkeypatch):
+    """The truth: float32 of the same weights. With AMX, attention is PyTorch's."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    model = model_of(kind, torch.bfloat16, width=64)
+    truth = losses(model_of(kind, torch.bfloat16, width=64).float(), FLOAT32)
+    plain = (losses(model, BFLOAT16) - truth).abs().mean()
+    with fast_inference(model):
+        assert own_forwards(model)
+        assert (model.config._attn_implementation == "sdpa") is amx
+        fast = (losses(model, BFLOAT16) - truth).abs().mean()
+    assert 0 < fast <= 1.1 * plain
+
+
+@pytest.mark.parametrize("name", ["default", None])
+def test_adapters_and_the_bare_base_model_under_them(name):
+    model = freeze_adapter(tiny_peft())
+    with use_adapter(model, name):
+        expected = states(model)
+        with fast_inference(causal_lm(model)):
+            got = states(model)
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+    plain = states(tiny_model())
+    assert bool((plain - got).norm() < 1e-4 * plain.norm()) is (name is None)
+
+
+def test_a_float32_adapter_on_a_bfloat16_base_is_cast():
+    """As in a training that is looked at between two steps."""
+    model = tiny_peft()
+    causal_lm(model).to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    expected = states(model.eval(), BFLOAT16)
+    with fast_inference(causal_lm(model)):
+        got = states(model, BFLOAT16)
+    assert got.dtype == expected.dtype
+    assert (got.float() - expected.float()).norm() < 0.05 * expected.float().norm()
+
+
+def test_gradients_are_transformers_own():
+    model = tiny_peft()
+    batch = batches()[1]
+
+    def gradients():
+        model.zero_grad()
+        hidden_states(model, batch.model_inputs).square().sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    with fast_inference(causal_lm(model)):
+        got = gradients()
+    assert got.keys() == expected.keys() and len(got) > 10
+    assert all(torch.equal(got[name], grad) for name, grad in expected.items())
+
+
+def test_masks_are_obeyed():
+    """A sliding window shorter than the text, and packed sequences."""
+    model = model_of("mistral", sliding_window=16)
+    expected = states(model)
+    wide = states(model_of("mistral", sliding_window=None))
+    assert (expected - wide).norm() > 1e-2 * wide.norm()
+    with fast_inference(model):
+        assert (states(model) - expected).norm() < 1e-5 * expected.norm()
+
+    model = model_of("llama")
+    packed = {"input_ids": torch.arange(3, 83)[None], "position_ids": torch.arange(40).repeat(2)[None]}
+    with torch.no_grad():
+        expected = hidden_states(model, packed)
+        with fast_inference(model):
+            got = hidden_states(model, packed)
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_module_that_computes_something_else_is_left_alone(monkeypatch):
+    """Llama's by name and structure, not by what it does: it is tried before it is replaced."""
+    from transformers.models.llama import modeling_llama
+
+    original = modeling_llama.LlamaRMSNorm.forward
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: 1.5 * original(self, x))
+    model = model_of("llama")
+    expected = states(model)
+    with fast_inference(model):
+        assert not any(type(module).__name__ == "LlamaRMSNorm" for module in own_forwards(model))
+        got = states(model)
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_kind_of_module_is_tried_once_and_again_under_an_adapter(monkeypatch):
+    from tokenuq_ml.models import fast_inference as module
+
+    tried, original = [], module._agrees
+    monkeypatch.setattr(module, "_agrees", lambda *args: tried.append(type(args[1]).__name__) or original(*args))
+    model = tiny_model()
+    for _ in range(3):
+        with fast_inference(model):
+            assert len(own_forwards(model)) == 5 + 2
+    assert sorted(tried) == ["LlamaDecoderLayer", "LlamaRMSNorm"]
+    adapted = freeze_adapter(add_adapter(model, LoraSpec(rank=2, alpha=2), 0))
+    with fast_inference(causal_lm(adapted)):
+        pass
+    assert sorted(tried) == ["LlamaDecoderLayer", "LlamaDecoderLayer", "LlamaRMSNorm"]
+
+
+def test_losses_of_an_error_inside_leave_nothing_behind():
+    model = model_of("llama")
+    with pytest.raises(KeyError), fast_inference(model):
+        raise KeyError("stop")
+    assert not own_forwards(model) and model.config._attn_implementation == "sdpa"
+
+
+def test_batches_do_not_depend_on_each_other():
+    """Nothing that one forward pass leaves, buffers reused in place above all, reaches the next."""
+    model, rows = model_of("llama"), examples(8)
+    with fast_inference(model), torch.no_grad():
+        kept = [hidden_states(model, b.model_inputs) for b in length_batches(rows, 60)]
+        copies = [hidden.clone() for hidden in kept]
+        again = [hidden_states(model, b.model_inputs) for b in length_batches(rows, 60)]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(kept, copies, again, strict=True))
+
+
+def test_what_is_neither_float32_nor_bfloat16_is_left_alone():
+    model = model_of("llama", torch.float64)
+    with fast_inference(model):
+        assert not own_forwards(model) and model.config._attn_implementation == "sdpa"

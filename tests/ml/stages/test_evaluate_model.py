@@ -1,0 +1,254 @@
+"""The evaluation of one model as a stage: what it goes on with after an interruption, what it leaves out and why."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from tests.support.fake_endpoint import KEY, endpoint, outputs, verdict
+from tests.support.reporter import Silent
+from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny_models import FLOAT32, tiny_model, tiny_peft
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.tokenization import tokenize_example
+from tokenuq_ml.evaluation import generation
+from tokenuq_ml.stages.evaluate_model import Candidate, evaluate_and_store, forget_answers
+from tokenuq_ml.stages.request import AssetRequest, StageRequest
+from tokenuq_ml.tables.parquet import read_table, write_table
+from tokenuq_ml.tables.schemas import TABLES
+
+SUMS = [f"How many are {number} and 2?" for number in range(7)]
+GSM8K = {"dataset": "sums", "num_fewshot": 1, "max_new_tokens": 6, "batch_size": 3}
+ALPACA = {"dataset": "sums", "max_new_tokens": 6}
+
+
+def messages(number: int) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": SUMS[number]},
+        {"role": "assistant", "content": f"They are {number}+2.\n#### {number + 2}"},
+    ]
+
+
+class World:
+    """A tiny model with two adapters, a dataset, and requests to evaluate on it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.tokenizer = tiny_tokenizer(folder / "model")
+        self.base = tiny_model(vocab=len(self.tokenizer))
+        self.base.save_pretrained(folder / "model")
+        self.adapters = {}
+        for seed in (1, 2):
+            model = tiny_peft(seed=seed, vocab=len(self.tokenizer)).eval()
+            model.save_pretrained(folder / f"adapter{seed}")
+            self.adapters[seed] = model
+        rows = [
+            {
+                "example_id": f"sums/{number}",
+                "split": "train" if number < 3 else "test",
+                "messages": messages(number),
+                "source": "{}",
+            }
+            for number in range(7)
+        ]
+        write_table(pl.DataFrame(rows), "examples", folder / "examples", spec_hash="s", code_version="1-s")
+        self.examples = [
+            TokenizedExample(
+                row["example_id"], "sums", row["split"], *tokenize_example(self.tokenizer, row["messages"], 500)[:2]
+            )
+            for row in rows
+        ]
+
+    def evaluate(self, out: Path, evaluation: dict, adapter: int | None = 1, **inputs: str):
+        tables = [name for name, table in TABLES.items() if "ablation" in table.partitions]
+        self.asset = AssetRequest(
+            fields={"precision": "float32", "evaluation": {"bootstrap": 50, **evaluation}},
+            code_version="1-c",
+            outputs={name: str(out / name) for name in tables},
+        )
+        self.request = StageRequest(
+            entrypoint="train_student",
+            assets={"evaluation": self.asset},
+            inputs={"model": str(self.folder / "model"), "examples/sums": str(self.folder / "examples"), **inputs},
+            work_dir=str(self.folder / "work"),
+        )
+        candidate = Candidate(
+            self.base if adapter is None else self.adapters[adapter],
+            self.tokenizer,
+            FLOAT32,
+            None if adapter is None else self.folder / f"adapter{adapter}",
+            family="f",
+            seed=0,
+            name="toy",
+        )
+        self.reporter = Silent()
+        return evaluate_and_store(candidate, self.examples, self.asset, self.request, self.reporter)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture(autouse=True)
+def fresh(world):
+    yield
+    forget_answers(world.request)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The batches that are generated; Ctrl-C comes before the one whose number is put into `stop`."""
+    made, stop, real = [], [], generation._continue
+
+    def counting(model, prompts, *rest):
+        if len(made) in stop:
+            raise KeyboardInterrupt
+        made.append(prompts)
+        return real(model, prompts, *rest)
+
+    monkeypatch.setattr(generation, "_continue", counting)
+    counting.made, counting.stop = made, stop
+    return counting
+
+
+def metrics(out: Path) -> dict[str, dict]:
+    return {row["metric"]: row for row in read_table(out / "evaluations").iter_rows(named=True)}
+
+
+def test_goes_on_after_an_interruption_to_the_same_end(world, batches, tmp_path):
+    digest, _ = world.evaluate(tmp_path / "whole", {"gsm8k": GSM8K})
+    whole = list(batches.made)
+    assert [len(batch) for batch in whole] == [3, 1]
+    forget_answers(world.request)
+    batches.made.clear()
+    batches.stop.append(1)
+    with pytest.raises(KeyboardInterrupt):
+        world.evaluate(tmp_path / "halted", {"gsm8k": GSM8K})
+    assert not (tmp_path / "halted/evaluations").exists()
+    batches.stop.clear()
+    assert world.evaluate(tmp_path / "resumed", {"gsm8k": GSM8K})[0] == digest
+    assert batches.made == whole
+    assert read_table(tmp_path / "resumed/gsm8k_answers").equals(read_table(tmp_path / "whole/gsm8k_answers"))
+
+
+def test_answers_of_another_model_or_other_settings_are_never_taken(world, batches, tmp_path):
+    alone = {}
+    for adapter in (1, 2, None):
+        world.evaluate(tmp_path / f"alone{adapter}", {"gsm8k": GSM8K}, adapter)
+        alone[adapter] = read_table(tmp_path / f"alone{adapter}/gsm8k_answers")
+        forget_answers(world.request)
+    assert not alone[1].equals(alone[2]) and not alone[1].equals(alone[None])
+    batches.made.clear()
+    for adapter in (1, 2, None):
+        world.evaluate(tmp_path / "after", {"gsm8k": GSM8K}, adapter)
+        assert read_table(tmp_path / "after/gsm8k_answers").equals(alone[adapter])
+    assert len(batches.made) == 6
+    world.evaluate(tmp_path / "longer", {"gsm8k": {**GSM8K, "max_new_tokens": 7}}, 1)
+    assert len(batches.made) == 8
+    world.evaluate(tmp_path / "again", {"gsm8k": GSM8K}, 1)
+    assert len(batches.made) == 8
+
+
+@pytest.mark.parametrize("split", ["test", "ood"])
+def test_gsm8k_asks_the_held_out_rows_and_counts_as_its_split(world, tmp_path, split):
+    world.evaluate(tmp_path, {"gsm8k": {**GSM8K, "split": split, "chat": split == "test"}})
+    answers = read_table(tmp_path / "gsm8k_answers")
+    assert answers["example_id"].to_list() == [f"sums/{number}" for number in range(3, 7)]
+    assert answers["prompt"].to_list() == SUMS[3:] and (answers["n_tokens"] <= 6).all()
+    row = metrics(tmp_path)["exact_match_strict"]
+    assert (row["dataset"], row["split"], row["n"]) == ("sums", split, 4)
+    assert row["value"] == answers["strict_match"].mean()
+
+
+def test_calibration_is_that_of_the_models_own_probabilities(world, tmp_path):
+    """Ten bins filled by hand, from plain forward passes."""
+    world.evaluate(tmp_path, {"calibration_bins": 10})
+    confidence, right = [], []
+    for example in world.examples[3:]:
+        with torch.no_grad():
+            p = world.adapters[1](torch.tensor([example.input_ids])).logits[0].softmax(-1)
+        for position in example.positions:
+            top = p[position - 1].max(0)
+            confidence.append(top.values.item())
+            right.append(top.indices.item() == example.input_ids[position])
+    table = pl.DataFrame({"p": confidence, "right": right}).with_columns(bin=(pl.col("p") * 10).ceil())
+    gaps = table.group_by("bin").agg(pl.len(), gap=(pl.col("right").mean() - pl.col("p").mean()).abs())
+    expected = (gaps["len"] * gaps["gap"]).sum() / len(table)
+    assert metrics(tmp_path)["calibration_error"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert set(metrics(tmp_path)) == {"loss", "token_accuracy", "calibration_error"}
+
+
+JUDGES = [
+    (None, "the study names no judge"),
+    ({"base_url": "http://127.0.0.1:9/v1", "model": "j"}, "http://127.0.0.1:9/v1 cannot be reached"),
+    ({"base_url": "http://127.0.0.1:9/v1", "model": "j", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY holds no key"),
+]
+
+
+@pytest.mark.parametrize("judge, why", JUDGES)
+def test_without_a_judge_the_row_is_left_out_with_the_reason_and_nothing_is_generated(
+    world, batches, tmp_path, judge, why
+):
+    _, figures = world.evaluate(tmp_path, {"alpaca_eval": {**ALPACA, "judge": judge}})
+    assert figures["alpaca_eval"].startswith("left out: no win rate: ") and why in figures["alpaca_eval"]
+    assert any(why in line for line in world.reporter.lines)
+    assert not batches.made and len(read_table(tmp_path / "alpaca_eval_verdicts")) == 0
+    assert not {"win_rate", "position_bias"} & set(metrics(tmp_path)) and "sums_win_rate" not in figures
+
+
+def test_an_endpoint_judges_and_what_it_said_is_not_asked_again(world, batches, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    asked = []
+
+    def answer(body: dict) -> dict:
+        asked.append(body)
+        if len(asked) == 5 and not batches.stop:
+            batches.stop.append(-1)
+            raise RuntimeError("out of credit")
+        # The reference's outputs hold a plus.
+        return verdict(0.25 if "+" in outputs(body)[1] else 0.75)
+
+    with endpoint(answer) as served:
+        judge = {"base_url": served.url, "model": "j", "api_key_env": "JUDGE_KEY"}
+        evaluation = {"alpaca_eval": {**ALPACA, "judge": judge}}
+        _, figures = world.evaluate(tmp_path / "one", evaluation)
+        assert "out of credit" in figures["alpaca_eval"] and "win_rate" not in metrics(tmp_path / "one")
+        generated = len(batches.made)
+        _, figures = world.evaluate(tmp_path / "two", evaluation)
+    # The answers were there; no verdict was, since they are kept a batch at a time.
+    assert len(batches.made) == generated
+    rows = metrics(tmp_path / "two")
+    assert figures["sums_win_rate"] == rows["win_rate"]["value"] == pytest.approx(0.25)
+    assert rows["position_bias"]["value"] == 0 and rows["win_rate"]["n"] == 4 and figures["alpaca_eval_unjudged"] == 0
+    assert rows["position_bias"]["higher_is_better"] is None
+    assert figures["length_controlled_win_rate"].startswith("left out: no length-controlled win rate: ")
+    assert "length_controlled_win_rate" not in rows
+    # The key is nowhere in what is stored.
+    stored = [path for path in (*tmp_path.rglob("*"), *Path(world.request.work_dir).rglob("*")) if path.is_file()]
+    assert len(stored) > 5 and not any(KEY.encode() in path.read_bytes() for path in stored)
+
+
+def test_a_local_model_judges(world, tmp_path):
+    judge = {"local_model": "tiny"}
+    world.evaluate(tmp_path, {"alpaca_eval": {**ALPACA, "judge": judge}}, judge=str(world.folder / "model"))
+    table = read_table(tmp_path / "alpaca_eval_verdicts")
+    assert len(table) == 4 and table["preferred"].is_between(0, 1).all()
+    assert metrics(tmp_path)["win_rate"]["value"] == pytest.approx(table["preferred"].mean())
+    assert metrics(tmp_path)["position_bias"]["value"] == table["flipped"].mean()
+
+
+def test_a_prompt_longer_than_the_models_context_loses_its_beginning_and_it_is_said(world, batches, tmp_path):
+    world.evaluate(tmp_path, {"gsm8k": {**GSM8K, "max_new_tokens": 500}})
+    assert all(len(ids) == 12 for batch in batches.made for ids in batch)
+    assert any("4 of 4 prompts lose their beginning" in line for line in world.reporter.lines)
+
+
+def test_answers_are_dropped_when_they_are_done_with(world, tmp_path):
+    world.evaluate(tmp_path, {"gsm8k": GSM8K})
+    kept = list(Path(world.request.work_dir).rglob("*.jsonl"))
+    assert len(kept) == 1 and len(json.loads(kept[0].read_text().splitlines()[0])) == 3
+    forget_answers(world.request)
+    assert not list(Path(world.request.work_dir).rglob("*.jsonl"))

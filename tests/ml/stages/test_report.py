@@ -1,0 +1,279 @@
+"""The report stage on a toy study's tables: the page, the table's files, the text for the terminal."""
+
+import base64
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from unittest import mock
+
+import polars as pl
+import pytest
+
+from tests.support import tiny_tables
+from tests.support.reporter import Silent
+from tokenuq_ml.config import AblationSpec, EvaluationSpec, StudySpec
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.reports import canvas, sections
+from tokenuq_ml.reports.text import report_text
+from tokenuq_ml.scoring.correlations import analyse
+from tokenuq_ml.stages import report
+from tokenuq_ml.stages.correlate import joined_tokens
+from tokenuq_ml.stages.request import AssetRequest, StageRequest
+
+ABLATIONS = {
+    "mle": AblationSpec(name="mle", select="all"),
+    "mle_s1": AblationSpec(name="mle_s1", select="all", seed=1),
+    "paper_top25": AblationSpec(name="paper_top25", select={"by": "loss", "quantile": 0.25}, rest="distill"),
+    "paper_top50": AblationSpec(name="paper_top50", select={"by": "loss", "quantile": 0.5}, rest="distill"),
+}
+LOSSES = {"mle": 1.5, "mle_s1": 1.6, "paper_top25": 1.5, "paper_top50": 1.2}
+
+
+def study(ablations) -> StudySpec:
+    return StudySpec(name="toy", model="tiny", dataset="toy", ood=("far",), ablations=tuple(ablations))
+
+
+class Page(HTMLParser):
+    """Tags, visible text and attributes of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def build(folder, ablations=ABLATIONS, **changed):
+    """Runs the stage; returns its result and the folder of the report."""
+    losses, uncertainty = tiny_tables.losses_and_uncertainty()
+    frames = {
+        "token_losses": losses,
+        "token_uncertainty": uncertainty,
+        "bald_reference": tiny_tables.bald_reference(uncertainty),
+        "uncertainty_analysis": analyse(joined_tokens(losses, uncertainty), EvaluationSpec(bootstrap=50)),
+        "token_alternatives": tiny_tables.alternatives(losses),
+        "examples/toy": tiny_tables.examples_table(),
+        "examples/far": tiny_tables.examples_table().filter(split="test"),
+        "training_log/teacher": tiny_tables.training_log(),
+    }
+    for name, loss in {"base": 3.0, "teacher": 2.0, **{name: LOSSES.get(name, 1.5) for name in ablations}}.items():
+        frames[f"evaluations/{name}"] = tiny_tables.evaluations(loss, 0.3)
+        frames[f"evaluation_examples/{name}"] = tiny_tables.evaluation_examples(loss)
+    for name in ablations:
+        frames[f"training_log/{name}"] = tiny_tables.training_log()
+        frames[f"selections/{name}"] = tiny_tables.selections(0.25)
+        frames[f"evaluation_tokens/{name}"] = tiny_tables.evaluation_tokens(losses, 0.1)
+        frames[f"curriculum/{name}"] = tiny_tables.curriculum()
+        frames[f"curriculum_uncertainty/{name}"] = tiny_tables.curriculum_uncertainty()
+    out = folder / "report"
+    out.mkdir(parents=True)
+    fields = {
+        "study": study(ablations).fields(),
+        "ablations": {name: spec.fields() for name, spec in ablations.items()},
+    }
+    request = StageRequest(
+        entrypoint="report",
+        study="toy",
+        assets={"ablation_report": AssetRequest(fields=fields, code_version="1-x", outputs={"report": str(out)})},
+        inputs=tiny_tables.publish(folder / "store", frames | changed)
+        | tiny_tables.publish_costs(folder / "costs", ablations),
+        work_dir=str(folder / "work"),
+    )
+    told = Silent()
+    report.run(request, told)
+    (result,) = told.results
+    return result, out
+
+
+def test_costs_are_shown_and_are_no_part_of_the_data_version(quick_plots, tmp_path):
+    result, out = build(tmp_path / "a")
+    text = Page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "What it costs" in text and "70B" in text
+    rows = json.loads((out / "costs.json").read_text())["measured"]
+    assert [row["ablation"] for row in rows] == [*ABLATIONS] and rows[0]["seconds_step"] == 11 / 4
+    with mock.patch.object(tiny_tables.publish_costs, "__defaults__", (5,)):
+        slower, out = build(tmp_path / "b")
+    assert json.loads((out / "costs.json").read_text())["measured"][0]["seconds_step"] == 11 / 5
+    assert slower.data_version == result.data_version
+
+
+def test_a_growing_rank_is_said_to_save_nothing(quick_plots, tmp_path):
+    growing = AblationSpec(name="grows", select="all", rank_growth={"start": 8})
+    _, out = build(tmp_path, {"mle": ABLATIONS["mle"], "grows": growing})
+    text = Page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "The growing LoRA rank of grows saves no operation" in text
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("toy"))
+
+
+def test_the_page_needs_nothing_outside_itself(built):
+    _, out = built
+    text = (out / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    # Two of the planes, the quantile curves, two of the overlap, loss against BALD, two for each of the four ablations.
+    assert len(images) == 14
+    for source in images:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert not any("srcset" in attributes for _, attributes in page.tags)
+    # Links lead to its own sections.
+    links = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
+    assert links and {link.removeprefix("#") for link in links} <= {a["id"] for _, a in page.tags if "id" in a}
+    assert not re.search(r"url\(|@import|https?://|fetch\(", re.sub(r'src="data:[^"]*"', "", text))
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_text_from_data_stays_text(built):
+    page = Page((built[1] / "report.html").read_text(encoding="utf-8"))
+    assert not any(tag == "i" for tag, _ in page.tags)
+    assert "<i>" not in page.text and "explorer-data" in (built[1] / "report.html").read_text(encoding="utf-8")
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+
+
+def test_the_page_says_what_was_decided_here(built):
+    text = Page((built[1] / "report.html").read_text(encoding="utf-8")).text
+    for name in ("learning rate", "epochs", "batch size", "LoRA dropout", "MC samples K", "forward_kl, T=1, weight 1"):
+        assert name in text
+    assert "Distinguishable from mle on: toy loss (better paper_top50), far loss (better paper_top50)." in text
+    for heading in ("How many tokens to select", "Do selections take the same tokens?", "±"):
+        assert heading in text
+    assert "1 of the 2 question templates in test also occur in train (1 of 2 test examples)" in text
+    assert "1 of 2 test questions occur word for word in train" in text
+    assert "BALD is 0 by construction" in text
+    assert "training auto, tables auto, BALD float32" in text
+
+
+def test_the_page_says_how_much_of_bald_is_rounding(built):
+    text = Page((built[1] / "report.html").read_text(encoding="utf-8")).text
+    _, uncertainty = tiny_tables.losses_and_uncertainty()
+    # As in tiny_tables: a thousandth of each token's BALD, on the first 50 tokens; a standard error of a quarter.
+    floor, mean = uncertainty["bald"].head(50).mean() / 1000, uncertainty["bald"].mean()
+    assert f"Mean BALD is {mean:.3g} nats per token. Its noise floor" in text
+    assert f"on 50 tokens, is {floor:.2g} nats, {floor / mean:.2%} of it." in text
+    assert f"draws of its 5 masks is {mean / 4:.2g} nats" in text and "low by about the factor 4/5" in text
+
+
+def test_a_store_without_a_reference_is_told_what_to_make(tmp_path):
+    inputs = {"bald_reference": str(tmp_path / "none")}
+    request = StageRequest(entrypoint="report", study="toy", assets={}, inputs=inputs, work_dir=str(tmp_path))
+    with pytest.raises(InputError, match="toy/token_uncertainty was made by an earlier version: materialise it again"):
+        report._reference(request)
+
+
+@pytest.mark.parametrize(
+    "table, key, names",
+    [
+        ("ablation_table", "model", ["base", "teacher", *ABLATIONS]),
+        ("family_table", "family", ["base", "teacher", "mle", "paper_top25", "paper_top50"]),
+    ],
+)
+def test_the_same_tables_as_json_and_csv(built, table, key, names):
+    result, out = built
+    rows = json.loads((out / f"{table}.json").read_text())
+    losses = {f"loss_{row['dataset']}_{row['family']}": row["value"] for row in rows if "family" in row}
+    assert table == "ablation_table" or losses.items() <= result.metrics.items()
+    assert list(dict.fromkeys(row[key] for row in rows)) == names
+    assert len(rows) == len(names) * 2 and result.metrics["models"] == 6 and result.metrics["families"] == 3
+    with open(out / f"{table}.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    for row, text in zip(rows, written, strict=True):
+        assert {"value", "ci_low", "ci_high", "n", "higher_is_better"} <= text.keys() == row.keys()
+        assert float(text["value"]) == row["value"] and text[key] == row[key]
+    assert len(result.plots) == 5
+    for file in result.plots.values():
+        assert (out.parent / file).is_file()
+
+
+def test_the_terminal_shows_families_where_there_are_seeds(built):
+    text = report_text(built[1])
+    assert "mle (all, 2 seeds)" in text and "paper_top50 (dynamic)" in text and "better" in text
+
+
+@pytest.fixture
+def quick_plots(monkeypatch):
+    """One pixel in place of each picture, where a test is not about them."""
+    pixel = base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+    )
+    monkeypatch.setattr(canvas, "save", lambda figure, path, **options: path.write_bytes(pixel))
+
+
+def test_the_version_follows_what_is_shown(built, quick_plots, tmp_path):
+    result, _ = built
+    again, _ = build(tmp_path / "again")
+    other, _ = build(tmp_path / "other", **{"evaluations/mle": tiny_tables.evaluations(1.51, 0.3)})
+    assert again.data_version == result.data_version != other.data_version
+
+
+def test_a_dataset_without_templates(quick_plots, tmp_path):
+    examples = tiny_tables.examples_table().with_columns(source=pl.lit("{}"))
+    _, out = build(tmp_path, **{"examples/toy": examples})
+    assert "does not say which question templates" in Page((out / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_path):
+    result, out = build(tmp_path, {"mle": ABLATIONS["mle"]})
+    assert set(result.plots) == {"In distribution against OOD", "Training curves", "Loss against BALD"}
+    text = Page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "nothing to compare it with" in result.metrics["verdict"]
+    assert "How many tokens to select" not in text and "Do selections take the same tokens?" not in text
+    assert report_text(out).splitlines()[6].split()[0] == "mle"
+
+
+def test_too_many_ablations_for_one_page_are_counted(quick_plots, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "CURRICULA_IN_FULL", 1)
+    monkeypatch.setattr(sections, "CURRICULA_BEHIND", 2)
+    _, out = build(tmp_path)
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert text.count(": selected tokens</figcaption>") == 3 and "1 more would make the page too large" in text
+
+
+def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, tmp_path):
+    many = {"mle": ABLATIONS["mle"], "mle_s1": ABLATIONS["mle_s1"]}
+    many |= {f"r{n}": AblationSpec(name=f"r{n}", select={"by": "random", "quantile": 0.1 * n}) for n in range(1, 9)}
+    _, out = build(tmp_path, many)
+    text = (out / "report.html").read_text(encoding="utf-8")
+    section = text[text.index("The curriculum that selection makes</h2>") :]
+    shown, _, hidden = section.partition("<details>")
+    hidden = hidden.partition("</details>")[0]
+    names = re.compile(r"<figcaption>(\w+): selected tokens")
+    assert names.findall(shown) == ["mle", *(f"r{n}" for n in range(1, sections.CURRICULA_IN_FULL))]
+    assert names.findall(hidden) == ["mle_s1", "r8"] and "2 more ablations" in hidden
+
+
+def test_reports_and_analysis_import_no_torch():
+    names = (
+        "plots",
+        "comparison_plots",
+        "html",
+        "explorer",
+        "token_text",
+        "measure_plots",
+        "ablation_table",
+        "family_table",
+        "comparison",
+        "sections",
+    )
+    modules = [f"tokenuq_ml.reports.{name}" for name in names]
+    modules += ["tokenuq_ml.scoring.correlations", "tokenuq_ml.stages.correlate"]
+    code = f"""
+import sys
+import tokenuq_ml.reports.text
+assert not {{'torch', 'matplotlib', 'polars'}} & set(sys.modules)
+import {", ".join(modules)}
+assert 'torch' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,125 @@
+"""An entry point as a process: its exit codes, its messages, and its end when the parent is gone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+
+from tests.support.toy_pipeline import fake_environment
+from tokenuq_ml.stages import runner
+from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
+
+
+@pytest.fixture
+def request_file(tmp_path):
+    outputs = {"adapter": str(tmp_path / "adapter")}
+    (tmp_path / "adapter").mkdir()
+    path = tmp_path / "request.json"
+    StageRequest(
+        entrypoint="train_teacher",
+        study="s",
+        inputs={},
+        work_dir=str(tmp_path),
+        assets={"baseline_teacher": AssetRequest(fields={"a": 1}, code_version="1-x", outputs=outputs)},
+    ).write(path)
+    return path
+
+
+def start(request_file, behaviour=None, **more):
+    environment = {
+        **os.environ,
+        **fake_environment(request_file.parent),
+        "FAKE_STAGE": json.dumps(behaviour or {}),
+        **more.pop("env", {}),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "fake_entrypoints.train_teacher", str(request_file)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+
+
+def wait_for(path, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
+def test_without_dagster_it_prints_its_progress_and_results(request_file):
+    process = start(request_file)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert out.startswith("working on baseline_teacher\n")
+    result = AssetResult.model_validate_json(out.split("\n", 1)[1])
+    assert result.stage == "baseline_teacher"
+    assert result.metrics["seconds"] >= 0 and 10 < result.metrics["peak_memory_mib"] < 2000
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(request_file):
+    process = start(request_file, {"bad_input": "baseline_teacher"})
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "error: baseline_teacher.yaml: row 3: holds no answer; add one" in err and "Traceback" not in err
+
+
+def test_a_bug_keeps_its_traceback(request_file):
+    process = start(request_file, {"crash": "baseline_teacher"})
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and "RuntimeError: a bug in the stage" in err
+
+
+def test_sigint_ends_with_130_and_one_line_even_where_the_shell_had_it_ignored(request_file):
+    process = start(
+        request_file, {"hang": "baseline_teacher"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
+    wait_for(request_file.parent / "pids")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    os.kill(int((request_file.parent / "pids").read_text().split()[1]), signal.SIGKILL)
+    out, err = process.communicate(timeout=30)
+    assert out.endswith("stopped\n") and "Traceback" not in err
+    assert (request_file.parent / "checkpoint").read_text() == "step 7"
+
+
+def test_it_ends_with_all_that_it_started_when_the_parents_pipe_closes(request_file):
+    read_end, write_end = os.pipe()
+    process = start(
+        request_file,
+        {"hang": "baseline_teacher"},
+        env={runner.PARENT_PIPE: str(read_end)},
+        pass_fds=[read_end],
+        start_new_session=True,
+    )
+    wait_for(request_file.parent / "pids")
+    assert process.poll() is None
+    os.close(write_end)
+    # The grandchild holds our pipes too: only when it is gone as well is there an end of output.
+    process.communicate(timeout=30)
+    assert (request_file.parent / "checkpoint").exists()
+    os.close(read_end)
+
+
+def test_usage_is_measured_for_each_result_and_tokens_are_counted_between_them():
+    started = time.monotonic() - 2.0
+    made = runner.with_usage(AssetResult(stage="s", data_version="v", metrics={"loss": 1.0}), started, tokens=400)
+    assert made.metrics["loss"] == 1.0 and made.metrics["device"] == "cpu" and made.metrics["precision"] == "no model"
+    assert made.metrics["tokens_per_second"] == pytest.approx(400 / made.metrics["seconds"], rel=0.01)
+    assert made.packages["torch"] == version("torch")
+    assert "tokens_per_second" not in runner.with_usage(made.model_copy(update={"metrics": {}}), started).metrics
+    own = AssetResult(stage="s", data_version="v", metrics={"device": "cuda", "precision": "bfloat16"})
+    assert runner.with_usage(own, started).metrics["device"] == "cuda"
+
+
+def test_the_resolved_numerics_are_part_of_the_data_version():
+    made = AssetResult(stage="student", data_version="abc", metrics={"device": "cpu", "precision": "bfloat16"})
+    assert runner.with_numerics(made).data_version == "abc-cpu-bfloat16"
+    assert runner.with_numerics(AssetResult(stage="datasets", data_version="abc")).data_version == "abc"

@@ -1,0 +1,123 @@
+"""`tokens`, piece by piece, is what polars gives for the join by keys; pieces that cannot matter are not planned."""
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from tests.support.tiny_store import EXAMPLES
+from tests.support.tiny_tables import LENGTH, losses_and_uncertainty
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.tables import joined_view
+from tokenuq_ml.tables.parquet import write_table
+from tokenuq_ml.tables.scanning import scan
+from tokenuq_ml.tables.sql import connect, explained, select
+
+
+@pytest.fixture
+def many_pieces(monkeypatch):
+    """Row groups that end within examples, three of them a piece."""
+    monkeypatch.setattr("tokenuq_ml.tables.parquet.ROW_GROUP_ROWS", 40)
+    monkeypatch.setattr(joined_view, "PIECE_GROUPS", 3)
+
+
+def store(home, study, losses, uncertainty):
+    for table, frame in (("token_losses", losses), ("token_uncertainty", uncertainty)):
+        if frame is not None:
+            write_table(frame, table, home / table / f"study={study}", spec_hash="s", code_version="c")
+
+
+def asked(home, where="true"):
+    with connect(home) as connection:
+        sql = f"SELECT * FROM tokens WHERE {where} ORDER BY study, example_id, position"
+        return pl.from_arrow(select(connection, sql).to_arrow_table())
+
+
+def by_keys(home):
+    joined = scan("tokens", home).sort("study", "example_id", "position").collect()
+    return joined.with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+
+def pieces(home, where):
+    with connect(home) as connection:
+        return connection.execute(f"EXPLAIN SELECT * FROM tokens WHERE {where}").fetchone()[1].count("Positional Scan")
+
+
+def test_pieces_give_what_the_keys_give(tmp_path, many_pieces):
+    store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
+    store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+    assert len(asked(tmp_path)) == 2 * EXAMPLES * LENGTH
+    assert pieces(tmp_path, "true") == 2 * -(-EXAMPLES * LENGTH // (3 * 40))
+
+
+def test_every_example_is_found_in_few_pieces(tmp_path, many_pieces):
+    store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
+    store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
+    everything = by_keys(tmp_path)
+    for number in range(EXAMPLES):
+        one = f"toy/{number:03d}"
+        expected = everything.filter(pl.col("study") == "b", pl.col("example_id") == one)
+        assert_frame_equal(asked(tmp_path, f"study = 'b' AND example_id = '{one}'"), expected)
+        # An example may end in the next piece.
+        assert 1 <= pieces(tmp_path, f"study = 'b' AND example_id = '{one}'") <= 2
+    assert pieces(tmp_path, "study = 'none'") == 0
+
+
+def test_a_study_that_does_not_match_is_joined_by_its_keys(tmp_path, many_pieces):
+    losses, uncertainty = losses_and_uncertainty(EXAMPLES, 0)
+    store(tmp_path, "whole", losses, uncertainty)
+    # As many rows, but other ones: a new dataset of which one table has been made.
+    store(tmp_path, "shifted", losses.filter(pl.col("example_id") != "toy/000"), uncertainty.head(-LENGTH))
+    store(tmp_path, "fewer", losses, uncertainty.filter(pl.col("position") % 2 == 0))
+    store(tmp_path, "alone", losses, None)
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+    counts = dict(asked(tmp_path).group_by("study").len().rows())
+    assert counts == {
+        "whole": EXAMPLES * LENGTH,
+        "shifted": (EXAMPLES - 2) * LENGTH,
+        "fewer": EXAMPLES * LENGTH // 2,
+    }
+
+
+def test_rows_of_different_keys_are_never_side_by_side(tmp_path):
+    losses, uncertainty = losses_and_uncertainty(EXAMPLES, 0)
+    # The same first and last example and as many rows, so that nothing in the footers tells.
+    inside = pl.when(pl.col("example_id") == "toy/004").then(pl.lit("toy/0041")).otherwise("example_id")
+    store(tmp_path, "a", losses, uncertainty.with_columns(example_id=inside))
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+    assert len(asked(tmp_path)) == (EXAMPLES - 1) * LENGTH
+
+
+def test_pieces_of_what_was_made_again_are_not_used(tmp_path, many_pieces):
+    store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
+    store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
+    with connect(tmp_path) as connection:
+        store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES + 4, 2))
+        for where in ("true", "study = 'b' AND example_id = 'toy/001'"):
+            with (
+                pytest.raises(InputError, match="study b: a token table was made again .*; connect again"),
+                explained(),
+            ):
+                select(connection, f"SELECT * FROM tokens WHERE {where}").fetchall()
+        (count,) = select(connection, "SELECT count(*) FROM tokens WHERE study = 'a'").fetchall()[0]
+        assert count == EXAMPLES * LENGTH
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+
+
+def test_files_that_others_wrote_are_joined_by_their_keys(tmp_path):
+    store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
+    for file in tmp_path.rglob("*.parquet"):
+        pl.read_parquet(file.read_bytes()).write_parquet(file)
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+    assert pieces(tmp_path, "true") == 0
+
+
+def test_names_are_quoted(tmp_path, many_pieces):
+    rename = pl.concat_str(pl.lit("o'clock/"), "example_id").alias("example_id")
+    store(tmp_path / "it's", "a", *(frame.with_columns(rename) for frame in losses_and_uncertainty(EXAMPLES, 0)))
+    assert_frame_equal(asked(tmp_path / "it's"), by_keys(tmp_path / "it's"))
+
+
+def test_a_table_without_rows(tmp_path):
+    store(tmp_path, "a", *(frame.clear() for frame in losses_and_uncertainty(EXAMPLES, 0)))
+    assert asked(tmp_path).is_empty() and asked(tmp_path).columns == by_keys(tmp_path).columns

@@ -1,0 +1,75 @@
+"""Which files count: those of whole assets, and no others."""
+
+import pytest
+
+from tests.support.tiny_store import make_store
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.tables.partitions import partition_of, store_home, whole_files
+from tokenuq_ml.tables.schemas import TABLES
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / "store")
+
+
+def places(store, table):
+    return [path.relative_to(store.home / table).parent.as_posix() for path in whole_files(store.home)[table]]
+
+
+def test_every_file_of_whole_assets_in_order(store):
+    assert places(store, "token_losses") == ["study=other", "study=quickstart"]
+    assert (
+        places(store, "selections")[0] == "study=other/ablation=masked_mle_top25"
+        and len(places(store, "selections")) == 6
+    )
+    assert places(store, "curriculum") == [] and set(whole_files(store.home)) == set(TABLES)
+    (path,) = whole_files(store.home)["examples"]
+    assert partition_of(path, "examples") == {"dataset": "toy"}
+
+
+def test_what_is_being_replaced_or_written_is_not_there(store):
+    store.forget("other/token_losses")
+    assert places(store, "token_losses") == ["study=quickstart"]
+    (store.home / "token_losses/study=third").mkdir()
+    (store.home / "token_losses/study=third/part-0.parquet").write_bytes(b"PAR1")
+    staged = store.home / ".staging/1-2-x/token_losses/study=fourth"
+    staged.mkdir(parents=True)
+    (staged / "part-0.parquet").write_bytes(b"PAR1")
+    assert places(store, "token_losses") == ["study=quickstart"]
+
+
+def test_an_asset_is_not_whole_without_all_its_files_in_their_sizes(store):
+    path = store.home / "token_uncertainty/study=other/part-0.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert places(store, "token_uncertainty") == ["study=quickstart"]
+    path.write_bytes(whole)
+    assert places(store, "token_uncertainty") == ["study=other", "study=quickstart"]
+    path.unlink()
+    assert places(store, "token_uncertainty") == ["study=quickstart"]
+
+
+def test_before_the_first_manifest_nothing_of_a_pipeline_is_there(store):
+    (store.home / ".manifests").rename(store.home / "elsewhere")
+    assert not any(whole_files(store.home).values())
+
+
+def test_a_folder_that_no_pipeline_writes_to_counts_as_it_is(store):
+    (store.home / ".manifests").rename(store.home / "elsewhere")
+    (store.home / ".staging").rmdir()
+    assert places(store, "token_losses") == ["study=other", "study=quickstart"]
+
+
+def test_a_link_out_of_the_store_is_refused(store, tmp_path):
+    folder = store.home / "token_losses/study=other"
+    folder.rename(tmp_path / "outside")
+    folder.symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match=r"study=other/part-0.parquet leads out of the store, to .*outside"):
+        whole_files(store.home)
+
+
+def test_the_store_is_where_the_environment_says(tmp_path, monkeypatch):
+    assert store_home().name == "store"
+    monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path))
+    assert store_home() == tmp_path.resolve() and store_home(tmp_path / "x") == tmp_path.resolve() / "x"

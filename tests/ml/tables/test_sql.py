@@ -1,0 +1,273 @@
+"""SQL over the store: the views, what they read, and the wall around them (trap 18 of the design)."""
+
+import threading
+
+import duckdb
+import polars as pl
+import pytest
+
+from tests.support.tiny_store import ABLATIONS, EXAMPLES, STUDIES, make_store, publish
+from tests.support.tiny_tables import LENGTH, losses_and_uncertainty
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.tables.parquet import write_table
+from tokenuq_ml.tables.scanning import scan
+from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_ml.tables.sql import columns, connect, descriptions, explained, select
+
+TOKENS = EXAMPLES * LENGTH
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("a 'store' [1]")).home
+
+
+@pytest.fixture(scope="module")
+def connection(home):
+    with connect(home) as connection:
+        yield connection
+
+
+def plan(connection, sql):
+    return connection.execute(f"EXPLAIN ANALYZE {sql}").fetchone()[1]
+
+
+class TestViews:
+    def test_every_table_and_the_join_are_there_with_their_columns(self, connection):
+        described = columns(connection).to_pylist()
+        for table, definition in TABLES.items():
+            names = [row["column"] for row in described if row["table"] == table]
+            assert names == [*definition.partitions, *definition.columns]
+        assert set(descriptions(connection)) == {*TABLES, "tokens"}
+        assert all(row["meaning"] for row in described)
+        rows = {row["table"]: row["rows"] for row in described}
+        assert rows["tokens"] == rows["token_losses"] == len(STUDIES) * TOKENS
+        assert rows["curriculum"] == 0 and rows["evaluations"] == len(STUDIES) * (len(ABLATIONS) + 2) * 2
+
+    def test_an_empty_view_has_the_types_of_a_full_one(self, home, connection, tmp_path):
+        with connect(tmp_path) as empty:
+            types = [columns(store).select(["table", "column", "type"]) for store in (empty, connection)]
+        assert types[0].equals(types[1])
+
+    def test_values_are_the_files(self, home, connection):
+        read = pl.from_arrow(select(connection, "SELECT * FROM token_losses ORDER BY ALL").to_arrow_table())
+        assert len(read) == len(STUDIES) * TOKENS
+        one = pl.read_parquet((home / "token_losses/study=other/part-0.parquet").read_bytes())
+        rest = read.filter(pl.col("study") == "other").drop("study")
+        assert rest.equals(one.with_columns(pl.col(pl.Categorical).cast(pl.String)).sort("example_id", "position"))
+
+    def test_tokens_joins_one_to_one(self, home, connection):
+        joined = select(connection, "SELECT count(*), count(DISTINCT (study, example_id, position)) FROM tokens")
+        assert joined.fetchall() == [(len(STUDIES) * TOKENS,) * 2]
+        (loss, bald) = select(
+            connection,
+            "SELECT loss, bald FROM tokens WHERE study = 'other' AND example_id = 'toy/003' AND position = 5",
+        ).fetchall()[0]
+        at = (pl.col("example_id") == "toy/003") & (pl.col("position") == 5)
+        for table, column, value in (("token_losses", "loss", loss), ("token_uncertainty", "bald", bald)):
+            assert scan(table, home, study="other").filter(at).select(column).collect().item() == value
+
+    def test_names_that_look_like_numbers_stay_names(self, tmp_path):
+        frame = pl.read_parquet((make_store(tmp_path).home / "token_losses/study=other/part-0.parquet").read_bytes())
+        write_table(frame, "token_losses", tmp_path / "lib/token_losses/study=007", spec_hash="s", code_version="c")
+        with connect(tmp_path / "lib") as connection:
+            assert select(connection, "SELECT DISTINCT study FROM token_losses").fetchall() == [("007",)]
+        assert scan("token_losses", tmp_path / "lib").select("study").unique().collect().item() == "007"
+
+    def test_a_file_of_an_older_version_lacks_a_column(self, tmp_path):
+        for study, columns_less in (("new", []), ("old", ["rank"])):
+            folder = tmp_path / f"token_losses/study={study}"
+            whole = pl.from_arrow(TABLES["token_losses"].schema.empty_table()).clear(2).drop(columns_less)
+            folder.mkdir(parents=True)
+            whole.write_parquet(folder / "part-0.parquet")
+        with connect(tmp_path) as connection:
+            assert select(connection, "SELECT study, rank FROM token_losses ORDER BY 1").fetchall() == [
+                ("new", None), ("new", None), ("old", None), ("old", None)
+            ]  # fmt: skip
+        assert scan("token_losses", tmp_path).select("rank").collect()["rank"].null_count() == 4
+
+    def test_what_is_published_later_needs_a_new_connection(self, tmp_path):
+        store = make_store(tmp_path)
+        store.forget("other/token_losses")
+        count = "SELECT count(*), count(DISTINCT study) FROM token_losses"
+        with connect(tmp_path) as connection:
+            assert select(connection, count).fetchall() == [(TOKENS, 1)]
+            publish(store, "other/token_losses", {"token_losses": losses_and_uncertainty(4)[0]}, study="other")
+            assert select(connection, count).fetchall() == [(TOKENS, 1)]
+            # What is made again in its place is read as it is now, whatever was known of the file before.
+            publish(
+                store, "quickstart/token_losses", {"token_losses": losses_and_uncertainty(8)[0]}, study="quickstart"
+            )
+            assert select(connection, count).fetchall() == [(8 * LENGTH, 1)]
+        with connect(tmp_path) as connection:
+            assert select(connection, count).fetchall() == [(12 * LENGTH, 2)]
+
+    def test_a_broken_file_is_named(self, tmp_path):
+        path = tmp_path / "token_losses/study=a/part-0.parquet"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no parquet at all")
+        with pytest.raises(InputError, match="table token_losses: .*study=a/part-0.parquet.*make its asset again"):
+            connect(tmp_path)
+
+
+class TestPruning:
+    def test_partitions_are_skipped(self, connection):
+        read = plan(connection, "SELECT avg(loss) FROM selections WHERE study = 'other' AND ablation = 'mle'")
+        assert "Scanning Files: 1/6" in read and "Total Files Read: 1" in read
+
+    def test_both_sides_of_tokens_skip_them(self, connection):
+        every, one = (
+            plan(connection, f"SELECT avg(bald * loss) FROM tokens {where}").count("READ_PARQUET")
+            for where in ("", "WHERE study = 'other'")
+        )
+        assert (every, one) == (2 * len(STUDIES), 2)
+
+    def test_a_file_that_is_not_asked_for_is_not_read(self, tmp_path):
+        store = make_store(tmp_path)
+        path = tmp_path / "token_losses/study=quickstart/part-0.parquet"
+        good = path.read_bytes()
+        # The footer stands; whoever reads a row stumbles.
+        path.write_bytes(b"\xff" * (len(good) // 2) + good[len(good) // 2 :])
+        assert store.is_whole("quickstart/token_losses")
+        with connect(tmp_path) as connection:
+            asked = select(connection, "SELECT count(loss) FROM token_losses WHERE study = 'other'")
+            assert asked.fetchall() == [(TOKENS,)]
+            with pytest.raises(Exception):  # noqa: B017 - DuckDB's kind of error depends on the bytes
+                connection.execute("SELECT sum(loss), count(example_id) FROM token_losses").fetchall()
+        for frame in (
+            scan("token_losses", tmp_path, study="other"),
+            scan("token_losses", tmp_path).filter(pl.col("study") == "other"),
+        ):
+            assert frame.select("loss").collect().height == TOKENS
+        with pytest.raises(pl.exceptions.ComputeError):
+            scan("token_losses", tmp_path).collect()
+
+    def test_row_groups_of_other_examples_are_skipped(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tokenuq_ml.tables.parquet.ROW_GROUP_ROWS", LENGTH)
+        make_store(tmp_path)
+        sql = "SELECT * FROM token_losses WHERE study = 'other' AND example_id = 'toy/005'"
+        with connect(tmp_path) as connection:
+            assert f"Row Groups Scanned: 1 / {EXAMPLES}" in plan(connection, sql)
+
+
+class TestWall:
+    """A query can neither write nor read a file outside the store's tables, load anything, or unlock itself."""
+
+    REFUSED = {
+        "CREATE TABLE t AS SELECT 1": "only SELECT",
+        "COPY (SELECT 1) TO '{outside}/x.csv'": "only SELECT",
+        "COPY (SELECT 1) TO '{home}/x.csv'": "only SELECT",
+        "COPY (SELECT 1) TO '{home}/curriculum/study=a/ablation=b/part-0.parquet' (USE_TMP_FILE false)": "only SELECT",
+        "EXPORT DATABASE '{outside}/x'": "only SELECT",
+        "IMPORT DATABASE '{outside}/x'": "only SELECT",
+        "ATTACH '{outside}/x.db'": "only SELECT",
+        "INSTALL httpfs": "only SELECT",
+        "LOAD httpfs": "only SELECT",
+        "CALL enable_logging(storage = 'file', storage_path = '{outside}/x')": "only SELECT",
+        "PRAGMA enable_profiling": "only SELECT",
+        "SET enable_external_access = true": "only SELECT",
+        "SET lock_configuration = false": "only SELECT",
+        "RESET allowed_paths": "only SELECT",
+        "CREATE SECRET s (TYPE s3)": "only SELECT",
+        "DROP VIEW token_losses": "only SELECT",
+        "PREPARE q AS SELECT 1": "only SELECT",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{outside}/x.csv'": "only SELECT",
+        "INSERT INTO token_losses SELECT * FROM token_losses": "only SELECT",
+        "SELECT 1; SELECT 2": "one SELECT at a time; there are 2 statements",
+        "SELECT 1; COPY (SELECT 1) TO '{outside}/x.csv'": "one SELECT at a time",
+        "": "one SELECT at a time; there are no statements",
+        "SELECT * FROM read_csv('/etc/passwd')": "no other file or address",
+        "SELECT * FROM read_text('/etc/passwd')": "no other file or address",
+        "SELECT * FROM read_blob('{outside}/secret.csv')": "no other file or address",
+        "SELECT * FROM '{outside}/secret.csv'": "no other file or address",
+        "SELECT * FROM read_parquet('{outside}/*.parquet')": "no other file or address",
+        "SELECT * FROM sniff_csv('{outside}/secret.csv')": "no other file or address",
+        "SELECT * FROM parquet_metadata('{outside}/x.parquet')": "no other file or address",
+        "SELECT * FROM glob('/etc/*')": "no other file or address",
+        "SELECT * FROM read_text('{home}/link.csv')": "no other file or address",
+        "SELECT * FROM read_text('{home}/notes.json')": "no other file or address",
+        "SELECT * FROM read_text('{home}/token_losses/../../secret.csv')": "no other file or address",
+        "SELECT * FROM read_parquet('https://example.org/x.parquet')": "no other file or address",
+        "SELECT * FROM read_parquet('s3://bucket/x.parquet')": "no other file or address",
+        "SELECT * FROM enable_logging('QueryLog')": "locked",
+        "SELECT * FROM enable_profiling(save_location = '{outside}/x')": "locked",
+        "SELECT * FROM sqlite_scan('{outside}/x.db', 't')": "not in the catalog",
+        "SELECT * FROM query('COPY (SELECT 1) TO ''{outside}/x.csv''')": "Expected a single SELECT",
+        "WITH w AS (INSERT INTO token_losses SELECT * FROM token_losses RETURNING 1) SELECT * FROM w": "query: ",
+        "SELECT * FROM frame": "does not exist",
+    }
+
+    @pytest.fixture(scope="class")
+    def walled(self, tmp_path_factory):
+        """A connection, its store, and the folder around it, with a secret in it and a link to that."""
+        outside = tmp_path_factory.mktemp("outside")
+        home = outside / "store"
+        log = {"step": [1, 2], "epoch": 1.0, "category": "word", "n_tokens": 1, "n_selected": 0, "mean_loss": 1.0}
+        folder = home / "curriculum/study=a/ablation=b"
+        write_table(pl.DataFrame(log), "curriculum", folder, spec_hash="s", code_version="c")
+        (outside / "secret.csv").write_text("a,b\n1,2\n")
+        (home / "link.csv").symlink_to(outside / "secret.csv")
+        (home / "notes.json").write_text("{}")
+        with connect(home) as connection:
+            yield connection, home, outside
+
+    @pytest.mark.parametrize("sql", REFUSED)
+    def test_refused_with_a_sentence(self, sql, walled):
+        connection, home, outside = walled
+        frame = pl.DataFrame({"a": [1]})  # noqa: F841 - a query must not find it by its name
+        before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+        with pytest.raises(InputError) as refusal, explained():
+            select(connection, sql.replace("{home}", str(home)).replace("{outside}", str(outside))).fetchall()
+        assert self.REFUSED[sql] in str(refusal.value)
+        assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "COPY (SELECT 1) TO '{outside}/x.csv'",
+            "ATTACH '{outside}/x.db'",
+            "INSTALL httpfs",
+            "LOAD httpfs",
+            "SET enable_external_access = true",
+            "SET threads = 1",
+            "RESET lock_configuration",
+            "PRAGMA enable_profiling",
+        ],
+    )
+    def test_the_connection_itself_has_the_wall(self, statement, walled):
+        connection, _, outside = walled
+        with pytest.raises(duckdb.Error, match="disabled|locked"):
+            connection.execute(statement.replace("{outside}", str(outside)))
+
+    def test_what_a_select_may_do(self, connection):
+        for sql in (
+            "FROM token_losses LIMIT 1",
+            "DESCRIBE token_losses",
+            "SUMMARIZE evaluations",
+            "SHOW TABLES",
+            "WITH a AS (SELECT 1 AS x) SELECT * FROM a -- a comment",
+            "VALUES (1), (2);",
+        ):
+            assert select(connection, sql).fetchall()
+
+    def test_a_wrong_name_is_answered_with_the_nearest(self, connection):
+        with pytest.raises(InputError, match=r'(?s)column "los" not found.*"loss"'):
+            select(connection, "SELECT los FROM token_losses")
+        with pytest.raises(InputError, match=r'(?s)token_loses does not exist.*"token_losses"'):
+            select(connection, "SELECT * FROM token_loses")
+
+    def test_a_stopped_query_is_no_error(self, connection):
+        forever = (
+            "SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b WHERE (a.range + b.range) % 7 = 3"
+        )
+        stop = threading.Timer(0.3, connection.interrupt)
+        stop.start()
+        with pytest.raises(KeyboardInterrupt), explained():
+            select(connection, forever).fetchall()
+        stop.join()
+
+    def test_a_frame_of_ones_own_comes_in_by_name(self, home):
+        with connect(home) as connection:
+            connection.register("mine", pl.DataFrame({"example_id": ["toy/003"]}).to_arrow())
+            joined = select(connection, "SELECT count(*) FROM token_losses JOIN mine USING (example_id)")
+            assert joined.fetchall() == [(len(STUDIES) * LENGTH,)]

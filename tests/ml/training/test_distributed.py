@@ -1,0 +1,80 @@
+"""Two gloo processes under accelerate's DDP train as one process does."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.ml.training.test_trainer import MLE, PAPER, setup
+from tests.support.paths import ROOT
+from tests.support.reporter import Silent
+from tests.support.tiny_models import tiny_peft
+from tokenuq_ml.training.trainer import train
+
+ABLATIONS = {"mle": MLE, "paper": PAPER}
+
+
+def train_here(ablation: str, micro: int, folder: Path) -> None:
+    """One process's part; what it leaves in `folder` is rank 0's."""
+    model = tiny_peft(trained=True)
+    recorder = train(model, setup(ABLATIONS[ablation], micro), folder / "work", Silent(), "x")
+    if int(os.environ.get("RANK", 0)) == 0:
+        recorder.save(folder)
+        model.save_pretrained(folder)
+
+
+def launch(ablation: str, micro: int, folder: Path, ranks: int = 2) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(ranks):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        }
+        command = [sys.executable, __file__, ablation, str(micro), str(folder)]
+        children.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for child in children:
+        _, errors = child.communicate(timeout=240)
+        assert child.returncode == 0, errors[-3000:]
+
+
+@pytest.mark.parametrize("ablation, micro", [("mle", 1), ("paper", 2)])
+def test_two_ranks_train_as_one(ablation, micro, tmp_path):
+    """Eleven examples in batches of four: the last batch leaves the second rank less than the first.
+
+    One quantile and one division over both ranks: same losses, same selections, same adapter.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    train_here(ablation, 4, one)
+    launch(ablation, micro, two)
+    logs = [pl.read_parquet(folder / "training_log.parquet") for folder in (one, two)]
+    assert logs[1]["loss"][0] == pytest.approx(logs[0]["loss"][0], rel=1e-6)
+    for column in ("loss", "grad_norm", "mle_loss", "selected_share", "tokens"):
+        torch.testing.assert_close(*(torch.tensor(log[column].to_list()) for log in logs), rtol=1e-4, atol=1e-5)
+    keys = ["step", "example_id", "position"]
+    rows = [pl.read_parquet(folder / "selections.parquet").sort(keys).drop("loss") for folder in (one, two)]
+    assert rows[0].filter(pl.col("step") == 1).equals(rows[1].filter(pl.col("step") == 1))
+    assert rows[0].select(keys).equals(rows[1].select(keys))
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    train_here(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,166 @@
+"""Sources of the teacher's distributions: online, cached, and what a cache refuses."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+from tokenuq_ml.config import DistillSpec
+from tokenuq_ml.data.batching import collate
+from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
+from tokenuq_ml.kernels.training_loss import Weights, training_loss
+from tokenuq_ml.models.adapters import attach_adapter, use_adapter
+from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.training.teacher import (
+    HIDDEN_FILE,
+    CachedTeacher,
+    OnlineTeacher,
+    SeparateTeacher,
+    TeacherCache,
+    cache_bytes,
+    go_online,
+    why_online,
+)
+
+FORWARD = DistillSpec()
+DIGESTS = {"dataset_digest": "d", "teacher_digest": "t"}
+
+
+def store(folder, model, rows, adapter="default"):
+    online = OnlineTeacher(adapter, FLOAT32)
+    with TeacherCache(folder, rows, head_of(model), **DIGESTS) as cache:
+        # In an order other than that of the file.
+        for example in rows[::-1]:
+            cache.put(example.example_id, online.states(model, collate([example])).hidden_ND)
+    return online
+
+
+def test_the_teacher_stays_frozen_and_the_student_trainable(tmp_path):
+    """Trap 3: PEFT's set_adapter makes the newcomer trainable and freezes the student."""
+    tiny_peft(seed=5).save_pretrained(tmp_path)
+    model = tiny_peft()
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    attach_adapter(model, tmp_path, "teacher")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before
+    OnlineTeacher("teacher", FLOAT32).states(model, collate(examples(2)))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before
+    assert model.active_adapter == "default"
+
+
+def test_a_frozen_adapter_stays_frozen(tmp_path):
+    tiny_peft(seed=5).save_pretrained(tmp_path)
+    model = attach_adapter(tiny_model(), tmp_path, "teacher")
+    with use_adapter(model, "teacher"):
+        pass
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_online_teacher_is_the_stored_adapter_without_dropout(tmp_path):
+    alone = tiny_peft(seed=5)
+    alone.save_pretrained(tmp_path)
+    model = attach_adapter(tiny_peft(dropout=0.5).train(), tmp_path, "teacher")
+    batch = collate(examples(3))
+    with use_adapter(alone, "default"):
+        expected = batch.predicting(alone.get_base_model().model(batch.input_ids_BT).last_hidden_state)
+    torch.testing.assert_close(OnlineTeacher("teacher", FLOAT32).states(model, batch).hidden_ND, expected)
+    assert model.training
+
+
+def test_cached_states_equal_online_within_bfloat16(tmp_path):
+    rows, model = examples(5), tiny_peft()
+    online = store(tmp_path, model, rows)
+    cached = CachedTeacher(tmp_path, "cpu", **DIGESTS)
+    batch = collate([rows[3], rows[1], rows[4]])
+    stored, expected = cached.states(model, batch).hidden_ND, online.states(model, batch).hidden_ND
+    torch.testing.assert_close(stored.float(), expected, rtol=2**-8, atol=1e-3)
+    every = Weights(torch.zeros(batch.tokens), torch.ones(batch.tokens))
+    for distil in (None, FORWARD):
+        states = CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=distil).states(model, batch)
+        assert training_loss(expected, head_of(model), batch.label_N, every, states).divergence_N.max() < 0.01
+    # Against another's states it is far from it: the bound could be missed.
+    other = TeacherStates(expected.roll(1, 0))
+    assert training_loss(expected, head_of(model), batch.label_N, every, other).divergence_N.max() > 0.1
+
+
+def test_cached_mean_embeddings_equal_online(tmp_path):
+    rows, model = examples(5), tiny_peft()
+    online = store(tmp_path, model, rows)
+    cached = CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=FORWARD)
+    batch = collate([rows[3], rows[1], rows[4]])
+    hidden = online.states(model, batch).hidden_ND
+    expected = mean_embeddings(hidden, head_of(model)).states(hidden)
+    got = cached.states(model, batch)
+    torch.testing.assert_close(got.mean_ND, expected.mean_ND)
+    torch.testing.assert_close(got.offset_N, expected.offset_N)
+
+
+@pytest.mark.parametrize(
+    "distil, form",
+    [
+        (FORWARD, "mean_embeddings"),
+        (DistillSpec(divergence="reverse_kl"), "hidden_states"),
+        (DistillSpec(temperature=2.0), "hidden_states"),
+        (None, "hidden_states"),
+    ],
+)
+def test_mean_embeddings_serve_only_what_they_can(tmp_path, distil, form):
+    store(tmp_path, tiny_peft(), examples(2))
+    assert CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=distil).form == form
+
+
+def test_a_soft_capped_head_has_hidden_states_alone(tmp_path):
+    store(tmp_path, tiny_peft("gemma2"), examples(2))
+    assert set(load_file(tmp_path / HIDDEN_FILE)) == {"hidden_ND"}
+    assert CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=FORWARD).form == "hidden_states"
+
+
+def test_the_file_is_plain_safetensors_in_the_order_of_ids(tmp_path):
+    rows, model = examples(4), tiny_peft()
+    online = store(tmp_path, model, rows)
+    tensors = load_file(tmp_path / HIDDEN_FILE)
+    expected = torch.cat([online.states(model, collate([row])).hidden_ND for row in rows])
+    assert torch.equal(tensors["hidden_ND"], expected.bfloat16())
+    assert tensors["mean_ND"].shape == expected.shape and tensors["offset_N"].shape == expected.shape[:1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_the_size_of_a_cache_is_known_before(tmp_path, kind):
+    rows, model = examples(4), tiny_peft(kind)
+    store(tmp_path, model, rows)
+    stored = load_file(tmp_path / HIDDEN_FILE).values()
+    expected = sum(tensor.numel() * tensor.element_size() for tensor in stored)
+    assert cache_bytes(sum(len(row.positions) for row in rows), head_of(model)) == expected
+    assert why_online(tmp_path) is None
+
+
+def test_a_folder_without_a_cache_says_why(tmp_path):
+    why = go_online(tmp_path / "new", 72_500_000_000, 50_000_000_000)
+    assert why == why_online(tmp_path / "new") == "72.5 GB is above the budget of 50 GB"
+
+
+@pytest.mark.parametrize("what", ["dataset", "teacher"])
+def test_a_cache_of_another_origin_is_refused(tmp_path, what):
+    store(tmp_path, tiny_peft(), examples(2))
+    with pytest.raises(ValueError, match=f"holds states for {what} .*materialise teacher_hidden again"):
+        CachedTeacher(tmp_path, "cpu", **{**DIGESTS, f"{what}_digest": "other"})
+
+
+def test_an_unfinished_cache_takes_no_name(tmp_path):
+    rows, model = examples(2), tiny_peft()
+    with (
+        pytest.raises(ValueError, match="no states of 2 examples"),
+        TeacherCache(tmp_path, rows, head_of(model), **DIGESTS),
+    ):
+        pass
+    with pytest.raises(KeyError), TeacherCache(tmp_path, rows, head_of(model), **DIGESTS) as cache:
+        cache.put("another", torch.zeros(1, 32))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_separate_teacher_has_its_own_head():
+    other = tiny_model(seed=3)
+    batch = collate(examples(2))
+    teacher = SeparateTeacher(other)
+    expected = batch.predicting(other.model(batch.input_ids_BT).last_hidden_state)
+    torch.testing.assert_close(teacher.states(None, batch).hidden_ND, expected)
+    assert teacher.head.weight_VD is other.lm_head.weight

@@ -1,0 +1,44 @@
+"""Columns of the token tables in the order of a batch, and tables that do not fit refused."""
+
+import polars as pl
+import pytest
+import torch
+
+from tests.support.tiny_models import examples
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.training.token_columns import TokenColumns
+
+ROWS = examples(4)
+
+
+def table():
+    keys = [(row.example_id, position) for row in ROWS for position in row.positions]
+    return pl.DataFrame(
+        {
+            "example_id": [name for name, _ in keys],
+            "position": pl.Series([position for _, position in keys], dtype=pl.Int32),
+            "loss": pl.Series(range(len(keys)), dtype=pl.Float32),
+            "category": ["number", "word"] * (len(keys) // 2) + ["code"] * (len(keys) % 2),
+        }
+    )
+
+
+def test_values_follow_the_batch():
+    shuffled = table().sample(fraction=1.0, shuffle=True, seed=1)
+    columns = TokenColumns(["teacher_loss", "category"], {"token_losses": shuffled}, ROWS)
+    got = columns.of([ROWS[2], ROWS[0]])
+    wanted = pl.concat([table().filter(pl.col("example_id") == ROWS[i].example_id) for i in (2, 0)])
+    assert got["teacher_loss"].tolist() == wanted["loss"].to_list()
+    from tokenuq_ml.data.token_categories import CATEGORIES
+
+    assert [CATEGORIES[code] for code in got["category"]] == wanted["category"].to_list()
+    assert columns.teacher_mean == pytest.approx(table()["loss"].mean())
+    assert columns.of([])["teacher_loss"].shape == torch.Size([0])
+
+
+def test_a_table_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"token_losses.loss: 1 of \d+ response tokens .* have no row, e.g. toy/"):
+        TokenColumns(["teacher_loss"], {"token_losses": table()[1:]}, ROWS)
+    double = pl.concat([table(), table()[:1]])
+    with pytest.raises(InputError, match="1 have several; materialise token_losses again"):
+        TokenColumns(["teacher_loss"], {"token_losses": double}, ROWS)

@@ -1,0 +1,169 @@
+"""The objective as a mixin over a user's own Trainer: its data, its collator, its loop."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from tests.ml.training.test_trainer import MASKED, MLE, PAPER, plain_objective
+from tests.support.tiny_models import examples, tiny_model, tiny_peft
+from tokenuq_ml import SeparateTeacher, TokenObjective
+from tokenuq_ml.data.batching import collate
+from tokenuq_ml.errors import InputError
+
+
+class Mine(TokenObjective, Trainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.losses = []
+
+    def training_step(self, *args, **kwargs):
+        self.losses.append(super().training_step(*args, **kwargs).item())
+        return torch.tensor(self.losses[-1])
+
+
+def rows(count=8):
+    masked = lambda e: [t if m else -100 for t, m in zip(e.input_ids, e.response_mask, strict=True)]  # noqa: E731
+    return [{"input_ids": e.input_ids, "labels": masked(e)} for e in examples(count)]
+
+
+def collator(side):
+    """As users' collators are: padded with pad id and -100, an attention mask beside."""
+
+    def join(batch):
+        longest = max(len(row["input_ids"]) for row in batch)
+
+        def padded(values, fill):
+            gap = [fill] * (longest - len(values))
+            return gap + values if side == "left" else values + gap
+
+        return {
+            "input_ids": torch.tensor([padded(row["input_ids"], 2) for row in batch]),
+            "labels": torch.tensor([padded(row["labels"], -100) for row in batch]),
+            "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in batch]),
+        }
+
+    return join
+
+
+def trainer_of(folder, model, ablation, micro=8, side="right", **kwargs):
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=8 // micro,
+        max_steps=1,
+        learning_rate=1e-2,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+    )
+    return Mine(
+        model=model, args=arguments, train_dataset=rows(), data_collator=collator(side), ablation=ablation, **kwargs
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("ablation", [MLE, MASKED, PAPER], ids=lambda a: a.name)
+def test_the_loss_is_the_objective_of_the_batch(ablation, side, tmp_path):
+    trainer = trainer_of(tmp_path, tiny_peft(), ablation, side=side)
+    trainer.train()
+    expected = plain_objective(tiny_peft(), collate(examples(8)), ablation).item()
+    assert trainer.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("ablation", [MLE, PAPER], ids=lambda a: a.name)
+def test_micro_batches_change_nothing(ablation, tmp_path):
+    whole, split = trainer_of(tmp_path, tiny_peft(), ablation), trainer_of(tmp_path, tiny_peft(), ablation, micro=2)
+    whole.train(), split.train()
+    assert sum(split.losses) == pytest.approx(whole.losses[0], rel=1e-5)
+    assert whole.selection_seconds == 0
+    assert (split.selection_seconds > 0) == (ablation is PAPER)
+    for ours, theirs in zip(whole.model.parameters(), split.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_dict_says_the_ablation_as_the_yaml_does(tmp_path):
+    said = {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}
+    trainer = trainer_of(tmp_path, tiny_peft(), said)
+    trainer.train()
+    expected = plain_objective(tiny_peft(), collate(examples(8)), PAPER).item()
+    assert trainer.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_all_parameters_may_be_trained_with_a_teacher_of_its_own(tmp_path):
+    """No adapter, a trainable head: gradients reach it, and the teacher keeps its own."""
+    student, teacher = tiny_model(seed=1).requires_grad_(True), tiny_model(seed=2)
+    batch = collate(examples(8))
+    logits = student(batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
+    other = teacher(batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
+    kl = torch.nn.functional.kl_div(logits.log_softmax(-1), other.log_softmax(-1), log_target=True, reduction="none")
+    expected = kl.sum() / batch.tokens
+    expected.backward()
+    reference = {name: p.grad.clone() for name, p in student.named_parameters()}
+    student.zero_grad()
+    grads = {}
+    ablation = {"select": "all", "selected": {"distill": {}}}
+    trainer = trainer_of(tmp_path, student, ablation, teacher=SeparateTeacher(teacher))
+    trainer.args.max_grad_norm = 0
+    step = Trainer.training_step
+
+    def kept(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        grads.update({name: p.grad.clone() for name, p in student.named_parameters()})
+        return loss
+
+    Trainer.training_step = kept
+    try:
+        trainer.train()
+    finally:
+        Trainer.training_step = step
+    assert trainer.losses[0] == pytest.approx(expected.item(), rel=1e-4)
+    for name, grad in reference.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_distilling_without_any_teacher_is_refused(tmp_path):
+    with pytest.raises(InputError, match="pass teacher=SeparateTeacher"):
+        trainer_of(tmp_path, tiny_model().requires_grad_(True), PAPER)
+
+
+def test_evaluation_stays_the_trainers_own(tmp_path):
+    trainer = trainer_of(tmp_path, tiny_peft(), PAPER)
+    trainer.eval_dataset = rows()
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    assert loss > 0 and loss != pytest.approx(trainer.losses[0])
+
+
+def test_trl_sft_trainer_takes_it(tmp_path):
+    """Where TRL is installed (extra `bench`): SFTTrainer's own data handling, our objective."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    from tests.support.tiny import tiny_tokenizer
+
+    class Sft(TokenObjective, trl.SFTTrainer):
+        pass
+
+    ids = [{"input_ids": e.input_ids, "completion_mask": [int(m) for m in e.response_mask]} for e in examples(8)]
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        max_steps=1,
+        bf16=False,
+        completion_only_loss=True,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+    )
+    trainer = Sft(
+        model=tiny_peft(),
+        args=arguments,
+        train_dataset=Dataset.from_list(ids),
+        processing_class=tiny_tokenizer(),
+        ablation=PAPER,
+    )
+    result = trainer.train()
+    expected = plain_objective(tiny_peft(), collate(examples(8)), PAPER).item()
+    assert result.training_loss == pytest.approx(expected, rel=1e-3)

@@ -1,0 +1,248 @@
+"""Schedules, sensors and automation, tick by tick on an instance of their own."""
+
+import json
+import os
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run_iterator
+
+from tests.support.toy_pipeline import STUDY, Toy, config_with
+from tokenuq_ml.config import StudySpec
+from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.automation import reruns, schedules
+from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
+from tokenuq_pipeline.runtime.instance import PROCESS_TAG
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return Toy(tmp_path / "toy")
+
+
+class World:
+    """The toy's definitions and instance; carries run requests out as the daemon would."""
+
+    def __init__(self, toy, config, instance):
+        self.toy, self.config, self.instance = toy, config, instance
+        self.repository = toy.defs(config).get_repository_def()
+        self.defs, self.cursors, self.observed = toy.defs(config), {}, []
+
+    def schedule(self, study=STUDY):
+        context = dg.build_schedule_context(instance=self.instance, repository_def=self.repository)
+        definition = self.repository.get_schedule_def(f"{study}__rerun")
+        return definition.evaluate_tick(context)
+
+    def sensor(self, name):
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursors.get(name), repository_def=self.repository, sensor_name=name
+        )
+        tick = self.repository.get_sensor_def(name).evaluate_tick(context)
+        self.cursors[name] = tick.cursor
+        for event in tick.asset_events:
+            self.instance.report_runless_asset_event(event)
+        return tick
+
+    def carry_out(self, request):
+        """Runs what was asked for; the names of what was made."""
+        job = self.defs.resolve_job_def(request.job_name)
+        assets, checks = request.asset_selection or (), request.asset_check_keys
+        if checks is None:
+            graph = self.defs.resolve_asset_graph()
+            checks = [key for key in graph.asset_check_keys if key.asset_key in assets]
+        subset = job.get_subset(asset_selection=set(assets), asset_check_selection=set(checks))
+        run = self.instance.create_run_for_job(
+            subset, run_config=request.run_config, tags=dict(request.tags), asset_selection=frozenset(assets) or None
+        )
+        events = execute_run_iterator(InMemoryJob(subset), run, self.instance)
+        made = [event for event in events if event.event_type_value == "ASSET_MATERIALIZATION"]
+        return {event.asset_key.to_user_string() for event in made}
+
+    def until_fresh(self, request):
+        """The waves of a rerun that begins with `request`."""
+        waves = [self.carry_out(request)]
+        while True:
+            tick = self.sensor("next_wave")
+            if not tick.run_requests:
+                return waves, tick.skip_message
+            waves.append(self.carry_out(tick.run_requests[0]))
+            assert len(waves) < 10
+
+
+@pytest.fixture
+def world(toy, tmp_path):
+    with toy.instance() as instance:
+        yield World(toy, config_with(tmp_path), instance)
+
+
+def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(world):
+    (request,) = world.schedule().run_requests
+    assert request.tags["study"] == STUDY and request.tags[RERUN_TAG] == "schedule" and request.tags[WAVE_TAG] == "1"
+    waves, said = world.until_fresh(request)
+    assert len(set().union(*waves)) == 17 and said == "study: all is fresh after 1 waves"
+    tick = world.schedule()
+    assert not tick.run_requests and tick.skip_message == "study: nothing is stale"
+    assert world.sensor("next_wave").skip_message == "no rerun is under way"
+
+
+def test_a_schedule_reruns_what_is_stale_in_waves(world, tmp_path):
+    world.until_fresh(world.schedule().run_requests[0])
+    edited = World(world.toy, config_with(tmp_path, quantile=0.5), world.instance)
+    edited.cursors = world.cursors
+    waves, said = edited.until_fresh(edited.schedule().run_requests[0])
+    assert waves == [
+        {"study/top/student"},
+        {"study/top/evaluation", "study/top/curriculum", "study/ablation_report"},
+    ]
+    assert said == "study: all is fresh after 2 waves"
+
+
+def test_a_schedule_leaves_a_study_alone_that_is_being_run(world):
+    job = world.defs.resolve_job_def(STUDY)
+    run = world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
+    assert f"run {run.run_id[:8]} is under way" in world.schedule().skip_message
+
+
+def test_waves_end_where_a_run_fails(world, monkeypatch):
+    request = world.schedule().run_requests[0]
+    monkeypatch.setenv("FAKE_STAGE", json.dumps({"spoil": "token_losses"}))
+    world.carry_out(request)
+    tick = world.sensor("next_wave")
+    assert not tick.run_requests and "did not succeed; its rerun ends here" in tick.skip_message
+    assert world.sensor("next_wave").skip_message == "no rerun is under way"
+    # The next tick of the schedule takes it up: first the check that failed, alone.
+    monkeypatch.delenv("FAKE_STAGE")
+    request = world.schedule().run_requests[0]
+    assert not request.asset_selection and {key.name for key in request.asset_check_keys} >= {
+        "one_row_per_response_token"
+    }
+
+
+def test_the_next_wave_waits_for_other_runs_and_is_asked_for_once(world, tmp_path):
+    world.until_fresh(world.schedule().run_requests[0])
+    edited = World(world.toy, config_with(tmp_path, quantile=0.5), world.instance)
+    edited.cursors = world.cursors
+    edited.carry_out(edited.schedule().run_requests[0])
+    job = world.defs.resolve_job_def(STUDY)
+    other = world.instance.create_run_for_job(
+        job, tags={"study": STUDY, PROCESS_TAG: f"{os.getpid()}-0"}, status=dg.DagsterRunStatus.STARTED
+    )
+    assert edited.sensor("next_wave").skip_message == f"study: waits for run {other.run_id[:8]}"
+    world.instance.report_run_canceled(other)
+    (request,) = edited.sensor("next_wave").run_requests
+    assert request.tags[WAVE_TAG] == "2" and request.run_key.startswith("study-after-")
+    assert not edited.sensor("next_wave").run_requests
+
+
+def test_a_changed_data_file_is_asked_for_once_when_it_is_whole(world, tmp_path):
+    path = tmp_path / "extra.jsonl"
+    world.until_fresh(world.schedule().run_requests[0])
+    assert "stand still" in world.sensor("data_files").skip_message
+    assert world.sensor("data_files").skip_message == "no data file has changed"
+    with open(path, "a") as file:
+        file.write('{"rows": 2')
+    assert world.sensor("data_files").skip_message == "extra: waits until its files stand still"
+    assert world.sensor("data_files").skip_message == "extra: extra.jsonl does not end with a whole line"
+    with open(path, "a") as file:
+        file.write("}\n")
+    assert not world.sensor("data_files").run_requests
+    (request,) = world.sensor("data_files").run_requests
+    assert request.tags[RERUN_TAG] == "data file of extra" and request.run_key.startswith("extra-")
+    assert not world.sensor("data_files").run_requests
+    waves, said = world.until_fresh(request)
+    assert waves == [{"datasets/extra"}] and said == "study: all is fresh after 1 waves"
+    path.touch()
+    assert not world.sensor("data_files").run_requests and not world.sensor("data_files").run_requests
+
+
+def test_a_changed_file_that_another_run_has_read_is_not_asked_for_again(world, tmp_path):
+    path = tmp_path / "extra.jsonl"
+    world.until_fresh(world.schedule().run_requests[0])
+    world.sensor("data_files")
+    path.write_text('{"rows": 2}\n')
+    world.sensor("data_files")
+    (request,) = world.schedule().run_requests
+    job = world.defs.resolve_job_def(STUDY)
+    run = world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
+    assert world.sensor("data_files").skip_message == f"extra: waits for run {run.run_id[:8]}"
+    world.instance.report_run_canceled(run)
+    assert world.carry_out(request) == {"datasets/extra"}
+    assert world.sensor("data_files").skip_message == "no data file has changed"
+
+
+def test_the_content_before_the_last_is_asked_for_again(world, tmp_path):
+    path, keys = tmp_path / "extra.jsonl", []
+    for text in ("1\n", "2\n", "1\n"):
+        path.write_text(text)
+        world.sensor("data_files")
+        keys += [request.run_key for request in world.sensor("data_files").run_requests]
+    assert len(set(keys)) == 3
+
+
+def test_a_file_that_is_not_there_yet_is_waited_for(world, tmp_path):
+    path = tmp_path / "extra.jsonl"
+    path.unlink()
+    assert not world.sensor("data_files").run_requests
+    assert world.sensor("data_files").skip_message == "extra: no file is there"
+    path.write_text('{"rows": 1}\n')
+    world.sensor("data_files")
+    assert [key.path for key in world.sensor("data_files").run_requests[0].asset_selection] == [["datasets", "extra"]]
+
+
+def test_a_study_that_is_not_enabled_is_left_alone(toy, tmp_path):
+    config = config_with(tmp_path)
+    off = config.studies[STUDY].model_copy(update={"enabled": False, "name": "off"})
+    config.studies["off"] = StudySpec(**off.model_dump())
+    defs = toy.defs(config)
+    assert [schedule.name for schedule in defs.schedules] == ["study__rerun"]
+    assert {sensor.name for sensor in defs.sensors} == {"data_files", "next_wave", "study__automation"}
+    assert {job.name for job in defs.jobs} == {STUDY, "off"}
+    graph = defs.resolve_asset_graph()
+    assert not [
+        key for key in graph.get_all_asset_keys() if key.path[0] == "off" and graph.get(key).automation_condition
+    ]
+
+
+def test_cheap_assets_follow_their_inputs_by_themselves(world):
+    graph = world.defs.resolve_asset_graph()
+    automated = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}
+    assert automated == {"study/uncertainty_analysis", "study/ablation_report"}
+    world.until_fresh(world.schedule().run_requests[0])
+    first = dg.evaluate_automation_conditions(world.defs, world.instance)
+    assert first.total_requested == 0
+    job = world.defs.resolve_job_def(STUDY)
+    forced = [dg.AssetKey([STUDY, "mle", "evaluation"])]
+    os.environ["FAKE_STAGE"] = json.dumps({"spoil": "evaluation"})
+    try:
+        assert job.execute_in_process(instance=world.instance, asset_selection=forced).success
+    finally:
+        del os.environ["FAKE_STAGE"]
+    second = dg.evaluate_automation_conditions(world.defs, world.instance, cursor=first.cursor)
+    asked = {key.to_user_string() for key in automated_keys(second)}
+    assert asked == {"study/ablation_report"}
+    third = dg.evaluate_automation_conditions(world.defs, world.instance, cursor=second.cursor)
+    assert third.total_requested == 0
+
+
+def automated_keys(result):
+    return [evaluation.key for evaluation in result.results if not evaluation.true_subset.is_empty]
+
+
+def test_off_until_switched_on(toy, tmp_path, monkeypatch):
+    def statuses():
+        defs = toy.defs(config_with(tmp_path))
+        return {one.default_status.value for one in (*defs.schedules, *defs.sensors)}
+
+    assert statuses() == {"STOPPED"}
+    monkeypatch.setenv("TOKENUQ_AUTOMATE", "1")
+    assert statuses() == {"RUNNING"}
+
+
+def test_when_schedules_tick_is_the_environments_to_say():
+    assert schedules.cron({}) == "0 3 * * 1"
+    assert schedules.cron({"TOKENUQ_SCHEDULE": "@daily"}) == "@daily"
+    with pytest.raises(InputError, match="TOKENUQ_SCHEDULE: 'soon' is no cron expression"):
+        schedules.cron({"TOKENUQ_SCHEDULE": "soon"})
+    with pytest.raises(InputError, match="TOKENUQ_AUTOMATE: must be 0 or 1, is 'yes'"):
+        reruns.starts_running({"TOKENUQ_AUTOMATE": "yes"})

@@ -1,0 +1,109 @@
+"""The command line: waves, bad usage, the closing words, the folders it makes."""
+
+import os
+
+import pytest
+import yaml
+
+from tokenuq_pipeline import cli
+from tokenuq_pipeline.automation.staleness import ancestors, next_wave
+from tokenuq_pipeline.automation.study_runner import Made
+from tokenuq_pipeline.commands import run
+from tokenuq_pipeline.runtime import paths
+from tokenuq_pipeline.runtime.store import Store
+
+CHAIN = {"a": [], "b": ["a"], "c": ["b"], "d": ["c", "x"], "x": []}
+
+
+@pytest.mark.parametrize(
+    "stale, wave",
+    [
+        ("abcdx", "abcdx"),  # nothing there: all at once, each after its parents
+        ("a", "a"),
+        ("abc", "abc"),
+        ("ac", "a"),  # b may come out the same, or not: c waits
+        ("bd", "b"),  # c, between them, is fresh with a stale ancestor
+        ("xd", "xd"),  # one parent runs too, the other is settled
+        ("axd", "ax"),
+        ("", ""),
+    ],
+)
+def test_a_wave_holds_what_surely_has_to_run(stale, wave):
+    assert next_wave(CHAIN, stale) == set(wave)
+
+
+def test_ancestors_are_upstream_and_itself():
+    assert ancestors(CHAIN, ["c"]) == {"a", "b", "c"} and ancestors(CHAIN, []) == set()
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path / "store"))
+    return tmp_path
+
+
+def test_an_unknown_study_is_one_sentence(folders, capsys):
+    assert cli.main(["run", "--study", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: studies.yaml: no study 'nope'; there are quickstart, ")
+
+
+def test_an_unknown_ablation_is_one_sentence(folders, capsys):
+    assert cli.main(["run", "--study", "quickstart", "--ablation", "mle", "nope"]) == 2
+    assert capsys.readouterr().err == (
+        "error: studies.yaml: quickstart.ablations: has no 'nope'; it has mle, masked_mle_top25, paper_top25\n"
+    )
+
+
+def test_a_broken_configuration_is_one_sentence(folders, monkeypatch, capsys):
+    (folders / "studies.yaml").write_text("more: {model: none, dataset: gsm_symbolic, ablations: [mle]}\n")
+    monkeypatch.setenv("TOKENUQ_CONFIG", str(folders))
+    assert cli.main(["run", "--study", "more"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "more.model: 'none' is not in models.yaml" in err and err.count("\n") == 1
+
+
+def test_a_missing_configuration_folder_is_named(folders, monkeypatch, capsys):
+    monkeypatch.setenv("TOKENUQ_CONFIG", str(folders / "typo"))
+    assert cli.main(["run", "--study", "quickstart"]) == 2
+    assert "TOKENUQ_CONFIG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["walk"]])
+def test_bad_usage_ends_with_2(arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+
+
+def test_help_says_when_the_report_is_rebuilt(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    assert "report is rebuilt" in " ".join(capsys.readouterr().out.split())
+
+
+def test_dagsters_home_is_made_absolute_with_telemetry_off_and_left_alone_after(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", "here")
+    assert paths.dagster_home() == tmp_path / "here" and os.environ["DAGSTER_HOME"] == str(tmp_path / "here")
+    settings = yaml.safe_load((tmp_path / "here" / "dagster.yaml").read_text())
+    assert settings["telemetry"] == {"enabled": False} and settings["concurrency"]["pools"]["granularity"] == "op"
+    (tmp_path / "here" / "dagster.yaml").write_text("mine: 1\n")
+    paths.dagster_home()
+    assert (tmp_path / "here" / "dagster.yaml").read_text() == "mine: 1\n"
+
+
+def test_the_time_table_adds_up():
+    lines = run.time_table([Made("s/a", 61.26, 1234.0), Made("s/longer", 1.0, None)]).splitlines()
+    assert lines[1].split() == ["s/a", "61.3", "s", "1,234", "MiB"] and lines[-1].split() == ["together", "62.3", "s"]
+
+
+def test_the_reports_path_is_printed_once_there_is_one(tmp_path, capsys):
+    store = Store(tmp_path)
+    run.print_report(store, "s")
+    assert capsys.readouterr().out == ""
+    page = store.path("ablation_report/study=s/report.html")
+    page.parent.mkdir(parents=True)
+    page.touch()
+    run.print_report(store, "s")
+    assert capsys.readouterr().out == f"\nreport: {page}\n"

@@ -1,0 +1,149 @@
+"""`tokenuq plan`: fresh stages count as nothing, what is not known is said so, the text and the JSON."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+from tests.support.toy_pipeline import STUDY, Toy, toy_config
+from tokenuq_ml.config import ModelSpec
+from tokenuq_ml.costs.planner import Machine
+from tokenuq_ml.errors import InputError
+from tokenuq_pipeline import cli
+from tokenuq_pipeline.commands import plan, status
+from tokenuq_pipeline.commands import run as run_command
+
+MACHINE = Machine(1e9, "cpu", "bfloat16", 2, "test", 512)
+SIZES = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+SIZES |= {"num_attention_heads": 4, "vocab_size": 97, "dtype": "bfloat16"}
+
+
+def sized_config(**study):
+    config = toy_config(**study)
+    config.models["tiny"] = ModelSpec(name="tiny", source="path", path="/nowhere", config=SIZES)
+    return config
+
+
+def planned(toy, config, measure=lambda *_: MACHINE):
+    with toy.instance() as instance:
+        rows = status.status_rows(toy.defs(config), config, [STUDY], instance, toy.store)
+        states = {row["asset"]: plan.STATES.get(row["state"], row["state"]) for row in rows}
+        return plan.make_plan(config, STUDY, states, toy.store, measure)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return Toy(tmp_path)
+
+
+def by_name(made):
+    return {row["asset"]: row for row in made.stages}
+
+
+def test_of_an_empty_store_all_is_planned_and_adds_up(toy):
+    made = planned(toy, sized_config())
+    rows = by_name(made)
+    assert {"models/tiny", "datasets/toy", f"{STUDY}/top/student", f"{STUDY}/ablation_report"} < set(rows)
+    assert all(row["state"] == "missing" for row in rows.values())
+    assert made.totals["flop"] == sum(row["flop"] for row in rows.values()) > 0
+    assert made.totals["seconds"] == pytest.approx(sum(row["seconds"] for row in rows.values()))
+    largest = rows[made.totals["largest"]]
+    assert all(sum(row["memory"].values()) <= sum(largest["memory"].values()) for row in rows.values())
+    # One process makes a student, its evaluation and its curriculum: it starts once.
+    assert rows[f"{STUDY}/mle/student"]["seconds"] > 10 > rows[f"{STUDY}/mle/evaluation"]["seconds"]
+    assert [source["name"] for source in made.sources][:1] == ["tiny"] and not made.sources[0]["ready"]
+
+
+def test_what_is_fresh_counts_as_nothing(toy):
+    config = sized_config()
+    with toy.instance() as instance:
+        assert run_command.run_study(toy.defs(config), config, STUDY, [], instance, toy.store) == 0
+
+    def never(*_):
+        raise AssertionError("nothing to compute, and the machine is measured")
+
+    made = planned(toy, config, never)
+    assert made.totals["stages"] == 0 and made.totals["flop"] == 0
+    assert "up to date: nothing to compute" in plan.as_text(made, 10**12)
+    # Another quantile: one student is stale, what is made of it may follow, and nothing else.
+    edited = sized_config(quantile=0.5)
+    rows = by_name(planned(toy, edited))
+    assert rows[f"{STUDY}/top/student"]["state"] == "stale" and rows[f"{STUDY}/top/student"]["flop"] > 0
+    assert rows[f"{STUDY}/top/evaluation"]["state"] == "may follow"
+    still = {"baseline_teacher", "token_losses", "mle/student", "mle/evaluation"}
+    assert all(rows[f"{STUDY}/{name}"]["state"] == "fresh" and not rows[f"{STUDY}/{name}"]["flop"] for name in still)
+
+
+def test_without_a_config_sizes_are_said_not_to_be_known(toy):
+    made = planned(toy, toy_config())
+    text = plan.as_text(made, 10**12)
+    assert made.machine is None and made.totals["flop"] is None and made.totals["tokens"] > 0
+    assert "sizes of tiny: not known until its config can be read" in text and "  ?" in text
+
+
+def test_the_text_warns_of_disk_and_memory(toy):
+    made = planned(toy, sized_config())
+    assert "too little" not in plan.as_text(made, 10**12) and ": too little" in plan.as_text(made, 10)
+    made.totals["memory"] = {"weights": 2**60}
+    assert "This machine has" in plan.as_text(made, 10**12)
+
+
+def test_the_command_writes_json_and_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path / "store"))
+    monkeypatch.setattr(plan, "measure_machine", lambda *_: MACHINE)
+    for variable in ("TOKENUQ_ALPACA", "TOKENUQ_GSM8K"):
+        monkeypatch.delenv(variable, raising=False)
+    assert cli.main(["plan", "--study", "alpaca_gemma_2_2b", "--format", "json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["parameters"] == pytest.approx(2.614e9, rel=1e-3) and made["machine"]["precision"] == "bfloat16"
+    assert {"asset", "state", "tokens", "flop", "seconds", "disk", "memory", "passing_disk"} == set(made["stages"][0])
+    assert not {source["name"]: source["ready"] for source in made["sources"]}["gemma_2_2b"]
+    assert cli.main(["plan", "--study", "alpaca_gemma_2_2b"]) == 0
+    text = capsys.readouterr().out
+    assert "HF_HUB_OFFLINE" in text and "Assumptions" in text and "Largest process: " in text
+    assert not (tmp_path / "store" / "models").exists()
+    assert cli.main(["plan", "--study", "nope"]) == 2
+
+
+def test_a_failing_measurement_is_one_sentence(monkeypatch):
+    from tokenuq_ml.costs.flops import Architecture
+
+    monkeypatch.setattr(plan.sys, "executable", "/bin/false")
+    with pytest.raises(InputError, match="could not be measured: exit code 1"):
+        plan.measure_machine(Architecture.from_config(SIZES), "auto")
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(0.4, "0 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h"), (172_800, "2.0 days")]
+)
+def test_durations(seconds, words):
+    assert plan.duration(seconds) == words
+
+
+def test_sizes_on_disk():
+    assert [plan.disk(size) for size in (1500, 2e6, 3e9)] == ["1.5 kB", "2.0 MB", "3.0 GB"]
+
+
+def test_new_studies_leave_quickstart_as_it_was(tmp_path, monkeypatch):
+    """Its versions are those of a configuration that holds nothing else."""
+    import shutil
+
+    from tokenuq_ml.config.load import load_config
+    from tokenuq_pipeline.assets.graph import stage_groups
+
+    shipped = ROOT / "config"
+    shutil.copytree(shipped, tmp_path / "config")
+    studies = yaml.safe_load((shipped / "studies.yaml").read_text())
+    (tmp_path / "config" / "studies.yaml").write_text(yaml.safe_dump({"quickstart": studies["quickstart"]}))
+    models = yaml.safe_load((shipped / "models.yaml").read_text())
+    del models["smollm2_135m"]["config"]
+    (tmp_path / "config" / "models.yaml").write_text(yaml.safe_dump({"smollm2_135m": models["smollm2_135m"]}))
+
+    def versions(folder):
+        assets = [asset for _, _, group in stage_groups(load_config(folder)) for asset in group]
+        return {asset.name: asset.code_version for asset in assets}
+
+    alone = versions(tmp_path / "config")
+    assert alone.items() <= versions(shipped).items() and "quickstart/paper_top25/student" in alone

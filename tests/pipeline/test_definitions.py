@@ -1,0 +1,299 @@
+"""The asset graph as DESIGN section 3 has it: keys, dependencies, groups, versions, schemas, jobs."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+from tests.support.toy_pipeline import STUDY, toy_config
+from tokenuq_ml.config import AblationSpec, DistillSpec, EvaluationSpec, IfEvalSpec, ObjectiveSpec
+from tokenuq_ml.config.load import load_config
+from tokenuq_ml.stages.versions import code_version, study_fields
+from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.definitions import build_defs
+
+CHECKOUT = ROOT
+DEPS = {
+    "models/tiny": "",
+    "datasets/toy": "",
+    "files/extra": "",
+    "datasets/extra": "files/extra",
+    "study/tokenized_dataset": "datasets/extra datasets/toy models/tiny",
+    "study/baseline_teacher": "models/tiny study/tokenized_dataset",
+    "study/token_losses": "models/tiny study/baseline_teacher study/tokenized_dataset",
+    "study/teacher_hidden": "models/tiny study/baseline_teacher study/tokenized_dataset",
+    "study/token_uncertainty": "models/tiny study/baseline_teacher study/tokenized_dataset",
+    "study/reference_evaluation": "models/tiny study/baseline_teacher study/tokenized_dataset",
+    "study/uncertainty_analysis": "study/token_losses study/token_uncertainty",
+    "study/mle/student": "models/tiny study/tokenized_dataset",
+    "study/mle/curriculum": "models/tiny study/mle/student study/token_losses study/tokenized_dataset",
+    "study/mle/evaluation": "models/tiny study/mle/student study/token_losses study/tokenized_dataset",
+    "study/top/student": "models/tiny study/baseline_teacher study/teacher_hidden study/tokenized_dataset",
+    "study/top/curriculum": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
+    "study/top/evaluation": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
+    "study/ablation_report": "datasets/extra datasets/toy models/tiny study/baseline_teacher study/mle/curriculum "
+    "study/mle/evaluation study/mle/student study/reference_evaluation study/token_losses "
+    "study/token_uncertainty study/tokenized_dataset study/top/curriculum "
+    "study/top/evaluation study/top/student study/uncertainty_analysis",
+}
+
+
+def specs(config, home):
+    return {spec.key.to_user_string(): spec for spec in build_defs(config, home).resolve_all_asset_specs()}
+
+
+def deps_of(spec):
+    return " ".join(sorted(dep.asset_key.to_user_string() for dep in spec.deps))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return specs(toy_config(), tmp_path_factory.mktemp("home"))
+
+
+def test_keys_and_dependencies(toy):
+    assert {key: deps_of(spec) for key, spec in toy.items()} == DEPS
+
+
+def test_groups_tags_and_no_owners(toy):
+    assert toy["models/tiny"].group_name == "models" and toy["datasets/toy"].group_name == "datasets"
+    assert toy["study/token_losses"].group_name == "study" and toy["study/top/student"].group_name == "study__top"
+    assert toy["study/top/student"].tags.items() >= {"study": "study", "ablation": "top"}.items()
+    assert not any(list(spec.owners) for spec in toy.values())
+
+
+def test_each_asset_says_what_it_is(toy):
+    for key, spec in toy.items():
+        assert spec.description and spec.kinds & {"python", "file"}, key
+    for key, table in {
+        "datasets/toy": "examples",
+        "study/token_losses": "token_losses",
+        "study/top/evaluation": "evaluations",
+        "study/top/student": "training_log",
+    }.items():
+        columns = toy[key].metadata["dagster/column_schema"].columns
+        assert [column.name for column in columns] == list(TABLES[table].columns)
+        assert all(column.description for column in columns)
+    assert "selections_columns" in toy["study/top/student"].metadata
+
+
+def test_code_versions_are_the_stages_own(toy):
+    config = toy_config()
+    expected = code_version("token_losses", study_fields(config, config.studies[STUDY], "token_losses"))
+    assert toy["study/token_losses"].code_version == expected
+
+
+def test_a_changed_quantile_changes_one_student_and_the_report(toy, tmp_path):
+    changed = specs(toy_config(quantile=0.5), tmp_path)
+    assert {key for key in toy if toy[key].code_version != changed[key].code_version} == {
+        "study/top/student",
+        "study/ablation_report",
+    }
+
+
+@pytest.mark.parametrize(
+    "ablation, states, expected",
+    [
+        ({"rest": {"distill": {"teacher": "baseline"}}}, "online", "study/baseline_teacher"),
+        ({"rest": {"distill": {"teacher": "base"}}}, "cached", ""),
+        ({"rest": "none", "scope": "dataset"}, "cached", "study/token_losses"),
+    ],
+)
+def test_a_student_depends_on_what_it_uses(tmp_path, ablation, states, expected):
+    config = toy_config(teacher_states=states)
+    spec = AblationSpec(
+        name="top", select={"by": "loss", "quantile": 0.5, "scope": ablation.pop("scope", "batch")}, **ablation
+    )
+    config.ablations["top"] = spec
+    deps = deps_of(specs(config, tmp_path)["study/top/student"]).split()
+    assert set(deps) - {"models/tiny", "study/tokenized_dataset"} == set(expected.split())
+
+
+def test_distilling_the_selected_tokens_needs_the_teacher_too(tmp_path):
+    config = toy_config()
+    config.ablations["mle"] = AblationSpec(
+        name="mle", select="all", selected=ObjectiveSpec(kind="distill", distill=DistillSpec())
+    )
+    assert "study/teacher_hidden" in deps_of(specs(config, tmp_path)["study/mle/student"])
+
+
+def test_ifeval_prompts_are_a_dependency_of_the_evaluations(tmp_path):
+    config = toy_config(evaluation=EvaluationSpec(ifeval=IfEvalSpec(dataset="extra")))
+    found = specs(config, tmp_path)
+    for key in ("study/reference_evaluation", "study/top/evaluation"):
+        assert "datasets/extra" in deps_of(found[key])
+    assets = {asset.name: asset for _, _, group in stage_groups(config) for asset in group}
+    assert "generations" in assets["study/top/evaluation"].outputs
+    assert {"generations_base", "generations_teacher"} < set(assets["study/reference_evaluation"].outputs)
+    assert "examples/extra" in assets["study/reference_evaluation"].inputs
+
+
+def test_a_study_lists_its_evaluations(tmp_path):
+    """Each brings its dataset, its table and, where a model judges, that model and a check of the judge."""
+    evaluation = EvaluationSpec(
+        gsm8k={"dataset": "toy", "fewshot_dataset": "extra"},
+        alpaca_eval={"dataset": "extra", "judge": {"local_model": "judge"}},
+    )
+    config = toy_config(evaluation=evaluation)
+    config.models["judge"] = config.models["tiny"].model_copy(update={"name": "judge"})
+    defs, found = build_defs(config, tmp_path), specs(config, tmp_path)
+    assets = {asset.name: asset for _, _, group in stage_groups(config) for asset in group}
+    answered = {"gsm8k_answers", "alpaca_eval_verdicts"}
+    for key, suffixes in (("study/reference_evaluation", ("_base", "_teacher")), ("study/top/evaluation", ("",))):
+        assert {"datasets/toy", "datasets/extra", "models/judge"} <= set(deps_of(found[key]).split())
+        assert {f"{table}{suffix}" for table in answered for suffix in suffixes} < set(assets[key].outputs)
+        assert "generations" not in {output.split("_")[0] for output in assets[key].outputs}
+        assert assets[key].inputs["judge"] == "models/judge"
+        check = dg.AssetCheckKey(dg.AssetKey(key.split("/")), "judge_is_consistent")
+        assert not defs.resolve_asset_graph().get_check_spec(check).blocking
+    job = defs.resolve_job_def("study")
+    assert dg.AssetKey(["models", "judge"]) in job.asset_layer.executable_asset_keys
+    # What makes no interval is no matter of the correlations.
+    assert assets["study/uncertainty_analysis"].fields["evaluation"] == EvaluationSpec().interval_fields()
+
+
+def test_places_are_those_of_the_contract():
+    assets = {asset.name: asset for _, _, group in stage_groups(toy_config()) for asset in group}
+    assert assets["models/tiny"].outputs == {"weights": "models/tiny"}
+    assert assets["study/baseline_teacher"].outputs == {
+        "adapter": "baseline_teacher/study=study/adapter",
+        "training_log": "training_log/study=study/ablation=teacher",
+        "plots": "plots/study=study/ablation=teacher/stage=baseline_teacher",
+    }
+    assert assets["study/reference_evaluation"].outputs == {
+        "evaluations_base": "evaluations/study=study/ablation=base",
+        "evaluations_teacher": "evaluations/study=study/ablation=teacher",
+        "evaluation_examples_base": "evaluation_examples/study=study/ablation=base",
+        "evaluation_examples_teacher": "evaluation_examples/study=study/ablation=teacher",
+        "evaluation_tokens_base": "evaluation_tokens/study=study/ablation=base",
+        "evaluation_tokens_teacher": "evaluation_tokens/study=study/ablation=teacher",
+        "plots": "plots/study=study/stage=reference_evaluation",
+    }
+    assert assets["study/top/student"].outputs == {
+        "adapter": "student/study=study/ablation=top/adapter",
+        "snapshots": "student/study=study/ablation=top/snapshots",
+        "selections": "selections/study=study/ablation=top",
+        "training_log": "training_log/study=study/ablation=top",
+        "plots": "plots/study=study/ablation=top/stage=student",
+        "costs": "costs/study=study/ablation=top",
+    }
+    assert assets["study/ablation_report"].outputs == {"report": "ablation_report/study=study"}
+    inputs = {"evaluations/base", "evaluations/teacher", "training_log/teacher", "selections/mle", "examples/toy"}
+    inputs |= {"evaluation_examples/base", "evaluation_examples/teacher", "evaluation_examples/mle"}
+    assert inputs < set(assets["study/ablation_report"].inputs)
+
+
+def test_no_two_outputs_share_a_place():
+    config = load_config(CHECKOUT / "config")
+    places = [place for _, _, group in stage_groups(config) for asset in group for place in asset.outputs.values()]
+    assert len(places) == len(set(places))
+
+
+def test_one_job_a_study_with_all_that_it_needs(tmp_path):
+    defs = build_defs(toy_config(), tmp_path)
+    job = defs.resolve_job_def(STUDY)
+    assert {key.to_user_string() for key in job.asset_layer.selected_asset_keys} == set(DEPS)
+    checks = {f"{key.asset_key.to_user_string()}:{key.name}" for key in job.asset_layer.asset_graph.asset_check_keys}
+    assert {
+        "study/token_losses:one_row_per_response_token",
+        "study/top/student:selected_share",
+        "datasets/toy:no_question_in_two_splits",
+        "study/top/evaluation:ood_kept",
+    } < checks
+    assert job.executor_def is dg.in_process_executor
+
+
+def test_one_op_a_child_process(tmp_path):
+    """Were the blocking checks to split an op, each part would start a torch process of its own."""
+    job = build_defs(toy_config(), tmp_path).resolve_job_def(STUDY)
+    ops = {node.name for node in job.nodes if not set(node.output_dict) <= {"asset_check"}}
+    assert {op for _, op, _ in stage_groups(toy_config())} <= {node.name for node in job.nodes}
+    assert not any(name.rsplit("_", 1)[-1].isdigit() for name in ops)
+
+
+def test_loading_imports_nothing_heavy():
+    code = (
+        "import sys, tokenuq_pipeline.cli, tokenuq_pipeline.automation.study_runner, tokenuq_pipeline.definitions; "
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'peft', 'lm_eval') if m in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=CHECKOUT)
+    assert process.stdout.strip() == "[]", process.stderr
+
+
+def test_twenty_studies_of_forty_ablations_load_without_torch(tmp_path):
+    study = {"model": "smollm2_135m", "dataset": "gsm_symbolic", "ood": ["alpaca_eval_gpt4"], "ablations": ["sweep"]}
+    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({f"study{number}": study for number in range(20)}))
+    quantiles = [round(0.02 * number, 2) for number in range(1, 41)]
+    sweep = {"select": {"by": "loss", "quantile": quantiles}, "rest": {"distill": {}}}
+    (tmp_path / "ablations.yaml").write_text(yaml.safe_dump({"sweep": sweep}))
+    code = (
+        "import sys, tokenuq_pipeline.definitions as d; "
+        "keys = d.defs.resolve_asset_graph().get_all_asset_keys(); "
+        "print(sum(key.path[-1] == 'student' and key.path[0][:5] == 'study' for key in keys), 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "TOKENUQ_CONFIG": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=CHECKOUT, env=environment
+    )
+    assert process.stdout.strip() == "800 False", process.stderr
+
+
+def test_dagster_validates_the_shipped_definitions(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=CHECKOUT,
+        env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Validation successful for code location tokenuq" in process.stdout + process.stderr
+
+
+def test_a_broken_configuration_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "ablations.yaml").write_text("odd:\n  select: {by: luck}\n")
+    process = subprocess.run(
+        [sys.executable, "-c", "import tokenuq_pipeline.definitions"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TOKENUQ_CONFIG": str(tmp_path)},
+    )
+    last = process.stderr.strip().splitlines()[-1]
+    assert last.startswith("tokenuq_ml.errors.InputError:") and "odd.select.by: unknown selector 'luck'" in last
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+def test_dagster_stays_out_of_the_library_and_tensors_out_of_the_pipeline():
+    for path in (CHECKOUT / "tokenuq_ml").rglob("*.py"):
+        found = set(imports(path))
+        assert "dagster" not in found and "tokenuq_pipeline" not in found, path
+        assert "dagster_pipes" not in found or path.parent.name == "entrypoints", path
+    for path in (CHECKOUT / "tokenuq_pipeline").rglob("*.py"):
+        assert not set(imports(path)) & {"torch", "transformers", "peft", "safetensors"}, path
+
+
+def test_settings_that_dagster_is_touchy_about():
+    text = (CHECKOUT / "pyproject.toml").read_text()
+    assert "[tool.dg" not in text and "[tool.dagster" not in text
+    workspace = (CHECKOUT / "workspace.yaml").read_text()
+    assert "module_name: tokenuq_pipeline.definitions" in workspace and "working_directory: ." in workspace
+    makefile = (CHECKOUT / "Makefile").read_text()
+    assert "dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000" in makefile and "DAGSTER_HOME ?=" in makefile
+    for path in (CHECKOUT / "tokenuq_pipeline").rglob("*.py"):
+        source = path.read_text()
+        assert not ("from __future__ import annotations" in source and ("Config" in source or "Resource" in source))

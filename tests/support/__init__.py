@@ -1,0 +1,1 @@
+"""Tiny models, stores and servers for tests. Nothing here is collected."""

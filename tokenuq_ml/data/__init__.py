@@ -1,0 +1,1 @@
+"""Examples, chat templates, tokens, token categories and batches."""

@@ -1,0 +1,1 @@
+"""Row formats: one module per format, each a parser from a record to an example."""

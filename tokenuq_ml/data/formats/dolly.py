@@ -1,0 +1,14 @@
+"""Format `dolly`: `{"instruction", "context"?, "response", "category"?}`. A context follows after a blank line."""
+
+from tokenuq_ml.data.sources.records import Parsed, optional_text, question_and_answer, text_field
+
+
+def parse(row: dict) -> Parsed:
+    """The instruction with its context as the user's turn, the response as the assistant's.
+
+    Raises:
+        BrokenRow: a field is missing, empty or no text.
+    """
+    task, context = text_field(row, "instruction"), optional_text(row, "context")
+    question = f"{task}\n\n{context}" if context else task
+    return question_and_answer(question, text_field(row, "response"), category=optional_text(row, "category"))

@@ -1,0 +1,38 @@
+"""Format `messages`: a conversation a row: `{"messages": [{"role", "content"}, ...], "split"?, "id"?}`."""
+
+from tokenuq_ml.config import SPLITS
+from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_turns, require_unicode, text_field
+
+
+def parse(row: dict) -> Parsed:
+    """Every turn as it is, with the split that the row names.
+
+    Raises:
+        BrokenRow: turns are missing, empty or out of order, or the split is none of ours.
+    """
+    split = row.get("split")
+    if split is not None and split not in SPLITS:
+        raise BrokenRow("unknown split", f"split {str(split)[:40]!r} is none of {', '.join(SPLITS)}")
+    require_unicode(row.get("id"), "'id'")
+    conversation = turns_of(row, "messages")
+    require_turns(conversation)
+    return Parsed(conversation, {"id": row.get("id")}, split or "")
+
+
+def turns_of(row: dict, key: str) -> list[dict[str, str]]:
+    """The field `key`, a list of turns with role and content each.
+
+    Raises:
+        BrokenRow: it is no such list, or empty.
+    """
+    turns = row.get(key)
+    if not isinstance(turns, list) or not turns:
+        reason = "missing field" if turns is None else "empty text" if turns == [] else "wrong type"
+        raise BrokenRow(reason, f"{key!r} must be a list of turns, not empty")
+    conversation = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise BrokenRow("wrong type", f"turn {number}: not an object with 'role' and 'content'")
+        at = f"turn {number}"
+        conversation.append({"role": text_field(turn, "role", at), "content": text_field(turn, "content", at)})
+    return conversation

@@ -1,0 +1,51 @@
+"""Format `sharegpt`: `{"conversations": [{"from", "value"}, ...], "id"?}`.
+
+Copies in circulation were cut into parts: many begin with the assistant, or end with the user. Such a
+conversation is kept from its first question to its last answer, and how many were trimmed is counted.
+"""
+
+from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_turns, require_unicode, text_field
+
+ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard"), "assistant"),
+    "system": "system",
+}
+TRIMMED = "trimmed"
+"""The key in `source` that says how many turns were taken off."""
+
+
+def parse(row: dict) -> Parsed:
+    """Every turn, under the roles that chat templates know.
+
+    Raises:
+        BrokenRow: no conversation, an unknown speaker, roles that do not alternate, an empty turn.
+    """
+    turns = row.get("conversations")
+    if turns is None:
+        raise BrokenRow("missing field", "'conversations' is missing")
+    if not isinstance(turns, list):
+        raise BrokenRow("wrong type", "'conversations' is not a list")
+    messages = [_message(turn, f"turn {number}") for number, turn in enumerate(turns, 1)]
+    opening = messages[:1] if messages and messages[0]["role"] == "system" else []
+    spoken = messages[len(opening) :]
+    while spoken and spoken[0]["role"] == "assistant":
+        spoken = spoken[1:]
+    while spoken and spoken[-1]["role"] == "user":
+        spoken = spoken[:-1]
+    if not spoken:
+        raise BrokenRow("no exchange", "'conversations' holds no question with an answer")
+    require_turns(opening + spoken)
+    require_unicode(row.get("id"), "'id'")
+    trimmed = len(messages) - len(opening) - len(spoken)
+    return Parsed(opening + spoken, {"id": row.get("id"), **({TRIMMED: trimmed} if trimmed else {})})
+
+
+def _message(turn, where: str) -> dict[str, str]:
+    if not isinstance(turn, dict):
+        raise BrokenRow("wrong type", f"{where}: not an object with 'from' and 'value'")
+    speaker = text_field(turn, "from", where)
+    role = ROLES.get(speaker.lower())
+    if role is None:
+        raise BrokenRow("unknown role", f"{where}: 'from' is {speaker[:40]!r}, none of {', '.join(ROLES)}")
+    return {"role": role, "content": text_field(turn, "value", where)}

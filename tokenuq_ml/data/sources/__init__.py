@@ -1,0 +1,1 @@
+"""Where rows come from: files, folders, tables, packages and the Hugging Face Hub."""

@@ -1,0 +1,1 @@
+"""Base models, adapters, numerics, forward passes, and how dropout is sampled."""

@@ -1,0 +1,134 @@
+"""LoRA's linear layer as one operation: `y = x W^T + s * dropout(x) A^T B^T`, with W frozen (GPT-2's `Conv1D` too).
+
+PEFT composes it of six operations, several of which pass over whole activations to scale or to
+add them; on a CPU those passes take as long as the products. Here scales are folded into the
+small matrices, sums into the products, and the dropped input is made again from its mask instead
+of kept. What is stored of an adapter, and what PEFT does elsewhere, stays PEFT's.
+
+Shapes: N rows (B sequences of T positions), I and O features in and out, r rank.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tokenuq_ml.models.lora_dropout import WordDropout, masked
+
+
+class _LoraProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_NI, weight_OI, bias_O, a_rI, b_Or, scaling, dropout):
+        kept_NI, restore = dropout.draw(x_NI) if dropout is not None else (None, 1.0)
+        a_rI_scaled, b_Or_scaled = (a_rI * restore).to(x_NI.dtype), (b_Or * scaling).to(x_NI.dtype)
+        t_Nr = _dropped(x_NI, kept_NI) @ a_rI_scaled.T
+        y_NO = x_NI @ weight_OI.T
+        y_NO.addmm_(t_Nr, b_Or_scaled.T)
+        if bias_O is not None:
+            y_NO += bias_O
+        ctx.save_for_backward(x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled)
+        ctx.restore, ctx.scaling, ctx.dtypes = restore, scaling, (a_rI.dtype, b_Or.dtype)
+        return y_NO
+
+    @staticmethod
+    def backward(ctx, grad_NO):
+        x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled = ctx.saved_tensors
+        grad_Nr = grad_NO @ b_Or_scaled
+        grad_b = (grad_NO.T @ t_Nr).to(ctx.dtypes[1]) * ctx.scaling
+        grad_a = (grad_Nr.T @ _dropped(x_NI, kept_NI)).to(ctx.dtypes[0]) * ctx.restore
+        grad_NI = None
+        if ctx.needs_input_grad[0]:
+            grad_NI = grad_NO @ weight_OI
+            if kept_NI is None:
+                grad_NI.addmm_(grad_Nr, a_rI_scaled)
+            else:
+                grad_NI += masked(grad_Nr @ a_rI_scaled, kept_NI)
+        return grad_NI, None, None, grad_a, grad_b, None, None
+
+
+def _dropped(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
+    return x_NI if kept_NI is None else masked(x_NI, kept_NI)
+
+
+def _weight(layer: nn.Linear | Conv1D) -> Tensor:
+    """`weight_OI`; GPT-2's layers keep it transposed."""
+    return layer.weight.T if type(layer) is Conv1D else layer.weight
+
+
+def _linear(layer: nn.Linear | Conv1D, x_NI: Tensor, onto: Tensor | None = None) -> Tensor:
+    """`onto + layer(x)`, one operation where dtypes allow it."""
+    if onto is None or layer.bias is not None or not onto.dtype == x_NI.dtype == layer.weight.dtype:
+        y_NO = nn.functional.linear(x_NI, _weight(layer), layer.bias)
+        return y_NO if onto is None else onto.view_as(y_NO) + y_NO
+    return torch.addmm(onto.view(len(x_NI), -1), x_NI, _weight(layer).T)
+
+
+def add_projection(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+    """`residual + layer(x)`, fresh; summed within the product where the layer is a plain or a fused one."""
+    if isinstance(layer, FusedLoraLinear):
+        if not layer.disable_adapters or layer.merged:
+            return layer(x, onto=residual)
+        layer = layer.base_layer
+    if type(layer) is not nn.Linear:
+        return residual + layer(x)
+    return _linear(layer, x.view(-1, x.shape[-1]), residual).view_as(residual)
+
+
+class FusedLoraLinear(LoraLinear):
+    """PEFT's layer with another forward pass; everything that is not plain LoRA of a frozen layer goes to PEFT's."""
+
+    def forward(self, x: Tensor, *args: Any, onto: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """PEFT's; with `onto`, that much is added to it, within the product where no gradient is wanted."""
+        name, dtype = self._fused_adapter(x, args, kwargs), self._compute_dtype(x)
+        if name is None or self.base_layer.weight.dtype != dtype:
+            y = super().forward(x, *args, **kwargs)
+            return y if onto is None else onto + y
+        base, dropout = self.base_layer, self.lora_dropout[name]
+        a_rI, b_Or, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        x_NI = x.to(dtype).reshape(-1, x.shape[-1])
+        drops = isinstance(dropout, WordDropout) and dropout.active
+        with torch.autocast(x.device.type, enabled=False):
+            if torch.is_grad_enabled() or drops:
+                masks = dropout if drops else None
+                y_NO = _LoraProduct.apply(x_NI, _weight(base), base.bias, a_rI, b_Or, scaling, masks)
+                y_NO = y_NO if onto is None else onto.view_as(y_NO) + y_NO
+            else:
+                y_NO = _linear(base, x_NI, onto)
+                if hasattr(dropout, "project"):
+                    t_Nr = dropout.project(x_NI.view(x.shape), a_rI, scaling).reshape(len(x_NI), -1)
+                else:
+                    t_Nr = (x_NI @ a_rI.to(dtype).T).mul_(scaling)
+                y_NO.addmm_(t_Nr, b_Or.to(dtype).T)
+        return y_NO.view(*x.shape[:-1], -1)
+
+    def _fused_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
+        """The one adapter that is to be applied; None where this is not the plain case."""
+        base = self.base_layer
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        known = type(base) in (nn.Linear, Conv1D) and self.fan_in_fan_out == (type(base) is Conv1D)
+        if args or kwargs or self.disable_adapters or self.merged or len(active) != 1 or not known:
+            return None
+        name = active[0]
+        trains_base = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+        plain = name not in self.lora_variant and not self.lora_bias[name]
+        dropout = self.lora_dropout[name]
+        plain &= isinstance(dropout, (WordDropout, nn.Identity)) or (
+            hasattr(dropout, "project") and not torch.is_grad_enabled()
+        )
+        return name if plain and not trains_base else None
+
+    @staticmethod
+    def _compute_dtype(x: Tensor) -> torch.dtype:
+        kind = x.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def use_fused_lora(model: PeftModel) -> PeftModel:
+    """Gives every LoRA linear layer the fused forward pass, in place."""
+    for module in model.modules():
+        if type(module) is LoraLinear:
+            module.__class__ = FusedLoraLinear
+    return model

@@ -1,0 +1,1 @@
+"""Per-token losses and uncertainty of a model, and tables computed from them."""

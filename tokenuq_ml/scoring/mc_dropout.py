@@ -1,0 +1,138 @@
+"""Monte-Carlo dropout over LoRA adapters: K stochastic passes, BALD of each response token.
+
+Llama and Gemma have no dropout that `train()` would switch on, so PEFT's own `lora_dropout` modules are replaced by
+ours while the model stays in `eval()`. Masks are keyed (`keyed_masks.py`), and passes are float32 on every device
+(`float32_passes.py`, which says why and at what cost). Does not know what BALD is used for.
+
+Shapes: B sequences, T positions, D features, N response tokens, K samples.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import polars as pl
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
+from tokenuq_ml.kernels.scores import MonteCarloScores, monte_carlo_scores
+from tokenuq_ml.models.attention_dropout import attention_dropout
+from tokenuq_ml.models.fast_inference import fast_inference
+from tokenuq_ml.models.float32_passes import float32_passes
+from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
+from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
+from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, side_by_side
+
+STATES_BYTES = 256 * 2**20
+"""Budget for the hidden states of all samples of a batch."""
+
+
+@contextmanager
+def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Callable[[int, list[str]], None]]:
+    """Replace the active adapter's dropouts; yields `draw(sample, example_ids)`, to be called before each pass.
+
+    Raises:
+        ValueError: no LoRA layer has the active adapter, so that nothing would be dropped.
+    """
+    name, masks = model.active_adapter, KeyedMasks(spec, model.device)
+    replaced: list[tuple[LoraLayer, nn.Module]] = []
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and name in module.lora_dropout:
+            replaced.append((module, module.lora_dropout[name]))
+            module.lora_dropout[name] = KeyedDropout(module.in_features, masks)
+    if not replaced and not spec.attention_dropout:
+        raise ValueError(f"adapter {name!r} has no LoRA layer to drop features in: BALD would be 0 everywhere")
+
+    was_training = model.training
+    model.eval()
+    try:
+        with attention_dropout(causal_lm(model), masks) if spec.attention_dropout else nullcontext():
+            yield masks.draw
+    finally:
+        for module, original in replaced:
+            module.lora_dropout[name] = original
+        model.train(was_training)
+
+
+@torch.no_grad()
+def sample_hidden_states(
+    model: PeftModel, batch: Batch, draw: Callable[[int, list[str]], None], samples: int, numerics: Numerics
+) -> Tensor:
+    """`hidden_KND`: K dropout samples of the states that predict the batch's response tokens."""
+    example_ids = [example.example_id for example in batch.examples]
+    states = []
+    for sample in range(samples):
+        draw(sample, example_ids)
+        states.append(batch.predicting(hidden_states(model, batch.model_inputs, numerics)))
+    return torch.stack(states)
+
+
+def token_uncertainty(
+    model: PeftModel,
+    examples: list[TokenizedExample],
+    spec: UncertaintySpec,
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+    max_tokens: int | None = None,
+) -> pl.DataFrame:
+    """Return the `token_uncertainty` rows of `examples` under the active adapter, computed in float32.
+
+    `numerics` says on which device and on how many threads; a model in bfloat16 is widened while this runs.
+
+    BALD is the plug-in estimate from K samples, whose mean is low by about the factor (K-1)/K. It is not corrected, so
+    that predictive entropy = expected entropy + BALD holds in each row. `bald_std_error` is the spread of that estimate
+    over draws of the masks, in nats.
+
+    The K hidden states of a batch's tokens are held at once; batches are smaller where they would not fit
+    `STATES_BYTES`, so that memory does not grow with K.
+    """
+    with float32_passes(model) as dtype:
+        return uncertainty_as_loaded(model, examples, spec, replace(numerics, dtype=dtype), progress, max_tokens)
+
+
+def uncertainty_as_loaded(
+    model: PeftModel,
+    examples: list[TokenizedExample],
+    spec: UncertaintySpec,
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+    max_tokens: int | None = None,
+) -> pl.DataFrame:
+    """Return the same rows in the model's own dtype. In bfloat16 they are mostly rounding: for measuring just that."""
+    head = head_of(model)
+    bytes_per_token = spec.samples * head.weight_VD.shape[1] * head.weight_VD.element_size()
+    max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // bytes_per_token))
+    rows: list[pl.DataFrame] = []
+    # The fast passes first: they are tried against the model's own attention, with nothing dropped.
+    with fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as draw:
+
+        def sampled(batch: Batch) -> tuple[Batch, MonteCarloScores]:
+            hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)
+            return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
+
+        batches = length_batches(examples, max_tokens, side_by_side(model, numerics))
+        for batch, scores in map_batches(sampled, batches, model, numerics):
+            rows.append(uncertainty_rows(batch, scores, spec))
+            progress(sum(len(example.input_ids) for example in batch.examples) * spec.samples)
+    return pl.concat(rows)
+
+
+def uncertainty_rows(batch: Batch, scores: MonteCarloScores, spec: UncertaintySpec) -> pl.DataFrame:
+    """Return one row of `token_uncertainty` per response token of the batch."""
+    example_ids, positions = zip(*batch.keys, strict=True)
+    return pl.DataFrame(
+        {
+            "example_id": list(example_ids),
+            "position": list(positions),
+            "predictive_entropy": scores.predictive_entropy_N.cpu().numpy(),
+            "expected_entropy": scores.expected_entropy_N.cpu().numpy(),
+            "bald": scores.bald_N.cpu().numpy(),
+            "bald_std_error": scores.bald_std_error_N.cpu().numpy(),
+            "mc_loss": scores.mc_loss_N.cpu().numpy(),
+        }
+    ).with_columns(n_samples=pl.lit(spec.samples, pl.Int16))

@@ -1,0 +1,33 @@
+"""A base model with a stored adapter, in memory in one precision at a time."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+from peft import PeftModel
+
+from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.models.load import load_model
+from tokenuq_ml.models.numerics import Numerics, resolve_numerics
+
+
+class AdaptedModel:
+    """Loads the model again when another precision is asked for, after the one before is freed."""
+
+    def __init__(self, base: str | Path, adapter: str | Path, name: str, loaded: tuple[PeftModel, Numerics] | None):
+        self._base, self._adapter, self._name, self._loaded = base, adapter, name, loaded
+
+    def at(self, precision: str) -> tuple[PeftModel, Numerics]:
+        """Return the model with its adapter, frozen. Callers keep no reference beyond their stage."""
+        if self._loaded is None or self._loaded[1].dtype != resolve_numerics(precision).dtype:
+            self._loaded = None
+            # Modules refer to each other: without this their memory is free some time later.
+            gc.collect()
+            base, numerics = load_model(self._base, precision)
+            self._loaded = attach_adapter(base, self._adapter, self._name), numerics
+        return self._loaded
+
+    def for_bald(self) -> tuple[PeftModel, Numerics]:
+        """Return it in float32, whatever the study says."""
+        model, numerics = self.at("float32")
+        return model, replace(numerics, reason="BALD is a difference of passes, below what bfloat16 rounds off")

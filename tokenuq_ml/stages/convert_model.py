@@ -1,0 +1,38 @@
+"""Child process of `models/<model>`: fetch the base model once, store it as safetensors."""
+
+from pathlib import Path
+
+from tokenuq_ml.config import ModelSpec
+from tokenuq_ml.models.conversion import convert
+from tokenuq_ml.stages import runner
+from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
+from tokenuq_ml.tensor_digest import joined_digest, tensors_digest
+
+
+def run(request: StageRequest, reporter: StageReporter) -> None:
+    """Fills the output `weights`."""
+    asset = request.assets["models"]
+    spec = ModelSpec(**asset.fields)
+    folder = Path(asset.outputs["weights"])
+    reporter.info(f"{spec.name}: reading {spec.file or spec.path or spec.id}")
+    figures = convert(spec, folder)
+    reporter.info(f"{spec.name}: {figures['parameters']:,} parameters, stored as {figures['stored_dtype']} safetensors")
+    reporter.info(f"{spec.name}: chat template: {figures['chat_template']}; a turn ends with {figures['end_of_turn']}")
+    if figures["end_of_turn"] is None:
+        reporter.warning(
+            f"{spec.name}: its chat template ends an answer with no special token, so that generation knows no end; "
+            "set `chat_template:` in models.yaml to one that does"
+        )
+    # What the tokenizer and template are decides the tokens, and the ends of generation the answers, so they are
+    # content as well as the weights.
+    text = [
+        (folder / name).read_text()
+        for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
+        if (folder / name).exists()
+    ]
+    digest = joined_digest(*(tensors_digest(path, *text) for path in sorted(folder.glob("*.safetensors"))))
+    reporter.done(AssetResult(stage="models", data_version=digest, metrics=figures))
+
+
+if __name__ == "__main__":
+    runner.main(run)

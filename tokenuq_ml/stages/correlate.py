@@ -1,0 +1,84 @@
+"""Child process of `<study>/uncertainty_analysis`: correlations over the token tables."""
+
+from pathlib import Path
+
+import polars as pl
+
+from tokenuq_ml.config import EvaluationSpec
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.reports import plots
+from tokenuq_ml.scoring.correlations import analyse
+from tokenuq_ml.stages import runner
+from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
+from tokenuq_ml.tables.parquet import read_table, write_table
+
+KEYS = ["example_id", "position"]
+HEADLINES = {
+    "spearman_loss_bald": ("loss", "bald", "spearman"),
+    "spearman_loss_expected_entropy": ("loss", "expected_entropy", "spearman"),
+    "spearman_loss_entropy": ("loss", "entropy", "spearman"),
+    "pearson_loss_bald": ("loss", "bald", "pearson"),
+    "partial_spearman_loss_bald_given_entropy": ("loss", "bald", "partial_spearman"),
+}
+
+
+def joined_tokens(losses: pl.DataFrame, uncertainty: pl.DataFrame) -> pl.DataFrame:
+    """The two token tables, row by row.
+
+    Raises:
+        InputError: they do not have the very same tokens, once each.
+    """
+    try:
+        tokens = losses.join(uncertainty, on=KEYS, how="inner", validate="1:1")
+    except pl.exceptions.ComputeError as error:
+        raise InputError(
+            "token_losses or token_uncertainty has a token (example_id, position) twice; materialise both again"
+        ) from error
+    if not len(tokens) == len(losses) == len(uncertainty):
+        raise InputError(
+            f"token_losses has {len(losses):,} rows, token_uncertainty {len(uncertainty):,}, and "
+            f"{len(tokens):,} of them join; materialise both again"
+        )
+    return tokens
+
+
+def run(request: StageRequest, reporter: StageReporter) -> None:
+    """Fills the outputs `uncertainty_analysis` and `plots`."""
+    asset = request.assets["uncertainty_analysis"]
+    tokens = joined_tokens(read_table(request.inputs["token_losses"]), read_table(request.inputs["token_uncertainty"]))
+    table = analyse(tokens, EvaluationSpec(**asset.fields["evaluation"]))
+    digest = write_table(
+        table,
+        "uncertainty_analysis",
+        asset.outputs["uncertainty_analysis"],
+        **asset.stamp,
+    )
+    plots.loss_vs_bald(tokens, table, Path(asset.outputs["plots"]) / "loss_vs_bald.png")
+    overall = table.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
+    headlines = {
+        name: overall.filter((pl.col("x") == x) & (pl.col("y") == y) & (pl.col("method") == method))["value"].item()
+        for name, (x, y, method) in HEADLINES.items()
+    }
+    reporter.info(
+        f"{request.study}: Spearman of loss with BALD {headlines['spearman_loss_bald'] or float('nan'):.3f}, "
+        f"with expected entropy {headlines['spearman_loss_expected_entropy'] or float('nan'):.3f}"
+    )
+    medians = tokens.group_by(pl.col("category").cast(pl.String)).agg(pl.col("bald").median()).sort("category")
+    reporter.done(
+        AssetResult(
+            stage="uncertainty_analysis",
+            data_version=digest,
+            metrics={
+                **headlines,
+                "tokens": len(tokens),
+                "mean_loss": tokens["loss"].mean(),
+                "mean_bald": tokens["bald"].mean(),
+                **{f"median_bald_{category}": median for category, median in medians.iter_rows()},
+            },
+            plots={"Loss against BALD": "plots/loss_vs_bald.png"},
+        )
+    )
+
+
+if __name__ == "__main__":
+    runner.main(run)

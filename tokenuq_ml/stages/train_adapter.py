@@ -1,0 +1,90 @@
+"""What the teacher's and the students' child processes share: train an adapter, store it, name its content.
+
+Knows the outputs of a training stage; does not know which objective is trained.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+
+from tokenuq_ml.config import spec_hash
+from tokenuq_ml.costs.record import FILE as COSTS_FILE
+from tokenuq_ml.models.adapters import adapter_digest
+from tokenuq_ml.progress import Reporter
+from tokenuq_ml.reports import plots
+from tokenuq_ml.stages.request import AssetRequest
+from tokenuq_ml.tables.parquet import write_table
+from tokenuq_ml.tensor_digest import tensors_digest
+from tokenuq_ml.training.checkpoints import latest_checkpoint
+from tokenuq_ml.training.recorder import StepRecorder
+from tokenuq_ml.training.setup import TrainingSetup
+from tokenuq_ml.training.trainer import train
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """A stored adapter with its log."""
+
+    recorder: StepRecorder
+    digest: str
+    log_digest: str
+    figures: dict
+
+
+def model_digest(folder: str | Path) -> str:
+    """Content hash of a base model's tensors."""
+    return "-".join(tensors_digest(path) for path in sorted(Path(folder).glob("*.safetensors")))
+
+
+def checkpoint_dir(work_dir: str | Path, asset: AssetRequest, setup: TrainingSetup, **inputs: str) -> Path:
+    """Where this very training keeps its checkpoints.
+
+    The key holds whatever alters the result: the spec, the inputs' content, device,
+    precision and thread count. It holds no run id, so that a rerun goes on.
+    """
+    key = spec_hash({"spec": asset.spec_hash, "code": asset.code_version, **setup.numerics.fields(), **inputs})
+    folder = Path(work_dir, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def train_and_store(
+    model: PeftModel, setup: TrainingSetup, asset: AssetRequest, work_dir: Path, reporter: Reporter, name: str
+) -> TrainedAdapter:
+    """Fill the outputs `adapter`, `training_log`, `plots` (and `snapshots`, where asked for)."""
+    before = latest_step(work_dir)
+    recorder = train(model, setup, work_dir, reporter, name)
+    outputs = {key: Path(folder) for key, folder in asset.outputs.items()}
+    model.save_pretrained(outputs["adapter"], selected_adapters=[model.active_adapter])
+    if "snapshots" in outputs:
+        snapshots = work_dir / "snapshots"
+        if snapshots.is_dir():
+            shutil.copytree(snapshots, outputs["snapshots"], dirs_exist_ok=True)
+    log = recorder.training_log()
+    log_digest = write_table(log, "training_log", outputs["training_log"], **asset.stamp)
+    plots.training_curve(log, outputs["plots"] / "training_curve.png")
+    last = log.tail(max(1, len(log) // 5))
+    figures = {
+        "steps": len(log),
+        "resumed_from_step": before,
+        "response_tokens_trained": int(log["tokens"].sum()),
+        "selected_tokens": recorder.selections().select("selected").sum().item(),
+        "first_loss": float(log["loss"][0]),
+        "final_loss": float(last["loss"].mean()),
+        "batching": recorder.batching,
+        **setup.numerics.fields(),
+    }
+    if recorder.costs is not None:
+        figures["selection_pass_seconds"] = round(recorder.costs.seconds.selection, 3)
+        figures["seconds_a_step"] = round(recorder.costs.seconds.total / recorder.costs.steps, 3)
+        if "costs" in outputs:
+            recorder.costs.write(outputs["costs"] / COSTS_FILE)
+    return TrainedAdapter(recorder, adapter_digest(outputs["adapter"]), log_digest, figures)
+
+
+def latest_step(work_dir: Path) -> int:
+    """The step that training goes on from; 0 for a fresh start."""
+    checkpoint = latest_checkpoint(work_dir)
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0

@@ -1,0 +1,48 @@
+"""Child process of `<study>/baseline_teacher`: LoRA fine-tuned by vanilla MLE."""
+
+import shutil
+
+from tokenuq_ml.config import AblationSpec, SelectSpec, TrainSpec
+from tokenuq_ml.data.batching import read_examples
+from tokenuq_ml.models.adapters import add_adapter
+from tokenuq_ml.models.load import load_model
+from tokenuq_ml.stages import runner
+from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
+from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, train_and_store
+from tokenuq_ml.tables.parquet import content_of
+from tokenuq_ml.tensor_digest import joined_digest
+from tokenuq_ml.training.setup import TrainingSetup
+
+VANILLA_MLE = AblationSpec(name="vanilla", select=SelectSpec(by="all"))
+
+
+def run(request: StageRequest, reporter: StageReporter) -> None:
+    """Fills the outputs `adapter`, `training_log` and `plots`."""
+    asset = request.assets["baseline_teacher"]
+    spec, seed = TrainSpec(**asset.fields["train"]), asset.fields["seed"]
+    base, numerics = load_model(request.inputs["model"], asset.fields["precision"])
+    examples = read_examples(request.inputs["tokenized_dataset"], ["train"])
+    setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
+    work_dir = checkpoint_dir(
+        request.work_dir,
+        asset,
+        setup,
+        model=model_digest(request.inputs["model"]),
+        dataset=content_of(request.inputs["tokenized_dataset"]),
+    )
+    model = add_adapter(base, spec.lora, seed)
+    trained = train_and_store(model, setup, asset, work_dir, reporter, f"{request.study}/baseline_teacher")
+    reporter.done(
+        AssetResult(
+            stage="baseline_teacher",
+            data_version=joined_digest(trained.digest, trained.log_digest),
+            metrics=trained.figures,
+            plots={"Training curve": "plots/training_curve.png"},
+        )
+    )
+    # Only now: a forced rerun is to train anew, not to find this run's last checkpoint.
+    shutil.rmtree(work_dir)
+
+
+if __name__ == "__main__":
+    runner.main(run)

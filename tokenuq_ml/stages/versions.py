@@ -1,0 +1,95 @@
+"""The version of each stage: its revision, and the fields of the configuration that it may read.
+
+A stage's fields decide its version, so a stage must read nothing else.
+"""
+
+from tokenuq_ml.config import AblationSpec, StudySpec, spec_hash
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.user_code import source_hash
+
+# A stage's revision is raised by hand when its code changes what it computes.
+REVISIONS = {
+    "models": 2,
+    "datasets": 1,
+    "tokenized_dataset": 1,
+    "baseline_teacher": 3,
+    "token_losses": 6,
+    "teacher_hidden": 5,
+    "token_uncertainty": 7,
+    "reference_evaluation": 7,
+    "uncertainty_analysis": 2,
+    "student": 3,
+    "curriculum": 5,
+    "evaluation": 7,
+    "ablation_report": 5,
+}
+
+
+def model_fields(config: Config, model: str) -> dict:
+    """Fields of `models/<model>`."""
+    return config.models[model].fields()
+
+
+def dataset_fields(config: Config, dataset: str) -> dict:
+    """Fields of `datasets/<dataset>`."""
+    return config.datasets[dataset].fields()
+
+
+def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
+    """Fields of `<study>/<stage>`: exactly what that stage may read of the specs."""
+    training = {"model": study.model, "precision": study.precision.training}
+    tables = {"model": study.model, "precision": study.precision.tables}
+    if stage == "tokenized_dataset":
+        return {"model": study.model, "dataset": study.dataset, "ood": list(study.ood), "max_length": study.max_length}
+    if stage == "baseline_teacher":
+        return {**training, "train": study.train.fields(), "seed": study.teacher_seed}
+    if stage == "token_losses":
+        return tables
+    if stage == "teacher_hidden":
+        # Students read it in training: a change of the tables' precision is to retrain nothing.
+        return {**training, "teacher_cache_gigabytes": study.teacher_cache_gigabytes}
+    if stage == "token_uncertainty":
+        # Float32, whatever the study's precision is.
+        return {"model": study.model, "uncertainty": study.uncertainty.fields()}
+    if stage == "reference_evaluation":
+        return {**tables, "evaluation": study.evaluation.fields()}
+    if stage == "uncertainty_analysis":
+        return {"evaluation": study.evaluation.interval_fields()}
+    if stage == "ablation_report":
+        return {
+            # Who starts a run alters nothing in its report.
+            "study": {name: value for name, value in study.fields().items() if name != "enabled"},
+            "ablations": {name: config.ablations[name].fields() for name in study.ablations},
+        }
+    raise KeyError(stage)
+
+
+def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, stage: str) -> dict:
+    """Fields of `<study>/<ablation>/<stage>`."""
+    identity = {"family": ablation.family, "seed": ablation.seed}
+    if stage == "student":
+        return {
+            "model": study.model,
+            "precision": study.precision.training,
+            "train": study.train.fields(),
+            "ablation": ablation.fields(),
+            # A user's own functions are part of the objective.
+            "functions": {name: source_hash(name) for name in ablation.functions},
+            "teacher_states": study.teacher_states,
+            "fractions": list(study.curriculum.fractions),
+        }
+    if stage == "curriculum":
+        return {
+            "model": study.model,
+            "curriculum": study.curriculum.fields(),
+            "uncertainty": study.uncertainty.fields(),
+        }
+    if stage == "evaluation":
+        precision = {"model": study.model, "precision": study.precision.tables}
+        return {**precision, **identity, "evaluation": study.evaluation.fields()}
+    raise KeyError(stage)
+
+
+def code_version(stage: str, fields: dict) -> str:
+    """`<revision>-<hash of the fields>`: what Dagster compares to find a stale asset."""
+    return f"{REVISIONS[stage]}-{spec_hash(fields)}"

@@ -1,0 +1,119 @@
+"""The SQL of `tokens`, two tables joined one to one without a hash table of either.
+
+The writer sorts both tables by the same keys and cuts them into row groups alike, so row n of
+one belongs to row n of the other: piece by piece of some row groups they are laid side by side.
+Memory does not grow with the tables, a filter on `study` or on one `example_id` leaves out the
+other pieces, and processors share the pieces. Where the files of a study do not match, as
+between rerunning one table and the other, that study is joined by its keys; where one was made
+again since, the query fails rather than use pieces of what was. Knows Parquet footers and SQL;
+opens no connection.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tokenuq_ml.tables.partitions import partition_of
+from tokenuq_ml.tables.schemas import JOINED_FROM, JOINED_ON, TABLES
+
+PIECE_GROUPS, MOST_PIECES = 4, 32
+"""Row groups of a piece: what one example's query reads. A study has no more pieces than so many: each is planned."""
+
+
+def joined_sql(files: dict[str, list[Path]]) -> str:
+    """A SELECT over the files of both tables, with the columns of one and those of the other that are not keys."""
+    one, other = JOINED_FROM
+    by_study = {table: _by_study(table, files[table]) for table in JOINED_FROM}
+    parts = []
+    for study in sorted(by_study[one].keys() & by_study[other].keys()):
+        footers = [_footer(by_study[table][study], table) for table in JOINED_FROM]
+        if None in footers or footers[0].groups != footers[1].groups:
+            parts.append(_by_keys(f"WHERE study = {quoted(study)}"))
+        else:
+            parts.append(_by_pieces(study, *footers))
+    return "\nUNION ALL\n".join(parts) or _by_keys("")
+
+
+def quoted(text: str) -> str:
+    """`text` as a literal of SQL."""
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"
+
+
+def _by_study(table: str, files: list[Path]) -> dict[str, list[Path]]:
+    studies: dict[str, list[Path]] = {}
+    for file in files:
+        studies.setdefault(partition_of(file, table)["study"], []).append(file)
+    return studies
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """A table's one file, its content hash, and of each row group the rows, the first and the last example."""
+
+    file: Path
+    content: str
+    groups: list[tuple[int, str, str]]
+
+
+def _footer(files: list[Path], table: str) -> _Footer | None:
+    """None where pieces cannot be told: several files, or one that is not as our writer leaves it."""
+    if len(files) != 1:
+        return None
+    footer = pq.read_metadata(files[0])
+    names = footer.schema.to_arrow_schema().names
+    content = (footer.metadata or {}).get(b"tokenuq.content_hash")
+    if content is None or not set(TABLES[table].columns) <= set(names):
+        return None
+    column, groups = names.index("example_id"), []
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        statistics = group.column(column).statistics
+        if statistics is None or not statistics.has_min_max:
+            return None
+        groups.append((group.num_rows, statistics.min, statistics.max))
+    return _Footer(files[0], content.decode(), groups)
+
+
+def _by_pieces(study: str, left: _Footer, right: _Footer) -> str:
+    step = max(PIECE_GROUPS, -(-len(left.groups) // MOST_PIECES))
+    pieces, first = [], 0
+    for start in range(0, len(left.groups), step):
+        groups = left.groups[start : start + step]
+        last = first + sum(rows for rows, _, _ in groups) - 1
+        pieces.append(_side_by_side(study, left.file, right.file, first, last, groups[0][1], groups[-1][2]))
+        first = last + 1
+    if not pieces:
+        return _by_keys(f"WHERE study = {quoted(study)}")
+    again = quoted(f"study {study}: a token table was made again since this connection was made; connect again")
+    contents = f"{quoted(left.content)}, {quoted(right.content)}"
+    unchanged = (
+        f"SELECT bool_and(CASE WHEN decode(value) IN ({contents}) THEN true ELSE error({again}) END) "
+        f"FROM parquet_kv_metadata([{quoted(str(left.file))}, {quoted(str(right.file))}]) "
+        "WHERE decode(key) = 'tokenuq.content_hash'"
+    )
+    together = "\nUNION ALL\n".join(pieces)
+    return f"SELECT * FROM ({together}) WHERE ({unchanged})"
+
+
+def _side_by_side(study: str, left: Path, right: Path, first: int, last: int, low: str, high: str) -> str:
+    sources = [
+        f"(SELECT * FROM read_parquet({quoted(str(file))}, hive_partitioning = false, file_row_number = true) "
+        f"WHERE file_row_number BETWEEN {first} AND {last})"
+        for file in (left, right)
+    ]
+    own = [f'l."{name}"' for name in TABLES[JOINED_FROM[0]].columns]
+    own += [f'r."{name}"' for name in TABLES[JOINED_FROM[1]].columns if name not in JOINED_ON]
+    # That keys are equal is known, and asked all the same: no row is ever laid beside another's. The range lets the
+    # optimiser drop the piece where a query asks for an example that is not in it.
+    return (
+        f"SELECT {quoted(study)} AS study, {', '.join(own)} FROM {sources[0]} AS l POSITIONAL JOIN {sources[1]} AS r "
+        f"WHERE l.example_id = r.example_id AND l.position = r.position "
+        f"AND l.example_id BETWEEN {quoted(low)} AND {quoted(high)}"
+    )
+
+
+def _by_keys(where: str) -> str:
+    one, other = (f"(SELECT * FROM {table} {where})" for table in JOINED_FROM)
+    return f"SELECT * FROM {one} JOIN {other} USING ({', '.join(JOINED_ON)})"

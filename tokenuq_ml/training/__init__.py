@@ -1,0 +1,1 @@
+"""The token-level objective, selection, distillation and the training loop around them."""

@@ -1,0 +1,125 @@
+"""Checkpoints, adapter snapshots, progress messages, and a clean stop on SIGINT.
+
+A checkpoint is complete when its marker exists, which is written last. It holds the logs up to its step.
+"""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from tokenuq_ml.progress import Reporter
+from tokenuq_ml.training.recorder import StepRecorder
+from tokenuq_ml.training.setup import TrainingSetup
+
+MARKER = "COMPLETE"
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The furthest checkpoint that is whole; a half-written one has no marker and does not count."""
+    whole = [path.parent for path in Path(work_dir).glob(f"checkpoint-*/{MARKER}")]
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+class CheckpointCallback(TrainerCallback):
+    """Marks whole checkpoints, keeps snapshots, reports progress, and stops within a step on SIGINT."""
+
+    SAY_EVERY_S = 5.0
+
+    def __init__(self, recorder: StepRecorder, setup: TrainingSetup, work_dir: Path, reporter: Reporter, name: str):
+        self.recorder, self.setup, self.work_dir = recorder, setup, work_dir
+        self.reporter, self.name = reporter, name
+        self.stop_requested = False
+        self.learning_rate = 0.0
+        self.started = self.said = time.monotonic()
+        self.first_step = None
+        self.snapshot_steps = {round(f * setup.steps) for f in setup.snapshot_fractions} - {0, setup.steps}
+
+    @contextmanager
+    def graceful_stop(self):
+        """SIGINT inside asks for a checkpoint and a stop after the running step; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handler(signum, frame):
+            if self.stop_requested:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+            self.reporter.info(f"{self.name}: stopping after this step, with a checkpoint")
+
+        previous = signal.signal(signal.SIGINT, handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.first_step is None:
+            self.first_step = state.global_step
+        if state.global_step in self.snapshot_steps and state.is_world_process_zero:
+            self._snapshot(model, state.global_step)
+        # A signal reaches ranks at different steps; they have to stop at the same one.
+        self.stop_requested = any(self.recorder.gather([self.stop_requested]))
+        if self.stop_requested and state.global_step < self.setup.steps:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "grad_norm" not in (logs or {}):
+            return
+        row = self.recorder.end_step(self.learning_rate, float(logs["grad_norm"]))
+        self.reporter.count_tokens(row["tokens"])
+        now = time.monotonic()
+        if now - self.said < self.SAY_EVERY_S and row["step"] < self.setup.steps or not state.is_world_process_zero:
+            return
+        self.said = now
+        done = row["step"] - (self.first_step or row["step"]) + 1
+        rate = (now - self.started) / done
+        tokens = sum(r["tokens"] for r in self.recorder.log_rows[-done:]) / (now - self.started)
+        self.reporter.info(
+            f"{self.name}: step {row['step']}/{self.setup.steps}, loss {row['loss']:.3f}, selected "
+            f"{row['selected_share']:.0%}, {tokens:,.0f} response tokens/s, "
+            f"{rate * (self.setup.steps - row['step']):.0f} s to go"
+        )
+
+    def on_save(self, args, state, control, **kwargs):
+        # Not before every rank has written its generators' states.
+        self.recorder.gather([state.global_step])
+        if not state.is_world_process_zero:
+            return
+        folder = self.work_dir / f"checkpoint-{state.global_step}"
+        self.recorder.save(folder)
+        for path in folder.iterdir():
+            _fsync(path)
+        (folder / MARKER).touch()
+        _fsync(folder / MARKER)
+        _fsync(folder)
+        for old in self.work_dir.glob("checkpoint-*"):
+            if old != folder:
+                (old / MARKER).unlink(missing_ok=True)
+                shutil.rmtree(old)
+
+    def _snapshot(self, model, step: int) -> None:
+        folder = self.work_dir / "snapshots" / f"step-{step:06d}"
+        temporary = folder.with_name(f".{folder.name}.writing")
+        # An online teacher is an adapter of the same model; it is not the student's to keep.
+        model.save_pretrained(temporary, selected_adapters=[model.active_adapter])
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

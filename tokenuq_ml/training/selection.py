@@ -1,0 +1,229 @@
+"""Which response tokens are trained: one small function a score, and one rule that selects by it.
+
+A score is a number a token; the rule takes the highest or lowest quantile of the optimiser batch, or what lies
+above or below a threshold, token by token or example by example. Knows neither models nor what is done with the
+tokens that it takes (`objectives.py`).
+
+Notation: l the student's cross-entropy with the label, p its probability; N response tokens of an optimiser batch.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenuq_ml.config import Schedule, SelectSpec, registry, user_code
+from tokenuq_ml.config.quantiles import count_selected
+from tokenuq_ml.data.token_categories import CATEGORIES
+from tokenuq_ml.errors import InputError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a selector, or an objective of a user's own, sees of the N response tokens of an optimiser batch.
+
+    Tokens of one example stand together, by position; micro-batches and ranks follow each other.
+    """
+
+    loss_N: Tensor
+    """The student's cross-entropy at this step, nats; zeros where the ablation does not depend on it."""
+    example_N: Tensor
+    """int64: which example of the batch each token belongs to, counted from 0."""
+    example_ids: tuple[str, ...] = ()
+    """By that count; empty where a Trainer's data have none."""
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    """`[N]` each, by the names of `registry.COLUMNS`: those that the ablation reads, of the teacher's tables."""
+    teacher_mean: float = float("nan")
+    """Mean of the teacher's loss over the train split, nats."""
+    step: int = 1
+    """Of `steps`, from 1."""
+    steps: int = 1
+    seed: int = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of training done: 0 at the first step, 1 at the last."""
+        return (self.step - 1) / (self.steps - 1) if self.steps > 1 else 0.0
+
+    def column(self, name: str) -> Tensor:
+        """A column of the teacher's tables.
+
+        Raises:
+            InputError: the Trainer gives no such column.
+        """
+        if name not in self.columns:
+            table, column = registry.COLUMNS[name]
+            raise InputError(
+                f"the selection reads column {column!r} of the table {table}, which this Trainer does not give; "
+                "override `token_columns` of TokenObjective, or select by what the student itself says (loss, random)"
+            )
+        return self.columns[name]
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """The tokens of several micro-batches of one step, in their order."""
+    first, offsets = parts[0], [0, *itertools.accumulate(_examples(part) for part in parts)]
+    return replace(
+        first,
+        loss_N=torch.cat([part.loss_N for part in parts]),
+        example_N=torch.cat([part.example_N + offset for part, offset in zip(parts, offsets, strict=False)]),
+        example_ids=tuple(name for part in parts for name in part.example_ids),
+        columns={name: torch.cat([part.columns[name] for part in parts]) for name in first.columns},
+    )
+
+
+def _examples(tokens: Tokens) -> int:
+    return len(tokens.example_ids) or (int(tokens.example_N.max()) + 1 if len(tokens.example_N) else 0)
+
+
+def loss(tokens: Tokens) -> Tensor:
+    """`l` (Liu, Benjamin, Zador 2025, arXiv 2503.16511)."""
+    return tokens.loss_N
+
+
+def excess_loss(tokens: Tokens) -> Tensor:
+    """`l - l_ref` (Rho-1, Lin et al. 2024, arXiv 2404.07965); the reference model is the baseline teacher."""
+    return tokens.loss_N - tokens.column("teacher_loss").to(tokens.loss_N)
+
+
+def teacher_loss(tokens: Tokens) -> Tensor:
+    """The baseline teacher's `l`."""
+    return tokens.column("teacher_loss")
+
+
+def entropy(tokens: Tokens) -> Tensor:
+    """Entropy of the teacher's distribution: aleatoric and epistemic uncertainty together."""
+    return tokens.column("entropy")
+
+
+def bald(tokens: Tokens) -> Tensor:
+    """BALD (Houlsby et al. 2011, arXiv 1112.5745) under the teacher's dropout: epistemic uncertainty itself."""
+    return tokens.column("bald")
+
+
+def aleatoric(tokens: Tokens) -> Tensor:
+    """Expected entropy under the teacher's dropout: what no further training takes away."""
+    return tokens.column("expected_entropy")
+
+
+def base_loss(tokens: Tokens) -> Tensor:
+    """The base model's `l`."""
+    return tokens.column("base_loss")
+
+
+def base_perplexity(tokens: Tokens) -> Tensor:
+    """`exp(l)` under the base model (selective token masking, Wu et al. 2025, arXiv 2501.14315)."""
+    return tokens.column("base_loss").exp()
+
+
+COMPLEXITY = {"special": 0, "whitespace": 0, "punctuation": 0, "word": 1, "subword": 1, "number": 2, "code": 2}
+
+
+def complexity(tokens: Tokens) -> Tensor:
+    """0 for structure, 1 for words, 2 for numbers and code: an explicit curriculum's order."""
+    of_category = torch.tensor([float(COMPLEXITY[name]) for name in CATEGORIES])
+    category_N = tokens.column("category").long()
+    return of_category.to(category_N.device)[category_N]
+
+
+def random(tokens: Tokens) -> Tensor:
+    """Uniform in [0, 1), drawn afresh at each step, from (seed, step) alone."""
+    draws = np.random.default_rng([tokens.seed, tokens.step]).random(len(tokens.loss_N))
+    return torch.from_numpy(draws).to(tokens.loss_N.device)
+
+
+def fixed_random(tokens: Tokens) -> Tensor:
+    """Uniform in [0, 1), from (seed, example, position) alone: the same in every epoch."""
+    if len(tokens.loss_N) and not tokens.example_ids:
+        raise InputError(
+            "'fixed_random' tells examples apart by their ids, which this Trainer does not give; "
+            "override `example_ids` of TokenObjective, or select by 'random'"
+        )
+    counts = torch.bincount(tokens.example_N.cpu(), minlength=len(tokens.example_ids)).tolist()
+    draws = [
+        _generator(f"{tokens.seed}|{name}").random(count)
+        for name, count in zip(tokens.example_ids, counts, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(draws) if draws else np.empty(0)).to(tokens.loss_N.device)
+
+
+def _generator(key: str) -> np.random.Generator:
+    return np.random.Generator(
+        np.random.SFC64(np.frombuffer(hashlib.blake2b(key.encode(), digest_size=16).digest(), "<u4"))
+    )
+
+
+def everything(tokens: Tokens) -> Tensor:
+    """Every token alike."""
+    return torch.ones_like(tokens.loss_N)
+
+
+SELECTORS: dict[str, Callable[[Tokens], Tensor]] = {
+    "all": everything,
+    "loss": loss,
+    "excess_loss": excess_loss,
+    "teacher_loss": teacher_loss,
+    "entropy": entropy,
+    "bald": bald,
+    "aleatoric": aleatoric,
+    "base_loss": base_loss,
+    "base_perplexity": base_perplexity,
+    "complexity": complexity,
+    "random": random,
+    "fixed_random": fixed_random,
+}
+
+
+def extreme_quantile(score_N: Tensor, quantile: float, keep: str = "top") -> Tensor:
+    """`mask_N` of the `ceil(quantile * N)` highest (or lowest) scores; ties go to the earlier token."""
+    order_N = torch.argsort(score_N, descending=keep == "top", stable=True)
+    mask_N = torch.zeros_like(score_N, dtype=torch.bool)
+    mask_N[order_N[: count_selected(quantile, len(score_N))]] = True
+    return mask_N
+
+
+def select(spec: SelectSpec, tokens: Tokens) -> Tensor:
+    """`mask_N` of the selected tokens.
+
+    Raises:
+        InputError: the score needs what the Trainer does not give, or a user's function does not give N numbers.
+    """
+    score_N = _scores(spec.by, tokens)
+    if spec.unit == "token":
+        return _keep(spec, score_N, tokens)
+    present_E, index_N = torch.unique(tokens.example_N, return_inverse=True)
+    total_E = torch.zeros(len(present_E), dtype=score_N.dtype, device=score_N.device).index_add_(0, index_N, score_N)
+    mean_E = total_E / torch.bincount(index_N, minlength=len(present_E)).clamp(min=1)
+    return _keep(spec, mean_E, tokens)[index_N]
+
+
+def _keep(spec: SelectSpec, score: Tensor, tokens: Tokens) -> Tensor:
+    if spec.keep in ("top", "bottom"):
+        return extreme_quantile(score, _now(spec.quantile, tokens), spec.keep)
+    threshold = tokens.teacher_mean if spec.threshold == "teacher_mean" else _now(spec.threshold, tokens)
+    if threshold != threshold:
+        raise InputError(
+            "threshold 'teacher_mean' needs the teacher's losses, which this Trainer does not give; "
+            "override `teacher_mean` of TokenObjective, or set a number"
+        )
+    return score > threshold if spec.keep == "above" else score <= threshold
+
+
+def _now(value: float | Schedule, tokens: Tokens) -> float:
+    return value.at(tokens.progress) if isinstance(value, Schedule) else value
+
+
+def _scores(by: str, tokens: Tokens) -> Tensor:
+    if not user_code.is_reference(by):
+        return SELECTORS[by](tokens)
+    score_N = torch.as_tensor(user_code.load(by)(tokens)).to(tokens.loss_N.device)
+    if score_N.shape != tokens.loss_N.shape or torch.isnan(score_N.float()).any():
+        raise InputError(
+            f"{by} must give one number for each of the {len(tokens.loss_N)} tokens; it gave a tensor of shape "
+            f"{tuple(score_N.shape)}{', with NaN' if score_N.shape == tokens.loss_N.shape else ''}"
+        )
+    return score_N

@@ -1,0 +1,71 @@
+"""What decides a training run apart from the model, and the same in the terms of `transformers.Trainer`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from tokenuq_ml.config import AblationSpec, TrainSpec
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.training.teacher import TeacherSource
+from tokenuq_ml.training.token_columns import TokenColumns
+
+
+@dataclass
+class TrainingSetup:
+    """All that decides a training run, beside the model: the data, the budget, the objective, the seed."""
+
+    examples: list[TokenizedExample]
+    train: TrainSpec
+    ablation: AblationSpec
+    seed: int
+    numerics: Numerics
+    teacher: TeacherSource | None = None
+    columns: TokenColumns | None = None
+    """What the ablation reads of the token tables."""
+    snapshot_fractions: tuple[float, ...] = ()
+    """Shares of training, in (0, 1), at which the adapter is kept."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.examples) // self.train.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.train.epochs
+
+
+def micro_batch_size(train: TrainSpec, ranks: int = 1) -> int:
+    """Examples of a forward pass: as asked for, else the rank's whole share of the optimiser batch."""
+    return train.micro_batch_size or max(1, train.batch_size // ranks)
+
+
+def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> TrainingArguments:
+    """The budget in Trainer's terms. Precision is ours (`Numerics.autocast`), so Trainer's own stays off."""
+    train = setup.train
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    micro = micro_batch_size(train, ranks)
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=max(1, train.batch_size // (micro * ranks)),
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_schedule,
+        warmup_steps=round(train.warmup_ratio * setup.steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch",
+        seed=setup.seed,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=setup.numerics.device == "cpu",
+        dataloader_pin_memory=setup.numerics.device == "cuda",
+        average_tokens_across_devices=False,
+    )

@@ -1,0 +1,110 @@
+"""Columns of the token tables, at hand for the response tokens of any train examples.
+
+What a selection by the teacher's measures reads, in the order of a batch; and the selections that are decided
+once, before training. Knows nothing of models or steps.
+
+Shapes: N response tokens of some examples.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from tokenuq_ml.config import AblationSpec, registry
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.token_categories import CATEGORIES
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.tables.parquet import read_table
+from tokenuq_ml.training.selection import Tokens, select
+
+
+class TokenColumns:
+    """The named columns (of `registry.COLUMNS`) of every response token of `examples`.
+
+    Raises:
+        InputError: a table does not hold each of the tokens exactly once.
+    """
+
+    def __init__(self, names: Sequence[str], tables: Mapping[str, pl.DataFrame], examples: list[TokenizedExample]):
+        ordered = sorted(examples, key=lambda example: example.example_id)
+        lengths = [len(example.positions) for example in ordered]
+        firsts = [0, *accumulate(lengths)]
+        spans = zip(firsts, lengths, strict=False)
+        self._span = {example.example_id: span for example, span in zip(ordered, spans, strict=False)}
+        wanted = pl.DataFrame(
+            {
+                "example_id": [example.example_id for example in ordered for _ in example.positions],
+                "position": [position for example in ordered for position in example.positions],
+            },
+            schema={"example_id": pl.String, "position": pl.Int32},
+        )
+        self._columns = {}
+        for name in names:
+            table, column = registry.COLUMNS[name]
+            self._columns[name] = _tensor(_of_tokens(tables[table], table, column, wanted))
+        losses = self._columns.get("teacher_loss")
+        self.teacher_mean = float(losses.double().mean()) if losses is not None and len(losses) else float("nan")
+
+    def of(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
+        """`[N]` each, by example, then position."""
+        spans = [self._span[example.example_id] for example in examples]
+        return {
+            name: torch.cat([column[first : first + size] for first, size in spans]) if spans else column[:0]
+            for name, column in self._columns.items()
+        }
+
+
+def read_columns(names: Sequence[str], folders: Mapping[str, str | Path], examples: list[TokenizedExample]):
+    """`TokenColumns` from the tables' folders; `folders` are those of `AblationSpec.tables_read`."""
+    wanted = [example.example_id for example in examples]
+    tables = {
+        table: read_table(folders[table]).filter(pl.col("example_id").is_in(wanted))
+        for table in dict.fromkeys(registry.COLUMNS[name][0] for name in names)
+    }
+    return TokenColumns(names, tables, examples)
+
+
+def static_selection(
+    ablation: AblationSpec, columns: TokenColumns, examples: list[TokenizedExample]
+) -> dict[str, Tensor]:
+    """Of `scope: dataset`: example_id -> mask over its response tokens, chosen among all of `examples` at once.
+
+    `loss` is the teacher's there.
+    """
+    ordered = sorted(examples, key=lambda example: example.example_id)
+    lengths = [len(example.positions) for example in ordered]
+    values = columns.of(ordered)
+    tokens = Tokens(
+        values["teacher_loss"],
+        torch.repeat_interleave(torch.arange(len(ordered)), torch.tensor(lengths, dtype=torch.long)),
+        tuple(example.example_id for example in ordered),
+        values,
+        columns.teacher_mean,
+        seed=ablation.seed,
+    )
+    masks = select(ablation.select, tokens).split(lengths)
+    return {example.example_id: mask for example, mask in zip(ordered, masks, strict=True)}
+
+
+def _of_tokens(frame: pl.DataFrame, table: str, column: str, wanted: pl.DataFrame) -> pl.Series:
+    rows = frame.select(pl.col("example_id").cast(pl.String), pl.col("position").cast(pl.Int32), value=pl.col(column))
+    joined = wanted.join(rows, on=["example_id", "position"], how="left", maintain_order="left")
+    if len(joined) != len(wanted) or joined["value"].null_count():
+        lacking = joined.filter(pl.col("value").is_null())
+        at = f", e.g. {lacking['example_id'][0]} at {lacking['position'][0]}" if len(lacking) else ""
+        raise InputError(
+            f"{table}.{column}: {len(lacking)} of {len(wanted)} response tokens of the train split have no row{at}, "
+            f"{max(0, len(joined) - len(wanted))} have several; materialise {table} again"
+        )
+    return joined["value"]
+
+
+def _tensor(values: pl.Series) -> Tensor:
+    if values.dtype.is_numeric():
+        return torch.from_numpy(values.to_numpy().copy())
+    codes = {category: code for code, category in enumerate(CATEGORIES)}
+    return torch.from_numpy(values.cast(pl.String).replace_strict(codes, return_dtype=pl.Int64).to_numpy().copy())

@@ -1,0 +1,91 @@
+"""Which column comes from which: the column lineage that the UI draws between assets.
+
+A hand-written table, held to the tables' schemas and to the graph by a test. Does not read data.
+"""
+
+import dagster as dg
+
+from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.config.registry import COLUMNS
+from tokenuq_pipeline.assets.asset import StageAsset
+
+TOKENS = (("tokenized_dataset", "input_ids"), ("tokenized_dataset", "response_mask"))
+KEYS = {
+    "example_id": (("tokenized_dataset", "example_id"),),
+    "dataset": (("tokenized_dataset", "dataset"),),
+    "split": (("tokenized_dataset", "split"),),
+    "position": (("tokenized_dataset", "response_mask"),),
+}
+_VALUES = (*TOKENS, ("token_losses", "loss"), ("token_losses", "entropy"))
+_CORRELATED = (
+    ("token_losses", "loss"),
+    ("token_losses", "entropy"),
+    ("token_uncertainty", "predictive_entropy"),
+    ("token_uncertainty", "expected_entropy"),
+    ("token_uncertainty", "bald"),
+)
+
+SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+    "tokenized_dataset": {
+        "example_id": (("datasets", "example_id"),),
+        "dataset": (("datasets", "example_id"),),
+        "split": (("datasets", "split"),),
+        "input_ids": (("datasets", "messages"),),
+        "response_mask": (("datasets", "messages"),),
+    },
+    "baseline_teacher": {column: TOKENS for column in ("loss", "mle_loss", "tokens")},
+    "token_losses": {
+        **KEYS,
+        **{column: TOKENS[:1] for column in ("token_id", "token", "category")},
+        **{column: TOKENS for column in ("loss", "entropy", "rank", "base_loss", "base_entropy")},
+    },
+    "token_uncertainty": {
+        **{column: KEYS[column] for column in ("example_id", "position")},
+        **{
+            column: TOKENS for column in ("predictive_entropy", "expected_entropy", "bald", "bald_std_error", "mc_loss")
+        },
+    },
+    "reference_evaluation": {
+        **{column: KEYS[column] for column in ("dataset", "split")},
+        **{column: _VALUES for column in ("value", "ci_low", "ci_high")},
+        "n": KEYS["example_id"],
+    },
+    "uncertainty_analysis": {
+        "split": (("token_losses", "split"),),
+        "category": (("token_losses", "category"),),
+        **{column: _CORRELATED for column in ("value", "ci_low", "ci_high")},
+        "n": (("token_losses", "position"),),
+    },
+    "student": {column: TOKENS for column in ("loss", "mle_loss", "distill_loss", "selected_share", "tokens")},
+    "evaluation": {
+        **{column: KEYS[column] for column in ("dataset", "split")},
+        **{column: _VALUES for column in ("value", "ci_low", "ci_high")},
+        "n": KEYS["example_id"],
+    },
+    "curriculum": {
+        "step": (("student", "step"),),
+        "epoch": (("student", "epoch"),),
+        "category": (("token_losses", "category"),),
+        "n_tokens": (("student", "tokens"),),
+        "n_selected": (("student", "selected_share"),),
+        "mean_loss": (("student", "loss"),),
+    },
+}
+"""Stage -> column of its main table -> (stage, column) that it is computed from."""
+
+
+def column_lineage(asset: StageAsset) -> dg.TableColumnLineage | None:
+    """The lineage of an asset's main table, from its direct inputs alone; None where it has no such input."""
+    above: dict[str, list[dg.AssetKey]] = {}
+    for dep in asset.deps:
+        above.setdefault("datasets" if dep[0] == "datasets" else dep[-1], []).append(dg.AssetKey(dep))
+    sources = SOURCES.get(asset.stage, {})
+    if asset.stage == "student":
+        read = tuple(COLUMNS[name] for name in AblationSpec(**asset.fields["ablation"]).columns_read)
+        sources = {**sources, "selected_share": (*sources["selected_share"], *read)}
+    deps = {
+        column: [dg.TableColumnDep(key, name) for stage, name in origins for key in above.get(stage, ())]
+        for column, origins in sources.items()
+    }
+    deps = {column: found for column, found in deps.items() if found}
+    return dg.TableColumnLineage(deps) if deps else None

@@ -1,0 +1,97 @@
+"""Asset checks of `token_uncertainty`: bounds, rounding, and that it joins `token_losses`. Functions of the store."""
+
+import polars as pl
+
+from tokenuq_ml.tables.bald_noise import NOISE, bald_noise
+from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, JOIN, Outcome, outcome, read
+from tokenuq_pipeline.runtime.store import Store
+
+NOISE_SHARE = 0.05
+"""Of mean BALD. In float32 the floor is a thousandth of it or less, in bfloat16 several times it."""
+
+
+def uncertainty_bounds(store: Store, study: str) -> Outcome:
+    """`0 <= bald <= predictive_entropy`, within 1e-5 nats."""
+    frame = read(store, "token_uncertainty", study=study)
+    low, high = frame["bald"] < -ENTROPY_SLACK, frame["bald"] > frame["predictive_entropy"] + ENTROPY_SLACK
+    odd = ~(frame["bald"].is_finite() & frame["predictive_entropy"].is_finite())
+    bad = int((low | high | odd).fill_null(True).sum())
+    return outcome(
+        len(frame) and not bad,
+        f"{bad} of {len(frame)} tokens out of bounds",
+        out_of_bounds=bad,
+        below_zero=int(low.sum()),
+        above_entropy=int(high.sum()),
+    )
+
+
+def bald_above_noise(store: Store, study: str) -> Outcome:
+    """The noise floor of BALD is below 5% of mean BALD: what is measured is dropout, not rounding.
+
+    The floor is the mean difference between BALD and BALD in float64 with the same masks, on the tokens of
+    `bald_reference`. Without active dropout BALD is zero, and the check fails too.
+    """
+    noise = bald_noise(store.home, study)
+    if noise is None:
+        return outcome(False, f"the noise floor was not measured; materialise {study}/token_uncertainty again")
+    floor, mean = noise["floor"], noise["mean_bald"]
+    return outcome(
+        floor < NOISE_SHARE * mean,
+        f"noise floor {floor:.2g} nats, mean BALD {mean:.2g} nats: {_share(floor, mean)}, "
+        f"where less than {NOISE_SHARE:.0%} is allowed",
+        noise_floor=floor,
+        mean_bald=mean,
+        reference_tokens=noise["tokens"],
+    )
+
+
+def bald_above_noise_by_category(store: Store, study: str) -> Outcome:
+    """The noise floor is below 5% of mean BALD within each token category that the reference sample holds."""
+    if bald_noise(store.home, study) is None:
+        return outcome(False, f"materialise {study}/token_uncertainty again", warn=True)
+    categories = read(store, "token_losses", study=study).select(*JOIN, pl.col("category").cast(pl.String))
+    mean, floor = (
+        frame.join(categories, on=JOIN).group_by("category").agg(value.mean().alias(name), pl.len().alias(f"n_{name}"))
+        for frame, value, name in (
+            (read(store, "token_uncertainty", study=study), pl.col("bald"), "mean"),
+            (read(store, "bald_reference", study=study), NOISE, "floor"),
+        )
+    )
+    both = floor.join(mean, on="category").sort("category")
+    noisy = both.filter(~(pl.col("floor") < NOISE_SHARE * pl.col("mean")))
+    told = (
+        f"{category}: noise floor {low:.2g} of {high:.2g} nats ({_share(low, high)}, {count} tokens)"
+        for category, low, high, count in (noisy if len(noisy) else both)
+        .select("category", "floor", "mean", "n_floor")
+        .iter_rows()
+    )
+    return outcome(
+        not len(noisy),
+        "; ".join(told) or "the reference sample has no tokens",
+        warn=True,
+        **{
+            f"noise_share_{row[0]}": row[1] / row[2]
+            for row in both.select("category", "floor", "mean").iter_rows()
+            if row[2]
+        },
+    )
+
+
+def _share(floor: float, mean: float) -> str:
+    return f"{floor / mean:.2%}" if mean else "BALD is zero everywhere"
+
+
+def joins_one_to_one(store: Store, study: str) -> Outcome:
+    """`token_uncertainty` and `token_losses` hold the same tokens, each once."""
+    losses = read(store, "token_losses", study=study).select(JOIN)
+    uncertainty = read(store, "token_uncertainty", study=study).select(JOIN)
+    double = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
+    lone = len(losses.join(uncertainty, on=JOIN, how="anti")) + len(uncertainty.join(losses, on=JOIN, how="anti"))
+    return outcome(
+        not lone and not double,
+        f"{lone} tokens in one table only, {double} double rows",
+        losses=len(losses),
+        uncertainty=len(uncertainty),
+        alone=lone,
+        doubled=double,
+    )

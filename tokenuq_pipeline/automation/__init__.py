@@ -1,0 +1,1 @@
+"""Jobs, schedules, sensors and staleness: what is rebuilt, and when."""

@@ -1,0 +1,34 @@
+"""One job a study: all of its assets, the models and datasets that they need, and their checks."""
+
+import dagster as dg
+
+from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config.load import Config
+from tokenuq_pipeline.runtime.data_files import file_key, watched
+
+
+def study_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
+    """Root assets that the study needs; everything under the study's own prefix comes beside them."""
+    datasets = config.datasets_of(study)
+    return [
+        *(dg.AssetKey(["models", name]) for name in config.models_of(study)),
+        *(dg.AssetKey(["datasets", name]) for name in datasets),
+        *(file_key(name) for name in datasets if name in watched(config)),
+    ]
+
+
+def build_jobs(config: Config) -> list:
+    """Jobs named as their studies."""
+    return [
+        dg.define_asset_job(
+            study.name,
+            selection=dg.AssetSelection.key_prefixes([study.name])
+            | dg.AssetSelection.assets(*study_keys(config, study)),
+            description=f"The whole study {study.name}: {study.model} on {study.dataset}, "
+            f"ablations {', '.join(study.ablations)}.",
+            tags={"study": study.name},
+            # Without its config a logger is not used: Dagster falls back to its own.
+            config={"loggers": {"console": {"config": {}}}},
+        )
+        for study in config.studies.values()
+    ]

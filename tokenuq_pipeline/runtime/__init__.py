@@ -1,0 +1,1 @@
+"""The store, child processes, the Dagster instance: what stages run on."""

@@ -1,0 +1,27 @@
+"""The code version of every asset, and the commit that it was made at.
+
+Which fields a stage uses is `tokenuq_ml.stages.versions`' to say; data versions are the child's.
+"""
+
+import functools
+import subprocess
+from pathlib import Path
+
+from tokenuq_ml.stages.versions import code_version
+
+__all__ = ["code_version", "git_state"]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def git_state(folder: Path = CHECKOUT) -> dict[str, str | bool]:
+    """`git_commit` and `git_dirty` of the code; empty where there is no git."""
+    try:
+        # -uno: files that git does not track cannot be named by a commit, and looking for them is what takes long.
+        run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+        commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        dirty = bool(run(["git", "status", "--porcelain", "-uno"]).stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git_commit": commit, "git_dirty": dirty}
