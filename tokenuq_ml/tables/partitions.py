@@ -18,7 +18,7 @@ def store_home(home: str | Path | None = None) -> Path:
     """`home`, by default `$TOKENUQ_HOME`, by default `store/` in the checkout, or else in the working directory."""
     if home is None:
         checkout = Path(__file__).resolve().parents[2]
-        root = checkout if (checkout / "config").is_dir() else Path.cwd()
+        root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
         home = os.environ.get("TOKENUQ_HOME") or root / "store"
     return Path(home).expanduser().resolve()
 

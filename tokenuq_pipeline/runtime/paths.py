@@ -36,14 +36,20 @@ run_monitoring:
 
 
 def checkout() -> Path:
-    """The folder that holds `config/`: the checkout, or else the working directory."""
+    """Return the checkout that holds this file, or the working directory if tokenuq is installed without one."""
     here = Path(__file__).resolve().parents[2]
-    return here if (here / "config").is_dir() else Path.cwd()
+    return here if (here / "pyproject.toml").is_file() else Path.cwd()
+
+
+def shipped_config() -> Path:
+    """Return the folder of the shipped configuration: the checkout's `config/`, or its copy in the installed package."""
+    installed = Path(__file__).resolve().parents[1] / "config"
+    return installed if installed.is_dir() else checkout() / "config"
 
 
 def config_folders(environment: Mapping[str, str]) -> list[Path]:
-    """The checkout's `config/` and, beside it, `$TOKENUQ_CONFIG`."""
-    folders = [checkout() / "config"]
+    """Return the folders that configuration is read from: the shipped one, then `$TOKENUQ_CONFIG` if it is set."""
+    folders = [shipped_config()]
     if extra := environment.get("TOKENUQ_CONFIG"):
         if not Path(extra).is_dir():
             raise InputError(
