@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenuq_ml.seeding import epoch_generator
 from tokenuq_ml.tables.parquet import stream_table
 
 
@@ -210,7 +211,7 @@ class LengthBucketSampler:
 
     def optimiser_batches(self, epoch: int) -> list[list[int]]:
         """Indices of the examples of each optimiser batch of `epoch`."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = epoch_generator(self.seed, epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         bucket = self.batch_size * self.BUCKET_BATCHES
         batches = []

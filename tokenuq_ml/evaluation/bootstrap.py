@@ -6,6 +6,8 @@ Knows nothing of tables, models or what the numbers mean.
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tokenuq_ml.seeding import bootstrap_generator
+
 _CHUNK_DRAWS = 1 << 22
 """Indices drawn at once, which bounds the memory to some tens of MiB whatever the number of examples."""
 
@@ -36,7 +38,7 @@ def bootstrap_ratio(
     value = float(above.sum() / below.sum())
     if above.size == 1:
         return value, value, value
-    generator = np.random.default_rng(seed)
+    generator = bootstrap_generator(seed)
     ratios = np.empty(resamples)
     rows = max(1, _CHUNK_DRAWS // above.size)
     for start in range(0, resamples, rows):

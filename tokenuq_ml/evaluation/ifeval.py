@@ -16,6 +16,7 @@ import polars as pl
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import example_rows
+from tokenuq_ml.seeding import seed_python
 
 CHECK_SCHEMA = {
     "example_id": pl.String,
@@ -57,7 +58,7 @@ def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
                 ("loose", checkers.test_instruction_following_loose),
             ):
                 # A checker draws at random what its kwargs leave open.
-                random.seed(row["example_id"])
+                seed_python(row["example_id"])
                 verdict = judge(task, response)
                 rows[-1][f"prompt_level_{mode}"] = bool(verdict.follow_all_instructions)
                 rows[-1][f"inst_level_{mode}"] = [bool(followed) for followed in verdict.follow_instruction_list]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.seeding import bootstrap_generator, seed_resampling_generator
 
 _CHUNK_COUNTS = 1 << 22
 """Counts of drawn examples held at once: 32 MiB as float64, whatever the number of examples."""
@@ -64,7 +65,7 @@ class PairedBootstrap:
         }
         self._values_SB = {name: np.empty((len(f.seeds), resamples)) for name, f in families.items()}
         examples = next(iter(families.values())).numerators_SE.shape[1]
-        generator = np.random.default_rng(seed)
+        generator = bootstrap_generator(seed)
         rows = max(1, _CHUNK_COUNTS // examples)
         for start in range(0, resamples, rows):
             stop = min(start + rows, resamples)
@@ -99,9 +100,8 @@ class PairedBootstrap:
         """Indices of seeds `[S, B]`, the same for the same seeds whichever family they are of."""
         if len(seeds) == 1:
             return np.zeros((1, resamples), np.int64)
-        # One more than each seed, so that none is 0; the first number keeps this stream apart from the examples'.
-        entropy = [len(seeds), self._seed, *(0 if seed is None else seed + 1 for seed in seeds)]
-        return np.random.default_rng(entropy).integers(len(seeds), size=(len(seeds), resamples))
+        generator = seed_resampling_generator(self._seed, seeds)
+        return generator.integers(len(seeds), size=(len(seeds), resamples))
 
     def _estimate(self, value: float, resampled_B: np.ndarray) -> Estimate:
         low, high = np.quantile(resampled_B, [(1 - self._confidence) / 2, (1 + self._confidence) / 2])

@@ -4,7 +4,6 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -13,11 +12,12 @@ from tokenuq_ml.config import LoraSpec
 from tokenuq_ml.models.forward import causal_lm
 from tokenuq_ml.models.lora_dropout import use_word_dropout
 from tokenuq_ml.models.lora_linear import use_fused_lora
+from tokenuq_ml.seeding import seed_torch
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
     """A fresh trainable LoRA adapter on every linear layer but the output head, seeded."""
-    torch.manual_seed(seed)
+    seed_torch(seed)
     config = lora_config(lora)
     # GPT-2's linear layers keep their weights transposed; an adapter that is said so loads without a warning.
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())

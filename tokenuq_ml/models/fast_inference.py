@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from tokenuq_ml.models import blocked_attention
 from tokenuq_ml.models.forward import unchanging_dtypes
 from tokenuq_ml.models.lora_linear import add_projection
+from tokenuq_ml.seeding import probe_generator
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "GemmaDecoderLayer")
 """Norm, attention, sum, norm, gated MLP, sum; rotary embeddings over whole heads, halves rotated against each other."""
@@ -93,7 +94,7 @@ def _agrees(model: PreTrainedModel, module: nn.Module, forward: Callable) -> boo
     """Whether `forward` gives what the module's own forward pass gives, of two random sequences."""
     features = module.weight.shape[0] if hasattr(module, "weight") else model.config.get_text_config().hidden_size
     # Longer than a block of queries, so that attention takes its general way.
-    length, generator = blocked_attention.QUERIES + 3, torch.Generator().manual_seed(0)
+    length, generator = blocked_attention.QUERIES + 3, probe_generator()
     hidden_BTD = torch.randn(2, length, features, generator=generator).to(model.dtype)
     inputs = {}
     if forward is _layer:

@@ -6,7 +6,6 @@ drawn. Does not know what is computed under the masks.
 Shapes: B sequences, T positions, I input features of a layer, F those of all layers, r rank.
 """
 
-import hashlib
 import threading
 
 import torch
@@ -16,6 +15,7 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.study import MASK_LEVELS
 from tokenuq_ml.models.lora_dropout import masked
 from tokenuq_ml.models.philox import random_draws
+from tokenuq_ml.seeding import example_key
 
 _FEATURES, _ATTENTION = 0, 1
 """What a stream is for: the last word of its counter."""
@@ -57,8 +57,7 @@ class KeyedMasks:
     def draw(self, sample: int, example_ids: list[str]) -> None:
         """Set whose masks the calling thread's next forward pass gets."""
         self._own.sample, self._own.example_ids = sample, example_ids
-        keys = (f"{self.spec.seed}|{example_id}".encode() for example_id in example_ids)
-        self._own.keys = [hashlib.blake2b(key, digest_size=16).digest() for key in keys]
+        self._own.keys = [example_key(self.spec.seed, example_id) for example_id in example_ids]
         if self.spec.mask == "sequence" and self.features:
             # All layers at once: a generator per layer costs more than its few draws.
             self._own.kept_B1F = self._kept((0, sample, _FEATURES), self.spec.dropout, self.features)[:, None]

@@ -15,6 +15,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tokenuq_ml.seeding import part_bits
+
 _LEVELS = 2**15
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -35,7 +37,7 @@ def _draw_mask(elements: int, dropped: int, device: torch.device) -> Tensor:
 
     def draw(number: int) -> None:
         part = mask[number * 4 * _PART_DRAWS : (number + 1) * 4 * _PART_DRAWS]
-        words = np.random.SFC64([seed, number]).random_raw(len(part) // 4).view(np.int16)
+        words = part_bits(seed, number, len(part) // 4).view(np.int16)
         np.bitwise_and(words, _LEVELS - 1, out=words)
         # Taken from the last level that is dropped: negative where kept, and the sign fills the word.
         np.subtract(np.int16(dropped - 1), words, out=words)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenuq_ml.seeding import philox_bits
+
 DRAWS_PER_BLOCK = 16
 """Draws of sixteen bits in the 256 bits that one counter gives."""
 _ROUNDS = 10
@@ -40,11 +42,9 @@ def random_draws(
 
 
 def _on_cpu(keys: Sequence[bytes], stream: tuple[int, int, int], count: int) -> np.ndarray:
-    draws = np.empty((len(keys), count), np.int16)
-    counter, words = np.array([0, *stream], np.uint64), -(-count // 4)
+    draws, words = np.empty((len(keys), count), np.int16), -(-count // 4)
     for row, key in zip(draws, keys, strict=True):
-        generator = np.random.Philox(key=np.frombuffer(key, "<u8"), counter=counter)
-        row[:] = generator.random_raw(words).view("<i2")[:count]
+        row[:] = philox_bits(key, stream, words).view("<i2")[:count]
     return draws
 
 

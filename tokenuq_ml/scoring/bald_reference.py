@@ -3,7 +3,6 @@
 At the study's own dropout, K and masks. Knows nothing of tables on disk; `bald_noise.py` says what the floor is.
 """
 
-import hashlib
 import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from tokenuq_ml.kernels.scores import monte_carlo_scores
 from tokenuq_ml.models.float64_passes import float64_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, uncertainty_rows
+from tokenuq_ml.seeding import example_rank
 
 SAMPLE_TOKENS = 512
 """Tokens of the sample, prompts included: K float64 passes over it take some seconds per hundred million weights."""
@@ -31,7 +31,7 @@ def reference_sample(examples: Iterable[TokenizedExample]) -> list[TokenizedExam
     At least one, however long, and the same ones whatever the order; in bounded memory.
     """
     scored = (example for example in examples if example.positions)
-    drawn = heapq.nsmallest(CANDIDATES, scored, key=lambda one: hashlib.sha256(one.example_id.encode()).digest())
+    drawn = heapq.nsmallest(CANDIDATES, scored, key=lambda one: example_rank(one.example_id))
     sample, tokens = [], 0
     for example in drawn:
         if tokens + len(example.input_ids) <= SAMPLE_TOKENS:

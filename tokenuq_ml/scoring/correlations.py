@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenuq_ml.config import EvaluationSpec
+from tokenuq_ml.seeding import bootstrap_generator
 
 PAIRS = (
     ("loss", "bald"),
@@ -119,7 +120,7 @@ def _cluster_sums(columns: Array, clusters: NDArray[np.int64]) -> Array:
 def _resampled(sums: Array, evaluation: EvaluationSpec) -> Array:
     """The sums of each bootstrap sample, one a row: as many clusters as there are, drawn with replacement."""
     clusters = len(sums)
-    draws = np.random.default_rng(evaluation.seed)
+    draws = bootstrap_generator(evaluation.seed)
     chances = np.full(clusters, 1 / clusters)
     rows = max(1, _CHUNK_COUNTS // clusters)
     parts = [

@@ -7,7 +7,6 @@ tokens that it takes (`objectives.py`).
 Notation: l the student's cross-entropy with the label, p its probability; N response tokens of an optimiser batch.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenuq_ml import seeding
 from tokenuq_ml.config import Schedule, SelectSpec, registry, user_code
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.data.token_categories import CATEGORIES
@@ -132,7 +132,7 @@ def complexity(tokens: Tokens) -> Tensor:
 
 def random(tokens: Tokens) -> Tensor:
     """Uniform in [0, 1), drawn afresh at each step, from (seed, step) alone."""
-    draws = np.random.default_rng([tokens.seed, tokens.step]).random(len(tokens.loss_N))
+    draws = seeding.step_generator(tokens.seed, tokens.step).random(len(tokens.loss_N))
     return torch.from_numpy(draws).to(tokens.loss_N.device)
 
 
@@ -145,16 +145,10 @@ def fixed_random(tokens: Tokens) -> Tensor:
         )
     counts = torch.bincount(tokens.example_N.cpu(), minlength=len(tokens.example_ids)).tolist()
     draws = [
-        _generator(f"{tokens.seed}|{name}").random(count)
+        seeding.example_generator(tokens.seed, name).random(count)
         for name, count in zip(tokens.example_ids, counts, strict=True)
     ]
     return torch.from_numpy(np.concatenate(draws) if draws else np.empty(0)).to(tokens.loss_N.device)
-
-
-def _generator(key: str) -> np.random.Generator:
-    return np.random.Generator(
-        np.random.SFC64(np.frombuffer(hashlib.blake2b(key.encode(), digest_size=16).digest(), "<u4"))
-    )
 
 
 def everything(tokens: Tokens) -> Tensor:

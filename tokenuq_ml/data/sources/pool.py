@@ -5,7 +5,6 @@ Examples lie in a temporary file; memory holds 26 bytes each, and those drawn. K
 
 import hashlib
 import json
-import random
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.sources.records import Place
 from tokenuq_ml.data.sources.rejected_rows import Rejects
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.seeding import shuffle_dataset
 
 _IN_MEMORY = 2**25
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
@@ -129,7 +129,7 @@ def _drawn(spec: DatasetSpec, usable: np.ndarray, sizes: dict[str, int], where: 
         )
     # Shuffled as a list would be, at 4 bytes a row.
     order = array("I", range(len(usable)))
-    random.Random(f"{spec.name}|{spec.seed}").shuffle(order)
+    shuffle_dataset(spec.name, spec.seed, order)
     names = [split for split in SPLITS for _ in range(sizes.get(split, 0))]
     return {int(usable[index]): split for index, split in zip(order, names, strict=False)}
 
