@@ -42,7 +42,7 @@ def checkout() -> Path:
 
 
 def shipped_config() -> Path:
-    """Return the folder of the shipped configuration: the checkout's `config/`, or its copy in the installed package."""
+    """Return the folder of the shipped configuration: the checkout's `config/`, or its copy in the installed wheel."""
     installed = Path(__file__).resolve().parents[1] / "config"
     return installed if installed.is_dir() else checkout() / "config"
 
