@@ -25,7 +25,7 @@ class Plan:
 
 def assumptions(planner, sizes: dict, spec) -> list[str]:
     """Whatever the numbers rest on, one sentence each."""
-    from tokenuq_ml.costs import planner
+    from tokenuq_ml.costs.planner import EFFICIENCY, PADDING, STARTUP_S
 
     known = sizes[spec.model]
     said = [f"sizes of {spec.model}: {known.origin}" if known else _unknown(spec.model)]
@@ -48,11 +48,11 @@ def assumptions(planner, sizes: dict, spec) -> list[str]:
             if planner.online_because is None
             else f"students run the teacher online: {planner.online_because}"
         )
-        rates = ", ".join(f"{kind} {share:g}" for kind, share in planner.EFFICIENCY.items())
+        rates = ", ".join(f"{kind} {share:g}" for kind, share in EFFICIENCY.items())
         said += [
             f"shares of the rate of matrix products that are reached: {rates}; of SmolLM2-135M on two cores, "
             "docs/results/benchmarks.md",
-            f"{planner.STARTUP_S:g} s for each child process to start; batches padded by {planner.PADDING - 1:.0%}; "
+            f"{STARTUP_S:g} s for each child process to start; batches padded by {PADDING - 1:.0%}; "
             "downloads take no time",
             "memory is of the longest texts that the study allows; formulas in docs/models_and_data.md",
         ]

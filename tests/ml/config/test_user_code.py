@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from tests.ml.training.test_trainer import setup
+from tests.support.paths import CONFIG
 from tests.support.reporter import Silent
 from tests.support.tiny_models import tiny_peft
 from tokenuq_ml.config import AblationSpec, user_code
@@ -60,7 +61,7 @@ def test_what_is_not_there_is_named(own, reference, said):
 
 def test_its_code_is_part_of_the_students_version_and_its_comments_are_not(own):
     (own / "ablations.yaml").write_text("early_half: {select: {by: 'my_ideas:early', quantile: 0.5}}")
-    config = load_config(user_code.ROOT / "config", own)
+    config = load_config(CONFIG, own)
 
     def version():
         fields = ablation_fields(config, config.studies["quickstart"], config.ablations["early_half"], "student")

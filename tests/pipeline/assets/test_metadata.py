@@ -3,6 +3,7 @@
 import polars as pl
 
 from tokenuq_pipeline.assets import metadata
+from tokenuq_pipeline.assets.asset import table_of
 
 
 def test_a_preview_is_one_markdown_row_a_row():
@@ -40,7 +41,7 @@ def test_a_page_is_an_address_that_a_browser_opens(tmp_path):
 
 
 def test_outputs_are_known_by_their_tables():
-    assert metadata.table_of("evaluations_teacher") == "evaluations"
-    assert metadata.table_of("evaluation_examples_base") == "evaluation_examples"
-    assert metadata.table_of("token_losses") == "token_losses"
-    assert metadata.table_of("adapter") is None and metadata.table_of("plots") is None
+    assert table_of("evaluations_teacher") == "evaluations"
+    assert table_of("evaluation_examples_base") == "evaluation_examples"
+    assert table_of("token_losses") == "token_losses"
+    assert table_of("adapter") is None and table_of("plots") is None

@@ -11,7 +11,7 @@ from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.costs.planner import Machine
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline import cli
-from tokenuq_pipeline.commands import plan, status
+from tokenuq_pipeline.commands import plan, plan_text, status
 from tokenuq_pipeline.commands import run as run_command
 
 MACHINE = Machine(1e9, "cpu", "bfloat16", 2, "test", 512)
@@ -119,11 +119,11 @@ def test_a_failing_measurement_is_one_sentence(monkeypatch):
     "seconds, words", [(0.4, "0 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h"), (172_800, "2.0 days")]
 )
 def test_durations(seconds, words):
-    assert plan.duration(seconds) == words
+    assert plan_text.duration(seconds) == words
 
 
 def test_sizes_on_disk():
-    assert [plan.disk(size) for size in (1500, 2e6, 3e9)] == ["1.5 kB", "2.0 MB", "3.0 GB"]
+    assert [plan_text.disk(size) for size in (1500, 2e6, 3e9)] == ["1.5 kB", "2.0 MB", "3.0 GB"]
 
 
 def test_new_studies_leave_quickstart_as_it_was(tmp_path, monkeypatch):

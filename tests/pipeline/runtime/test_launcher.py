@@ -18,7 +18,7 @@ from tokenuq_pipeline.runtime.launcher import StageLauncher, _alone_in
 CODE = """
 import sys
 from pathlib import Path
-from toy_pipeline import STUDY, Toy, toy_config
+from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.runtime.launcher import StageLauncher
 toy = Toy(Path(sys.argv[1]))
