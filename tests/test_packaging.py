@@ -1,0 +1,162 @@
+"""The built wheel, used without the checkout; and the files of the project that no other test reads."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+
+PACKAGES = ("tokenuq_ml", "tokenuq_pipeline")
+PACKAGE_FILES = {
+    "tokenuq_ml/py.typed",
+    "tokenuq_ml/data/chat_template.jinja",
+    "tokenuq_ml/reports/report.css",
+    "tokenuq_ml/reports/explorer.js",
+    "tokenuq_pipeline/py.typed",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel from a copy of the sources, so that the checkout gets no build/ folder."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, source)
+    for name in (*PACKAGES, "config"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    built = tmp_path_factory.mktemp("built")
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", str(built)]
+    subprocess.run(command, cwd=source, check=True, timeout=300)
+    (path,) = built.glob("tokenuq-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_installed(wheel, tmp_path_factory):
+    """Return a function that runs a command of the installed wheel in an empty folder.
+
+    The environment holds the wheel and the dependencies of this one. Python does not read the .pth files of a folder
+    that a .pth file adds, so this environment's editable install of the checkout is not visible.
+    """
+    bare = tmp_path_factory.mktemp("bare")
+    venv.create(bare, with_pip=False)
+    scheme = {"base": str(bare), "platbase": str(bare)}
+    site_packages = Path(sysconfig.get_path("purelib", "venv", vars=scheme))
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = ["--python", str(bare / "bin/python"), "install", "--no-deps", "--no-index", "-q", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=300)
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def run(*command: str, folder: Path) -> str:
+        command = [str(bare / "bin" / command[0]), *command[1:]]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_their_data_and_the_configuration(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    modules = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    config = [path for path in (ROOT / "config").rglob("*") if path.suffix in (".yaml", ".jinja")]
+    shipped = {f"tokenuq_pipeline/{path.relative_to(ROOT)}" for path in config}
+    assert modules | shipped | PACKAGE_FILES <= names
+    top_level = {name.split("/")[0] for name in names}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == set(PACKAGES)
+    assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_an_installed_command_line_shows_its_help(run_installed, tmp_path):
+    assert "usage: tokenuq" in run_installed("tokenuq", "--help", folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_an_installed_package_finds_its_configuration_and_keeps_results_in_the_working_directory(
+    run_installed, tmp_path
+):
+    code = """
+import json, os
+import tokenuq_ml, tokenuq_pipeline
+from tokenuq_ml.config.load import load_config
+from tokenuq_ml.tables import connect, scan
+from tokenuq_pipeline.definitions import defs
+from tokenuq_pipeline.runtime.git import git_state
+from tokenuq_pipeline.runtime.paths import config_folders, dagster_home, store_home
+
+config = load_config(*config_folders(os.environ))
+try:
+    scan("tokens")
+except FileNotFoundError as error:
+    scanned = str(error)
+print(json.dumps({
+    "packages": [tokenuq_ml.__file__, tokenuq_pipeline.__file__],
+    "folders": [str(folder) for folder in config_folders(os.environ)],
+    "studies": sorted(config.studies),
+    "chat_template": config.models["gemma_2_2b"].chat_template,
+    "assets": len(list(defs.resolve_all_asset_specs())),
+    "store": str(store_home()),
+    "dagster_home": str(dagster_home()),
+    "scanned": scanned,
+    "views": connect().execute("SELECT count(*) FROM tokens").fetchone()[0],
+    "git": git_state(),
+}))
+"""
+    found = json.loads(run_installed("python", "-c", code, folder=tmp_path).splitlines()[-1])
+    assert not any(Path(path).is_relative_to(ROOT) for path in [*found["packages"], *found["folders"]])
+    assert Path(found["chat_template"]).read_text() == (ROOT / "config/chat_templates/gemma.jinja").read_text()
+    assert found["studies"] == sorted(yaml.safe_load((ROOT / "config/studies.yaml").read_text()))
+    assert found["assets"] > 100
+    assert found["store"] == str(tmp_path / "store") and found["dagster_home"] == str(tmp_path / ".dagster_home")
+    assert str(tmp_path / "store") in found["scanned"] and found["views"] == 0
+    assert found["git"] == {}
+
+
+def test_the_version_and_the_licence_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_pre_commit_runs_the_commands_of_make_lint():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    dry_run = subprocess.run(["make", "-n", "lint"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = [line for line in dry_run.splitlines() if line.startswith(".venv/bin/") and " -m pip " not in line]
+    assert [hook["entry"] for hook in hooks] == commands
+
+
+def test_make_without_a_target_lists_every_target():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = [line for line in makefile.splitlines() if line.startswith(".PHONY:")]
+    assert [line.split()[1] for line in listed.splitlines()] == phony.split()[1:]
+
+
+def test_constraints_pin_every_development_tool():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tools = {name.split(">")[0].lower() for name in project["optional-dependencies"]["dev"] if ">" in name}
+    assert tools <= pinned
+
+
+def test_git_tracks_no_generated_file():
+    tracked = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    assert subprocess.run(tracked, cwd=ROOT, capture_output=True, text=True, check=True).stdout == ""
