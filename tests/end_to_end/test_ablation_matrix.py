@@ -1,6 +1,5 @@
 """Every shipped ablation through the whole asset graph, on a tiny random Llama, all stages in this process."""
 
-import importlib
 import json
 import shutil
 
@@ -8,9 +7,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from tests.end_to_end.test_study import CONFIG, STUDY, write_inputs
 from tests.support.paths import ROOT
-from tests.support.reporter import Silent
+from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_inputs
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.tables.scanning import scan
@@ -21,20 +19,6 @@ from tokenuq_pipeline.runtime.store import Store
 
 SHIPPED = ROOT / "config" / "ablations.yaml"
 STEPS = 3
-
-
-class InProcess(dg.ConfigurableResource):
-    """The launcher without a child: starting torch for each of thirty stages would take minutes."""
-
-    def run(self, context, request, staging):
-        results = []
-
-        class Reporter(Silent):
-            def done(self, result):
-                results.append(result)
-
-        importlib.import_module(f"tokenuq_ml.stages.{request.entrypoint}").run(request, Reporter())
-        yield from results
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +39,7 @@ def world(tmp_path_factory):
     names = tuple(n for n in config.studies[STUDY].ablations if config.ablations[n].seed == 0 or n == "mle_s1")
     config.studies[STUDY] = config.studies[STUDY].model_copy(update={"ablations": names})
     store = Store(folder / "store")
-    defs = build_defs(config, store.home, InProcess())
+    defs = build_defs(config, store.home, StagesInProcess())
     with dg.DagsterInstance.ephemeral() as instance:
         job = defs.resolve_job_def(STUDY)
         result = job.execute_in_process(instance=instance, raise_on_error=False)
@@ -83,7 +67,7 @@ def test_every_ablation_has_its_student_its_rows_and_its_costs(world):
         record = CostRecord.read(world["store"].path(costs_place(STUDY, name)) / "costs.json")
         ablation = config.ablations[name]
         assert record.steps == STEPS and record.selection == ablation.selection_kind
-        assert (record.distilled_tokens > 0) == ablation.needs_teacher
+        assert (record.distilled_tokens > 0) == (ablation.distillation is not None)
         assert record.seconds.total > 0 and record.mle_tokens + record.distilled_tokens <= record.response_tokens
 
 

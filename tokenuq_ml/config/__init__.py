@@ -1,7 +1,6 @@
-"""Every knob of a study, validated and hashed: models, datasets, studies, ablations.
+"""Configuration: models, datasets, studies and ablations, validated and hashed.
 
-Knows what a valid configuration is. Does not know where files lie, how YAML is found (`config.py`), which fields a
-stage uses (`stages.py`), or what Dagster is.
+`load.py` reads the YAML files; `stages/versions.py` decides which fields a stage depends on.
 """
 
 from tokenuq_ml.config.ablation import (
@@ -13,7 +12,17 @@ from tokenuq_ml.config.ablation import (
     Schedule,
     SelectSpec,
 )
-from tokenuq_ml.config.base import NAME, RESERVED_ABLATIONS, RESERVED_STUDIES, SPLITS, Spec, check_name, spec_hash
+from tokenuq_ml.config.base import (
+    BASE_ROW,
+    NAME,
+    REFERENCE_ROWS,
+    RESERVED_STUDIES,
+    SPLITS,
+    TEACHER_ROW,
+    Spec,
+    check_name,
+    spec_hash,
+)
 from tokenuq_ml.config.evaluation import (
     AlpacaEvalSpec,
     EvaluationSpec,
@@ -26,10 +35,12 @@ from tokenuq_ml.config.sources import DatasetSpec, ModelSpec
 from tokenuq_ml.config.study import CurriculumSpec, LoraSpec, PrecisionSpec, StudySpec, TrainSpec, UncertaintySpec
 
 __all__ = [
+    "BASE_ROW",
     "NAME",
-    "RESERVED_ABLATIONS",
+    "REFERENCE_ROWS",
     "RESERVED_STUDIES",
     "SPLITS",
+    "TEACHER_ROW",
     "AblationSpec",
     "AlpacaEvalSpec",
     "CurriculumSpec",

@@ -1,11 +1,10 @@
-"""What all specs share: names, validation, hashing.
-
-Knows what a valid name and a frozen spec are; does not know what is configured.
-"""
+"""What all specs share: names, validation and hashing."""
 
 import hashlib
 import json
 import re
+from collections.abc import Collection
+from typing import Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -13,18 +12,31 @@ from tokenuq_ml.config import user_code
 
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 RESERVED_STUDIES = {"models", "datasets", "files", "comparisons"}
-RESERVED_ABLATIONS = {"base", "teacher"}
 SPLITS = ("train", "validation", "test", "ood")
+
+BASE_ROW, TEACHER_ROW = "base", "teacher"
+REFERENCE_ROWS = (BASE_ROW, TEACHER_ROW)
+"""The models that every study evaluates next to its students.
+
+Tables store them as `ablation=base` (the model without an adapter) and `ablation=teacher` (the baseline teacher), so
+no ablation may have these names.
+"""
 
 
 def check_name(name: str) -> str:
-    """A name that is safe as an asset key, a folder and a hive partition."""
+    """Return `name` if it is safe as an asset key, a folder and a hive partition.
+
+    Raises:
+        ValueError: the name has other characters than `[a-z0-9_]`, or an underscore where none may be.
+    """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a name: use [a-z0-9_]+, with no '__' and no '_' at either end")
     return name
 
 
-def one_of(allowed: dict[str, str], what: str):
+def one_of(allowed: Collection[str], what: str) -> AfterValidator:
+    """Return a validator that accepts the `allowed` names; `what` names their kind in its error."""
+
     def check(value: str) -> str:
         if value not in allowed:
             raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
@@ -33,8 +45,8 @@ def one_of(allowed: dict[str, str], what: str):
     return AfterValidator(check)
 
 
-def function_or(allowed: dict, what: str):
-    """A built-in name, or `module:function` of a user's own that is there."""
+def function_or(allowed: Collection[str], what: str) -> AfterValidator:
+    """Return a validator that accepts the `allowed` names and every `module:function` that can be found."""
 
     def check(value: str) -> str:
         if user_code.is_reference(value):
@@ -51,12 +63,12 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def fields(self) -> dict:
-        """This spec as plain JSON values."""
+    def fields(self) -> dict[str, Any]:
+        """Return this spec as plain JSON values."""
         return self.model_dump(mode="json")
 
 
-def spec_hash(fields: dict) -> str:
-    """Twelve hex digits over the JSON of `fields`, independent of key order."""
+def spec_hash(fields: dict[str, Any]) -> str:
+    """Return twelve hex digits over the JSON of `fields`, independent of the order of keys."""
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,21 +1,28 @@
-"""Names that an ablation may use, with what they mean and which columns of the token tables they read.
+"""The names that an ablation may use, what they mean, and which columns of the token tables they read.
 
-Holds no code and imports no torch, so that definitions load fast. The functions
-behind the names live in `selection.py` and `objectives.py`; a test holds the two
-sides equal.
+Holds no code and does not import torch, so that asset definitions load fast. The functions behind the names are in
+`training/selection.py` and `training/objectives.py`; a test checks that both sides have the same names.
 """
 
 from typing import NamedTuple
 
 
 class Score(NamedTuple):
-    """A number a token by which tokens are selected."""
+    """A number per token, by which tokens are selected."""
 
     meaning: str
     columns: tuple[str, ...] = ()
-    """What it reads of the token tables, by the names of `COLUMNS`."""
+    """The columns of the token tables that it reads, by their names in `COLUMNS`."""
     of_student: bool = False
-    """Whether it needs the student's loss at the step: the selection is then dynamic."""
+    """Whether it reads the student's loss at the current step. The selection is then dynamic."""
+
+
+class Objective(NamedTuple):
+    """What is done with a set of tokens."""
+
+    meaning: str
+    scales_loss: bool = False
+    """Whether each token's cross-entropy is multiplied by a factor of the student's own logits."""
 
 
 SELECTORS = {
@@ -23,15 +30,17 @@ SELECTORS = {
     "loss": Score(
         "the student's cross-entropy in nats (scope batch), or the teacher's (scope dataset)", of_student=True
     ),
-    "excess_loss": Score("the student's cross-entropy less the teacher's, nats", ("teacher_loss",), of_student=True),
+    "excess_loss": Score("the student's cross-entropy minus the teacher's, nats", ("teacher_loss",), of_student=True),
     "teacher_loss": Score("the teacher's cross-entropy, nats", ("teacher_loss",)),
     "entropy": Score("entropy of the teacher's distribution, nats", ("entropy",)),
-    "bald": Score("BALD under the teacher's dropout, nats: epistemic", ("bald",)),
-    "aleatoric": Score("expected entropy under the teacher's dropout, nats", ("expected_entropy",)),
+    "bald": Score("BALD under the teacher's dropout, nats: epistemic uncertainty", ("bald",)),
+    "aleatoric": Score(
+        "expected entropy under the teacher's dropout, nats: aleatoric uncertainty", ("expected_entropy",)
+    ),
     "base_loss": Score("the base model's cross-entropy, nats", ("base_loss",)),
     "base_perplexity": Score("exp of the base model's cross-entropy", ("base_loss",)),
     "complexity": Score("0 for structure, 1 for words, 2 for numbers and code", ("category",)),
-    "random": Score("uniform, drawn afresh at each step"),
+    "random": Score("uniform, drawn again at each step"),
     "fixed_random": Score("uniform, drawn once for each token"),
 }
 
@@ -47,15 +56,18 @@ COLUMNS = {
     "bald": ("token_uncertainty", "bald"),
     "mc_loss": ("token_uncertainty", "mc_loss"),
 }
-"""Name -> (table, column), of what a selection can read. `teacher_loss` is named apart from the student's own;
-`category` comes as an index into `categories.CATEGORIES`."""
+"""Name -> (table, column) of everything that a selection can read.
+
+`teacher_loss` has its own name because `loss` is the student's. `category` is read as an index into
+`token_categories.CATEGORIES`.
+"""
 
 OBJECTIVES = {
-    "mle": "cross-entropy with the label",
-    "dft": "cross-entropy weighted by the label's probability",
-    "eaft": "cross-entropy weighted by the entropy of the 20 likeliest tokens, over 3",
-    "distill": "divergence to the teacher's distribution",
-    "none": "not trained",
+    "mle": Objective("cross-entropy with the label"),
+    "dft": Objective("cross-entropy weighted by the label's probability", scales_loss=True),
+    "eaft": Objective("cross-entropy weighted by the entropy of the 20 likeliest tokens, over 3", scales_loss=True),
+    "distill": Objective("divergence to the teacher's distribution"),
+    "none": Objective("not trained"),
 }
 
 DIVERGENCES = {

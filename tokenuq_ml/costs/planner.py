@@ -9,7 +9,7 @@ shapes (`gemm_rate.py`) times the share of that rate which such work reached in 
 
 from dataclasses import dataclass, field, replace
 
-from tokenuq_ml.config import AblationSpec, DatasetSpec, SelectSpec, StudySpec, user_code
+from tokenuq_ml.config import AblationSpec, DatasetSpec, SelectSpec, StudySpec
 from tokenuq_ml.config.ablation import Schedule
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.costs.flops import Architecture, Flops, Step, flops
@@ -358,8 +358,7 @@ class Planner:
         parts = ((share, ablation.selected), (1 - share, ablation.rest))
         distilled = sum(part for part, objective in parts if objective.kind == "distill")
         idle = sum(part for part, objective in parts if objective.kind == "none")
-        own = any(user_code.is_reference(objective.kind) for _, objective in parts)
-        needs_loss = ablation.selection_kind == "dynamic" or own
+        needs_loss = ablation.needs_student_losses
         train = self.study.train
         several = (train.micro_batch_size or train.batch_size) < train.batch_size
         return {
@@ -371,10 +370,9 @@ class Planner:
         }
 
     def _teacher_form(self, ablation: AblationSpec) -> str:
-        distil = ablation.selected.distill or ablation.rest.distill
-        if distil.teacher != "baseline" or self.online_because is not None:
+        if ablation.distils_from != "baseline" or self.online_because is not None:
             return "online"
-        linear = (distil.divergence, distil.temperature) == ("forward_kl", 1) and not self.softcapped
+        linear = ablation.can_use_mean_embeddings and not self.softcapped
         return "mean_embeddings" if linear else "hidden_states"
 
     def _curriculum(self, ablation: AblationSpec) -> Work:
@@ -388,7 +386,7 @@ class Planner:
 
 def selected_share(select: SelectSpec) -> float:
     """Of the response tokens, those that are selected; half where only training shows it."""
-    if select.by == "all":
+    if select.takes_all:
         return 1.0
     if isinstance(select.quantile, Schedule):
         return (select.quantile.start + select.quantile.end) / 2

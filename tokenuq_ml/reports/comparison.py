@@ -68,7 +68,7 @@ def quantile_sets(ablations: Mapping[str, AblationSpec]) -> dict[str, dict[str, 
     for family, (first, *_) in families_of(ablations).items():
         sentence = ablations[first].fields()
         quantile = sentence["select"].pop("quantile")
-        if ablations[first].selection_kind == "all" or not isinstance(quantile, int | float):
+        if ablations[first].select.takes_all or not isinstance(quantile, int | float):
             continue
         for own in ("name", "seed"):
             sentence.pop(own)
@@ -108,7 +108,7 @@ def compared_selections(ablations: Mapping[str, AblationSpec]) -> list[str]:
     """Ablations of one seed that select some of the tokens: of the lowest seed that has two, in the study's order."""
     by_seed: dict[int, list[str]] = {}
     for name, ablation in ablations.items():
-        if ablation.selection_kind != "all" and ablation.select.quantile != 1:
+        if ablation.select.is_partial:
             by_seed.setdefault(ablation.seed, []).append(name)
     return next((names for _, names in sorted(by_seed.items()) if len(names) > 1), [])
 

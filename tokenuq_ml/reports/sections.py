@@ -239,10 +239,10 @@ def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
 
 def _sentence(family: str, seeds: Sequence[AblationSpec]) -> list[str]:
     ablation = seeds[0]
-    select, everything = ablation.select, ablation.selection_kind == "all"
-    amount = select.quantile if select.keep in ("top", "bottom") else select.threshold
+    select, everything = ablation.select, ablation.select.takes_all
+    amount = select.quantile if select.by_quantile else select.threshold
     keep = f"{select.keep} {_amount(amount)}" + (" of examples" if select.unit == "document" else "")
-    distil = next((o.distill for o in (ablation.selected, ablation.rest) if o.distill), None)
+    distil = ablation.distillation
     change, growth = ablation.lora.model_dump(exclude_none=True), ablation.rank_growth
     adapter = [f"{key} {value:g}" for key, value in change.items()] + (
         [f"rank from {growth.start} up"] if growth else []

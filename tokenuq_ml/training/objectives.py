@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tokenuq_ml.config import AblationSpec, DistillSpec, ObjectiveSpec, user_code
+from tokenuq_ml.config import AblationSpec, ObjectiveSpec, user_code
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels.training_loss import Weights
@@ -73,11 +73,6 @@ def _weights(objective: ObjectiveSpec, selected_N: Tensor, tokens: Tokens | None
     return tuple(weight_N.detach().float().to(selected_N.device) for weight_N in weights)
 
 
-def has_gain(ablation: AblationSpec) -> bool:
-    """Whether some token's cross-entropy has a further factor."""
-    return ablation.selected.kind in GAINS or ablation.rest.kind in GAINS
-
-
 def token_gain(ablation: AblationSpec, selected_N: Tensor) -> Gain:
     """`gain(logits_RV, loss_R, index_R)`: the further factor of each token's cross-entropy, 1 for most objectives."""
     chosen, rest = (GAINS.get(objective.kind) for objective in (ablation.selected, ablation.rest))
@@ -88,17 +83,3 @@ def token_gain(ablation: AblationSpec, selected_N: Tensor) -> Gain:
         return torch.where(selected_N[index_R], *both)
 
     return gain
-
-
-def needs_losses(ablation: AblationSpec) -> bool:
-    """Whether weights follow from the student's losses, which then have to be known before the gradient."""
-    own = (user_code.is_reference(objective.kind) for objective in (ablation.selected, ablation.rest))
-    return ablation.selection_kind == "dynamic" or any(own)
-
-
-def distillation(ablation: AblationSpec) -> DistillSpec | None:
-    """How the ablation distils; None where it does not. Both parts agree but for their weights."""
-    for objective in (ablation.selected, ablation.rest):
-        if objective.distill is not None:
-            return objective.distill
-    return None

@@ -196,7 +196,7 @@ def select(spec: SelectSpec, tokens: Tokens) -> Tensor:
 
 
 def _keep(spec: SelectSpec, score: Tensor, tokens: Tokens) -> Tensor:
-    if spec.keep in ("top", "bottom"):
+    if spec.by_quantile:
         return extreme_quantile(score, _now(spec.quantile, tokens), spec.keep)
     threshold = tokens.teacher_mean if spec.threshold == "teacher_mean" else _now(spec.threshold, tokens)
     if threshold != threshold:

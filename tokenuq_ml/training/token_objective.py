@@ -21,7 +21,7 @@ from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.kernels.training_loss import TrainingLoss, Weights, training_loss
 from tokenuq_ml.models.forward import forward_to_tokens
-from tokenuq_ml.training.objectives import distillation, has_gain, needs_losses, token_gain, token_weights
+from tokenuq_ml.training.objectives import token_gain, token_weights
 from tokenuq_ml.training.phase_clock import PhaseClock
 from tokenuq_ml.training.selection import Tokens, join, select
 from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
@@ -89,7 +89,7 @@ class TokenObjective:
         super().__init__(*args, **kwargs)
         if isinstance(ablation, dict):
             ablation = AblationSpec(**{"name": "custom", **ablation})
-        self.ablation, self.distillation = ablation, distillation(ablation)
+        self.ablation, self.distillation = ablation, ablation.distillation
         if self.distillation and teacher is None and not isinstance(self.model, PeftModel):
             raise InputError(
                 "the ablation distils, and a model without an adapter has no base model beneath it to learn from; "
@@ -179,7 +179,7 @@ class TokenObjective:
         """Whether the optimiser batch is more than this micro-batch, and a token's treatment depends on all of it."""
         if len(self._micro_batches) == 1 and self.accelerator.num_processes == 1:
             return False
-        selects = self.ablation.select.by != "all" and self.static_mask(self._micro_batches[0]) is None
+        selects = not self.ablation.select.takes_all and self.static_mask(self._micro_batches[0]) is None
         return selects or bool(self.ablation.functions)
 
     def _tokens(self, batch, loss_N: Tensor) -> Tokens:
@@ -208,7 +208,7 @@ class TokenObjective:
         resumption Trainer restores the generators in between.
         """
         batches = self._micro_batches
-        if needs_losses(self.ablation):
+        if self.ablation.needs_student_losses:
             devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
             with torch.random.fork_rng(devices=devices):
                 losses = [model(**batch.model_inputs, token_function=partial(_losses, batch)) for batch in batches]
@@ -233,7 +233,7 @@ class TokenObjective:
             rows = slice(before, before := before + len(loss_N))
             own = (column_N[rows].to(self.args.device) for column_N in (mask_N, *weights))
             mask, *weighed = own
-            known = loss_N if needs_losses(self.ablation) else None
+            known = loss_N if self.ablation.needs_student_losses else None
             self._decided.append(Decided(known, mask, Weights(*weighed)))
 
     def _objective(self, index: int, tokens_of_step: Tensor, hidden_BTD: Tensor, head: Head) -> Tensor:
@@ -250,7 +250,7 @@ class TokenObjective:
         decided = self._decided[index] if self._decided else None
         if decided is not None:
             choice["mask"], weights = decided.mask_N, decided.weights
-        elif not needs_losses(self.ablation):
+        elif not self.ablation.needs_student_losses:
             weights = weigh(torch.zeros(batch.tokens, device=hidden_BTD.device))
         teacher = None
         if distil:
@@ -266,7 +266,9 @@ class TokenObjective:
                 distil.divergence if distil else "forward_kl",
                 distil.temperature if distil else 1.0,
                 getattr(self.teacher, "head", None),
-                (lambda *block: token_gain(self.ablation, choice["mask"])(*block)) if has_gain(self.ablation) else None,
+                (lambda *block: token_gain(self.ablation, choice["mask"])(*block))
+                if self.ablation.scales_loss
+                else None,
                 self.records_losses and (decided is None or decided.loss_N is None),
             )
         if decided is not None and decided.loss_N is not None:

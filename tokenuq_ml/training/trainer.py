@@ -22,7 +22,6 @@ from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.models.forward import packing_is_exact
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.training.checkpoints import CheckpointCallback, latest_checkpoint
-from tokenuq_ml.training.objectives import needs_losses
 from tokenuq_ml.training.rank_growth import RankGrowthCallback
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.setup import TrainingSetup, micro_batch_size, training_arguments
@@ -54,7 +53,7 @@ class TokenTrainer(TokenObjective, Trainer):
         self._counts, self._steps, self._micro_batches_seen = Counter(), set(), 0
         if setup.columns is not None:
             self.teacher_mean = setup.columns.teacher_mean
-            if setup.ablation.select.scope == "dataset" and setup.ablation.select.by != "all":
+            if setup.ablation.select.is_decided_before_training:
                 self._static = static_selection(setup.ablation, setup.columns, setup.examples)
         if self.accelerator.num_processes > 1:
             recorder.gather = gather_object
@@ -118,7 +117,7 @@ class TokenTrainer(TokenObjective, Trainer):
             **self._counts,
             steps=len(self._steps),
             selection=self.ablation.selection_kind,
-            selection_needs_loss=needs_losses(self.ablation),
+            selection_needs_loss=self.ablation.needs_student_losses,
             selection_passes=self.selection_passes / self._micro_batches_seen,
             teacher=form,
             lora_rank=self.model.peft_config[self.model.active_adapter].r,

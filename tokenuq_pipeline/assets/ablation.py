@@ -10,12 +10,6 @@ from tokenuq_pipeline.assets.evaluation_inputs import evaluation_sources, evalua
 from tokenuq_pipeline.runtime.places import partition_place, table_place
 
 
-def distils_from_baseline(ablation: AblationSpec) -> bool:
-    """Whether the student needs the study's teacher, cached or online."""
-    objectives = (ablation.selected, ablation.rest)
-    return any(o.kind == "distill" and o.distill.teacher == "baseline" for o in objectives)
-
-
 def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) -> list[StageAsset]:
     """In the order that the child makes them."""
     name, arm = study.name, ablation.name
@@ -50,7 +44,7 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         return partition_place("plots", study=name, ablation=arm, stage=stage)
 
     student_inputs, student_deps = dict(common_inputs), common_deps
-    if distils_from_baseline(ablation):
+    if ablation.distils_from == "baseline":
         # Where the teacher is cached too: a cache of another teacher is refused.
         student_inputs["teacher"] = teacher_adapter(name)
         student_deps += ((name, "baseline_teacher"),)
@@ -117,10 +111,10 @@ def _sentence(ablation: AblationSpec) -> str:
     select = ablation.select
     seed = f"; seed {ablation.seed}"
     growth = f"; LoRA rank from {ablation.rank_growth.start} up" if ablation.rank_growth else ""
-    if select.by == "all":
+    if select.takes_all:
         return f"Every response token: {_treatment(ablation.selected)}{growth}{seed}."
     units = "tokens" if select.unit == "token" else "examples"
-    if select.keep in ("top", "bottom"):
+    if select.by_quantile:
         which = f"The {select.keep} {_amount(select.quantile, '{:.0%}')} of {units}"
     else:
         which = f"The {units} {select.keep} {_amount(select.threshold, '{:g}')}"

@@ -109,7 +109,7 @@ def selections_as_specified(store: Store, study: str, ablation: AblationSpec) ->
     """`ceil(q * N)` tokens of each optimiser batch, or of the train split; a threshold asks for no number."""
     rows = read(store, "selections", study=study, ablation=ablation.name)
     select = ablation.select
-    if select.scope == "dataset" and select.by != "all":
+    if select.is_decided_before_training:
         rows = rows.group_by(JOIN).agg(
             pl.col("selected").first(), step=pl.lit(0), odd=pl.col("selected").n_unique() > 1
         )
@@ -125,7 +125,7 @@ def selections_as_specified(store: Store, study: str, ablation: AblationSpec) ->
     groups = rows.group_by("step").agg(n=pl.len(), selected=pl.col("selected").sum()).sort("step")
     total, selected = int(groups["n"].sum()), int(groups["selected"].sum())
     figures = {"share": selected / total if total else None, "steps": len(groups)}
-    if select.keep in ("above", "below"):
+    if not select.by_quantile:
         return outcome(total, f"{selected} of {total} {units} {select.keep} the threshold", **figures)
     last = int(groups["step"].max() or 1)
     wrong = [
@@ -142,7 +142,7 @@ def selections_as_specified(store: Store, study: str, ablation: AblationSpec) ->
 def quantile_at(ablation: AblationSpec, step: int, steps: int) -> float:
     """The quantile that the spec asks for at a step."""
     select = ablation.select
-    if select.by == "all":
+    if select.takes_all:
         return 1.0
     if isinstance(select.quantile, Schedule):
         return select.quantile.at((step - 1) / (steps - 1) if steps > 1 else 0.0)

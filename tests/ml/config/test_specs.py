@@ -85,10 +85,14 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         (
             "ablations.b.select",
             {"by": "loss", "threshold": 1.0},
-            ["b.select", "goes by 'quantile', not by 'threshold'"],
+            ["b.select", "needs 'quantile', and no 'threshold'"],
         ),
-        ("ablations.b.select.quantile", {"start": 0.5, "end": 0.0}, ["b.select", "must start and end above 0"]),
-        ("ablations.b.select", {"by": "random", "scope": "dataset"}, ["b.select", "before training, which 'random'"]),
+        ("ablations.b.select.quantile", {"start": 0.5, "end": 0.0}, ["b.select", "must be above 0 and at most 1"]),
+        (
+            "ablations.b.select",
+            {"by": "random", "scope": "dataset"},
+            ["b.select", "'random' changes at each step"],
+        ),
         ("ablations.b.columns", ["bald", "lost"], ["b.columns.1", "unknown column 'lost'", "allowed: teacher_loss"]),
         ("ablations.b.seed", [0, 0], ["ablations.yaml: b.seed: the list holds a value twice"]),
         ("ablations.a_s1", {"select": "all"}, ["ablations.yaml: a_s1", "already defined"]),
@@ -98,7 +102,7 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         (
             "ablations.b",
             {"select": {"by": "loss"}, "selected": {"distill": {"temperature": 2.0}}, "rest": {"distill": {}}},
-            ["ablations.yaml: b", "another temperature (2.0, 1.0)"],
+            ["ablations.yaml: b", "different temperature (2.0, 1.0)"],
         ),
         (
             "ablations.b.selcted",
@@ -109,7 +113,7 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
                 "allowed: select, selected, rest, seed, lora, rank_growth, columns",
             ],
         ),
-        ("ablations.teacher", {"select": "all"}, ["ablations.yaml: teacher", "report's own"]),
+        ("ablations.teacher", {"select": "all"}, ["ablations.yaml: teacher", "the report has a row"]),
         ("studies.s.train", {"lora": {"rnk": 3}}, ["studies.yaml: s.train.lora.rnk", "allowed: rank, alpha, dropout"]),
         ("studies.s.train", {"batch_size": 8, "micro_batch_size": 3}, ["s.train", "does not divide"]),
         ("studies.s.model", "absent", ["studies.yaml: s.model", "'absent' is not in models.yaml", "allowed: m"]),

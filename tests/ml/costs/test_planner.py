@@ -25,7 +25,6 @@ from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.scoring import mc_dropout
 from tokenuq_ml.stages.versions import code_version, model_fields
 from tokenuq_ml.tables.parquet import write_table
-from tokenuq_ml.training import objectives
 from tokenuq_ml.training.teacher import cache_bytes
 
 CONFIG = load_config(ROOT / "config")
@@ -236,9 +235,9 @@ class TestWork:
     def test_what_an_ablation_needs_is_what_training_does(self, name):
         ablation = CONFIG.ablations[name]
         found = planner().shares(ablation)
-        assert found["selection_needs_loss"] == objectives.needs_losses(ablation)
+        assert found["selection_needs_loss"] == ablation.needs_student_losses
         assert found["mle_share"] + found["distilled_share"] <= 1 + 1e-12
-        assert (found["teacher"] != "none") == ablation.needs_teacher
+        assert (found["teacher"] != "none") == (ablation.distillation is not None)
         Step(1, 1, 1, **found)
 
     def test_the_papers_arms(self):

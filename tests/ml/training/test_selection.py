@@ -42,6 +42,7 @@ def test_ties_go_to_the_earlier_token():
 def test_registry_names_what_is_implemented():
     assert set(selection.SELECTORS) == set(registry.SELECTORS)
     assert set(objectives.OBJECTIVES) == set(registry.OBJECTIVES)
+    assert set(objectives.GAINS) == {name for name, objective in registry.OBJECTIVES.items() if objective.scales_loss}
 
 
 def tokens(count, **kwargs):
@@ -100,4 +101,4 @@ def test_weights_follow_the_sentence():
     torch.testing.assert_close(weights.distill_N, torch.tensor([0.0, 0.3]))
     masked = AblationSpec(name="m", select={"by": "loss", "quantile": 0.5})
     assert objectives.token_weights(masked, torch.tensor([True, False])).mle_N.tolist() == [1.0, 0.0]
-    assert objectives.distillation(masked) is None and objectives.distillation(ablation).teacher == "baseline"
+    assert masked.distillation is None and ablation.distils_from == "baseline"
