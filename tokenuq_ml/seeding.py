@@ -6,8 +6,8 @@ else was drawn before.
 
 | purpose | function | depends on | recipe |
 |---|---|---|---|
-| split a dataset | `shuffle_dataset` | dataset name, dataset seed | `random.Random("<name>\\|<seed>").shuffle` |
-| order training batches | `epoch_generator` | ablation seed, epoch | torch, `seed * 1_000_003 + epoch` |
+| split a dataset | `shuffle_dataset` | dataset name, dataset seed | `random.Random` of name and seed |
+| order training batches | `epoch_generator` | ablation seed, epoch | torch, seed `seed * 1_000_003 + epoch` |
 | initialise an adapter | `seed_torch` | ablation (or teacher) seed | `torch.manual_seed(seed)` |
 | LoRA dropout in training | `part_bits` | torch's global generator, part | SFC64 of `[draw, part]` |
 | select by `random` | `step_generator` | ablation seed, step | `default_rng([seed, step])` |
@@ -15,9 +15,9 @@ else was drawn before.
 | Monte-Carlo dropout masks | `example_key`, `philox_bits` | uncertainty seed, example id, stream | Philox4x64-10 |
 | sample for the noise floor | `example_rank` | example id | order by SHA-256 of the id |
 | resample examples | `bootstrap_generator` | evaluation seed | `default_rng(seed)` |
-| resample seeds of a family | `seed_resampling_generator` | evaluation seed, seeds | `default_rng([S, seed, s + 1...])` |
+| resample a family's seeds | `family_seed_generator` | evaluation seed, seeds | `default_rng([S, seed, s + 1...])` |
 | open choices in IF-Eval checkers | `seed_python` | example id | `random.seed(example_id)` |
-| probe a fast forward pass | `probe_generator` | nothing | torch, 0 |
+| probe a fast forward pass | `probe_generator` | nothing | torch, seed 0 |
 
 The example key is the 16-byte BLAKE2b digest of `"<seed>|<example id>"`. The stream of a dropout mask is the layer
 (with the head), the sample and whether features or attention probabilities are dropped (`models/keyed_masks.py`).
@@ -109,7 +109,7 @@ def bootstrap_generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def seed_resampling_generator(seed: int, seeds: Sequence[int | None]) -> np.random.Generator:
+def family_seed_generator(seed: int, seeds: Sequence[int | None]) -> np.random.Generator:
     """Return the generator that resamples the seeds of a family; families with the same seeds draw the same ones.
 
     Args:

@@ -60,7 +60,7 @@ def test_the_bootstrap_over_examples_is_pinned():
 
 
 def test_the_bootstrap_over_seeds_is_pinned():
-    draws = seeding.seed_resampling_generator(5, (None, 0, 7)).integers(3, size=8)
+    draws = seeding.family_seed_generator(5, (None, 0, 7)).integers(3, size=8)
     assert draws.tolist() == [0, 2, 2, 0, 1, 1, 0, 2]
 
 

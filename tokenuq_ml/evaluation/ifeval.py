@@ -5,17 +5,14 @@ models nor tokens: it takes texts. Nothing is downloaded and nothing is written.
 """
 
 import json
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from unittest import mock
 
 import polars as pl
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import example_rows
+from tokenuq_ml.patches import importable_ifeval, offline_ifeval
 from tokenuq_ml.seeding import seed_python
 
 CHECK_SCHEMA = {
@@ -49,7 +46,7 @@ def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
         raise ValueError(f"{len(responses)} responses for {len(prompts)} prompts")
     checkers = _load_checkers()
     rows = []
-    with _offline():
+    with offline_ifeval(_sentence_tokenizer()):
         for row, response in zip(prompts.iter_rows(named=True), responses, strict=True):
             task = _task(checkers, row)
             rows.append({"example_id": row["example_id"], "prompt": task.prompt, "response": response})
@@ -88,12 +85,10 @@ def _load_checkers() -> ModuleType:
     """lm-eval's IF-Eval module, imported without its download of NLTK's punkt_tab."""
     try:
         import langdetect  # noqa: F401
-        import nltk
+        import nltk  # noqa: F401
         import punkt.model  # noqa: F401  (missing packages are found here, before any work)
 
-        # Importing lm-eval's checkers looks for punkt_tab on the disk and else downloads it;
-        # `_offline` provides it, so the search may as well succeed.
-        with mock.patch.object(nltk.data, "find"):
+        with importable_ifeval():
             from lm_eval.tasks.ifeval import utils
     except ModuleNotFoundError as error:
         raise InputError(
@@ -115,28 +110,6 @@ def _sentence_tokenizer():
     parameters.sent_starters = set(model.sent_starters)
     parameters.ortho_context.update(model.ortho_context)
     return PunktSentenceTokenizer(parameters)
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """NLTK's two ways to a sentence tokenizer lead to ours, language detection is seeded; all of it undone after."""
-    import langdetect
-    import nltk.tokenize
-    from lm_eval.tasks.ifeval import instructions_util
-
-    tokenizer, state = _sentence_tokenizer(), random.getstate()
-    try:
-        # Without a seed langdetect takes a short text now for one language, now for another.
-        with (
-            mock.patch.object(langdetect.DetectorFactory, "seed", 0),
-            mock.patch.object(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer),
-            mock.patch.object(
-                nltk.tokenize, "sent_tokenize", lambda text, language="english": tokenizer.tokenize(text)
-            ),
-        ):
-            yield
-    finally:
-        random.setstate(state)
 
 
 def _task(checkers: ModuleType, row: dict):

@@ -5,12 +5,10 @@ say. Knows pairs of texts; neither whose outputs they are nor what is made of th
 """
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import io
 import logging
 import os
-import sys
 import types
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -21,6 +19,7 @@ import yaml
 
 from tokenuq_ml.config import JudgeSpec
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.patches import importable_alpaca_eval
 
 NO_KEY = "none"
 """What an endpoint without keys is sent: the client insists on one."""
@@ -189,26 +188,15 @@ def load_package() -> types.SimpleNamespace:
     Raises:
         InputError: it, or a package that it needs, is missing.
     """
-    root = logging.getLogger()
-    level, gone = root.level, None
     try:
-        if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
-            # alpaca_eval asks setuptools' pkg_resources for versions of packages; recent setuptools have it no more.
-            gone = types.ModuleType("pkg_resources")
-            gone.get_distribution = importlib.metadata.distribution
-            sys.modules["pkg_resources"] = gone
-        from alpaca_eval.annotators.pairwise_evaluator import SinglePairwiseAnnotator
-        from alpaca_eval.utils import prompt_to_chatml
+        with importable_alpaca_eval():
+            from alpaca_eval.annotators.pairwise_evaluator import SinglePairwiseAnnotator
+            from alpaca_eval.utils import prompt_to_chatml
     except ModuleNotFoundError as error:
         raise InputError(
             f"evaluation.alpaca_eval needs the package {error.name}, which is not installed: "
             "pip install 'tokenuq[alpacaeval]'"
         ) from error
-    finally:
-        # Importing alpaca_eval makes every logger of the process talk.
-        root.setLevel(level)
-        if gone is not None:
-            del sys.modules["pkg_resources"]
     return types.SimpleNamespace(SinglePairwiseAnnotator=SinglePairwiseAnnotator, prompt_to_chatml=prompt_to_chatml)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.seeding import bootstrap_generator, seed_resampling_generator
+from tokenuq_ml.seeding import bootstrap_generator, family_seed_generator
 
 _CHUNK_COUNTS = 1 << 22
 """Counts of drawn examples held at once: 32 MiB as float64, whatever the number of examples."""
@@ -100,7 +100,7 @@ class PairedBootstrap:
         """Indices of seeds `[S, B]`, the same for the same seeds whichever family they are of."""
         if len(seeds) == 1:
             return np.zeros((1, resamples), np.int64)
-        generator = seed_resampling_generator(self._seed, seeds)
+        generator = family_seed_generator(self._seed, seeds)
         return generator.integers(len(seeds), size=(len(seeds), resamples))
 
     def _estimate(self, value: float, resampled_B: np.ndarray) -> Estimate:

@@ -1,7 +1,6 @@
 """Forward passes without the output head, on any causal language model of transformers."""
 
 import inspect
-import types
 from contextlib import contextmanager, nullcontext
 from weakref import WeakKeyDictionary
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.patches import replaced_forward
 
 
 def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -112,8 +112,5 @@ def forward_to_tokens(model: PreTrainedModel | PeftModel):
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = wanted.replace(parameters=[own, *wanted.parameters.values()])
 
-    lm.forward = types.MethodType(forward, lm)
-    try:
+    with replaced_forward(lm, forward):
         yield model
-    finally:
-        del lm.forward

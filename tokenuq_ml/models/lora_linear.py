@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tokenuq_ml.models.lora_dropout import WordDropout, masked
+from tokenuq_ml.patches import change_class
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -130,5 +131,5 @@ def use_fused_lora(model: PeftModel) -> PeftModel:
     """Gives every LoRA linear layer the fused forward pass, in place."""
     for module in model.modules():
         if type(module) is LoraLinear:
-            module.__class__ = FusedLoraLinear
+            change_class(module, FusedLoraLinear)
     return model

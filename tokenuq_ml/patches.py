@@ -1,0 +1,133 @@
+"""Changes that we make to other packages at run time: the one place for each.
+
+Each docstring says which versions the patch was tested with, why it exists, and when it can be removed. Context
+managers restore what they changed. Imports the patched packages only inside the functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def replaced_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set `owner.name` to `value` inside the context."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
+def importable_alpaca_eval() -> Iterator[None]:
+    """Make alpaca_eval importable without `pkg_resources`, and restore the level of the root logger.
+
+    For alpaca_eval 0.6.6. It reads package versions from `pkg_resources`, which current setuptools do not have, and its
+    import sets the level of the root logger. Remove when alpaca_eval reads versions from `importlib.metadata`.
+    """
+    root, stand_in = logging.getLogger(), None
+    level = root.level
+    if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
+        stand_in = types.ModuleType("pkg_resources")
+        stand_in.get_distribution = importlib.metadata.distribution  # type: ignore[attr-defined]
+        sys.modules["pkg_resources"] = stand_in
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        if stand_in is not None:
+            del sys.modules["pkg_resources"]
+
+
+@contextmanager
+def importable_ifeval() -> Iterator[None]:
+    """Make lm-eval's IF-Eval module importable without a download: every search for NLTK data succeeds.
+
+    For lm_eval 0.4.13 with nltk 3.10. The module downloads punkt_tab when it is imported. Remove when it looks for
+    punkt_tab at its first use.
+    """
+    import nltk
+
+    with replaced_attribute(nltk.data, "find", lambda *_, **__: None):
+        yield
+
+
+@contextmanager
+def offline_ifeval(tokenizer: Any) -> Iterator[None]:
+    """Let lm-eval's IF-Eval checkers split sentences with `tokenizer` and give repeatable verdicts.
+
+    Also restores the state of Python's global generator.
+
+    For lm_eval 0.4.13 with nltk 3.10 and langdetect 1.0.9. The checkers read punkt_tab from disk in two ways and detect
+    languages with an unseeded sampler. Remove when they accept a sentence tokenizer and a seed.
+
+    Args:
+        tokenizer: A sentence tokenizer of NLTK.
+    """
+    import langdetect
+    import nltk.tokenize
+    from lm_eval.tasks.ifeval import instructions_util
+
+    def sent_tokenize(text: str, language: str = "english") -> list[str]:
+        return tokenizer.tokenize(text)
+
+    state = random.getstate()
+    with ExitStack() as stack:
+        stack.callback(random.setstate, state)
+        # Without a seed, langdetect assigns a short text to different languages in different calls.
+        stack.enter_context(replaced_attribute(langdetect.DetectorFactory, "seed", 0))
+        stack.enter_context(replaced_attribute(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer))
+        stack.enter_context(replaced_attribute(nltk.tokenize, "sent_tokenize", sent_tokenize))
+        yield
+
+
+@contextmanager
+def parsed_once_gguf() -> Iterator[None]:
+    """Let transformers parse a GGUF file once and build the map of its tensor names once.
+
+    For transformers 5.23 with gguf 0.19. Transformers parses the file for the tokenizer, the config and the weights,
+    which takes seconds each, and builds the map for every module of the model. Remove when it reuses its reader.
+    """
+    import gguf
+
+    with ExitStack() as stack:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            stack.enter_context(replaced_attribute(gguf, name, functools.cache(getattr(gguf, name))))
+        yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Replace the forward pass of `module` by `forward(module, ...)`; other modules of its class are not affected.
+
+    For torch 2.13 with transformers 5.23: transformers has no way to replace the forward pass of one module with a
+    faster one, or with one that returns per-token values. Remove when it has.
+    """
+    module.forward = types.MethodType(forward, module)
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Make `module` an instance of `kind`, a subclass of its class that adds no state. Permanent.
+
+    For peft 0.21: it chooses the class of a LoRA layer itself. Remove when a `LoraConfig` can name the class through a
+    public setting.
+    """
+    module.__class__ = kind
