@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.errors import InputError
@@ -279,8 +280,8 @@ def hang(work_dir: Path, stubborn: bool) -> None:
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     if stubborn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    (work_dir / "pids.writing").write_text(f"{os.getpid()} {grandchild.pid}")
-    os.replace(work_dir / "pids.writing", work_dir / "pids")
+    with atomic_write(work_dir / "pids", durable=False) as file:
+        file.write(f"{os.getpid()} {grandchild.pid}".encode())
     try:
         time.sleep(120)
     except KeyboardInterrupt:

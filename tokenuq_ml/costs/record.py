@@ -3,12 +3,12 @@
 Does not measure (`training/trainer.py`) or show (`reports/costs_table.py`).
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.costs.flops import Selection, Step, Teacher
 from tokenuq_ml.errors import InputError
 
@@ -79,12 +79,8 @@ class CostRecord(BaseModel):
         """Whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
-        with open(temporary, "w") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_write(path) as file:
+            file.write((self.model_dump_json(indent=2) + "\n").encode())
 
     def step(self) -> "Step":
         """The mean optimiser step of the run."""

@@ -7,15 +7,15 @@ know what the values mean.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenuq_ml.atomic_files import append_line
 from tokenuq_ml.config import spec_hash
 
 
-class Kept:
+class AnswerCache:
     """Values by key, in `<folder>/<hash of decided_by>.jsonl`; read at once, added to batch by batch."""
 
     def __init__(self, folder: str | Path, **decided_by: Any):
@@ -41,19 +41,8 @@ class Kept:
     def keep(self, values: Mapping[str, Any]) -> None:
         """Add a batch: one line, which counts whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            # After half a line, that of the batch before, a new one.
-            start = b"\n" if file.tell() and not _ends_in_newline(self.path) else b""
-            file.write(start + json.dumps(dict(values)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(dict(values)).encode())
         self._values |= values
-
-
-def _ends_in_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def key_of(*asked: Any) -> str:

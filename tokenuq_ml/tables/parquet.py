@@ -1,7 +1,6 @@
 """Write and read the Parquet files of one table's partition, with a hash of the content."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokenuq_ml.atomic_files import AtomicFile
 from tokenuq_ml.content_hash import ContentHash
 from tokenuq_ml.tables.schemas import TABLES
 
@@ -40,16 +40,15 @@ class TableWriter:
         self.path = self.folder / "part-0.parquet"
         self._stamp = {"tokenuq.spec_hash": spec_hash, "tokenuq.code_version": code_version}
         self._definition, self._schema = TABLES[table], TABLES[table].schema
-        self._temporary = self.folder / ".part-0.parquet.writing"
         self._hash = ContentHash(self._schema)
         self._pending: list[pa.Table] = []
         self._last: tuple | None = None
 
     def __enter__(self) -> "TableWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._temporary, "wb")
+        self._file = AtomicFile(self.path)
         self._parquet = pq.ParquetWriter(
-            self._file,
+            self._file.file,
             self._schema,
             compression="zstd",
             write_statistics=True,
@@ -89,26 +88,28 @@ class TableWriter:
 
     def __exit__(self, kind, *_) -> None:
         try:
+            # The writer is closed before its file, also after an error: on deletion it would write to a closed file.
+            with self._parquet:
+                if kind is None:
+                    self._finish()
             if kind is None:
-                self._flush(rest=True)
-                self.digest = self._hash.hexdigest()
-                meanings = {name: meaning for name, (_, meaning) in self._definition.columns.items()}
-                self._parquet.add_key_value_metadata(
-                    {
-                        "tokenuq.table": self.table,
-                        **self._stamp,
-                        "tokenuq.content_hash": self.digest,
-                        "tokenuq.columns": json.dumps(meanings),
-                    }
-                )
-            self._parquet.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            if kind is None:
-                os.replace(self._temporary, self.path)
+                self._file.commit()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._file.discard()
+
+    def _finish(self) -> None:
+        """Write the last rows and the metadata."""
+        self._flush(rest=True)
+        self.digest = self._hash.hexdigest()
+        meanings = {name: meaning for name, (_, meaning) in self._definition.columns.items()}
+        self._parquet.add_key_value_metadata(
+            {
+                "tokenuq.table": self.table,
+                **self._stamp,
+                "tokenuq.content_hash": self.digest,
+                "tokenuq.columns": json.dumps(meanings),
+            }
+        )
 
 
 def _repeats(field: pa.Field) -> bool:

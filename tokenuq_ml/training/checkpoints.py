@@ -3,7 +3,6 @@
 A checkpoint is complete when its marker exists, which is written last. It holds the logs up to its step.
 """
 
-import os
 import shutil
 import signal
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from tokenuq_ml.atomic_files import atomic_write, fsync_tree, replace_folder
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.setup import TrainingSetup
@@ -98,11 +98,9 @@ class CheckpointCallback(TrainerCallback):
             return
         folder = self.work_dir / f"checkpoint-{state.global_step}"
         self.recorder.save(folder)
-        for path in folder.iterdir():
-            _fsync(path)
-        (folder / MARKER).touch()
-        _fsync(folder / MARKER)
-        _fsync(folder)
+        fsync_tree(folder)
+        with atomic_write(folder / MARKER):
+            pass
         for old in self.work_dir.glob("checkpoint-*"):
             if old != folder:
                 (old / MARKER).unlink(missing_ok=True)
@@ -113,13 +111,4 @@ class CheckpointCallback(TrainerCallback):
         temporary = folder.with_name(f".{folder.name}.writing")
         # An online teacher is an adapter of the same model; it is not the student's to keep.
         model.save_pretrained(temporary, selected_adapters=[model.active_adapter])
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        replace_folder(temporary, folder)

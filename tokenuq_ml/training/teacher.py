@@ -8,7 +8,6 @@ Shapes: N response tokens of a batch (or of the cache), D hidden size.
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tokenuq_ml.atomic_files import AtomicFile, atomic_write
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.errors import InputError
@@ -97,7 +97,7 @@ class CachedTeacher:
                 raise InputError(
                     f"{path}: holds states for {what} {made_from[what]}, not {wanted}; materialise teacher_hidden again"
                 )
-        linear = distillation is not None and (distillation.divergence, distillation.temperature) == ("forward_kl", 1)
+        linear = distillation is not None and distillation.is_linear_in_teacher
         self.form = "mean_embeddings" if linear and "mean_ND" in self._file.keys() else "hidden_states"
         names = ("mean_ND", "offset_N") if self.form == "mean_embeddings" else ("hidden_ND",)
         self._rows = {name: self._file.get_slice(name) for name in names}
@@ -177,9 +177,9 @@ class TeacherCache:
         self._index = pl.DataFrame(
             {"example_id": list(lengths), "first_row": firsts[:-1], "tokens": list(lengths.values())}
         )
-        self._temporary = self.folder / f".{HIDDEN_FILE}.writing"
+        self._hidden = AtomicFile(self.folder / HIDDEN_FILE)
         metadata = {"dataset": dataset_digest, "teacher": teacher_digest}
-        self._file, self._start = _new_safetensors(self._temporary, _cached_tensors(self.tokens, head), metadata)
+        self._start = _start_safetensors(self._hidden.file, _cached_tensors(self.tokens, head), metadata)
 
     def put(self, example_id: str, hidden_ND: Tensor) -> None:
         """The teacher's states of one example's response tokens, in order of position."""
@@ -194,29 +194,27 @@ class TeacherCache:
         # Not through a memory map: what was written that way counts as memory of the process.
         data = rows.cpu().contiguous().flatten().view(torch.uint8).numpy()
         a_row = rows[:1].numel() * rows.element_size()
-        self._file.seek(self._start[name] + self._first[example_id] * a_row)
-        self._file.write(data)
+        self._hidden.file.seek(self._start[name] + self._first[example_id] * a_row)
+        self._hidden.file.write(data)
 
     def __enter__(self) -> "TeacherCache":
         return self
 
     def __exit__(self, kind, *_) -> None:
         try:
-            with self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
             if kind is not None:
                 return
             if self._missing:
                 raise ValueError(f"no states of {len(self._missing)} examples, e.g. {min(self._missing)}")
-            self._index.write_parquet(self.folder / INDEX_FILE)
-            os.replace(self._temporary, self.folder / HIDDEN_FILE)
+            with atomic_write(self.folder / INDEX_FILE) as file:
+                self._index.write_parquet(file)
+            self._hidden.commit()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._hidden.discard()
 
 
-def _new_safetensors(path: Path, tensors: dict, metadata: dict[str, str]) -> tuple[BinaryIO, dict[str, int]]:
-    """A safetensors file of its final size, open for writing, and where each tensor of it starts.
+def _start_safetensors(file: BinaryIO, tensors: dict, metadata: dict[str, str]) -> dict[str, int]:
+    """Write the header and set the final size; return the byte at which each tensor starts.
 
     The library's own writer wants every tensor in memory at once.
     """
@@ -227,7 +225,6 @@ def _new_safetensors(path: Path, tensors: dict, metadata: dict[str, str]) -> tup
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    file = open(path, "wb")
     file.write(len(text).to_bytes(8, "little") + text)
     file.truncate(start + end)
-    return file, {name: start + header[name]["data_offsets"][0] for name in tensors}
+    return {name: start + header[name]["data_offsets"][0] for name in tensors}

@@ -4,11 +4,11 @@ import argparse
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from tokenuq_ml.atomic_files import AtomicFile
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands import INTERRUPTED
 from tokenuq_pipeline.runtime.paths import store_home
@@ -108,25 +108,19 @@ def _format(options: argparse.Namespace) -> str:
 
 @contextlib.contextmanager
 def _opened(output: Path | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears whole: beside its place until all rows are there."""
+    """Open standard output, or a file that takes its name once all rows are written."""
     if output is None:
         sys.stdout.flush()
         with open(os.dup(1), "wb") as stream:
             yield stream
         return
     try:
-        stream = tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", delete=False)
+        writing = AtomicFile(output, durable=False)
     except OSError as error:
-        raise InputError(
-            f"--output {output}: {error.strerror}; name a folder that is there and may be written"
-        ) from error
+        message = f"--output {output}: {error.strerror}; name an existing folder that you may write to"
+        raise InputError(message) from None
     try:
-        with stream:
-            yield stream
-        # As a file that is simply opened would have it; a temporary one is its owner's alone.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(stream.name, 0o666 & ~umask)
-        os.replace(stream.name, output)
+        yield writing.file
+        writing.commit()
     finally:
-        Path(stream.name).unlink(missing_ok=True)
+        writing.discard()

@@ -5,16 +5,15 @@ A changed file then makes its dataset stale as a changed asset would. Does not d
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
 
+from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.data.sources.fingerprint import fingerprint, signature
-from tokenuq_pipeline.runtime.processes import process_name
 from tokenuq_pipeline.runtime.store import Store
 
 
@@ -46,9 +45,8 @@ def current_version(path: str | Path, store: Store) -> str | None:
     version = fingerprint(path)
     if signature(path) == now:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_name(f"{memory.name}.{process_name()}")
-        temporary.write_text(json.dumps({**known, key: {"signature": now, "fingerprint": version}}))
-        os.replace(temporary, memory)
+        with atomic_write(memory, durable=False) as file:
+            file.write(json.dumps({**known, key: {"signature": now, "fingerprint": version}}).encode())
     return version
 
 

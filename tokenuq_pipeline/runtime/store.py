@@ -7,13 +7,12 @@ the asset as complete. Knows paths and bytes, not Dagster or the meaning of a ta
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenuq_pipeline.runtime.atomic import _swap, _sync, _sync_tree
+from tokenuq_ml.atomic_files import atomic_write, replace_folder
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
 
 
@@ -61,14 +60,7 @@ class Store:
         """
         staged, final = Path(staged), self.path(place)
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sync_tree(staged)
-        if final.exists():
-            _swap(staged, final)
-            _sync(final.parent)
-            shutil.rmtree(staged, ignore_errors=True)
-        else:
-            os.rename(staged, final)
-            _sync(final.parent)
+        replace_folder(staged, final)
         return final
 
     def write_manifest(
@@ -103,13 +95,8 @@ class Store:
         }
         path = self._manifest_path(asset)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{process_name()}")
-        with open(temporary, "w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with atomic_write(path) as file:
+            file.write(json.dumps(manifest, indent=1).encode())
         return manifest
 
     def read_manifest(self, asset: str) -> dict | None:

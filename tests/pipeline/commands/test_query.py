@@ -81,7 +81,7 @@ def test_the_schema(query):
         (["SELECT * FROM read_csv('/etc/passwd')"], "no other file or address"),
         (["DROP VIEW tokens"], "only SELECT"),
         (["SELECT CAST(token AS INT) FROM token_losses"], "Could not convert string"),
-        (["SELECT 1", "--output", "/nowhere/at/all.csv"], "name a folder that is there"),
+        (["SELECT 1", "--output", "/nowhere/at/all.csv"], "name an existing folder"),
     ],
 )
 def test_what_is_wrong_is_one_message(query, arguments, message):
