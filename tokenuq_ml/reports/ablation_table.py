@@ -5,7 +5,6 @@ Plain rows for the page, the terminal and the CSV; computes no metric.
 
 import polars as pl
 
-REFERENCES = ("base", "teacher")
 METRIC_ORDER = ("loss", "token_accuracy")
 
 

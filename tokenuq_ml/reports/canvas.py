@@ -15,13 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from tokenuq_ml.config import BASE_ROW, TEACHER_ROW
+
 # Okabe and Ito's palette, told apart by colour-blind readers.
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SEQUENTIAL = ListedColormap(colormaps["Blues"](np.linspace(0.2, 1, 256)), "tokenuq")
 """One hue from pale to deep: it reads on white, and turned over on black."""
-REFERENCE_COLOURS = {"base": "#999999", "teacher": "#000000"}
+REFERENCE_COLOURS = {BASE_ROW: "#999999", TEACHER_ROW: "#000000"}
 WIDTH_INCHES, DPI = 7.5, 120
 PALETTE = 256
 """Colours of a PNG: a palette makes it a third as large, and report pages carry dozens."""

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from tokenuq_ml.config import AblationSpec, EvaluationSpec
+from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.evaluation.selection_overlap import selection_overlap
 from tokenuq_ml.reports import comparison_plots, html
-from tokenuq_ml.reports.ablation_table import REFERENCES
 from tokenuq_ml.reports.family_table import BASELINE, families_of, verdict
 from tokenuq_ml.reports.result_tables import ablation_table, family_table
 
@@ -27,7 +26,7 @@ def results(
     families: Sequence[dict], models: Sequence[dict], ablations: Mapping[str, AblationSpec], evaluation: EvaluationSpec
 ) -> str:
     """The verdict, the table of families, and behind it the table of single models."""
-    students = [row for row in families if row["verdict"] is not None and row["family"] not in REFERENCES]
+    students = [row for row in families if row["verdict"] is not None and row["family"] not in REFERENCE_ROWS]
     against, compared = families[0]["against"], len(students)
     chance = compared * (1 - evaluation.confidence)
     several = any(row["n_seeds"] > 1 for row in families)
@@ -58,7 +57,7 @@ def results(
         html.paragraph(verdict(families), "verdict")
         + family_table(families)
         + html.paragraph(" ".join(notes), "dim")
-        + html.details(f"Every model by itself ({len(ablations) + len(REFERENCES)})", single)
+        + html.details(f"Every model by itself ({len(ablations) + len(REFERENCE_ROWS)})", single)
     )
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tokenuq_ml.config import REFERENCE_ROWS
+
 SPLITS = ("test", "validation", "ood", "train")
 """In the order that they are listed."""
 MOST_EXAMPLES = 200
@@ -166,7 +168,7 @@ def pack(
         ],
         "texts": texts.values,
         "categories": categories.values,
-        "models": ["base", "teacher", *students.names],
+        "models": [*REFERENCE_ROWS, *students.names],
         # The 95th percentile is full colour: a few outliers would leave all else pale.
         "tops": {name: max(float(rows[name].quantile(0.95) or 0), 1e-9) for name in MEASURES},
         "scored": scored,

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from tokenuq_ml.config import AblationSpec, EvaluationSpec
+from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import JUDGED
 from tokenuq_ml.evaluation.paired import Family, PairedBootstrap
-from tokenuq_ml.reports.ablation_table import REFERENCES
 
 BASELINE = "mle"
 NAMES_IN_VERDICT = 3
@@ -57,7 +56,7 @@ def family_rows(
     Raises:
         InputError: models were evaluated on different examples.
     """
-    families = {name: [name] for name in REFERENCES if name in examples} | families_of(ablations)
+    families = {name: [name] for name in REFERENCE_ROWS if name in examples} | families_of(ablations)
     against = baseline_of(list(families_of(ablations)))
     rows = []
     metrics = {(row["dataset"], row["split"], row["metric"]): row["higher_is_better"] for row in table}

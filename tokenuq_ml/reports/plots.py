@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from tokenuq_ml.config import BASE_ROW
 from tokenuq_ml.reports import canvas
 from tokenuq_ml.reports.canvas import (
     LINE_COLOURS,
@@ -204,9 +205,9 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
             for row in outside.filter(pl.col("dataset") == dataset).iter_rows(named=True)
             if row["model"] in inside
         ]
-        far = _far_away([(x["value"], y["value"]) for name, x, y in points if name != "base"])
+        far = _far_away([(x["value"], y["value"]) for name, x, y in points if name != BASE_ROW])
         for name, x, y in points:
-            if name == "base" and far(x["value"], y["value"]):
+            if name == BASE_ROW and far(x["value"], y["value"]):
                 # In the frame it would press all others into one corner.
                 note = f"base is outside, at {x['value']:.2f}, {y['value']:.2f}"
                 axis.set_title(note, loc="right", fontsize=7.5)

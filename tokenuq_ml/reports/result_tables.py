@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from tokenuq_ml.reports.ablation_table import REFERENCES
+from tokenuq_ml.config import REFERENCE_ROWS
 
 Metric = tuple[str, str, str]
 
@@ -72,7 +72,7 @@ def _table(
     lower = "".join(f"<th>{escape(name)}</th>" for name in names)
     lower += "".join(f"<th>{column}</th>" for columns in heads.values() for column in columns)
     body = "".join(
-        f"<tr{' class=reference' if name in REFERENCES else ''}>{''.join(cells)}</tr>" for name, cells in lines
+        f"<tr{' class=reference' if name in REFERENCE_ROWS else ''}>{''.join(cells)}</tr>" for name, cells in lines
     )
     return (
         f'<div class="scroll tall"><table class="ablations"><thead><tr>{upper}</tr><tr>{lower}</tr></thead>'

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from tokenuq_ml.config import AblationSpec, StudySpec
+from tokenuq_ml.config import REFERENCE_ROWS, TEACHER_ROW, AblationSpec, StudySpec
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import comparison, html, sections
-from tokenuq_ml.reports.ablation_table import REFERENCES, table_rows
+from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.explorer import Students
 from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
@@ -47,14 +47,14 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     def scan(table: str) -> pl.LazyFrame:
         return pl.scan_parquet(Path(request.inputs[table], "*.parquet"))
 
-    everyone = (*REFERENCES, *ablations)
+    everyone = (*REFERENCE_ROWS, *ablations)
     models = table_rows({name: read(f"evaluations/{name}") for name in everyone})
     examples = {name: read(f"evaluation_examples/{name}") for name in everyone}
     families = family_rows(models, examples, ablations, study.evaluation)
     # Lazily: of a large study the page shows a few hundred examples and one picture of all tokens.
     tokens = scan("token_losses").join(scan("token_uncertainty"), on=KEYS)
     firsts = {family: names[0] for family, names in families_of(ablations).items()}
-    logs = {"teacher": "teacher"} | firsts
+    logs = {TEACHER_ROW: TEACHER_ROW} | firsts
     selecting = comparison.compared_selections(ablations)
     selections = {name: scan(f"selections/{name}") for name in ablations}
     scored = {name: scan(f"evaluation_tokens/{name}") for name in ablations}

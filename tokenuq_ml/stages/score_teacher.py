@@ -1,54 +1,52 @@
-"""Child process of what is measured of the teacher: token losses, its hidden states, the reference evaluation, BALD.
+"""Child process that scores the teacher: token losses, hidden states, the reference evaluation, and BALD.
 
-One process for up to four assets; each is reported as soon as it is complete. One model is in memory at a time, in the
-precision that the asset asks for; BALD's is float32.
+One process makes up to four assets and reports each as soon as it is complete. One model is in memory at a time, in
+the precision of the asset; BALD is computed in float32.
 """
-
-from pathlib import Path
 
 import polars as pl
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
-from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.config import BASE_ROW, REFERENCE_ROWS, TEACHER_ROW, UncertaintySpec
 from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_examples
 from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.load import load_tokenizer
-from tokenuq_ml.models.numerics import Numerics, resolve_numerics
-from tokenuq_ml.progress import Progress
-from tokenuq_ml.reports import measure_plots
+from tokenuq_ml.models.numerics import resolve_numerics
+from tokenuq_ml.reports import token_plots
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_rows, reference_sample
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.adapted_model import AdaptedModel
-from tokenuq_ml.stages.evaluate_model import Candidate, evaluate_and_store, forget_answers
-from tokenuq_ml.stages.losses_and_states import TEACHER, losses_and_states, stored_shards
-from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
+from tokenuq_ml.stages.candidate import Candidate
+from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
+from tokenuq_ml.stages.losses_and_states import LOSSES, STATES, losses_and_states, stored_shards
+from tokenuq_ml.stages.request import StageReporter, StageRequest
+from tokenuq_ml.stages.teacher_states import TEACHER
 from tokenuq_ml.tables.bald_noise import noise_floor
 from tokenuq_ml.tables.parquet import TableWriter, read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
 
-LOSSES, STATES = "token_losses", "teacher_hidden"
-
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Make whichever of the four assets are asked for."""
-    assets, inputs = request.assets, request.inputs
+    """Make those of the four assets that the request asks for."""
+    inputs = request.inputs
     teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER, loaded=None)
     tokenizer = load_tokenizer(inputs["model"])
     for stages in _passes(request):
-        precision = assets[stages[0]].fields["precision"]
-        losses_and_states(request, set(stages), *teacher.at(precision), tokenizer, reporter)
-    if "reference_evaluation" in assets:
-        precision = assets["reference_evaluation"].fields["precision"]
+        losses_and_states(request, reporter, stages, teacher, tokenizer)
+    if "reference_evaluation" in request.assets:
         examples = read_examples(inputs["tokenized_dataset"], ["test", "ood"])
-        _reference_evaluation(request, *teacher.at(precision), tokenizer, examples, reporter)
-    if "token_uncertainty" in assets:
-        _token_uncertainty(request, *teacher.for_bald(), reporter)
+        _reference_evaluation(request, reporter, teacher, tokenizer, examples)
+    if "token_uncertainty" in request.assets:
+        model, numerics = teacher.for_bald()
+        _token_uncertainty(StageContext("token_uncertainty", request, reporter, numerics), model)
 
 
 def _passes(request: StageRequest) -> list[list[str]]:
-    """Return which of the two assets are made in one pass: those of the same precision on this machine."""
+    """Group losses and states into passes: assets of the same precision on this machine share one."""
     by_dtype: dict = {}
     for stage in (LOSSES, STATES):
         if stage in request.assets:
@@ -57,89 +55,88 @@ def _passes(request: StageRequest) -> list[list[str]]:
     return list(by_dtype.values())
 
 
-def _token_uncertainty(request: StageRequest, model: PeftModel, numerics: Numerics, reporter: StageReporter) -> None:
-    asset, dataset = request.assets["token_uncertainty"], request.inputs["tokenized_dataset"]
-    spec, name = UncertaintySpec(**asset.fields["uncertainty"]), f"{request.study}/token_uncertainty"
+def _token_uncertainty(context: StageContext, model: PeftModel) -> None:
+    """Write BALD of every token and its float64 reference, and report the asset."""
+    spec = UncertaintySpec(**context.asset.fields["uncertainty"])
+    sample = reference_sample(StoredExamples(context.input("tokenized_dataset")))
+    table, sampled = _write_uncertainty(context, model, spec, [example.example_id for example in sample])
+    tokens = sum(len(example.input_ids) for example in sample)
+    progress = context.progress(spec.samples * tokens, what="in float64")
+    reference = reference_rows(sampled, float64_uncertainty(model, sample, spec, progress.add))
+    digest = write_table(reference, "bald_reference", context.output("bald_reference"), **context.asset.stamp)
+    rows = pl.scan_parquet(table.path)
+    token_plots.uncertainty_spread(rows, context.output("plots") / "uncertainty_spread.png")
+    context.done(
+        joined_digest(table.digest, digest),
+        _uncertainty_figures(spec, rows, reference),
+        plots={"Uncertainty of the response tokens": "plots/uncertainty_spread.png"},
+    )
+
+
+def _write_uncertainty(
+    context: StageContext, model: PeftModel, spec: UncertaintySpec, sample: list[str]
+) -> tuple[TableWriter, pl.DataFrame]:
+    """Write the table `token_uncertainty` shard by shard; return its writer, and the rows of the sampled examples."""
+    dataset, sampled = context.input("tokenized_dataset"), []
     tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
-    progress = Progress(reporter, name, tokens * spec.samples, "tokens")
-    sample = reference_sample(StoredExamples(dataset))
-    sampled, stored = [example.example_id for example in sample], []
-    with TableWriter("token_uncertainty", asset.outputs["token_uncertainty"], **asset.stamp) as table:
-        for shard in stored_shards(dataset, numerics):
-            rows = token_uncertainty(model, shard, spec, numerics, progress.add)
+    progress = context.progress(tokens * spec.samples)
+    with TableWriter("token_uncertainty", context.output("token_uncertainty"), **context.asset.stamp) as table:
+        for shard in stored_shards(dataset, context.numerics):
+            rows = token_uncertainty(model, shard, spec, context.numerics, progress.add)
             table.append(rows)
-            stored.append(rows.filter(pl.col("example_id").is_in(sampled)))
-    again = Progress(
-        reporter, f"{name} in float64", spec.samples * sum(len(example.input_ids) for example in sample), "tokens"
-    )
-    reference = reference_rows(pl.concat(stored), float64_uncertainty(model, sample, spec, again.add))
-    reference_digest = write_table(reference, "bald_reference", asset.outputs["bald_reference"], **asset.stamp)
-    measure_plots.uncertainty_spread(
-        pl.scan_parquet(table.path), Path(asset.outputs["plots"], "uncertainty_spread.png")
-    )
-    columns = pl.scan_parquet(table.path).select(
+            sampled.append(rows.filter(pl.col("example_id").is_in(sample)))
+    return table, pl.concat(sampled)
+
+
+def _uncertainty_figures(spec: UncertaintySpec, rows: pl.LazyFrame, reference: pl.DataFrame) -> dict:
+    columns = rows.select(
         mean_bald=pl.col("bald").mean(),
         max_bald=pl.col("bald").max(),
         mean_bald_std_error=pl.col("bald_std_error").mean(),
         mean_expected_entropy=pl.col("expected_entropy").mean(),
     )
     means, floor = columns.collect(engine="streaming").to_dicts()[0], noise_floor(reference)
-    reporter.done(
-        AssetResult(
-            stage="token_uncertainty",
-            data_version=joined_digest(table.digest, reference_digest),
-            metrics={
-                "samples": spec.samples,
-                "dropout": spec.dropout,
-                "attention_dropout": spec.attention_dropout,
-                "mask": spec.mask,
-                **means,
-                "bald_noise_floor": floor,
-                "bald_noise_share": floor / means["mean_bald"] if means["mean_bald"] else None,
-                "bald_noise_tokens": len(reference),
-                **numerics.fields(),
-            },
-            plots={"Uncertainty of the response tokens": "plots/uncertainty_spread.png"},
-        )
-    )
+    return {
+        "samples": spec.samples,
+        "dropout": spec.dropout,
+        "attention_dropout": spec.attention_dropout,
+        "mask": spec.mask,
+        **means,
+        "bald_noise_floor": floor,
+        "bald_noise_share": floor / means["mean_bald"] if means["mean_bald"] else None,
+        "bald_noise_tokens": len(reference),
+    }
 
 
 def _reference_evaluation(
     request: StageRequest,
-    model: PeftModel,
-    numerics: Numerics,
-    tokenizer,
-    examples: list[TokenizedExample],
     reporter: StageReporter,
+    teacher: AdaptedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[TokenizedExample],
 ) -> None:
-    asset = request.assets["reference_evaluation"]
+    """Evaluate the base model and the teacher, and report the asset."""
+    model, numerics = teacher.at(request.assets["reference_evaluation"].fields["precision"])
+    context = StageContext("reference_evaluation", request, reporter, numerics)
     digests, metrics = [], {}
-    for family, adapter in (("base", None), ("teacher", TEACHER)):
+    for family, adapter in ((BASE_ROW, None), (TEACHER_ROW, TEACHER)):
         with use_adapter(model, adapter):
             candidate = Candidate(
                 model,
                 tokenizer,
-                numerics,
-                None if adapter is None else request.inputs["adapter"],
+                None if adapter is None else context.input("adapter"),
                 family=family,
                 seed=None,
-                name=f"{request.study}/reference_evaluation: {family}",
+                name=f"{context.name}: {family}",
             )
-            digest, figures = evaluate_and_store(candidate, examples, asset, request, reporter, suffix=f"_{family}")
+            digest, figures = evaluate_and_store(context, candidate, examples, suffix=f"_{family}")
         digests.append(digest)
         metrics |= {f"{family}_{key}": value for key, value in figures.items()}
     metric_intervals(
-        {family: read_table(asset.outputs[f"evaluations_{family}"]) for family in ("base", "teacher")},
-        Path(asset.outputs["plots"], "metrics.png"),
+        {family: read_table(context.output(f"evaluations_{family}")) for family in REFERENCE_ROWS},
+        context.output("plots") / "metrics.png",
     )
-    reporter.done(
-        AssetResult(
-            stage="reference_evaluation",
-            data_version=joined_digest(*digests),
-            metrics={**metrics, **numerics.fields()},
-            plots={TITLE: "plots/metrics.png"},
-        )
-    )
+    context.done(joined_digest(*digests), metrics, plots={TITLE: "plots/metrics.png"})
     forget_answers(request)
 
 

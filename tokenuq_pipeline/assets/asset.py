@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from tokenuq_ml.config import REFERENCE_ROWS
 from tokenuq_ml.stages.versions import code_version
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.runtime.store import Store
 
-REFERENCES = ("base", "teacher")
 """Rows of the report that no ablation makes."""
 
 
@@ -80,4 +80,6 @@ def seed_of(fields: dict) -> int | None:
 
 def table_of(output: str) -> str | None:
     """The table that an output holds, if any: `evaluations_base` is of `evaluations`."""
-    return next((name for name in (output, re.sub("_(base|teacher)$", "", output)) if name in TABLES), None)
+    return next(
+        (name for name in (output, re.sub(rf"_({'|'.join(REFERENCE_ROWS)})$", "", output)) if name in TABLES), None
+    )

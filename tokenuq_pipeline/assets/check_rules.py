@@ -5,11 +5,11 @@ Each rule is a function of the store. It reads tables with polars and manifests,
 
 import polars as pl
 
-from tokenuq_ml.config import AblationSpec, Schedule
+from tokenuq_ml.config import BASE_ROW, TEACHER_ROW, AblationSpec, Schedule
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_pipeline.assets.asset import StageCheck
 from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, JOIN, Outcome, outcome, read
-from tokenuq_pipeline.runtime.places import table_place
+from tokenuq_pipeline.runtime.store_paths import table_path
 from tokenuq_pipeline.runtime.store import Store
 
 
@@ -151,7 +151,7 @@ def quantile_at(ablation: AblationSpec, step: int, steps: int) -> float:
 
 def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:
     """dataset, value, ci_low, ci_high of a split's loss; no rows where the model was not evaluated yet."""
-    if not store.path(table_place("evaluations", study=study, ablation=ablation)).is_dir():
+    if not store.path(table_path("evaluations", study=study, ablation=ablation)).is_dir():
         return pl.DataFrame(schema={"dataset": pl.String, **dict.fromkeys(("value", "ci_low", "ci_high"), pl.Float64)})
     return (
         read(store, "evaluations", study=study, ablation=ablation)
@@ -162,7 +162,7 @@ def _loss(store: Store, study: str, ablation: str, split: str) -> pl.DataFrame:
 
 def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
     """The student's loss on the test split is not above the base model's."""
-    both = _compare(store, study, ablation, "base", "test")
+    both = _compare(store, study, ablation, BASE_ROW, "test")
     if not len(both):
         return _nothing_to_compare(study)
     return outcome(
@@ -179,7 +179,7 @@ def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
     """The student's loss out of distribution is not above the teacher's interval."""
     if not len(_loss(store, study, ablation, "ood")):
         return outcome(True, "the study has no ood data", warn=True)
-    both = _compare(store, study, ablation, "teacher", "ood")
+    both = _compare(store, study, ablation, TEACHER_ROW, "ood")
     if not len(both):
         return _nothing_to_compare(study)
     return outcome(

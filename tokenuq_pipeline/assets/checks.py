@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config import REFERENCE_ROWS, StudySpec
 from tokenuq_ml.config.load import Config
-from tokenuq_pipeline.assets.asset import REFERENCES
 from tokenuq_pipeline.assets.check_outcome import Outcome
 from tokenuq_pipeline.assets.check_rules import (
     cached_teacher_matches_online,
@@ -60,7 +59,9 @@ def _study_checks(config: Config, study: StudySpec) -> list[dg.AssetChecksDefini
                 )
             )
     if study.evaluation.alpaca_eval is not None:
-        checks.append(_check((name, "reference_evaluation"), judge_is_consistent, name, *REFERENCES, blocking=False))
+        checks.append(
+            _check((name, "reference_evaluation"), judge_is_consistent, name, *REFERENCE_ROWS, blocking=False)
+        )
         for arm in study.ablations:
             checks.append(_check((name, arm, "evaluation"), judge_is_consistent, name, arm, blocking=False))
     return checks

@@ -1,21 +1,21 @@
 """What is measured of the teacher, by one child: token losses, hidden states, BALD, reference evaluation."""
 
-from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config import REFERENCE_ROWS, StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
-from tokenuq_pipeline.assets.asset import REFERENCES, StageAsset
+from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import teacher_adapter
 from tokenuq_pipeline.assets.evaluation_inputs import evaluation_sources, evaluation_tables
-from tokenuq_pipeline.runtime.places import partition_place, table_place
+from tokenuq_pipeline.runtime.store_paths import partition_path, table_path
 
 
-def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
+def teacher_score_assets(config: Config, study: StudySpec) -> list[StageAsset]:
     """In the order that the child makes them."""
     name = study.name
     inputs = {
         "model": f"models/{study.model}",
         "adapter": teacher_adapter(name),
-        "tokenized_dataset": table_place("tokenized_dataset", study=name),
+        "tokenized_dataset": table_path("tokenized_dataset", study=name),
     }
     deps = (("models", study.model), (name, "tokenized_dataset"), (name, "baseline_teacher"))
 
@@ -34,19 +34,19 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
 
     sources = evaluation_sources(study.evaluation)
     evaluated = {
-        f"{table}_{row}": table_place(table, study=name, ablation=row)
+        f"{table}_{row}": table_path(table, study=name, ablation=row)
         for table in evaluation_tables(study.evaluation)
-        for row in REFERENCES
+        for row in REFERENCE_ROWS
     }
-    evaluated["plots"] = partition_place("plots", study=name, stage="reference_evaluation")
+    evaluated["plots"] = partition_path("plots", study=name, stage="reference_evaluation")
     return [
         asset(
             "token_losses",
             "One row a response token of every split: loss, entropy and rank, of the teacher and of the base model.",
             {"python", "torch", "parquet"},
             {
-                **{table: table_place(table, study=name) for table in ("token_losses", "token_alternatives")},
-                "plots": partition_place("plots", study=name, stage="token_losses"),
+                **{table: table_path(table, study=name) for table in ("token_losses", "token_alternatives")},
+                "plots": partition_path("plots", study=name, stage="token_losses"),
             },
             table="token_losses",
         ),
@@ -54,7 +54,7 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             "teacher_hidden",
             "The teacher's hidden states and mean output embeddings on the train split: it need not run to distil.",
             {"python", "torch"},
-            {"teacher_hidden": partition_place("teacher_hidden", study=name)},
+            {"teacher_hidden": partition_path("teacher_hidden", study=name)},
         ),
         asset(
             "reference_evaluation",
@@ -71,8 +71,8 @@ def measure_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             "Joins one to one with token_losses.",
             {"python", "torch", "parquet"},
             {
-                **{table: table_place(table, study=name) for table in ("token_uncertainty", "bald_reference")},
-                "plots": partition_place("plots", study=name, stage="token_uncertainty"),
+                **{table: table_path(table, study=name) for table in ("token_uncertainty", "bald_reference")},
+                "plots": partition_path("plots", study=name, stage="token_uncertainty"),
             },
             table="token_uncertainty",
         ),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenuq_ml.config import REFERENCE_ROWS
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.paths import store_home
 
@@ -225,7 +226,7 @@ def _students(home: Path, options: argparse.Namespace) -> "Students":
     from tokenuq_ml.tables.scanning import scan
 
     def of(table: str) -> dict[str, "pl.LazyFrame"]:
-        names = [name for name in _ablations(home, table, options.study) if name not in ("base", "teacher")]
+        names = [name for name in _ablations(home, table, options.study) if name not in REFERENCE_ROWS]
         names.sort(key=lambda name: name != options.ablation)
         return {name: scan(table, home, study=options.study, ablation=name) for name in names}
 
