@@ -12,7 +12,7 @@ from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_input
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.tables.scanning import scan
-from tokenuq_pipeline.assets.ablation import costs_place
+from tokenuq_pipeline.assets.ablation import costs_path
 from tokenuq_pipeline.automation.staleness import staleness
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.store import Store
@@ -64,7 +64,7 @@ def test_every_ablation_has_its_student_its_rows_and_its_costs(world):
     steps = log.group_by("ablation").len()
     assert set(steps["len"]) == {STEPS}
     for name in names:
-        record = CostRecord.read(world["store"].path(costs_place(STUDY, name)) / "costs.json")
+        record = CostRecord.read(world["store"].path(costs_path(STUDY, name)) / "costs.json")
         ablation = config.ablations[name]
         assert record.steps == STEPS and record.selection == ablation.selection_kind
         assert (record.distilled_tokens > 0) == (ablation.distillation is not None)

@@ -7,8 +7,8 @@ import time
 
 import dagster as dg
 
-from tests.pipeline.runtime.test_launcher import running
 from tests.support.dev_server import DevServer
+from tests.support.processes import is_running
 from tests.support.toy_pipeline import STUDY, config_with
 from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
 from tokenuq_pipeline.runtime.data_files import observe
@@ -40,7 +40,7 @@ def test_the_daemon_runs_schedule_waves_and_changed_files(tmp_path):
         # Known already: else the sensor would ask for it before the schedule does.
         observe(config, instance, store)
     with server:
-        server.wait(lambda: store.is_whole(f"{STUDY}/ablation_report"), 150)
+        server.wait(lambda: store.is_complete(f"{STUDY}/ablation_report"), 150)
         first = server.runs()[0]
         assert first.tags[RERUN_TAG] == "schedule" and first.tags["dagster/schedule_name"] == f"{STUDY}__rerun"
         # Else its next tick might take the data file before the sensor sees it.
@@ -67,12 +67,12 @@ def wait_for_a_slot_and_cancel(server):
     time.sleep(2)
     with server.toy.instance() as instance:
         assert instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids == {first}
-    assert pids(server) == stage and all(running(pid) for pid in stage)
+    assert pids(server) == stage and all(is_running(pid) for pid in stage)
     server.cancel(second)
     server.wait(lambda: server.status(second) == "CANCELED")
     server.cancel(first)
     server.wait(lambda: server.status(first) == "CANCELED")
-    assert not any(running(pid) for pid in stage)
+    assert not any(is_running(pid) for pid in stage)
     for name in ("checkpoint", "pids"):
         path = store.home / ".checkpoints/models/tiny" / name
         assert name == "pids" or path.read_text() == "step 7"
@@ -85,7 +85,7 @@ def kill_the_worker(server):
     run = server.launch(MODEL)
     stage = server.wait(lambda: pids(server))
     os.kill(worker_of(server, run), signal.SIGKILL)
-    server.wait(lambda: not any(running(pid) for pid in stage))
+    server.wait(lambda: not any(is_running(pid) for pid in stage))
     server.wait(lambda: server.status(run) == "FAILURE")
     (server.toy.store.home / ".checkpoints/models/tiny/pids").unlink()
 
@@ -96,7 +96,7 @@ def kill_all_of_dagster(server):
     stage = server.wait(lambda: pids(server))
     server.kill()
     deadline = time.monotonic() + 40
-    while any(running(pid) for pid in stage):
+    while any(is_running(pid) for pid in stage):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert server.status(run) == "STARTED"
@@ -104,7 +104,7 @@ def kill_all_of_dagster(server):
         done = prepare(instance, {})
         assert any(f"run {run[:8]} marked as ended" in line for line in done)
         assert not instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids
-    assert server.status(run) == "FAILURE" and not store.is_whole("models/tiny")
+    assert server.status(run) == "FAILURE" and not store.is_complete("models/tiny")
     assert store.clean_staging() and not list((store.home / ".staging").iterdir())
     (store.home / ".checkpoints/models/tiny/pids").unlink()
 
@@ -124,4 +124,4 @@ def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tm
         behaviour.write_text("{}")
         run = server.launch(MODEL)
         server.wait(lambda: server.status(run) == "SUCCESS")
-        assert server.toy.store.is_whole("models/tiny")
+        assert server.toy.store.is_complete("models/tiny")

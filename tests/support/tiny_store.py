@@ -8,8 +8,8 @@ import polars as pl
 
 from tests.support import tiny_tables
 from tokenuq_ml.tables.parquet import write_table
-from tokenuq_pipeline.runtime.places import table_place
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_paths import table_path
 
 STUDIES = ("quickstart", "other")
 ABLATIONS = ("mle", "masked_mle_top25", "paper_top25")
@@ -21,14 +21,14 @@ def publish(store: Store, asset: str, frames: dict[str, pl.DataFrame], **partiti
     with store.staging() as staging:
         for table, frame in frames.items():
             write_table(frame, table, staging / table, spec_hash="s", code_version="1-s")
-            store.publish(staging / table, table_place(table, **partitions))
+            store.publish(staging / table, table_path(table, **partitions))
     store.write_manifest(
         asset,
         data_version="d",
         code_version="1-s",
         fields={},
         spec_hash="s",
-        outputs={table: table_place(table, **partitions) for table in frames},
+        outputs={table: table_path(table, **partitions) for table in frames},
         inputs={},
         metrics={},
     )

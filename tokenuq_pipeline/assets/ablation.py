@@ -7,7 +7,7 @@ from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import teacher_adapter
 from tokenuq_pipeline.assets.check_rules import selected_share
 from tokenuq_pipeline.assets.evaluation_inputs import evaluation_sources, evaluation_tables
-from tokenuq_pipeline.runtime.places import partition_place, table_place
+from tokenuq_pipeline.runtime.store_paths import partition_path, table_path
 
 
 def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) -> list[StageAsset]:
@@ -15,15 +15,15 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
     name, arm = study.name, ablation.name
     common_inputs = {
         "model": f"models/{study.model}",
-        "tokenized_dataset": table_place("tokenized_dataset", study=name),
+        "tokenized_dataset": table_path("tokenized_dataset", study=name),
     }
     common_deps = (("models", study.model), (name, "tokenized_dataset"))
-    token_losses = {"token_losses": table_place("token_losses", study=name)}
-    student_place = partition_place("student", study=name, ablation=arm)
+    token_losses = {"token_losses": table_path("token_losses", study=name)}
+    student_place = partition_path("student", study=name, ablation=arm)
     trained = {
         "adapter": f"{student_place}/adapter",
         "snapshots": f"{student_place}/snapshots",
-        "selections": table_place("selections", study=name, ablation=arm),
+        "selections": table_path("selections", study=name, ablation=arm),
     }
 
     def asset(stage: str, description: str, kinds: set[str], outputs: dict[str, str], **more) -> StageAsset:
@@ -41,7 +41,7 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         )
 
     def plots(stage: str) -> str:
-        return partition_place("plots", study=name, ablation=arm, stage=stage)
+        return partition_path("plots", study=name, ablation=arm, stage=stage)
 
     student_inputs, student_deps = dict(common_inputs), common_deps
     if ablation.distils_from == "baseline":
@@ -49,10 +49,10 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         student_inputs["teacher"] = teacher_adapter(name)
         student_deps += ((name, "baseline_teacher"),)
         if study.teacher_states == "cached":
-            student_inputs["teacher_hidden"] = partition_place("teacher_hidden", study=name)
+            student_inputs["teacher_hidden"] = partition_path("teacher_hidden", study=name)
             student_deps += ((name, "teacher_hidden"),)
     for table in ablation.tables_read:
-        student_inputs[table] = table_place(table, study=name)
+        student_inputs[table] = table_path(table, study=name)
         student_deps += ((name, table),)
     student = asset(
         "student",
@@ -60,9 +60,9 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         {"python", "torch"},
         {
             **trained,
-            "training_log": table_place("training_log", study=name, ablation=arm),
+            "training_log": table_path("training_log", study=name, ablation=arm),
             "plots": plots("student"),
-            "costs": costs_place(name, arm),
+            "costs": costs_path(name, arm),
         },
         inputs=student_inputs,
         deps=student_deps,
@@ -75,7 +75,7 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         "One row a metric of the student, each with a bootstrap confidence interval.",
         {"python", "torch", "parquet"},
         {
-            **{table: table_place(table, study=name, ablation=arm) for table in evaluation_tables(study.evaluation)},
+            **{table: table_path(table, study=name, ablation=arm) for table in evaluation_tables(study.evaluation)},
             "plots": plots("evaluation"),
         },
         # Of token_losses the teacher's loss and entropy, which the student's are compared with.
@@ -89,8 +89,7 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
         {"python", "torch", "parquet"},
         {
             **{
-                table: table_place(table, study=name, ablation=arm)
-                for table in ("curriculum", "curriculum_uncertainty")
+                table: table_path(table, study=name, ablation=arm) for table in ("curriculum", "curriculum_uncertainty")
             },
             "plots": plots("curriculum"),
         },
@@ -101,9 +100,9 @@ def ablation_assets(config: Config, study: StudySpec, ablation: AblationSpec) ->
     return [student, evaluation, curriculum]
 
 
-def costs_place(study: str, ablation: str) -> str:
+def costs_path(study: str, ablation: str) -> str:
     """Where the record of what a student's training cost lies: timings, and so no part of its data version."""
-    return partition_place("costs", study=study, ablation=ablation)
+    return partition_path("costs", study=study, ablation=ablation)
 
 
 def _sentence(ablation: AblationSpec) -> str:

@@ -4,8 +4,8 @@ import dagster as dg
 import polars as pl
 
 from tokenuq_ml.tables.parquet import read_table
-from tokenuq_pipeline.runtime.places import table_place
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_paths import table_path
 
 ENTROPY_SLACK = 1e-5
 """Nats that rounding may take an entropy below zero, or a part above the whole."""
@@ -15,7 +15,7 @@ Outcome = dg.AssetCheckResult
 
 
 def read(store: Store, table: str, **partitions: str) -> pl.DataFrame:
-    return read_table(store.path(table_place(table, **partitions)))
+    return read_table(store.path(table_path(table, **partitions)))
 
 
 def outcome(passed: bool, description: str, warn: bool = False, **figures) -> Outcome:

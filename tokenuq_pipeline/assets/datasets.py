@@ -4,7 +4,7 @@ from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import dataset_fields
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.runtime.data_files import watched
-from tokenuq_pipeline.runtime.places import table_place
+from tokenuq_pipeline.runtime.store_paths import table_path
 
 
 def dataset_assets(config: Config) -> list[StageAsset]:
@@ -17,7 +17,7 @@ def dataset_assets(config: Config) -> list[StageAsset]:
             description=f"Examples of {name} ({spec.format}), split and normalised to messages.",
             kinds=frozenset({"python", "polars", "parquet"}),
             table="examples",
-            outputs={table: table_place(table, dataset=name) for table in ("examples", "rejected_rows")},
+            outputs={table: table_path(table, dataset=name) for table in ("examples", "rejected_rows")},
             observed=(("files", name),) if name in watched(config) else (),
         )
         for name, spec in config.datasets.items()

@@ -6,7 +6,7 @@ Knows the specs' names of datasets and judges, and which table each evaluation f
 from dataclasses import dataclass
 
 from tokenuq_ml.config import EvaluationSpec
-from tokenuq_pipeline.runtime.places import table_place
+from tokenuq_pipeline.runtime.store_paths import table_path
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def evaluation_tables(evaluation: EvaluationSpec) -> tuple[str, ...]:
 def evaluation_sources(evaluation: EvaluationSpec) -> Sources:
     """The datasets that are asked, and the model that judges."""
     datasets = dict.fromkeys(evaluation.datasets.values())
-    inputs = {f"examples/{name}": table_place("examples", dataset=name) for name in datasets}
+    inputs = {f"examples/{name}": table_path("examples", dataset=name) for name in datasets}
     deps = tuple(("datasets", name) for name in datasets)
     if evaluation.judge_model is not None:
         inputs["judge"] = f"models/{evaluation.judge_model}"

@@ -7,7 +7,7 @@ from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
 from tokenuq_pipeline.assets.datasets import dataset_assets
 from tokenuq_pipeline.assets.models import model_assets
-from tokenuq_pipeline.assets.teacher_scores import measure_assets
+from tokenuq_pipeline.assets.teacher_scores import teacher_score_assets
 from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
 from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
 
@@ -21,7 +21,7 @@ def stage_groups(config: Config) -> list[tuple[str, str, list[StageAsset]]]:
         groups += [
             ("tokenize_dataset", f"{name}__tokenized_dataset", [tokenized_dataset(config, study)]),
             ("train_teacher", f"{name}__baseline_teacher", [baseline_teacher(config, study)]),
-            ("score_teacher", f"{name}__measure", measure_assets(config, study)),
+            ("score_teacher", f"{name}__measure", teacher_score_assets(config, study)),
             ("correlate", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
         ]
         groups += [

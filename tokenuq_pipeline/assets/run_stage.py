@@ -121,7 +121,7 @@ def _made_before(store: Store, asset: StageAsset, run_id: str) -> dict | None:
     """The manifest of an asset that an earlier attempt of this very run has published."""
     manifest = store.read_manifest(asset.name)
     same = manifest is not None and manifest.get("provenance", {}).get("run_id") == run_id
-    return manifest if same and store.is_whole(asset.name) else None
+    return manifest if same and store.is_complete(asset.name) else None
 
 
 def _selected(context: dg.AssetExecutionContext, asset: StageAsset) -> list[StageCheck]:

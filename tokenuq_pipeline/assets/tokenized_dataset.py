@@ -4,7 +4,7 @@ from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.runtime.places import table_place
+from tokenuq_pipeline.runtime.store_paths import table_path
 
 
 def tokenized_dataset(config: Config, study: StudySpec) -> StageAsset:
@@ -17,10 +17,10 @@ def tokenized_dataset(config: Config, study: StudySpec) -> StageAsset:
         description=f"{', '.join(datasets)} in the tokens of {study.model}; which tokens are the response's.",
         kinds=frozenset({"python", "polars", "parquet"}),
         table="tokenized_dataset",
-        outputs={"tokenized_dataset": table_place("tokenized_dataset", study=study.name)},
+        outputs={"tokenized_dataset": table_path("tokenized_dataset", study=study.name)},
         inputs={
             "model": f"models/{study.model}",
-            **{f"examples/{name}": table_place("examples", dataset=name) for name in datasets},
+            **{f"examples/{name}": table_path("examples", dataset=name) for name in datasets},
         },
         deps=(("models", study.model), *(("datasets", name) for name in datasets)),
     )

@@ -4,7 +4,7 @@ from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.runtime.places import partition_place, table_place
+from tokenuq_pipeline.runtime.store_paths import partition_path, table_path
 
 
 def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
@@ -19,9 +19,9 @@ def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
         kinds=frozenset({"python", "polars", "parquet"}),
         table="uncertainty_analysis",
         outputs={
-            "uncertainty_analysis": table_place("uncertainty_analysis", study=name),
-            "plots": partition_place("plots", study=name, stage="uncertainty_analysis"),
+            "uncertainty_analysis": table_path("uncertainty_analysis", study=name),
+            "plots": partition_path("plots", study=name, stage="uncertainty_analysis"),
         },
-        inputs={table: table_place(table, study=name) for table in tables},
+        inputs={table: table_path(table, study=name) for table in tables},
         deps=tuple((name, table) for table in tables),
     )

@@ -7,7 +7,7 @@ from tokenuq_ml.config.load import Config
 from tokenuq_pipeline.runtime.data_files import file_key, watched
 
 
-def study_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
+def root_asset_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
     """Root assets that the study needs; everything under the study's own prefix comes beside them."""
     datasets = config.datasets_of(study)
     return [
@@ -23,7 +23,7 @@ def build_jobs(config: Config) -> list:
         dg.define_asset_job(
             study.name,
             selection=dg.AssetSelection.key_prefixes([study.name])
-            | dg.AssetSelection.assets(*study_keys(config, study)),
+            | dg.AssetSelection.assets(*root_asset_keys(config, study)),
             description=f"The whole study {study.name}: {study.model} on {study.dataset}, "
             f"ablations {', '.join(study.ablations)}.",
             tags={"study": study.name},

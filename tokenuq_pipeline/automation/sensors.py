@@ -11,7 +11,13 @@ import dagster as dg
 from tokenuq_ml.data.sources.fingerprint import problem, signature
 from tokenuq_pipeline.automation.reruns import CONSOLE_CONFIG, RERUN_TAG, WAVE_TAG, Reruns, rerun_of
 from tokenuq_pipeline.automation.staleness import Key
-from tokenuq_pipeline.runtime.data_files import current_version, made_from, observation, observed_version, watched
+from tokenuq_pipeline.runtime.data_files import (
+    built_from_version,
+    current_version,
+    observation,
+    observed_version,
+    watched,
+)
 from tokenuq_pipeline.runtime.instance import close_dead_runs
 
 FILES_INTERVAL_S, WAVE_INTERVAL_S = 30, 10
@@ -77,7 +83,7 @@ def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.S
         if busy := next(filter(None, (reruns.run_under_way(context.instance, study) for study in studies)), None):
             waits.append(f"{dataset}: waits for run {busy[:8]}")
             continue
-        if made_from(context.instance, dataset) == version:
+        if built_from_version(context.instance, dataset) == version:
             # By a person's run or the schedule's, meanwhile.
             cursor[dataset] = {**known, "version": version}
             continue

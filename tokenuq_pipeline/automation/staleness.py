@@ -86,7 +86,7 @@ def staleness(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstan
             reasons[key] = NEVER_MADE
         elif status == StaleStatus.STALE:
             reasons[key] = "; ".join(_in_words(cause) for cause in resolver.get_stale_causes(key))
-        elif not store.is_whole(name):
+        elif not store.is_complete(name):
             reasons[key] = "is not whole in the store"
         elif store.read_manifest(name)["data_version"] != resolver.get_current_data_version(key).value:
             reasons[key] = "is not what Dagster recorded last"

@@ -58,7 +58,8 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     models = {name: model_source(config.models[name], store.path(f"models/{name}")) for name in config.models_of(spec)}
     sources = [source for source, _ in models.values()]
     sources += [
-        dataset_source(config.datasets[name], store.is_whole(f"datasets/{name}")) for name in config.datasets_of(spec)
+        dataset_source(config.datasets[name], store.is_complete(f"datasets/{name}"))
+        for name in config.datasets_of(spec)
     ]
     sizes = {name: found for name, (_, found) in models.items()}
     known, groups = sizes[spec.model], _groups(config, study)
@@ -144,7 +145,9 @@ def _tokenised(config, study: str, store) -> list[Path]:
     """Token tables of the same model and cut, this study's first."""
     spec, found = config.studies[study], []
     for name in sorted(store.assets(), key=lambda name: not name.startswith(f"{study}/")):
-        manifest = store.read_manifest(name) if name.endswith("/tokenized_dataset") and store.is_whole(name) else None
+        manifest = (
+            store.read_manifest(name) if name.endswith("/tokenized_dataset") and store.is_complete(name) else None
+        )
         if manifest and all(manifest["fields"][key] == getattr(spec, key) for key in ("model", "max_length")):
             found.append(store.path(manifest["outputs"]["tokenized_dataset"]))
     return found

@@ -54,7 +54,7 @@ def assumptions(planner, sizes: dict, spec) -> list[str]:
             "docs/results/benchmarks.md",
             f"{STARTUP_S:g} s for each child process to start; batches padded by {PADDING - 1:.0%}; "
             "downloads take no time",
-            "memory is of the longest texts that the study allows; formulas in docs/models_and_data.md",
+            "memory is of the longest texts that the study allows; formulas in docs/studies.md",
         ]
     said.append("what may follow is counted, though it stays as it is where its inputs come out the same")
     return said

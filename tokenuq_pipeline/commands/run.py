@@ -93,9 +93,9 @@ def time_table(made: list) -> str:
 def print_report(store, study: str) -> None:
     """The table of families or ablations as it was last built, and where the page is."""
     from tokenuq_ml.reports.text import report_text
-    from tokenuq_pipeline.assets.ablation_report import report_place
+    from tokenuq_pipeline.assets.ablation_report import report_path
 
-    folder: Path = store.path(report_place(study))
+    folder: Path = store.path(report_path(study))
     table = report_text(folder)
     if table:
         print("\n" + table)

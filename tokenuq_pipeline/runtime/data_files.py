@@ -56,7 +56,7 @@ def observed_version(instance: dg.DagsterInstance, dataset: str) -> str | None:
     return (records[0].asset_observation.tags or {}).get(DATA_VERSION_TAG) if records else None
 
 
-def made_from(instance: dg.DagsterInstance, dataset: str) -> str | None:
+def built_from_version(instance: dg.DagsterInstance, dataset: str) -> str | None:
     """The fingerprint of the files that a dataset was last made from, as it stood when its run began."""
     event = instance.get_latest_materialization_event(dg.AssetKey(["datasets", dataset]))
     tags = (event.asset_materialization.tags or {}) if event else {}

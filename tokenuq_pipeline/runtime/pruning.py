@@ -53,7 +53,7 @@ def removable(store: Store, configured: Mapping[str, str], study: str | None = N
         if not _of(name, study):
             continue
         manifest = store.read_manifest(name) or {}
-        done = store.is_whole(name) and manifest.get("code_version") == configured.get(name)
+        done = store.is_complete(name) and manifest.get("code_version") == configured.get(name)
         abandoned = [path for path in folder.iterdir() if path.name not in NOT_CHECKPOINTS]
         if name not in configured:
             found.append(Removable(f".checkpoints/{name}", "of an asset that is in no configuration", (folder,)))

@@ -106,7 +106,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             return None
 
-    def is_whole(self, asset: str) -> bool:
+    def is_complete(self, asset: str) -> bool:
         """Whether `asset` has a manifest whose files are all there, in size."""
         manifest = self.read_manifest(asset)
         if manifest is None:

@@ -8,9 +8,8 @@ import polars as pl
 import pytest
 import yaml
 
-from tests.end_to_end.test_ablation_matrix import InProcess
-from tests.end_to_end.test_study import CONFIG, STUDY, write_inputs
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
+from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_inputs
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.data.batching import read_examples
@@ -18,14 +17,15 @@ from tokenuq_ml.models.adapters import attach_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_as_loaded
 from tokenuq_ml.stages import losses_and_states, score_teacher, train_student
+from tokenuq_ml.stages.loss_tables import N_ALTERNATIVES
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.stages.versions import ablation_fields
 from tokenuq_ml.tables.parquet import read_table
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_pipeline.assets import uncertainty_checks
 from tokenuq_pipeline.definitions import build_defs
-from tokenuq_pipeline.runtime.places import table_place
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_paths import table_path
 
 ARM = "paper_top25"
 TEACHER, STUDENT = dg.AssetKey([STUDY, "teacher_hidden"]), dg.AssetKey([STUDY, ARM, "student"])
@@ -50,7 +50,7 @@ class World:
         study = {**CONFIG["studies"][STUDY], "ablations": [ARM], "evaluation": {"bootstrap": 50}}
         study |= {"ood": [], "teacher_cache_gigabytes": gigabytes}
         (self.folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
-        defs = build_defs(load_config(self.folder), self.store.home, InProcess())
+        defs = build_defs(load_config(self.folder), self.store.home, StagesInProcess())
         keys = [dg.AssetKey(path) for path in (["models", "tiny_llama"], ["datasets", "sums"])]
         keys += [dg.AssetKey([STUDY, stage]) for stage in ("tokenized_dataset", "baseline_teacher", "token_losses")]
         if self.manifests:
@@ -129,7 +129,7 @@ def test_the_budget_is_part_of_the_cache_alone(world):
 def test_a_budget_that_is_met_exactly_is_kept(world, tmp_path):
     needed = world.manifests[0]["teacher_hidden"]["metrics"]["tokens"] * (64 + 128 + 4)
     for gigabytes, kept in ((needed / 1e9, True), ((needed - 1) / 1e9, False)):
-        folder, reporter = tmp_path / str(kept), Silent()
+        folder, reporter = tmp_path / str(kept), RecordingReporter()
         score_teacher.run(world.request(folder, teacher_hidden={"teacher_cache_gigabytes": gigabytes}), reporter)
         assert reporter.results[0].metrics["cached"] is kept
         assert (folder / "teacher_hidden/hidden.safetensors").exists() is kept
@@ -144,12 +144,12 @@ def test_alternatives_are_those_of_held_out_tokens_and_agree_with_the_losses(wor
     keys = ["example_id", "position"]
     assert alternatives.select(keys).unique().sort(keys).equals(held_out.select(keys).sort(keys))
     of_token = alternatives.group_by(keys).agg(pl.len(), pl.col("probability").sum().alias("sum"), pl.col("choice"))
-    assert set(of_token["len"]) == {losses_and_states.ALTERNATIVES} and of_token["sum"].max() <= 1 + 1e-5
-    assert set(map(tuple, of_token["choice"])) == {tuple(range(losses_and_states.ALTERNATIVES))}
+    assert set(of_token["len"]) == {N_ALTERNATIVES} and of_token["sum"].max() <= 1 + 1e-5
+    assert set(map(tuple, of_token["choice"])) == {tuple(range(N_ALTERNATIVES))}
     same = alternatives.join(held_out, on=[*keys, "token_id"], suffix="_token")
     # A token among the first five is there with its own rank, loss and text, and no other is.
     assert same["choice"].to_list() == same["rank"].to_list()
-    assert len(same) == held_out.filter(pl.col("rank") < losses_and_states.ALTERNATIVES).height > 0
+    assert len(same) == held_out.filter(pl.col("rank") < N_ALTERNATIVES).height > 0
     assert (same["probability"] - (-same["loss"]).exp()).abs().max() < 1e-4
     assert same["token"].equals(same["token_token"], check_names=False)
 
@@ -162,7 +162,9 @@ def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
         monkeypatch.setattr(losses_and_states, "SHARD_BATCHES", shard_batches)
         folder, count = tmp_path / str(shard_batches), []
         monkeypatch.setattr(losses_and_states, "release_free_memory", lambda count=count: count.append(1))
-        score_teacher.run(world.request(folder, token_losses={}, token_uncertainty={"uncertainty": spec}), Silent())
+        score_teacher.run(
+            world.request(folder, token_losses={}, token_uncertainty={"uncertainty": spec}), RecordingReporter()
+        )
         assert (len(count) > 10) == (shard_batches == 1)
         tables.append([read_table(folder / name) for name in ("token_losses", "token_uncertainty")])
     numbers = (pl.Float32, pl.Float64)
@@ -175,7 +177,7 @@ def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
 
 
 def test_bald_is_float32s_and_its_reference_is_a_sample_of_its_rows(world, tmp_path):
-    reporter, spec = Silent(), {"samples": 3, "dropout": 0.2}
+    reporter, spec = RecordingReporter(), {"samples": 3, "dropout": 0.2}
     score_teacher.run(
         world.request(tmp_path, token_uncertainty={"uncertainty": spec, "precision": "bfloat16"}), reporter
     )
@@ -199,10 +201,10 @@ def test_the_check_fails_on_a_store_computed_in_bfloat16(world, tmp_path, monkey
     monkeypatch.setattr(score_teacher.AdaptedModel, "for_bald", lambda self: self.at("bfloat16"))
     monkeypatch.setattr(score_teacher, "token_uncertainty", uncertainty_as_loaded)
     store = Store(tmp_path)
-    places = {name: store.path(table_place(name, study=STUDY)) for name in ("token_uncertainty", "bald_reference")}
+    places = {name: store.path(table_path(name, study=STUDY)) for name in ("token_uncertainty", "bald_reference")}
     request = world.request(tmp_path, token_uncertainty={"uncertainty": {"samples": 3, "dropout": 0.01}})
     request.assets["token_uncertainty"].outputs.update({name: str(place) for name, place in places.items()})
-    reporter = Silent()
+    reporter = RecordingReporter()
     score_teacher.run(request, reporter)
     assert reporter.results[0].metrics["precision"] == "bfloat16"
     result = uncertainty_checks.bald_above_noise(store, STUDY)
@@ -217,7 +219,7 @@ class TestPrecisionOfTables:
         """Both stages: in one pass of bfloat16, in a pass each, and the states alone."""
         budget, made = {"teacher_cache_gigabytes": 1.0, "precision": "bfloat16"}, {}
         for name, tables in {"both": "bfloat16", "apart": "float32", "states": None}.items():
-            folder, reporter = tmp_path_factory.mktemp(name), Silent()
+            folder, reporter = tmp_path_factory.mktemp(name), RecordingReporter()
             stages = {"teacher_hidden": budget} if tables is None else {"token_losses": {"precision": tables}}
             score_teacher.run(world.request(folder, **{**stages, "teacher_hidden": budget}), reporter)
             made[name] = folder, {result.stage: result for result in reporter.results}
@@ -276,7 +278,7 @@ def test_a_student_trained_in_bfloat16_is_followed_in_float32(world, tmp_path):
     for asset in request.assets.values():
         for folder in asset.outputs.values():
             Path(folder).mkdir(parents=True)
-    reporter = Silent()
+    reporter = RecordingReporter()
     train_student.run(request, reporter)
     made = {result.stage: result.metrics["precision"] for result in reporter.results}
     assert made == {"student": "bfloat16", "evaluation": "bfloat16", "curriculum": "float32"}

@@ -128,7 +128,7 @@ class TestPruning:
         good = path.read_bytes()
         # The footer stands; whoever reads a row stumbles.
         path.write_bytes(b"\xff" * (len(good) // 2) + good[len(good) // 2 :])
-        assert store.is_whole("quickstart/token_losses")
+        assert store.is_complete("quickstart/token_losses")
         with connect(tmp_path) as connection:
             asked = select(connection, "SELECT count(loss) FROM token_losses WHERE study = 'other'")
             assert asked.fetchall() == [(TOKENS,)]

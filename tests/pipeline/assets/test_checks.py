@@ -6,8 +6,8 @@ import pytest
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_pipeline.assets import check_rules, uncertainty_checks
-from tokenuq_pipeline.runtime.places import table_place
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_paths import table_path
 
 T, F = True, False
 TOKENS = [("e0", "train", 1), ("e0", "train", 2), ("e1", "test", 2)]
@@ -19,7 +19,7 @@ def store(tmp_path):
 
 
 def put(store, table, rows, **partitions):
-    place = table_place(table, **(partitions or {"study": "s"}))
+    place = table_path(table, **(partitions or {"study": "s"}))
     write_table(pl.DataFrame(rows), table, store.path(place), spec_hash="h", code_version="1-h")
 
 

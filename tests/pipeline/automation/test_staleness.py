@@ -121,7 +121,7 @@ def test_another_ablation_is_one_student_more_and_one_less_leaves_the_report(mad
     reasons = rows(toy, without)
     assert set(reasons) == {"study/ablation_report"} and "removed dependency on study/more/student" in str(reasons)
     assert materialised(toy, without) == [{"study/ablation_report"}]
-    assert toy.store.is_whole("study/more/student")
+    assert toy.store.is_complete("study/more/student")
 
 
 def test_status_lists_in_the_order_of_the_graph_as_text_and_json(tmp_path):

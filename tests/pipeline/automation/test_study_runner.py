@@ -173,7 +173,7 @@ def test_bad_input_fails_with_its_sentence_and_leaves_nothing(copy, monkeypatch,
     assert "failed: student.yaml: row 3: holds no answer; add one\n" in out and "Traceback" not in out + err
     assert list((copy.store.home / ".staging").iterdir()) == []
     assert copy.store.path("selections/study=study/ablation=top/part-0.parquet").read_bytes() == before
-    assert copy.store.is_whole("study/top/student")
+    assert copy.store.is_complete("study/top/student")
 
 
 def test_a_crash_keeps_what_was_done_before_it(copy, monkeypatch, capfd):

@@ -5,8 +5,8 @@ import base64
 import polars as pl
 import pytest
 
-from tests.ml.reports.test_explorer import unpack
 from tests.support import tiny_tables
+from tests.support.explorer_data import unpack
 from tokenuq_ml.stages.correlate import joined_tokens
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_pipeline.cli import main

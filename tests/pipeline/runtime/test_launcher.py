@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import dagster as dg
 import pytest
 
+from tests.support.processes import is_running, wait_until
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
 from tokenuq_pipeline.runtime.launcher import StageLauncher, _alone_in
 
@@ -47,21 +47,6 @@ def materialise(toy, *keys):
         return result, [entry.message for entry in instance.all_logs(result.run_id)]
 
 
-def running(pid):
-    """Whether the process is there and not merely unburied."""
-    try:
-        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def start_study(toy, behaviour, timeout=30.0):
     """A process that runs the study, once its first model's stage hangs; with the pids of stage and grandchild."""
     process = subprocess.Popen(
@@ -80,7 +65,7 @@ def start_study(toy, behaviour, timeout=30.0):
 def test_a_childs_lines_and_results_reach_the_event_log(toy):
     result, messages = materialise(toy, ["models", "tiny"])
     assert result.success and "working on models" in messages
-    assert toy.store.path("models/tiny/content").exists() and toy.store.is_whole("models/tiny")
+    assert toy.store.path("models/tiny/content").exists() and toy.store.is_complete("models/tiny")
     with toy.instance() as instance:
         event = next(
             e
@@ -119,7 +104,7 @@ def test_a_killed_stage_is_tried_again_and_what_it_had_made_is_not_made_again(to
     result, messages = materialise(toy, *([STUDY, stage] for stage in stages))
     assert result.success and attempts(result) == [f"{STUDY}__measure"]
     assert [messages.count(f"working on {stage}") for stage in stages] == [1, 1, 2, 1]
-    assert all(toy.store.is_whole(f"{STUDY}/{stage}") for stage in stages)
+    assert all(toy.store.is_complete(f"{STUDY}/{stage}") for stage in stages)
 
 
 def test_a_bug_fails_with_its_last_line_and_the_tail_of_stderr(toy, monkeypatch):
@@ -138,7 +123,7 @@ def test_ctrl_c_lets_the_stage_write_its_checkpoint_and_leaves_no_process(toy):
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130 and checkpoint.read_text() == "step 7"
     assert "run the same command again: it goes on from the last checkpoint" in out and "Traceback" not in out
-    assert not any(running(pid) for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
     assert not list((toy.store.home / ".staging").iterdir())
 
 
@@ -147,14 +132,14 @@ def test_a_stage_that_does_not_stop_is_killed_with_its_group(toy):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130 and not checkpoint.exists()
-    wait_until(lambda: not any(running(pid) for pid in pids), 5)
+    wait_until(lambda: not any(is_running(pid) for pid in pids), 5)
 
 
 def test_killing_the_parent_leaves_nothing_behind(toy):
     process, pids, checkpoint = start_study(toy, "hang")
     process.kill()
     process.wait()
-    wait_until(lambda: not any(running(pid) for pid in pids))
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
     assert checkpoint.read_text() == "step 7"
 
 

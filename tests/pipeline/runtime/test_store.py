@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tokenuq_pipeline.runtime.places import partition_place, table_place
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_paths import partition_path, table_path
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def content(folder):
 
 
 def test_places_are_hive_partitions():
-    assert table_place("token_losses", study="s") == "token_losses/study=s"
-    assert table_place("selections", study="s", ablation="a") == "selections/study=s/ablation=a"
-    assert table_place("examples", dataset="d") == "examples/dataset=d"
-    assert partition_place("plots", study="s", stage="x") == "plots/study=s/stage=x"
+    assert table_path("token_losses", study="s") == "token_losses/study=s"
+    assert table_path("selections", study="s", ablation="a") == "selections/study=s/ablation=a"
+    assert table_path("examples", dataset="d") == "examples/dataset=d"
+    assert partition_path("plots", study="s", stage="x") == "plots/study=s/stage=x"
 
 
 def test_publish_replaces_all_of_the_old(store):
@@ -67,9 +67,9 @@ def test_manifest_says_what_is_whole(store):
         "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
     }
     assert [file["path"] for file in manifest["files"]] == ["t/one", "t/two"]
-    assert store.is_whole("s/a")
+    assert store.is_complete("s/a")
     store.path("t/two").unlink()
-    assert not store.is_whole("s/a")
+    assert not store.is_complete("s/a")
     store.forget("s/a")
     assert store.read_manifest("s/a") is None
 

@@ -43,15 +43,15 @@ def test_an_altered_a_missing_and_an_extra_file_are_named(store, capsys):
     (folder / "content").write_bytes(b"x" * (folder / "content").stat().st_size)
     store.path("models/tiny/content").unlink()
     (folder / "more").touch()
-    assert store.is_whole("study/top/student")  # by names and sizes nothing is wrong
+    assert store.is_complete("study/top/student")  # by names and sizes nothing is wrong
     assert cli.main(["verify"]) == 1
     out = capsys.readouterr().out
     assert "study/top/student: student/study=study/ablation=top/adapter/content: its SHA-256 begins with" in out
     assert "study/top/student: student/study=study/ablation=top/adapter/more: is not of the asset" in out
     assert "models/tiny: models/tiny/content: is missing" in out and "2 of 17 assets do not match" in out
-    assert store.is_whole("study/top/student")
+    assert store.is_complete("study/top/student")
     assert cli.main(["verify", "--forget"]) == 1
-    assert not store.is_whole("study/top/student") and store.is_whole("study/mle/student")
+    assert not store.is_complete("study/top/student") and store.is_complete("study/mle/student")
 
 
 def test_an_unknown_study_is_one_sentence(store, capsys):
@@ -74,7 +74,7 @@ def test_an_ablation_that_was_taken_out_is_listed_and_goes_with_all_its_files(st
     gone = before - files(store)
     assert gone and all("ablation=top" in path or "study/top" in path for path in gone)
     assert not [path for path in files(store) if "ablation=top" in path or "study/top/" in path]
-    assert not store.path("student/study=study/ablation=top").exists() and store.is_whole("study/mle/student")
+    assert not store.path("student/study=study/ablation=top").exists() and store.is_complete("study/mle/student")
     assert removable(store, without) == []
 
 
