@@ -27,11 +27,11 @@ from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.scoring import bald_reference
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_sample
-from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, side_by_side
+from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
 from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, sample_hidden_states, uncertainty_rows
 from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
-KEYS = ["example_id", "position"]
 SAMPLES, COUNTS = 40, (5, 10, 20, 40)
 MASKS, DROPOUTS = ("sequence", "position"), (0.05, 0.1, 0.2)
 PRECISIONS = ("float32", "bfloat16")
@@ -49,10 +49,10 @@ def held_out(folder: Path, tokens: int) -> list:
 def groups_of_samples(model, examples, spec: UncertaintySpec, numerics) -> dict[str, pl.DataFrame]:
     """Return the rows of `token_uncertainty` for each disjoint group of samples: name `K/number`."""
     head, rows = head_of(model), {}
-    with ieee_float32_products(), fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as draw:
+    with ieee_float32_products(), fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as start_pass:
 
         def scored(batch):
-            hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)
+            hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)
             return batch, {
                 f"{count}/{start // count}": monte_carlo_scores(
                     hidden_KND[start : start + count].contiguous(), head, batch.label_N
@@ -62,11 +62,11 @@ def groups_of_samples(model, examples, spec: UncertaintySpec, numerics) -> dict[
                 for start in range(0, spec.samples, count)
             }
 
-        batches = length_batches(examples, batch_tokens(numerics), side_by_side(model, numerics))
+        batches = length_batches(examples, batch_tokens(numerics), num_workers(model, numerics))
         for batch, groups in map_batches(scored, batches, model, numerics):
             for name, scores in groups.items():
                 rows.setdefault(name, []).append(uncertainty_rows(batch, scores, spec))
-    return {name: pl.concat(parts).sort(KEYS) for name, parts in rows.items()}
+    return {name: pl.concat(parts).sort(TOKEN_KEY) for name, parts in rows.items()}
 
 
 @torch.no_grad()
@@ -79,13 +79,13 @@ def float64_losses(model, examples) -> pl.DataFrame:
             batch = collate([example])
             hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs))
             scores = token_scores(hidden_ND, head, batch.label_N)
-            keys = pl.DataFrame(batch.keys, schema=KEYS, orient="row")
+            keys = pl.DataFrame(batch.keys, schema=TOKEN_KEY, orient="row")
             rows.append(
                 keys.with_columns(
                     loss=scores.loss_N.numpy(), entropy=scores.entropy_N.numpy(), rank=scores.rank_N.numpy()
                 )
             )
-    return pl.concat(rows).sort(KEYS)
+    return pl.concat(rows).sort(TOKEN_KEY)
 
 
 def main() -> None:
@@ -112,14 +112,14 @@ def main() -> None:
         adapter = options.store / f"baseline_teacher/study={options.study}/adapter"
         model = attach_adapter(base, adapter, "teacher")
         started = time.perf_counter()
-        losses = score_examples(model, examples, numerics).select(*KEYS, "loss", "entropy", "rank").sort(KEYS)
+        losses = score_examples(model, examples, numerics).select(*TOKEN_KEY, "loss", "entropy", "rank").sort(TOKEN_KEY)
         keep(f"losses-{precision}", losses, started)
         if precision == "float32":
             started = time.perf_counter()
             keep("losses-float64", float64_losses(model, examples), started)
             for mask in MASKS:
                 started, spec = time.perf_counter(), UncertaintySpec(samples=FLOAT64_SAMPLES, dropout=0.1, mask=mask)
-                keep(f"bald-float64-{mask}-0.1-10-0", float64_uncertainty(model, few, spec).sort(KEYS), started)
+                keep(f"bald-float64-{mask}-0.1-10-0", float64_uncertainty(model, few, spec).sort(TOKEN_KEY), started)
         runs = [(mask, dropout, SAMPLES) for mask in MASKS for dropout in DROPOUTS]
         runs += [(mask, OFF, 10) for mask in MASKS]
         for mask, dropout, samples in runs:

@@ -16,11 +16,11 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample, collate
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
 from tokenuq_ml.models.load import load_model
-from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, token_uncertainty, uncertainty_as_loaded
+from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, token_uncertainty, uncertainty_in_model_dtype
 from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 SAMPLES = 10
-KEYS = ["example_id", "position"]
 
 
 def plain_peft(model: PeftModel) -> PeftModel:
@@ -36,18 +36,18 @@ def plain_peft(model: PeftModel) -> PeftModel:
 def plain_loop(model: PeftModel, examples: list[TokenizedExample], spec: UncertaintySpec, samples: int) -> pl.DataFrame:
     """BALD as `mean_k KL(p_k || mean p)` over batches in the order of the data, the first `samples` of the spec's."""
     frames = []
-    with monte_carlo_dropout(model, spec) as draw:
+    with monte_carlo_dropout(model, spec) as start_pass:
         for first in range(0, len(examples), PLAIN_BATCH):
             batch, logp = collate(examples[first : first + PLAIN_BATCH]), []
             for sample in range(samples):
-                draw(sample, [example.example_id for example in batch.examples])
+                start_pass(sample, [example.example_id for example in batch.examples])
                 logits_BTV = model(input_ids=batch.input_ids_BT).logits
                 logp.append(batch.predicting(logits_BTV).log_softmax(-1))
             logp_KNV = torch.stack(logp)
             mean_NV = logp_KNV.exp().mean(0)
             bald_N = (logp_KNV.exp() * (logp_KNV - mean_NV.log())).sum(-1).mean(0)
-            frames.append(pl.DataFrame(batch.keys, schema=KEYS, orient="row").with_columns(bald=bald_N.numpy()))
-    return pl.concat(frames).sort(KEYS)
+            frames.append(pl.DataFrame(batch.keys, schema=TOKEN_KEY, orient="row").with_columns(bald=bald_N.numpy()))
+    return pl.concat(frames).sort(TOKEN_KEY)
 
 
 def run(repeats: int) -> list[Row]:
@@ -64,7 +64,7 @@ def run(repeats: int) -> list[Row]:
             "ours": timed(lambda: token_uncertainty(model, examples, one, numerics)),
             "fresh masks": timed(lambda: token_uncertainty(model, examples, fresh, numerics)),
             "scoring": timed(lambda: [score_examples(model, examples, numerics) for _ in range(SAMPLES)]),
-            "bfloat16": timed(lambda: uncertainty_as_loaded(half, examples, one, half_numerics)),
+            "bfloat16": timed(lambda: uncertainty_in_model_dtype(half, examples, one, half_numerics)),
             # One pass is timed, and counted K times.
             "plain": lambda: SAMPLES * plain_once(),
         },
@@ -89,7 +89,7 @@ def run(repeats: int) -> list[Row]:
 def agreement(model, plain, numerics, examples: list[TokenizedExample]) -> list[Row]:
     """How far both agree on the same masks, on a few texts."""
     spec = UncertaintySpec(samples=SAMPLES)
-    got = token_uncertainty(model, examples, spec, numerics).sort(KEYS)
+    got = token_uncertainty(model, examples, spec, numerics).sort(TOKEN_KEY)
     expected = plain_loop(plain, examples, spec, SAMPLES)
     means = got["bald"].mean(), expected["bald"].mean()
     rank = float(spearmanr(got["bald"], expected["bald"])[0])

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tokenuq_ml.config import LoraSpec
 from tokenuq_ml.models.forward import causal_lm
-from tokenuq_ml.models.lora_dropout import use_word_dropout
+from tokenuq_ml.models.lora_dropout import use_bit_mask_dropout
 from tokenuq_ml.models.lora_linear import use_fused_lora
 from tokenuq_ml.seeding import seed_torch
 
@@ -21,7 +21,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
     config = lora_config(lora)
     # GPT-2's linear layers keep their weights transposed; an adapter that is said so loads without a warning.
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
-    return use_fused_lora(use_word_dropout(get_peft_model(model, config)))
+    return use_fused_lora(use_bit_mask_dropout(get_peft_model(model, config)))
 
 
 def lora_config(lora: LoraSpec) -> LoraConfig:
@@ -59,7 +59,7 @@ def _for_inference(model: PeftModel, name: str) -> PeftModel:
     for path, parameter in model.named_parameters():
         if f".{name}." in path and not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    return use_fused_lora(use_word_dropout(model))
+    return use_fused_lora(use_bit_mask_dropout(model))
 
 
 def freeze_adapter(model: PeftModel) -> PeftModel:

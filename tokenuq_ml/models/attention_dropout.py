@@ -57,9 +57,9 @@ def _attention(masks: KeyedMasks, module, query, key, value, attention_mask, sca
 def _kept(masks: KeyedMasks, layer: int, head: int, length: int) -> Tensor:
     """Return `[B, 1 or T, T]` for one head. A query's keys are a row of a triangle, so that padding changes nothing."""
     if masks.spec.mask == "sequence":
-        return masks.of_attention(layer, head, length)[:, None]
+        return masks.attention_mask_draws(layer, head, length)[:, None]
     rows, columns = torch.tril_indices(length, length, device=masks.device)
-    drawn_BN = masks.of_attention(layer, head, len(rows))
+    drawn_BN = masks.attention_mask_draws(layer, head, len(rows))
     kept_BTT = drawn_BN.new_full((len(drawn_BN), length, length), -1)
     kept_BTT[:, rows, columns] = drawn_BN
     return kept_BTT

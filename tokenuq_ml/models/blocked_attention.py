@@ -54,7 +54,7 @@ def _causal_attention(query_BGTRF: Tensor, key_BGTF: Tensor, value_BGTF: Tensor)
     return out_BTGRF.flatten(2)
 
 
-def pays(dtype: torch.dtype) -> bool:
+def is_faster(dtype: torch.dtype) -> bool:
     """Whether PyTorch's own kernel is the slower one: by the processor's flags, never by a timing.
 
     That kernel multiplies bfloat16 blocks by AMX tiles where there are any, and otherwise by small products that
@@ -69,7 +69,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     plain = attention_mask is None and causal and not dropout and query.device.type == "cpu"
     known = all(kwargs.get(name) is None for name in ("position_bias", "s_aux", "cache"))
     square = query.shape[2] == key.shape[2] and query.shape[-1] == value.shape[-1]
-    if not (plain and known and square) or not pays(query.dtype) or _wants_gradient(query, key, value):
+    if not (plain and known and square) or not is_faster(query.dtype) or _wants_gradient(query, key, value):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenuq_ml.models import blocked_attention
-from tokenuq_ml.models.forward import unchanging_dtypes
+from tokenuq_ml.models.forward import cached_dtypes
 from tokenuq_ml.models.lora_linear import add_projection
 from tokenuq_ml.seeding import probe_generator
 
@@ -37,7 +37,7 @@ def fast_inference(model: PreTrainedModel) -> Iterator[None]:
 
     `model` is the transformers model, not PEFT's wrapping of it. Inside another such context it does nothing.
     """
-    with unchanging_dtypes(model), _fast_modules(model):
+    with cached_dtypes(model), _fast_modules(model):
         yield
 
 
@@ -49,7 +49,7 @@ def _fast_modules(model: PreTrainedModel) -> Iterator[None]:
         return
     swapped: list[nn.Module] = []
     try:
-        if blocked_attention.pays(model.dtype):
+        if blocked_attention.is_faster(model.dtype):
             model.set_attn_implementation(blocked_attention.NAME)
         for find, forward in ((_is_norm, _norm), (_is_layer, _layer)):
             swapped += _swap(model, find, forward)

@@ -58,7 +58,7 @@ def _dtypes(model: PreTrainedModel | PeftModel) -> set[torch.dtype]:
 
 
 @contextmanager
-def unchanging_dtypes(model: PreTrainedModel | PeftModel):
+def cached_dtypes(model: PreTrainedModel | PeftModel):
     """Inside, the dtypes of the model's weights are looked at once: a thousand tensors before each pass take long."""
     lm = causal_lm(model)
     before = _kept_dtypes.get(lm)
@@ -93,7 +93,7 @@ def packing_is_exact(model: PreTrainedModel | PeftModel, numerics: Numerics) -> 
 
 
 @contextmanager
-def forward_to_tokens(model: PreTrainedModel | PeftModel):
+def accept_token_function(model: PreTrainedModel | PeftModel):
     """Inside, `model(input_ids=..., token_function=f)` returns `f(hidden_BTD, head)`; without `f` all is as it was.
 
     The head is used within the wrapped model's own forward: what wraps a model for many

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.study import MASK_LEVELS
-from tokenuq_ml.models.lora_dropout import masked
+from tokenuq_ml.models.lora_dropout import apply_mask
 from tokenuq_ml.models.philox import random_draws
 from tokenuq_ml.seeding import example_key
 
@@ -41,7 +41,7 @@ def kept_scale(p: float) -> float:
 class KeyedMasks:
     """Draws the masks of one set of passes.
 
-    Each thread says with `draw` which sample of which examples its next forward pass is.
+    Each thread says with `start_pass` which sample of which examples its next forward pass is.
     """
 
     def __init__(self, spec: UncertaintySpec, device: str | torch.device = "cpu"):
@@ -54,7 +54,7 @@ class KeyedMasks:
         self.layers, self.features = self.layers + 1, self.features + features
         return self.layers, slice(self.features - features, self.features)
 
-    def draw(self, sample: int, example_ids: list[str]) -> None:
+    def start_pass(self, sample: int, example_ids: list[str]) -> None:
         """Set whose masks the calling thread's next forward pass gets."""
         self._own.sample, self._own.example_ids = sample, example_ids
         self._own.keys = [example_key(self.spec.seed, example_id) for example_id in example_ids]
@@ -62,16 +62,16 @@ class KeyedMasks:
             # All layers at once: a generator per layer costs more than its few draws.
             self._own.kept_B1F = self._kept((0, sample, _FEATURES), self.spec.dropout, self.features)[:, None]
 
-    def of_sequences(self, features: slice) -> Tensor:
+    def sequence_mask(self, features: slice) -> Tensor:
         """Return int16 `[B, 1, I]`, all ones where kept, for the layer with these input features."""
         return self._own.kept_B1F[:, :, features]
 
-    def of_positions(self, layer: int, positions: int, features: int) -> Tensor:
+    def position_mask(self, layer: int, positions: int, features: int) -> Tensor:
         """Return int16 `[B, T, I]`, all ones where kept; more positions add to the end and change nothing before."""
         kept_BN = self._kept((layer, self._own.sample, _FEATURES), self.spec.dropout, positions * features)
         return kept_BN.unflatten(1, (positions, features))
 
-    def of_attention(self, layer: int, head: int, count: int) -> Tensor:
+    def attention_mask_draws(self, layer: int, head: int, count: int) -> Tensor:
         """Return int16 `[B, count]`, all ones where kept, for the probabilities of one head."""
         stream = (layer << 32 | head, self._own.sample, _ATTENTION)
         return self._kept(stream, self.spec.attention_dropout, count)
@@ -98,15 +98,15 @@ class KeyedDropout(nn.Module):
     def kept(self, x_BTI: Tensor) -> Tensor:
         """Return int16 `[B, 1 or T, I]`, all ones where kept."""
         if self.masks.spec.mask == "sequence":
-            kept = self.masks.of_sequences(self.features)
+            kept = self.masks.sequence_mask(self.features)
         else:
-            kept = self.masks.of_positions(self.layer, x_BTI.shape[1], x_BTI.shape[2])
+            kept = self.masks.position_mask(self.layer, x_BTI.shape[1], x_BTI.shape[2])
         # A model may be spread over devices; masks are drawn on its first one.
         return kept.to(x_BTI.device)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
-        return masked(x_BTI, self.kept(x_BTI)) * self.scale
+        return apply_mask(x_BTI, self.kept(x_BTI)) * self.scale
 
     def project(self, x_BTI: Tensor, a_rI: Tensor, scaling: float) -> Tensor:
         """Return `scaling * dropout(x) @ a.T`; the small product is scaled, not the input."""
-        return (masked(x_BTI, self.kept(x_BTI)) @ a_rI.to(x_BTI.dtype).T).mul_(self.scale * scaling)
+        return (apply_mask(x_BTI, self.kept(x_BTI)) @ a_rI.to(x_BTI.dtype).T).mul_(self.scale * scaling)

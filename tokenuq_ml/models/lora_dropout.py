@@ -57,7 +57,7 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="dropout")
 
 
-def masked(x: Tensor, kept: Tensor) -> Tensor:
+def apply_mask(x: Tensor, kept: Tensor) -> Tensor:
     """`x` where `kept` (int16, of a shape that broadcasts to `x`'s) is all ones, else 0.
 
     By bits, which cost a fraction of a product: ones extend to ones in an integer of any width.
@@ -70,15 +70,15 @@ class _Drop(torch.autograd.Function):
     def forward(ctx, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return masked(x, kept).mul_(scale)
+        return apply_mask(x, kept).mul_(scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (kept,) = ctx.saved_tensors
-        return masked(grad, kept).mul_(ctx.scale), None, None
+        return apply_mask(grad, kept).mul_(ctx.scale), None, None
 
 
-class WordDropout(nn.Module):
+class BitMaskDropout(nn.Module):
     """As `nn.Dropout(p)`: independent for every element, scaled so that the mean stays.
 
     `p` is met to within 2^-16. Draws are decided by the global generator, so that a
@@ -106,7 +106,7 @@ class WordDropout(nn.Module):
         return f"p={self.p}"
 
 
-def use_word_dropout(model: PeftModel) -> PeftModel:
+def use_bit_mask_dropout(model: PeftModel) -> PeftModel:
     """Replaces the dropouts of every adapter, in place; what is stored of the adapter does not change.
 
     Also spares LoRA the cast of its inputs to float32, which autocast would undo at the
@@ -117,5 +117,5 @@ def use_word_dropout(model: PeftModel) -> PeftModel:
             module.cast_input_dtype_enabled = False
             for name, dropout in module.lora_dropout.items():
                 if isinstance(dropout, nn.Dropout):
-                    module.lora_dropout[name] = WordDropout(dropout.p)
+                    module.lora_dropout[name] = BitMaskDropout(dropout.p)
     return model

@@ -16,7 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tokenuq_ml.models.lora_dropout import WordDropout, masked
+from tokenuq_ml.models.lora_dropout import BitMaskDropout, apply_mask
 from tokenuq_ml.patches import change_class
 
 
@@ -46,12 +46,12 @@ class _LoraProduct(torch.autograd.Function):
             if kept_NI is None:
                 grad_NI.addmm_(grad_Nr, a_rI_scaled)
             else:
-                grad_NI += masked(grad_Nr @ a_rI_scaled, kept_NI)
+                grad_NI += apply_mask(grad_Nr @ a_rI_scaled, kept_NI)
         return grad_NI, None, None, grad_a, grad_b, None, None
 
 
 def _dropped(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
-    return x_NI if kept_NI is None else masked(x_NI, kept_NI)
+    return x_NI if kept_NI is None else apply_mask(x_NI, kept_NI)
 
 
 def _weight(layer: nn.Linear | Conv1D) -> Tensor:
@@ -90,7 +90,7 @@ class FusedLoraLinear(LoraLinear):
         base, dropout = self.base_layer, self.lora_dropout[name]
         a_rI, b_Or, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         x_NI = x.to(dtype).reshape(-1, x.shape[-1])
-        drops = isinstance(dropout, WordDropout) and dropout.active
+        drops = isinstance(dropout, BitMaskDropout) and dropout.active
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled() or drops:
                 masks = dropout if drops else None
@@ -116,7 +116,7 @@ class FusedLoraLinear(LoraLinear):
         trains_base = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
         plain = name not in self.lora_variant and not self.lora_bias[name]
         dropout = self.lora_dropout[name]
-        plain &= isinstance(dropout, (WordDropout, nn.Identity)) or (
+        plain &= isinstance(dropout, (BitMaskDropout, nn.Identity)) or (
             hasattr(dropout, "project") and not torch.is_grad_enabled()
         )
         return name if plain and not trains_base else None

@@ -19,6 +19,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 Text = str | Sequence[dict[str, str]]
 """A plain text, every token but the first of which is scored; or a conversation of `role` and `content`,
@@ -108,12 +109,12 @@ def _numerics(model: PreTrainedModel | PeftModel) -> Numerics:
 
 def _named(rows: pl.DataFrame, examples: list[TokenizedExample], tokenizer) -> pl.DataFrame:
     ids = {example.example_id: example.input_ids for example in examples}
-    rows = rows.sort("example_id", "position")
-    token_ids = [ids[key][position] for key, position in rows.select("example_id", "position").iter_rows()]
+    rows = rows.sort(*TOKEN_KEY)
+    token_ids = [ids[key][position] for key, position in rows.select(*TOKEN_KEY).iter_rows()]
     return rows.select(
         pl.col("example_id").cast(pl.Int64).alias("text"),
         "position",
         pl.Series("token_id", token_ids, dtype=pl.Int32),
         pl.Series("token", token_texts(tokenizer, token_ids)),
-        pl.exclude("example_id", "position", "token_id"),
+        pl.exclude(*TOKEN_KEY, "token_id"),
     )

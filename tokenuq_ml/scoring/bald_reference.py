@@ -18,11 +18,11 @@ from tokenuq_ml.models.float64_passes import float64_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, uncertainty_rows
 from tokenuq_ml.seeding import example_rank
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 SAMPLE_TOKENS = 512
 """Tokens of the sample, prompts included: K float64 passes over it take some seconds per hundred million weights."""
 CANDIDATES = 64
-KEYS = ["example_id", "position"]
 
 
 def reference_sample(examples: Iterable[TokenizedExample]) -> list[TokenizedExample]:
@@ -60,11 +60,11 @@ def float64_uncertainty(
         head, weight_VD=head.weight_VD.double(), bias_V=None if head.bias_V is None else head.bias_V.double()
     )
     rows = []
-    with monte_carlo_dropout(model, spec) as draw, float64_passes(causal_lm(model)):
+    with monte_carlo_dropout(model, spec) as start_pass, float64_passes(causal_lm(model)):
         for example in sample:
             batch, states = collate([example]).to(model.device), []
             for number in range(spec.samples):
-                draw(number, [example.example_id])
+                start_pass(number, [example.example_id])
                 states.append(batch.predicting(hidden_states(model, batch.model_inputs)))
             rows.append(uncertainty_rows(batch, monte_carlo_scores(torch.stack(states), head, batch.label_N), spec))
             progress(len(example.input_ids) * spec.samples)
@@ -73,6 +73,6 @@ def float64_uncertainty(
 
 def reference_rows(stored: pl.DataFrame, float64: pl.DataFrame) -> pl.DataFrame:
     """Return the `bald_reference` table: BALD of the sample as stored, next to BALD in float64."""
-    return stored.select(*KEYS, "bald").join(
-        float64.select(*KEYS, bald_float64="bald"), on=KEYS, validate="1:1", maintain_order="left"
+    return stored.select(*TOKEN_KEY, "bald").join(
+        float64.select(*TOKEN_KEY, bald_float64="bald"), on=TOKEN_KEY, validate="1:1", maintain_order="left"
     )

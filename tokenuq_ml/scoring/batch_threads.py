@@ -33,7 +33,7 @@ def batch_tokens(numerics: Numerics) -> int:
     return CPU_TOKENS if numerics.device == "cpu" else DEVICE_TOKENS
 
 
-def side_by_side(model: nn.Module, numerics: Numerics) -> int:
+def num_workers(model: nn.Module, numerics: Numerics) -> int:
     """How many batches run at a time."""
     return numerics.threads if numerics.device == "cpu" and not _moves_in_forward(model) else 1
 
@@ -46,7 +46,7 @@ def map_batches(
     `function` must leave the model as it is. Not more than two batches a thread are under way at a time. An
     exception, and an interruption, ends all after the batches that have begun.
     """
-    at_once = side_by_side(model, numerics)
+    at_once = num_workers(model, numerics)
     if at_once == 1:
         for batch in batches:
             yield function(batch.to(numerics.device))

@@ -26,7 +26,7 @@ _CHUNK_COUNTS = 1 << 22
 Array = NDArray[np.float64]
 
 
-def analyse(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
+def correlation_table(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
     """The `uncertainty_analysis` table of `token_losses` joined with `token_uncertainty`.
 
     Every split and `all`, every category and `all`. Intervals, for `all` categories, are

@@ -26,7 +26,7 @@ from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, side_by_side
+from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
 
 STATES_BYTES = 256 * 2**20
 """Budget for the hidden states of all samples of a batch."""
@@ -34,7 +34,7 @@ STATES_BYTES = 256 * 2**20
 
 @contextmanager
 def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Callable[[int, list[str]], None]]:
-    """Replace the active adapter's dropouts; yields `draw(sample, example_ids)`, to be called before each pass.
+    """Replace the active adapter's dropouts; yields `start_pass(sample, example_ids)`, to be called before each pass.
 
     Raises:
         ValueError: no LoRA layer has the active adapter, so that nothing would be dropped.
@@ -52,7 +52,7 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Cal
     model.eval()
     try:
         with attention_dropout(causal_lm(model), masks) if spec.attention_dropout else nullcontext():
-            yield masks.draw
+            yield masks.start_pass
     finally:
         for module, original in replaced:
             module.lora_dropout[name] = original
@@ -61,13 +61,13 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Cal
 
 @torch.no_grad()
 def sample_hidden_states(
-    model: PeftModel, batch: Batch, draw: Callable[[int, list[str]], None], samples: int, numerics: Numerics
+    model: PeftModel, batch: Batch, start_pass: Callable[[int, list[str]], None], samples: int, numerics: Numerics
 ) -> Tensor:
     """`hidden_KND`: K dropout samples of the states that predict the batch's response tokens."""
     example_ids = [example.example_id for example in batch.examples]
     states = []
     for sample in range(samples):
-        draw(sample, example_ids)
+        start_pass(sample, example_ids)
         states.append(batch.predicting(hidden_states(model, batch.model_inputs, numerics)))
     return torch.stack(states)
 
@@ -92,10 +92,10 @@ def token_uncertainty(
     `STATES_BYTES`, so that memory does not grow with K.
     """
     with float32_passes(model) as dtype:
-        return uncertainty_as_loaded(model, examples, spec, replace(numerics, dtype=dtype), progress, max_tokens)
+        return uncertainty_in_model_dtype(model, examples, spec, replace(numerics, dtype=dtype), progress, max_tokens)
 
 
-def uncertainty_as_loaded(
+def uncertainty_in_model_dtype(
     model: PeftModel,
     examples: list[TokenizedExample],
     spec: UncertaintySpec,
@@ -109,13 +109,13 @@ def uncertainty_as_loaded(
     max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // bytes_per_token))
     rows: list[pl.DataFrame] = []
     # The fast passes first: they are tried against the model's own attention, with nothing dropped.
-    with fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as draw:
+    with fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as start_pass:
 
         def sampled(batch: Batch) -> tuple[Batch, MonteCarloScores]:
-            hidden_KND = sample_hidden_states(model, batch, draw, spec.samples, numerics)
+            hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)
             return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
 
-        batches = length_batches(examples, max_tokens, side_by_side(model, numerics))
+        batches = length_batches(examples, max_tokens, num_workers(model, numerics))
         for batch, scores in map_batches(sampled, batches, model, numerics):
             rows.append(uncertainty_rows(batch, scores, spec))
             progress(sum(len(example.input_ids) for example in batch.examples) * spec.samples)

@@ -18,7 +18,8 @@ from tokenuq_ml.kernels.scores import TokenScores, token_scores
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, side_by_side
+from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 ALTERNATIVES = {
     "example_id": pl.String,
@@ -73,7 +74,7 @@ def _alternatives(rows: pl.DataFrame, held_out: list[bool], scores: TokenScores)
     if scores.choice_MA is None:
         return pl.DataFrame(schema=ALTERNATIVES)
     count = scores.choice_MA.shape[1]
-    tokens = rows.select("example_id", "position").filter(pl.Series(held_out, dtype=pl.Boolean))
+    tokens = rows.select(*TOKEN_KEY).filter(pl.Series(held_out, dtype=pl.Boolean))
     return tokens.select(pl.all().repeat_by(count).explode()).with_columns(
         pl.Series("choice", list(range(count)) * len(tokens), dtype=pl.Int8),
         pl.Series("token_id", scores.choice_MA.flatten().int().cpu().numpy()),
@@ -95,7 +96,7 @@ def scored_batches(
     `alternatives` as of `score_batch`.
     """
     model.eval()
-    batches = length_batches(examples, max_tokens or batch_tokens(numerics), side_by_side(model, numerics))
+    batches = length_batches(examples, max_tokens or batch_tokens(numerics), num_workers(model, numerics))
     score = partial(score_batch, model, numerics=numerics, alternatives=alternatives)
     with fast_inference(causal_lm(model)):
         for scored in map_batches(score, batches, model, numerics):

@@ -7,12 +7,12 @@ import polars as pl
 from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import plots
-from tokenuq_ml.scoring.correlations import analyse
+from tokenuq_ml.scoring.correlations import correlation_table
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 from tokenuq_ml.tables.parquet import read_table, write_table
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
-KEYS = ["example_id", "position"]
 HEADLINES = {
     "spearman_loss_bald": ("loss", "bald", "spearman"),
     "spearman_loss_expected_entropy": ("loss", "expected_entropy", "spearman"),
@@ -29,7 +29,7 @@ def joined_tokens(losses: pl.DataFrame, uncertainty: pl.DataFrame) -> pl.DataFra
         InputError: they do not have the very same tokens, once each.
     """
     try:
-        tokens = losses.join(uncertainty, on=KEYS, how="inner", validate="1:1")
+        tokens = losses.join(uncertainty, on=TOKEN_KEY, how="inner", validate="1:1")
     except pl.exceptions.ComputeError as error:
         raise InputError(
             "token_losses or token_uncertainty has a token (example_id, position) twice; materialise both again"
@@ -46,7 +46,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fills the outputs `uncertainty_analysis` and `plots`."""
     asset = request.assets["uncertainty_analysis"]
     tokens = joined_tokens(read_table(request.inputs["token_losses"]), read_table(request.inputs["token_uncertainty"]))
-    table = analyse(tokens, EvaluationSpec(**asset.fields["evaluation"]))
+    table = correlation_table(tokens, EvaluationSpec(**asset.fields["evaluation"]))
     digest = write_table(
         table,
         "uncertainty_analysis",

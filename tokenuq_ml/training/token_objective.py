@@ -20,7 +20,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.kernels.training_loss import TrainingLoss, Weights, training_loss
-from tokenuq_ml.models.forward import forward_to_tokens
+from tokenuq_ml.models.forward import accept_token_function
 from tokenuq_ml.training.objectives import token_gain, token_weights
 from tokenuq_ml.training.phase_clock import PhaseClock
 from tokenuq_ml.training.selection import Tokens, join, select
@@ -139,7 +139,7 @@ class TokenObjective:
     # What Trainer calls.
 
     def train(self, *args, **kwargs):
-        with forward_to_tokens(self.model):
+        with accept_token_function(self.model):
             try:
                 return super().train(*args, **kwargs)
             finally:

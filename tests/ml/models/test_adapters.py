@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.models import forward
 from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
-from tokenuq_ml.models.forward import head_of, hidden_states, unchanging_dtypes
+from tokenuq_ml.models.forward import cached_dtypes, head_of, hidden_states
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 
@@ -81,8 +81,8 @@ def test_dtypes_are_looked_at_once_where_they_do_not_change(monkeypatch):
     with torch.no_grad():
         assert hidden_states(model, inputs).dtype == torch.float32
         lowered = hidden_states(model, inputs, numerics)
-        with unchanging_dtypes(model):
-            with unchanging_dtypes(model):
+        with cached_dtypes(model):
+            with cached_dtypes(model):
                 pass
             monkeypatch.setattr(type(forward.causal_lm(model)), "parameters", lambda *_: pytest.fail("looked again"))
             assert torch.equal(hidden_states(model, inputs, numerics), lowered)

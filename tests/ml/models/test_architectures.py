@@ -21,9 +21,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from tests.end_to_end.test_ablation_matrix import InProcess
-from tests.support.tiny import CHATML, tiny_tokenizer
 from tests.support.tiny_models import ARCHITECTURES, FLOAT32, tiny_architecture
+from tests.support.tiny_study import StagesInProcess
+from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.data.batching import pack, read_examples
@@ -95,7 +95,7 @@ class World:
         }
         for name, entries in files.items():
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(entries))
-        self.defs = build_defs(load_config(folder), self.home, InProcess())
+        self.defs = build_defs(load_config(folder), self.home, StagesInProcess())
 
     def run(self, kind: str) -> None:
         with dg.DagsterInstance.ephemeral() as instance:

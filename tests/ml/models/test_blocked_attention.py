@@ -52,6 +52,6 @@ def test_scores_of_a_bfloat16_model_are_float32(autocast):
 
 def test_amx_keeps_pytorchs_kernel_for_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert not blocked_attention.pays(torch.bfloat16) and blocked_attention.pays(torch.float32)
+    assert not blocked_attention.is_faster(torch.bfloat16) and blocked_attention.is_faster(torch.float32)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert blocked_attention.pays(torch.bfloat16) and not blocked_attention.pays(torch.float64)
+    assert blocked_attention.is_faster(torch.bfloat16) and not blocked_attention.is_faster(torch.float64)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from tests.support.fake_hub import COMMIT, fake_hub
 from tests.support.paths import ROOT
-from tests.support.reporter import Silent
-from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_architecture, tiny_model
+from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.data.tokenization import default_template
@@ -128,7 +128,7 @@ def entry_point(spec: ModelSpec, folder, fields: dict | None = None):
     asset = AssetRequest(
         fields=fields or spec.fields(), code_version="1-x", outputs={"weights": str(folder / "weights")}
     )
-    reporter = Silent()
+    reporter = RecordingReporter()
     convert_model.run(
         StageRequest(entrypoint="convert_model", assets={"models": asset}, inputs={}, work_dir=str(folder)), reporter
     )

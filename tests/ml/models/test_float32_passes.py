@@ -9,7 +9,7 @@ from tests.support.tiny_models import FLOAT32, examples, tiny_peft
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.models.float32_passes import float32_passes, ieee_float32_products, widened_weights
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_as_loaded
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_in_model_dtype
 
 BFLOAT16 = Numerics("cpu", torch.bfloat16, 1, "test")
 SPEC = UncertaintySpec(samples=4, dropout=0.3)
@@ -27,7 +27,7 @@ def test_bald_of_a_bfloat16_model_is_that_of_the_same_weights_in_float32():
     truth = token_uncertainty(copy.deepcopy(model).float(), rows, SPEC, FLOAT32).sort(KEYS)
     got = token_uncertainty(model, rows, SPEC, BFLOAT16).sort(KEYS)
     assert (got["bald"] - truth["bald"]).abs().max() < 1e-6
-    rounded = uncertainty_as_loaded(model, rows, SPEC, BFLOAT16).sort(KEYS)
+    rounded = uncertainty_in_model_dtype(model, rows, SPEC, BFLOAT16).sort(KEYS)
     assert (rounded["bald"] - truth["bald"]).abs().max() > 1e-4
 
 

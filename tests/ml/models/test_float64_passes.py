@@ -14,7 +14,7 @@ from tokenuq_ml.models.float64_passes import _Float64InPlaceOfFloat32, float64_p
 from tokenuq_ml.models.forward import hidden_states
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.bald_reference import SAMPLE_TOKENS, float64_uncertainty, reference_rows, reference_sample
-from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_as_loaded
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_in_model_dtype
 from tokenuq_ml.tables.bald_noise import noise_floor
 
 KEYS = ["example_id", "position"]
@@ -65,7 +65,7 @@ def test_float32_is_far_above_its_noise_floor_and_bfloat16_is_not(kind, mask):
     assert noise_floor(reference_rows(single, truth)) < 1e-3 * single["bald"].mean()
     model.to(torch.bfloat16)
     truth = float64_uncertainty(model, rows, spec)
-    half = uncertainty_as_loaded(model, rows, spec, Numerics("cpu", torch.bfloat16, 1, "test"))
+    half = uncertainty_in_model_dtype(model, rows, spec, Numerics("cpu", torch.bfloat16, 1, "test"))
     assert noise_floor(reference_rows(half, truth)) > 0.05 * half["bald"].mean()
 
 

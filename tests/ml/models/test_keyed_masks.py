@@ -14,7 +14,7 @@ def keyed(p, mask, features, examples=("a", "b"), layers_before=0):
     for _ in range(layers_before):
         KeyedDropout(features, masks)
     dropout = KeyedDropout(features, masks)
-    masks.draw(0, list(examples))
+    masks.start_pass(0, list(examples))
     return dropout
 
 
@@ -41,11 +41,11 @@ def test_masks_differ_between_layers_samples_examples_and_seeds():
     out = first(x)
     assert not torch.equal(out[0], out[1])
     assert not torch.equal(out, keyed(0.5, "position", 101, layers_before=1)(x))
-    first.masks.draw(1, first.masks._own.example_ids)
+    first.masks.start_pass(1, first.masks._own.example_ids)
     assert not torch.equal(out, first(x))
     masks = KeyedMasks(UncertaintySpec(samples=2, dropout=0.5, mask="position", seed=1))
     other = KeyedDropout(101, masks)
-    masks.draw(0, ["a", "b"])
+    masks.start_pass(0, ["a", "b"])
     assert not torch.equal(out, other(x))
 
 

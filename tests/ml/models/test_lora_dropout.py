@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from tests.support.tiny_models import tiny_peft
-from tokenuq_ml.models.lora_dropout import WordDropout
+from tokenuq_ml.models.lora_dropout import BitMaskDropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_rate_scale_and_independence(p):
     torch.manual_seed(0)
     x = torch.ones(400, 501)
-    y = WordDropout(p)(x)
+    y = BitMaskDropout(p)(x)
     dropped = (y == 0).float()
     # Five standard errors of a Bernoulli mean.
     assert abs(dropped.mean() - p) < 5 * (p * (1 - p) / x.numel()) ** 0.5
@@ -25,15 +25,15 @@ def test_rate_scale_and_independence(p):
 
 def test_gradient_passes_where_values_do():
     x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
-    y = WordDropout(0.3)(x)
+    y = BitMaskDropout(0.3)(x)
     y.sum().backward()
     torch.testing.assert_close(x.grad, torch.where(y == 0, 0.0, y / x).detach())
 
 
 def test_identity_in_eval_and_repeats_with_the_generator():
     x = torch.randn(3, 4)
-    assert WordDropout(0.5).eval()(x) is x
-    dropout = WordDropout(0.5)
+    assert BitMaskDropout(0.5).eval()(x) is x
+    dropout = BitMaskDropout(0.5)
     torch.manual_seed(1)
     first = dropout(x)
     state = torch.get_rng_state()
@@ -44,6 +44,6 @@ def test_identity_in_eval_and_repeats_with_the_generator():
 def test_adapters_get_it_and_store_their_rate(tmp_path):
     model = tiny_peft(dropout=0.2)
     assert not any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
-    assert {m.p for m in model.modules() if isinstance(m, WordDropout)} == {0.2}
+    assert {m.p for m in model.modules() if isinstance(m, BitMaskDropout)} == {0.2}
     model.save_pretrained(tmp_path)
     assert '"lora_dropout": 0.2' in (tmp_path / "adapter_config.json").read_text()

@@ -7,7 +7,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tokenuq_ml.models.lora_dropout import WordDropout, use_word_dropout
+from tokenuq_ml.models.lora_dropout import BitMaskDropout, use_bit_mask_dropout
 from tokenuq_ml.models.lora_linear import FusedLoraLinear, add_projection, use_fused_lora
 
 
@@ -31,7 +31,7 @@ def layers(bias=False, dropout=0.0, dtype=torch.float64, **config):
         model = get_peft_model(
             Net(bias), LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["layer"], **config)
         )
-        model = use_word_dropout(model.to(dtype)).train()
+        model = use_bit_mask_dropout(model.to(dtype)).train()
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
@@ -116,5 +116,5 @@ def test_layers_are_replaced_in_place():
     assert type(fused.base_model.model.layer) is FusedLoraLinear and isinstance(
         fused.base_model.model.layer, LoraLinear
     )
-    assert isinstance(fused.base_model.model.layer.lora_dropout["default"], WordDropout)
+    assert isinstance(fused.base_model.model.layer.lora_dropout["default"], BitMaskDropout)
     assert list(fused.state_dict()) == list(plain.state_dict())

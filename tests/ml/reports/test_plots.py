@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from tests.support import tiny_tables
 from tokenuq_ml.config import EvaluationSpec
-from tokenuq_ml.reports import canvas, measure_plots, plots
-from tokenuq_ml.scoring.correlations import analyse
+from tokenuq_ml.reports import canvas, plots, token_plots
+from tokenuq_ml.scoring.correlations import correlation_table
 from tokenuq_ml.stages.correlate import joined_tokens
 
 
@@ -32,7 +32,7 @@ def tokens():
 
 
 def analysis(tokens):
-    return analyse(tokens, EvaluationSpec(bootstrap=10))
+    return correlation_table(tokens, EvaluationSpec(bootstrap=10))
 
 
 def check_png(path):
@@ -67,8 +67,8 @@ def test_empty_frames_are_drawn_empty(tmp_path, tokens):
     plots.uncertainty_over_training(tiny_tables.curriculum_uncertainty().clear(), tmp_path / "e.png")
     plots.loss_vs_bald(tokens.clear(), analysis(tokens.clear()), tmp_path / "f.png")
     plots.id_vs_ood(reference_and_students(base=1.0).clear(), tmp_path / "g.png")
-    measure_plots.losses_by_category(tokens.clear().lazy(), tmp_path / "h.png")
-    measure_plots.uncertainty_spread(tokens.clear().lazy(), tmp_path / "i.png")
+    token_plots.losses_by_category(tokens.clear().lazy(), tmp_path / "h.png")
+    token_plots.uncertainty_spread(tokens.clear().lazy(), tmp_path / "i.png")
     for name in "abcdefghi":
         check_png(tmp_path / f"{name}.png")
 
@@ -78,7 +78,7 @@ def test_empty_frames_are_drawn_empty(tmp_path, tokens):
 def test_constant_uncertainty(tmp_path, drawn, tokens, columns, constant):
     tokens = tokens.with_columns(pl.lit(constant).alias(name) for name in columns)
     plots.loss_vs_bald(tokens, analysis(tokens), tmp_path / "a.png")
-    measure_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
+    token_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
     check_png(tmp_path / "a.png")
     check_png(tmp_path / "b.png")
     assert drawn[0].axes[0].get_title() == f"all ({len(tokens)})\nρ –, given entropy –"
@@ -100,8 +100,8 @@ def test_a_panel_a_category_with_its_own_tokens_and_correlations(tmp_path, drawn
 
 
 def test_the_teachers_measures_are_drawn_from_all_tokens(tmp_path, drawn, tokens):
-    measure_plots.losses_by_category(tokens.with_columns(base_loss=pl.col("loss") + 1).lazy(), tmp_path / "a.png")
-    measure_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
+    token_plots.losses_by_category(tokens.with_columns(base_loss=pl.col("loss") + 1).lazy(), tmp_path / "a.png")
+    token_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
     check_png(tmp_path / "b.png")
     base, teacher = drawn[0].axes[0].lines
     means = dict(tokens.group_by("category").agg(pl.col("loss").mean()).iter_rows())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_models import tiny_model, tiny_peft
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml import measure_bald, score_tokens
 from tokenuq_ml.errors import InputError
 

@@ -66,7 +66,7 @@ def test_the_same_masks_in_plain_peft_give_the_same_bald(kind, mask):
     dropouts = [KeyedDropout(layer.in_features, masks) for layer in layers]
 
     def mask_of(sample, example, number, x):
-        masks.draw(sample, [example])
+        masks.start_pass(sample, [example])
         return (dropouts[number].kept(x) != 0) * dropouts[number].scale
 
     plain = plain_bald(plain_copy(model, kind), rows, 5, mask_of)

@@ -6,11 +6,11 @@ import pytest
 from scipy import stats
 
 from tests.support import tiny_tables
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.scoring import correlations
-from tokenuq_ml.scoring.correlations import analyse
+from tokenuq_ml.scoring.correlations import correlation_table
 from tokenuq_ml.stages import correlate as stage
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.tables.parquet import read_table
@@ -30,7 +30,7 @@ def value_of(table, method, x="loss", y="bald", column="value", split="all", cat
 
 
 def test_every_split_and_category_has_every_pair(tokens):
-    table = analyse(tokens, SPEC)
+    table = correlation_table(tokens, SPEC)
     assert len(table) == (1 + 4) * (1 + 7) * 11
     assert table.select(TABLES["uncertainty_analysis"].keys).is_unique().all()
     intervals = table.filter(pl.col("category") != "all").select("ci_low", "ci_high")
@@ -45,7 +45,7 @@ def test_ties_share_their_mean_rank(tokens):
     tied = tokens.with_columns(pl.col("loss", "bald").round(3))
     expected = stats.spearmanr(tied["loss"], tied["bald"]).statistic
     assert tied["bald"].n_unique() < len(tied) / 4
-    assert value_of(analyse(tied, SPEC), "spearman") == pytest.approx(expected, abs=1e-9)
+    assert value_of(correlation_table(tied, SPEC), "spearman") == pytest.approx(expected, abs=1e-9)
 
 
 def test_partial_by_its_formula(tokens):
@@ -54,45 +54,45 @@ def test_partial_by_its_formula(tokens):
         for a, b in (("loss", "bald"), ("loss", "entropy"), ("bald", "entropy"))
     )
     expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
-    assert value_of(analyse(tokens, SPEC), "partial_spearman") == pytest.approx(expected, abs=1e-9)
+    assert value_of(correlation_table(tokens, SPEC), "partial_spearman") == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e6])
 def test_the_unit_alters_no_correlation(tokens, scale):
     """BALD of a small adapter is of the order of 1e-9 nats: small is not constant."""
-    scaled = analyse(tokens.with_columns(pl.col("bald") * scale), SPEC)
+    scaled = correlation_table(tokens.with_columns(pl.col("bald") * scale), SPEC)
     for method in ("pearson", "spearman", "partial_spearman"):
         for column in ("value", "ci_low", "ci_high"):
-            plain = value_of(analyse(tokens, SPEC), method, column=column)
+            plain = value_of(correlation_table(tokens, SPEC), method, column=column)
             # float32 columns round anew.
             assert value_of(scaled, method, column=column) == pytest.approx(plain, abs=1e-5)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6 + 0.1])
 def test_a_constant_has_no_correlation(tokens, constant):
-    table = analyse(tokens.with_columns(bald=pl.lit(constant)), SPEC)
+    table = correlation_table(tokens.with_columns(bald=pl.lit(constant)), SPEC)
     touched = table.filter((pl.col("x") == "bald") | (pl.col("y") == "bald"))
     assert touched["value"].is_null().all() and touched["ci_low"].is_null().all()
     assert value_of(table, "pearson", "loss", "entropy") is not None
 
 
 def test_partial_is_undefined_given_the_column_itself(tokens):
-    table = analyse(tokens.with_columns(loss=pl.col("entropy") * 2), SPEC)
+    table = correlation_table(tokens.with_columns(loss=pl.col("entropy") * 2), SPEC)
     assert value_of(table, "spearman", "loss", "entropy") == pytest.approx(1)
     assert value_of(table, "partial_spearman") is None
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_tokens(tokens, count):
-    table = analyse(tokens.head(count), SPEC)
+    table = correlation_table(tokens.head(count), SPEC)
     overall = table.filter(split="all", category="all")
     assert len(overall) == 11 and overall["value"].is_null().all() and (overall["n"] == count).all()
 
 
 def test_chunks_of_the_bootstrap_alter_nothing(tokens, monkeypatch):
-    whole = analyse(tokens, SPEC)
+    whole = correlation_table(tokens, SPEC)
     monkeypatch.setattr(correlations, "_CHUNK_COUNTS", 50)
-    chunked = analyse(tokens, SPEC)
+    chunked = correlation_table(tokens, SPEC)
     for column in ("ci_low", "ci_high"):
         assert (whole[column] - chunked[column]).abs().max() < 1e-12
 
@@ -112,7 +112,7 @@ def request(tmp_path, losses, uncertainty):
 
 def test_the_stage_writes_table_plot_and_figures(tmp_path):
     losses, uncertainty = tiny_tables.losses_and_uncertainty()
-    told = Silent()
+    told = RecordingReporter()
     stage.run(request(tmp_path, losses, uncertainty), told)
     (result,) = told.results
     table = read_table(tmp_path / "out" / "uncertainty_analysis")
@@ -129,7 +129,7 @@ def test_the_stage_refuses_a_token_twice(tmp_path):
     losses, uncertainty = tiny_tables.losses_and_uncertainty()
     doubled = pl.concat([uncertainty.head(1), uncertainty.head(len(uncertainty) - 1)])
     with pytest.raises(InputError, match="twice"):
-        stage.run(request(tmp_path, losses, doubled), Silent())
+        stage.run(request(tmp_path, losses, doubled), RecordingReporter())
     assert not (tmp_path / "out" / "uncertainty_analysis" / "part-0.parquet").exists()
 
 
@@ -147,7 +147,7 @@ class TestReference:
 
     def test_equals_scipy(self):
         frame = tiny_tables.joined_tokens()
-        table = analyse(frame, EvaluationSpec(bootstrap=300))
+        table = correlation_table(frame, EvaluationSpec(bootstrap=300))
         part = frame.filter((pl.col("split") == "test") & (pl.col("category") == "word"))
         for where, rows in (({}, frame), ({"split": "test", "category": "word"}, part)):
             assert self.pick(table, "pearson", **where)["value"] == pytest.approx(
@@ -166,13 +166,13 @@ class TestReference:
             for name in ("loss", "bald")
         }
         expected = stats.pearsonr(residual["loss"], residual["bald"]).statistic
-        table = analyse(frame, EvaluationSpec(bootstrap=300))
+        table = correlation_table(frame, EvaluationSpec(bootstrap=300))
         assert self.pick(table, "partial_spearman")["value"] == pytest.approx(expected, abs=1e-9)
 
     def test_intervals_are_a_bootstrap_over_examples(self):
         """Against resampling whole examples and computing Pearson anew each time."""
         frame = tiny_tables.joined_tokens(examples=20)
-        row = self.pick(analyse(frame, EvaluationSpec(bootstrap=2000)), "pearson")
+        row = self.pick(correlation_table(frame, EvaluationSpec(bootstrap=2000)), "pearson")
         loss, bald = (frame[name].to_numpy().reshape(20, -1) for name in ("loss", "bald"))
         draw = np.random.default_rng(1)
         values = []
@@ -184,7 +184,9 @@ class TestReference:
         assert row["ci_low"] < row["value"] < row["ci_high"]
 
     def test_undefined_is_null(self):
-        table = analyse(tiny_tables.joined_tokens().with_columns(bald=pl.lit(0.0)), EvaluationSpec(bootstrap=300))
+        table = correlation_table(
+            tiny_tables.joined_tokens().with_columns(bald=pl.lit(0.0)), EvaluationSpec(bootstrap=300)
+        )
         assert self.pick(table, "spearman")["value"] is None
         assert self.pick(table, "partial_spearman")["value"] is None
 

@@ -99,8 +99,8 @@ def test_bald_is_the_mean_divergence_of_the_same_samples():
     model, rows = tiny_peft(), examples(3)
     table = token_uncertainty(model, rows, SPEC, FLOAT32).sort("example_id", "position")
     batch = collate(rows)
-    with monte_carlo_dropout(model, SPEC) as draw:
-        hidden = sample_hidden_states(model, batch, draw, SPEC.samples, FLOAT32)
+    with monte_carlo_dropout(model, SPEC) as start_pass:
+        hidden = sample_hidden_states(model, batch, start_pass, SPEC.samples, FLOAT32)
     p = torch.softmax(hidden.double() @ head_of(model).weight_VD.double().T, -1)
     bald = (p * (p / p.mean(0)).log()).sum(-1).mean(0)
     expected = (
@@ -125,8 +125,8 @@ def test_the_model_is_left_as_it_was():
     model = tiny_peft("gpt2", dropout=0.25)
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     model.train()
-    with monte_carlo_dropout(model, SPEC) as draw:
-        draw(0, ["a"])
+    with monte_carlo_dropout(model, SPEC) as start_pass:
+        start_pass(0, ["a"])
         assert not any(m.training for m in model.modules())
         assert any(isinstance(m, KeyedDropout) for m in model.modules())
     assert model.training and not any(isinstance(m, KeyedDropout) for m in model.modules())
@@ -157,7 +157,7 @@ class TestAttentionDropout:
         model, batch = tiny_model(kind), collate(examples(3))
         expected = batch.predicting(hidden_states(model, batch.model_inputs))
         masks = KeyedMasks(UncertaintySpec(attention_dropout=0.0))
-        masks.draw(0, [example.example_id for example in batch.examples])
+        masks.start_pass(0, [example.example_id for example in batch.examples])
         before = model.config._attn_implementation
         with attention_dropout(model, masks):
             got = batch.predicting(hidden_states(model, batch.model_inputs))

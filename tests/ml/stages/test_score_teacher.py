@@ -15,7 +15,7 @@ from tokenuq_ml.config.load import load_config
 from tokenuq_ml.data.batching import read_examples
 from tokenuq_ml.models.adapters import attach_adapter
 from tokenuq_ml.models.load import load_model
-from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_as_loaded
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_in_model_dtype
 from tokenuq_ml.stages import losses_and_states, score_teacher, train_student
 from tokenuq_ml.stages.loss_tables import N_ALTERNATIVES
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
@@ -25,7 +25,7 @@ from tokenuq_ml.tables.scanning import scan
 from tokenuq_pipeline.assets import uncertainty_checks
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.store import Store
-from tokenuq_pipeline.runtime.store_paths import table_path
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 ARM = "paper_top25"
 TEACHER, STUDENT = dg.AssetKey([STUDY, "teacher_hidden"]), dg.AssetKey([STUDY, ARM, "student"])
@@ -199,7 +199,7 @@ def test_bald_is_float32s_and_its_reference_is_a_sample_of_its_rows(world, tmp_p
 def test_the_check_fails_on_a_store_computed_in_bfloat16(world, tmp_path, monkeypatch):
     """As token_uncertainty was computed before: the passes round differently, and that is what is measured."""
     monkeypatch.setattr(score_teacher.AdaptedModel, "for_bald", lambda self: self.at("bfloat16"))
-    monkeypatch.setattr(score_teacher, "token_uncertainty", uncertainty_as_loaded)
+    monkeypatch.setattr(score_teacher, "token_uncertainty", uncertainty_in_model_dtype)
     store = Store(tmp_path)
     places = {name: store.path(table_path(name, study=STUDY)) for name in ("token_uncertainty", "bald_reference")}
     request = world.request(tmp_path, token_uncertainty={"uncertainty": {"samples": 3, "dropout": 0.01}})

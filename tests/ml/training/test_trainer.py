@@ -7,59 +7,29 @@ import polars as pl
 import pytest
 import torch
 
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
-from tokenuq_ml.config import AblationSpec, TrainSpec
+from tests.support.training import MASKED, MLE, PAPER, lora_weights, plain_objective, training_setup
+from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.data.batching import LengthBucketSampler, collate
 from tokenuq_ml.models.adapters import attach_adapter
-from tokenuq_ml.models.forward import forward_to_tokens, head_of
+from tokenuq_ml.models.forward import accept_token_function, head_of
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_ml.training.checkpoints import MARKER, latest_checkpoint
-from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.teacher import CachedTeacher, OnlineTeacher, TeacherCache
 from tokenuq_ml.training.token_columns import TokenColumns
 from tokenuq_ml.training.trainer import train
-
-MLE = AblationSpec(name="mle", select="all")
-MASKED = AblationSpec(name="masked", select={"by": "loss", "quantile": 0.25})
-PAPER = AblationSpec(name="paper", select={"by": "loss", "quantile": 0.25}, rest={"distill": {}})
-
-
-def setup(ablation=PAPER, micro=4, count=11, epochs=2, save_steps=50, **kwargs):
-    spec = TrainSpec(epochs=epochs, batch_size=4, micro_batch_size=micro, learning_rate=1e-2, save_steps=save_steps)
-    return TrainingSetup(examples(count), spec, ablation, 0, FLOAT32, OnlineTeacher(None, FLOAT32), **kwargs)
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora" in name}
-
-
-def plain_objective(model, batch, ablation):
-    """The objective by whole logits and plain PyTorch, over one batch; the base model is the teacher."""
-    logits = model(input_ids=batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
-    with torch.no_grad(), model.disable_adapter():
-        teacher = model(input_ids=batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
-    ce = torch.nn.functional.cross_entropy(logits, batch.label_N, reduction="none")
-    kl = torch.nn.functional.kl_div(
-        logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none"
-    ).sum(-1)
-    if ablation.select.by == "all":
-        return ce.mean()
-    k = count_selected(ablation.select.quantile, len(ce))
-    top = torch.zeros_like(ce, dtype=torch.bool)
-    top[ce.detach().topk(k).indices] = True
-    return torch.where(top, ce, kl if ablation.rest.kind == "distill" else 0.0).sum() / len(ce)
 
 
 @pytest.mark.parametrize("ablation", [MLE, MASKED, PAPER], ids=lambda a: a.name)
 def test_training_equals_a_plain_loop(ablation, tmp_path):
     """Two epochs by Trainer and by twenty lines of PyTorch end in the same adapter."""
     ours = tiny_peft(trained=True)
-    s = setup(ablation)
-    recorder = train(ours, s, tmp_path, Silent(), "x")
+    s = training_setup(ablation)
+    recorder = train(ours, s, tmp_path, RecordingReporter(), "x")
     plain = tiny_peft(trained=True)
     parameters = [p for p in plain.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
@@ -79,16 +49,16 @@ def test_training_equals_a_plain_loop(ablation, tmp_path):
             step += 1
     log = recorder.training_log()
     torch.testing.assert_close(torch.tensor(log["loss"].to_list()), torch.tensor(losses), rtol=1e-4, atol=1e-5)
-    for name, tensor in weights(plain).items():
-        torch.testing.assert_close(weights(ours)[name], tensor, rtol=1e-3, atol=1e-4)
+    for name, tensor in lora_weights(plain).items():
+        torch.testing.assert_close(lora_weights(ours)[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("micro", [2, 1])
 def test_micro_batches_change_nothing(micro, tmp_path):
     """Traps: a mean of means is not the batch mean; a quantile a micro-batch is not the quantile of the batch."""
     whole, split = tiny_peft(), tiny_peft()
-    a = train(whole, setup(PAPER, 4), tmp_path / "a", Silent(), "x").training_log()
-    b = train(split, setup(PAPER, micro), tmp_path / "b", Silent(), "x").training_log()
+    a = train(whole, training_setup(PAPER, 4), tmp_path / "a", RecordingReporter(), "x").training_log()
+    b = train(split, training_setup(PAPER, micro), tmp_path / "b", RecordingReporter(), "x").training_log()
     # From the second step on the weights differ by rounding, and with them the losses.
     assert b["loss"][0] == pytest.approx(a["loss"][0], rel=1e-6)
     torch.testing.assert_close(
@@ -101,7 +71,7 @@ def test_micro_batches_change_nothing(micro, tmp_path):
 def test_selection_pass_leaves_dropout_as_it_was(tmp_path):
     """The loss pass over micro-batches draws the very masks that the training pass draws."""
     model = tiny_peft(dropout=0.3)
-    recorder = train(model, setup(PAPER, micro=2, epochs=1), tmp_path, Silent(), "x")
+    recorder = train(model, training_setup(PAPER, micro=2, epochs=1), tmp_path, RecordingReporter(), "x")
     rows = recorder.selections()
     for (_,), step in rows.group_by("step"):
         k = count_selected(0.25, len(step))
@@ -111,7 +81,7 @@ def test_selection_pass_leaves_dropout_as_it_was(tmp_path):
 
 
 def test_logs_fit_their_schemas(tmp_path):
-    recorder = train(tiny_peft(), setup(), tmp_path, Silent(), "x")
+    recorder = train(tiny_peft(), training_setup(), tmp_path, RecordingReporter(), "x")
     write_table(recorder.training_log(), "training_log", tmp_path / "t", spec_hash="s", code_version="c")
     write_table(recorder.selections(), "selections", tmp_path / "s", spec_hash="s", code_version="c")
     selections = recorder.selections()
@@ -140,7 +110,7 @@ def _train_and_die_at(step, model, s, work_dir):
     StepRecorder.end_step = end_step
     try:
         with pytest.raises(_Killed):
-            train(model, s, work_dir, Silent(), "x")
+            train(model, s, work_dir, RecordingReporter(), "x")
     finally:
         StepRecorder.end_step = original
 
@@ -150,15 +120,15 @@ def _train_and_die_at(step, model, s, work_dir):
 def test_a_restart_changes_nothing(micro, die_at, tmp_path):
     """Trap 13. Dropout on, mid-epoch and at an epoch's end: same adapter bytes, same logs."""
     straight = tiny_peft(dropout=0.2)
-    expected = train(straight, setup(micro=micro, save_steps=1), tmp_path / "a", Silent(), "x")
-    _train_and_die_at(die_at, tiny_peft(dropout=0.2), setup(micro=micro, save_steps=1), tmp_path / "b")
+    expected = train(straight, training_setup(micro=micro, save_steps=1), tmp_path / "a", RecordingReporter(), "x")
+    _train_and_die_at(die_at, tiny_peft(dropout=0.2), training_setup(micro=micro, save_steps=1), tmp_path / "b")
     torch.manual_seed(99)
     resumed = tiny_peft(dropout=0.2)
-    reporter = Silent()
-    got = train(resumed, setup(micro=micro, save_steps=1), tmp_path / "b", reporter, "x")
+    reporter = RecordingReporter()
+    got = train(resumed, training_setup(micro=micro, save_steps=1), tmp_path / "b", reporter, "x")
     assert any("going on from step" in line for line in reporter.lines)
-    for name, tensor in weights(straight).items():
-        assert torch.equal(weights(resumed)[name], tensor), name
+    for name, tensor in lora_weights(straight).items():
+        assert torch.equal(lora_weights(resumed)[name], tensor), name
     assert got.training_log().equals(expected.training_log())
     assert got.selections().equals(expected.selections())
 
@@ -166,18 +136,18 @@ def test_a_restart_changes_nothing(micro, die_at, tmp_path):
 def test_a_finished_training_is_not_repeated(tmp_path):
     """Killed after its last checkpoint and before it was published, it takes no further step."""
     first, again = tiny_peft(dropout=0.2), tiny_peft(dropout=0.2)
-    expected = train(first, setup(), tmp_path, Silent(), "x")
-    got = train(again, setup(), tmp_path, Silent(), "x")
+    expected = train(first, training_setup(), tmp_path, RecordingReporter(), "x")
+    got = train(again, training_setup(), tmp_path, RecordingReporter(), "x")
     assert got.training_log().equals(expected.training_log()) and got.selections().equals(expected.selections())
-    for name, tensor in weights(first).items():
-        assert torch.equal(weights(again)[name], tensor), name
+    for name, tensor in lora_weights(first).items():
+        assert torch.equal(lora_weights(again)[name], tensor), name
 
 
 def with_stored_teacher(folder, states, dropout=0.0, form="mean_embeddings"):
     """A student and its setup, with the teacher stored in `folder`, cached or online."""
     rows, online = examples(11), OnlineTeacher("teacher", FLOAT32)
     student = attach_adapter(tiny_peft(trained=False, dropout=dropout), folder, "teacher")
-    s = setup(save_steps=1, snapshot_fractions=(0.5,))
+    s = training_setup(save_steps=1, snapshot_fractions=(0.5,))
     s.teacher = online
     if states == "cached":
         with TeacherCache(folder / "cache", rows, head_of(student), dataset_digest="d", teacher_digest="t") as cache:
@@ -195,7 +165,7 @@ def test_cached_and_online_teachers_train_alike(tmp_path):
     logs = {}
     for states, form in (("cached", "hidden_states"), ("cached", "mean_embeddings"), ("online", "")):
         student, s = with_stored_teacher(tmp_path, states, form=form)
-        logs[form] = train(student, s, tmp_path / f"{states}{form}", Silent(), "x").training_log()
+        logs[form] = train(student, s, tmp_path / f"{states}{form}", RecordingReporter(), "x").training_log()
     assert logs[""]["distill_loss"].min() > 0.01
     for column in ("loss", "distill_loss"):
         hidden, means, online = (torch.tensor(log[column].to_list()) for log in logs.values())
@@ -207,14 +177,14 @@ def test_cached_and_online_teachers_train_alike(tmp_path):
 def test_an_online_teacher_survives_a_restart_and_is_not_stored_with_the_student(tmp_path):
     tiny_peft(seed=5).save_pretrained(tmp_path)
     straight, s = with_stored_teacher(tmp_path, "online", dropout=0.2)
-    expected = train(straight, s, tmp_path / "a", Silent(), "x")
+    expected = train(straight, s, tmp_path / "a", RecordingReporter(), "x")
     dying, s = with_stored_teacher(tmp_path, "online", dropout=0.2)
     _train_and_die_at(4, dying, s, tmp_path / "b")
     resumed, s = with_stored_teacher(tmp_path, "online", dropout=0.2)
-    got = train(resumed, s, tmp_path / "b", Silent(), "x")
+    got = train(resumed, s, tmp_path / "b", RecordingReporter(), "x")
     assert got.training_log().equals(expected.training_log())
-    for name, tensor in weights(straight).items():
-        assert torch.equal(weights(resumed)[name], tensor), name
+    for name, tensor in lora_weights(straight).items():
+        assert torch.equal(lora_weights(resumed)[name], tensor), name
     (snapshot,) = (tmp_path / "b" / "snapshots").iterdir()
     assert not (snapshot / "teacher").exists() and (snapshot / "adapter_model.safetensors").exists()
 
@@ -240,7 +210,7 @@ def test_interrupt_stops_within_a_step_with_a_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StepRecorder, "end_step", end_step)
     with pytest.raises(KeyboardInterrupt, match="a checkpoint holds the state"):
-        train(tiny_peft(), setup(epochs=20), tmp_path, Silent(), "x")
+        train(tiny_peft(), training_setup(epochs=20), tmp_path, RecordingReporter(), "x")
     checkpoint = latest_checkpoint(tmp_path)
     step = int(checkpoint.name.split("-")[1])
     assert step in (3, 4)
@@ -248,7 +218,7 @@ def test_interrupt_stops_within_a_step_with_a_checkpoint(tmp_path, monkeypatch):
 
 
 def test_snapshots_are_kept(tmp_path):
-    train(tiny_peft(), setup(snapshot_fractions=(0.0, 0.25, 0.5, 1.0)), tmp_path, Silent(), "x")
+    train(tiny_peft(), training_setup(snapshot_fractions=(0.0, 0.25, 0.5, 1.0)), tmp_path, RecordingReporter(), "x")
     assert sorted(p.name for p in (tmp_path / "snapshots").iterdir()) == ["step-000002", "step-000003"]
 
 
@@ -257,9 +227,9 @@ def test_dataset_scope_selects_over_the_whole_table(tmp_path):
     ablation = AblationSpec(name="g", select={"by": "loss", "quantile": 0.25, "scope": "dataset"})
     rows = examples(11)
     table = score_examples(tiny_model(), rows, FLOAT32)
-    s = setup(ablation)
+    s = training_setup(ablation)
     s.columns = TokenColumns(ablation.columns_read, {"token_losses": table}, rows)
-    recorder = train(tiny_peft(trained=False), s, tmp_path, Silent(), "x")
+    recorder = train(tiny_peft(trained=False), s, tmp_path, RecordingReporter(), "x")
     chosen = recorder.selections().filter(pl.col("step") <= 3).filter("selected").select("example_id", "position")
     k = count_selected(0.25, len(table))
     expected = table.sort("loss", descending=True).head(k).select("example_id", "position")
@@ -282,7 +252,7 @@ def test_the_kernel_runs_inside_the_wrapped_forward():
     """Trap 19: whatever wraps the model sees the head used within its forward."""
     model, seen = tiny_peft(), []
     model.get_base_model().register_forward_pre_hook(lambda *_: seen.append("forward"))
-    with forward_to_tokens(model):
+    with accept_token_function(model):
         out = model(input_ids=torch.ones(1, 3, dtype=torch.long), token_function=lambda h, head: h.shape)
     assert seen == ["forward"] and out == (1, 3, 32)
     assert model(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 3, 97)
