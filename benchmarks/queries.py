@@ -29,9 +29,9 @@ from tokenuq_ml.models.adapters import freeze_adapter
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
-from tokenuq_ml.stages.losses_and_states import with_categories
+from tokenuq_ml.stages.loss_tables import with_categories
 from tokenuq_ml.tables.parquet import TableWriter
-from tokenuq_ml.tables.schemas import table_dir
+from tokenuq_ml.tables.schemas import TOKEN_KEY, table_dir
 
 ROWS, TEXTS, COPIES_AT_ONCE = 10_000_000, 40, 16
 SPLITS = ("train", "validation", "test", "ood")
@@ -70,7 +70,7 @@ def make_store(home: Path) -> str:
     for table, rows in real_rows().items():
         folder = table_dir(home, table, study=STUDY)
         with TableWriter(table, folder, spec_hash="b", code_version="b") as writer:
-            for part in copies(rows.sort("example_id", "position")):
+            for part in copies(rows.sort(*TOKEN_KEY)):
                 writer.append(part)
         print(f"  {table}: {len(rows):,} rows made {ROWS:,}, {writer.path.stat().st_size / 1e6:.0f} MB", flush=True)
     return pl.scan_parquet(file_of(home)).select("example_id").slice(ROWS // 2, 1).collect().item()

@@ -24,7 +24,8 @@ from itertools import islice
 from benchmarks.common import model_folder
 from benchmarks.scaling import STAMP, UNIT
 from tokenuq_ml.data.batching import StoredExamples
-from tokenuq_ml.stages.losses_and_states import stored_shards, with_categories
+from tokenuq_ml.stages.loss_tables import with_categories
+from tokenuq_ml.stages.losses_and_states import stored_shards
 from tokenuq_ml.stages.runner import peak_memory_mib
 from tokenuq_ml.models.load import load_model, load_tokenizer
 from tokenuq_ml.tables import TableWriter

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import polars as pl
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.evaluation.answer_cache import Kept, key_of
+from tokenuq_ml.evaluation.answer_cache import AnswerCache, key_of
 from tokenuq_ml.evaluation.judge import Judge, JudgeUnavailable, Pair
 from tokenuq_ml.evaluation.metrics import example_rows
 
@@ -51,7 +51,7 @@ def references(examples: pl.DataFrame) -> pl.DataFrame:
 
 
 def verdicts(
-    asked: pl.DataFrame, responses: list[str], judge: Judge, kept: Kept, progress: Callable[[int], None]
+    asked: pl.DataFrame, responses: list[str], judge: Judge, cache: AnswerCache, progress: Callable[[int], None]
 ) -> pl.DataFrame:
     """Each response beside its reference, judged in both orders.
 
@@ -75,14 +75,14 @@ def verdicts(
     keys = [key_of(*pair) for pair in pairs]
     # Of two equal outputs neither is preferred, whatever a judge would make of their places.
     equal = {key: 0.5 for key, pair in zip(keys, pairs, strict=True) if pair.output_1 == pair.output_2}
-    todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in kept and key not in equal}
+    todo = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in cache and key not in equal}
     progress(len(pairs) - len(todo))
     for start in range(0, len(todo), PAIRS_AT_ONCE):
         batch = list(todo)[start : start + PAIRS_AT_ONCE]
         told = judge.compare([todo[key] for key in batch])
-        kept.keep({key: preference for key, preference in zip(batch, told, strict=True) if preference is not None})
+        cache.put({key: preference for key, preference in zip(batch, told, strict=True) if preference is not None})
         progress(len(batch))
-    told = [equal.get(key, kept[key] if key in kept else None) for key in keys]
+    told = [equal.get(key, cache[key] if key in cache else None) for key in keys]
     if all(preference is None for preference in told):
         raise JudgeUnavailable("no answer of the judge said which output it prefers")
     frame = asked.select("example_id", "prompt", "reference").with_columns(

@@ -1,8 +1,7 @@
-"""What is too dear to make twice, kept from one run to the next: answers and verdicts, as they come.
+"""On-disk cache of generated answers and judge verdicts, so that an interrupted evaluation resumes.
 
-A JSONL file of the stage's own. Its name is a hash of all that decides the values (which model, which settings),
-so that values of two models are never mixed; within it each value is found by a hash of what was asked. Does not
-know what the values mean.
+A JSONL file per model and settings: its name is a hash of everything that decides the values, so that the values of two
+models are never mixed. Within the file, a value is found by a hash of what was asked.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from tokenuq_ml.config import spec_hash
 
 
 class AnswerCache:
-    """Values by key, in `<folder>/<hash of decided_by>.jsonl`; read at once, added to batch by batch."""
+    """Values by key, in `<folder>/<hash of decided_by>.jsonl`; read once, and appended to batch by batch."""
 
     def __init__(self, folder: str | Path, **decided_by: Any):
         self.path = Path(folder, f"{spec_hash(decided_by)}.jsonl")
@@ -26,7 +25,7 @@ class AnswerCache:
                 try:
                     self._values |= json.loads(line)
                 except ValueError:
-                    # The line of a batch that was being written when the process ended.
+                    # The process ended while it wrote this line.
                     continue
 
     def __len__(self) -> int:
@@ -38,13 +37,13 @@ class AnswerCache:
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
-    def keep(self, values: Mapping[str, Any]) -> None:
-        """Add a batch: one line, which counts whole or not at all."""
+    def put(self, values: Mapping[str, Any]) -> None:
+        """Append a batch as one line; an incomplete line is ignored when the file is read."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         append_line(self.path, json.dumps(dict(values)).encode())
         self._values |= values
 
 
 def key_of(*asked: Any) -> str:
-    """The key of what was asked: texts or token ids."""
+    """Return the key of what was asked: texts or token ids."""
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]

@@ -1,26 +1,49 @@
-"""The curriculum that selection makes: which token categories, and does uncertainty fall?
+"""The curriculum that selection creates: the categories of selected tokens, and uncertainty over training.
 
-Reads tables and adapters that training left; trains nothing.
+Reads the tables and adapters that training wrote.
 """
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 from peft import PeftModel
 
-from tokenuq_ml.config import CurriculumSpec, UncertaintySpec
+from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.progress import Reporter
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.tables.schemas import TOKEN_KEY
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The adapter after a share of training."""
+
+    fraction: float
+    step: int
+    folder: Path | None
+    """None for the fresh adapter at step 0."""
+
+
+@dataclass(frozen=True)
+class UncertaintyProbe:
+    """A fixed set of examples, and how the uncertainty of a model is measured on them."""
+
+    examples: list[TokenizedExample]
+    token_losses: pl.DataFrame
+    """At least `example_id, position, category` of the examples' tokens."""
+    spec: UncertaintySpec
+    numerics: Numerics
 
 
 def selected_by_category(selections: pl.DataFrame, token_losses: pl.DataFrame) -> pl.DataFrame:
-    """The `curriculum` table: tokens and selected tokens of each category at each step."""
-    categories = token_losses.select("example_id", "position", pl.col("category").cast(pl.String))
+    """Return the table `curriculum`: tokens and selected tokens of each category at each step."""
+    categories = token_losses.select(*TOKEN_KEY, pl.col("category").cast(pl.String))
     return (
-        selections.join(categories, on=["example_id", "position"], how="inner", validate="m:1")
+        selections.join(categories, on=TOKEN_KEY, how="inner", validate="m:1")
         .group_by("step", "epoch", "category")
         .agg(
             n_tokens=pl.len().cast(pl.Int32),
@@ -31,81 +54,80 @@ def selected_by_category(selections: pl.DataFrame, token_losses: pl.DataFrame) -
     )
 
 
-def fixed_sample(examples: list[TokenizedExample], count: int) -> list[TokenizedExample]:
-    """The same few validation examples for every ablation of a study: the first by id."""
+def first_by_id(examples: Iterable[TokenizedExample], count: int) -> list[TokenizedExample]:
+    """Return the first `count` examples by id: the same ones for every ablation of a study."""
     return sorted(examples, key=lambda example: example.example_id)[:count]
 
 
-def uncertainty_at(
-    model: PeftModel,
-    sample: list[TokenizedExample],
-    token_losses: pl.DataFrame,
-    fraction: float,
-    step: int,
-    curriculum: CurriculumSpec,
-    uncertainty: UncertaintySpec,
-    numerics: Numerics,
-) -> pl.DataFrame:
-    """Rows of `curriculum_uncertainty` for the adapter as it stands: one a category, and one for `all`."""
-    spec = uncertainty.model_copy(update={"samples": curriculum.samples})
-    tokens = (
-        score_examples(model, sample, numerics)
-        .join(token_uncertainty(model, sample, spec, numerics), on=["example_id", "position"], validate="1:1")
-        .join(
-            token_losses.select("example_id", "position", pl.col("category").cast(pl.String)),
-            on=["example_id", "position"],
-            validate="1:1",
-        )
-    )
+def snapshot_at(fraction: float, steps: int, adapter: Path, snapshots: Path) -> Snapshot:
+    """Return the snapshot after a share of `steps`: the fresh adapter, a stored snapshot, or the trained adapter.
+
+    Args:
+        fraction: share of training, 0 to 1.
+        steps: optimiser steps of the training.
+        adapter: folder of the trained adapter.
+        snapshots: folder of the snapshots that training wrote.
+
+    Raises:
+        FileNotFoundError: training wrote no snapshot of that step.
+    """
+    step = round(fraction * steps)
+    if step <= 0:
+        return Snapshot(fraction, 0, None)
+    if step >= steps:
+        return Snapshot(fraction, steps, adapter)
+    folder = snapshots / f"step-{step:06d}"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no snapshot of step {step}; materialise the student again")
+    return Snapshot(fraction, step, folder)
+
+
+def uncertainty_at(model: PeftModel, snapshot: Snapshot, probe: UncertaintyProbe) -> pl.DataFrame:
+    """Return the rows of `curriculum_uncertainty` for one snapshot: one per category, and one for `all`.
+
+    The adapter of the snapshot is active in `model`.
+    """
+    losses = score_examples(model, probe.examples, probe.numerics)
+    uncertainty = token_uncertainty(model, probe.examples, probe.spec, probe.numerics)
+    categories = probe.token_losses.select(*TOKEN_KEY, pl.col("category").cast(pl.String))
+    tokens = losses.join(uncertainty, on=TOKEN_KEY, validate="1:1").join(categories, on=TOKEN_KEY, validate="1:1")
     figures = [
         pl.len().cast(pl.Int32).alias("n_tokens"),
         *(pl.col(name).mean() for name in ("loss", "predictive_entropy", "expected_entropy", "bald")),
     ]
     by_category = tokens.group_by("category").agg(figures)
-    everything = tokens.select(figures).select(pl.lit("all").alias("category"), pl.all())
-    return pl.concat([everything, by_category]).select(
-        pl.lit(fraction, pl.Float32).alias("fraction"), pl.lit(step, pl.Int32).alias("step"), pl.all()
+    overall = tokens.select(figures).select(pl.lit("all").alias("category"), pl.all())
+    return pl.concat([overall, by_category]).select(
+        pl.lit(snapshot.fraction, pl.Float32).alias("fraction"),
+        pl.lit(snapshot.step, pl.Int32).alias("step"),
+        pl.all(),
     )
-
-
-def adapter_at(fraction: float, steps: int, adapter: Path, snapshots: Path) -> tuple[int, Path | None]:
-    """`(step, folder)` of the adapter after a share of training; no folder for the fresh adapter at 0.
-
-    Raises:
-        FileNotFoundError: training kept no snapshot there.
-    """
-    step = round(fraction * steps)
-    if step <= 0:
-        return 0, None
-    if step >= steps:
-        return steps, adapter
-    folder = snapshots / f"step-{step:06d}"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no snapshot of step {step}; materialise the student again")
-    return step, folder
 
 
 def uncertainty_over_training(
     model: PeftModel,
-    load,
-    points: list[tuple[float, int, Path | None]],
-    sample: list[TokenizedExample],
-    token_losses: pl.DataFrame,
-    curriculum: CurriculumSpec,
-    uncertainty: UncertaintySpec,
-    numerics: Numerics,
-    reporter: Reporter,
-    name: str,
+    snapshots: Iterable[Snapshot],
+    probe: UncertaintyProbe,
+    load: Callable[[Path | None], None],
+    progress: Callable[[str], None],
 ) -> pl.DataFrame:
-    """The `curriculum_uncertainty` table; `load(folder)` puts a stored adapter (None: a fresh one) into `model`."""
-    frames, seen = [], set()
-    for fraction, step, folder in points:
-        if step in seen:
+    """Return the table `curriculum_uncertainty`.
+
+    Args:
+        model: the student; its active adapter is replaced by that of each snapshot.
+        snapshots: in order of steps; of several at the same step only the first is measured.
+        probe: the examples and how they are measured.
+        load: puts the adapter of a folder (None: a fresh one) into `model`.
+        progress: receives one line per snapshot.
+    """
+    frames, steps = [], set()
+    for snapshot in snapshots:
+        if snapshot.step in steps:
             continue
-        seen.add(step)
-        load(folder)
-        frame = uncertainty_at(model, sample, token_losses, fraction, step, curriculum, uncertainty, numerics)
+        steps.add(snapshot.step)
+        load(snapshot.folder)
+        frame = uncertainty_at(model, snapshot, probe)
         overall = frame.filter(pl.col("category") == "all").row(0, named=True)
-        reporter.info(f"{name}: at {fraction:.0%} of training: loss {overall['loss']:.3f}, BALD {overall['bald']:.5f}")
+        progress(f"at {snapshot.fraction:.0%} of training: loss {overall['loss']:.3f}, BALD {overall['bald']:.5f}")
         frames.append(frame)
     return pl.concat(frames)

@@ -19,9 +19,10 @@ from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.explorer import Students
 from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.correlate import HEADLINES, KEYS
+from tokenuq_ml.stages.correlate import HEADLINES
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 from tokenuq_ml.tables.parquet import content_of, read_table
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.tensor_digest import joined_digest
 
 PLOTS = {
@@ -52,7 +53,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     examples = {name: read(f"evaluation_examples/{name}") for name in everyone}
     families = family_rows(models, examples, ablations, study.evaluation)
     # Lazily: of a large study the page shows a few hundred examples and one picture of all tokens.
-    tokens = scan("token_losses").join(scan("token_uncertainty"), on=KEYS)
+    tokens = scan("token_losses").join(scan("token_uncertainty"), on=TOKEN_KEY)
     firsts = {family: names[0] for family, names in families_of(ablations).items()}
     logs = {TEACHER_ROW: TEACHER_ROW} | firsts
     selecting = comparison.compared_selections(ablations)

@@ -6,7 +6,7 @@ import pytest
 from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.alpaca_eval import VERDICT_SCHEMA, alpaca_eval_examples, references, verdicts
-from tokenuq_ml.evaluation.answer_cache import Kept
+from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.judge import JudgeUnavailable
 from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA, metric_rows
 from tokenuq_ml.tables.schemas import TABLES
@@ -39,8 +39,8 @@ def longer(first: str, second: str) -> float:
     return 0.8 if len(second) > len(first) else 0.2
 
 
-def judged(judge: Rule, responses: list[str], kept: Kept, progress=lambda pairs: None) -> pl.DataFrame:
-    return verdicts(references(examples(len(responses))), responses, judge, kept, progress)
+def judged(judge: Rule, responses: list[str], cache: AnswerCache, progress=lambda pairs: None) -> pl.DataFrame:
+    return verdicts(references(examples(len(responses))), responses, judge, cache, progress)
 
 
 def values(frame: pl.DataFrame) -> dict[str, float]:
@@ -52,7 +52,7 @@ LONG, SHORT, SAME = "a much longer answer than the reference's", "short", "as GP
 
 
 def test_a_judge_of_content_alone_has_no_position_bias(tmp_path):
-    frame = judged(Rule(longer), [LONG, SHORT, LONG, LONG], Kept(tmp_path))
+    frame = judged(Rule(longer), [LONG, SHORT, LONG, LONG], AnswerCache(tmp_path))
     assert dict(frame.schema) == VERDICT_SCHEMA
     assert {*VERDICT_SCHEMA, "n_tokens"} == set(TABLES["alpaca_eval_verdicts"].columns)
     assert frame["preferred_first"].to_list() == pytest.approx([0.8, 0.2, 0.8, 0.8])
@@ -61,19 +61,19 @@ def test_a_judge_of_content_alone_has_no_position_bias(tmp_path):
 
 
 def test_a_judge_that_takes_the_first_sees_no_difference_and_flips_always(tmp_path):
-    frame = judged(Rule(lambda first, second: 0.0), [LONG, SHORT], Kept(tmp_path))
+    frame = judged(Rule(lambda first, second: 0.0), [LONG, SHORT], AnswerCache(tmp_path))
     assert frame.select("preferred_first", "preferred_second", "preferred").rows() == 2 * [(1.0, 0.0, 0.5)]
     assert values(frame) == {"win_rate": 0.5, "position_bias": 1.0}
 
 
 def test_the_reference_wins_where_the_judge_says_so(tmp_path):
-    frame = judged(Rule(lambda first, second: 1.0 if second == SAME else 0.0), [LONG, SHORT], Kept(tmp_path))
+    frame = judged(Rule(lambda first, second: 1.0 if second == SAME else 0.0), [LONG, SHORT], AnswerCache(tmp_path))
     assert values(frame) == {"win_rate": 0.0, "position_bias": 0.0}
 
 
 def test_equal_outputs_are_a_tie_that_no_judge_is_asked_of(tmp_path):
     judge = Rule(lambda first, second: 0.0)
-    frame = judged(judge, [SAME, LONG], Kept(tmp_path))
+    frame = judged(judge, [SAME, LONG], AnswerCache(tmp_path))
     assert frame["preferred"].to_list() == [0.5, 0.5] and frame["flipped"].to_list() == [False, True]
     assert len(judge.asked) == 2 and all(LONG in pair for pair in judge.asked)
 
@@ -82,7 +82,7 @@ def test_a_pair_without_a_verdict_in_one_order_counts_in_neither(tmp_path):
     def silent(first: str, second: str) -> float | None:
         return None if first == SHORT else longer(first, second)
 
-    frame = judged(Rule(silent), [LONG, SHORT], Kept(tmp_path))
+    frame = judged(Rule(silent), [LONG, SHORT], AnswerCache(tmp_path))
     assert frame.row(1, named=True) | {"preferred_first": None, "preferred_second": None} == frame.row(1, named=True)
     assert frame["flipped"].to_list() == [False, None]
     made = alpaca_eval_examples(frame, "alpaca", "test")
@@ -95,7 +95,7 @@ def test_a_pair_without_a_verdict_in_one_order_counts_in_neither(tmp_path):
 
 def test_no_verdict_at_all_is_no_win_rate(tmp_path):
     with pytest.raises(JudgeUnavailable, match="no answer of the judge said"):
-        judged(Rule(lambda first, second: None), [LONG, SHORT], Kept(tmp_path))
+        judged(Rule(lambda first, second: None), [LONG, SHORT], AnswerCache(tmp_path))
 
 
 def test_verdicts_are_kept_and_silence_is_asked_again(tmp_path):
@@ -109,13 +109,15 @@ def test_verdicts_are_kept_and_silence_is_asked_again(tmp_path):
 
     told = []
     with pytest.raises(JudgeUnavailable, match="gone"):
-        judged(Leaves(longer), responses, Kept(tmp_path), told.append)
+        judged(Leaves(longer), responses, AnswerCache(tmp_path), told.append)
     assert told == [0, 32]
     again = Rule(lambda first, second: None if first == responses[-1] else longer(first, second))
-    frame = judged(again, responses, Kept(tmp_path))
+    frame = judged(again, responses, AnswerCache(tmp_path))
     assert len(again.asked) == 80 - 32 and frame["preferred"].null_count() == 1
     last = Rule(longer)
-    assert values(judged(last, responses, Kept(tmp_path))) == pytest.approx({"win_rate": 0.8, "position_bias": 0})
+    assert values(judged(last, responses, AnswerCache(tmp_path))) == pytest.approx(
+        {"win_rate": 0.8, "position_bias": 0}
+    )
     assert len(last.asked) == 1
 
 

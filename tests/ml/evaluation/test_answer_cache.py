@@ -1,37 +1,37 @@
-"""Values kept between runs: found again, whole lines only, and never another model's."""
+"""The answer cache between runs: values are found again, incomplete lines are ignored, and models are never mixed."""
 
 import pytest
 
-from tokenuq_ml.evaluation.answer_cache import Kept, key_of
+from tokenuq_ml.evaluation.answer_cache import AnswerCache, key_of
 
 
 def test_what_was_kept_is_there_in_the_next_run(tmp_path):
-    kept = Kept(tmp_path, model="a", max_new_tokens=8)
-    kept.keep({"x": [1, 2], "y": []})
-    kept.keep({"z": [3]})
-    again = Kept(tmp_path, max_new_tokens=8, model="a")
+    cache = AnswerCache(tmp_path, model="a", max_new_tokens=8)
+    cache.put({"x": [1, 2], "y": []})
+    cache.put({"z": [3]})
+    again = AnswerCache(tmp_path, max_new_tokens=8, model="a")
     assert len(again) == 3 and "q" not in again
     assert [again[key] for key in "xyz"] == [[1, 2], [], [3]]
 
 
 @pytest.mark.parametrize("other", [{"model": "b"}, {"max_new_tokens": 9}, {"adapter": "s"}])
 def test_another_model_or_setting_finds_nothing(tmp_path, other):
-    Kept(tmp_path, model="a", max_new_tokens=8).keep({"x": [1]})
-    assert len(Kept(tmp_path, **{"model": "a", "max_new_tokens": 8, **other})) == 0
+    AnswerCache(tmp_path, model="a", max_new_tokens=8).put({"x": [1]})
+    assert len(AnswerCache(tmp_path, **{"model": "a", "max_new_tokens": 8, **other})) == 0
 
 
 @pytest.mark.parametrize("cut_off", [1, 5, 12])
 def test_a_batch_that_was_being_written_does_not_count_and_does_not_hurt(tmp_path, cut_off):
-    kept = Kept(tmp_path, model="a")
-    kept.keep({"x": [1]})
-    kept.keep({"y": [2], "z": [3]})
-    content = kept.path.read_bytes()
-    kept.path.write_bytes(content[:-cut_off])
-    again = Kept(tmp_path, model="a")
+    cache = AnswerCache(tmp_path, model="a")
+    cache.put({"x": [1]})
+    cache.put({"y": [2], "z": [3]})
+    content = cache.path.read_bytes()
+    cache.path.write_bytes(content[:-cut_off])
+    again = AnswerCache(tmp_path, model="a")
     # Without its end of line alone a batch is whole.
     assert len(again) == (3 if cut_off == 1 else 1) and again["x"] == [1]
-    again.keep({"y": [2], "z": [4]})
-    last = Kept(tmp_path, model="a")
+    again.put({"y": [2], "z": [4]})
+    last = AnswerCache(tmp_path, model="a")
     assert [last[key] for key in "xyz"] == [[1], [2], [4]]
 
 

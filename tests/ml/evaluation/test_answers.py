@@ -2,18 +2,18 @@
 
 import pytest
 
-from tests.ml.evaluation.test_generation import TOKENIZER, prompts
+from tests.support.generation_prompts import TOKENIZER, prompts
 from tests.support.tiny_models import tiny_model, tiny_peft
 from tokenuq_ml.evaluation import answers as answers_module
-from tokenuq_ml.evaluation.answer_cache import Kept
+from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.answers import resumable_answers
 from tokenuq_ml.evaluation.generation import generate
 
 SETTINGS = {"max_new_tokens": 6, "batch_size": 3}
 
 
-def run(model, kept: Kept, asked, progress=lambda prompts: None):
-    return resumable_answers(model, TOKENIZER, asked, kept, progress=progress, **SETTINGS)
+def run(model, cache: AnswerCache, asked, progress=lambda prompts: None):
+    return resumable_answers(model, TOKENIZER, asked, cache, progress=progress, **SETTINGS)
 
 
 def interrupt_after(batches: int):
@@ -34,7 +34,7 @@ def test_goes_on_with_the_very_batches_that_are_left(tmp_path, monkeypatch, batc
     model, asked = tiny_model(), prompts(8)
     expected = generate(model, TOKENIZER, asked, **SETTINGS)
     with pytest.raises(KeyboardInterrupt):
-        run(model, Kept(tmp_path, model="m"), asked, interrupt_after(batches))
+        run(model, AnswerCache(tmp_path, model="m"), asked, interrupt_after(batches))
     continued = []
 
     def counting(model, tokenizer, todo, **settings):
@@ -43,29 +43,33 @@ def test_goes_on_with_the_very_batches_that_are_left(tmp_path, monkeypatch, batc
 
     monkeypatch.setattr(answers_module, "generate", counting)
     told = []
-    kept = Kept(tmp_path, model="m")
-    assert len(kept) == 3 * batches
+    cache = AnswerCache(tmp_path, model="m")
+    assert len(cache) == 3 * batches
     # In another order: what is asked decides, not where it stands.
-    assert run(model, kept, asked[::-1], told.append) == expected[::-1]
+    assert run(model, cache, asked[::-1], told.append) == expected[::-1]
     assert len(continued) == 8 - 3 * batches and told[0] == 3 * batches and sum(told) == 8
     longest = sorted(map(len, asked), reverse=True)[: 3 * batches]
     assert sorted(map(len, continued), reverse=True) == sorted(map(len, asked), reverse=True)[len(longest) :]
     continued.clear()
-    assert run(model, Kept(tmp_path, model="m"), asked) == expected and not continued
+    assert run(model, AnswerCache(tmp_path, model="m"), asked) == expected and not continued
 
 
 def test_two_models_in_one_folder_keep_apart(tmp_path):
     student, base, asked = tiny_peft(), tiny_model(), prompts(5)
     with pytest.raises(KeyboardInterrupt):
-        run(base, Kept(tmp_path, adapter=None), asked, interrupt_after(1))
+        run(base, AnswerCache(tmp_path, adapter=None), asked, interrupt_after(1))
     expected = generate(student, TOKENIZER, asked, **SETTINGS)
-    assert run(student, Kept(tmp_path, adapter="d"), asked) == expected
-    assert run(base, Kept(tmp_path, adapter=None), asked) == generate(base, TOKENIZER, asked, **SETTINGS) != expected
+    assert run(student, AnswerCache(tmp_path, adapter="d"), asked) == expected
+    assert (
+        run(base, AnswerCache(tmp_path, adapter=None), asked)
+        == generate(base, TOKENIZER, asked, **SETTINGS)
+        != expected
+    )
 
 
 def test_equal_prompts_are_answered_once(tmp_path):
     model, told = tiny_model(), []
     asked = [*prompts(3), *prompts(3)]
-    kept = Kept(tmp_path, model="m")
-    assert run(model, kept, asked, told.append) == 2 * generate(model, TOKENIZER, prompts(3), **SETTINGS)
-    assert len(kept) == 3 and sum(told) == 6
+    cache = AnswerCache(tmp_path, model="m")
+    assert run(model, cache, asked, told.append) == 2 * generate(model, TOKENIZER, prompts(3), **SETTINGS)
+    assert len(cache) == 3 and sum(told) == 6

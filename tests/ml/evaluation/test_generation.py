@@ -1,6 +1,5 @@
 """Batched greedy generation against a one-by-one argmax loop over plain forward passes."""
 
-import random
 from logging import StreamHandler
 from types import SimpleNamespace
 
@@ -9,18 +8,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from tests.support.tiny_models import VOCAB, tiny_model, tiny_peft
+from tests.support.generation_prompts import TOKENIZER, prompts
+from tests.support.tiny_models import tiny_model, tiny_peft
 from tokenuq_ml.evaluation.generation import cut, generate
 
 NEW = 12
-TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=2)
-
-
-def prompts(count: int = 7, seed: int = 0) -> list[list[int]]:
-    draw = random.Random(seed)
-    made = [[draw.randrange(3, VOCAB) for _ in range(draw.randint(1, 12))] for _ in range(count)]
-    made[1] = [5, 2, 2, 7]  # the end of turn, which is also the pad id, inside a prompt
-    return made
 
 
 @torch.no_grad()

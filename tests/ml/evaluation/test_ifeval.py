@@ -140,7 +140,7 @@ import socket
 def refuse(*args, **kwargs): raise AssertionError("a socket was opened")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from tests.ml.evaluation.test_ifeval import SENTENCES, THREE, follows
+from {__name__} import SENTENCES, THREE, follows
 assert follows(SENTENCES, {{"num_sentences": 3, "relation": "at least"}}, THREE)
 assert not follows(SENTENCES, {{"num_sentences": 4, "relation": "at least"}}, THREE)
 assert "torch" not in sys.modules

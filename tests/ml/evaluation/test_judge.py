@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.fake_endpoint import KEY, endpoint, outputs, text, verdict
-from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_models import FLOAT32, tiny_model
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.config import JudgeSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.judge import Judge, JudgeUnavailable, Pair, load_package, local_completions

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.reporter import Silent
-from tests.support.tiny import tiny_tokenizer
+from tests.support.reporter import RecordingReporter
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.tokenization import tokenize_example
 from tokenuq_ml.errors import InputError
@@ -45,7 +45,7 @@ def request(stage: str, fields: dict, folder: Path, inputs: dict | None = None) 
 
 
 def load(spec: dict, folder: Path):
-    recorder = Silent()
+    recorder = RecordingReporter()
     load_dataset.run(request("datasets", DatasetSpec(**spec).fields(), folder), recorder)
     (result,) = recorder.results
     return read_table(folder / "examples"), result
@@ -114,7 +114,7 @@ def test_load_dataset_lists_what_it_left_out(tmp_path):
 
 def test_load_dataset_leaves_nothing_behind_on_bad_input(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
-    recorder = Silent()
+    recorder = RecordingReporter()
     spec = DatasetSpec(name="c", format="messages", path=str(tmp_path / "a.jsonl"), sizes={"train": 1})
     with pytest.raises(InputError, match=r"a\.jsonl: line 1"):
         load_dataset.run(request("datasets", spec.fields(), tmp_path / "out"), recorder)
@@ -175,7 +175,7 @@ def tokenize(tmp_path, tokenizer_dir, main=MAIN, other=(("validation", "Why?", "
         "examples/other": examples_table(tmp_path / "other", "other", list(other)),
     }
     fields = {"model": "tiny", "dataset": "main", "ood": ["other"], "max_length": max_length}
-    recorder = Silent()
+    recorder = RecordingReporter()
     tokenize_dataset.run(request("tokenized_dataset", fields, tmp_path / "out", inputs), recorder)
     (result,) = recorder.results
     return read_table(tmp_path / "out" / "tokenized_dataset"), result
@@ -266,14 +266,15 @@ def test_tokenizer_is_the_one_that_models_load(tokenizer_dir):
 def test_data_stages_run_without_torch(tmp_path, tokenizer_dir):
     """Loading torch is most of a child's start, and these two compute nothing with it."""
     program = """
+import importlib
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import tests.ml.stages.test_data_stages as t
+t = importlib.import_module(sys.argv[4])
 t.tokenize(Path(sys.argv[1]), Path(sys.argv[2]))
 t.load(t.GSM, Path(sys.argv[1]) / "loaded")
 assert "torch" not in sys.modules, "torch was imported"
 """
-    arguments = [str(tmp_path), str(tokenizer_dir), str(ROOT)]
+    arguments = [str(tmp_path), str(tokenizer_dir), str(ROOT), __name__]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

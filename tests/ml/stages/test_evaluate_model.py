@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from tests.support.fake_endpoint import KEY, endpoint, outputs, verdict
-from tests.support.reporter import Silent
-from tests.support.tiny import tiny_tokenizer
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, tiny_model, tiny_peft
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.tokenization import tokenize_example
 from tokenuq_ml.evaluation import generation
-from tokenuq_ml.stages.evaluate_model import Candidate, evaluate_and_store, forget_answers
+from tokenuq_ml.stages.candidate import Candidate
+from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tables.schemas import TABLES
@@ -77,14 +79,14 @@ class World:
         candidate = Candidate(
             self.base if adapter is None else self.adapters[adapter],
             self.tokenizer,
-            FLOAT32,
             None if adapter is None else self.folder / f"adapter{adapter}",
             family="f",
             seed=0,
             name="toy",
         )
-        self.reporter = Silent()
-        return evaluate_and_store(candidate, self.examples, self.asset, self.request, self.reporter)
+        self.reporter = RecordingReporter()
+        context = StageContext("evaluation", self.request, self.reporter, FLOAT32)
+        return evaluate_and_store(context, candidate, self.examples)
 
 
 @pytest.fixture(scope="module")

@@ -13,27 +13,13 @@ import polars as pl
 import pytest
 
 from tests.support import tiny_tables
-from tests.support.reporter import Silent
-from tokenuq_ml.config import AblationSpec, EvaluationSpec, StudySpec
+from tests.support.tiny_report import ABLATIONS, build_report
+from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import canvas, sections
 from tokenuq_ml.reports.text import report_text
-from tokenuq_ml.scoring.correlations import analyse
 from tokenuq_ml.stages import report
-from tokenuq_ml.stages.correlate import joined_tokens
-from tokenuq_ml.stages.request import AssetRequest, StageRequest
-
-ABLATIONS = {
-    "mle": AblationSpec(name="mle", select="all"),
-    "mle_s1": AblationSpec(name="mle_s1", select="all", seed=1),
-    "paper_top25": AblationSpec(name="paper_top25", select={"by": "loss", "quantile": 0.25}, rest="distill"),
-    "paper_top50": AblationSpec(name="paper_top50", select={"by": "loss", "quantile": 0.5}, rest="distill"),
-}
-LOSSES = {"mle": 1.5, "mle_s1": 1.6, "paper_top25": 1.5, "paper_top50": 1.2}
-
-
-def study(ablations) -> StudySpec:
-    return StudySpec(name="toy", model="tiny", dataset="toy", ood=("far",), ablations=tuple(ablations))
+from tokenuq_ml.stages.request import StageRequest
 
 
 class Page(HTMLParser):
@@ -51,70 +37,28 @@ class Page(HTMLParser):
         self.text += data
 
 
-def build(folder, ablations=ABLATIONS, **changed):
-    """Runs the stage; returns its result and the folder of the report."""
-    losses, uncertainty = tiny_tables.losses_and_uncertainty()
-    frames = {
-        "token_losses": losses,
-        "token_uncertainty": uncertainty,
-        "bald_reference": tiny_tables.bald_reference(uncertainty),
-        "uncertainty_analysis": analyse(joined_tokens(losses, uncertainty), EvaluationSpec(bootstrap=50)),
-        "token_alternatives": tiny_tables.alternatives(losses),
-        "examples/toy": tiny_tables.examples_table(),
-        "examples/far": tiny_tables.examples_table().filter(split="test"),
-        "training_log/teacher": tiny_tables.training_log(),
-    }
-    for name, loss in {"base": 3.0, "teacher": 2.0, **{name: LOSSES.get(name, 1.5) for name in ablations}}.items():
-        frames[f"evaluations/{name}"] = tiny_tables.evaluations(loss, 0.3)
-        frames[f"evaluation_examples/{name}"] = tiny_tables.evaluation_examples(loss)
-    for name in ablations:
-        frames[f"training_log/{name}"] = tiny_tables.training_log()
-        frames[f"selections/{name}"] = tiny_tables.selections(0.25)
-        frames[f"evaluation_tokens/{name}"] = tiny_tables.evaluation_tokens(losses, 0.1)
-        frames[f"curriculum/{name}"] = tiny_tables.curriculum()
-        frames[f"curriculum_uncertainty/{name}"] = tiny_tables.curriculum_uncertainty()
-    out = folder / "report"
-    out.mkdir(parents=True)
-    fields = {
-        "study": study(ablations).fields(),
-        "ablations": {name: spec.fields() for name, spec in ablations.items()},
-    }
-    request = StageRequest(
-        entrypoint="report",
-        study="toy",
-        assets={"ablation_report": AssetRequest(fields=fields, code_version="1-x", outputs={"report": str(out)})},
-        inputs=tiny_tables.publish(folder / "store", frames | changed)
-        | tiny_tables.publish_costs(folder / "costs", ablations),
-        work_dir=str(folder / "work"),
-    )
-    told = Silent()
-    report.run(request, told)
-    (result,) = told.results
-    return result, out
-
-
 def test_costs_are_shown_and_are_no_part_of_the_data_version(quick_plots, tmp_path):
-    result, out = build(tmp_path / "a")
+    result, out = build_report(tmp_path / "a")
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "What it costs" in text and "70B" in text
     rows = json.loads((out / "costs.json").read_text())["measured"]
     assert [row["ablation"] for row in rows] == [*ABLATIONS] and rows[0]["seconds_step"] == 11 / 4
     with mock.patch.object(tiny_tables.publish_costs, "__defaults__", (5,)):
-        slower, out = build(tmp_path / "b")
+        slower, out = build_report(tmp_path / "b")
     assert json.loads((out / "costs.json").read_text())["measured"][0]["seconds_step"] == 11 / 5
     assert slower.data_version == result.data_version
 
 
 def test_a_growing_rank_is_said_to_save_nothing(quick_plots, tmp_path):
     growing = AblationSpec(name="grows", select="all", rank_growth={"start": 8})
-    _, out = build(tmp_path, {"mle": ABLATIONS["mle"], "grows": growing})
+    _, out = build_report(tmp_path, {"mle": ABLATIONS["mle"], "grows": growing})
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "The growing LoRA rank of grows saves no operation" in text
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("toy"))
+    return build_report(tmp_path_factory.mktemp("toy"))
 
 
 def test_the_page_needs_nothing_outside_itself(built):
@@ -213,19 +157,19 @@ def quick_plots(monkeypatch):
 
 def test_the_version_follows_what_is_shown(built, quick_plots, tmp_path):
     result, _ = built
-    again, _ = build(tmp_path / "again")
-    other, _ = build(tmp_path / "other", **{"evaluations/mle": tiny_tables.evaluations(1.51, 0.3)})
+    again, _ = build_report(tmp_path / "again")
+    other, _ = build_report(tmp_path / "other", **{"evaluations/mle": tiny_tables.evaluations(1.51, 0.3)})
     assert again.data_version == result.data_version != other.data_version
 
 
 def test_a_dataset_without_templates(quick_plots, tmp_path):
     examples = tiny_tables.examples_table().with_columns(source=pl.lit("{}"))
-    _, out = build(tmp_path, **{"examples/toy": examples})
+    _, out = build_report(tmp_path, **{"examples/toy": examples})
     assert "does not say which question templates" in Page((out / "report.html").read_text(encoding="utf-8")).text
 
 
 def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_path):
-    result, out = build(tmp_path, {"mle": ABLATIONS["mle"]})
+    result, out = build_report(tmp_path, {"mle": ABLATIONS["mle"]})
     assert set(result.plots) == {"In distribution against OOD", "Training curves", "Loss against BALD"}
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "nothing to compare it with" in result.metrics["verdict"]
@@ -236,7 +180,7 @@ def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_p
 def test_too_many_ablations_for_one_page_are_counted(quick_plots, tmp_path, monkeypatch):
     monkeypatch.setattr(sections, "CURRICULA_IN_FULL", 1)
     monkeypatch.setattr(sections, "CURRICULA_BEHIND", 2)
-    _, out = build(tmp_path)
+    _, out = build_report(tmp_path)
     text = (out / "report.html").read_text(encoding="utf-8")
     assert text.count(": selected tokens</figcaption>") == 3 and "1 more would make the page too large" in text
 
@@ -244,7 +188,7 @@ def test_too_many_ablations_for_one_page_are_counted(quick_plots, tmp_path, monk
 def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, tmp_path):
     many = {"mle": ABLATIONS["mle"], "mle_s1": ABLATIONS["mle_s1"]}
     many |= {f"r{n}": AblationSpec(name=f"r{n}", select={"by": "random", "quantile": 0.1 * n}) for n in range(1, 9)}
-    _, out = build(tmp_path, many)
+    _, out = build_report(tmp_path, many)
     text = (out / "report.html").read_text(encoding="utf-8")
     section = text[text.index("The curriculum that selection makes</h2>") :]
     shown, _, hidden = section.partition("<details>")
@@ -261,7 +205,7 @@ def test_reports_and_analysis_import_no_torch():
         "html",
         "explorer",
         "token_text",
-        "measure_plots",
+        "token_plots",
         "ablation_table",
         "family_table",
         "comparison",

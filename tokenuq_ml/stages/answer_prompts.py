@@ -1,0 +1,85 @@
+"""Generated answers of a model under evaluation: resumable, and cut where a prompt exceeds the model's context."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from tokenuq_ml.config import GenerationSpec
+from tokenuq_ml.evaluation.answer_cache import AnswerCache
+from tokenuq_ml.evaluation.answers import resumable_answers
+from tokenuq_ml.evaluation.generation import cut
+from tokenuq_ml.models.adapters import adapter_digest
+from tokenuq_ml.progress import Progress
+from tokenuq_ml.stages.candidate import HELD_OUT, Candidate
+from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.request import StageRequest
+from tokenuq_ml.stages.train_adapter import model_digest
+from tokenuq_ml.tables.parquet import read_table
+
+
+def answers_dir(request: StageRequest) -> Path:
+    """Return the folder of the caches of answers and verdicts."""
+    return Path(request.work_dir, "answers")
+
+
+def held_out_rows(context: StageContext, dataset: str) -> pl.DataFrame:
+    """Return the rows of a dataset's table `examples` that are evaluated on."""
+    examples = read_table(context.input(f"examples/{dataset}"))
+    return examples.filter(pl.col("split").is_in(HELD_OUT))
+
+
+def answer_prompts(
+    context: StageContext,
+    candidate: Candidate,
+    what: str,
+    prompts: Sequence[list[int]],
+    spec: GenerationSpec,
+    stop: Sequence[str] = (),
+) -> tuple[list[str], pl.Series]:
+    """Return the model's text for each prompt, and the number of its tokens.
+
+    Args:
+        context: of the evaluation.
+        candidate: the model that answers.
+        what: name of the evaluation in progress lines.
+        prompts: token ids of each prompt.
+        spec: length of answers and size of batches.
+        stop: strings that end an answer; they are cut off.
+    """
+    settings = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size, "stop": list(stop)}
+    cache = AnswerCache(
+        answers_dir(context.request),
+        model=model_digest(context.input("model")),
+        adapter=None if candidate.adapter is None else adapter_digest(candidate.adapter),
+        numerics=context.numerics.fields(),
+        code=context.asset.code_version,
+        **settings,
+    )
+    # Base and adapter have one dtype, so inference runs without autocast and its cost per product.
+    answers = resumable_answers(
+        candidate.model,
+        candidate.tokenizer,
+        _fitting_prompts(context, candidate, what, prompts, spec),
+        cache,
+        progress=Progress(context.reporter, f"{candidate.name} {what}", len(prompts), "prompts").add,
+        **settings,
+    )
+    texts = [cut(candidate.tokenizer.decode(ids, skip_special_tokens=True), stop) for ids in answers]
+    return texts, pl.Series([len(ids) for ids in answers], dtype=pl.Int32)
+
+
+def _fitting_prompts(
+    context: StageContext, candidate: Candidate, what: str, prompts: Sequence[list[int]], spec: GenerationSpec
+) -> list[list[int]]:
+    """Return the prompts cut to the model's context: a prompt that is too long loses its beginning, as in lm-eval."""
+    length = getattr(candidate.model.config.get_text_config(), "max_position_embeddings", None)
+    room = None if length is None else length - spec.max_new_tokens
+    if room is None or all(len(ids) <= room for ids in prompts):
+        return list(prompts)
+    too_long = sum(len(ids) > room for ids in prompts)
+    context.reporter.warning(
+        f"{candidate.name}: {what}: {too_long} of {len(prompts)} prompts lose their beginning: the model's context has "
+        f"{length} tokens, of which {spec.max_new_tokens} are for the answer and {room} for the prompt"
+    )
+    return [ids[-max(room, 1) :] for ids in prompts]

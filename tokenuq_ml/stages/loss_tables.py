@@ -1,0 +1,82 @@
+"""The asset `token_losses`: tables of losses and of likeliest tokens, written shard by shard."""
+
+from contextlib import ExitStack
+
+import polars as pl
+
+from tokenuq_ml.data.token_categories import categorise, special_ids, token_texts
+from tokenuq_ml.reports import token_plots
+from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.tables.parquet import TableWriter
+from tokenuq_ml.tables.schemas import TOKEN_KEY
+from tokenuq_ml.tensor_digest import joined_digest
+
+N_ALTERNATIVES = 5
+"""Likeliest tokens stored for each held-out token."""
+
+
+class LossTables:
+    """Writers of `token_losses` and `token_alternatives`. A context manager; the tables are complete on exit."""
+
+    def __init__(self, context: StageContext, tokenizer):
+        self.context, self.tokenizer = context, tokenizer
+        self._files = ExitStack()
+
+    def __enter__(self) -> "LossTables":
+        self._losses, self._alternatives = (
+            self._files.enter_context(TableWriter(name, self.context.output(name), **self.context.asset.stamp))
+            for name in ("token_losses", "token_alternatives")
+        )
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._files.__exit__(*error)
+
+    def append(self, teacher: pl.DataFrame, base: pl.DataFrame, alternatives: pl.DataFrame) -> None:
+        """Write one shard.
+
+        Args:
+            teacher: rows under the teacher, one per response token.
+            base: rows of the same tokens, in the same order, under the base model.
+            alternatives: the likeliest tokens under the teacher.
+        """
+        rows = teacher.with_columns(base_loss=base["loss"], base_entropy=base["entropy"])
+        self._losses.append(with_categories(rows, self.tokenizer))
+        texts = token_texts(self.tokenizer, alternatives["token_id"].to_list())
+        self._alternatives.append(alternatives.with_columns(token=pl.Series(texts, dtype=pl.String)))
+
+    def report(self) -> None:
+        """Draw the plot and report the asset, after the tables are complete."""
+        tokens = pl.scan_parquet(self._losses.path)
+        token_plots.losses_by_category(tokens, self.context.output("plots") / "losses_by_category.png")
+        self.context.done(
+            joined_digest(self._losses.digest, self._alternatives.digest),
+            _mean_losses(tokens),
+            plots={"Loss by token category": "plots/losses_by_category.png"},
+        )
+
+
+def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
+    """Add the columns `token` (its text) and `category`; sorts rows, since a category depends on the token before."""
+    tokens = tokens.sort(*TOKEN_KEY)
+    texts = token_texts(tokenizer, tokens["token_id"].to_list())
+    special = special_ids(tokenizer)
+    tokens = tokens.with_columns(token=pl.Series(texts), special=pl.col("token_id").is_in(special))
+    categories: list[str] = []
+    for (_,), group in tokens.group_by("example_id", maintain_order=True):
+        categories += categorise(group["token"].to_list(), group["special"].to_list())
+    return tokens.drop("special").with_columns(category=pl.Series(categories))
+
+
+def _mean_losses(tokens: pl.LazyFrame) -> dict[str, float]:
+    by_split = tokens.group_by(pl.col("split").cast(pl.String)).agg(pl.col("loss").mean()).sort("split")
+    means = tokens.select(
+        mean_loss=pl.col("loss").mean(),
+        mean_base_loss=pl.col("base_loss").mean(),
+        mean_entropy=pl.col("entropy").mean(),
+        token_accuracy=(pl.col("rank") == 0).mean(),
+    )
+    return {
+        **{f"mean_loss_{split}": mean for split, mean in by_split.collect(engine="streaming").iter_rows()},
+        **means.collect(engine="streaming").to_dicts()[0],
+    }

@@ -1,0 +1,99 @@
+"""What a student is trained with: the teacher's states, the columns of the token tables, and their content digests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+
+from tokenuq_ml.config import AblationSpec, TrainSpec
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
+from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.train_adapter import model_digest
+from tokenuq_ml.tables.parquet import content_of
+from tokenuq_ml.tensor_digest import tensors_digest
+from tokenuq_ml.training.setup import TrainingSetup
+from tokenuq_ml.training.teacher import CachedTeacher, OnlineTeacher, TeacherSource, why_online
+from tokenuq_ml.training.token_columns import read_columns
+
+TEACHER = "teacher"
+"""Name of the teacher's adapter where it is attached to the student."""
+
+
+@dataclass(frozen=True)
+class StudentSetup:
+    """A student's training setup, with what decides its result apart from the asset's fields."""
+
+    training: TrainingSetup
+    input_digests: dict[str, str]
+    """Input -> content digest; part of the key of the checkpoints."""
+    online_reason: str | None
+    """Why the teacher runs online although cached states were asked for; None where that is not so."""
+
+    @property
+    def teacher_metrics(self) -> dict[str, str]:
+        """Return the metrics that say where the teacher's states come from."""
+        distil, teacher = self.training.ablation.distillation, self.training.teacher
+        if distil is None:
+            return {"teacher": "none", "teacher_states": "none"}
+        metrics = {"teacher": distil.teacher, "teacher_states": getattr(teacher, "form", "online")}
+        return metrics | ({"teacher_states_reason": self.online_reason} if self.online_reason else {})
+
+
+def student_train_spec(fields: dict, ablation: AblationSpec) -> TrainSpec:
+    """Return the study's training budget with the ablation's own LoRA settings."""
+    spec = TrainSpec(**fields["train"])
+    return spec.model_copy(update={"lora": ablation.lora.of(spec.lora)})
+
+
+def student_setup(
+    context: StageContext, model: PeftModel, examples: list[TokenizedExample], ablation: AblationSpec, spec: TrainSpec
+) -> StudentSetup:
+    """Return what the student is trained with; an online teacher's adapter is attached to `model`."""
+    inputs, fields = context.request.inputs, context.asset.fields
+    train_examples = [example for example in examples if example.split == "train"]
+    digests = {"model": model_digest(inputs["model"]), "dataset": content_of(inputs["tokenized_dataset"])}
+    teacher, teacher_digests, online_reason = _teacher(context, model, ablation, digests["dataset"])
+    digests |= teacher_digests
+    columns = None
+    if ablation.columns_read:
+        columns = read_columns(ablation.columns_read, inputs, train_examples)
+        digests |= {table: content_of(inputs[table]) for table in ablation.tables_read}
+    training = TrainingSetup(
+        train_examples,
+        spec,
+        ablation,
+        ablation.seed,
+        context.numerics,
+        teacher=teacher,
+        columns=columns,
+        snapshot_fractions=tuple(fields["fractions"]),
+    )
+    return StudentSetup(training, digests, online_reason)
+
+
+def _teacher(
+    context: StageContext, model: PeftModel, ablation: AblationSpec, dataset_digest: str
+) -> tuple[TeacherSource | None, dict[str, str], str | None]:
+    """Return the source of the teacher's states, the digest of its files, and why it runs online against the fields."""
+    distil = ablation.distillation
+    if distil is None:
+        return None, {}, None
+    if distil.teacher == "base":
+        return OnlineTeacher(None, context.numerics), {}, None
+    cached = context.asset.fields["teacher_states"] == "cached"
+    online_reason = why_online(context.input("teacher_hidden")) if cached else None
+    if cached and online_reason is None:
+        folder = context.input("teacher_hidden")
+        teacher = CachedTeacher(
+            folder,
+            context.numerics.device,
+            dataset_digest=dataset_digest,
+            teacher_digest=adapter_digest(context.input("teacher")),
+            # Mean embeddings cannot give the factors of the cross-entropy.
+            distillation=distil if ablation.can_use_mean_embeddings else None,
+        )
+        return teacher, {"teacher": tensors_digest(Path(folder, "hidden.safetensors"))}, None
+    attach_adapter(model, context.input("teacher"), TEACHER)
+    digest = tensors_digest(context.input("teacher") / "adapter_model.safetensors")
+    return OnlineTeacher(TEACHER, context.numerics), {"teacher": digest}, online_reason

@@ -1,0 +1,109 @@
+"""The asset `teacher_hidden`: the cache of the teacher's hidden states, or the reason why there is none."""
+
+from itertools import islice
+
+import torch
+from peft import PeftModel
+
+from tokenuq_ml.config import DistillSpec
+from tokenuq_ml.data.batching import StoredExamples, length_batches
+from tokenuq_ml.kernels.training_loss import Weights, training_loss
+from tokenuq_ml.models.adapters import adapter_digest
+from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.scoring.batch_threads import batch_tokens
+from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.request import CheckOutcome
+from tokenuq_ml.tables.parquet import content_of
+from tokenuq_ml.tensor_digest import joined_digest, tensors_digest
+from tokenuq_ml.training.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache, cache_bytes, go_online
+
+TEACHER = "teacher"
+"""Name of the teacher's adapter in its model."""
+ONLINE_CHECK, ONLINE_CHECK_EXAMPLES = "cached_teacher_matches_online", 8
+ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
+"""Allowed KL(cached || online), nats: of the worst token for hidden states, of a batch's mean for mean embeddings. In
+float32 only the stored state is rounded; a bfloat16 forward pass depends on the shape of its batch."""
+
+
+def states_fit_budget(context: StageContext, model: PeftModel) -> bool:
+    """Return whether the cache fits its budget. If not, the asset is completed and reported without a cache."""
+    head, folder = head_of(model), context.output("teacher_hidden")
+    tokens = sum(len(example.positions) for example in _train_examples(context))
+    needed, budget = cache_bytes(tokens, head), int(context.asset.fields["teacher_cache_gigabytes"] * 1e9)
+    if needed <= budget:
+        return True
+    stored = f"nothing: {go_online(folder, needed, budget)}; students run the teacher online"
+    context.reporter.info(f"{context.name}: {stored}")
+    context.done(
+        # Students then read the dataset and the teacher, so these decide the version, and no size does.
+        joined_digest("online", *_source_digests(context).values()),
+        {"tokens": tokens, "hidden_size": head.weight_VD.shape[1], "cached": False, "stored": stored},
+        checks={ONLINE_CHECK: CheckOutcome(passed=True, description=stored)},
+    )
+    return False
+
+
+def new_cache(context: StageContext, model: PeftModel) -> TeacherCache:
+    """Return the writer of the cache, a context manager."""
+    examples = _train_examples(context)
+    return TeacherCache(context.output("teacher_hidden"), examples, head_of(model), **_source_digests(context))
+
+
+def report_cache(context: StageContext, model: PeftModel, tokens: int) -> None:
+    """Compare the complete cache with the online teacher, and report the asset.
+
+    Args:
+        context: of the asset `teacher_hidden`.
+        model: the base model with the teacher's adapter.
+        tokens: response tokens in the cache.
+    """
+    path, head = context.output("teacher_hidden") / HIDDEN_FILE, head_of(model)
+    context.done(
+        joined_digest(tensors_digest(path), _source_digests(context)["dataset_digest"]),
+        {
+            "tokens": tokens,
+            "hidden_size": head.weight_VD.shape[1],
+            "cached": True,
+            "stored": "hidden_states" if head.softcap else "hidden_states, mean_embeddings",
+            "megabytes": path.stat().st_size / 1e6,
+        },
+        checks={ONLINE_CHECK: _online_check(context, model)},
+    )
+
+
+def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
+    """Compare the cache, in both forms that students read, with the online teacher on a few examples."""
+    numerics, head, digests = context.numerics, head_of(model), _source_digests(context)
+    # Without a distillation the cache gives hidden states; with forward KL, mean embeddings if it has them.
+    caches = [
+        CachedTeacher(context.output("teacher_hidden"), numerics.device, **digests, distillation=distillation)
+        for distillation in (None, DistillSpec())
+    ]
+    online, sample = OnlineTeacher(TEACHER, numerics), list(islice(_train_examples(context), ONLINE_CHECK_EXAMPLES))
+    errors = []
+    for batch in (b.to(numerics.device) for b in length_batches(sample, batch_tokens(numerics))):
+        hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N
+        every = Weights(torch.zeros_like(label_N, dtype=torch.float32), torch.ones_like(label_N, dtype=torch.float32))
+        for cached in caches:
+            out = training_loss(hidden_ND, head, label_N, every, cached.states(model, batch))
+            # From mean embeddings, one token's divergence carries the rounding of its logits; the mean does not.
+            means = cached.form == "mean_embeddings"
+            errors.append(out.divergence_N.mean().abs().item() if means else out.divergence_N.max().item())
+    error, bound = max(errors), ONLINE_CHECK_BOUND.get(numerics.dtype, 0.1)
+    return CheckOutcome(
+        passed=error <= bound,
+        description=f"at most {error:.3g} nats apart on {len(sample)} examples; {bound:.3g} are allowed",
+        figures={"error": error, "bound": bound, "examples": len(sample)},
+    )
+
+
+def _train_examples(context: StageContext) -> StoredExamples:
+    return StoredExamples(context.input("tokenized_dataset"), ["train"])
+
+
+def _source_digests(context: StageContext) -> dict[str, str]:
+    """Return the dataset and the teacher that the cache belongs to; keywords of TeacherCache and CachedTeacher."""
+    return {
+        "dataset_digest": content_of(context.input("tokenized_dataset")),
+        "teacher_digest": adapter_digest(context.input("adapter")),
+    }
