@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata, spearmanr
 
-from benchmarks.precision_study import COUNTS, DROPOUTS, KEYS, MASKS, OFF, PRECISIONS, SAMPLES
+from benchmarks.precision_study import COUNTS, DROPOUTS, MASKS, OFF, PRECISIONS, SAMPLES
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 QUARTER = 0.25
 
@@ -86,7 +87,7 @@ def against_float64(study: Study) -> str:
     for mask in MASKS:
         truth = study.bald("float64", mask, 0.1, 10)
         for precision in PRECISIONS:
-            both = truth.join(study.bald(precision, mask, 0.1, 10), on=KEYS, suffix="_got")
+            both = truth.join(study.bald(precision, mask, 0.1, 10), on=TOKEN_KEY, suffix="_got")
             want, got = both["bald"].to_numpy(), both["bald_got"].to_numpy().astype(float)
             floor = np.abs(want - got).mean()
             aleatoric = (both["expected_entropy_got"] - both["expected_entropy"]).abs().mean()
@@ -221,9 +222,9 @@ def correlations_in_float64(study: Study) -> str:
     rows = []
     for mask in MASKS:
         for precision in ("float64", *PRECISIONS):
-            sampled = study.bald("float64", mask, 0.1, 10).select(KEYS)
+            sampled = study.bald("float64", mask, 0.1, 10).select(TOKEN_KEY)
             for frame in (study.losses(precision), study.bald(precision, mask, 0.1, 10)):
-                sampled = sampled.join(frame, on=KEYS)
+                sampled = sampled.join(frame, on=TOKEN_KEY)
             loss, entropy, bald = sampled["loss"], sampled["entropy"], sampled["bald"]
             values = rank_correlation(loss, bald), rank_correlation(entropy, bald), partial(loss, bald, entropy)
             rows.append([mask, precision, f"{len(sampled):,}", *(f"{value:.4f}" for value in values)])

@@ -8,6 +8,7 @@ import polars as pl
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA, example_rows
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 CALIBRATION = "calibration_error"
 _KEYS = ["dataset", "split", "example_id"]
@@ -66,11 +67,11 @@ def held_out_examples(tokens: pl.DataFrame, bins: int, teacher: pl.DataFrame | N
 
 def _beside(tokens: pl.DataFrame, teacher: pl.DataFrame) -> pl.DataFrame:
     """The tokens with the columns `loss_teacher` and `entropy_teacher`."""
-    theirs = teacher.select("example_id", "position", pl.col("loss", "entropy").name.suffix("_teacher"))
-    both = tokens.join(theirs, on=["example_id", "position"], how="left", validate="m:1")
+    theirs = teacher.select(*TOKEN_KEY, pl.col("loss", "entropy").name.suffix("_teacher"))
+    both = tokens.join(theirs, on=TOKEN_KEY, how="left", validate="m:1")
     lone = both.filter(pl.col("loss_teacher").is_null())
     if len(lone):
-        example, position = lone.select("example_id", "position").row(0)
+        example, position = lone.select(*TOKEN_KEY).row(0)
         raise InputError(
             f"token_losses has no row of token {position} of {example}, which the model was evaluated on: materialise "
             "token_losses again"

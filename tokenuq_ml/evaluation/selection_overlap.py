@@ -9,6 +9,8 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
+from tokenuq_ml.tables.schemas import TOKEN_KEY
+
 _SCHEMA = {
     "a": pl.String,
     "b": pl.String,
@@ -42,11 +44,11 @@ def selection_overlap(selections: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
         return pl.DataFrame(schema=_SCHEMA)
     # One pass for all pairs: which ablations took a token, as a set of bits, and how often each set occurs in a step.
     chosen = pl.concat(
-        frame.filter("selected").select("step", "example_id", "position", takers=pl.lit(1 << index, pl.UInt64))
+        frame.filter("selected").select("step", *TOKEN_KEY, takers=pl.lit(1 << index, pl.UInt64))
         for index, frame in enumerate(selections.values())
     )
     sets = (
-        chosen.group_by("step", "example_id", "position")
+        chosen.group_by("step", *TOKEN_KEY)
         .agg(pl.col("takers").sum())
         .group_by("step", "takers")
         .agg(tokens=pl.len().cast(pl.Int64))

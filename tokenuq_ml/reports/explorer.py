@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenuq_ml.config import REFERENCE_ROWS
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 SPLITS = ("test", "validation", "ood", "train")
 """In the order that they are listed."""
@@ -25,7 +26,6 @@ MOST_BYTES = 5_000_000
 """Of the packed numbers, as they would be without compression, which about makes up for base64."""
 TOKEN_BYTES, CHOICE_BYTES, SCORED_BYTES, PASS_BYTES = 22, 6, 2, 3
 """Of a token: what all have; an alternative; a loss under a student; a loss and a selection at a step."""
-KEYS = ["example_id", "position"]
 COLUMNS = ("text", "category", "position", "rank", "loss", "entropy", "bald", "base_loss")
 MEASURES = ("loss", "entropy", "bald")
 
@@ -130,7 +130,7 @@ def pack(
     order = pl.DataFrame({"example_id": ids, "number": range(len(ids))}, schema_overrides={"example_id": pl.String})
     rows = (
         tokens.filter(pl.col("example_id").is_in(ids))
-        .select(*KEYS, pl.col("token", "category").cast(pl.String), "rank", *MEASURES, "base_loss")
+        .select(*TOKEN_KEY, pl.col("token", "category").cast(pl.String), "rank", *MEASURES, "base_loss")
         .collect()
         .join(order, on="example_id")
         .sort("number", "position")
@@ -142,7 +142,9 @@ def pack(
         dict(places.select("number", "first").iter_rows()),
         dict(places.select("number", "len").iter_rows()),
     )
-    shown = rows.select(*KEYS, "index", "number", first=pl.col("number").replace_strict(firsts, return_dtype=pl.Int64))
+    shown = rows.select(
+        *TOKEN_KEY, "index", "number", first=pl.col("number").replace_strict(firsts, return_dtype=pl.Int64)
+    )
 
     texts = _Dictionary()
     columns: dict[str, NDArray] = {
@@ -153,7 +155,9 @@ def pack(
     }
     categories = _Dictionary()
     columns["category"] = categories.ids(rows["category"])
-    chosen = alternatives.filter(pl.col("example_id").is_in(ids)).collect().join(shown, on=KEYS).sort("index", "choice")
+    chosen = (
+        alternatives.filter(pl.col("example_id").is_in(ids)).collect().join(shown, on=TOKEN_KEY).sort("index", "choice")
+    )
     columns["choice_of"] = chosen["index"].to_numpy().astype("<u4")
     columns["choice_text"] = texts.ids(chosen["token"].cast(pl.String))
     columns["choice_probability"] = _half(chosen["probability"])
@@ -181,7 +185,9 @@ def _scored(students: Students, ids: list[str], shown: pl.DataFrame, counts: dic
     """`[model, example, first]` of each student's losses on an example, and the losses that they begin in."""
     entries, pools, size = [], [], 0
     for name, table in students.held_out.items():
-        rows = table.filter(pl.col("example_id").is_in(ids)).select(*KEYS, "loss").collect().join(shown, on=KEYS)
+        rows = (
+            table.filter(pl.col("example_id").is_in(ids)).select(*TOKEN_KEY, "loss").collect().join(shown, on=TOKEN_KEY)
+        )
         rows = rows.with_columns(group=pl.col("number"))
         found, pool = _pool(rows, counts, {"loss": np.nan})
         entries += [[students.names.index(name) + 2, number, size + first] for number, first in found.items()]
@@ -196,8 +202,8 @@ def _passes(
     """`[model, example, step, first]` of each time that training met an example, the losses, and what was selected."""
     entries, pools, size = [], [], 0
     for name, table in students.selections.items():
-        rows = table.filter(pl.col("example_id").is_in(ids)).select("step", *KEYS, "loss", "selected").collect()
-        rows = rows.join(shown, on=KEYS).with_columns(group=pl.struct("step", "number").rank("dense"))
+        rows = table.filter(pl.col("example_id").is_in(ids)).select("step", *TOKEN_KEY, "loss", "selected").collect()
+        rows = rows.join(shown, on=TOKEN_KEY).with_columns(group=pl.struct("step", "number").rank("dense"))
         found, pool = _pool(rows, counts, {"loss": np.nan, "selected": 0})
         named = dict(rows.select("group", pl.struct("number", "step")).unique().iter_rows())
         for group, first in found.items():

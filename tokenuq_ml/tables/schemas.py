@@ -34,9 +34,16 @@ class Table:
         )
 
 
-_TOKEN_KEYS = {
+TOKEN_KEY = ("example_id", "position")
+"""The key of a response token, in every table with one row per token."""
+
+_TOKEN_COLUMNS = {
     "example_id": (pa.string(), "the example; starts with its dataset's name"),
     "position": (pa.int32(), "index of the predicted token in input_ids; predicted from the tokens before it"),
+}
+_STEP_COLUMNS = {
+    "step": (pa.int32(), "optimiser step, from 1"),
+    "epoch": (pa.float32(), "epochs completed after the step"),
 }
 
 TABLES = {
@@ -78,10 +85,10 @@ TABLES = {
     "token_losses": Table(
         "One row a response token: loss, entropy and rank under the teacher and the base model, dropout off.",
         {
-            "example_id": _TOKEN_KEYS["example_id"],
+            "example_id": _TOKEN_COLUMNS["example_id"],
             "dataset": (_CATEGORY, "name of the dataset"),
             "split": (_CATEGORY, "train, validation, test or ood"),
-            "position": _TOKEN_KEYS["position"],
+            "position": _TOKEN_COLUMNS["position"],
             "token_id": (pa.int32(), "id of the predicted token"),
             "token": (_CATEGORY, "its text"),
             "category": (_CATEGORY, "special, whitespace, punctuation, number, word, subword or code"),
@@ -91,23 +98,23 @@ TABLES = {
             "base_loss": (pa.float32(), "cross-entropy under the base model without adapter, nats"),
             "base_entropy": (pa.float32(), "entropy of the base model's distribution, nats"),
         },
-        keys=("example_id", "position"),
+        keys=TOKEN_KEY,
     ),
     "token_alternatives": Table(
         "The teacher's likeliest tokens in place of each held-out response token.",
         {
-            **_TOKEN_KEYS,
+            **_TOKEN_COLUMNS,
             "choice": (pa.int8(), "0 is the teacher's first choice"),
             "token_id": (pa.int32(), "id of the alternative, which may be the token itself"),
             "token": (_CATEGORY, "its text"),
             "probability": (pa.float32(), "its probability under the teacher"),
         },
-        keys=("example_id", "position", "choice"),
+        keys=(*TOKEN_KEY, "choice"),
     ),
     "token_uncertainty": Table(
         "One row a response token: Monte-Carlo dropout over the teacher's adapter. Joins one to one with token_losses.",
         {
-            **_TOKEN_KEYS,
+            **_TOKEN_COLUMNS,
             "predictive_entropy": (pa.float32(), "H[mean_k p_k], nats"),
             "expected_entropy": (pa.float32(), "mean_k H[p_k], the aleatoric part, nats"),
             "bald": (pa.float32(), "mean_k KL(p_k || mean p), the epistemic part, nats, >= 0"),
@@ -115,22 +122,21 @@ TABLES = {
             "mc_loss": (pa.float32(), "-log mean_k p_k(token), nats"),
             "n_samples": (pa.int16(), "K"),
         },
-        keys=("example_id", "position"),
+        keys=TOKEN_KEY,
     ),
     "bald_reference": Table(
         "BALD of a small sample of tokens, computed again in float64 with the same masks: what rounding adds.",
         {
-            **_TOKEN_KEYS,
+            **_TOKEN_COLUMNS,
             "bald": (pa.float32(), "as in token_uncertainty, nats"),
             "bald_float64": (pa.float64(), "the same masks in float64, nats"),
         },
-        keys=("example_id", "position"),
+        keys=TOKEN_KEY,
     ),
     "training_log": Table(
         "One row an optimiser step of the teacher (ablation=teacher) or a student.",
         {
-            "step": (pa.int32(), "optimiser step, from 1"),
-            "epoch": (pa.float32(), "epochs done after the step"),
+            **_STEP_COLUMNS,
             "loss": (pa.float32(), "the objective, nats a response token of the optimiser batch"),
             "mle_loss": (pa.float32(), "mean cross-entropy of the tokens trained by MLE, nats"),
             "distill_loss": (pa.float32(), "mean divergence of the distilled tokens, nats; null where there are none"),
@@ -146,22 +152,19 @@ TABLES = {
     "selections": Table(
         "One row a response token and step of a student's training: was it selected, and what was done with it.",
         {
-            "step": (pa.int32(), "optimiser step, from 1"),
-            "epoch": (pa.float32(), "epochs done after the step"),
-            "example_id": _TOKEN_KEYS["example_id"],
-            "position": _TOKEN_KEYS["position"],
+            **_STEP_COLUMNS,
+            **_TOKEN_COLUMNS,
             "loss": (pa.float32(), "the student's cross-entropy at that step, nats"),
             "selected": (pa.bool_(), "whether the selector took it"),
             "objective": (pa.string(), "mle, dft, eaft, distill, none, or module:function"),
         },
-        keys=("step", "example_id", "position"),
+        keys=("step", *TOKEN_KEY),
         partitions=("study", "ablation"),
     ),
     "curriculum": Table(
         "Which token categories were selected as training went on.",
         {
-            "step": (pa.int32(), "optimiser step, from 1"),
-            "epoch": (pa.float32(), "epochs done after the step"),
+            **_STEP_COLUMNS,
             "category": (pa.string(), "token category"),
             "n_tokens": (pa.int32(), "response tokens of the category in the step"),
             "n_selected": (pa.int32(), "of those, selected"),
@@ -218,11 +221,11 @@ TABLES = {
     "evaluation_tokens": Table(
         "One row a response token of test and ood: a model's loss and entropy, dropout off.",
         {
-            **_TOKEN_KEYS,
+            **_TOKEN_COLUMNS,
             "loss": (pa.float32(), "the model's cross-entropy with the token, nats"),
             "entropy": (pa.float32(), "entropy of the model's distribution, nats"),
         },
-        keys=("example_id", "position"),
+        keys=TOKEN_KEY,
         partitions=("study", "ablation"),
     ),
     "generations": Table(
@@ -290,7 +293,7 @@ TABLES = {
 }
 
 JOINED = "tokens"
-JOINED_FROM, JOINED_ON = ("token_losses", "token_uncertainty"), ("study", "example_id", "position")
+JOINED_FROM, JOINED_ON = ("token_losses", "token_uncertainty"), ("study", *TOKEN_KEY)
 """No table on disk: what readers offer as the one-to-one join of two."""
 
 

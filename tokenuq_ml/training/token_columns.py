@@ -19,6 +19,7 @@ from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.token_categories import CATEGORIES
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.parquet import read_table
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.training.selection import Tokens, select
 
 
@@ -92,7 +93,7 @@ def static_selection(
 
 def _of_tokens(frame: pl.DataFrame, table: str, column: str, wanted: pl.DataFrame) -> pl.Series:
     rows = frame.select(pl.col("example_id").cast(pl.String), pl.col("position").cast(pl.Int32), value=pl.col(column))
-    joined = wanted.join(rows, on=["example_id", "position"], how="left", maintain_order="left")
+    joined = wanted.join(rows, on=TOKEN_KEY, how="left", maintain_order="left")
     if len(joined) != len(wanted) or joined["value"].null_count():
         lacking = joined.filter(pl.col("value").is_null())
         at = f", e.g. {lacking['example_id'][0]} at {lacking['position'][0]}" if len(lacking) else ""

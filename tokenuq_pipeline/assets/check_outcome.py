@@ -5,11 +5,10 @@ import polars as pl
 
 from tokenuq_ml.tables.parquet import read_table
 from tokenuq_pipeline.runtime.store import Store
-from tokenuq_pipeline.runtime.store_paths import table_path
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 ENTROPY_SLACK = 1e-5
 """Nats that rounding may take an entropy below zero, or a part above the whole."""
-JOIN = ["example_id", "position"]
 
 Outcome = dg.AssetCheckResult
 

@@ -7,10 +7,11 @@ import polars as pl
 
 from tokenuq_ml.config import BASE_ROW, TEACHER_ROW, AblationSpec, Schedule
 from tokenuq_ml.config.quantiles import count_selected
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_pipeline.assets.asset import StageCheck
-from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, JOIN, Outcome, outcome, read
-from tokenuq_pipeline.runtime.store_paths import table_path
+from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 
 def one_row_per_response_token(store: Store, study: str) -> Outcome:
@@ -110,7 +111,7 @@ def selections_as_specified(store: Store, study: str, ablation: AblationSpec) ->
     rows = read(store, "selections", study=study, ablation=ablation.name)
     select = ablation.select
     if select.is_decided_before_training:
-        rows = rows.group_by(JOIN).agg(
+        rows = rows.group_by(TOKEN_KEY).agg(
             pl.col("selected").first(), step=pl.lit(0), odd=pl.col("selected").n_unique() > 1
         )
         if rows["odd"].any():

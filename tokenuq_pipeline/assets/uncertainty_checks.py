@@ -3,7 +3,8 @@
 import polars as pl
 
 from tokenuq_ml.tables.bald_noise import NOISE, bald_noise
-from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, JOIN, Outcome, outcome, read
+from tokenuq_ml.tables.schemas import TOKEN_KEY
+from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
 
 NOISE_SHARE = 0.05
@@ -49,9 +50,11 @@ def bald_above_noise_by_category(store: Store, study: str) -> Outcome:
     """The noise floor is below 5% of mean BALD within each token category that the reference sample holds."""
     if bald_noise(store.home, study) is None:
         return outcome(False, f"materialise {study}/token_uncertainty again", warn=True)
-    categories = read(store, "token_losses", study=study).select(*JOIN, pl.col("category").cast(pl.String))
+    categories = read(store, "token_losses", study=study).select(*TOKEN_KEY, pl.col("category").cast(pl.String))
     mean, floor = (
-        frame.join(categories, on=JOIN).group_by("category").agg(value.mean().alias(name), pl.len().alias(f"n_{name}"))
+        frame.join(categories, on=TOKEN_KEY)
+        .group_by("category")
+        .agg(value.mean().alias(name), pl.len().alias(f"n_{name}"))
         for frame, value, name in (
             (read(store, "token_uncertainty", study=study), pl.col("bald"), "mean"),
             (read(store, "bald_reference", study=study), NOISE, "floor"),
@@ -83,10 +86,12 @@ def _share(floor: float, mean: float) -> str:
 
 def joins_one_to_one(store: Store, study: str) -> Outcome:
     """`token_uncertainty` and `token_losses` hold the same tokens, each once."""
-    losses = read(store, "token_losses", study=study).select(JOIN)
-    uncertainty = read(store, "token_uncertainty", study=study).select(JOIN)
+    losses = read(store, "token_losses", study=study).select(TOKEN_KEY)
+    uncertainty = read(store, "token_uncertainty", study=study).select(TOKEN_KEY)
     double = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
-    lone = len(losses.join(uncertainty, on=JOIN, how="anti")) + len(uncertainty.join(losses, on=JOIN, how="anti"))
+    lone = len(losses.join(uncertainty, on=TOKEN_KEY, how="anti")) + len(
+        uncertainty.join(losses, on=TOKEN_KEY, how="anti")
+    )
     return outcome(
         not lone and not double,
         f"{lone} tokens in one table only, {double} double rows",

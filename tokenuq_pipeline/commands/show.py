@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenuq_ml.config import REFERENCE_ROWS
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from tokenuq_ml.reports.explorer import Students
 
-KEYS = ["example_id", "position"]
 PIPED_WIDTH = 140
 BY = ("loss", "entropy", "bald", "selected")
 
@@ -65,13 +65,13 @@ def show_command(options: argparse.Namespace) -> int:
     ids = options.example or _most_uncertain(losses, uncertainty, selected, options)
     # Each table is filtered by itself, so that both are read where these examples are and nowhere else.
     of_ids = pl.col("example_id").is_in(ids)
-    tokens = losses.filter(of_ids).join(uncertainty.filter(of_ids).drop("study"), on=KEYS)
+    tokens = losses.filter(of_ids).join(uncertainty.filter(of_ids).drop("study"), on=TOKEN_KEY)
     rows = tokens.collect()
     _known(ids, rows, losses)
     prompts = _prompts(home, rows)
     shown = _with_first_choice(rows, home, study)
     if selected is not None:
-        shown = shown.join(selected.collect(), on=KEYS, how="left")
+        shown = shown.join(selected.collect(), on=TOKEN_KEY, how="left")
     top = full_colour(shown, options.by)
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
@@ -114,7 +114,7 @@ def _selected(home: Path, options: argparse.Namespace) -> "pl.LazyFrame":
     except FileNotFoundError as error:
         raise InputError(f"no selections of {options.ablation}: {error}") from None
     at = pl.col("step") == (options.step or pl.col("step").max().over("example_id"))
-    return table.filter(at).select(*KEYS, "selected")
+    return table.filter(at).select(*TOKEN_KEY, "selected")
 
 
 def _one_that_leaves_tokens_out(home: Path, study: str) -> str:
@@ -185,8 +185,8 @@ def _with_first_choice(rows: "pl.DataFrame", home: Path, study: str) -> "pl.Data
 
     first = _alternatives(home, study).filter(pl.col("choice") == 0)
     first = first.filter(pl.col("example_id").is_in(rows["example_id"].unique().to_list()))
-    first = first.select(*KEYS, pl.col("token").cast(pl.String).alias("first_choice")).collect()
-    return rows.join(first, on=KEYS, how="left") if len(first) else rows
+    first = first.select(*TOKEN_KEY, pl.col("token").cast(pl.String).alias("first_choice")).collect()
+    return rows.join(first, on=TOKEN_KEY, how="left") if len(first) else rows
 
 
 def _alternatives(home: Path, study: str) -> "pl.LazyFrame":
