@@ -1,4 +1,4 @@
-"""docs/querying.md: every question's SQL and polars run as written over a small store, and give one answer."""
+"""docs/querying.md: all its examples run as written over a small store; SQL and polars give the same answers."""
 
 import re
 
@@ -6,12 +6,14 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from tests.support.markdown import fenced_blocks
 from tests.support.paths import ROOT
 from tests.support.tiny_store import make_store
 from tokenuq_ml.tables.sql import connect, select
 
 TEXT = (ROOT / "docs/querying.md").read_text()
-INTRODUCTION, *QUESTIONS = re.split(r"^### ", TEXT.partition("## How fast")[0], flags=re.MULTILINE)
+ASKED, _, FURTHER = TEXT.partition("## Run SQL that is not your own")
+INTRODUCTION, *QUESTIONS = re.split(r"^### ", ASKED, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +24,6 @@ def home(tmp_path_factory):
 @pytest.fixture
 def at_home(home, monkeypatch):
     monkeypatch.setenv("TOKENUQ_HOME", str(home))
-
-
-def blocks(text, language):
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def run(python):
@@ -40,7 +38,7 @@ def test_there_are_a_dozen_questions():
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda text: text.partition("\n")[0])
 def test_sql_and_polars_give_one_answer(question, at_home):
-    (sql,), (python,) = blocks(question, "sql"), blocks(question, "python")
+    (sql,), (python,) = fenced_blocks(question, "sql"), fenced_blocks(question, "python")
     with connect() as connection:
         by_sql = pl.from_arrow(select(connection, sql).to_arrow_table())
     by_polars = run(python)["answer"].with_columns(pl.col(pl.Categorical).cast(pl.String))
@@ -49,6 +47,13 @@ def test_sql_and_polars_give_one_answer(question, at_home):
 
 
 def test_the_introduction_runs(at_home, capsys):
-    for python in blocks(INTRODUCTION, "python"):
+    for python in fenced_blocks(INTRODUCTION, "python"):
         run(python)
     assert capsys.readouterr().out.count("bald") == 2
+
+
+def test_the_further_examples_run(at_home):
+    examples = fenced_blocks(FURTHER, "python")
+    assert len(examples) == 2
+    for python in examples:
+        run(python)
