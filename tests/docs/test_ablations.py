@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from tests.ml.training.test_trainer import setup
 from tests.support.paths import ROOT
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
+from tests.support.training import training_setup
 from tokenuq_ml.config import registry
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.config.sweeps import expand
@@ -37,7 +37,7 @@ def own(tmp_path, monkeypatch):
 def test_the_example_trains_as_it_says(own, tmp_path):
     ablation = load_config(ROOT / "config", own).ablations["unexplained_top25"]
     assert ablation.selection_kind == "dynamic" and ablation.tables_read == ("token_losses",)
-    s = setup(ablation, epochs=1)
+    s = training_setup(ablation, epochs=1)
     rows = [(e.example_id, p) for e in s.examples for p in e.positions]
     draw = torch.Generator().manual_seed(0)
     table = pl.DataFrame(
@@ -49,7 +49,7 @@ def test_the_example_trains_as_it_says(own, tmp_path):
         }
     )
     s.columns = TokenColumns(ablation.columns_read, {"token_losses": table}, s.examples)
-    recorder = train(tiny_peft(), s, tmp_path / "w", Silent(), "x")
+    recorder = train(tiny_peft(), s, tmp_path / "w", RecordingReporter(), "x")
     seen = recorder.selections().join(table, on=["example_id", "position"])
     for (_,), step in seen.group_by("step"):
         score = step["loss"] - step["entropy"]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from tests.support.processes import free_port
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
 from tokenuq_pipeline.runtime.paths import SETTINGS
 
@@ -36,12 +36,6 @@ query Schedule($selector: ScheduleSelector!) {
   scheduleOrError(scheduleSelector: $selector) { __typename ... on Schedule { scheduleState { id } } }
 }"""
 STOP = "mutation Stop($id: String) { stopRunningSchedule(id: $id) { __typename } }"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class DevServer:

@@ -19,9 +19,9 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from tests.end_to_end.test_study import CONFIG, STUDY, write_inputs
 from tests.support.dev_server import REPOSITORY, DevServer
 from tests.support.paths import ROOT
+from tests.support.tiny_study import CONFIG, STUDY, write_inputs
 from tokenuq_pipeline.runtime.store import Store
 
 TOKENUQ = Path(sys.executable).with_name("tokenuq")

@@ -9,7 +9,7 @@ import polars as pl
 from tests.support import tiny_tables
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_pipeline.runtime.store import Store
-from tokenuq_pipeline.runtime.store_paths import table_path
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 STUDIES = ("quickstart", "other")
 ABLATIONS = ("mle", "masked_mle_top25", "paper_top25")

@@ -56,7 +56,7 @@ def config_with(tmp_path, **changes):
     return config
 
 
-class InProcess(dg.ConfigurableResource):
+class FakeStagesInProcess(dg.ConfigurableResource):
     """Fake stages without a child process each: for tests of what is run, not of how."""
 
     def run(self, context, request, staging):
@@ -106,7 +106,7 @@ class Toy:
     def defs(self, config: Config | None = None, launcher: dg.ConfigurableResource | None = None) -> dg.Definitions:
         # Else Dagster asks the instance of an earlier test, which is closed.
         _current_storage.set(None)
-        return build_defs(config or toy_config(), self.store.home, launcher or InProcess())
+        return build_defs(config or toy_config(), self.store.home, launcher or FakeStagesInProcess())
 
     def copy(self, folder: Path) -> "Toy":
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)

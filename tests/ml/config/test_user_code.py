@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from tests.ml.training.test_trainer import setup
 from tests.support.paths import CONFIG
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
+from tests.support.training import training_setup
 from tokenuq_ml.config import AblationSpec, user_code
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.errors import InputError
@@ -76,7 +76,7 @@ def test_its_code_is_part_of_the_students_version_and_its_comments_are_not(own):
 
 def test_training_uses_it(own, tmp_path):
     ablation = AblationSpec(name="a", select={"by": "my_ideas:early", "quantile": 0.5}, selected="my_ideas:half")
-    recorder = train(tiny_peft(), setup(ablation, epochs=1), tmp_path / "w", Silent(), "x")
+    recorder = train(tiny_peft(), training_setup(ablation, epochs=1), tmp_path / "w", RecordingReporter(), "x")
     rows = recorder.selections()
     first = rows.group_by("step", "example_id").agg(first=rows["position"].min()).select("example_id")
     assert len(first) and rows["objective"].unique().sort().to_list() == ["my_ideas:half", "none"]
@@ -91,7 +91,10 @@ def test_training_uses_it(own, tmp_path):
 
 def test_the_same_for_micro_batches(own, tmp_path):
     ablation = AblationSpec(name="a", select={"by": "my_ideas:early", "quantile": 0.5}, selected="my_ideas:half")
-    runs = [train(tiny_peft(), setup(ablation, m, epochs=1), tmp_path / str(m), Silent(), "x") for m in (4, 2)]
+    runs = [
+        train(tiny_peft(), training_setup(ablation, m, epochs=1), tmp_path / str(m), RecordingReporter(), "x")
+        for m in (4, 2)
+    ]
     assert runs[1].log_rows[0]["loss"] == pytest.approx(runs[0].log_rows[0]["loss"], rel=1e-6)
 
 
@@ -100,4 +103,10 @@ def test_the_same_for_micro_batches(own, tmp_path):
 )
 def test_a_result_of_the_wrong_shape_is_refused(own, tmp_path, ablation):
     with pytest.raises(InputError, match="my_ideas:wrong must give"):
-        train(tiny_peft(), setup(AblationSpec(name="a", **ablation), epochs=1), tmp_path / "w", Silent(), "x")
+        train(
+            tiny_peft(),
+            training_setup(AblationSpec(name="a", **ablation), epochs=1),
+            tmp_path / "w",
+            RecordingReporter(),
+            "x",
+        )

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import AblationSpec, LoraSpec, TrainSpec
 from tokenuq_ml.costs.flops import PUBLISHED, Architecture, Step, flops, head_products
@@ -111,7 +111,7 @@ class TestAgainstPyTorch:
         setup = TrainingSetup(
             examples(11), spec, AblationSpec(name="x", **ablation), 0, FLOAT32, OnlineTeacher("teacher", FLOAT32)
         )
-        operations, recorder = counted(lambda: train(model, setup, tmp_path, Silent(), "x"))
+        operations, recorder = counted(lambda: train(model, setup, tmp_path, RecordingReporter(), "x"))
         costs = recorder.costs
         assert costs.steps == 6 and costs.response_tokens == 2 * sum(len(e.positions) for e in setup.examples)
         assert operations == pytest.approx(costs.steps * flops(architecture, costs.step()).total, rel=1e-9)

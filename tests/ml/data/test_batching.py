@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 import torch
 
-from tests.ml.training.test_trainer import MLE, PAPER, setup
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+from tests.support.training import MLE, PAPER, training_setup
 from tokenuq_ml.data.batching import (
     LengthBucketSampler,
     StoredExamples,
@@ -70,9 +70,9 @@ def test_packing_without_ends_of_sequences_is_noticed(monkeypatch):
 def test_training_on_packed_batches_changes_nothing(ablation, tmp_path):
     logs = []
     for batching in ("bucket", "pack"):
-        s = setup(ablation)
+        s = training_setup(ablation)
         s.train = s.train.model_copy(update={"batching": batching})
-        recorder = train(tiny_peft(), s, tmp_path / batching, Silent(), "x")
+        recorder = train(tiny_peft(), s, tmp_path / batching, RecordingReporter(), "x")
         assert recorder.batching == batching
         logs.append(torch.tensor(recorder.training_log()["loss"].to_list()))
     torch.testing.assert_close(*logs, rtol=1e-4, atol=1e-5)
@@ -82,7 +82,7 @@ def test_where_packing_is_not_exact_training_pads_and_says_so(tmp_path, monkeypa
     from tokenuq_ml.training import trainer
 
     monkeypatch.setattr(trainer, "packing_is_exact", lambda *_: False)
-    s, reporter = setup(MLE, epochs=1), Silent()
+    s, reporter = training_setup(MLE, epochs=1), RecordingReporter()
     s.train = s.train.model_copy(update={"batching": "pack"})
     assert train(tiny_peft(), s, tmp_path, reporter, "x").batching == "bucket"
     assert any("padded instead" in line for line in reporter.lines)

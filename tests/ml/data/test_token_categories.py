@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.data.token_categories import CATEGORIES, categorise, special_ids, token_texts
 from tokenuq_ml.tables.schemas import TABLES
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenuq_ml.data.tokenization import default_template, end_of_turn, prompt_ids, tokenize_example
 from tokenuq_ml.errors import InputError
 

@@ -1,13 +1,11 @@
 """What is packed for the token explorer, read back and held to the tables."""
 
-import gzip
-import json
-
 import numpy as np
 import polars as pl
 import pytest
 
 from tests.support import tiny_tables
+from tests.support.explorer_data import unpack
 from tokenuq_ml.reports import explorer
 from tokenuq_ml.reports.explorer import Students, means_of, most_uncertain, prompts_of, within_budget
 from tokenuq_ml.stages.correlate import joined_tokens
@@ -23,11 +21,14 @@ def tokens():
 def students(tokens) -> Students:
     """Two ablations: losses of test and ood, and selections of train, each a number that tells whose it is."""
     train, held_out = tokens.filter(split="train"), tokens.filter(pl.col("split").is_in(["test", "ood"]))
-    scored = {name: held_out.select(*explorer.KEYS, loss=pl.col("loss") + k) for k, name in enumerate(STEPS, 1)}
+    scored = {
+        name: held_out.select("example_id", "position", loss=pl.col("loss") + k) for k, name in enumerate(STEPS, 1)
+    }
     selections = {
         name: pl.concat(
             train.select(
-                *explorer.KEYS,
+                "example_id",
+                "position",
                 step=pl.lit(step, pl.Int32),
                 loss=pl.col("loss") * step,
                 selected=(pl.col("position") + step) % 3 == 0,
@@ -38,18 +39,6 @@ def students(tokens) -> Students:
     }
     lazily = lambda frames: {name: frame.lazy() for name, frame in frames.items()}  # noqa: E731
     return Students(lazily(scored), lazily(selections))
-
-
-def unpack(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
-    data = gzip.decompress(data)
-    size = int.from_bytes(data[:4], "little")
-    header = json.loads(data[4 : 4 + size])
-    columns = {
-        name: np.frombuffer(data, f"<{kind}", length, 4 + size + offset)
-        for name, (kind, offset, length) in header["columns"].items()
-    }
-    assert all(offset % 4 == 0 for _, offset, _ in header["columns"].values()) and size % 4 == 0
-    return header, columns
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.ml.stages.test_report import ABLATIONS, LOSSES, build
 from tests.support import chromium, tiny_tables
+from tests.support.tiny_report import ABLATIONS, LOSSES, build_report
 from tokenuq_ml.stages.correlate import joined_tokens
 from tokenuq_ml.tables.parquet import read_table
 
@@ -47,7 +47,7 @@ def report(tmp_path_factory):
         f"evaluation_tokens/{name}": tiny_tables.evaluation_tokens(tokens, LOSSES[name] - 2) for name in ABLATIONS
     }
     changed = {"token_losses": losses, "token_alternatives": tiny_tables.alternatives(tokens)}
-    build(folder, **changed, **selections, **scored, **{"examples/toy": questions, "examples/far": questions})
+    build_report(folder, **changed, **selections, **scored, **{"examples/toy": questions, "examples/far": questions})
     return folder
 
 

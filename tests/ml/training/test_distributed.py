@@ -1,7 +1,6 @@
 """Two gloo processes under accelerate's DDP train as one process does."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.ml.training.test_trainer import MLE, PAPER, setup
 from tests.support.paths import ROOT
-from tests.support.reporter import Silent
+from tests.support.processes import free_port
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
+from tests.support.training import MLE, PAPER, training_setup
 from tokenuq_ml.training.trainer import train
 
 ABLATIONS = {"mle": MLE, "paper": PAPER}
@@ -23,17 +23,14 @@ ABLATIONS = {"mle": MLE, "paper": PAPER}
 def train_here(ablation: str, micro: int, folder: Path) -> None:
     """One process's part; what it leaves in `folder` is rank 0's."""
     model = tiny_peft(trained=True)
-    recorder = train(model, setup(ABLATIONS[ablation], micro), folder / "work", Silent(), "x")
+    recorder = train(model, training_setup(ABLATIONS[ablation], micro), folder / "work", RecordingReporter(), "x")
     if int(os.environ.get("RANK", 0)) == 0:
         recorder.save(folder)
         model.save_pretrained(folder)
 
 
 def launch(ablation: str, micro: int, folder: Path, ranks: int = 2) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
+    port, children = free_port(), []
     for rank in range(ranks):
         env = {
             **os.environ,

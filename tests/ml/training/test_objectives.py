@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.paths import ROOT
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, examples, tiny_peft
 from tokenuq_ml.config import TrainSpec
 from tokenuq_ml.config.load import load_config
@@ -73,7 +73,7 @@ def run(ablation, world, tmp_path, batch_size=8, micro=8):
     if growth is not None:
         ablation = ablation.model_copy(update={"rank_growth": growth.model_copy(update={"start": 4})})
         setup.ablation = ablation
-    return train(model, setup, tmp_path, Silent(), "x")
+    return train(model, setup, tmp_path, RecordingReporter(), "x")
 
 
 class Plain:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.ml.training.test_trainer import setup, weights
-from tests.support.reporter import Silent
+from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_model, tiny_peft
+from tests.support.training import lora_weights, training_setup
 from tokenuq_ml.config import AblationSpec, LoraSpec, RankGrowth
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapters import add_adapter
@@ -33,13 +33,13 @@ def optimiser_state(folder):
 def test_what_is_above_the_active_rank_is_as_it_was_drawn(tmp_path):
     """Weights, gradients and optimiser state; weight decay reaches none of it."""
     model = tiny_peft(trained=False)
-    fresh = {name: tensor.clone() for name, tensor in weights(model).items()}
-    s = setup(GROWING, epochs=1, save_steps=1)
+    fresh = {name: tensor.clone() for name, tensor in lora_weights(model).items()}
+    s = training_setup(GROWING, epochs=1, save_steps=1)
     s.train = s.train.model_copy(update={"weight_decay": 0.1})
-    recorder = train(model, s, tmp_path, Silent(), "x")
+    recorder = train(model, s, tmp_path, RecordingReporter(), "x")
     rank = recorder.log_rows[-1]["lora_rank"]
     assert 1 <= rank < 4
-    for name, tensor in weights(model).items():
+    for name, tensor in lora_weights(model).items():
         above = (slice(rank, None),) if "lora_A" in name else (slice(None), slice(rank, None))
         below = (slice(0, rank),) if "lora_A" in name else (slice(None), slice(0, rank))
         assert torch.equal(tensor[above], fresh[name][above])
@@ -54,25 +54,27 @@ def test_a_small_rank_trains_as_a_small_adapter_of_the_same_scale(tmp_path):
     """Rank 1 of 4 at alpha 8, never growing, equals rank 1 at alpha 2 with the same first row."""
     still = AblationSpec(name="g", select="all", rank_growth={"start": 1, "fall": 0.999})
     large = tiny_peft(trained=False)
-    s = setup(still, epochs=1)
-    recorder = train(large, s, tmp_path / "a", Silent(), "x")
+    s = training_setup(still, epochs=1)
+    recorder = train(large, s, tmp_path / "a", RecordingReporter(), "x")
     assert {row["lora_rank"] for row in recorder.log_rows} == {1}
     small, drawn = (
         add_adapter(tiny_model(), LoraSpec(rank=1, alpha=2, dropout=0.0), 0),
-        weights(tiny_peft(trained=False)),
+        lora_weights(tiny_peft(trained=False)),
     )
     for name, parameter in small.named_parameters():
         if "lora_A" in name:
             parameter.data.copy_(drawn[name][:1])
-    train(small, setup(AblationSpec(name="m", select="all"), epochs=1), tmp_path / "b", Silent(), "x")
-    for name, tensor in weights(small).items():
-        part = weights(large)[name][:1] if "lora_A" in name else weights(large)[name][:, :1]
+    train(
+        small, training_setup(AblationSpec(name="m", select="all"), epochs=1), tmp_path / "b", RecordingReporter(), "x"
+    )
+    for name, tensor in lora_weights(small).items():
+        part = lora_weights(large)[name][:1] if "lora_A" in name else lora_weights(large)[name][:, :1]
         torch.testing.assert_close(part, tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_restart_changes_nothing(tmp_path):
     whole = tiny_peft(trained=False)
-    log = train(whole, setup(GROWING, save_steps=2), tmp_path / "a", Silent(), "x").log_rows
+    log = train(whole, training_setup(GROWING, save_steps=2), tmp_path / "a", RecordingReporter(), "x").log_rows
 
     first, original = tiny_peft(trained=False), CheckpointCallback.on_step_end
 
@@ -83,17 +85,17 @@ def test_a_restart_changes_nothing(tmp_path):
     CheckpointCallback.on_step_end = stopping
     try:
         with pytest.raises(KeyboardInterrupt):
-            train(first, setup(GROWING, save_steps=2), tmp_path / "b", Silent(), "x")
+            train(first, training_setup(GROWING, save_steps=2), tmp_path / "b", RecordingReporter(), "x")
     finally:
         CheckpointCallback.on_step_end = original
     second = tiny_peft(trained=False)
-    again = train(second, setup(GROWING, save_steps=2), tmp_path / "b", Silent(), "x").log_rows
+    again = train(second, training_setup(GROWING, save_steps=2), tmp_path / "b", RecordingReporter(), "x").log_rows
     assert [row["lora_rank"] for row in again] == [row["lora_rank"] for row in log]
-    for name, tensor in weights(whole).items():
-        assert torch.equal(weights(second)[name], tensor)
+    for name, tensor in lora_weights(whole).items():
+        assert torch.equal(lora_weights(second)[name], tensor)
 
 
 def test_a_start_above_the_adapters_rank_is_refused(tmp_path):
     ablation = AblationSpec(name="g", select="all", rank_growth={"start": 9})
     with pytest.raises(InputError, match="rank_growth.start 9 is above the adapter's rank 4"):
-        train(tiny_peft(), setup(ablation), tmp_path, Silent(), "x")
+        train(tiny_peft(), training_setup(ablation), tmp_path, RecordingReporter(), "x")

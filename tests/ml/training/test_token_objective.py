@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from tests.ml.training.test_trainer import MASKED, MLE, PAPER, plain_objective
 from tests.support.tiny_models import examples, tiny_model, tiny_peft
+from tests.support.training import MASKED, MLE, PAPER, plain_objective
 from tokenuq_ml import SeparateTeacher, TokenObjective
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
@@ -140,7 +140,7 @@ def test_trl_sft_trainer_takes_it(tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
-    from tests.support.tiny import tiny_tokenizer
+    from tests.support.tiny_tokenizer import tiny_tokenizer
 
     class Sft(TokenObjective, trl.SFTTrainer):
         pass
