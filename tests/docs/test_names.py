@@ -20,7 +20,7 @@ MODULE = re.compile(r"`([\w/]+\.py)`")
 def text_of(page):
     """The page; of the changelog, only what does not quote names of earlier versions."""
     text = page.read_text()
-    return re.sub(r"^\| `[^|]*` \|", "|", text, flags=re.MULTILINE) if page.name == "CHANGELOG.md" else text
+    return re.sub(r"^ *\|[^|]*\|", "|", text, flags=re.MULTILINE) if page.name == "CHANGELOG.md" else text
 
 
 def exists(dotted: str) -> bool:
