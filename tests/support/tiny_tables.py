@@ -209,10 +209,11 @@ def curriculum_uncertainty(fractions: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pl
     )
 
 
-def publish(folder: Path, frames: dict[str, pl.DataFrame]) -> dict[str, str]:
-    """Writes each frame (named `<table>` or `<table>/<partition>`); returns a request's inputs."""
+def publish(folder: Path, frames: dict[str, pl.DataFrame | None]) -> dict[str, str]:
+    """Write each frame (named `<table>` or `<table>/<partition>`) but None; return the inputs of a request."""
     for name, frame in frames.items():
-        write_table(frame, name.partition("/")[0], folder / name, spec_hash="s", code_version="1-s")
+        if frame is not None:
+            write_table(frame, name.partition("/")[0], folder / name, spec_hash="s", code_version="1-s")
     return {name: str(folder / name) for name in frames}
 
 

@@ -1,9 +1,12 @@
-"""Child process of `<study>/ablation_report`: puts the page together from the tables.
+"""Child process of `<study>/ablation_report`: builds the report page from the tables.
 
-Knows which sections there are and which tables each reads; what they say is in `reports/`.
+Decides which sections the page has and which tables each of them reads; `reports/` renders them.
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -20,11 +23,12 @@ from tokenuq_ml.reports.explorer import Students
 from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.correlate import HEADLINES
-from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
+from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
 from tokenuq_ml.tables.parquet import content_of, read_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.tensor_digest import joined_digest
 
+PAGE = "report.html"
 PLOTS = {
     "In distribution against OOD": "id_vs_ood.png",
     "Training curves": "training_curves.png",
@@ -32,105 +36,140 @@ PLOTS = {
     "Held-out loss over the quantile": "quantile_curves.png",
     "Overlap of selections": "selection_overlap.png",
 }
-"""What the UI shows beside the page, where the study has it."""
+"""Plots that the UI shows next to the page, if the study has them."""
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fills the output `report` with the page, the tables of models and families as CSV and JSON, and the plots."""
-    asset = request.assets["ablation_report"]
-    study = StudySpec(**asset.fields["study"])
-    ablations = {name: AblationSpec(**fields) for name, fields in asset.fields["ablations"].items()}
-    folder = Path(asset.outputs["report"])
-
-    def read(table: str) -> pl.DataFrame:
-        return read_table(request.inputs[table])
-
-    def scan(table: str) -> pl.LazyFrame:
-        return pl.scan_parquet(Path(request.inputs[table], "*.parquet"))
-
-    everyone = (*REFERENCE_ROWS, *ablations)
-    models = table_rows({name: read(f"evaluations/{name}") for name in everyone})
-    examples = {name: read(f"evaluation_examples/{name}") for name in everyone}
-    families = family_rows(models, examples, ablations, study.evaluation)
-    # Lazily: of a large study the page shows a few hundred examples and one picture of all tokens.
-    tokens = scan("token_losses").join(scan("token_uncertainty"), on=TOKEN_KEY)
-    firsts = {family: names[0] for family, names in families_of(ablations).items()}
-    logs = {TEACHER_ROW: TEACHER_ROW} | firsts
-    selecting = comparison.compared_selections(ablations)
-    selections = {name: scan(f"selections/{name}") for name in ablations}
-    scored = {name: scan(f"evaluation_tokens/{name}") for name in ablations}
-    datasets = {name: read(f"examples/{name}") for name in (study.dataset, *study.ood)}
-    costs, cost_rows = _costs(request, ablations)
-    page = [
-        (
-            "Ablations",
-            comparison.results(families, models, ablations, study.evaluation)
-            + sections.shared_questions(datasets[study.dataset]),
-        ),
-        (
-            "In distribution against out of distribution",
-            sections.planes(families, {family: read(f"training_log/{name}") for family, name in logs.items()}, folder),
-        ),
-        ("How many tokens to select", comparison.quantiles(families, ablations, folder)),
-        (
-            "Do selections take the same tokens?",
-            comparison.overlap(ablations, {name: selections[name] for name in selecting}, folder),
-        ),
-        (
-            "Is the loss a proxy of epistemic uncertainty?",
-            sections.correlations(
-                read("uncertainty_analysis"), HEADLINES.values(), tokens, _reference(request), folder
-            ),
-        ),
-        ("The curriculum that selection makes", sections.curricula(ablations, read, folder)),
-        (
-            "Tokens",
-            sections.token_explorer(
-                tokens, scan("token_alternatives"), datasets.values(), Students(scored, selections)
-            ),
-        ),
-        ("What it costs", costs),
-        ("What was run", sections.settings(study, ablations)),
-    ]
-    (folder / "report.html").write_text(
-        html.page(
-            f"Ablation report: {study.name}",
-            f"{study.model} on {study.dataset}, {len(ablations)} ablations in {len(firsts)} families; losses in nats",
-            # A section that has nothing to show (no quantiles, no two selections) is left out.
-            [(heading, content) for heading, content in page if content is not None],
-        ),
-        encoding="utf-8",
-    )
-    for name, rows in (("ablation_table", models), ("family_table", families)):
-        (folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        pl.DataFrame(rows, infer_schema_length=None).write_csv(folder / f"{name}.csv")
-    (folder / "costs.json").write_text(json.dumps(cost_rows, indent=1), encoding="utf-8")
-    # Costs are timings, and the model is told by the tables that were made with it.
-    timed = {"model", *(f"costs/{name}" for name in ablations)}
-    content = [content_of(path) for name, path in sorted(request.inputs.items()) if name not in timed]
-    reporter.info(f"{study.name}: {verdict(families)}")
+    """Fill the output `report` with the page, the result tables as CSV and JSON, and the plots."""
+    report = _Report(request)
+    _, cost_rows = report.costs
+    _write_page(report)
+    _write_rows(report, cost_rows)
+    reporter.info(f"{report.study.name}: {verdict(report.family_rows)}")
     reporter.done(
         AssetResult(
             stage="ablation_report",
-            data_version=joined_digest(asset.spec_hash, *content),
-            metrics={
-                "models": len(everyone),
-                "families": len(firsts),
-                "metrics": len({(row["dataset"], row["metric"]) for row in models}),
-                "verdict": verdict(families),
-                "page_kilobytes": round((folder / "report.html").stat().st_size / 1e3),
-                **{
-                    f"loss_{row['dataset']}_{row['family']}": row["value"]
-                    for row in families
-                    if row["metric"] == "loss"
-                },
-            },
-            plots={title: f"report/{file}" for title, file in PLOTS.items() if (folder / file).is_file()},
+            data_version=_data_version(report),
+            metrics=_metrics(report),
+            plots={title: f"report/{file}" for title, file in PLOTS.items() if (report.folder / file).is_file()},
         )
     )
 
 
-def _reference(request: StageRequest) -> pl.DataFrame:
+@dataclass(frozen=True)
+class _Report:
+    """The inputs of one report, and the rows that several of its parts share."""
+
+    request: StageRequest
+
+    @property
+    def asset(self) -> AssetRequest:
+        return self.request.assets["ablation_report"]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.asset.outputs["report"])
+
+    @cached_property
+    def study(self) -> StudySpec:
+        return StudySpec(**self.asset.fields["study"])
+
+    @cached_property
+    def ablations(self) -> dict[str, AblationSpec]:
+        return {name: AblationSpec(**fields) for name, fields in self.asset.fields["ablations"].items()}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The reference models and the students."""
+        return (*REFERENCE_ROWS, *self.ablations)
+
+    @cached_property
+    def first_members(self) -> dict[str, str]:
+        """Family -> its first ablation."""
+        return {family: names[0] for family, names in families_of(self.ablations).items()}
+
+    def read(self, table: str) -> pl.DataFrame:
+        return read_table(self.request.inputs[table])
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        return pl.scan_parquet(Path(self.request.inputs[table], "*.parquet"))
+
+    @cached_property
+    def tokens(self) -> pl.LazyFrame:
+        """The two token tables joined. Lazy, since a page shows a few hundred examples of a large study."""
+        return self.scan("token_losses").join(self.scan("token_uncertainty"), on=TOKEN_KEY)
+
+    @cached_property
+    def selections(self) -> dict[str, pl.LazyFrame]:
+        return {name: self.scan(f"selections/{name}") for name in self.ablations}
+
+    @cached_property
+    def datasets(self) -> dict[str, pl.DataFrame]:
+        return {name: self.read(f"examples/{name}") for name in (self.study.dataset, *self.study.ood)}
+
+    @cached_property
+    def model_rows(self) -> list[dict]:
+        return table_rows({name: self.read(f"evaluations/{name}") for name in self.models})
+
+    @cached_property
+    def family_rows(self) -> list[dict]:
+        examples = {name: self.read(f"evaluation_examples/{name}") for name in self.models}
+        return family_rows(self.model_rows, examples, self.ablations, self.study.evaluation)
+
+    @cached_property
+    def costs(self) -> tuple[str, dict[str, list[dict]]]:
+        """The costs section, and its rows."""
+        return _costs(self.request, self.ablations)
+
+
+def _write_page(report: _Report) -> None:
+    """Write `report.html`; sections that have nothing to show are left out."""
+    study, ablations = report.study, report.ablations
+    text = html.page(
+        f"Ablation report: {study.name}",
+        f"{study.model} on {study.dataset}, {len(ablations)} ablations in {len(report.first_members)} families; "
+        "losses in nats",
+        [(heading, content) for heading, content in _sections(report).items() if content is not None],
+    )
+    (report.folder / PAGE).write_text(text, encoding="utf-8")
+
+
+def _sections(report: _Report) -> dict[str, str | None]:
+    """Return heading -> content, in the order of the page; plots are written to the folder."""
+    study, ablations, families, folder = report.study, report.ablations, report.family_rows, report.folder
+    results = comparison.results(families, report.model_rows, ablations, study.evaluation)
+    logs = {TEACHER_ROW: TEACHER_ROW} | report.first_members
+    compared = {name: report.selections[name] for name in comparison.compared_selections(ablations)}
+    costs, _ = report.costs
+    return {
+        "Ablations": results + sections.shared_questions(report.datasets[study.dataset]),
+        "In distribution against out of distribution": sections.planes(
+            families, {family: report.read(f"training_log/{name}") for family, name in logs.items()}, folder
+        ),
+        "How many tokens to select": comparison.quantiles(families, ablations, folder),
+        "Do selections take the same tokens?": comparison.overlap(ablations, compared, folder),
+        "Is the loss a proxy of epistemic uncertainty?": sections.correlations(
+            report.read("uncertainty_analysis"),
+            HEADLINES.values(),
+            report.tokens,
+            _bald_reference(report.request),
+            folder,
+        ),
+        "The curriculum that selection makes": sections.curricula(ablations, report.read, folder),
+        "Tokens": sections.token_explorer(
+            report.tokens, report.scan("token_alternatives"), report.datasets.values(), _students(report)
+        ),
+        "What it costs": costs,
+        "What was run": sections.settings(study, ablations),
+    }
+
+
+def _students(report: _Report) -> Students:
+    losses = {name: report.scan(f"evaluation_tokens/{name}") for name in report.ablations}
+    return Students(losses, report.selections)
+
+
+def _bald_reference(request: StageRequest) -> pl.DataFrame:
     folder = Path(request.inputs["bald_reference"])
     if not folder.is_dir():
         raise InputError(
@@ -139,11 +178,11 @@ def _reference(request: StageRequest) -> pl.DataFrame:
     return read_table(folder)
 
 
-def _costs(request: StageRequest, ablations: dict[str, AblationSpec]) -> tuple[str, dict[str, list[dict]]]:
+def _costs(request: StageRequest, ablations: Mapping[str, AblationSpec]) -> tuple[str, dict[str, list[dict]]]:
     records = {}
     for name in ablations:
         path = Path(request.inputs[f"costs/{name}"], COSTS_FILE)
-        # None where the process that ended the training had no step left to make.
+        # A process that resumed after the last step measured no costs.
         if path.exists():
             records[name] = CostRecord.read(path)
     architecture = Architecture.from_config(request.inputs["model"])
@@ -151,10 +190,40 @@ def _costs(request: StageRequest, ablations: dict[str, AblationSpec]) -> tuple[s
     growing = [name for name, spec in ablations.items() if spec.rank_growth]
     if growing:
         content += html.paragraph(
-            f"The growing LoRA rank of {', '.join(growing)} saves no operation: the last rank is there from the "
-            "start, and what is above the active one is masked. FLOPs are those of the last rank."
+            f"The growing LoRA rank of {', '.join(growing)} saves no operations: all ranks are computed from the "
+            "start, and those above the active rank are masked. FLOPs are those of the final rank."
         )
     return content, rows
+
+
+def _write_rows(report: _Report, cost_rows: dict[str, list[dict]]) -> None:
+    """Write the result tables as JSON and CSV, and the costs as JSON."""
+    for name, rows in (("ablation_table", report.model_rows), ("family_table", report.family_rows)):
+        (report.folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        pl.DataFrame(rows, infer_schema_length=None).write_csv(report.folder / f"{name}.csv")
+    (report.folder / "costs.json").write_text(json.dumps(cost_rows, indent=1), encoding="utf-8")
+
+
+def _data_version(report: _Report) -> str:
+    """Hash the fields and the content of the tables, without costs, which are timings.
+
+    The model is left out too: it decides the content of the tables.
+    """
+    excluded = {"model", *(f"costs/{name}" for name in report.ablations)}
+    inputs = sorted(report.request.inputs.items())
+    return joined_digest(report.asset.spec_hash, *(content_of(path) for name, path in inputs if name not in excluded))
+
+
+def _metrics(report: _Report) -> dict[str, float | int | str]:
+    families = report.family_rows
+    return {
+        "models": len(report.models),
+        "families": len(report.first_members),
+        "metrics": len({(row["dataset"], row["metric"]) for row in report.model_rows}),
+        "verdict": verdict(families),
+        "page_kilobytes": round((report.folder / PAGE).stat().st_size / 1e3),
+        **{f"loss_{row['dataset']}_{row['family']}": row["value"] for row in families if row["metric"] == "loss"},
+    }
 
 
 if __name__ == "__main__":

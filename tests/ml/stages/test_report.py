@@ -18,8 +18,6 @@ from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import canvas, sections
 from tokenuq_ml.reports.text import report_text
-from tokenuq_ml.stages import report
-from tokenuq_ml.stages.request import StageRequest
 
 
 class Page(HTMLParser):
@@ -53,7 +51,7 @@ def test_a_growing_rank_is_said_to_save_nothing(quick_plots, tmp_path):
     growing = AblationSpec(name="grows", select="all", rank_growth={"start": 8})
     _, out = build_report(tmp_path, {"mle": ABLATIONS["mle"], "grows": growing})
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
-    assert "The growing LoRA rank of grows saves no operation" in text
+    assert "The growing LoRA rank of grows saves no operations" in text
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +108,9 @@ def test_the_page_says_how_much_of_bald_is_rounding(built):
     assert f"draws of its 5 masks is {mean / 4:.2g} nats" in text and "low by about the factor 4/5" in text
 
 
-def test_a_store_without_a_reference_is_told_what_to_make(tmp_path):
-    inputs = {"bald_reference": str(tmp_path / "none")}
-    request = StageRequest(entrypoint="report", study="toy", assets={}, inputs=inputs, work_dir=str(tmp_path))
+def test_a_store_without_a_bald_reference_is_told_what_to_materialise(quick_plots, tmp_path):
     with pytest.raises(InputError, match="toy/token_uncertainty was made by an earlier version: materialise it again"):
-        report._reference(request)
+        build_report(tmp_path, bald_reference=None)
 
 
 @pytest.mark.parametrize(
