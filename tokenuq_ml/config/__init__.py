@@ -20,6 +20,7 @@ from tokenuq_ml.config.base import (
     SPLITS,
     TEACHER_ROW,
     Spec,
+    Split,
     check_name,
     spec_hash,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Schedule",
     "SelectSpec",
     "Spec",
+    "Split",
     "StudySpec",
     "TrainSpec",
     "UncertaintySpec",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -12,7 +12,8 @@ from tokenuq_ml.config import user_code
 
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 RESERVED_STUDIES = {"models", "datasets", "files", "comparisons"}
-SPLITS = ("train", "validation", "test", "ood")
+Split = Literal["train", "validation", "test", "ood"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 BASE_ROW, TEACHER_ROW = "base", "teacher"
 REFERENCE_ROWS = (BASE_ROW, TEACHER_ROW)

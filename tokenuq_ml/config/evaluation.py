@@ -1,9 +1,9 @@
-"""What every model of a study is measured by: the entry `evaluation` of a study.
+"""How the models of a study are evaluated: the key `evaluation` of a study.
 
-Does not know how a metric is computed (`evaluation/`), nor which files it is computed from.
+The package `evaluation` computes the metrics.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,65 +11,74 @@ from tokenuq_ml.config.base import Spec
 
 
 class GenerationSpec(Spec):
-    """Greedy answers to a dataset's prompts."""
+    """Greedy generation of answers to a dataset's prompts."""
 
-    dataset: str = Field(description="an entry of datasets.yaml; its rows of split test and ood are asked")
+    dataset: str = Field(description="an entry of datasets.yaml; prompts are its rows of the splits test and ood")
     max_new_tokens: Annotated[int, Field(gt=0)] = 256
     batch_size: Annotated[int, Field(gt=0)] = 16
 
 
 class IfEvalSpec(GenerationSpec):
-    """Instruction following, by lm-eval's own checkers."""
+    """Instruction following, checked by lm-eval."""
 
 
 class Gsm8kSpec(GenerationSpec):
-    """GSM8K, by lm-eval's own task: its prompts, few-shot examples, filters and exact match."""
+    """GSM8K as in lm-eval's task: its prompts, few-shot examples, filters and exact match."""
 
     num_fewshot: Annotated[int, Field(ge=0)] = 5
-    fewshot_dataset: str | None = Field(None, description="whose train rows are the examples; default: dataset")
-    chat: bool = Field(
-        True, description="examples as turns of a conversation, in the model's chat template; else one plain text"
+    fewshot_dataset: str | None = Field(
+        default=None, description="dataset whose train rows are the few-shot examples; default: `dataset`"
     )
-    split: Literal["test", "ood"] = Field("ood", description="what the results count as; test: in distribution")
+    chat: bool = Field(
+        default=True, description="true: few-shot examples as turns in the model's chat template; false: one plain text"
+    )
+    split: Literal["test", "ood"] = Field(
+        default="ood", description="split that the results are reported for; test: in distribution"
+    )
 
 
 class JudgeSpec(Spec):
-    """Who compares two outputs: an OpenAI-compatible endpoint, or a model of `models.yaml`."""
+    """The judge that compares two outputs: an OpenAI-compatible endpoint, or a model of `models.yaml`."""
 
-    base_url: str | None = Field(None, description="e.g. https://api.openai.com/v1")
-    model: str | None = Field(None, description="the endpoint's name of the model")
-    api_key_env: str | None = Field(None, description="environment variable that holds the key")
+    base_url: str | None = Field(default=None, description="e.g. https://api.openai.com/v1")
+    model: str | None = Field(default=None, description="the model's name at the endpoint")
+    api_key_env: str | None = Field(default=None, description="environment variable that holds the API key")
     annotator: str = Field(
-        "weighted_alpaca_eval_gpt4_turbo", description="alpaca_eval's evaluator whose prompt and parser are used"
+        default="weighted_alpaca_eval_gpt4_turbo",
+        description="the evaluator of alpaca_eval whose prompt and parser are used",
     )
-    local_model: str | None = Field(None, description="an entry of models.yaml, run here in place of an endpoint")
+    local_model: str | None = Field(
+        default=None, description="an entry of models.yaml, run on this machine instead of an endpoint"
+    )
 
     @model_validator(mode="after")
-    def _one(self):
+    def _check_one_judge(self) -> Self:
         if (self.base_url is None) == (self.local_model is None):
-            raise ValueError("name either 'base_url' and 'model' of an endpoint, or 'local_model'")
+            raise ValueError("give either 'base_url' and 'model' of an endpoint, or 'local_model'")
         if self.base_url is not None and self.model is None:
-            raise ValueError("'base_url' needs 'model', the endpoint's name of the judge")
+            raise ValueError("'base_url' needs 'model', the judge's name at the endpoint")
         if self.local_model is not None and (self.model is not None or self.api_key_env is not None):
-            raise ValueError("'model' and 'api_key_env' are of an endpoint; 'local_model' has none")
+            raise ValueError("'model' and 'api_key_env' belong to an endpoint; remove them, or 'local_model'")
         return self
 
 
 class AlpacaEvalSpec(GenerationSpec):
-    """AlpacaEval: the model's outputs against the dataset's, compared by a judge."""
+    """AlpacaEval: a judge compares the model's outputs with the dataset's."""
 
-    judge: JudgeSpec | None = Field(None, description="without one nothing is generated, and there is no such row")
+    judge: JudgeSpec | None = Field(default=None, description="without a judge nothing is generated or reported")
     max_new_tokens: Annotated[int, Field(gt=0)] = 512
-    split: Literal["test", "ood"] = Field("ood", description="what the results count as; test: in distribution")
+    split: Literal["test", "ood"] = Field(
+        default="ood", description="split that the results are reported for; test: in distribution"
+    )
 
 
 class EvaluationSpec(Spec):
-    """What every model of a study is measured by, beside its losses on held-out tokens."""
+    """Evaluations of every model of a study, in addition to its loss on held-out tokens."""
 
-    bootstrap: Annotated[int, Field(gt=0, description="resamples for the intervals")] = 2000
+    bootstrap: Annotated[int, Field(gt=0, description="bootstrap resamples per interval")] = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: int = 0
-    calibration_bins: Annotated[int, Field(gt=1, description="equal bins of confidence")] = 15
+    calibration_bins: Annotated[int, Field(gt=1, description="bins of equal width")] = 15
     ifeval: IfEvalSpec | None = None
     gsm8k: Gsm8kSpec | None = None
     alpaca_eval: AlpacaEvalSpec | None = None
@@ -88,10 +97,10 @@ class EvaluationSpec(Spec):
 
     @property
     def judge_model(self) -> str | None:
-        """The entry of `models.yaml` that judges, if any does."""
+        """The entry of `models.yaml` that is the judge; None if no local model is."""
         judge = self.alpaca_eval.judge if self.alpaca_eval else None
         return judge.local_model if judge else None
 
-    def interval_fields(self) -> dict:
-        """The fields that decide an interval, as plain JSON values; an `EvaluationSpec` by themselves."""
+    def interval_fields(self) -> dict[str, Any]:
+        """Return the fields that decide an interval, as plain JSON values that make an `EvaluationSpec`."""
         return self.model_dump(mode="json", include={"bootstrap", "confidence", "seed"})

@@ -1,12 +1,13 @@
-"""Reads the four YAML files of `config/` into one checked `Config`.
+"""Reading of `models.yaml`, `datasets.yaml`, `studies.yaml` and `ablations.yaml` into one checked `Config`.
 
-Every error names the file, the key and the mend. Sweeps are opened out (`sweeps.py`), and a
-study's ablations are named one by one. Does not know what the specs mean to a stage (`stages.py`).
+Every error names the file and the key, and says what is allowed or what to do.
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -15,7 +16,8 @@ from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudyS
 from tokenuq_ml.config.sweeps import expand
 from tokenuq_ml.errors import InputError
 
-FILES = {"models": ModelSpec, "datasets": DatasetSpec, "studies": StudySpec, "ablations": AblationSpec}
+KINDS = ("models", "datasets", "studies", "ablations")
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 @dataclass(frozen=True)
@@ -28,64 +30,155 @@ class Config:
     ablations: dict[str, AblationSpec]
 
     def evaluation_datasets(self, study: StudySpec) -> list[str]:
-        """Datasets that a study only evaluates on, beside `ood`."""
+        """Return the datasets that the study's evaluations name, in addition to `ood`."""
         return list(dict.fromkeys(study.evaluation.datasets.values()))
 
     def evaluation_models(self, study: StudySpec) -> list[str]:
-        """Models that a study only evaluates with, as judges."""
+        """Return the models that the study only evaluates with, as judges."""
         return [study.evaluation.judge_model] if study.evaluation.judge_model else []
 
     def models_of(self, study: StudySpec) -> list[str]:
-        """Every model that a study needs, the one that it trains first."""
+        """Return every model that the study needs; the first is the one that it trains."""
         return list(dict.fromkeys((study.model, *self.evaluation_models(study))))
 
     def datasets_of(self, study: StudySpec) -> list[str]:
-        """Every dataset that a study needs: what it trains on, what it scores, what it asks."""
+        """Return every dataset that the study needs: for training first, then `ood`, then for evaluations."""
         return list(dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))))
 
 
 def load_config(*folders: str | Path) -> Config:
-    """Read and check `models.yaml`, `datasets.yaml`, `studies.yaml`, `ablations.yaml`.
+    """Read and check the configuration in `folders`.
 
-    The first folder must hold all four. Later folders may hold any of them and add
-    entries; an entry of the same name in two folders is an error.
+    The first folder must hold all four files. Later folders may hold any of them and add entries; an entry of the same
+    name in two folders is an error.
 
     Raises:
-        InputError: naming file, key, what is wrong and what is allowed.
+        InputError: a file is missing or invalid; the message names the file and the key, and says what is allowed.
     """
-    entries: dict[str, dict[str, Spec]] = {kind: {} for kind in FILES}
-    origin: dict[tuple[str, str], Path] = {}
-    families: dict[str, list[str]] = {}
-    for number, folder in enumerate(map(Path, folders)):
-        for kind, spec_class in FILES.items():
-            path = folder / f"{kind}.yaml"
-            if not path.is_file():
-                if number == 0:
-                    raise InputError(f"{path}: missing; the folder must hold {', '.join(f'{k}.yaml' for k in FILES)}")
-                continue
-            for name, raw in _read_yaml(path).items():
-                swept = _expand(path, name, raw) if kind == "ablations" else {name: raw}
-                for full, one in swept.items():
-                    if (kind, full) in origin:
-                        of = f" (of {name})" if full != name else ""
-                        raise InputError(
-                            f"{path}: {full}{of}: already defined in {origin[kind, full]}; rename one of them"
-                        )
-                    origin[kind, full] = path
-                    spec = entries[kind][full] = _parse(spec_class, path, full, one)
-                    if kind == "ablations":
-                        for family in dict.fromkeys((name, spec.family)):
-                            families.setdefault(family, []).append(full)
-    studies = {
-        name: _with_ablations(study, entries["ablations"], families, origin)
-        for name, study in entries["studies"].items()
-    }
-    config = Config(**{**entries, "studies": studies})
-    _check_references(config, origin)
+    reader = _Reader([Path(folder) for folder in folders])
+    models, datasets = reader.entries("models", ModelSpec), reader.entries("datasets", DatasetSpec)
+    studies, ablations = reader.entries("studies", StudySpec), reader.entries("ablations", AblationSpec)
+    studies = {name: reader.with_single_ablations(study, ablations) for name, study in studies.items()}
+    config = Config(models, datasets, studies, ablations)
+    reader.check_studies(config)
+    reader.check_model_files(config)
     return config
 
 
-def _expand(path: Path, name, raw) -> dict[str, dict]:
+class _Reader:
+    """The YAML files of some folders, and where each entry was found."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self._folders = folders
+        self._origins: dict[tuple[str, str], Path] = {}
+        self._names_by_entry: dict[str, list[str]] = {}
+        """Entry of `ablations.yaml` -> the ablations that its sweeps expand to."""
+
+    def entries(self, kind: str, spec_class: type[AnySpec]) -> dict[str, AnySpec]:
+        """Return the checked entries of `<kind>.yaml` in all folders, by name."""
+        specs: dict[str, AnySpec] = {}
+        for path in self._files(kind):
+            for name, raw in _read_yaml(path).items():
+                expanded = {name: raw}
+                if kind == "ablations":
+                    expanded = _expand(path, name, raw)
+                    self._names_by_entry.setdefault(name, []).extend(expanded)
+                for full_name, single in expanded.items():
+                    if (kind, full_name) in self._origins:
+                        swept = f" (of {name})" if full_name != name else ""
+                        raise InputError(
+                            f"{path}: {full_name}{swept}: already defined in {self._origins[kind, full_name]}; "
+                            "rename one of them"
+                        )
+                    self._origins[kind, full_name] = path
+                    specs[full_name] = _parse(spec_class, path, full_name, single)
+        return specs
+
+    def _files(self, kind: str) -> Iterator[Path]:
+        for number, folder in enumerate(self._folders):
+            path = folder / f"{kind}.yaml"
+            if path.is_file():
+                yield path
+            elif number == 0:
+                needed = ", ".join(f"{name}.yaml" for name in KINDS)
+                raise InputError(f"{path}: missing; the folder must hold {needed}")
+
+    def with_single_ablations(self, study: StudySpec, ablations: dict[str, AblationSpec]) -> StudySpec:
+        """Return the study with the ablations that its list stands for, one by one.
+
+        An entry of ablations.yaml stands for all ablations that it expands to, a family for those of every seed, and
+        `<family>_s0` for the one of seed 0.
+        """
+        families = self._families(ablations)
+        names: list[str] = []
+        for name in study.ablations:
+            first_seed = name.removesuffix("_s0")
+            if name in families:
+                names += families[name]
+            elif name in ablations:
+                names.append(name)
+            elif first_seed in ablations and ablations[first_seed].seed == 0:
+                names.append(first_seed)
+            else:
+                raise InputError(
+                    f"{self._origins['studies', study.name]}: {study.name}.ablations: {name!r} is not in "
+                    f"ablations.yaml; allowed: {', '.join(dict.fromkeys([*families, *ablations])) or 'none'}"
+                )
+        return study.model_copy(update={"ablations": tuple(dict.fromkeys(names))})
+
+    def _families(self, ablations: dict[str, AblationSpec]) -> dict[str, list[str]]:
+        """Return entry, or name without seed -> the ablations that it stands for."""
+        entry_of = {name: entry for entry, names in self._names_by_entry.items() for name in names}
+        families: dict[str, list[str]] = {}
+        for name, ablation in ablations.items():
+            for family in dict.fromkeys((entry_of[name], ablation.family)):
+                families.setdefault(family, []).append(name)
+        return families
+
+    def check_studies(self, config: Config) -> None:
+        """Check that the models, datasets and splits that studies name exist.
+
+        Raises:
+            InputError: one does not.
+        """
+        for study in config.studies.values():
+            named = [("model", study.model, "models"), ("dataset", study.dataset, "datasets")]
+            named += [("ood", name, "datasets") for name in study.ood]
+            named += [(f"evaluation.{key}", name, "datasets") for key, name in study.evaluation.datasets.items()]
+            judge = "evaluation.alpaca_eval.judge.local_model"
+            named += [(judge, name, "models") for name in config.evaluation_models(study)]
+            for key, name, kind in named:
+                if name not in getattr(config, kind):
+                    raise InputError(
+                        f"{self._origins['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
+                        f"allowed: {', '.join(getattr(config, kind)) or 'none'}"
+                    )
+            splits = config.datasets[study.dataset].sizes
+            missing = [split for split in ("train", "validation", "test") if split not in splits]
+            if missing:
+                raise InputError(
+                    f"{self._origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
+                    f"which study {study.name} needs"
+                )
+
+    def check_model_files(self, config: Config) -> None:
+        """Check that the files and folders of models exist.
+
+        Files of datasets may arrive later: they are checked when the dataset is materialised.
+
+        Raises:
+            InputError: one is missing.
+        """
+        for name, spec in config.models.items():
+            for key in ("path", "chat_template"):
+                value = getattr(spec, key)
+                if value is not None and "$" not in value and not Path(value).exists():
+                    raise InputError(
+                        f"{self._origins['models', name]}: {name}.{key}: {value}: no such file or folder; correct {key}"
+                    )
+
+
+def _expand(path: Path, name: str, raw: Any) -> dict[str, Any]:
     if not isinstance(raw, dict):
         return {name: raw}
     try:
@@ -94,31 +187,7 @@ def _expand(path: Path, name, raw) -> dict[str, dict]:
         raise InputError(f"{path}: {name}.{error}") from None
 
 
-def _with_ablations(
-    study: StudySpec, ablations: dict[str, Spec], families: dict[str, list[str]], origin: dict[tuple[str, str], Path]
-) -> StudySpec:
-    """The study with its ablations named one by one.
-
-    An entry of ablations.yaml, and a family, stand for all that is of them; `<family>_s0` is the one of seed 0.
-    """
-    names: list[str] = []
-    for name in study.ablations:
-        first = name.removesuffix("_s0")
-        if name in families:
-            names += families[name]
-        elif name in ablations:
-            names.append(name)
-        elif first in ablations and ablations[first].seed == 0:
-            names.append(first)
-        else:
-            raise InputError(
-                f"{origin['studies', study.name]}: {study.name}.ablations: {name!r} is not in ablations.yaml; "
-                f"allowed: {', '.join(dict.fromkeys([*families, *ablations])) or 'none'}"
-            )
-    return study.model_copy(update={"ablations": tuple(dict.fromkeys(names))})
-
-
-def _read_yaml(path: Path) -> dict:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
@@ -128,43 +197,46 @@ def _read_yaml(path: Path) -> dict:
     return raw
 
 
-def _parse(spec_class: type[Spec], path: Path, name, raw) -> Spec:
+def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpec:
     if not isinstance(raw, dict):
         raise InputError(f"{path}: {name}: must be a mapping, is {type(raw).__name__}")
     for key in ("path", "chat_template"):
         if isinstance(raw.get(key), str):
-            raw = {**raw, key: _place(path.parent, raw[key])}
+            raw = {**raw, key: _absolute(path.parent, raw[key])}
             if "$" in raw[key] and raw.get("id") is not None:
-                # The variable is not set, and the hub has it too.
+                # The variable is not set, and the dataset is on the hub as well.
                 raw.pop(key)
     try:
         return spec_class(**{**raw, "name": name})
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"] if part != "name")
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                message = f"unknown key; allowed: {', '.join(_allowed_keys(spec_class, problem['loc']))}"
-            elif problem["type"] not in ("missing", "value_error"):
-                message += f", got {problem['input']!r}"
-            lines.append(f"{path}: {name}{'.' + key if key else ''}: {message}")
+        lines = (f"{path}: {name}{_problem_text(spec_class, problem)}" for problem in error.errors())
         raise InputError("\n".join(lines)) from None
 
 
-def _place(folder: Path, written: str) -> str:
-    """A relative path means "beside this file", wherever the program was started; in a variable, from where it was.
+def _problem_text(spec_class: type[Spec], problem: Any) -> str:
+    """Return `.key: message` for one of pydantic's error details."""
+    key = ".".join(str(part) for part in problem["loc"] if part != "name")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = f"unknown key; allowed: {', '.join(_allowed_keys(spec_class, problem['loc']))}"
+    elif problem["type"] not in ("missing", "value_error"):
+        message += f", got {problem['input']!r}"
+    return f"{'.' + key if key else ''}: {message}"
 
-    Environment variables are put in; with one that is not set the path stays as written, and is an error for whoever
-    uses it.
+
+def _absolute(folder: Path, written: str) -> str:
+    """Return the absolute path that `written` stands for, with environment variables replaced.
+
+    A relative path starts at `folder`, that of the YAML file; one that begins with a variable starts at the working
+    directory. If a variable is not set, `written` is returned unchanged, and its user reports the error.
     """
     folder = Path.cwd() if written.startswith("$") else folder
     expanded = os.path.expandvars(written)
     return written if "$" in expanded or not expanded.strip() else str((folder / Path(expanded).expanduser()).resolve())
 
 
-def _allowed_keys(spec_class: type[Spec], loc: tuple) -> list[str]:
-    """The keys of the (nested) spec in which the unknown key at `loc` stands."""
+def _allowed_keys(spec_class: type[Spec], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the (nested) spec that holds the unknown key at `loc`."""
     for part in loc[:-1]:
         field = spec_class.model_fields.get(part) if isinstance(part, str) else None
         if field is None:
@@ -172,36 +244,3 @@ def _allowed_keys(spec_class: type[Spec], loc: tuple) -> list[str]:
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         spec_class = next((c for c in candidates if isinstance(c, type) and issubclass(c, Spec)), spec_class)
     return [key for key in spec_class.model_fields if key != "name"]
-
-
-def _check_references(config: Config, origin: dict[tuple[str, str], Path]) -> None:
-    def known(study: StudySpec, key: str, name: str, kind: str) -> None:
-        if name not in getattr(config, kind):
-            allowed = ", ".join(getattr(config, kind)) or "none"
-            raise InputError(
-                f"{origin['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
-                f"allowed: {allowed}"
-            )
-
-    for study in config.studies.values():
-        known(study, "model", study.model, "models")
-        known(study, "dataset", study.dataset, "datasets")
-        for name in study.ood:
-            known(study, "ood", name, "datasets")
-        for key, name in study.evaluation.datasets.items():
-            known(study, f"evaluation.{key}", name, "datasets")
-        for name in config.evaluation_models(study):
-            known(study, "evaluation.alpaca_eval.judge.local_model", name, "models")
-        splits = config.datasets[study.dataset].sizes
-        for split in ("train", "validation", "test"):
-            if split not in splits:
-                raise InputError(
-                    f"{origin['datasets', study.dataset]}: {study.dataset}.sizes: has no {split!r} split, "
-                    f"which study {study.name} needs"
-                )
-    # A dataset's file may arrive later; it is missed when the dataset is made.
-    for name, spec in config.models.items():
-        for key in ("path", "chat_template"):
-            value = getattr(spec, key)
-            if value is not None and "$" not in value and not Path(value).exists():
-                raise InputError(f"{origin['models', name]}: {name}.{key}: {value}: no such file or folder")

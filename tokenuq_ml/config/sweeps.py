@@ -1,48 +1,55 @@
-"""One entry of `ablations.yaml` with lists in it becomes one ablation for every combination, each with a name.
+"""Expansion of an entry of `ablations.yaml` with lists into one named ablation per combination of their values.
 
-A list is a sweep: `quantile: [0.1, 0.25]` of `paper_top` gives `paper_top10` and `paper_top25`; `seed: [0, 1]`
-gives the bare name and `_s1`; any other key gives `_<key><value>`, or `_<value>` where the value is a word.
-A number's point is written `p`. Does not know what the keys mean.
+A list is a sweep: `quantile: [0.1, 0.25]` of `paper_top` gives `paper_top10` and `paper_top25`; `seed: [0, 1]` gives
+the bare name and `_s1`; any other key gives `_<key><value>`, or `_<value>` if the value is a word. In names, `p` is
+the decimal point.
 """
 
 import copy
 import itertools
 from decimal import Decimal
+from typing import Any
 
 SWEPT = ("quantile", "threshold", "keep", "scope", "teacher", "divergence", "temperature", "weight", "rank")
 SWEPT += ("alpha", "dropout", "seed")
-"""Keys, at any depth, whose lists are sweeps. `seed` comes last in a name."""
+"""Keys, at any depth, whose lists are sweeps."""
 
-Place = tuple[str, ...]
+KeyPath = tuple[str, ...]
+"""The keys that lead to a value, from the outermost inwards."""
 
 
-def expand(name: str, entry: dict) -> dict[str, dict]:
-    """Name -> entry without lists, in the order of the lists; an entry without a sweep gives itself.
+def expand(name: str, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return name -> entry without lists, in the order of the lists; an entry without a sweep expands to itself.
+
+    The seed comes last in a name.
 
     Raises:
-        ValueError: a list is empty or holds a value twice, so that a name would not be its own.
+        ValueError: a list is empty, holds a value twice, or holds something else than numbers and words.
     """
     sweeps = sorted(_sweeps(entry), key=lambda sweep: sweep[0][-1] == "seed")
-    for place, values in sweeps:
-        key = ".".join(place)
-        if any(not isinstance(value, int | float | str) for value in values):
-            raise ValueError(f"{key}: a sweep is a list of numbers or words")
-        if not values:
-            raise ValueError(f"{key}: the list is empty; give a value, or some")
-        if len({str(value) for value in values}) < len(values):
-            raise ValueError(f"{key}: the list holds a value twice: {', '.join(map(str, values))}")
-    made: dict[str, dict] = {}
+    for path, values in sweeps:
+        _check_values(".".join(path), values)
+    expanded: dict[str, dict[str, Any]] = {}
     for combination in itertools.product(*(values for _, values in sweeps)):
-        full, one = name, copy.deepcopy(entry)
-        for (place, _), value in zip(sweeps, combination, strict=True):
-            full += _suffix(full, place[-1], value)
-            _set(one, place, value)
-        made[full] = one
-    return made
+        full_name, single = name, copy.deepcopy(entry)
+        for (path, _), value in zip(sweeps, combination, strict=True):
+            full_name += _suffix(full_name, path[-1], value)
+            _set(single, path, value)
+        expanded[full_name] = single
+    return expanded
 
 
-def _sweeps(entry: dict, above: Place = ()) -> list[tuple[Place, list]]:
-    found: list[tuple[Place, list]] = []
+def _check_values(key: str, values: list[Any]) -> None:
+    if any(not isinstance(value, int | float | str) for value in values):
+        raise ValueError(f"{key}: a sweep is a list of numbers or words")
+    if not values:
+        raise ValueError(f"{key}: the list is empty; give at least one value")
+    if len({str(value) for value in values}) < len(values):
+        raise ValueError(f"{key}: the list holds a value twice: {', '.join(map(str, values))}")
+
+
+def _sweeps(entry: dict[str, Any], above: KeyPath = ()) -> list[tuple[KeyPath, list[Any]]]:
+    found: list[tuple[KeyPath, list[Any]]] = []
     for key, value in entry.items():
         if isinstance(value, dict):
             found += _sweeps(value, (*above, key))
@@ -51,13 +58,13 @@ def _sweeps(entry: dict, above: Place = ()) -> list[tuple[Place, list]]:
     return found
 
 
-def _set(entry: dict, place: Place, value) -> None:
-    for key in place[:-1]:
+def _set(entry: dict[str, Any], path: KeyPath, value: float | str) -> None:
+    for key in path[:-1]:
         entry = entry[key]
-    entry[place[-1]] = value
+    entry[path[-1]] = value
 
 
-def _suffix(name: str, key: str, value) -> str:
+def _suffix(name: str, key: str, value: float | str) -> str:
     if key == "seed":
         return f"_s{value}" if value else ""
     if key == "quantile" and isinstance(value, int | float):
@@ -66,6 +73,6 @@ def _suffix(name: str, key: str, value) -> str:
     return f"_{value}" if isinstance(value, str) else f"_{key}{_number(value)}"
 
 
-def _number(value) -> str:
-    """Digits with `p` for the point, and no zeros that say nothing: 0.5 is `0p5`, 2.0 is `2`."""
+def _number(value: float | Decimal) -> str:
+    """Return the digits of `value`, without trailing zeros: 0.5 is `0p5`, 2.0 is `2`, -1 is `m1`."""
     return f"{Decimal(str(value)).normalize():f}".replace(".", "p").replace("-", "m")

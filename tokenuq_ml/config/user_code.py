@@ -1,7 +1,7 @@
-"""A user's own functions, named `module:function`: found without being imported, hashed, imported where they run.
+"""A user's own functions, named `module:function`: find and hash them without importing them, or import them.
 
-Definitions must load fast and run nobody's code, so a module is looked up as a file and read as
-text; only a training process imports it. Does not know what the function is for.
+Asset definitions must load fast and must not run a user's code, so a module is looked up as a file and read as text.
+Only a training process imports it.
 """
 
 import ast
@@ -13,26 +13,27 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_reference(name: str) -> bool:
-    """Whether `name` has the form `module:function`."""
+    """Return whether `name` has the form `module:function`."""
     return REFERENCE.fullmatch(name) is not None
 
 
 def search_path() -> list[str]:
-    """Where modules are looked for: where Python does, and beside the user's own configuration."""
+    """Return the folders in which modules are looked up: Python's own, then the user's configuration folder."""
     own = os.environ.get("TOKENUQ_CONFIG")
     return [*sys.path, *([str(Path(own).expanduser().resolve())] if own else [])]
 
 
 def find(reference: str) -> Path:
-    """The file of the function's module.
+    """Return the file of the function's module.
 
     Raises:
-        ValueError: no such module, or the file defines no such function at its top level.
+        ValueError: the module does not exist, or defines no such function at its top level.
     """
     module, function = reference.split(":")
     path, spec = search_path(), None
@@ -41,27 +42,27 @@ def find(reference: str) -> Path:
         path = list(spec.submodule_search_locations or []) if spec else []
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise ValueError(
-            f"{reference!r}: no module {module!r} on Python's path or in the folder TOKENUQ_CONFIG; put its file there"
+            f"{reference!r}: no module {module!r} on Python's path or in the folder TOKENUQ_CONFIG; put its file in one"
         )
     file = Path(spec.origin)
     defined = [node.name for node in _tree(file).body if isinstance(node, ast.FunctionDef)]
     if function not in defined:
         raise ValueError(
-            f"{reference!r}: {file} defines no function {function!r}; it has {', '.join(defined) or 'none'}"
+            f"{reference!r}: {file} defines no function {function!r}; it defines {', '.join(defined) or 'none'}"
         )
     return file
 
 
 def source_hash(reference: str) -> str:
-    """Twelve hex digits over the module's code; comments and layout do not count."""
+    """Return twelve hex digits over the code of the function's module, without comments and layout."""
     return hashlib.sha256(ast.dump(_tree(find(reference))).encode()).hexdigest()[:12]
 
 
-def load(reference: str) -> Callable:
-    """The function; imports its module.
+def load(reference: str) -> Callable[..., Any]:
+    """Import the function's module and return the function.
 
     Raises:
-        ValueError: as `find`.
+        ValueError: the module does not exist, or defines no such function at its top level.
     """
     find(reference)
     module, function = reference.split(":")

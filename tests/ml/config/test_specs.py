@@ -119,7 +119,7 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         ("studies.s.model", "absent", ["studies.yaml: s.model", "'absent' is not in models.yaml", "allowed: m"]),
         ("studies.s.ablations", ["nope"], ["studies.yaml: s.ablations", "allowed: a, b"]),
         ("studies.s.ablations", ["a", "a"], ["names an entry twice"]),
-        ("studies.s.ood", ["d"], ["the dataset that is trained on"]),
+        ("studies.s.ood", ["d"], ["which is the study's training dataset"]),
         (
             "studies.s.evaluation",
             {"gsm8k": {"dataset": "absent"}},
@@ -138,7 +138,7 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         (
             "studies.s.evaluation",
             {"alpaca_eval": {"dataset": "d", "judge": {"model": "gpt"}}},
-            ["s.evaluation.alpaca_eval.judge", "either 'base_url' and 'model' of an endpoint, or 'local_model'"],
+            ["s.evaluation.alpaca_eval.judge", "give either 'base_url' and 'model' of an endpoint, or 'local_model'"],
         ),
         (
             "studies.s.evaluation",
@@ -148,14 +148,18 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         (
             "studies.s.evaluation",
             {"alpaca_eval": {"dataset": "d", "judge": {"local_model": "m", "api_key_env": "KEY"}}},
-            ["s.evaluation.alpaca_eval.judge", "'local_model' has none"],
+            ["s.evaluation.alpaca_eval.judge", "remove them, or 'local_model'"],
         ),
         (
             "studies.s.evaluation",
             {"gsm9k": {"dataset": "d"}},
             ["s.evaluation.gsm9k", "unknown key", "allowed: bootstrap", "ifeval, gsm8k, alpaca_eval"],
         ),
-        ("studies.models", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["studies.yaml: models", "taken"]),
+        (
+            "studies.models",
+            {"model": "m", "dataset": "d", "ablations": ["a"]},
+            ["studies.yaml: models", "the asset graph"],
+        ),
         ("studies.Bad-Name", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["Bad-Name", "[a-z0-9_]+"]),
         ("studies.two__bars", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["two__bars", "no '__'"]),
         ("models.m.source", "floppy", ["models.yaml: m.source", "'wheel', 'gguf', 'path' or 'hub'"]),
@@ -166,11 +170,11 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         ),
         ("models.m", {"source": "hub"}, ["models.yaml: m", "needs 'id'"]),
         ("datasets.d.sizes", {"train": 2, "test": 1}, ["datasets.yaml: d.sizes", "'validation'", "study s"]),
-        ("datasets.d.format", "messages", ["datasets.yaml: d", "needs either 'path' or 'package'"]),
+        ("datasets.d.format", "messages", ["datasets.yaml: d", "needs 'path', or 'package'"]),
         (
             "datasets.d",
             {"format": "alpaca", "id": "a/b", "sizes": {"train": 1, "test": 1}, "drawn_from": {"train": "train"}},
-            ["datasets.yaml: d", "'drawn_from' must name the splits that 'sizes' names"],
+            ["datasets.yaml: d", "'drawn_from' and 'sizes' must name the same splits"],
         ),
         (
             "datasets.d",
