@@ -1,6 +1,7 @@
 """LoRA adapters through PEFT: add, attach, switch and freeze them, several on one base model."""
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,19 +14,26 @@ from tokenuq_ml.models.forward import causal_lm
 from tokenuq_ml.models.lora_dropout import use_bit_mask_dropout
 from tokenuq_ml.models.lora_linear import use_fused_lora
 from tokenuq_ml.seeding import seed_torch
+from tokenuq_ml.tensor_digest import tensors_digest
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
-    """A fresh trainable LoRA adapter on every linear layer but the output head, seeded."""
+    """Add a new trainable LoRA adapter to every linear layer except the output head.
+
+    Args:
+        model: The base model; changed in place.
+        lora: Rank, alpha and dropout.
+        seed: Decides the initial weights. Also seeds torch's global generators.
+    """
     seed_torch(seed)
     config = lora_config(lora)
-    # GPT-2's linear layers keep their weights transposed; an adapter that is said so loads without a warning.
+    # GPT-2's linear layers store their weights transposed; PEFT warns if the adapter's config does not say so.
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     return use_fused_lora(use_bit_mask_dropout(get_peft_model(model, config)))
 
 
 def lora_config(lora: LoraSpec) -> LoraConfig:
-    """The adapter in PEFT's terms."""
+    """Return PEFT's configuration of the adapter."""
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -37,24 +45,32 @@ def lora_config(lora: LoraSpec) -> LoraConfig:
 
 
 def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name: str) -> PeftModel:
-    """A stored adapter, frozen; on a `PeftModel` the active adapter stays what it was.
+    """Load a stored adapter, frozen. On a `PeftModel`, the active adapter stays active and trainable.
 
-    `PeftModel.set_adapter` would make the newcomer trainable and freeze the other, so the
-    adapter is loaded in inference mode and the active one is set again.
+    Args:
+        model: A base model, or one that has adapters already; changed in place.
+        folder: Folder that PEFT saved the adapter in.
+        name: Name of the adapter in the returned model.
     """
     if not isinstance(model, PeftModel):
-        return _for_inference(
-            PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False).eval(), name
-        )
+        loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
+        return _prepare_for_inference(loaded.eval(), name)
     active, was_training = model.active_adapter, model.training
+    # `PeftModel.set_adapter(name)` would make the new adapter trainable and freeze the active one.
     model.load_adapter(folder, adapter_name=name, is_trainable=False)
     model.set_adapter(active)
-    # Loading for inference puts the whole model into eval mode as well.
-    return _for_inference(model, name).train(was_training)
+    # Loading for inference also puts the complete model into eval mode.
+    return _prepare_for_inference(model, name).train(was_training)
 
 
-def _for_inference(model: PeftModel, name: str) -> PeftModel:
-    """Casts a frozen adapter to the base model's dtype once; autocast would do so in every forward pass."""
+def freeze_adapter(model: PeftModel) -> PeftModel:
+    """Freeze the active adapter after training: no gradients, eval mode, the base model's dtype."""
+    model.requires_grad_(False)
+    return _prepare_for_inference(model, model.active_adapter).eval()
+
+
+def _prepare_for_inference(model: PeftModel, name: str) -> PeftModel:
+    """Cast a frozen adapter to the base model's dtype once; autocast would do so in every forward pass."""
     dtype = causal_lm(model).dtype
     for path, parameter in model.named_parameters():
         if f".{name}." in path and not parameter.requires_grad:
@@ -62,17 +78,11 @@ def _for_inference(model: PeftModel, name: str) -> PeftModel:
     return use_fused_lora(use_bit_mask_dropout(model))
 
 
-def freeze_adapter(model: PeftModel) -> PeftModel:
-    """The active adapter after its training: frozen, in the base model's dtype, ready for inference."""
-    model.requires_grad_(False)
-    return _for_inference(model, model.active_adapter).eval()
-
-
 @contextmanager
-def use_adapter(model: PeftModel, name: str | None):
-    """Forward passes inside run under adapter `name` (None: the bare base model); no gradient is meant to flow.
+def use_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
+    """Run forward passes inside the context with adapter `name`, or with the base model alone if None.
 
-    Afterwards the adapter that was active is so again, trainable or frozen as it was.
+    For inference only. Afterwards the previous adapter is active again, and trainable if it was.
     """
     if name is None:
         with model.disable_adapter():
@@ -89,10 +99,8 @@ def use_adapter(model: PeftModel, name: str | None):
 
 
 def adapter_digest(folder: str | Path) -> str:
-    """Content hash of an adapter: its tensors and the settings that give them meaning."""
-    from tokenuq_ml.tensor_digest import tensors_digest
-
+    """Return the content hash of a stored adapter: its tensors, and the settings that change their effect."""
     config = json.loads(Path(folder, "adapter_config.json").read_text())
-    meaning = {key: config.get(key) for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias")}
-    meaning["target_modules"] = sorted(config["target_modules"])
-    return tensors_digest(Path(folder, "adapter_model.safetensors"), json.dumps(meaning, sort_keys=True))
+    settings = {key: config.get(key) for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias")}
+    settings["target_modules"] = sorted(config["target_modules"])
+    return tensors_digest(Path(folder, "adapter_model.safetensors"), json.dumps(settings, sort_keys=True))

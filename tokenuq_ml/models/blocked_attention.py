@@ -1,10 +1,11 @@
-"""Causal attention of whole sequences on a CPU, a block of queries at a time, for inference.
+"""Causal attention of complete sequences on a CPU, one block of queries at a time, for inference.
 
-Each block sees the keys up to its end and no others, and its scores stay in the processor's cache. Scores and their
-softmax are float32, whatever the model's dtype; query heads that share a key head share its products. Knows neither
-rotary embeddings nor any mask but the causal one: what asks for more is left to Transformers' SDPA.
+Each block reads only the keys up to its end, and its scores stay in the processor's cache. Scores and their softmax are
+float32, whatever the model's dtype; query heads that share a key head share its products. Handles only the causal
+mask and no rotary embeddings; other calls go to Transformers' SDPA.
 
-Shapes: B sequences, T positions, G key heads, R query heads to each of them, F features of a head.
+Shapes: B sequences, T positions, G key heads, R query heads per key head, F features of a head, S = B * G, Q queries of
+a block.
 """
 
 import torch
@@ -14,17 +15,23 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "tokenuq_blocked"
-"""What Transformers calls this attention in a model's configuration."""
+"""Name of this attention in a model's configuration."""
 QUERIES = 32
-"""Query positions of a block: fewer make products too small, more compute scores that the causal mask discards."""
+"""Queries per block: fewer make the products too small, more compute scores that the causal mask discards."""
 BLOCK_SCORES = 2**18
-"""Most float32 scores at a time, 1 MiB, where one key head of one sequence does not exceed it alone."""
+"""Most float32 scores at a time (1 MiB), unless one key head of one sequence exceeds it."""
 
 
 def causal_attention(query_BGTRF: Tensor, key_BGTF: Tensor, value_BGTF: Tensor) -> Tensor:
-    """`[B, T, G * R * F]` in the dtype of the values: softmax of `query . key`, each query seeing keys up to its own.
+    """Return softmax attention in which each query reads the keys up to its own position. No gradient.
 
-    Queries are scaled already; queries and keys are float32. No gradient.
+    Args:
+        query_BGTRF: float32, already scaled.
+        key_BGTF: float32.
+        value_BGTF: In the model's dtype.
+
+    Returns:
+        `[B, T, G * R * F]` in the dtype of the values.
     """
     with torch.autocast(value_BGTF.device.type, enabled=False):
         return _causal_attention(query_BGTRF, key_BGTF, value_BGTF)
@@ -39,12 +46,13 @@ def _causal_attention(query_BGTRF: Tensor, key_BGTF: Tensor, value_BGTF: Tensor)
     for first in range(0, length, QUERIES):
         end = min(first + QUERIES, length)
         queries = end - first
-        at_once = max(1, BLOCK_SCORES // (queries * shared * end))
+        heads_at_once = max(1, BLOCK_SCORES // (queries * shared * end))
         parts = []
-        for start in range(0, batch * groups, at_once):
-            heads = slice(start, start + at_once)
+        for start in range(0, batch * groups, heads_at_once):
+            heads = slice(start, start + heads_at_once)
             block_SQF = query_STRF[heads, first:end].flatten(1, 2)
             score_SQT = torch.bmm(block_SQF, key_SFT[heads, :, :end])
+            # Keys within the block: the only ones that are later than some of its queries.
             own_SQRQ = score_SQT.unflatten(1, (queries, shared))[..., first:]
             own_SQRQ += later_QQ[:queries, None, :queries]
             weight_SQT = torch.softmax(score_SQT, -1).to(value_STF.dtype)
@@ -55,21 +63,21 @@ def _causal_attention(query_BGTRF: Tensor, key_BGTF: Tensor, value_BGTF: Tensor)
 
 
 def is_faster(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's own kernel is the slower one: by the processor's flags, never by a timing.
+    """Return whether this attention is faster than PyTorch's own kernel, by the processor's flags.
 
-    That kernel multiplies bfloat16 blocks by AMX tiles where there are any, and otherwise by small products that
-    run at a fraction of the processor's rate.
+    PyTorch's kernel multiplies bfloat16 blocks by AMX tiles where the processor has them, and otherwise by small
+    products that run at a fraction of the processor's rate. Depends on no timing, so that results can be repeated.
     """
     return dtype == torch.float32 or (dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported())
 
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
-    """Transformers' interface: `[B, T, H, F]` from `[B, H, T, F]`."""
+    """Implement Transformers' interface: `[B, T, H, F]` from queries `[B, H, T, F]`, and None for the weights."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     plain = attention_mask is None and causal and not dropout and query.device.type == "cpu"
     known = all(kwargs.get(name) is None for name in ("position_bias", "s_aux", "cache"))
     square = query.shape[2] == key.shape[2] and query.shape[-1] == value.shape[-1]
-    if not (plain and known and square) or not is_faster(query.dtype) or _wants_gradient(query, key, value):
+    if not (plain and known and square) or not is_faster(query.dtype) or _needs_gradient(query, key, value):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
@@ -79,7 +87,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
     return out.unflatten(-1, (query.shape[1], -1)), None
 
 
-def _wants_gradient(*tensors: Tensor) -> bool:
+def _needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 

@@ -1,21 +1,22 @@
-"""Forward passes for inference on a CPU: the same numbers in fewer passes over the activations.
+"""Faster forward passes for inference on a CPU: the same results in fewer passes over the activations.
 
 Inside `fast_inference(model)`:
-- causal attention goes block by block (`blocked_attention.py`) where PyTorch's own kernel is the slower one,
+- causal attention runs block by block (`blocked_attention.py`) where that is faster than PyTorch's kernel,
 - RMS norms scale rows without a float32 copy of the activations,
 - decoder layers of the Llama kind rotate queries and keys where attention reads them, multiply the gate of their MLP
   in place, and add to the residual stream within the product.
 
-A module is known by its class and structure, and the first of each class is tried against its own forward pass before
-any is replaced; one that is unknown, or differs, stays as it is, and so does every call that is not plain inference
-(a gradient, a cache, a mask). Knows nothing of what is computed from the hidden states.
+A module is recognised by its class and structure. The first module of each class is compared with its own forward pass
+before any is replaced; classes that differ keep their own. Calls that are not plain inference (with a gradient, a cache
+or a mask) also run the module's own forward pass.
 
-Shapes: B sequences, T positions, N = B * T rows, D hidden size, H heads, G key heads, F features of a head.
+Shapes: B sequences, T positions, N = B * T rows, D hidden size, I width of the MLP, H heads, G key heads, R = H / G, F
+features of a head.
 """
 
-import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,17 +26,22 @@ from transformers import PreTrainedModel
 from tokenuq_ml.models import blocked_attention
 from tokenuq_ml.models.forward import cached_dtypes
 from tokenuq_ml.models.lora_linear import add_projection
+from tokenuq_ml.patches import replaced_forward
 from tokenuq_ml.seeding import probe_generator
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "GemmaDecoderLayer")
-"""Norm, attention, sum, norm, gated MLP, sum; rotary embeddings over whole heads, halves rotated against each other."""
+"""Norm, attention, sum, norm, gated MLP, sum; rotary embeddings over complete heads that rotate the first half of the
+features with the second."""
 
 
 @contextmanager
 def fast_inference(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, forward passes of `model` on a CPU that want no gradient are fast; nothing of it stays behind.
+    """Make forward passes of `model` on a CPU without a gradient faster inside the context.
 
-    `model` is the transformers model, not PEFT's wrapping of it. Inside another such context it does nothing.
+    Restores all modules afterwards. Does nothing inside another such context.
+
+    Args:
+        model: The transformers model, not PEFT's wrapping of it (`causal_lm`).
     """
     with cached_dtypes(model), _fast_modules(model):
         yield
@@ -47,62 +53,69 @@ def _fast_modules(model: PreTrainedModel) -> Iterator[None]:
     if model.device.type != "cpu" or before != "sdpa" or model.dtype not in (torch.float32, torch.bfloat16):
         yield
         return
-    swapped: list[nn.Module] = []
-    try:
+    with ExitStack() as stack:
+        stack.callback(model.set_attn_implementation, before)
         if blocked_attention.is_faster(model.dtype):
             model.set_attn_implementation(blocked_attention.NAME)
-        for find, forward in ((_is_norm, _norm), (_is_layer, _layer)):
-            swapped += _swap(model, find, forward)
+        # Norms before layers: a layer is compared with its norms already replaced.
+        for fast in (_NORM, _LAYER):
+            for module in _exact_modules(model, fast):
+                stack.enter_context(replaced_forward(module, fast.forward))
         yield
-    finally:
-        for module in swapped:
-            del module.forward
-        model.set_attn_implementation(before)
 
 
-_tried: WeakKeyDictionary[PreTrainedModel, dict[tuple, bool]] = WeakKeyDictionary()
-"""Of each model, the code of which a fast forward pass was found exact or not."""
+class _FastPass(NamedTuple):
+    """A faster forward pass for some modules."""
+
+    matches: Callable[[nn.Module], bool]
+    """Whether a module looks like one whose forward pass can be replaced."""
+    forward: Callable[..., Tensor]
+    trial_inputs: Callable[[PreTrainedModel, nn.Module], tuple[Tensor, dict]]
+    """Random hidden states, and other arguments, for the comparison with the module's own forward pass."""
 
 
-def _swap(model: PreTrainedModel, find: Callable[[nn.Module], bool], forward: Callable) -> list[nn.Module]:
-    """Gives what `find` knows another forward pass; modules of a class whose first one differs keep theirs."""
+def _exact_modules(model: PreTrainedModel, fast: _FastPass) -> list[nn.Module]:
+    """Return the modules that `fast` matches, without those of a class whose first module differs."""
     exact: dict[type, bool] = {}
-    swapped = []
+    modules = []
     for module in model.modules():
-        if not find(module) or "forward" in vars(module):
+        if not fast.matches(module) or "forward" in vars(module):
             continue
         kind = type(module)
         if kind not in exact:
-            exact[kind] = _is_exact(model, module, forward)
+            exact[kind] = _is_exact(model, module, fast)
         if exact[kind]:
-            module.forward = types.MethodType(forward, module)
-            swapped.append(module)
-    return swapped
+            modules.append(module)
+    return modules
 
 
-def _is_exact(model: PreTrainedModel, module: nn.Module, forward: Callable) -> bool:
-    """`_agrees`, tried once of each code that would run: an adapter puts modules of other types beneath."""
-    code = (forward, model.dtype, type(module).forward, *map(type, module.modules()))
-    tried = _tried.setdefault(model, {})
-    if code not in tried:
-        tried[code] = _agrees(model, module, forward)
-    return tried[code]
+_comparisons: WeakKeyDictionary[PreTrainedModel, dict[tuple, bool]] = WeakKeyDictionary()
+"""Per model: whether a fast forward pass was found exact, by the code that it would run."""
+
+
+def _is_exact(model: PreTrainedModel, module: nn.Module, fast: _FastPass) -> bool:
+    """Return whether `fast` agrees with the module, compared once per code: an adapter changes the inner modules."""
+    code = (fast.forward, model.dtype, type(module).forward, *map(type, module.modules()))
+    known = _comparisons.setdefault(model, {})
+    if code not in known:
+        known[code] = _agrees(model, module, fast)
+    return known[code]
 
 
 @torch.no_grad()
-def _agrees(model: PreTrainedModel, module: nn.Module, forward: Callable) -> bool:
-    """Whether `forward` gives what the module's own forward pass gives, of two random sequences."""
-    features = module.weight.shape[0] if hasattr(module, "weight") else model.config.get_text_config().hidden_size
-    # Longer than a block of queries, so that attention takes its general way.
-    length, generator = blocked_attention.QUERIES + 3, probe_generator()
-    hidden_BTD = torch.randn(2, length, features, generator=generator).to(model.dtype)
-    inputs = {}
-    if forward is _layer:
-        positions = torch.arange(length)[None]
-        inputs["position_embeddings"] = model.base_model.rotary_emb(hidden_BTD, position_ids=positions)
-    expected, got = type(module).forward(module, hidden_BTD, **inputs), forward(module, hidden_BTD, **inputs)
+def _agrees(model: PreTrainedModel, module: nn.Module, fast: _FastPass) -> bool:
+    """Return whether `fast` and the module's own forward pass agree on two random sequences."""
+    hidden, others = fast.trial_inputs(model, module)
+    # Positional: norms differ in the name of the argument.
+    expected, got = type(module).forward(module, hidden, **others), fast.forward(module, hidden, **others)
     tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
     return bool((got.float() - expected.float()).norm() <= tolerance * expected.float().norm())
+
+
+def _random_hidden_BTD(model: PreTrainedModel, features: int) -> Tensor:
+    # Longer than a block of queries, so that attention takes its general path.
+    length = blocked_attention.QUERIES + 3
+    return torch.randn(2, length, features, generator=probe_generator()).to(model.dtype)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -114,15 +127,22 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _norm(self: nn.Module, hidden_states: Tensor) -> Tensor:
-    """`weight * x / rms(x)`; statistics in float32, x rounded to its dtype before the weight, as Llama's own does."""
+    """Return `weight * x / rms(x)`: statistics in float32, x rounded to its dtype before the weight, as in Llama."""
     if torch.is_grad_enabled() or hidden_states.dtype != self.weight.dtype or not hidden_states.is_contiguous():
         return type(self).forward(self, hidden_states)
     x_ND = hidden_states.view(-1, hidden_states.shape[-1])
     square_N = torch.linalg.vector_norm(x_ND, dim=-1, dtype=torch.float32).square_().div_(x_ND.shape[1])
-    # Batch normalisation by given statistics, its channels being our rows, scales rows in one pass.
+    # Batch normalisation with given statistics scales rows in one pass; its channels are our rows.
     zero_N = torch.zeros_like(square_N)
     y_ND = nn.functional.batch_norm(x_ND[None], zero_N, square_N, eps=self.variance_epsilon)[0]
     return y_ND.mul_(self.weight).view_as(hidden_states)
+
+
+def _norm_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[Tensor, dict]:
+    return _random_hidden_BTD(model, module.weight.shape[0]), {}
+
+
+_NORM = _FastPass(_is_norm, _norm, _norm_inputs)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -139,6 +159,7 @@ def _layer(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **kwargs,
 ) -> Tensor:
+    """Return what a decoder layer of Transformers returns."""
     attention, mlp = self.self_attn, self.mlp
     known = attention.config._attn_implementation in ("sdpa", blocked_attention.NAME)
     plain = attention_mask is None and past_key_values is None and position_embeddings is not None
@@ -157,9 +178,18 @@ def _layer(
     hidden_BTD = add_projection(hidden_states, attention.o_proj, _attend(attention, normed_BTD, *position_embeddings))
     normed_BTD = self.post_attention_layernorm(hidden_BTD)
     gate_BTI = mlp.gate_proj(normed_BTD)
-    # Fresh from its product, hence ours to overwrite.
+    # A new tensor from its product, so it may be overwritten.
     gate_BTI = nn.functional.silu(gate_BTI, inplace=True) if _is_silu(mlp.act_fn) else mlp.act_fn(gate_BTI)
     return add_projection(hidden_BTD, mlp.down_proj, gate_BTI.mul_(mlp.up_proj(normed_BTD)))
+
+
+def _layer_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[Tensor, dict]:
+    hidden_BTD = _random_hidden_BTD(model, model.config.get_text_config().hidden_size)
+    positions = torch.arange(hidden_BTD.shape[1])[None]
+    return hidden_BTD, {"position_embeddings": model.base_model.rotary_emb(hidden_BTD, position_ids=positions)}
+
+
+_LAYER = _FastPass(_is_layer, _layer, _layer_inputs)
 
 
 def _is_silu(function: Callable) -> bool:
@@ -167,7 +197,7 @@ def _is_silu(function: Callable) -> bool:
 
 
 def _attend(attention: nn.Module, x_BTD: Tensor, cos_BTF: Tensor, sin_BTF: Tensor) -> Tensor:
-    """What goes into the output projection."""
+    """Return the input of the output projection, `[B, T, H * F]`."""
     heads = lambda projection: projection(x_BTD).unflatten(-1, (-1, attention.head_dim))  # noqa: E731
     query_BTHF, key_BTGF, value_BTGF = heads(attention.q_proj), heads(attention.k_proj), heads(attention.v_proj)
     if hasattr(attention, "q_norm"):
@@ -187,8 +217,10 @@ def _attend(attention: nn.Module, x_BTD: Tensor, cos_BTF: Tensor, sin_BTF: Tenso
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021, arXiv 2104.09864), each of the first half of the features with one of the
-    second; float32 and contiguous."""
+    """Apply the rotary embedding (Su et al. 2021, arXiv 2104.09864); return float32, contiguous.
+
+    Rotates each feature of the first half with its counterpart in the second half.
+    """
     x, half = x.to(torch.float32, memory_format=torch.contiguous_format), x.shape[-1] // 2
     y = x * cos
     y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)

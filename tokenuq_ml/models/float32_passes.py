@@ -1,17 +1,15 @@
-"""Forward passes in IEEE float32, whatever dtype the weights have and whatever the process allows elsewhere.
+"""Forward passes in IEEE float32, whatever the dtype of the weights and the settings of the process.
 
-Differences between passes (BALD) are smaller than what rounding to bfloat16 or tf32 puts in: mean BALD of SmolLM2's
-teacher is 1.5e-4 nats, and bfloat16 adds 7e-4 to it (docs/results/precision.md). Float32 takes 1.4 to 1.8 times as long
-on two cores with AVX-512 bfloat16, depending on the lengths of the texts (docs/results/benchmarks.md).
+Differences between passes (BALD) are smaller than the rounding of bfloat16 or tf32: mean BALD of SmolLM2's teacher is
+1.5e-4 nats, and bfloat16 adds 7e-4 to it (docs/results/precision.md). Float32 takes 1.4 to 1.8 times as long on two
+cores with AVX-512 bfloat16, depending on the lengths of the texts (docs/results/benchmarks.md).
 
-Why not something cheaper:
-- Three bfloat16 products per product (bf16x3): on a CPU one float32 product costs two bfloat16 ones.
-- The base model's activations, computed once: the first adapter is in the first layer, so nothing can be shared.
-- One float32 pass without dropout, and bfloat16 products of the samples' differences from it. It is as good: a trial on
-  three examples gave a noise of 0.4% of mean BALD, and Spearman 0.99997 with float64. It saves little where a float32
-  product costs two bfloat16 ones, and much where it costs ten (CUDA); it needs a kernel per kind of layer.
-
-Does not know what is computed from the passes.
+Cheaper methods that are not used:
+- Three bfloat16 products per product (bf16x3): on a CPU one float32 product costs two bfloat16 products.
+- Computing the base model's activations once: the first adapter is in the first layer, so nothing can be shared.
+- One float32 pass without dropout, and bfloat16 products of the differences of the samples from it. As accurate: on
+  three examples its noise was 0.4% of mean BALD, and Spearman with float64 was 0.99997. It saves little where a float32
+  product costs two bfloat16 products, and much where it costs ten (CUDA), but needs a kernel per kind of layer.
 """
 
 from collections.abc import Iterator
@@ -25,11 +23,13 @@ NARROW = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def float32_passes(model: nn.Module) -> Iterator[torch.dtype]:
-    """Inside, `model` computes in float32: weights, products, no autocast. Yields the dtype; float64 stays float64.
+    """Let `model` compute in float32 inside the context: weights, products, no autocast.
 
-    Weights in bfloat16 or float16 are widened, which is exact, and put back afterwards: while inside, a model in
-    bfloat16 takes three times its memory. Autocast is switched off for the calling thread alone; other threads start
-    without it.
+    Widens weights in bfloat16 or float16, which is exact, and restores them afterwards; meanwhile a model in bfloat16
+    takes three times its memory. Switches autocast off for the calling thread only; other threads start without it.
+
+    Yields:
+        The dtype of the passes: float32, or float64 for a model in float64.
     """
     with ExitStack() as stack:
         stack.enter_context(ieee_float32_products())
@@ -42,7 +42,7 @@ def float32_passes(model: nn.Module) -> Iterator[torch.dtype]:
 
 @contextmanager
 def widened_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, parameters and buffers in bfloat16 or float16 are float32; afterwards the very tensors are back."""
+    """Widen parameters and buffers in bfloat16 or float16 to float32; afterwards restore the original tensors."""
     narrow: list[tuple[Tensor, Tensor]] = []
     try:
         for tensor in (*model.parameters(), *model.buffers()):
@@ -57,10 +57,10 @@ def widened_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def ieee_float32_products() -> Iterator[None]:
-    """Inside, float32 matrix products are float32's own: no tf32 on CUDA, no bfloat16 in oneDNN. A global setting."""
+    """Compute float32 matrix products in float32: no tf32 on CUDA, no bfloat16 in oneDNN. A setting of the process."""
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-        # One by one, not by `set_float32_matmul_precision`: its getter fails where a user has set them one by one.
+        # Not by `set_float32_matmul_precision`: its getter raises if a user has set the backends one by one.
         before = [backend.fp32_precision for backend in backends]
         try:
             for backend in backends:

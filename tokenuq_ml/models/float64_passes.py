@@ -1,8 +1,8 @@
-"""Forward passes in float64 of a model that stays in memory as it is: what rounding is measured against.
+"""Forward passes in float64 of a model that stays in its own dtype: the reference for measuring rounding errors.
 
-Each module's weights are widened when it runs and put back when it is done, so that a model needs the memory of its
-largest module more, not three times its own. Modelling code that asks for float32 (norms, softmax, rotary angles) gets
-float64. Slow, for small samples; no gradient. Does not know what is computed from the passes.
+Widens the weights of each module while it runs and restores them afterwards, so that a model needs additional memory
+for its largest module only, not for a complete copy. Modelling code that asks for float32 (norms, softmax, rotary
+angles) gets float64. Slow, for small samples; no gradient.
 """
 
 from collections.abc import Iterator
@@ -16,37 +16,42 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def float64_passes(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes of `model` in the calling thread are float64.
+    """Compute forward passes of `model` in the calling thread in float64 inside the context.
 
     Raises:
-        RuntimeError: the device has no float64 (MPS): move the model to the CPU first.
+        RuntimeError: The device has no float64 (MPS); move the model to the CPU first.
     """
     with ExitStack() as stack:
         for module, tensors in _units(model):
-            widened = _Widened(tensors)
-            stack.callback(module.register_forward_pre_hook(widened.widen).remove)
+            widening = _Widening(tensors)
+            stack.callback(module.register_forward_pre_hook(widening.widen).remove)
             # Also after an error, so that no weight stays wide.
-            stack.callback(module.register_forward_hook(widened.put_back, always_call=True).remove)
+            stack.callback(module.register_forward_hook(widening.restore, always_call=True).remove)
         stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
-        stack.enter_context(_Float64InPlaceOfFloat32())
+        stack.enter_context(Float64ForFloat32())
         yield
 
 
 def _units(model: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
-    """Each module that owns tensors, with those; a LoRA layer with all beneath it, which it may read by itself."""
-    beneath: set[int] = set()
+    """Yield each module that owns tensors, with those tensors.
+
+    A LoRA layer comes with the tensors of all modules inside it, because it reads them itself.
+    """
+    inside_lora: set[int] = set()
     for module in model.modules():
-        if id(module) in beneath:
+        if id(module) in inside_lora:
             continue
         recurse = isinstance(module, LoraLayer)
         if recurse:
-            beneath.update(map(id, module.modules()))
+            inside_lora.update(map(id, module.modules()))
         tensors = [*module.parameters(recurse), *module.buffers(recurse)]
         if tensors := [tensor for tensor in tensors if tensor.is_floating_point()]:
             yield module, tensors
 
 
-class _Widened:
+class _Widening:
+    """Hooks that widen the tensors of a module before it runs, and restore them afterwards."""
+
     def __init__(self, tensors: list[Tensor]):
         self.tensors, self.before = tensors, []
 
@@ -55,13 +60,13 @@ class _Widened:
         for tensor in self.tensors:
             tensor.data = tensor.data.double()
 
-    def put_back(self, *_) -> None:
+    def restore(self, *_) -> None:
         for tensor, before in zip(self.tensors, self.before, strict=True):
             tensor.data = before
 
 
-class _Float64InPlaceOfFloat32(TorchFunctionMode):
-    """Whoever asks for float32, by a dtype or by `float()`, gets float64."""
+class Float64ForFloat32(TorchFunctionMode):
+    """Give float64 to code that asks for float32, by a dtype or by `float()`."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is Tensor.float:

@@ -1,11 +1,16 @@
-"""Forward passes without the output head, on any causal language model of transformers."""
+"""Forward passes without the output head, on any causal language model of transformers.
+
+Shapes: B sequences, T positions, D hidden size.
+"""
 
 import inspect
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenuq_ml.kernels.head import Head
@@ -14,15 +19,15 @@ from tokenuq_ml.patches import replaced_forward
 
 
 def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The transformers model inside any PEFT wrapping."""
+    """Return the transformers model inside any PEFT wrapping."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def head_of(model: PreTrainedModel | PeftModel) -> Head:
-    """The output head, with soft-capping and scaling where the architecture has them.
+    """Return the output head, with soft-capping and scaling where the architecture has them.
 
-    Gemma-2 soft-caps its final logits, Cohere multiplies them, Granite divides them; a
-    loss that forgets it optimises another objective.
+    Gemma-2 soft-caps its final logits, Cohere multiplies them, Granite divides them. A loss without these steps would
+    optimise a different objective.
     """
     model = causal_lm(model)
     config = model.config.get_text_config()
@@ -37,45 +42,50 @@ def head_of(model: PreTrainedModel | PeftModel) -> Head:
 
 
 def hidden_states(
-    model: PreTrainedModel | PeftModel, inputs: dict[str, torch.Tensor], numerics: Numerics | None = None
-) -> torch.Tensor:
-    """`hidden_BTD` after the final norm: all but the head of a forward pass over `inputs` (`Batch.model_inputs`)."""
+    model: PreTrainedModel | PeftModel, inputs: dict[str, Tensor], numerics: Numerics | None = None
+) -> Tensor:
+    """Return `hidden_BTD` after the final norm: a forward pass without the head.
+
+    Args:
+        model: With or without adapters.
+        inputs: As in `Batch.model_inputs`.
+        numerics: Its dtype is used for autocast where a weight has another dtype; None for no autocast.
+    """
     decoder = getattr(causal_lm(model), causal_lm(model).base_model_prefix)
-    # Where all weights have the dtype already, autocast would only look at every operation, and round what is
-    # float32 on purpose.
+    # If all weights have the dtype already, autocast would only slow every operation and round deliberate float32.
     casts = numerics is not None and numerics.dtype != torch.float32 and _dtypes(model) != {numerics.dtype}
     with numerics.autocast() if casts else nullcontext():
         return decoder(**inputs, use_cache=False).last_hidden_state
 
 
-_kept_dtypes: WeakKeyDictionary[PreTrainedModel, set[torch.dtype]] = WeakKeyDictionary()
+_cached_dtypes: WeakKeyDictionary[PreTrainedModel, set[torch.dtype]] = WeakKeyDictionary()
 
 
 def _dtypes(model: PreTrainedModel | PeftModel) -> set[torch.dtype]:
-    """Those of the model's weights, its adapters' included."""
-    kept = _kept_dtypes.get(causal_lm(model))
-    return kept if kept is not None else {parameter.dtype for parameter in causal_lm(model).parameters()}
+    """Return the dtypes of the model's weights, adapters included."""
+    cached = _cached_dtypes.get(causal_lm(model))
+    return cached if cached is not None else {parameter.dtype for parameter in causal_lm(model).parameters()}
 
 
 @contextmanager
-def cached_dtypes(model: PreTrainedModel | PeftModel):
-    """Inside, the dtypes of the model's weights are looked at once: a thousand tensors before each pass take long."""
+def cached_dtypes(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Read the dtypes of the model's weights once for all passes inside the context; they must not change there."""
     lm = causal_lm(model)
-    before = _kept_dtypes.get(lm)
-    _kept_dtypes[lm] = _dtypes(model)
+    before = _cached_dtypes.get(lm)
+    _cached_dtypes[lm] = _dtypes(model)
     try:
         yield
     finally:
         if before is None:
-            del _kept_dtypes[lm]
+            del _cached_dtypes[lm]
 
 
 @torch.no_grad()
 def packing_is_exact(model: PreTrainedModel | PeftModel, numerics: Numerics) -> bool:
-    """Whether sequences packed into one row come out as they do alone, tried on three short ones.
+    """Return whether sequences packed into one row give the hidden states that they give alone.
 
-    Attention implementations differ in whether they read the ends of sequences off the position ids;
-    one that does not lets sequences see each other without a word.
+    Some attention implementations read the ends of sequences off the position ids. The others silently let sequences
+    attend to each other, so this compares three short sequences.
     """
     model, ids, device = causal_lm(model), torch.arange(12) % model.config.get_text_config().vocab_size, numerics.device
     parts = [ids[:5], ids[5:9], ids[9:]]
@@ -93,11 +103,11 @@ def packing_is_exact(model: PreTrainedModel | PeftModel, numerics: Numerics) -> 
 
 
 @contextmanager
-def accept_token_function(model: PreTrainedModel | PeftModel):
-    """Inside, `model(input_ids=..., token_function=f)` returns `f(hidden_BTD, head)`; without `f` all is as it was.
+def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
+    """Let `model(input_ids=..., token_function=f)` return `f(hidden_BTD, head)`; without `f`, the model's own output.
 
-    The head is used within the wrapped model's own forward: what wraps a model for many
-    devices (DDP's gradient hooks, FSDP's gathering of shards) acts only there.
+    The head is used within the forward pass of the wrapped model, because wrappers for many devices (DDP's gradient
+    hooks, FSDP's gathering of shards) act only there.
     """
     lm = causal_lm(model)
     plain = lm.forward
@@ -107,10 +117,9 @@ def accept_token_function(model: PreTrainedModel | PeftModel):
             return plain(*args, **inputs)
         return token_function(hidden_states(self, inputs), head_of(self))
 
-    # Trainer reads off the signature which of a dataset's columns the model wants.
-    wanted = inspect.signature(plain)
+    # Trainer reads the signature to find the dataset columns that the model takes.
+    signature = inspect.signature(plain)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    forward.__signature__ = wanted.replace(parameters=[own, *wanted.parameters.values()])
-
+    forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
     with replaced_forward(lm, forward):
         yield model

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
@@ -11,15 +11,23 @@ from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 hf_logging.disable_progress_bar()
 
 
-def load_tokenizer(folder: str | Path):
-    """The tokenizer that `convert` wrote."""
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer with its chat template."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def load_model(folder: str | Path, precision: str = "auto") -> tuple[PreTrainedModel, Numerics]:
-    """The base model, frozen and in eval mode, in the resolved dtype on the resolved device."""
+    """Load the base model, frozen and in eval mode.
+
+    Args:
+        folder: Folder that `convert` wrote.
+        precision: As for `resolve_numerics`.
+
+    Returns:
+        The model, and the device, dtype and threads that it was loaded for.
+    """
     numerics = resolve_numerics(precision)
-    # Probabilities far below float32's normal range would slow every softmax many times over.
+    # On a CPU, probabilities far below float32's normal range would make every softmax many times slower.
     torch.set_flush_denormal(True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=numerics.dtype)
     model.requires_grad_(False)

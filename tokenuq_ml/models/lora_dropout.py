@@ -1,9 +1,8 @@
-"""LoRA's dropout in training, drawn sixteen bits at a time.
+"""LoRA dropout in training, drawn sixteen bits at a time.
 
-PyTorch draws one Bernoulli variate an element on a CPU, serially; LoRA drops the input of
-every linear layer, and those draws come to take nearly half of a training step. Here each
-64-bit draw gives four variates, and masks are applied as bits, not by products. Knows
-nothing of Monte-Carlo sampling (`mc_dropout.py`).
+On a CPU, PyTorch draws one Bernoulli variate per element, serially. LoRA drops the input of every linear layer, so
+those draws take nearly half of a training step. Here each 64-bit draw gives four variates, and masks are applied as
+bits, not by products. Monte-Carlo dropout draws its masks by key instead (`keyed_masks.py`).
 """
 
 import functools
@@ -18,15 +17,18 @@ from torch import Tensor, nn
 from tokenuq_ml.seeding import part_bits
 
 _LEVELS = 2**15
+"""Equally likely values of a draw."""
+_PART_DRAWS = 2**17
+"""64-bit draws per part of a mask: a part stays in a core's cache."""
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer type by bytes per element."""
 
 
 def _draw_mask(elements: int, dropped: int, device: torch.device) -> Tensor:
-    """int16, all ones where kept and 0 where not: `dropped` of 2^15 cases, decided by the global generator.
+    """Return int16 `[elements]`, all ones where kept and 0 where dropped (`dropped` of `_LEVELS` values).
 
-    On a CPU that generator only seeds faster ones (SFC64), one a part, so that threads share the work and each
-    part stays in a core's cache; it still decides everything, so that restoring its state repeats the masks,
-    with any number of threads.
+    The global generator decides all draws, so that restoring its state repeats the masks. On a CPU it seeds one faster
+    generator (SFC64) per part of the mask, so that threads share the work; the number of threads changes nothing.
     """
     draws = -(-elements // 4)
     if device.type != "cpu":
@@ -35,21 +37,18 @@ def _draw_mask(elements: int, dropped: int, device: torch.device) -> Tensor:
         return words.bitwise_right_shift_(15)[:elements]
     seed, mask = int(torch.randint(2**63 - 1, ())), np.empty(4 * draws, np.int16)
 
-    def draw(number: int) -> None:
+    def fill(number: int) -> None:
         part = mask[number * 4 * _PART_DRAWS : (number + 1) * 4 * _PART_DRAWS]
         words = part_bits(seed, number, len(part) // 4).view(np.int16)
         np.bitwise_and(words, _LEVELS - 1, out=words)
-        # Taken from the last level that is dropped: negative where kept, and the sign fills the word.
+        # The last dropped level minus the draw: negative where kept, and the shift spreads the sign over the word.
         np.subtract(np.int16(dropped - 1), words, out=words)
         np.right_shift(words, 15, out=part)
 
     parts = range(-(-draws // _PART_DRAWS))
-    # numpy lets go of the interpreter's lock in each of these.
-    list(_threads().map(draw, parts) if len(parts) > 1 else map(draw, parts))
+    # numpy releases the interpreter's lock in each of these operations.
+    list(_threads().map(fill, parts) if len(parts) > 1 else map(fill, parts))
     return torch.from_numpy(mask)[:elements]
-
-
-_PART_DRAWS = 2**17
 
 
 @functools.cache
@@ -58,9 +57,13 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def apply_mask(x: Tensor, kept: Tensor) -> Tensor:
-    """`x` where `kept` (int16, of a shape that broadcasts to `x`'s) is all ones, else 0.
+    """Return `x` where `kept` is all ones, else 0.
 
-    By bits, which cost a fraction of a product: ones extend to ones in an integer of any width.
+    Operates on bits, which costs a fraction of a product: all ones stay all ones in an integer of any width.
+
+    Args:
+        x: Floating point, 16, 32 or 64 bits.
+        kept: int16, all ones or 0, of a shape that broadcasts to that of `x`.
     """
     return (x.contiguous().view(_INTEGERS[x.element_size()]) & kept).view(x.dtype)
 
@@ -79,10 +82,10 @@ class _Drop(torch.autograd.Function):
 
 
 class BitMaskDropout(nn.Module):
-    """As `nn.Dropout(p)`: independent for every element, scaled so that the mean stays.
+    """Dropout like `nn.Dropout(p)`: independent per element, scaled so that the mean is preserved.
 
-    `p` is met to within 2^-16. Draws are decided by the global generator, so that a
-    checkpoint's generator state covers them.
+    Drops at a rate within 2^-16 of `p`. The global generator decides the draws, so that the generator state in a
+    checkpoint covers them.
     """
 
     def __init__(self, p: float):
@@ -92,25 +95,27 @@ class BitMaskDropout(nn.Module):
 
     @property
     def active(self) -> bool:
+        """Whether a forward pass drops anything now."""
         return self.training and self._dropped > 0
 
     def draw(self, x: Tensor) -> tuple[Tensor, float]:
-        """A mask for `x` (int16, all ones where kept, else 0), and the factor that keeps the mean."""
+        """Return a mask for `x` (int16, all ones where kept, else 0), and the factor that preserves the mean."""
         kept = _draw_mask(x.numel(), self._dropped, x.device).view(x.shape)
         return kept, _LEVELS / (_LEVELS - self._dropped)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the input with elements dropped and the others scaled; in eval mode the input itself."""
         return _Drop.apply(x, *self.draw(x)) if self.active else x
 
     def extra_repr(self) -> str:
+        """Return the rate, for `repr`."""
         return f"p={self.p}"
 
 
 def use_bit_mask_dropout(model: PeftModel) -> PeftModel:
-    """Replaces the dropouts of every adapter, in place; what is stored of the adapter does not change.
+    """Replace the dropouts of every adapter, in place. The stored form of the adapter does not change.
 
-    Also spares LoRA the cast of its inputs to float32, which autocast would undo at the
-    next product.
+    Also skips LoRA's cast of its inputs to float32, which autocast would undo at the next product.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer):

@@ -1,11 +1,11 @@
-"""LoRA's linear layer as one operation: `y = x W^T + s * dropout(x) A^T B^T`, with W frozen (GPT-2's `Conv1D` too).
+"""LoRA's linear layer as one operation: `y = x W^T + s * dropout(x) A^T B^T`, with W frozen.
 
-PEFT composes it of six operations, several of which pass over whole activations to scale or to
-add them; on a CPU those passes take as long as the products. Here scales are folded into the
-small matrices, sums into the products, and the dropped input is made again from its mask instead
-of kept. What is stored of an adapter, and what PEFT does elsewhere, stays PEFT's.
+PEFT composes the layer of six operations. Several of them pass over all activations to scale or add them, which on a
+CPU takes as long as the products. Here scales are folded into the small matrices and sums into the products, and the
+backward pass recomputes the dropped input from its mask. The stored form of an adapter is PEFT's. GPT-2's `Conv1D` is
+supported too.
 
-Shapes: N rows (B sequences of T positions), I and O features in and out, r rank.
+Shapes: N rows (B sequences of T positions), I input features, O output features, r rank.
 """
 
 from typing import Any
@@ -55,12 +55,12 @@ def _dropped(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
 
 
 def _weight(layer: nn.Linear | Conv1D) -> Tensor:
-    """`weight_OI`; GPT-2's layers keep it transposed."""
+    """Return `weight_OI`; GPT-2's layers store it transposed."""
     return layer.weight.T if type(layer) is Conv1D else layer.weight
 
 
 def _linear(layer: nn.Linear | Conv1D, x_NI: Tensor, onto: Tensor | None = None) -> Tensor:
-    """`onto + layer(x)`, one operation where dtypes allow it."""
+    """Return `onto + layer(x)`, as one operation where dtypes allow it."""
     if onto is None or layer.bias is not None or not onto.dtype == x_NI.dtype == layer.weight.dtype:
         y_NO = nn.functional.linear(x_NI, _weight(layer), layer.bias)
         return y_NO if onto is None else onto.view_as(y_NO) + y_NO
@@ -68,7 +68,7 @@ def _linear(layer: nn.Linear | Conv1D, x_NI: Tensor, onto: Tensor | None = None)
 
 
 def add_projection(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
-    """`residual + layer(x)`, fresh; summed within the product where the layer is a plain or a fused one."""
+    """Return `residual + layer(x)` as a new tensor, summed within the product of a plain or a fused layer."""
     if isinstance(layer, FusedLoraLinear):
         if not layer.disable_adapters or layer.merged:
             return layer(x, onto=residual)
@@ -79,34 +79,41 @@ def add_projection(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class FusedLoraLinear(LoraLinear):
-    """PEFT's layer with another forward pass; everything that is not plain LoRA of a frozen layer goes to PEFT's."""
+    """PEFT's layer with a fused forward pass for plain LoRA on a frozen layer; other cases use PEFT's."""
 
     def forward(self, x: Tensor, *args: Any, onto: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """PEFT's; with `onto`, that much is added to it, within the product where no gradient is wanted."""
+        """Return the layer's output for `x`, plus `onto`; the sum is within the product if there is no gradient."""
         name, dtype = self._fused_adapter(x, args, kwargs), self._compute_dtype(x)
         if name is None or self.base_layer.weight.dtype != dtype:
             y = super().forward(x, *args, **kwargs)
             return y if onto is None else onto + y
-        base, dropout = self.base_layer, self.lora_dropout[name]
-        a_rI, b_Or, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        x_NI = x.to(dtype).reshape(-1, x.shape[-1])
+        dropout, x = self.lora_dropout[name], x.to(dtype)
         drops = isinstance(dropout, BitMaskDropout) and dropout.active
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled() or drops:
-                masks = dropout if drops else None
-                y_NO = _LoraProduct.apply(x_NI, _weight(base), base.bias, a_rI, b_Or, scaling, masks)
+                y_NO = self._with_gradient(name, x, dropout if drops else None)
                 y_NO = y_NO if onto is None else onto.view_as(y_NO) + y_NO
             else:
-                y_NO = _linear(base, x_NI, onto)
-                if hasattr(dropout, "project"):
-                    t_Nr = dropout.project(x_NI.view(x.shape), a_rI, scaling).reshape(len(x_NI), -1)
-                else:
-                    t_Nr = (x_NI @ a_rI.to(dtype).T).mul_(scaling)
-                y_NO.addmm_(t_Nr, b_Or.to(dtype).T)
+                y_NO = self._without_gradient(name, x, onto)
         return y_NO.view(*x.shape[:-1], -1)
 
+    def _with_gradient(self, name: str, x: Tensor, dropout: BitMaskDropout | None) -> Tensor:
+        base, x_NI = self.base_layer, x.reshape(-1, x.shape[-1])
+        a_rI, b_Or = self.lora_A[name].weight, self.lora_B[name].weight
+        return _LoraProduct.apply(x_NI, _weight(base), base.bias, a_rI, b_Or, self.scaling[name], dropout)
+
+    def _without_gradient(self, name: str, x: Tensor, onto: Tensor | None) -> Tensor:
+        x_NI, dropout, scaling = x.reshape(-1, x.shape[-1]), self.lora_dropout[name], self.scaling[name]
+        a_rI, b_Or = self.lora_A[name].weight, self.lora_B[name].weight
+        y_NO = _linear(self.base_layer, x_NI, onto)
+        if hasattr(dropout, "project"):
+            t_Nr = dropout.project(x_NI.view(x.shape), a_rI, scaling).reshape(len(x_NI), -1)
+        else:
+            t_Nr = (x_NI @ a_rI.to(x.dtype).T).mul_(scaling)
+        return y_NO.addmm_(t_Nr, b_Or.to(x.dtype).T)
+
     def _fused_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
-        """The one adapter that is to be applied; None where this is not the plain case."""
+        """Return the name of the adapter to apply; None if PEFT's forward pass has to run."""
         base = self.base_layer
         active = [name for name in self.active_adapters if name in self.lora_A]
         known = type(base) in (nn.Linear, Conv1D) and self.fan_in_fan_out == (type(base) is Conv1D)
@@ -128,7 +135,7 @@ class FusedLoraLinear(LoraLinear):
 
 
 def use_fused_lora(model: PeftModel) -> PeftModel:
-    """Gives every LoRA linear layer the fused forward pass, in place."""
+    """Give every LoRA linear layer the fused forward pass, in place."""
     for module in model.modules():
         if type(module) is LoraLinear:
             change_class(module, FusedLoraLinear)

@@ -1,7 +1,7 @@
 """Device, dtype and thread count of a computation, and why they were chosen."""
 
 import platform
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +9,17 @@ import torch
 
 @dataclass(frozen=True)
 class Numerics:
-    """Where and how numbers are computed, and why so: recorded with every result."""
+    """Device, dtype and thread count, recorded with every result."""
 
     device: str
+    """Device string of torch: `cpu`, `cuda`, `cuda:1`, `mps`."""
     dtype: torch.dtype
     threads: int
     reason: str
+    """Why this dtype: the processor's flags, the device, or a setting of the study."""
 
     def fields(self) -> dict[str, str | int]:
-        """Plain values, for metadata and checkpoint keys."""
+        """Return plain values, for metadata and checkpoint keys."""
         return {
             "device": self.device,
             "precision": str(self.dtype).removeprefix("torch."),
@@ -25,18 +27,19 @@ class Numerics:
             "precision_reason": self.reason,
         }
 
-    def autocast(self):
-        """Mixed precision around a forward pass; does nothing in float32."""
+    def autocast(self) -> AbstractContextManager:
+        """Return the mixed-precision context for a forward pass; it does nothing in float32."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.split(":")[0], dtype=self.dtype)
 
 
 def resolve_numerics(precision: str = "auto") -> Numerics:
-    """Device and dtype for `precision` (auto, float32, bfloat16).
+    """Choose the device, and the dtype for `precision`.
 
-    On a CPU `auto` goes by the processor's capability flags, never by a timing, so that
-    the same machine always resolves to the same choice.
+    Args:
+        precision: `auto`, `float32` or `bfloat16`. `auto` is bfloat16 where the hardware multiplies it fast. On a CPU
+            that depends on the processor's flags, not on a timing, so that a machine always resolves to the same dtype.
     """
     if torch.cuda.is_available():
         device, fast, reason = "cuda", torch.cuda.is_bf16_supported(), "cuda"
@@ -44,7 +47,7 @@ def resolve_numerics(precision: str = "auto") -> Numerics:
         device, fast, reason = "mps", False, "mps"
     else:
         flags = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported(), "amx": torch.cpu._is_amx_tile_supported()}
-        present = [name for name, there in flags.items() if there]
+        present = [name for name, supported in flags.items() if supported]
         device, fast = "cpu", bool(present)
         reason = f"{platform.machine()} flags: {', '.join(present) or 'no bfloat16 instructions'}"
     if precision == "auto":

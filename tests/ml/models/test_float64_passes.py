@@ -10,7 +10,7 @@ from tests.support.tiny_models import ARCHITECTURES, FLOAT32, VOCAB, examples, t
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample, collate
 from tokenuq_ml.models.adapters import add_adapter
-from tokenuq_ml.models.float64_passes import _Float64InPlaceOfFloat32, float64_passes
+from tokenuq_ml.models.float64_passes import Float64ForFloat32, float64_passes
 from tokenuq_ml.models.forward import hidden_states
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.bald_reference import SAMPLE_TOKENS, float64_uncertainty, reference_rows, reference_sample
@@ -26,7 +26,7 @@ INPUTS = {"input_ids": torch.arange(3, 60).reshape(3, 19) % VOCAB}
 def test_passes_are_those_of_a_float64_copy(kind):
     model = add_adapter(tiny_architecture(kind), LoraSpec(rank=2, alpha=2), 0).eval()
     wide, plain = copy.deepcopy(model).double(), hidden_states(model, INPUTS)
-    with _Float64InPlaceOfFloat32():
+    with Float64ForFloat32():
         expected = hidden_states(wide, INPUTS)
     with float64_passes(model.get_base_model()):
         got = hidden_states(model, INPUTS)

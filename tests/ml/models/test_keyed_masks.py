@@ -41,7 +41,7 @@ def test_masks_differ_between_layers_samples_examples_and_seeds():
     out = first(x)
     assert not torch.equal(out[0], out[1])
     assert not torch.equal(out, keyed(0.5, "position", 101, layers_before=1)(x))
-    first.masks.start_pass(1, first.masks._own.example_ids)
+    first.masks.start_pass(1, ["a", "b"])
     assert not torch.equal(out, first(x))
     masks = KeyedMasks(UncertaintySpec(samples=2, dropout=0.5, mask="position", seed=1))
     other = KeyedDropout(101, masks)
@@ -87,7 +87,7 @@ def test_a_device_without_numpy_gets_the_same_masks(mask, monkeypatch):
             .numpy()
         )
 
-    monkeypatch.setattr(philox, "_on_cpu", by_tensors)
+    monkeypatch.setattr(philox, "numpy_draws", by_tensors)
     assert torch.equal(keyed(0.3, mask, 64)(x), expected)
 
 

@@ -38,7 +38,7 @@ def test_another_device_takes_the_tensor_operations(monkeypatch):
     """On the meta device nothing is computed, but only that way leads to a result there."""
     from tokenuq_ml.models import philox as module
 
-    monkeypatch.setattr(module, "_on_cpu", None)
+    monkeypatch.setattr(module, "numpy_draws", None)
     draws = random_draws(KEYS, STREAMS[1], 50, "meta")
     assert draws.shape == (3, 50) and draws.dtype == torch.int16 and draws.device.type == "meta"
 
