@@ -29,13 +29,17 @@ def markdown(rows: list[Row], rate: float, repeats: int) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `make bench` on {date.today()}: {platform.machine()}, {numerics.threads} threads, "
-        f"{str(numerics.dtype).removeprefix('torch.')} ({numerics.reason}); {packages}. "
-        f"A square product of 2,048 runs at {rate:,.0f} GFLOP/s here.",
+        "```bash",
+        "make bench",
+        "```",
         "",
-        "SmolLM2-135M-Instruct, LoRA rank 32. Contestants take turns within one process, or processes do; medians "
-        f"of {repeats} turns after one that does not count. Texts of mixed lengths: {texts}. Only ratios "
-        "mean anything elsewhere.",
+        f"This command measured the table on {date.today()}: {platform.machine()}, {numerics.threads} threads, "
+        f"{str(numerics.dtype).removeprefix('torch.')} ({numerics.reason}); {packages}. "
+        f"On this machine, a square matrix product of size 2,048 runs at {rate:,.0f} GFLOP/s.",
+        "",
+        "SmolLM2-135M-Instruct, LoRA rank 32. Contestants take turns within one process, or in separate processes. "
+        f"Values are medians of {repeats} turns after one warm-up turn. Texts of mixed lengths: {texts}. On other "
+        "machines only the ratios are meaningful.",
         "",
         "| measure | ours | rival | ratio | target | met |",
         "|---|---|---|---|---|---|",
