@@ -4,7 +4,6 @@ Every other one is a base model that gets the default chat template; all vocabul
 tokenizer's, as published ones are; padding is the end of the text, or there is none.
 """
 
-import gc
 import json
 
 import dagster as dg
@@ -12,7 +11,6 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from matplotlib.figure import Figure
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -21,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
+from tests.support.pictures import leave_out_pictures
 from tests.support.tiny_models import ARCHITECTURES, FLOAT32, tiny_architecture
 from tests.support.tiny_study import StagesInProcess
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
@@ -117,12 +116,8 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        # Half of the time would go into pictures, which are the same for every architecture.
-        patch.setattr(Figure, "draw", lambda *_: None)
-        # Each training ends with a search of the heap for garbage: of what was imported it need not be made.
-        gc.freeze()
+        leave_out_pictures(patch)
         yield World(tmp_path_factory.mktemp("architectures"))
-        gc.unfreeze()
 
 
 @torch.no_grad()

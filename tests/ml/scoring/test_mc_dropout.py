@@ -47,11 +47,6 @@ def test_scores_equal_a_plain_forward(kind):
         assert (table[column] - expected[column]).abs().max() < 1e-3
 
 
-def test_gemma_2_caps_its_logits():
-    assert head_of(tiny_model("gemma2")).softcap == 5.0
-    assert head_of(tiny_model("llama")).softcap is None
-
-
 SPEC = UncertaintySpec(samples=4, dropout=0.3)
 
 
