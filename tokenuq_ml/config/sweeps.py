@@ -10,8 +10,11 @@ import itertools
 from decimal import Decimal
 from typing import Any
 
-SWEPT = ("quantile", "threshold", "keep", "scope", "teacher", "divergence", "temperature", "weight", "rank")
-SWEPT += ("alpha", "dropout", "seed")
+SWEPT = (
+    *("quantile", "threshold", "keep", "scope"),
+    *("teacher", "divergence", "temperature", "weight"),
+    *("rank", "alpha", "dropout", "seed"),
+)
 """Keys, at any depth, whose lists are sweeps."""
 
 KeyPath = tuple[str, ...]

@@ -1,11 +1,11 @@
-"""Parquet tables of a store: their schemas, writers, readers and SQL.
+"""Parquet tables of a store: schemas, writers, readers and SQL.
 
-`scan` gives a table as a polars LazyFrame, `connect` a DuckDB connection with a view per table. Names are imported
+`scan` returns a table as a polars LazyFrame, `connect` a DuckDB connection with a view per table. Names are imported
 on first use, so that reading a schema does not load polars or DuckDB.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenuq_ml.tables.parquet import TableWriter, content_of, read_table, stream_table, write_table
@@ -38,7 +38,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -1,6 +1,6 @@
-"""How much of a study's BALD is rounding, read off its tables. Loads no torch.
+"""The share of rounding in a study's BALD, computed from its tables. Does not import torch.
 
-The noise floor is the mean absolute difference between BALD as stored and BALD in float64 with the same masks, over the
+The noise floor is the mean absolute difference between stored BALD and BALD in float64 with the same masks, over the
 tokens of `bald_reference`, in nats per token.
 """
 
@@ -19,7 +19,7 @@ def noise_floor(reference: pl.DataFrame) -> float:
 
 
 def bald_noise(home: str | Path, study: str) -> dict[str, float | int] | None:
-    """Return `floor` and `mean_bald` in nats, and `tokens` of the reference; None where it was not measured."""
+    """Return `floor` and `mean_bald` in nats, and `tokens` of the reference; None if it was not measured."""
     reference, uncertainty = (table_dir(home, table, study=study) for table in ("bald_reference", "token_uncertainty"))
     if not any(reference.glob("part-*.parquet")):
         return None

@@ -1,12 +1,10 @@
-"""The SQL of `tokens`, two tables joined one to one without a hash table of either.
+"""The SQL of the view `tokens`: two tables joined one to one, without a hash table of either.
 
-The writer sorts both tables by the same keys and cuts them into row groups alike, so row n of
-one belongs to row n of the other: piece by piece of some row groups they are laid side by side.
-Memory does not grow with the tables, a filter on `study` or on one `example_id` leaves out the
-other pieces, and processors share the pieces. Where the files of a study do not match, as
-between rerunning one table and the other, that study is joined by its keys; where one was made
-again since, the query fails rather than use pieces of what was. Knows Parquet footers and SQL;
-opens no connection.
+The writer sorts both tables by the same key and cuts both into the same row groups, so that row n of one belongs to
+row n of the other. The tables are therefore joined by row number, in pieces of a few row groups each. Memory does not
+grow with the tables, a filter on `study` or on one `example_id` skips the other pieces, and processors share the
+pieces. If the files of a study do not match, as after only one table was rerun, that study is joined by key. If a file
+is replaced after the view was made, the query fails.
 """
 
 from dataclasses import dataclass
@@ -18,25 +16,25 @@ from tokenuq_ml.tables.partitions import partition_of
 from tokenuq_ml.tables.schemas import JOINED_FROM, JOINED_ON, TABLES
 
 PIECE_GROUPS, MOST_PIECES = 4, 32
-"""Row groups of a piece: what one example's query reads. A study has no more pieces than so many: each is planned."""
+"""Row groups per piece, which a query for one example reads; and pieces per study, each of which costs planning."""
 
 
 def joined_sql(files: dict[str, list[Path]]) -> str:
-    """A SELECT over the files of both tables, with the columns of one and those of the other that are not keys."""
+    """Return a SELECT over the files of both tables, with all columns of the first and the second's without keys."""
     one, other = JOINED_FROM
     by_study = {table: _by_study(table, files[table]) for table in JOINED_FROM}
     parts = []
     for study in sorted(by_study[one].keys() & by_study[other].keys()):
-        footers = [_footer(by_study[table][study], table) for table in JOINED_FROM]
-        if None in footers or footers[0].groups != footers[1].groups:
-            parts.append(_by_keys(f"WHERE study = {quoted(study)}"))
+        left, right = (_footer(by_study[table][study], table) for table in JOINED_FROM)
+        if left is None or right is None or left.groups != right.groups:
+            parts.append(_join_by_key(f"WHERE study = {quoted(study)}"))
         else:
-            parts.append(_by_pieces(study, *footers))
-    return "\nUNION ALL\n".join(parts) or _by_keys("")
+            parts.append(_join_in_pieces(study, left, right))
+    return "\nUNION ALL\n".join(parts) or _join_by_key("")
 
 
 def quoted(text: str) -> str:
-    """`text` as a literal of SQL."""
+    """Return `text` as an SQL literal."""
     escaped = text.replace("'", "''")
     return f"'{escaped}'"
 
@@ -50,7 +48,7 @@ def _by_study(table: str, files: list[Path]) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True)
 class _Footer:
-    """A table's one file, its content hash, and of each row group the rows, the first and the last example."""
+    """A table's only file, its content hash, and the row count, first and last example of each row group."""
 
     file: Path
     content: str
@@ -58,7 +56,7 @@ class _Footer:
 
 
 def _footer(files: list[Path], table: str) -> _Footer | None:
-    """None where pieces cannot be told: several files, or one that is not as our writer leaves it."""
+    """Return None if the files cannot be joined in pieces: several files, or one that `TableWriter` did not write."""
     if len(files) != 1:
         return None
     footer = pq.read_metadata(files[0])
@@ -76,28 +74,28 @@ def _footer(files: list[Path], table: str) -> _Footer | None:
     return _Footer(files[0], content.decode(), groups)
 
 
-def _by_pieces(study: str, left: _Footer, right: _Footer) -> str:
+def _join_in_pieces(study: str, left: _Footer, right: _Footer) -> str:
     step = max(PIECE_GROUPS, -(-len(left.groups) // MOST_PIECES))
     pieces, first = [], 0
     for start in range(0, len(left.groups), step):
         groups = left.groups[start : start + step]
         last = first + sum(rows for rows, _, _ in groups) - 1
-        pieces.append(_side_by_side(study, left.file, right.file, first, last, groups[0][1], groups[-1][2]))
+        pieces.append(_piece(study, left.file, right.file, first, last, groups[0][1], groups[-1][2]))
         first = last + 1
     if not pieces:
-        return _by_keys(f"WHERE study = {quoted(study)}")
-    again = quoted(f"study {study}: a token table was made again since this connection was made; connect again")
+        return _join_by_key(f"WHERE study = {quoted(study)}")
+    replaced = quoted(f"study {study}: a token table was replaced after this connection was made; connect again")
     contents = f"{quoted(left.content)}, {quoted(right.content)}"
     unchanged = (
-        f"SELECT bool_and(CASE WHEN decode(value) IN ({contents}) THEN true ELSE error({again}) END) "
+        f"SELECT bool_and(CASE WHEN decode(value) IN ({contents}) THEN true ELSE error({replaced}) END) "
         f"FROM parquet_kv_metadata([{quoted(str(left.file))}, {quoted(str(right.file))}]) "
         "WHERE decode(key) = 'tokenuq.content_hash'"
     )
-    together = "\nUNION ALL\n".join(pieces)
-    return f"SELECT * FROM ({together}) WHERE ({unchanged})"
+    union = "\nUNION ALL\n".join(pieces)
+    return f"SELECT * FROM ({union}) WHERE ({unchanged})"
 
 
-def _side_by_side(study: str, left: Path, right: Path, first: int, last: int, low: str, high: str) -> str:
+def _piece(study: str, left: Path, right: Path, first: int, last: int, low: str, high: str) -> str:
     sources = [
         f"(SELECT * FROM read_parquet({quoted(str(file))}, hive_partitioning = false, file_row_number = true) "
         f"WHERE file_row_number BETWEEN {first} AND {last})"
@@ -105,8 +103,8 @@ def _side_by_side(study: str, left: Path, right: Path, first: int, last: int, lo
     ]
     own = [f'l."{name}"' for name in TABLES[JOINED_FROM[0]].columns]
     own += [f'r."{name}"' for name in TABLES[JOINED_FROM[1]].columns if name not in JOINED_ON]
-    # That keys are equal is known, and asked all the same: no row is ever laid beside another's. The range lets the
-    # optimiser drop the piece where a query asks for an example that is not in it.
+    # Keys of joined rows are equal; checked nevertheless, so that no row is ever joined with another's. The range lets
+    # the optimiser drop the piece if a query asks for an example that is not in it.
     return (
         f"SELECT {quoted(study)} AS study, {', '.join(own)} FROM {sources[0]} AS l POSITIONAL JOIN {sources[1]} AS r "
         f"WHERE l.example_id = r.example_id AND l.position = r.position "
@@ -114,6 +112,6 @@ def _side_by_side(study: str, left: Path, right: Path, first: int, last: int, lo
     )
 
 
-def _by_keys(where: str) -> str:
+def _join_by_key(where: str) -> str:
     one, other = (f"(SELECT * FROM {table} {where})" for table in JOINED_FROM)
     return f"SELECT * FROM {one} JOIN {other} USING ({', '.join(JOINED_ON)})"

@@ -1,8 +1,10 @@
-"""Write and read the Parquet files of one table's partition, with a hash of the content."""
+"""Write and read the Parquet file of a table's partition, with a hash of its content."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import polars as pl
 import pyarrow as pa
@@ -17,22 +19,31 @@ _READ_BYTES = 2**20
 
 
 class TableWriter:
-    """Writes one partition of `table` into `folder` as `part-0.parquet`, frame by frame, in bounded memory.
+    """Writer of one partition, frame by frame, in bounded memory: `part-0.parquet` in `folder`.
 
-    Columns are put in the schema's order and types, the rows of a frame sorted by the table's keys; frames
-    must come in the order of the keys. Used as a context: on leaving, the file appears whole (written
-    beside its place, fsynced, renamed), and after an error not at all. Then `digest` is its content hash.
+    A context manager. When the block ends, the file appears complete (written to a temporary file, fsynced, renamed)
+    and `digest` is its content hash; after an error no file appears. Columns are cast to the schema's order and types,
+    and the rows of a frame are sorted by the table's key; frames must be appended in the order of that key.
 
-    The layout is chosen for queries, by measuring ten million rows (`benchmarks/queries.py`). Rows sorted by example
-    give row groups with narrow ranges of example_id (of step, for selections), so that by the statistics a query for
-    one example reads one group. Groups of 128k rows are small enough for that and many enough to share out among
-    processors; of 32k, or of a million, an aggregate takes longer. Text and integers get a dictionary (a filter on
-    split or category compares a number), positions and numbers with a fraction none: hardly two are equal, and a
-    dictionary given up halfway makes the file half as large again; nor lists, which compress as well without.
-    Zstandard at its quick default level.
+    The layout was chosen for queries, measured on ten million rows (`benchmarks/queries.py`):
+
+    - Rows sorted by example give row groups with narrow ranges of example_id (of step, for selections), so a query
+      for one example reads one group.
+    - Groups have 128k rows: small enough for that, and many enough to occupy all processors. With 32k rows, or with a
+      million, an aggregate takes longer.
+    - Text and integers get a dictionary: a filter on split or category then compares numbers. Positions and floating
+      point numbers get none: few values repeat, and a dictionary that the writer gives up halfway makes the file half
+      as large again. Lists get none either: they compress equally well without one.
+    - Compression is Zstandard at its default level, which is fast.
+
+    Args:
+        table: a name of `TABLES`.
+        folder: the partition's folder.
+        spec_hash: hash of the asset's fields, stored in the file's metadata.
+        code_version: code version of the asset, stored in the file's metadata.
 
     Raises:
-        ValueError: a column is missing, unknown or of a type that does not cast; a frame comes out of order.
+        ValueError: a column is missing, unknown or cannot be cast; or a frame is out of order.
     """
 
     def __init__(self, table: str, folder: str | Path, *, spec_hash: str, code_version: str):
@@ -42,9 +53,9 @@ class TableWriter:
         self._definition, self._schema = TABLES[table], TABLES[table].schema
         self._hash = ContentHash(self._schema)
         self._pending: list[pa.Table] = []
-        self._last: tuple | None = None
+        self._last: tuple[Any, ...] | None = None
 
-    def __enter__(self) -> "TableWriter":
+    def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = AtomicFile(self.path)
         self._parquet = pq.ParquetWriter(
@@ -57,19 +68,19 @@ class TableWriter:
         return self
 
     def append(self, frame: pl.DataFrame | pa.Table) -> None:
-        """Add rows, all of them after those before."""
+        """Add rows; their keys must come after those of the rows before."""
         data = frame.to_arrow() if isinstance(frame, pl.DataFrame) else frame
         names, keys = self._schema.names, self._definition.keys
         if set(data.column_names) != set(names):
             odd = sorted(set(data.column_names) ^ set(names))
-            raise ValueError(f"table {self.table}: columns missing or unknown: {', '.join(odd)}")
+            raise ValueError(f"table {self.table}: missing or unknown columns: {', '.join(odd)}")
         columns = [_cast(data.column(name), self._schema.field(name).type) for name in names]
         data = pa.table(columns, schema=self._schema).sort_by([(key, "ascending") for key in keys]).combine_chunks()
         if not data.num_rows:
             return
         first, last = (tuple(data.column(key)[row].as_py() for key in keys) for row in (0, data.num_rows - 1))
         if self._last is not None and first <= self._last:
-            raise ValueError(f"table {self.table}: rows from {first} on come after {self._last}")
+            raise ValueError(f"table {self.table}: row {first} is out of order: it comes after {self._last}")
         self._last = last
         self._hash.update(data)
         self._pending.append(data)
@@ -77,18 +88,20 @@ class TableWriter:
             self._flush()
 
     def _flush(self, rest: bool = False) -> None:
-        """Writes row groups that are full, and the rest of the rows only where it says so."""
+        """Write the full row groups, and with `rest` the remaining rows as well."""
         if self._pending:
             rows = pa.concat_tables(self._pending)
             full = len(rows) if rest else len(rows) - len(rows) % ROW_GROUP_ROWS
-            # Only what is written gets one dictionary, else it would grow from row group to row group.
+            # One dictionary for the written rows only: otherwise it would grow from row group to row group.
             written = rows.slice(0, full).unify_dictionaries().combine_chunks()
             self._parquet.write_table(written, row_group_size=ROW_GROUP_ROWS)
             self._pending = [rows.slice(full)] if full < len(rows) else []
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
-            # The writer is closed before its file, also after an error: on deletion it would write to a closed file.
+            # Also after an error the writer is closed before its file: deleted open, it would write to a closed file.
             with self._parquet:
                 if kind is None:
                     self._finish()
@@ -113,14 +126,14 @@ class TableWriter:
 
 
 def _repeats(field: pa.Field) -> bool:
-    """Whether a column has few values for its rows, so that a dictionary pays."""
+    """Return whether values of a column repeat often enough for a dictionary."""
     return field.name != "position" and not (pa.types.is_floating(field.type) or pa.types.is_nested(field.type))
 
 
 def write_table(
     frame: pl.DataFrame | pa.Table, table: str, folder: str | Path, *, spec_hash: str, code_version: str
 ) -> str:
-    """Write one partition that is at hand as a whole; returns its content hash. See `TableWriter`."""
+    """Write one partition from a single frame and return its content hash; see `TableWriter`."""
     with TableWriter(table, folder, spec_hash=spec_hash, code_version=code_version) as writer:
         writer.append(frame)
     return writer.digest
@@ -128,23 +141,23 @@ def write_table(
 
 def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_dictionary(dtype):
-        # Via plain strings: dictionaries of other index types or views do not cast directly.
+        # Through plain strings: dictionaries of other index types, and views, do not cast directly.
         return column.cast(pa.string()).dictionary_encode().cast(dtype)
     return column.cast(dtype)
 
 
 def read_table(folder: str | Path) -> pl.DataFrame:
-    """One partition as a DataFrame, without its partition columns."""
+    """Return one partition as a DataFrame, without its partition columns."""
     return pl.read_parquet(Path(folder) / "part-*.parquet", hive_partitioning=False)
 
 
 def stream_table(folder: str | Path, columns: list[str], rows: int = 256) -> Iterator[pa.RecordBatch]:
-    """Some columns of one partition in the order of the file, `rows` at a time: memory does not grow with the data."""
-    # With a buffer, else the whole column of a row group is read at once.
+    """Yield some columns of one partition in file order, `rows` at a time, in bounded memory."""
+    # Without a buffer, a column of a row group would be read at once.
     with pq.ParquetFile(Path(folder, "part-0.parquet"), buffer_size=_READ_BYTES) as file:
         yield from file.iter_batches(rows, columns=columns, use_threads=False)
 
 
 def content_of(folder: str | Path) -> str:
-    """The content hash that the writer left in a partition's file."""
+    """Return the content hash that the writer stored in a partition's file."""
     return pq.read_metadata(Path(folder, "part-0.parquet")).metadata[b"tokenuq.content_hash"].decode()

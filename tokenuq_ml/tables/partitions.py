@@ -1,8 +1,9 @@
-"""Which files of which tables there are: those whose asset is whole, and no others.
+"""The Parquet files of a store that belong to complete assets.
 
-A store says it in its manifests (`.manifests/<asset>.json`): an asset is whole while it has
-one whose files are all there, in size. A folder that no pipeline writes to has no manifests;
-there every partition counts. Knows names, paths and sizes; opens no Parquet file.
+The manifest of an asset (`.manifests/<asset>.json`) lists its files. The asset is complete while all of them exist with
+the listed sizes. A folder without manifests, which no pipeline writes to, counts as complete.
+
+Knows names, paths and sizes; opens no Parquet file.
 """
 
 import json
@@ -15,44 +16,47 @@ from tokenuq_ml.tables.schemas import TABLES
 
 
 def store_home(home: str | Path | None = None) -> Path:
-    """`home`, by default `$TOKENUQ_HOME`, by default `store/` in the checkout, or else in the working directory."""
+    """Return the absolute path of `home`.
+
+    Default: `$TOKENUQ_HOME`, or else `store/` in the checkout, or else `store/` in the working directory.
+    """
     if home is None:
         checkout = Path(__file__).resolve().parents[2]
-        root = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+        root = checkout if (checkout / "config").is_dir() else Path.cwd()
         home = os.environ.get("TOKENUQ_HOME") or root / "store"
     return Path(home).expanduser().resolve()
 
 
-def whole_files(home: Path) -> dict[str, list[Path]]:
-    """The Parquet files of every table whose assets are whole, by table, in the order of their paths.
+def complete_files(home: Path) -> dict[str, list[Path]]:
+    """Return table -> the Parquet files of its complete assets, in the order of their paths.
 
     Raises:
         InputError: a file lies outside `home`, through a symbolic link.
     """
     files: dict[str, list[Path]] = {table: [] for table in TABLES}
-    for place in sorted(_published(home)):
-        table = _table_of(place)
+    for relative in sorted(_published(home)):
+        table = _table_of(relative)
         if table is None:
             continue
-        path = home / place
+        path = home / relative
         if not path.resolve().is_relative_to(home):
             raise InputError(
-                f"{path} leads out of the store, to {path.resolve()}; copy what it names into its place, "
-                "or remove the link"
+                f"{path} is a link out of the store, to {path.resolve()}; replace it by a copy of that file, or remove "
+                "it"
             )
         files[table].append(path)
     return files
 
 
 def partition_of(path: Path, table: str) -> dict[str, str]:
-    """The partition that a file of `table` lies in: partition column -> value."""
+    """Return the partition of a file of `table`: partition column -> value."""
     folders = path.parts[-1 - len(TABLES[table].partitions) : -1]
     return dict(folder.split("=", 1) for folder in folders)
 
 
 def _published(home: Path) -> Iterator[PurePosixPath]:
-    """Files of whole assets, relative to `home`; whether or not they belong to a table."""
-    # A pipeline makes both before it publishes anything.
+    """Yield the files of complete assets, relative to `home`, including those that belong to no table."""
+    # A pipeline creates both folders before it publishes anything.
     if not any((home / name).is_dir() for name in (".manifests", ".staging")):
         for table, definition in TABLES.items():
             pattern = "/".join([table, *(f"{name}=*" for name in definition.partitions), "part-*.parquet"])
@@ -64,7 +68,7 @@ def _published(home: Path) -> Iterator[PurePosixPath]:
         try:
             files = json.loads(manifest.read_text())["files"]
         except (FileNotFoundError, json.JSONDecodeError):
-            # Taken away since the folder was listed: its asset is being replaced.
+            # Removed since the folder was listed: its asset is being replaced.
             continue
         if all(_has_size(home / file["path"], file["bytes"]) for file in files):
             yield from (PurePosixPath(file["path"]) for file in files)
@@ -77,9 +81,9 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def _table_of(place: PurePosixPath) -> str | None:
-    """The table whose partition `place` is a file of."""
-    table, *folders, name = place.parts
+def _table_of(relative: PurePosixPath) -> str | None:
+    """Return the table that the file belongs to; None if it belongs to none."""
+    table, *folders, name = relative.parts
     if table not in TABLES or not (name.startswith("part-") and name.endswith(".parquet")):
         return None
     names = tuple(folder.partition("=")[0] for folder in folders)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from tokenuq_ml.tables.partitions import partition_of, store_home, whole_files
+from tokenuq_ml.tables.partitions import complete_files, partition_of, store_home
 from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
 
 if TYPE_CHECKING:
@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 
 
 def scan(table: str, home: str | Path | None = None, **partitions: str | Sequence[str]) -> pl.LazyFrame:
-    """A table of the store as a LazyFrame, partition columns first; filters are pushed down to files and row groups.
+    """Return a table of the store as a LazyFrame, with partition columns first.
 
-    `scan("selections", study="quickstart", ablation=["mle", "paper_top25"])` names partitions, which saves looking at
-    the files of others; a filter on `study` or `ablation` skips them as well. `tokens` is token_losses and
-    token_uncertainty joined one to one. `home` is by default `$TOKENUQ_HOME`, or `store/`. What is being written is
-    not seen; a frame made before a publication shows the files that were there then.
+    Filters are pushed down to files and row groups. Only complete assets are read, and a frame keeps the files that
+    were published when it was made.
+
+    Args:
+        table: a name of `TABLES`, or `tokens`: token_losses and token_uncertainty joined one to one.
+        home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
+        **partitions: values of partition columns, as in `scan("selections", ablation=["mle", "paper_top25"])`. A
+            filter on such a column skips files as well; naming values here also avoids listing the others.
 
     Raises:
-        KeyError: no such table.
+        KeyError: there is no such table.
         TypeError: the table is not partitioned by one of the names.
-        FileNotFoundError: nothing of it has been made yet.
+        FileNotFoundError: the store has no such partition.
     """
     if table == JOINED:
         losses, uncertainty = (scan(part, home, **partitions) for part in JOINED_FROM)
@@ -34,15 +38,16 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
         raise TypeError(f"{table} is partitioned by {', '.join(definition.partitions)}, not by {', '.join(unknown)}")
     wanted = {name: {value} if isinstance(value, str) else set(value) for name, value in partitions.items()}
     folder = store_home(home)
-    made = whole_files(folder)[table]
-    files = [file for file in made if _is_in(partition_of(file, table), wanted)]
+    published = complete_files(folder)[table]
+    files = [file for file in published if _is_wanted(partition_of(file, table), wanted)]
     if not files:
-        raise FileNotFoundError(f"{folder / table}: {_what_is_there(table, made, wanted)}")
-    # The schema spares opening every file first, and an older file that lacks a column gives nulls.
+        raise FileNotFoundError(f"{folder / table}: {_why_missing(table, published, wanted)}")
+    columns = pl.DataFrame(definition.schema.empty_table()).schema
+    # With a schema, files are not opened before they are read, and an older file that lacks a column gives nulls.
     return pl.scan_parquet(
         files,
         glob=False,
-        schema=pl.Schema(pl.from_arrow(definition.schema.empty_table()).schema),
+        schema=columns,
         missing_columns="insert",
         extra_columns="ignore",
         hive_partitioning=True,
@@ -50,21 +55,30 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
     ).select(*definition.partitions, *definition.columns)
 
 
-def connect(home: str | Path | None = None, **options) -> "duckdb.DuckDBPyConnection":
-    """A DuckDB connection with every table as a view: `sql.connect`, imported when it is asked for."""
+def connect(home: str | Path | None = None, memory: str | None = None) -> "duckdb.DuckDBPyConnection":
+    """Return a DuckDB connection with every table of the store as a view; see `tables.sql.connect`.
+
+    Args:
+        home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
+        memory: DuckDB's memory limit, beyond which it writes to a temporary folder; default: `tables.sql.MEMORY`.
+
+    Raises:
+        InputError: a file of the store is broken, or lies outside the store.
+    """
+    # Imported here: to scan needs no DuckDB.
     from tokenuq_ml.tables import sql
 
-    return sql.connect(home, **options)
+    return sql.connect(home, memory or sql.MEMORY)
 
 
-def _what_is_there(table: str, made: list[Path], wanted: dict[str, set[str]]) -> str:
-    """Why no partition of `made` is among the wanted, and which there are."""
+def _why_missing(table: str, published: list[Path], wanted: dict[str, set[str]]) -> str:
+    """Return which partition is missing, and which exist."""
     for name, values in wanted.items():
-        there = sorted({partition_of(file, table)[name] for file in made})
-        if there and not values & set(there):
-            return f"nothing of {name} {', '.join(sorted(values))}; there are {', '.join(there)}"
-    return f"nothing there; materialise the asset that makes {table}"
+        existing = sorted({partition_of(file, table)[name] for file in published})
+        if existing and not values & set(existing):
+            return f"no {name} {', '.join(sorted(values))}; the store has {', '.join(existing)}"
+    return f"the store has no such partition; materialise the asset that writes {table}"
 
 
-def _is_in(partition: dict[str, str], wanted: dict[str, set[str]]) -> bool:
+def _is_wanted(partition: dict[str, str], wanted: dict[str, set[str]]) -> bool:
     return all(partition[name] in values for name, values in wanted.items())

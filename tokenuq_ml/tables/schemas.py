@@ -1,9 +1,7 @@
-"""The tables: their columns, what these mean, how rows are sorted, and where partitions lie.
+"""The tables: their columns and meanings, their sort keys, and their partitions.
 
-The layout on disk is part of the schema: `<home>/<table>/study=<study>/
-[ablation=<ablation>/]part-*.parquet`, so that polars, DuckDB and pyarrow read it as a
-hive-partitioned dataset. All losses are in nats. This file does not know how tables are
-written or read, nor who computes what is in them.
+Files are at `<home>/<table>/study=<study>/[ablation=<ablation>/]part-*.parquet`, which polars, DuckDB and pyarrow read
+as a hive-partitioned dataset. All losses are in nats.
 """
 
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]
 
 @dataclass(frozen=True)
 class Table:
-    """A table's columns (name -> type, meaning), its sort keys and its partition keys."""
+    """A table's columns (name -> type, meaning), its sort key and its partition columns."""
 
     description: str
     columns: dict[str, tuple[pa.DataType, str]]
@@ -26,93 +24,86 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
+        """The Arrow schema, with meanings as metadata."""
         return pa.schema(
-            [
-                pa.field(name, dtype, metadata={"description": meaning})
-                for name, (dtype, meaning) in self.columns.items()
-            ]
+            [pa.field(name, dtype, metadata={"description": text}) for name, (dtype, text) in self.columns.items()]
         )
 
 
-TOKEN_KEY = ("example_id", "position")
-"""The key of a response token, in every table with one row per token."""
-
 _TOKEN_COLUMNS = {
-    "example_id": (pa.string(), "the example; starts with its dataset's name"),
-    "position": (pa.int32(), "index of the predicted token in input_ids; predicted from the tokens before it"),
+    "example_id": (pa.string(), "the example; starts with the name of its dataset"),
+    "position": (pa.int32(), "index in input_ids of the token, which the tokens before it predict"),
 }
-_STEP_COLUMNS = {
-    "step": (pa.int32(), "optimiser step, from 1"),
-    "epoch": (pa.float32(), "epochs completed after the step"),
-}
+TOKEN_KEY = tuple(_TOKEN_COLUMNS)
+"""The key of a response token, `example_id, position`, in every table with one row per token."""
 
 TABLES = {
     "examples": Table(
-        "Normalised examples of a dataset.",
+        "One row per example of a dataset, in a common format.",
         {
-            "example_id": (pa.string(), "unique; starts with the dataset's name"),
+            "example_id": (pa.string(), "unique; starts with the name of the dataset"),
             "split": (pa.string(), "train, validation, test or ood"),
             "messages": (_MESSAGES, "the conversation, as role and content"),
-            "source": (pa.string(), "JSON: where the example comes from, and what its format says beside the text"),
+            "source": (pa.string(), "JSON: origin of the example, and further fields of its format"),
         },
         keys=("example_id",),
         partitions=("dataset",),
     ),
     "rejected_rows": Table(
-        "Rows of a dataset's source that are not among its examples, with the reason.",
+        "One row per rejected row of a dataset's source, with the reason.",
         {
-            "number": (pa.int64(), "order in which they were found, from 0"),
-            "file": (pa.string(), "name of the file, or of the hub's dataset"),
-            "row": (pa.int64(), "which row of the file, from 1"),
-            "line": (pa.int64(), "the line that it begins on, from 1; null where there are no lines"),
-            "reason": (pa.string(), "kind of fault, or what it repeats"),
-            "detail": (pa.string(), "what exactly"),
+            "number": (pa.int64(), "order in which rows were rejected, from 0"),
+            "file": (pa.string(), "name of the file, or of the hub dataset"),
+            "row": (pa.int64(), "number of the row in the file, from 1"),
+            "line": (pa.int64(), "line on which it begins, from 1; null if the format has no lines"),
+            "reason": (pa.string(), "kind of fault or of repetition"),
+            "detail": (pa.string(), "the fault or repetition in detail"),
         },
         keys=("number",),
         partitions=("dataset",),
     ),
     "tokenized_dataset": Table(
-        "Examples in a model's tokens.",
+        "One row per example, as tokens of the study's model.",
         {
-            "example_id": (pa.string(), "unique; starts with the dataset's name"),
+            "example_id": (pa.string(), "unique; starts with the name of the dataset"),
             "dataset": (pa.string(), "name of the dataset"),
             "split": (pa.string(), "train, validation, test or ood"),
             "input_ids": (pa.list_(pa.int32()), "token ids, chat template applied"),
-            "response_mask": (pa.list_(pa.bool_()), "true where the token is trained and scored"),
+            "response_mask": (pa.list_(pa.bool_()), "true for tokens that are trained and scored"),
         },
         keys=("example_id",),
     ),
     "token_losses": Table(
-        "One row a response token: loss, entropy and rank under the teacher and the base model, dropout off.",
+        "One row per response token, all splits: loss, entropy and rank under teacher and base model, without dropout.",
         {
             "example_id": _TOKEN_COLUMNS["example_id"],
             "dataset": (_CATEGORY, "name of the dataset"),
             "split": (_CATEGORY, "train, validation, test or ood"),
             "position": _TOKEN_COLUMNS["position"],
             "token_id": (pa.int32(), "id of the predicted token"),
-            "token": (_CATEGORY, "its text"),
+            "token": (_CATEGORY, "text of that token"),
             "category": (_CATEGORY, "special, whitespace, punctuation, number, word, subword or code"),
-            "loss": (pa.float32(), "the teacher's cross-entropy with the token, nats"),
+            "loss": (pa.float32(), "cross-entropy under the teacher, nats"),
             "entropy": (pa.float32(), "entropy of the teacher's distribution, nats"),
-            "rank": (pa.int32(), "tokens that the teacher finds likelier; 0 is its first choice"),
-            "base_loss": (pa.float32(), "cross-entropy under the base model without adapter, nats"),
+            "rank": (pa.int32(), "number of tokens that the teacher finds likelier; 0 is its first choice"),
+            "base_loss": (pa.float32(), "cross-entropy under the base model, nats"),
             "base_entropy": (pa.float32(), "entropy of the base model's distribution, nats"),
         },
         keys=TOKEN_KEY,
     ),
     "token_alternatives": Table(
-        "The teacher's likeliest tokens in place of each held-out response token.",
+        "The tokens that the teacher finds likeliest at the position of each held-out response token.",
         {
             **_TOKEN_COLUMNS,
-            "choice": (pa.int8(), "0 is the teacher's first choice"),
-            "token_id": (pa.int32(), "id of the alternative, which may be the token itself"),
-            "token": (_CATEGORY, "its text"),
+            "choice": (pa.int8(), "rank by probability; 0 is the teacher's first choice"),
+            "token_id": (pa.int32(), "id of the alternative; may be the token itself"),
+            "token": (_CATEGORY, "text of that token"),
             "probability": (pa.float32(), "its probability under the teacher"),
         },
         keys=(*TOKEN_KEY, "choice"),
     ),
     "token_uncertainty": Table(
-        "One row a response token: Monte-Carlo dropout over the teacher's adapter. Joins one to one with token_losses.",
+        "One row per response token, as in token_losses: Monte-Carlo dropout over the teacher's adapter.",
         {
             **_TOKEN_COLUMNS,
             "predictive_entropy": (pa.float32(), "H[mean_k p_k], nats"),
@@ -125,62 +116,68 @@ TABLES = {
         keys=TOKEN_KEY,
     ),
     "bald_reference": Table(
-        "BALD of a small sample of tokens, computed again in float64 with the same masks: what rounding adds.",
+        "BALD of a small sample of tokens, also computed in float64 with the same masks: measures rounding.",
         {
             **_TOKEN_COLUMNS,
             "bald": (pa.float32(), "as in token_uncertainty, nats"),
-            "bald_float64": (pa.float64(), "the same masks in float64, nats"),
+            "bald_float64": (pa.float64(), "in float64 with the same masks, nats"),
         },
         keys=TOKEN_KEY,
     ),
     "training_log": Table(
-        "One row an optimiser step of the teacher (ablation=teacher) or a student.",
+        "One row per optimiser step of the teacher (ablation=teacher) or a student.",
         {
-            **_STEP_COLUMNS,
-            "loss": (pa.float32(), "the objective, nats a response token of the optimiser batch"),
+            "step": (pa.int32(), "optimiser step, from 1"),
+            "epoch": (pa.float32(), "epochs completed after the step"),
+            "loss": (pa.float32(), "the objective, nats per response token of the optimiser batch"),
             "mle_loss": (pa.float32(), "mean cross-entropy of the tokens trained by MLE, nats"),
-            "distill_loss": (pa.float32(), "mean divergence of the distilled tokens, nats; null where there are none"),
-            "selected_share": (pa.float32(), "selected response tokens over response tokens"),
+            "distill_loss": (
+                pa.float32(),
+                "mean divergence of the distilled tokens, nats; null if no token is distilled",
+            ),
+            "selected_share": (pa.float32(), "share of response tokens that are selected"),
             "learning_rate": (pa.float32(), "learning rate of the step"),
             "grad_norm": (pa.float32(), "gradient norm before clipping"),
-            "tokens": (pa.int32(), "response tokens of the optimiser batch"),
+            "tokens": (pa.int32(), "number of response tokens of the optimiser batch"),
             "lora_rank": (pa.int32(), "the adapter's active rank"),
         },
         keys=("step",),
         partitions=("study", "ablation"),
     ),
     "selections": Table(
-        "One row a response token and step of a student's training: was it selected, and what was done with it.",
+        "One row per response token and step of a student's training: whether it was selected, and its objective.",
         {
-            **_STEP_COLUMNS,
+            "step": (pa.int32(), "optimiser step, from 1"),
+            "epoch": (pa.float32(), "epochs completed after the step"),
             **_TOKEN_COLUMNS,
             "loss": (pa.float32(), "the student's cross-entropy at that step, nats"),
-            "selected": (pa.bool_(), "whether the selector took it"),
+            "selected": (pa.bool_(), "whether the token was selected"),
             "objective": (pa.string(), "mle, dft, eaft, distill, none, or module:function"),
         },
         keys=("step", *TOKEN_KEY),
         partitions=("study", "ablation"),
     ),
     "curriculum": Table(
-        "Which token categories were selected as training went on.",
+        "One row per step and token category: how many of its tokens were selected.",
         {
-            **_STEP_COLUMNS,
+            "step": (pa.int32(), "optimiser step, from 1"),
+            "epoch": (pa.float32(), "epochs completed after the step"),
             "category": (pa.string(), "token category"),
-            "n_tokens": (pa.int32(), "response tokens of the category in the step"),
-            "n_selected": (pa.int32(), "of those, selected"),
+            "n_tokens": (pa.int32(), "number of response tokens of the category in the step"),
+            "n_selected": (pa.int32(), "number of those that were selected"),
             "mean_loss": (pa.float32(), "the student's mean loss on the category at that step, nats"),
         },
         keys=("step", "category"),
         partitions=("study", "ablation"),
     ),
     "curriculum_uncertainty": Table(
-        "Loss and Monte-Carlo uncertainty of a fixed validation sample as training went on.",
+        "Loss and Monte-Carlo uncertainty of a fixed validation sample during training, by token category.",
         {
-            "fraction": (pa.float32(), "share of training done"),
+            "fraction": (pa.float32(), "share of training completed"),
             "step": (pa.int32(), "optimiser step"),
             "category": (pa.string(), "token category, or `all`"),
-            "n_tokens": (pa.int32(), "response tokens"),
-            "loss": (pa.float32(), "mean cross-entropy, dropout off, nats"),
+            "n_tokens": (pa.int32(), "number of response tokens"),
+            "loss": (pa.float32(), "mean cross-entropy without dropout, nats"),
             "predictive_entropy": (pa.float32(), "mean H[mean_k p_k], nats"),
             "expected_entropy": (pa.float32(), "mean of mean_k H[p_k], nats"),
             "bald": (pa.float32(), "mean BALD, nats"),
@@ -189,104 +186,104 @@ TABLES = {
         partitions=("study", "ablation"),
     ),
     "evaluations": Table(
-        "One row a metric of a model; the base model and the teacher are the ablations base and teacher.",
+        "One row per metric of a model; base model and teacher are the ablations base and teacher.",
         {
             "family": (pa.string(), "the ablation without its seed"),
             "seed": (pa.int32(), "the ablation's seed; null for base"),
             "dataset": (pa.string(), "name of the dataset"),
             "split": (pa.string(), "test (in distribution) or ood"),
             "metric": (pa.string(), "name of the metric"),
-            "value": (pa.float64(), "its value"),
+            "value": (pa.float64(), "value of the metric"),
             "ci_low": (pa.float64(), "lower end of the bootstrap interval over examples"),
-            "ci_high": (pa.float64(), "upper end"),
-            "n": (pa.int32(), "examples"),
-            "higher_is_better": (pa.bool_(), "direction of the metric; null where neither is better"),
+            "ci_high": (pa.float64(), "upper end of that interval"),
+            "n": (pa.int32(), "number of examples"),
+            "higher_is_better": (pa.bool_(), "direction of the metric; null if neither is better"),
         },
         keys=("dataset", "split", "metric"),
         partitions=("study", "ablation"),
     ),
     "evaluation_examples": Table(
-        "What each example adds to each metric of evaluations: value = sum(numerator) / sum(denominator).",
+        "One row per example and metric of evaluations, whose value is sum(numerator) / sum(denominator).",
         {
             "example_id": (pa.string(), "the example"),
             "dataset": (pa.string(), "name of the dataset"),
             "split": (pa.string(), "test (in distribution) or ood"),
             "metric": (pa.string(), "name of the metric"),
-            "numerator": (pa.float64(), "the example's sum: nats, right tokens, followed instructions, a verdict"),
-            "denominator": (pa.float64(), "tokens, instructions or answers that it is counted over"),
+            "numerator": (pa.float64(), "the example's sum: nats, correct tokens, followed instructions, or a verdict"),
+            "denominator": (pa.float64(), "number of tokens, instructions or answers in that sum"),
         },
         keys=("dataset", "split", "metric", "example_id"),
         partitions=("study", "ablation"),
     ),
     "evaluation_tokens": Table(
-        "One row a response token of test and ood: a model's loss and entropy, dropout off.",
+        "One row per response token of test and ood: a model's loss and entropy, without dropout.",
         {
             **_TOKEN_COLUMNS,
-            "loss": (pa.float32(), "the model's cross-entropy with the token, nats"),
+            "loss": (pa.float32(), "cross-entropy under the model, nats"),
             "entropy": (pa.float32(), "entropy of the model's distribution, nats"),
         },
         keys=TOKEN_KEY,
         partitions=("study", "ablation"),
     ),
     "generations": Table(
-        "What a model wrote for each instruction-following prompt, and what the checkers say of it.",
+        "One row per instruction-following prompt: the model's answer, and the results of the checkers.",
         {
             "example_id": (pa.string(), "the prompt"),
             "prompt": (pa.string(), "the instruction"),
             "response": (pa.string(), "the model's text"),
-            "n_tokens": (pa.int32(), "tokens generated"),
-            "prompt_level_strict": (pa.bool_(), "every instruction followed, response as it is"),
-            "prompt_level_loose": (pa.bool_(), "every instruction followed by some relaxed form of the response"),
-            "inst_level_strict": (pa.list_(pa.bool_()), "one an instruction"),
-            "inst_level_loose": (pa.list_(pa.bool_()), "one an instruction"),
+            "n_tokens": (pa.int32(), "number of generated tokens"),
+            "prompt_level_strict": (pa.bool_(), "whether the response as written follows every instruction"),
+            "prompt_level_loose": (pa.bool_(), "whether a relaxed form of the response follows every instruction"),
+            "inst_level_strict": (pa.list_(pa.bool_()), "the same per instruction, response as written"),
+            "inst_level_loose": (pa.list_(pa.bool_()), "the same per instruction, relaxed forms"),
         },
         keys=("example_id",),
         partitions=("study", "ablation"),
     ),
     "gsm8k_answers": Table(
-        "What a model answered to each GSM8K question, and what lm-eval's filters read off it.",
+        "One row per GSM8K question: the model's answer, and what lm-eval's filters extract from it.",
         {
             "example_id": (pa.string(), "the question"),
-            "prompt": (pa.string(), "the question, without few-shot examples and the task's frame"),
+            "prompt": (pa.string(), "the question, without few-shot examples and task template"),
             "target": (pa.string(), "the dataset's worked answer"),
             "response": (pa.string(), "the model's text"),
-            "n_tokens": (pa.int32(), "tokens generated"),
+            "n_tokens": (pa.int32(), "number of generated tokens"),
             "strict_answer": (pa.string(), "the number after ####, or [invalid]"),
-            "strict_match": (pa.bool_(), "whether it is the target's"),
+            "strict_match": (pa.bool_(), "whether it equals the target's"),
             "flexible_answer": (pa.string(), "the last number of the text, or [invalid]"),
-            "flexible_match": (pa.bool_(), "whether it is the target's"),
+            "flexible_match": (pa.bool_(), "whether it equals the target's"),
         },
         keys=("example_id",),
         partitions=("study", "ablation"),
     ),
     "alpaca_eval_verdicts": Table(
-        "A model's output for each AlpacaEval instruction beside the reference's, and the judge's verdicts.",
+        "One row per AlpacaEval instruction: the model's output, the reference's, and the judge's verdicts.",
         {
             "example_id": (pa.string(), "the instruction"),
-            "prompt": (pa.string(), "its text"),
+            "prompt": (pa.string(), "text of the instruction"),
             "response": (pa.string(), "the model's output"),
-            "reference": (pa.string(), "the output that it is compared with"),
-            "n_tokens": (pa.int32(), "tokens generated"),
-            "preferred_first": (pa.float64(), "how far the judge prefers the model's output, read first; 0 to 1"),
-            "preferred_second": (pa.float64(), "the same, read second"),
-            "preferred": (pa.float64(), "mean of both; null where the judge's answer said nothing"),
-            "flipped": (pa.bool_(), "whether the verdict changed with the order"),
+            "reference": (pa.string(), "the output that the model's is compared with"),
+            "n_tokens": (pa.int32(), "number of generated tokens"),
+            "preferred_first": (pa.float64(), "the judge's preference for the model's output, shown first; 0 to 1"),
+            "preferred_second": (pa.float64(), "the same, shown second"),
+            "preferred": (pa.float64(), "mean of both; null if an answer of the judge has no verdict"),
+            "flipped": (pa.bool_(), "whether the verdict depends on the order"),
         },
         keys=("example_id",),
         partitions=("study", "ablation"),
     ),
     "uncertainty_analysis": Table(
-        "Correlations between loss, entropy and BALD.",
+        "One row per correlation between loss, entropy and BALD.",
         {
             "split": (pa.string(), "a split, or `all`"),
             "category": (pa.string(), "a token category, or `all`"),
-            "x": (pa.string(), "column"),
-            "y": (pa.string(), "column"),
+            "x": (pa.string(), "first column"),
+            "y": (pa.string(), "second column"),
             "method": (pa.string(), "pearson, spearman, or partial_spearman (given entropy)"),
-            "value": (pa.float64(), "correlation; null where it is not defined"),
+            "value": (pa.float64(), "correlation; null if it is undefined"),
             "ci_low": (pa.float64(), "lower end of the bootstrap interval over examples"),
-            "ci_high": (pa.float64(), "upper end"),
-            "n": (pa.int32(), "tokens"),
+            "ci_high": (pa.float64(), "upper end of that interval"),
+            "n": (pa.int32(), "number of tokens"),
         },
         keys=("split", "category", "x", "y", "method"),
     ),
@@ -294,10 +291,9 @@ TABLES = {
 
 JOINED = "tokens"
 JOINED_FROM, JOINED_ON = ("token_losses", "token_uncertainty"), ("study", *TOKEN_KEY)
-"""No table on disk: what readers offer as the one-to-one join of two."""
+"""The view that readers offer as the one-to-one join of two tables; it has no files of its own."""
 
 
 def table_dir(home: str | Path, table: str, **partitions: str) -> Path:
-    """Folder of one partition, e.g. `table_dir(home, "token_losses", study="quickstart")`."""
-    names = TABLES[table].partitions
-    return Path(home, table, *(f"{name}={partitions[name]}" for name in names if name in partitions))
+    """Return the folder of a partition, as in `table_dir(home, "token_losses", study="quickstart")`."""
+    return Path(home, table, *(f"{name}={partitions[name]}" for name in TABLES[table].partitions if name in partitions))

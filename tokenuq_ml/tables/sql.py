@@ -1,17 +1,17 @@
-"""SQL over the store: a DuckDB connection with a view for every table, behind a wall.
+"""SQL over the store: a sandboxed DuckDB connection with a view per table.
 
-A view reads the files of whole assets and nothing else; filters on `study` and `ablation`
-skip files, filters on columns skip row groups. The wall: of all files DuckDB may open those
-alone, it loads no extension, reaches no network, and its configuration is locked; `select`
-lets a single SELECT through. This file does not know what is done with a result
-(`tokenuq_pipeline/result_formats.py`), nor what the numbers mean.
+A view reads only the files of complete assets. Filters on `study` and `ablation` skip files, filters on other columns
+skip row groups. The sandbox: DuckDB can open no other files, loads no extensions, has no network access, and its
+configuration is locked. `select` accepts a single SELECT only.
 """
 
 import atexit
+import contextlib
 import functools
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -19,47 +19,52 @@ import pyarrow as pa
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.joined_view import joined_sql, quoted
-from tokenuq_ml.tables.partitions import store_home, whole_files
+from tokenuq_ml.tables.partitions import complete_files, store_home
 from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
 
 MEMORY = "700MiB"
-"""Leaves room for Python, Arrow and a result's batches within 1 GiB; what does not fit is spilled to disk."""
+"""Default memory limit of DuckDB. Leaves room for Python, Arrow and a result's batches within 1 GiB."""
 
-_WALL = {
+_SANDBOX = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "allow_community_extensions": False,
     "allow_persistent_secrets": False,
-    # Else a query could name variables of the Python program around it.
+    # Otherwise a query could read variables of the Python program that runs it.
     "python_enable_replacements": False,
 }
 
 
 def connect(home: str | Path | None = None, memory: str = MEMORY) -> duckdb.DuckDBPyConnection:
-    """A connection with a view for every table of the store in `home` (by default `$TOKENUQ_HOME`, or `store/`).
+    """Return a connection with a view for every table of the store.
 
-    Views hold every study and ablation, as columns; tables of which nothing has been made are empty views. `tokens`
-    is token_losses and token_uncertainty joined one to one. The views are what was whole when the connection was
-    made: connect again to see what has been made since. Meanings of tables and columns are their comments.
+    A view holds all studies and ablations, with `study` and `ablation` as columns; it is empty if the store has no
+    files of the table. `tokens` is token_losses and token_uncertainty joined one to one. Views show the assets that
+    were complete when the connection was made: connect again to see newer ones. Descriptions of tables and columns are
+    stored as comments.
 
-    The connection opens no file but those of the views, and its settings are locked; data of one's own comes in by
-    `connection.register(name, frame)`. It takes statements of every kind, a COPY over a view's own file among them: SQL
-    of others goes through `select`. `memory` is DuckDB's limit, above which it writes to a temporary folder.
+    The connection opens no files other than those of the views, and its settings are locked. Add your own data with
+    `connection.register(name, frame)`. It accepts every kind of statement, also a COPY over the file of a view: run
+    SQL that you do not trust through `select`.
+
+    Args:
+        home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
+        memory: DuckDB's memory limit, beyond which it writes to a temporary folder.
 
     Raises:
-        InputError: a file of the store is broken, or lies outside it.
+        InputError: a file of the store is broken, or lies outside the store.
     """
-    # DuckDB would make the folder only when it is needed; nobody else may look into it.
+    # Created by this process, so that no other user can read it: DuckDB creates it only when needed.
     spill = Path(_spill_folder(), uuid.uuid4().hex)
-    connection = duckdb.connect(config={**_WALL, "memory_limit": memory, "temp_directory": str(spill)})
-    # `tokens` names a file once a piece; its footer is to be read once.
+    connection = duckdb.connect(config={**_SANDBOX, "memory_limit": memory, "temp_directory": str(spill)})
+    # `tokens` names a file once per piece; its footer shall be read only once.
     connection.execute("SET parquet_metadata_cache = true")
-    files = whole_files(store_home(home))
+    files = complete_files(store_home(home))
     for table in TABLES:
         try:
             _create_view(connection, table, files[table])
         except duckdb.Error as error:
-            raise InputError(f"table {table}: {_plain(error).splitlines()[0]}; make its asset again") from error
+            raise InputError(f"table {table}: {_plain(error).splitlines()[0]}; materialise its asset again") from error
     _create_joined_view(connection, files)
     connection.execute("SET allowed_paths = ?", [[str(path) for paths in files.values() for path in paths]])
     connection.execute("SET enable_external_access = false")
@@ -68,45 +73,47 @@ def connect(home: str | Path | None = None, memory: str = MEMORY) -> duckdb.Duck
 
 
 def select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
-    """The result of a single SELECT, as a relation whose rows are computed as they are read.
+    """Return the result of a single SELECT, as a relation that computes its rows while they are read.
 
     Raises:
-        InputError: `sql` is not one SELECT, or DuckDB refuses it; with DuckDB's message.
+        InputError: `sql` is not one SELECT, or DuckDB rejects it; the message is DuckDB's.
     """
-    with explained():
+    with query_errors():
         statements = connection.extract_statements(sql)
         if len(statements) != 1:
-            raise InputError(f"query: give one SELECT at a time; there are {len(statements) or 'no'} statements")
+            raise InputError(f"query: give exactly one SELECT; this has {len(statements) or 'no'} statements")
         if statements[0].type != duckdb.StatementType.SELECT:
             kind = str(statements[0].type).rpartition(".")[2]
-            raise InputError(f"query: only SELECT is allowed, since a query changes nothing; this is {kind}")
+            raise InputError(
+                f"query: only SELECT is allowed, because a query must not change the store; this is {kind}"
+            )
         return connection.sql(sql)
 
 
-class explained:  # noqa: N801 - used as a function
-    """Around whatever runs a query: DuckDB's errors become one InputError, its interruption a KeyboardInterrupt."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, _) -> None:
-        if error is None or isinstance(error, InputError):
-            return
+@contextlib.contextmanager
+def query_errors() -> Iterator[None]:
+    """Turn errors of DuckDB in the block into one InputError, and its interruption into a KeyboardInterrupt."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
         message = _plain(error)
         if "interrupted" in message.lower():
             raise KeyboardInterrupt from error
         if isinstance(error, duckdb.PermissionException) or "Permission Error" in message:
             raise InputError(
-                f"query: {message}\nA query reads the tables of the store, and no other file or address."
+                f"query: {message}\nA query can read the tables of the store, and no other file or address."
             ) from error
-        # An error on the way comes through Arrow's reader, as an OSError that no operating system has numbered.
-        on_the_way = isinstance(error, OSError) and error.errno is None
-        if on_the_way or isinstance(error, duckdb.Error | pa.ArrowException):
+        # An error while rows are read arrives through Arrow's reader, as an OSError without a number.
+        while_reading = isinstance(error, OSError) and error.errno is None
+        if while_reading or isinstance(error, duckdb.Error | pa.ArrowException):
             raise InputError(f"query: {message}") from error
+        raise
 
 
 def descriptions(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """What each view holds, in a sentence."""
+    """Return view -> the sentence that describes it."""
     views = connection.execute(
         "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_oid"
     ).fetchall()
@@ -114,9 +121,9 @@ def descriptions(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 
 def columns(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """One row a column of every view: `table`, `column`, `type`, `meaning`, and `rows`, those of the table."""
+    """Return one row per column of every view: `table`, `column`, `type`, `meaning`, and the `rows` of the table."""
     counts = {
-        name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in descriptions(connection)
+        name: connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in descriptions(connection)
     }
     found = connection.execute(
         "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal "
@@ -131,7 +138,7 @@ def _create_view(connection: duckdb.DuckDBPyConnection, table: str, files: list[
     definition = TABLES[table]
     types = dict.fromkeys(definition.partitions, "VARCHAR")
     types |= {name: _sql_type(dtype) for name, (dtype, _) in definition.columns.items()}
-    source, there = "(SELECT 1) WHERE false", set()
+    source, stored = "(SELECT 1) WHERE false", set[str]()
     if files:
         paths = ", ".join(quoted(str(path)) for path in files)
         hive = ", ".join(f"{name}: VARCHAR" for name in definition.partitions)
@@ -140,8 +147,8 @@ def _create_view(connection: duckdb.DuckDBPyConnection, table: str, files: list[
             "union_by_name = true)"
         )
         # A file of an older version may lack a column.
-        there = {name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
-    values = [f'"{name}"' if name in there else f'NULL::{dtype} AS "{name}"' for name, dtype in types.items()]
+        stored = {name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    values = [f'"{name}"' if name in stored else f'NULL::{dtype} AS "{name}"' for name, dtype in types.items()]
     connection.execute(f"CREATE VIEW {table} AS SELECT {', '.join(values)} FROM {source}")
     _comment(connection, table, definition.description, _meanings(table))
 
@@ -166,7 +173,7 @@ def _meanings(table: str) -> dict[str, str]:
 
 
 def _sql_type(dtype: pa.DataType) -> str:
-    """DuckDB's name of an Arrow type, of a dictionary that of its values. (Asking DuckDB itself imports pandas.)"""
+    """Return DuckDB's name of an Arrow type, for a dictionary that of its values. (To ask DuckDB imports pandas.)"""
     if pa.types.is_dictionary(dtype):
         return _sql_type(dtype.value_type)
     if pa.types.is_list(dtype):
@@ -195,7 +202,7 @@ def _plain(error: BaseException) -> str:
 
 @functools.cache
 def _spill_folder() -> str:
-    """The process's own folder for what does not fit into memory, gone at its end."""
+    """Return the process's own folder for data that exceeds the memory limit; it is deleted when the process ends."""
     folder = tempfile.mkdtemp(prefix="tokenuq-query-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -44,7 +44,7 @@ def query_command(options: argparse.Namespace) -> int:
     if options.output and options.output.resolve().is_relative_to(home):
         raise InputError(f"--output {options.output}: lies in the store, which is the pipeline's; name another place")
     try:
-        with sql.connect(home) as connection, sql.explained():
+        with sql.connect(home) as connection, sql.query_errors():
             if not options.schema:
                 result = sql.select(connection, options.sql)
             elif form == "table":
@@ -66,9 +66,9 @@ def query_command(options: argparse.Namespace) -> int:
 def noise_text(home: Path) -> list[str]:
     """Return one line per study: how much of its BALD is rounding."""
     from tokenuq_ml.tables.bald_noise import bald_noise
-    from tokenuq_ml.tables.partitions import partition_of, whole_files
+    from tokenuq_ml.tables.partitions import partition_of, complete_files
 
-    files = whole_files(home)
+    files = complete_files(home)
     lines = []
     for study in sorted(partition_of(file, "token_uncertainty")["study"] for file in files["token_uncertainty"]):
         noise = bald_noise(home, study)

@@ -10,7 +10,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables import joined_view
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tables.scanning import scan
-from tokenuq_ml.tables.sql import connect, explained, select
+from tokenuq_ml.tables.sql import connect, query_errors, select
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_pieces_of_what_was_made_again_are_not_used(tmp_path, many_pieces):
         store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES + 4, 2))
         for where in ("true", "study = 'b' AND example_id = 'toy/001'"):
             with (
-                pytest.raises(InputError, match="study b: a token table was made again .*; connect again"),
-                explained(),
+                pytest.raises(InputError, match="study b: a token table was replaced .*; connect again"),
+                query_errors(),
             ):
                 select(connection, f"SELECT * FROM tokens WHERE {where}").fetchall()
         (count,) = select(connection, "SELECT count(*) FROM tokens WHERE study = 'a'").fetchall()[0]

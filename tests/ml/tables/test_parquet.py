@@ -46,7 +46,7 @@ def test_scan_takes_partitions_and_says_what_is_not_there(tmp_path):
     assert scan("curriculum", tmp_path).collect_schema().names()[:3] == ["study", "ablation", "step"]
     with pytest.raises(FileNotFoundError, match="materialise the asset"):
         scan("token_losses", tmp_path)
-    with pytest.raises(FileNotFoundError, match="nothing of study c; there are a, b"):
+    with pytest.raises(FileNotFoundError, match="no study c; the store has a, b"):
         scan("curriculum", tmp_path, study="c")
     with pytest.raises(TypeError, match="token_losses is partitioned by study, not by ablation"):
         scan("token_losses", tmp_path, ablation="m")
@@ -136,7 +136,7 @@ def test_a_table_is_read_some_rows_at_a_time(tmp_path):
 
 def test_pieces_out_of_order_are_refused_and_leave_nothing(tmp_path):
     with (
-        pytest.raises(ValueError, match="token_uncertainty: rows from .*toy/00000.* come after"),
+        pytest.raises(ValueError, match="token_uncertainty: row .*toy/00000.* out of order"),
         TableWriter("token_uncertainty", tmp_path, **STAMP) as writer,
     ):
         writer.append(tokens(30, 30))
@@ -145,7 +145,7 @@ def test_pieces_out_of_order_are_refused_and_leave_nothing(tmp_path):
 
 
 def test_wrong_columns_leave_nothing(tmp_path):
-    with pytest.raises(ValueError, match="curriculum: columns missing or unknown: mean_loss"):
+    with pytest.raises(ValueError, match="curriculum: missing or unknown columns: mean_loss"):
         write_table(pl.DataFrame(LOG).drop("mean_loss"), "curriculum", tmp_path / "x", **STAMP)
     assert not any((tmp_path / "x").iterdir())
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.tiny_store import make_store
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.tables.partitions import partition_of, store_home, whole_files
+from tokenuq_ml.tables.partitions import complete_files, partition_of, store_home
 from tokenuq_ml.tables.schemas import TABLES
 
 
@@ -14,7 +14,7 @@ def store(tmp_path):
 
 
 def places(store, table):
-    return [path.relative_to(store.home / table).parent.as_posix() for path in whole_files(store.home)[table]]
+    return [path.relative_to(store.home / table).parent.as_posix() for path in complete_files(store.home)[table]]
 
 
 def test_every_file_of_whole_assets_in_order(store):
@@ -23,8 +23,8 @@ def test_every_file_of_whole_assets_in_order(store):
         places(store, "selections")[0] == "study=other/ablation=masked_mle_top25"
         and len(places(store, "selections")) == 6
     )
-    assert places(store, "curriculum") == [] and set(whole_files(store.home)) == set(TABLES)
-    (path,) = whole_files(store.home)["examples"]
+    assert places(store, "curriculum") == [] and set(complete_files(store.home)) == set(TABLES)
+    (path,) = complete_files(store.home)["examples"]
     assert partition_of(path, "examples") == {"dataset": "toy"}
 
 
@@ -52,7 +52,7 @@ def test_an_asset_is_not_whole_without_all_its_files_in_their_sizes(store):
 
 def test_before_the_first_manifest_nothing_of_a_pipeline_is_there(store):
     (store.home / ".manifests").rename(store.home / "elsewhere")
-    assert not any(whole_files(store.home).values())
+    assert not any(complete_files(store.home).values())
 
 
 def test_a_folder_that_no_pipeline_writes_to_counts_as_it_is(store):
@@ -65,8 +65,8 @@ def test_a_link_out_of_the_store_is_refused(store, tmp_path):
     folder = store.home / "token_losses/study=other"
     folder.rename(tmp_path / "outside")
     folder.symlink_to(tmp_path / "outside")
-    with pytest.raises(InputError, match=r"study=other/part-0.parquet leads out of the store, to .*outside"):
-        whole_files(store.home)
+    with pytest.raises(InputError, match=r"study=other/part-0.parquet is a link out of the store, to .*outside"):
+        complete_files(store.home)
 
 
 def test_the_store_is_where_the_environment_says(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_ml.tables.schemas import TABLES
-from tokenuq_ml.tables.sql import columns, connect, descriptions, explained, select
+from tokenuq_ml.tables.sql import columns, connect, descriptions, query_errors, select
 
 TOKENS = EXAMPLES * LENGTH
 
@@ -106,7 +106,7 @@ class TestViews:
         path = tmp_path / "token_losses/study=a/part-0.parquet"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"no parquet at all")
-        with pytest.raises(InputError, match="table token_losses: .*study=a/part-0.parquet.*make its asset again"):
+        with pytest.raises(InputError, match="token_losses: .*study=a/part-0.parquet.*materialise its asset again"):
             connect(tmp_path)
 
 
@@ -173,9 +173,9 @@ class TestWall:
         "PREPARE q AS SELECT 1": "only SELECT",
         "EXPLAIN ANALYZE COPY (SELECT 1) TO '{outside}/x.csv'": "only SELECT",
         "INSERT INTO token_losses SELECT * FROM token_losses": "only SELECT",
-        "SELECT 1; SELECT 2": "one SELECT at a time; there are 2 statements",
-        "SELECT 1; COPY (SELECT 1) TO '{outside}/x.csv'": "one SELECT at a time",
-        "": "one SELECT at a time; there are no statements",
+        "SELECT 1; SELECT 2": "exactly one SELECT; this has 2 statements",
+        "SELECT 1; COPY (SELECT 1) TO '{outside}/x.csv'": "exactly one SELECT",
+        "": "exactly one SELECT; this has no statements",
         "SELECT * FROM read_csv('/etc/passwd')": "no other file or address",
         "SELECT * FROM read_text('/etc/passwd')": "no other file or address",
         "SELECT * FROM read_blob('{outside}/secret.csv')": "no other file or address",
@@ -216,7 +216,7 @@ class TestWall:
         connection, home, outside = walled
         frame = pl.DataFrame({"a": [1]})  # noqa: F841 - a query must not find it by its name
         before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
-        with pytest.raises(InputError) as refusal, explained():
+        with pytest.raises(InputError) as refusal, query_errors():
             select(connection, sql.replace("{home}", str(home)).replace("{outside}", str(outside))).fetchall()
         assert self.REFUSED[sql] in str(refusal.value)
         assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
@@ -262,7 +262,7 @@ class TestWall:
         )
         stop = threading.Timer(0.3, connection.interrupt)
         stop.start()
-        with pytest.raises(KeyboardInterrupt), explained():
+        with pytest.raises(KeyboardInterrupt), query_errors():
             select(connection, forever).fetchall()
         stop.join()
 
