@@ -1,1 +1,1 @@
-"""What training costs: FLOPs, the record of a run, and estimates for `tokenuq plan`."""
+"""Costs of training: FLOPs, the record of a training, and the estimates of `tokenuq plan`."""

@@ -1,7 +1,7 @@
 """Floating-point operations (FLOPs) of a training step, from the model's architecture.
 
-Counts matrix products, 2 FLOPs per multiply-add, and nothing elementwise (norms, softmax, dropout, the optimiser).
-Does not import torch. `docs/costs.md` explains the formulas.
+Counts matrix products, 2 FLOPs per multiply-add; elementwise work (norms, softmax, dropout, the optimiser) is left out.
+`docs/costs.md` explains the formulas. Does not import torch.
 """
 
 import json
@@ -21,7 +21,7 @@ _NAMES = {
     "heads": ("num_attention_heads", "n_head"),
     "vocabulary": ("vocab_size",),
 }
-"""What Hugging Face configurations call an architecture's numbers."""
+"""Our names of an architecture's sizes -> their keys in Hugging Face configurations."""
 _PLAIN_MLP = {"gpt2", "gptj", "gpt_neox", "phi", "starcoder2"}
 _EAGER = {"gemma2"}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -29,7 +29,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a decoder with dense layers, from which its products follow."""
+    """The sizes of a decoder with dense layers, which decide its matrix products."""
 
     layers: int
     hidden: int
@@ -43,14 +43,14 @@ class Architecture:
     tied: bool = False
     """The head is the embedding matrix: fewer parameters, the same FLOPs."""
     attention: Literal["flash", "eager"] = "flash"
-    """flash: half the square of positions, made again on the way back; eager: the whole square, kept."""
+    """flash: half the square of positions, recomputed in the backward pass; eager: the full square, stored."""
 
     @classmethod
     def from_config(cls, source: str | Path | dict) -> "Architecture":
-        """Of a Hugging Face `config.json`, or of a folder that holds one, or of its contents.
+        """Read the sizes from a Hugging Face `config.json`, its folder, or its contents.
 
         Raises:
-            InputError: it cannot be read, lacks a number, or is of a mixture of experts.
+            InputError: it cannot be read, lacks a size, or belongs to a mixture of experts.
         """
         if isinstance(source, dict):
             config, name = source, "config"
@@ -60,11 +60,11 @@ class Architecture:
             try:
                 config = json.loads(name.read_text())
             except (OSError, ValueError) as error:
-                raise InputError(f"{name}: is no model configuration ({error}); pass a model's config.json") from None
-        # Models of text and images keep the decoder's numbers apart.
+                raise InputError(f"{name}: not a model configuration ({error}); pass a model's config.json") from None
+        # Models of text and images have the decoder's sizes in `text_config`.
         config = config.get("text_config", config)
         if any((config.get(key) or 0) > 1 for key in _EXPERTS):
-            raise InputError(f"{name}: is of a mixture of experts, whose costs are not modelled; use a dense model")
+            raise InputError(f"{name}: the costs of a mixture of experts are not modelled; use a dense model")
         found = {ours: next((config[key] for key in keys if config.get(key)), None) for ours, keys in _NAMES.items()}
         if found["intermediate"] is None and "n_embd" in config:
             found["intermediate"] = 4 * config["n_embd"]
@@ -83,7 +83,7 @@ class Architecture:
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
-        """(features in, features out) of a layer's linear maps: query, key, value, output, then the MLP's."""
+        """(features in, features out) of a layer's linear maps: query, key, value, output, then those of the MLP."""
         query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         into, out_of = (self.hidden, self.intermediate), (self.intermediate, self.hidden)
         attention = ((self.hidden, query), (self.hidden, keys), (self.hidden, keys), (query, self.hidden))
@@ -97,16 +97,20 @@ class Architecture:
 
     @property
     def head_product(self) -> int:
-        """FLOPs of one product with the head, a token: `2 * D * V`."""
+        """FLOPs of one head product per token: `2 * D * V`."""
         return 2 * self.hidden * self.vocabulary
 
-    def cache_bytes(self, head_bytes: int = 2) -> dict[str, int]:
-        """Bytes of a teacher's cache a response token by its form, for a head of `head_bytes` a number.
+    def adapter_parameters(self, rank: int) -> int:
+        """Return the weights of a LoRA adapter on every linear map of the layers."""
+        return self.layers * rank * sum(i + o for i, o in self.matrices)
 
-        A file holds both forms where the head does not soft-cap; `logits` is what it spares.
+    def cache_bytes(self, head_bytes: int = 2) -> dict[str, int]:
+        """Return the bytes per response token of a teacher's cache by form; `head_bytes`: bytes of a head weight.
+
+        A file has both forms unless the head soft-caps its logits. `logits` is what storing logits would take.
         """
         return {
-            # The states are always bfloat16; beside the means lies one float32.
+            # States are always bfloat16; each mean embedding comes with one float32.
             "hidden_states": 2 * self.hidden,
             "mean_embeddings": head_bytes * self.hidden + 4,
             "logits": head_bytes * self.vocabulary,
@@ -118,37 +122,37 @@ PUBLISHED = {
     "Llama-3.1-8B": Architecture(32, 4096, 14_336, 32, 8, 128, 128_256),
     "Llama-3.1-70B": Architecture(80, 8192, 28_672, 64, 8, 128, 128_256),
 }
-"""Published shapes for predictions at 1B, 8B and 70B."""
+"""Published shapes, for predictions at 1B, 8B and 70B."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step over all its micro-batches, as far as its cost depends on it."""
+    """What the cost of an optimiser step depends on, summed over its micro-batches."""
 
     padded_tokens: float
     response_tokens: float
     attended: float
-    """Sum over sequences of T^2 / 2, T as padded."""
+    """Sum over sequences of T^2 / 2, where T is the padded length."""
     mle_share: float = 1.0
-    """Of the response tokens, those trained by cross-entropy."""
+    """Share of the response tokens that are trained by cross-entropy."""
     distilled_share: float = 0.0
-    """Of the response tokens, those trained by a divergence; no token is both."""
+    """Share of the response tokens that are trained by a divergence; no token is trained by both."""
     selection_needs_loss: bool = False
     selection_passes: float = 0
-    """Forward passes that only select, before those that train."""
+    """Forward passes that only select tokens, before those that train."""
     teacher: Teacher = "none"
     lora_rank: int = 32
     records_losses: bool = False
-    """Losses of tokens that are not trained are computed too, for the record."""
+    """Whether losses of tokens that are not trained are computed too, for the record."""
 
     def __post_init__(self):
         if self.distilled_share > 0 and self.teacher == "none":
-            raise ValueError("tokens are distilled, and the teacher is 'none'")
+            raise ValueError("distilled_share is above 0, but teacher is 'none'")
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs by part; the parts are disjoint."""
+    """FLOPs by part. The parts are disjoint."""
 
     forward: float
     head: float
@@ -158,30 +162,32 @@ class Flops:
 
     @property
     def total(self) -> float:
+        """FLOPs of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
 
     @property
     def head_share(self) -> float:
+        """The head's share of the total."""
         return self.head / self.total
 
 
 def flops(model: Architecture, step: Step) -> Flops:
-    """FLOPs of one optimiser step of LoRA on a frozen base model, by part.
+    """Return the FLOPs of one optimiser step of LoRA on a frozen base model, by part.
 
-    - forward: the linear maps with their adapters and attention, over every token: later tokens attend to
+    - forward: the linear maps with their adapters, and attention. Every token counts, since later tokens attend to
       those that are not trained.
-    - head: `head_products`, each `2 * D * V`; gradients of the hidden states are among them.
-    - backward: the same as forward, adapters twice (input and weights), attention 2.5 times (flash, which makes
-      the probabilities again: five products for two) or twice (eager); less the gradient of the first layer's
-      input, which nobody needs. Over every token too: the gradient reaches those that are not trained through
+    - head: `head_products`, each `2 * D * V`; includes the gradients of the hidden states.
+    - backward: the base as in forward; adapters twice (gradients of inputs and of weights); attention 2.5 times (flash
+      recomputes the probabilities: five products for two) or twice (eager). The gradient of the first layer's input
+      is left out, since it is not needed. Every token counts here too, since gradients reach untrained tokens through
       attention.
     - teacher: one forward pass of an online teacher, with an adapter of the student's rank.
-    - selection: forward passes that only select, with a head product a response token.
+    - selection: forward passes that only select tokens, with one head product per response token.
     """
     tokens, rank = step.padded_tokens, step.lora_rank
     base = 2 * tokens * model.layers * sum(i * o for i, o in model.matrices)
     adapters = 2 * tokens * model.layers * rank * sum(i + o for i, o in model.matrices)
-    # Two products, of queries with keys and of probabilities with values.
+    # Two products: queries with keys, and probabilities with values.
     attention = 4 * step.attended * model.layers * model.heads * model.head_dim
     attention *= 2 if model.attention == "eager" else 1
     forward = base + adapters + attention
@@ -197,12 +203,13 @@ def flops(model: Architecture, step: Step) -> Flops:
 
 
 def head_products(step: Step) -> float:
-    """Products with the head that `kernels.training_loss` makes, a response token; those of selection passes left out.
+    """Return the head products per response token of `kernels.training_loss`, without those of selection passes.
 
-    Cross-entropy 2; a divergence 3 from hidden states, cached or online (the teacher's logits are one of them),
-    2 from mean embeddings; and 1 more for every token where selection needs the losses first, unless mean
-    embeddings give both in 2 for every token. After a selection pass the losses are known. Where they are not and
-    are recorded: 1 for those that are not trained.
+    - Cross-entropy: 2.
+    - A divergence: 3 from hidden states, cached or online (one computes the teacher's logits); 2 from mean embeddings.
+    - Selection that needs the losses first: 1 more for every token, unless a selection pass computed them. With mean
+      embeddings, 2 for every token instead, which give both.
+    - Recorded losses that are not known otherwise: 1 for each token that is not trained.
     """
     trained = min(1.0, step.mle_share + step.distilled_share)
     losses_first = step.selection_needs_loss and not step.selection_passes

@@ -1,17 +1,17 @@
-"""How fast this machine multiplies matrices of a model's shapes: a program of its own, since it needs torch.
-
-Reads `{"layer": [[in, out], ...], "head": [hidden, vocabulary], "precision": ..., "others": [...]}` from standard
-input and prints one JSON object; `others` are precisions whose rates are measured too. Knows shapes; does not know what
-they are of, nor what a rate is good for (`planning.py`).
+"""This machine's rate of matrix products at a model's shapes. A program of its own, since it imports torch.
 
     python -m tokenuq_ml.costs.matmul_rate < shapes.json
 
-Shapes: C rows, I features in, O out.
+Reads `{"layer": [[in, out], ...], "head": [hidden, vocabulary], "precision": ..., "others": [...]}` from standard
+input and prints one JSON object, the fields of `Machine`. The rate is also measured in the precisions `others`.
+
+Shapes: C rows, D hidden size, V vocabulary, I features in, O features out.
 """
 
 import json
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -19,20 +19,24 @@ from tokenuq_ml.models.numerics import resolve_numerics
 from tokenuq_ml.scoring.batch_threads import batch_tokens
 
 ROWS = 2048
-"""Rows of a product, as in the benchmark whose efficiencies `planning.py` uses."""
+"""Rows of a product, as in the benchmark that EFFICIENCY of `work.py` comes from."""
 HEAD_ROWS, HEAD_OUT = 682, 49_152
-"""Of a large head a part will do: its shape is as wide, and memory is not spent on the rest."""
+"""Rows of the head product, and the most tokens of its vocabulary: a part of a large head is enough."""
 COPIES_BYTES = 64 * 2**20
-"""Layers are repeated up to this size, so that weights come from memory as a model's do."""
-SECONDS, LEAST = 2.0, 3
+"""Layers are repeated up to this size, so that weights are read from memory and not from the cache."""
+SECONDS, MIN_REPEATS = 2.0, 3
+"""How long products are timed, and how often at least."""
 
 
-def gemm_rate(layer: list[tuple[int, int]], head: tuple[int, int], precision: str = "auto") -> dict:
-    """`flop_per_second` of the products of a layer and the head, with `device`, `precision`, `threads` and why.
+def matmul_rate(layer: list[tuple[int, int]], head: tuple[int, int], precision: str = "auto") -> dict:
+    """Return the rate of products of a layer and the head, and the numerics it was measured with.
 
-    The lower quartile of the seconds of at least three turns, after one that does not count: what a machine can, though
-    others use it now and then. Also `batch_tokens`, the padded tokens that
-    inference has in a batch on this device.
+    The rate follows from the lower quartile of the seconds of at least three repeats, after one warm-up: what the
+    machine can do, even if other programs use it now and then.
+
+    Returns:
+        `flop_per_second`, `batch_tokens` (padded tokens of an inference batch on this device), `device`, `precision`,
+        `threads` and `precision_reason`.
     """
     numerics = resolve_numerics(precision)
     make = {"dtype": numerics.dtype, "device": numerics.device}
@@ -45,7 +49,7 @@ def gemm_rate(layer: list[tuple[int, int]], head: tuple[int, int], precision: st
     hidden_CD = torch.randn(HEAD_ROWS, width, **make)
     flop = 2 * (ROWS * sum(weight.numel() for weight in weights) + HEAD_ROWS * head_VD.numel())
 
-    def turn() -> float:
+    def repeat() -> float:
         started = time.perf_counter()
         for weight_OI in weights:
             inputs[weight_OI.shape[1]] @ weight_OI.T
@@ -55,31 +59,31 @@ def gemm_rate(layer: list[tuple[int, int]], head: tuple[int, int], precision: st
         return time.perf_counter() - started
 
     with torch.no_grad():
-        turn()
+        repeat()
         seconds = []
-        while len(seconds) < LEAST or sum(seconds) < SECONDS:
-            seconds.append(turn())
-    quick = sorted(seconds)[len(seconds) // 4]
-    return {"flop_per_second": flop / quick, "batch_tokens": batch_tokens(numerics), **numerics.fields()}
+        while len(seconds) < MIN_REPEATS or sum(seconds) < SECONDS:
+            seconds.append(repeat())
+    quartile = sorted(seconds)[len(seconds) // 4]
+    return {"flop_per_second": flop / quartile, "batch_tokens": batch_tokens(numerics), **numerics.fields()}
 
 
-def gemm_rates(layer: list, head: tuple[int, int], precision: str, others: list[str] = ()) -> dict:
-    """`gemm_rate` in `precision`, with `others`: `precision` as resolved and `flop_per_second` of each other one."""
-    found, by_dtype = gemm_rate(layer, head, precision), {}
+def matmul_rates(layer: list, head: tuple[int, int], precision: str, others: Sequence[str] = ()) -> dict:
+    """Return `matmul_rate` in `precision`, with `others`: name -> resolved `precision`, and `flop_per_second`."""
+    found, by_dtype = matmul_rate(layer, head, precision), {}
     by_dtype[found["precision"]] = {key: found[key] for key in ("precision", "flop_per_second")}
     rates = {}
     for other in others:
         resolved = str(resolve_numerics(other).dtype).removeprefix("torch.")
         if resolved not in by_dtype:
-            measured = gemm_rate(layer, head, other)
+            measured = matmul_rate(layer, head, other)
             by_dtype[resolved] = {key: measured[key] for key in ("precision", "flop_per_second")}
         rates[other] = by_dtype[resolved]
     return {**found, "others": rates}
 
 
 def main() -> None:
-    """Standard input to standard output."""
-    json.dump(gemm_rates(**json.load(sys.stdin)), sys.stdout)
+    """Read the shapes from standard input, and print the rates."""
+    json.dump(matmul_rates(**json.load(sys.stdin)), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the training of one student cost, as measured: tokens, steps and seconds by phase.
+"""The measured cost of training one student: tokens, steps, and seconds by phase.
 
-Does not measure (`training/trainer.py`) or show (`reports/costs_table.py`).
+Measured by `training/trainer.py` and shown by `reports/costs_table.py`.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Seconds(BaseModel):
-    """Wall clock of a run by part; the parts are disjoint, `other` is what remains of `total`."""
+    """Wall-clock seconds of a training by part. The parts are disjoint; `other` is the rest of `total`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,13 +32,13 @@ class Seconds(BaseModel):
 
 
 class CostRecord(BaseModel):
-    """Sums over the steps of one training process, on its rank: a resumed run counts the steps it made itself."""
+    """Sums over the steps of one training process, on its rank; a resumed process counts only its own steps."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: Annotated[int, Field(gt=0, description="optimiser steps")]
     sequences: Count
-    tokens: Annotated[Count, Field(description="input tokens, padding left out")]
+    tokens: Annotated[Count, Field(description="input tokens without padding")]
     padded_tokens: Annotated[Count, Field(description="input tokens with padding: what is computed")]
     response_tokens: Annotated[Count, Field(description="N: scored tokens")]
     mle_tokens: Annotated[Count, Field(description="response tokens trained by cross-entropy")]
@@ -49,8 +49,8 @@ class CostRecord(BaseModel):
         float,
         Field(
             ge=0,
-            description="forward passes a micro-batch that only select: 0, or 1 where the quantile is "
-            "of several micro-batches or ranks",
+            description="forward passes per micro-batch that only select: 0, or 1 if the quantile spans "
+            "several micro-batches or ranks",
         ),
     ] = 0
     teacher: Teacher
@@ -60,10 +60,10 @@ class CostRecord(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path) -> "CostRecord":
-        """The record of a file.
+        """Read the record of a file.
 
         Raises:
-            InputError: it is not there, or is no such record.
+            InputError: the file is missing or invalid.
         """
         path = Path(path)
         try:
@@ -76,14 +76,14 @@ class CostRecord(BaseModel):
             raise InputError(f"{path}: {where}: {first['msg']}; train the student again") from None
 
     def write(self, path: str | Path) -> None:
-        """Whole or not at all."""
+        """Write the record atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write((self.model_dump_json(indent=2) + "\n").encode())
 
-    def step(self) -> "Step":
-        """The mean optimiser step of the run."""
+    def step(self) -> Step:
+        """Return the mean optimiser step of the training."""
         return Step(
             padded_tokens=self.padded_tokens / self.steps,
             response_tokens=self.response_tokens / self.steps,

@@ -51,8 +51,9 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     Raises:
         InputError: the machine's rate could not be measured.
     """
-    from tokenuq_ml.costs.plan_inputs import dataset_source, measured_lengths, model_source
+    from tokenuq_ml.costs.lengths import measured_lengths
     from tokenuq_ml.costs.planner import Planner
+    from tokenuq_ml.costs.sources import dataset_source, model_source
 
     spec = config.studies[study]
     models = {name: model_source(config.models[name], store.path(f"models/{name}")) for name in config.models_of(spec)}
@@ -83,7 +84,7 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
                     "seconds": work.seconds(machine, starts=not started),
                     "disk": {name: round(size) for name, size in work.disk.items()},
                     "memory": {name: round(size) for name, size in work.memory.items()},
-                    "passing_disk": {name: round(size) for name, size in work.passing.items()},
+                    "passing_disk": {name: round(size) for name, size in work.temporary_disk.items()},
                 }
                 started = True
             stages.append(row)
@@ -106,7 +107,7 @@ def measure_machine(architecture, precision: str, tables: str = "auto"):
     Raises:
         InputError: the child failed.
     """
-    from tokenuq_ml.costs.planner import BALD_PRECISION, Machine
+    from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
 
     head = (architecture.hidden, architecture.vocabulary)
     asked = {"layer": architecture.matrices, "head": head, "precision": precision}

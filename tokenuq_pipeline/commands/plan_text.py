@@ -25,7 +25,8 @@ class Plan:
 
 def assumptions(planner, sizes: dict, spec) -> list[str]:
     """Whatever the numbers rest on, one sentence each."""
-    from tokenuq_ml.costs.planner import EFFICIENCY, PADDING, STARTUP_S
+    from tokenuq_ml.costs.passes import PADDING
+    from tokenuq_ml.costs.work import EFFICIENCY, STARTUP_S
 
     known = sizes[spec.model]
     said = [f"sizes of {spec.model}: {known.origin}" if known else _unknown(spec.model)]
@@ -34,9 +35,10 @@ def assumptions(planner, sizes: dict, spec) -> list[str]:
     data += [(name, one) for name, one in zip(spec.ood, planner.held_out[1:], strict=False)]
     for what, one in data:
         said.append(f"{what}: {one.rows:,} rows of {one.tokens:.0f} tokens, {one.response:.0f} scored; {one.origin}")
-    for what, rows, prompt, new in planner.asked:
+    for one in planner.generated_evaluations:
         said.append(
-            f"{what}: {rows:,} prompts of {prompt:,.0f} tokens a model; each answer takes all the {new:,} tokens it may"
+            f"{one.name}: {one.prompts:,} prompts of {one.prompt_tokens:,.0f} tokens per model; each answer has all of "
+            f"its {one.new_tokens:,} tokens"
         )
     alpaca = spec.evaluation.alpaca_eval
     if alpaca is not None:
@@ -45,8 +47,8 @@ def assumptions(planner, sizes: dict, spec) -> list[str]:
     if known:
         said.append(
             "the teacher's states are cached"
-            if planner.online_because is None
-            else f"students run the teacher online: {planner.online_because}"
+            if planner.online_reason is None
+            else f"students run the teacher online: {planner.online_reason}"
         )
         rates = ", ".join(f"{kind} {share:g}" for kind, share in EFFICIENCY.items())
         said += [

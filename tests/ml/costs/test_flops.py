@@ -147,7 +147,7 @@ class TestArchitecture:
         assert Architecture.from_config(nested) == expected
 
     def test_errors_name_file_and_mend(self, tmp_path):
-        with pytest.raises(InputError, match=r"config\.json: is no model configuration"):
+        with pytest.raises(InputError, match=r"config\.json: not a model configuration"):
             Architecture.from_config(tmp_path)
         (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}')
         with pytest.raises(InputError, match=r"config\.json: has no num_attention_heads or n_head"):
@@ -229,7 +229,7 @@ class TestFlops:
         assert SMOL.cache_bytes(4)["mean_embeddings"] == 2308
 
     def test_distillation_needs_a_teacher(self):
-        with pytest.raises(ValueError, match="the teacher is 'none'"):
+        with pytest.raises(ValueError, match="but teacher is 'none'"):
             replace(STEP, distilled_share=0.5)
 
 

@@ -8,7 +8,7 @@ import yaml
 from tests.support.paths import ROOT
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_ml.config import ModelSpec
-from tokenuq_ml.costs.planner import Machine
+from tokenuq_ml.costs.machine import Machine
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import plan, plan_text, status

@@ -1,0 +1,48 @@
+"""Lengths of a dataset's rows: measured, estimated and assumed."""
+
+import dataclasses
+import json
+
+import polars as pl
+import pytest
+
+from tests.support import tiny_models
+from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.costs.lengths import ASSUMED_TOKENS, TURN_TOKENS, lengths, measured_lengths
+from tokenuq_ml.tables.parquet import write_table
+
+DATASET = DatasetSpec(name="d", format="alpaca", path="/nowhere", sizes={"train": 10})
+
+
+def test_tokenised_data_is_measured(tmp_path):
+    made = tiny_models.examples(7, dataset="d")
+    rows = [{**dataclasses.asdict(example)} for example in made]
+
+    write_table(pl.DataFrame(rows), "tokenized_dataset", tmp_path, spec_hash="s", code_version="1-s")
+    found = lengths(DATASET, "train", 5, measured_lengths([tmp_path]))
+    sizes = [len(example.input_ids) for example in made]
+    assert found.rows == 10 and found.tokens == pytest.approx(sum(sizes) / 7)
+    assert found.squares == pytest.approx(sum(size**2 for size in sizes) / 7)
+    assert found.response == pytest.approx(sum(sum(example.response_mask) for example in made) / 7)
+
+
+def test_lengths_are_estimated_from_the_first_rows_of_a_file(tmp_path):
+    file = tmp_path / "rows.json"
+    row = {"instruction": "i" * 40, "input": "", "output": "o" * 80}
+    file.write_text(json.dumps([row, {"instruction": 3}, row]))
+    spec = DATASET.model_copy(update={"path": str(file)})
+    found = lengths(spec, "train", 1000, {})
+    assert found.tokens == 40 / 4 + 80 / 4 + 2 * TURN_TOKENS and found.response == 80 / 4 + 1
+    assert "estimated from its first 2 rows" in found.origin
+    cut = lengths(spec, "train", 23, {})
+    assert (cut.tokens, cut.squares) == (23, 23**2) and cut.response == pytest.approx(21 / 2)
+
+
+def test_lengths_are_assumed_for_the_format_if_no_row_can_be_read():
+    found = lengths(DATASET, "train", 100, {})
+    assert (found.tokens, found.response, found.squares) == (100, 50, 10_000) and "assumed" in found.origin
+
+
+def test_every_format_has_assumed_lengths():
+    formats = DatasetSpec.model_fields["format"].annotation.__args__
+    assert set(ASSUMED_TOKENS) == set(formats)

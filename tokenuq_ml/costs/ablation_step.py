@@ -1,0 +1,46 @@
+"""What an ablation changes in the cost of a training step: shares of tokens, selection passes, the teacher's form."""
+
+from tokenuq_ml.config import AblationSpec, SelectSpec, TrainSpec
+from tokenuq_ml.config.ablation import Schedule
+from tokenuq_ml.costs.flops import Teacher
+
+
+def ablation_step(ablation: AblationSpec, train: TrainSpec, cached: bool, softcapped: bool) -> dict:
+    """Return the fields of `Step` that the ablation decides.
+
+    Args:
+        ablation: which tokens are selected, and how they and the others are trained.
+        train: the budget; where a step has several micro-batches, selection takes a pass of its own.
+        cached: whether the baseline teacher's states are cached.
+        softcapped: whether the model soft-caps its logits, so that mean embeddings cannot be used.
+    """
+    share = expected_selected_share(ablation.select)
+    parts = ((share, ablation.selected), (1 - share, ablation.rest))
+    distilled = sum(part for part, objective in parts if objective.kind == "distill")
+    idle = sum(part for part, objective in parts if objective.kind == "none")
+    several = (train.micro_batch_size or train.batch_size) < train.batch_size
+    return {
+        "mle_share": max(0.0, 1 - distilled - idle),
+        "distilled_share": distilled,
+        "selection_needs_loss": ablation.needs_student_losses,
+        "selection_passes": float(ablation.needs_student_losses and several),
+        "teacher": _teacher_form(ablation, cached, softcapped) if distilled else "none",
+    }
+
+
+def expected_selected_share(select: SelectSpec) -> float:
+    """Return the expected share of response tokens that are selected.
+
+    The mean of a scheduled quantile; one half for a threshold, whose share only training shows.
+    """
+    if select.takes_all:
+        return 1.0
+    if isinstance(select.quantile, Schedule):
+        return (select.quantile.start + select.quantile.end) / 2
+    return 0.5 if select.quantile is None else select.quantile
+
+
+def _teacher_form(ablation: AblationSpec, cached: bool, softcapped: bool) -> Teacher:
+    if ablation.distils_from != "baseline" or not cached:
+        return "online"
+    return "mean_embeddings" if ablation.can_use_mean_embeddings and not softcapped else "hidden_states"
