@@ -1,27 +1,47 @@
-"""The ML side of tokenuq: models, token tables, uncertainty, training, evaluation. Knows nothing of Dagster.
+"""The machine-learning side of tokenuq: models, token tables, uncertainty, training and evaluation.
 
-`TokenObjective` (a mixin over any Trainer), `score_tokens` and `measure_bald` are for others' loops. They are
-imported when first asked for, so that what needs no torch starts without it.
+`TokenObjective` (a mixin for any Trainer), `score_tokens` and `measure_bald` are made for use in other programs. Names
+are imported on first use, so that `import tokenuq_ml` does not load torch.
+
+Does not import Dagster or `tokenuq_pipeline`.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "TokenObjective": "training.token_objective",
+if TYPE_CHECKING:
+    from tokenuq_ml.config import AblationSpec
+    from tokenuq_ml.scoring.api import measure_bald, score_tokens
+    from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher
+    from tokenuq_ml.training.token_objective import TokenObjective
+
+    __version__: str
+
+_MODULES = {
     "AblationSpec": "config",
     "OnlineTeacher": "training.teacher",
     "SeparateTeacher": "training.teacher",
-    "score_tokens": "scoring.api",
+    "TokenObjective": "training.token_objective",
     "measure_bald": "scoring.api",
+    "score_tokens": "scoring.api",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "AblationSpec",
+    "OnlineTeacher",
+    "SeparateTeacher",
+    "TokenObjective",
+    "measure_bald",
+    "score_tokens",
+]
 
 
-def __getattr__(name: str):
-    if name not in _PUBLIC:
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("tokenuq")
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted([*globals(), "__version__", *_MODULES])

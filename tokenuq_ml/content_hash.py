@@ -1,7 +1,4 @@
-"""Content hashes of tables: what the rows say, not how a file lays them out.
-
-Knows Arrow types; does not know our tables.
-"""
+"""Content hashes of Arrow tables: a hash of the rows, independent of the layout of a file."""
 
 import hashlib
 
@@ -11,10 +8,10 @@ import pyarrow.compute as pc
 
 
 class ContentHash:
-    """Sixteen hex digits over names, types and values in row order, fed piece by piece.
+    """Sixteen hex digits over names, types and values in row order, computed piece by piece.
 
-    Independent of how rows are cut into pieces, of encoding, compression and file metadata: tables with
-    equal rows have equal hashes.
+    Independent of how rows are cut into pieces, and of encoding, compression and file metadata: tables with equal rows
+    have equal hashes.
     """
 
     def __init__(self, schema: pa.Schema):
@@ -22,26 +19,27 @@ class ContentHash:
         self._columns = {field.name: _column_hash(field.type) for field in schema}
 
     def update(self, data: pa.Table) -> None:
-        """Add rows, with the columns of the schema."""
+        """Add rows that have the columns of the schema."""
         self._rows += data.num_rows
         for name, column in self._columns.items():
             for chunk in data.column(name).chunks:
                 column.update(chunk)
 
     def hexdigest(self) -> str:
+        """Return the hash of the rows so far."""
         parts = (f"|{name}|{column.digest()}" for name, column in self._columns.items())
         return hashlib.sha256((str(self._rows) + "".join(parts)).encode()).hexdigest()[:16]
 
 
 def content_hash(data: pa.Table) -> str:
-    """The hash of a table at hand."""
-    whole = ContentHash(data.schema)
-    whole.update(data)
-    return whole.hexdigest()
+    """Return the content hash of a table in memory."""
+    digest = ContentHash(data.schema)
+    digest.update(data)
+    return digest.hexdigest()
 
 
 class _ColumnHash:
-    """Of a column: which values are null, and what its kind adds."""
+    """The hash of a column: which values are null, and lengths, values or children, by the kind of its type."""
 
     def __init__(self, kind: str, children: dict[str, "_ColumnHash"] | None = None):
         self.kind, self.children = kind, children or {}
@@ -61,7 +59,7 @@ class _ColumnHash:
         elif self.kind == "string":
             array = array.cast(pa.large_string())
             self._add_lengths(pc.binary_length(array))
-            # Nulls dropped: what lies under them in memory is nobody's value.
+            # Without nulls: the bytes that lie under them in memory are arbitrary.
             dropped = array.drop_null()
             _, offsets, values = dropped.buffers()
             ends = np.frombuffer(offsets, "<i8")[dropped.offset : dropped.offset + len(dropped) + 1]
@@ -77,7 +75,7 @@ class _ColumnHash:
 
     def digest(self) -> str:
         parts = [self.kind, *(part.hexdigest() for part in self._parts.values())]
-        # Of a nested type its kind and its fields alone: names of list items differ between writers.
+        # For a nested type only its kind and its fields: names of list items differ between writers.
         parts += [f"{name}:{child.digest()}" for name, child in self.children.items()]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 

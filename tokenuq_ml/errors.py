@@ -1,9 +1,8 @@
-"""The one exception for input that a person has to mend.
-
-Entry points print its message alone, with no traceback: it must name the file,
-the row or key, and what to do. It does not cover bugs: those keep their traceback.
-"""
+"""The exception for invalid input."""
 
 
 class InputError(ValueError):
-    """Bad input, said in one sentence that names what is wrong and the mend."""
+    """Invalid input: the message names the file, key or row, and says how to correct it.
+
+    Entry points print the message without a traceback. Bugs raise other exceptions, which keep theirs.
+    """

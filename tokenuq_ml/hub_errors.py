@@ -1,7 +1,4 @@
-"""What it means that the Hugging Face hub does not give something, in one sentence that says what to do.
-
-Knows the hub's errors, under whatever they were wrapped in; does not know what is fetched, nor what for.
-"""
+"""Turn Hugging Face Hub errors into actionable messages."""
 
 from collections.abc import Iterator
 
@@ -17,50 +14,70 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+_LOG_IN = "run `hf auth login` or set HF_TOKEN"
 
-def why(error: BaseException, repo: str, kind: str = "model") -> str:
-    """What is wrong with `repo` (a `model` or a `dataset`) and the mend, for an entry with the keys `id` and `path`."""
+
+def explain(error: BaseException, repo: str, kind: str = "model") -> str:
+    """Return what failed and what to do, in one sentence.
+
+    Args:
+        error: of a request to the hub; may be wrapped in errors of other libraries.
+        repo: the id of the model or dataset, which a configuration entry has as `id`.
+        kind: `model` or `dataset`.
+    """
     errors = list(_chain(error))
-    first = lambda *kinds: next((e for e in errors if isinstance(e, kinds)), None)  # noqa: E731
-    flag = "" if kind == "model" else f" --repo-type {kind}"
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in errors)
+
     page = f"{constants.ENDPOINT}/{'' if kind == 'model' else kind + 's/'}{repo}"
-    elsewhere = f"or fetch it elsewhere (`hf download {repo}{flag} --local-dir DIR`) and name that folder as `path:`"
-    token = "run `hf auth login` or set HF_TOKEN"
-    if first(GatedRepoError):
-        return f"{repo} is gated: accept its licence at {page}, then {token}; {elsewhere}"
-    if first(RevisionNotFoundError):
-        return f"{repo} has no such revision: mend `revision:`; {page} lists them"
-    if first(RepositoryNotFoundError):
-        return f"the hub has no {kind} {repo}, or it is private: mend `id:`, or {token} if it is yours"
-    if first(HFValidationError):
-        return f"{repo!r} is no id of the hub: mend `id:`, which is owner/name; a folder is a `path:`"
-    if constants.is_offline_mode() or first(OfflineModeIsEnabled):
+    download = _download(repo, kind)
+    if has(GatedRepoError):
+        return f"{repo} is gated: accept its licence at {page}, then {_LOG_IN}; {download}"
+    if has(RevisionNotFoundError):
+        return f"{repo} has no such revision: correct `revision:`; {page} lists them"
+    if has(RepositoryNotFoundError):
+        return f"the hub has no {kind} {repo}, or it is private: correct `id:`, or {_LOG_IN} if it is yours"
+    if has(HFValidationError):
+        return f"{repo!r} is not a valid hub id: correct `id:`, which is owner/name; for a folder use `path:`"
+    if constants.is_offline_mode() or has(OfflineModeIsEnabled):
         return (
             f"{repo} is not in the local cache, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set: unset it, "
-            f"{elsewhere}"
+            f"{download}"
         )
-    status = next(
-        (e.response.status_code for e in errors if isinstance(e, HfHubHTTPError) and e.response is not None), None
-    )
+    status = _status(errors)
     if status in (401, 403):
-        return f"the hub refuses the token that it was given ({status}) for {repo}: {token} anew; {elsewhere}"
+        return f"the hub rejects the access token ({status}) for {repo}: {_LOG_IN} with a valid one; {download}"
     if status == 429:
-        return f"the hub answers that there were too many requests: wait, {token}, {elsewhere}"
-    if first(EntryNotFoundError) and not first(LocalEntryNotFoundError):
-        return f"{repo} lacks a file that is needed ({first_line(errors[0])}): mend `id:`; {page}/tree/main lists them"
+        return f"the hub reports too many requests: wait, {_LOG_IN}, {download}"
+    if has(EntryNotFoundError) and not has(LocalEntryNotFoundError):
+        return (
+            f"{repo} lacks a required file ({first_line(errors[0])}): correct `id:`; {page}/tree/main lists its files"
+        )
     answer = f"answers {status}" if status else "cannot be reached"
-    return f"{constants.ENDPOINT} {answer}: check the network and its proxy, {elsewhere}"
+    return f"{constants.ENDPOINT} {answer}: check the network and its proxy, {download}"
 
 
 def is_hub_error(error: BaseException) -> bool:
-    """Whether a request to the hub failed, and not the reading of what it gave."""
+    """Return whether a request to the hub failed, as opposed to reading the files that it returned."""
     kinds = (HfHubHTTPError, EntryNotFoundError, HFValidationError, OfflineModeIsEnabled)
-    return any(isinstance(e, kinds) for e in _chain(error))
+    return any(isinstance(one, kinds) for one in _chain(error))
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line that fits into a sentence."""
+    """Return the first line of an error's message, at most 200 characters; its class if it has no message."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _download(repo: str, kind: str) -> str:
+    flag = "" if kind == "model" else f" --repo-type {kind}"
+    return f"or download it elsewhere (`hf download {repo}{flag} --local-dir DIR`) and name that folder as `path:`"
+
+
+def _status(errors: list[BaseException]) -> int | None:
+    """Return the HTTP status of the first answer of the hub; None if it did not answer."""
+    answers = (one.response for one in errors if isinstance(one, HfHubHTTPError))
+    return next((answer.status_code for answer in answers if answer is not None), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,46 +1,50 @@
-"""Progress of long work: one line every few seconds, with what is done and the time to go.
-
-Knows nothing of where lines go (`Reporter`) or of what is being done.
-"""
+"""Progress of long computations: a line every few seconds, with the work done and the time left."""
 
 import time
 from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Where a computation reports its progress."""
+    """The destination of progress messages."""
 
-    def info(self, message: str) -> None: ...
+    def info(self, message: str) -> None:
+        """Report a message."""
 
-    def warning(self, message: str) -> None: ...
+    def warning(self, message: str) -> None:
+        """Report a warning."""
 
     def count_tokens(self, tokens: int) -> None:
-        """Add tokens that went through the model; `tokens_per_second` of the next result is computed from them."""
+        """Add tokens that went through the model; the next result's `tokens_per_second` is computed from them."""
 
 
 class Progress:
-    """Counts units of work and says, at most every `every_s` seconds, how far and how long to go.
+    """A counter that reports progress and the time left, at most once every `every_s` seconds.
 
-    Where the unit is tokens, they count for the stage's throughput.
+    Args:
+        reporter: where the lines go. If `unit` is tokens, it counts them for the stage's throughput.
+        what: the name of the work, at the start of each line.
+        total: the number of units of work.
+        unit: the name of a unit.
+        every_s: seconds between two lines.
     """
 
     def __init__(self, reporter: Reporter, what: str, total: int, unit: str, every_s: float = 5.0):
         self.reporter, self.what, self.total, self.unit, self.every_s = reporter, what, total, unit, every_s
-        self.done, self.started, self.said = 0, time.monotonic(), time.monotonic()
+        self.done, self.started = 0, time.monotonic()
+        self._last_line = self.started
 
     def add(self, amount: int, note: str = "") -> None:
-        """`amount` more units are done; `note` (a loss, say) stands at the line's end."""
+        """Count `amount` more units; a `note`, such as a loss, is added at the end of the line."""
         self.done += amount
         if self.unit == "tokens":
             self.reporter.count_tokens(amount)
         now = time.monotonic()
-        if now - self.said < self.every_s and self.done < self.total:
+        if now - self._last_line < self.every_s and self.done < self.total:
             return
-        self.said = now
-        elapsed = max(now - self.started, 1e-9)
-        rate = self.done / elapsed
+        self._last_line = now
+        rate = self.done / max(now - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
         self.reporter.info(
             f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "
-            f"{left:.0f} s to go{', ' + note if note else ''}"
+            f"{left:.0f} s left{', ' + note if note else ''}"
         )

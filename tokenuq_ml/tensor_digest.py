@@ -1,7 +1,6 @@
-"""Content hashes of safetensors files.
+"""Content hashes of safetensors files: a hash of the tensors, independent of the layout of the file.
 
-Hashes what the tensors are, not how the file lays them out; knows nothing of models. Imports no torch, so that
-stages which only join digests start without it.
+Does not import torch, so that stages that only join digests start without it.
 """
 
 import hashlib
@@ -24,9 +23,9 @@ _CHUNK = 2**22
 
 
 def tensors_digest(path: str | Path, *more: str) -> str:
-    """Sixteen hex digits over names, dtypes, shapes and values, in the order of names, and over `more`.
+    """Return sixteen hex digits over names, dtypes, shapes and values, in the order of names, and over `more`.
 
-    Reads some megabytes at a time: through a memory map the whole file would count as memory of the process.
+    Reads a few megabytes at a time: with a memory map the complete file would count as memory of the process.
     """
     digest = hashlib.sha256("|".join(more).encode())
     with open(path, "rb") as file:
@@ -44,5 +43,5 @@ def tensors_digest(path: str | Path, *more: str) -> str:
 
 
 def joined_digest(*digests: str) -> str:
-    """One digest of several, in order."""
+    """Return one digest of several, which depends on their order."""
     return hashlib.sha256("|".join(digests).encode()).hexdigest()[:16]

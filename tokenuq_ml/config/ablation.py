@@ -178,6 +178,7 @@ class AblationSpec(Spec):
         pydantic.ValidationError: a key is unknown, a value is not allowed, or values contradict each other.
 
     Example:
+        >>> from tokenuq_ml import AblationSpec
         >>> ablation = AblationSpec(
         ...     name="paper_top25",
         ...     select={"by": "loss", "quantile": 0.25},

@@ -109,7 +109,7 @@ def _why(spec: ModelSpec, error: Exception) -> str:
     if spec.source == "path":
         return f"{spec.path}: not a model folder in Hugging Face's format: {hub_errors.first_line(error)}"
     if hub_errors.is_hub_error(error):
-        return hub_errors.why(error, spec.id)
+        return hub_errors.explain(error, spec.id)
     return f"{spec.id}: transformers {transformers_version} cannot load it: {hub_errors.first_line(error)}"
 
 

@@ -97,5 +97,5 @@ def _why(spec: DatasetSpec, error: Exception) -> str:
     if isinstance(error, ValueError) and "split" in said.lower():
         return f"{spec.id}: {said}; name the hub's splits in `drawn_from:` of {spec.name} in datasets.yaml"
     if refusals.is_hub_error(error) or isinstance(error, ConnectionError | FileNotFoundError):
-        return refusals.why(error, spec.id, "dataset")
+        return refusals.explain(error, spec.id, "dataset")
     return f"{spec.id} cannot be read ({said}); fetch its files and name their folder as `path:` in datasets.yaml"
