@@ -1,7 +1,6 @@
-"""Token tables of any texts under any causal language model, without a study around them.
+"""Token tables of any texts under any causal language model, without a study.
 
-A library face of `token_losses.py` and `mc_dropout.py`: takes what a user holds (a model, a
-tokenizer, texts) and gives a polars frame. Stores nothing.
+Takes a model, a tokenizer and texts, and returns a polars frame. Stores nothing.
 """
 
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 Text = str | Sequence[dict[str, str]]
-"""A plain text, every token but the first of which is scored; or a conversation of `role` and `content`,
-whose assistant turns are."""
+"""A plain text, whose tokens after the first are scored; or a conversation (dicts with `role` and `content`), whose
+assistant turns are scored."""
 
 
 def score_tokens(
@@ -34,22 +33,47 @@ def score_tokens(
     max_length: int = 2**31,
     max_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """One row a scored token: `text` (index), `position`, `token_id`, `token`, `loss`, `entropy` (nats), `rank`.
+    """Measure the loss, entropy and rank of each token of texts under a model.
 
-    The model runs as it stands, in its own dtype and on its own device, dropout off. `rank` counts the
-    tokens that it finds likelier. `max_tokens` bounds the padded tokens of a forward pass
-    (default: what suits the device).
+    The model runs in its own dtype, on its own device and without dropout. An active adapter takes part.
+
+    Args:
+        model: Any causal language model of transformers, with or without PEFT.
+        tokenizer: Its tokenizer; a conversation needs a chat template.
+        texts: Plain texts, whose tokens after the first are scored, or conversations (lists of dicts with `role` and
+            `content`), whose assistant turns are scored.
+        max_length: Tokens after which a text is cut off.
+        max_tokens: Most padded tokens per batch. The default suits the device.
+
+    Returns:
+        One row per scored token: `text` (its index in `texts`), `position` (from 0), `token_id`, `token`, `loss` and
+        `entropy` in nats, and `rank`, the number of tokens that the model finds more likely.
 
     Raises:
-        InputError: no text has a token to score, or a conversation does not fit the chat template.
+        InputError: No text has a token to score, or a conversation does not fit the chat template.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from tokenuq_ml import score_tokens
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "the": 1, "cat": 2, "sat": 3}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> sizes = {"vocab_size": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
+        >>> table = score_tokens(model, tokenizer, ["the cat sat", "the sat"])
+        >>> table.columns
+        ['text', 'position', 'token_id', 'token', 'loss', 'entropy', 'rank']
+        >>> table.select("text", "position", "token").rows()
+        [(0, 1, 'cat'), (0, 2, 'sat'), (1, 1, 'sat')]
     """
-    examples = _examples(tokenizer, texts, max_length)
+    examples = _tokenize(tokenizer, texts, max_length)
     was_training = model.training
     try:
         rows = score_examples(model, examples, _numerics(model), max_tokens=max_tokens)
     finally:
         model.train(was_training)
-    return _named(rows.drop("dataset", "split"), examples, tokenizer)
+    return _with_tokens(rows.drop("dataset", "split"), examples, tokenizer)
 
 
 def measure_bald(
@@ -63,29 +87,58 @@ def measure_bald(
     max_tokens: int | None = None,
     **spec,
 ) -> pl.DataFrame:
-    """One row per scored token: `text`, `position`, `token_id`, `token`, and the columns of `token_uncertainty`.
+    """Measure the epistemic uncertainty (BALD) of each token of texts by Monte-Carlo dropout over a LoRA adapter.
 
-    Monte-Carlo dropout over the active LoRA adapter, computed in float32: a model in bfloat16 is widened meanwhile,
-    which takes three times its memory, and is afterwards as it was. BALD from K samples is low by about (K-1)/K.
+    Computes in float32: a model in bfloat16 is widened meanwhile, which takes three times its memory, and restored
+    afterwards. The masks of a text depend on its index in `texts`, not on the batch.
 
-    `spec` takes the other fields of `UncertaintySpec` (`mask`, `attention_dropout`, `seed`). A text's masks depend on
-    its index, not on the batch.
+    Args:
+        model: A model with an active LoRA adapter.
+        tokenizer: Its tokenizer; a conversation needs a chat template.
+        texts: As for `score_tokens`.
+        samples: Forward passes per text (K). The expected estimate is about (K - 1) / K of BALD.
+        dropout: Rate at which the adapter's input features are dropped.
+        max_length: Tokens after which a text is cut off.
+        max_tokens: Most padded tokens per batch. The default suits the device.
+        **spec: Other fields of `UncertaintySpec`: `mask`, `attention_dropout`, `seed`.
+
+    Returns:
+        One row per scored token: `text` (its index in `texts`), `position` (from 0), `token_id`, `token`,
+        `predictive_entropy`, `expected_entropy`, `bald`, `bald_std_error` (its spread over masks) and `mc_loss` in
+        nats, and `n_samples`.
 
     Raises:
-        InputError: the model has no adapter, no text has a token to score, or a conversation does not fit the template.
-        ValueError: the adapter has no LoRA layer, so that BALD would be 0 everywhere.
+        InputError: The model has no adapter, no text has a token to score, or a conversation does not fit the chat
+            template.
+        ValueError: The adapter has no LoRA layer, so that BALD would be 0 everywhere; or a field of `spec` is invalid.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from tokenuq_ml import measure_bald
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "the": 1, "cat": 2, "sat": 3}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> sizes = {"vocab_size": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+        >>> base = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
+        >>> lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        >>> table = measure_bald(get_peft_model(base, lora), tokenizer, ["the cat sat"], samples=4)
+        >>> table.select("text", "position", "token", "n_samples").rows()
+        [(0, 1, 'cat', 4), (0, 2, 'sat', 4)]
+        >>> table.columns[4:8]
+        ['predictive_entropy', 'expected_entropy', 'bald', 'bald_std_error']
     """
     if not isinstance(model, PeftModel):
-        raise InputError(
-            f"a {type(model).__name__} has no LoRA adapter whose dropout could be sampled; pass a PeftModel"
-        )
-    examples = _examples(tokenizer, texts, max_length)
+        raise InputError(f"a {type(model).__name__} has no LoRA adapter to sample dropout of; pass a PeftModel")
+    examples = _tokenize(tokenizer, texts, max_length)
     uncertainty = UncertaintySpec(samples=samples, dropout=dropout, **spec)
     rows = token_uncertainty(model, examples, uncertainty, _numerics(model), max_tokens=max_tokens)
-    return _named(rows, examples, tokenizer)
+    return _with_tokens(rows, examples, tokenizer)
 
 
-def _examples(tokenizer, texts: Sequence[Text], max_length: int) -> list[TokenizedExample]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> list[TokenizedExample]:
+    """Return the texts that have a token to score; their ids sort like their indices."""
     examples = []
     for index, text in enumerate(texts):
         if isinstance(text, str):
@@ -107,7 +160,10 @@ def _numerics(model: PreTrainedModel | PeftModel) -> Numerics:
     return Numerics(str(model.device), model.dtype, torch.get_num_threads(), "the model's own")
 
 
-def _named(rows: pl.DataFrame, examples: list[TokenizedExample], tokenizer) -> pl.DataFrame:
+def _with_tokens(
+    rows: pl.DataFrame, examples: list[TokenizedExample], tokenizer: PreTrainedTokenizerBase
+) -> pl.DataFrame:
+    """Return the rows by text and position, with the index of the text, the id and the text of each token."""
     ids = {example.example_id: example.input_ids for example in examples}
     rows = rows.sort(*TOKEN_KEY)
     token_ids = [ids[key][position] for key, position in rows.select(*TOKEN_KEY).iter_rows()]

@@ -1,6 +1,6 @@
-"""BALD of a sample of examples again in float64, with the very same masks: what the noise floor is read off.
+"""BALD of a sample of examples in float64, with the same masks as in float32: the reference for the noise floor.
 
-At the study's own dropout, K and masks. Knows nothing of tables on disk; `bald_noise.py` says what the floor is.
+Uses the dropout rate, the samples and the masks of the study. `tables/bald_noise.py` defines the noise floor.
 """
 
 import heapq
@@ -23,12 +23,13 @@ from tokenuq_ml.tables.schemas import TOKEN_KEY
 SAMPLE_TOKENS = 512
 """Tokens of the sample, prompts included: K float64 passes over it take some seconds per hundred million weights."""
 CANDIDATES = 64
+"""Examples that are drawn; the sample consists of those that fit `SAMPLE_TOKENS`."""
 
 
 def reference_sample(examples: Iterable[TokenizedExample]) -> list[TokenizedExample]:
-    """Return examples of all splits with up to `SAMPLE_TOKENS` tokens, drawn by a hash of their ids.
+    """Return examples of all splits with at most `SAMPLE_TOKENS` tokens together, drawn by a hash of their ids.
 
-    At least one, however long, and the same ones whatever the order; in bounded memory.
+    Returns the same examples for any order of `examples`, and at least one, however long. Memory is bounded.
     """
     scored = (example for example in examples if example.positions)
     drawn = heapq.nsmallest(CANDIDATES, scored, key=lambda one: example_rank(one.example_id))
@@ -47,7 +48,14 @@ def float64_uncertainty(
     spec: UncertaintySpec,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> pl.DataFrame:
-    """Return the `token_uncertainty` rows of the sample in float64, one example at a time, with the masks of `spec`."""
+    """Return the rows of `token_uncertainty` in float64, one example at a time, with the masks of `spec`.
+
+    Args:
+        model: With an active LoRA adapter; in any dtype.
+        sample: What `reference_sample` returns.
+        spec: As for `token_uncertainty`.
+        progress: Called with the number of tokens of each example that is done, times K.
+    """
     if model.device.type == "mps":
         device = model.device
         try:
@@ -72,7 +80,7 @@ def float64_uncertainty(
 
 
 def reference_rows(stored: pl.DataFrame, float64: pl.DataFrame) -> pl.DataFrame:
-    """Return the `bald_reference` table: BALD of the sample as stored, next to BALD in float64."""
+    """Return the table `bald_reference`: BALD of the sample as stored, next to BALD in float64."""
     return stored.select(*TOKEN_KEY, "bald").join(
         float64.select(*TOKEN_KEY, bald_float64="bald"), on=TOKEN_KEY, validate="1:1", maintain_order="left"
     )

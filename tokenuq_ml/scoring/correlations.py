@@ -1,7 +1,9 @@
-"""Is the loss a proxy of epistemic uncertainty? Correlations of loss, entropy and BALD.
+"""Correlations of loss, entropy and BALD: is the loss a proxy of epistemic uncertainty?
 
 Takes the joined token tables; computes no uncertainty itself.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.seeding import bootstrap_generator
 
+COLUMNS = ("loss", "entropy", "bald", "expected_entropy")
 PAIRS = (
     ("loss", "bald"),
     ("entropy", "bald"),
@@ -17,23 +20,45 @@ PAIRS = (
     ("loss", "expected_entropy"),
     ("bald", "expected_entropy"),
 )
-COLUMNS = ("loss", "entropy", "bald", "expected_entropy")
 _TRIANGLE = [(i, j) for i in range(len(COLUMNS)) for j in range(i, len(COLUMNS))]
 _NEGLIGIBLE = 1e-12
-"""A variance, relative to that of all tokens, below which a resample counts as constant."""
+"""Variance, relative to that of all tokens, below which a resample counts as constant."""
 _CHUNK_COUNTS = 1 << 22
-"""Counts of drawn examples held at once, which bounds the memory whatever the number of examples."""
+"""Counts of drawn examples held at once, which bounds the memory for any number of examples."""
 Array = NDArray[np.float64]
 
 
-def correlation_table(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
-    """The `uncertainty_analysis` table of `token_losses` joined with `token_uncertainty`.
+class _Statistic(NamedTuple):
+    method: str
+    x: str
+    y: str
+    given: str | None = None
+    """Column whose effect a partial correlation removes."""
 
-    Every split and `all`, every category and `all`. Intervals, for `all` categories, are
-    percentile bootstrap over examples, since tokens of one example are not independent.
-    Ranks are taken once, over the sample, and not anew in each resample: a resample then
-    needs only each example's sums of products, so that its cost does not grow with tokens.
-    Null where not defined: fewer than 3 tokens, a constant column.
+    @property
+    def scale(self) -> str:
+        """`pearson` for values, `spearman` for ranks."""
+        return self.method.removeprefix("partial_")
+
+
+_STATISTICS = [_Statistic(method, x, y) for method in ("pearson", "spearman") for x, y in PAIRS]
+_STATISTICS.append(_Statistic("partial_spearman", "loss", "bald", "entropy"))
+
+
+def correlation_table(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
+    """Return the table `uncertainty_analysis`: correlations for each split and category, and for `all` of them.
+
+    Intervals (for all categories together) are percentile bootstrap intervals over examples, because tokens of one
+    example are not independent. Ranks are computed once over the sample, not in each resample: a resample then needs
+    only sums of products per example, so that its cost does not grow with the number of tokens.
+
+    Args:
+        tokens: `token_losses` joined with `token_uncertainty`.
+        evaluation: Resamples, confidence and seed of the intervals.
+
+    Returns:
+        `value`, `ci_low` and `ci_high` per split, category, pair of columns and method. Null where not defined: fewer
+        than 3 tokens, or a constant column.
     """
     tokens = tokens.select("example_id", "split", "category", *COLUMNS).with_columns(
         pl.col("split", "category").cast(pl.String)
@@ -62,11 +87,10 @@ def correlation_table(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.Da
 
 
 def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> list[dict]:
-    statistics = [(method, x, y, None) for method in ("pearson", "spearman") for x, y in PAIRS]
-    statistics.append(("partial_spearman", "loss", "bald", "entropy"))
+    """Return one row per statistic; without `evaluation`, without intervals."""
     if len(tokens) < 3:
-        nothing = {"value": None, "ci_low": None, "ci_high": None}
-        return [{"x": x, "y": y, "method": method, **nothing} for method, x, y, _ in statistics]
+        undefined = {"value": None, "ci_low": None, "ci_high": None}
+        return [{"x": one.x, "y": one.y, "method": one.method, **undefined} for one in _STATISTICS]
 
     values = np.stack([tokens[name].to_numpy().astype(np.float64) for name in COLUMNS])
     ranks = np.stack([tokens[name].rank("average").to_numpy().astype(np.float64) for name in COLUMNS])
@@ -78,33 +102,41 @@ def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> li
         resampled = dict(zip(sums, np.split(both, 2, axis=1), strict=True))
 
     rows = []
-    for method, x, y, given in statistics:
-        kind = method.removeprefix("partial_")
-        value = _correlation(sums[kind].sum(0, keepdims=True), x, y, given)[0]
+    for one in _STATISTICS:
+        value = _correlation(sums[one.scale].sum(0, keepdims=True), one)[0]
         low = high = np.nan
         if resampled is not None and np.isfinite(value):
-            drawn = _correlation(resampled[kind], x, y, given)
-            # A resample may be constant, and have no correlation.
-            drawn = drawn[np.isfinite(drawn)]
-            if len(drawn):
-                tail = (1 - evaluation.confidence) / 2
-                low, high = np.quantile(drawn, [tail, 1 - tail])
+            low, high = _interval(_correlation(resampled[one.scale], one), evaluation.confidence)
         numbers = {"value": value, "ci_low": low, "ci_high": high}
         defined = {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
-        rows.append({"x": x, "y": y, "method": method, **defined})
+        rows.append({"x": one.x, "y": one.y, "method": one.method, **defined})
     return rows
 
 
-def _cluster_sums(columns: Array, clusters: NDArray[np.int64]) -> Array:
-    """`[clusters, 15]`: count, sums and sums of products (upper triangle, by rows) of four columns `[4, tokens]`.
+def _interval(drawn: Array, confidence: float) -> tuple[float, float]:
+    """Return the ends of the percentile interval; NaN if no resample has a correlation, as a constant one has none."""
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return np.nan, np.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return low, high
 
-    Columns are standardised over all tokens first, which alters no correlation: the sums lose
-    no digits, and one threshold tells a constant from a small number (BALD is often 1e-6 nats).
+
+def _cluster_sums(columns: Array, clusters: NDArray[np.int64]) -> Array:
+    """Return `[clusters, 15]`: count, sums and sums of products (upper triangle, by rows) per cluster.
+
+    Standardises the columns over all tokens first, which changes no correlation. The sums then lose no digits, and one
+    threshold separates constants from small numbers (BALD is often 1e-6 nats).
+
+    Args:
+        columns: `[4, tokens]`.
+        clusters: Number of the example of each token.
     """
     centred = columns - columns.mean(1, keepdims=True)
     constant = columns.max(1, keepdims=True) == columns.min(1, keepdims=True)
     scale = np.where(constant, 1.0, np.sqrt((centred**2).mean(1, keepdims=True)))
-    # Exactly zero: the mean of equal numbers may be off by a rounding.
+    # Exactly zero: the mean of equal numbers may have a rounding error.
     standard = np.where(constant, 0.0, centred / np.where(scale > 0, scale, 1.0))
     products = [standard[i] * standard[j] for i, j in _TRIANGLE]
     return np.stack(
@@ -118,7 +150,7 @@ def _cluster_sums(columns: Array, clusters: NDArray[np.int64]) -> Array:
 
 
 def _resampled(sums: Array, evaluation: EvaluationSpec) -> Array:
-    """The sums of each bootstrap sample, one a row: as many clusters as there are, drawn with replacement."""
+    """Return the sums of each bootstrap sample, one per row: all clusters, drawn with replacement."""
     clusters = len(sums)
     draws = bootstrap_generator(evaluation.seed)
     chances = np.full(clusters, 1 / clusters)
@@ -130,14 +162,16 @@ def _resampled(sums: Array, evaluation: EvaluationSpec) -> Array:
     return np.concatenate(parts)
 
 
-def _correlation(sums: Array, x: str, y: str, given: str | None) -> Array:
-    """Correlation of x and y, one a row of `_cluster_sums`; NaN where it is not defined.
+def _correlation(sums: Array, statistic: _Statistic) -> Array:
+    """Return the correlation for each row of `_cluster_sums`; NaN where it is not defined.
 
-    With `given`: the partial correlation
-    `(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2))`, not defined where x or y is z itself.
+    A partial correlation is `(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2))`, not defined where x or y is a
+    function of z.
     """
+    method, x, y, given = statistic
     if given is not None:
-        xy, xz, yz = (_correlation(sums, *pair, None) for pair in ((x, y), (x, given), (y, given)))
+        pairs = ((x, y), (x, given), (y, given))
+        xy, xz, yz = (_correlation(sums, _Statistic(method, *pair)) for pair in pairs)
         left = np.minimum(1 - xz**2, 1 - yz**2)
         with np.errstate(divide="ignore", invalid="ignore"):
             partial = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))

@@ -1,8 +1,8 @@
-"""Monte-Carlo dropout over LoRA adapters: K stochastic passes, BALD of each response token.
+"""Monte-Carlo dropout over LoRA adapters: K stochastic forward passes, and BALD of each response token.
 
-Llama and Gemma have no dropout that `train()` would switch on, so PEFT's own `lora_dropout` modules are replaced by
-ours while the model stays in `eval()`. Masks are keyed (`keyed_masks.py`), and passes are float32 on every device
-(`float32_passes.py`, which says why and at what cost). Does not know what BALD is used for.
+Llama and Gemma have no dropout that `train()` would switch on, so `KeyedDropout` replaces PEFT's `lora_dropout` modules
+while the model stays in `eval()`. Masks are keyed (`keyed_masks.py`), and passes are float32 on every device
+(`float32_passes.py` says why, and what it costs).
 
 Shapes: B sequences, T positions, D features, N response tokens, K samples.
 """
@@ -28,16 +28,21 @@ from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
 
+StartPass = Callable[[int, list[str]], None]
+"""Sets the sample number and the example ids of the calling thread's next forward pass."""
 STATES_BYTES = 256 * 2**20
-"""Budget for the hidden states of all samples of a batch."""
+"""Most bytes for the hidden states of all samples of a batch."""
 
 
 @contextmanager
-def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Callable[[int, list[str]], None]]:
-    """Replace the active adapter's dropouts; yields `start_pass(sample, example_ids)`, to be called before each pass.
+def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[StartPass]:
+    """Replace the dropouts of the active adapter inside the context, and restore them afterwards.
+
+    Yields:
+        `start_pass(sample, example_ids)`, to be called before each forward pass.
 
     Raises:
-        ValueError: no LoRA layer has the active adapter, so that nothing would be dropped.
+        ValueError: The active adapter has no LoRA layer, and attention is not dropped either.
     """
     name, masks = model.active_adapter, KeyedMasks(spec, model.device)
     replaced: list[tuple[LoraLayer, nn.Module]] = []
@@ -46,7 +51,7 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Cal
             replaced.append((module, module.lora_dropout[name]))
             module.lora_dropout[name] = KeyedDropout(module.in_features, masks)
     if not replaced and not spec.attention_dropout:
-        raise ValueError(f"adapter {name!r} has no LoRA layer to drop features in: BALD would be 0 everywhere")
+        raise ValueError(f"adapter {name!r} has no LoRA layer to drop features of: BALD would be 0 everywhere")
 
     was_training = model.training
     model.eval()
@@ -61,9 +66,17 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Cal
 
 @torch.no_grad()
 def sample_hidden_states(
-    model: PeftModel, batch: Batch, start_pass: Callable[[int, list[str]], None], samples: int, numerics: Numerics
+    model: PeftModel, batch: Batch, start_pass: StartPass, samples: int, numerics: Numerics
 ) -> Tensor:
-    """`hidden_KND`: K dropout samples of the states that predict the batch's response tokens."""
+    """Return `hidden_KND`: K dropout samples of the hidden states that predict the response tokens of the batch.
+
+    Args:
+        model: Inside `monte_carlo_dropout`.
+        batch: On the model's device.
+        start_pass: What `monte_carlo_dropout` yields.
+        samples: Number of passes (K).
+        numerics: Dtype of the passes.
+    """
     example_ids = [example.example_id for example in batch.examples]
     states = []
     for sample in range(samples):
@@ -80,16 +93,22 @@ def token_uncertainty(
     progress: Callable[[int], None] = lambda tokens: None,
     max_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """Return the `token_uncertainty` rows of `examples` under the active adapter, computed in float32.
+    """Return the rows of the table `token_uncertainty` for `examples` under the active adapter, computed in float32.
 
-    `numerics` says on which device and on how many threads; a model in bfloat16 is widened while this runs.
+    BALD is the plug-in estimate from K samples, whose mean is about (K - 1) / K of the true value. It is not corrected,
+    so that predictive entropy = expected entropy + BALD holds in each row. `bald_std_error` is the spread of the
+    estimate over draws of the masks, in nats.
 
-    BALD is the plug-in estimate from K samples, whose mean is low by about the factor (K-1)/K. It is not corrected, so
-    that predictive entropy = expected entropy + BALD holds in each row. `bald_std_error` is the spread of that estimate
-    over draws of the masks, in nats.
+    All K hidden states of a batch are in memory at once. Batches shrink where they would exceed `STATES_BYTES`, so that
+    memory does not grow with K.
 
-    The K hidden states of a batch's tokens are held at once; batches are smaller where they would not fit
-    `STATES_BYTES`, so that memory does not grow with K.
+    Args:
+        model: With an active LoRA adapter. A model in bfloat16 is widened while this runs.
+        examples: In any order; neither order nor batching changes the masks.
+        spec: Samples, dropout rates, kind of mask and seed.
+        numerics: Device and threads; its dtype is not used.
+        progress: Called with the number of tokens of each batch that is done, times K.
+        max_tokens: Most padded tokens per batch. The default suits the device.
     """
     with float32_passes(model) as dtype:
         return uncertainty_in_model_dtype(model, examples, spec, replace(numerics, dtype=dtype), progress, max_tokens)
@@ -103,27 +122,31 @@ def uncertainty_in_model_dtype(
     progress: Callable[[int], None] = lambda tokens: None,
     max_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """Return the same rows in the model's own dtype. In bfloat16 they are mostly rounding: for measuring just that."""
+    """Return the rows of `token_uncertainty` in the model's own dtype, for measurements of rounding errors.
+
+    In bfloat16, BALD is mostly rounding error. The arguments are those of `token_uncertainty`; `numerics` has the
+    dtype.
+    """
     head = head_of(model)
     bytes_per_token = spec.samples * head.weight_VD.shape[1] * head.weight_VD.element_size()
     max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // bytes_per_token))
     rows: list[pl.DataFrame] = []
-    # The fast passes first: they are tried against the model's own attention, with nothing dropped.
+    # Before dropout is replaced: fast passes are compared with the model's own, which must not drop anything.
     with fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as start_pass:
 
-        def sampled(batch: Batch) -> tuple[Batch, MonteCarloScores]:
+        def sample_scores(batch: Batch) -> tuple[Batch, MonteCarloScores]:
             hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)
             return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
 
         batches = length_batches(examples, max_tokens, num_workers(model, numerics))
-        for batch, scores in map_batches(sampled, batches, model, numerics):
+        for batch, scores in map_batches(sample_scores, batches, model, numerics):
             rows.append(uncertainty_rows(batch, scores, spec))
             progress(sum(len(example.input_ids) for example in batch.examples) * spec.samples)
     return pl.concat(rows)
 
 
 def uncertainty_rows(batch: Batch, scores: MonteCarloScores, spec: UncertaintySpec) -> pl.DataFrame:
-    """Return one row of `token_uncertainty` per response token of the batch."""
+    """Return one row of the table `token_uncertainty` per response token of the batch."""
     example_ids, positions = zip(*batch.keys, strict=True)
     return pl.DataFrame(
         {

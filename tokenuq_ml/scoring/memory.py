@@ -1,7 +1,4 @@
-"""Memory that is free again but still held by the C library: given back to the system.
-
-Knows nothing of tensors or stages.
-"""
+"""Release memory that is free but still held by the C library."""
 
 import ctypes
 from collections.abc import Callable
@@ -9,18 +6,19 @@ from functools import cache
 
 
 def release_free_memory() -> None:
-    """Gives back the free pages of every heap of glibc; elsewhere does nothing.
+    """Return the free pages of every heap of glibc to the system; without glibc, do nothing.
 
-    Each thread that allocates has a heap of its own, which only shrinks from its end. A small block that lives on,
-    such as a column of results, keeps the pages of all the large ones below it: over many batches gigabytes.
+    Each thread that allocates has its own heap, which shrinks only from its end. A small block that lives on, such as a
+    column of results, keeps the pages of all large blocks below it: over many batches, gigabytes.
     """
-    trim = _malloc_trim()
+    trim = malloc_trim()
     if trim is not None:
         trim(0)
 
 
 @cache
-def _malloc_trim() -> Callable[[int], int] | None:
+def malloc_trim() -> Callable[[int], int] | None:
+    """Return glibc's `malloc_trim`, or None."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

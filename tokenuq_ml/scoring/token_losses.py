@@ -1,6 +1,6 @@
-"""Per-token loss, entropy and rank of examples under a model, streamed batch by batch.
+"""Loss, entropy and rank of each response token under a model, batch by batch, without dropout.
 
-Dropout off. Knows neither what the rows are used for nor where they are stored.
+Shapes: N response tokens of a batch, D hidden size, M held-out tokens, A alternatives.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
-ALTERNATIVES = {
+ALTERNATIVES_SCHEMA = {
     "example_id": pl.String,
     "position": pl.Int32,
     "choice": pl.Int8,
@@ -31,23 +31,30 @@ ALTERNATIVES = {
 
 
 class ScoredBatch(NamedTuple):
-    """A batch, its table rows, and the hidden states from which its N response tokens are predicted."""
+    """A batch, its table rows, and the hidden states that predict its response tokens."""
 
     batch: Batch
     rows: pl.DataFrame
     hidden_ND: Tensor
     alternatives: pl.DataFrame
-    """`example_id, position, choice, token_id, probability`: none unless they were asked for."""
+    """`ALTERNATIVES_SCHEMA`; no rows unless alternatives were asked for."""
 
 
 @torch.no_grad()
 def score_batch(
     model: PreTrainedModel | PeftModel, batch: Batch, numerics: Numerics, alternatives: int = 0
 ) -> ScoredBatch:
-    """Rows `example_id, dataset, split, position, token_id, loss, entropy, rank` of one batch, one forward pass.
+    """Score one batch with one forward pass.
 
-    With `alternatives`, that many likeliest tokens of each token that is held out, in the same pass over the head.
-    The batch is on the model's device, and the model in eval mode.
+    Args:
+        model: In eval mode.
+        batch: On the model's device.
+        numerics: Dtype of the pass.
+        alternatives: How many of the most likely tokens to return for each held-out token (of a split other than
+            `train`), from the same product with the head.
+
+    Returns:
+        The batch with rows `example_id, dataset, split, position, token_id, loss, entropy, rank`.
     """
     hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs, numerics))
     held_out = [example.split != "train" for example in batch.examples for _ in example.positions]
@@ -70,9 +77,9 @@ def score_batch(
 
 
 def _alternatives(rows: pl.DataFrame, held_out: list[bool], scores: TokenScores) -> pl.DataFrame:
-    """One row a held-out token and choice."""
+    """Return one row per held-out token and choice."""
     if scores.choice_MA is None:
-        return pl.DataFrame(schema=ALTERNATIVES)
+        return pl.DataFrame(schema=ALTERNATIVES_SCHEMA)
     count = scores.choice_MA.shape[1]
     tokens = rows.select(*TOKEN_KEY).filter(pl.Series(held_out, dtype=pl.Boolean))
     return tokens.select(pl.all().repeat_by(count).explode()).with_columns(
@@ -90,10 +97,15 @@ def scored_batches(
     max_tokens: int | None = None,
     alternatives: int = 0,
 ) -> Iterator[ScoredBatch]:
-    """The batches of all examples, longest first, under the model as it stands (its active adapter, if any).
+    """Score all examples, the longest first.
 
-    `progress` is told of the tokens of each; `max_tokens` of a batch, padded, is by default what suits the device;
-    `alternatives` as of `score_batch`.
+    Args:
+        model: Put into eval mode. Its active adapter, if any, takes part.
+        examples: In any order.
+        numerics: Device, dtype and threads.
+        progress: Called with the number of tokens of each batch that is done.
+        max_tokens: Most padded tokens per batch. The default suits the device.
+        alternatives: As for `score_batch`.
     """
     model.eval()
     batches = length_batches(examples, max_tokens or batch_tokens(numerics), num_workers(model, numerics))
@@ -111,5 +123,5 @@ def score_examples(
     progress: Callable[[int], None] = lambda tokens: None,
     max_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """The rows of all examples; arguments as of `scored_batches`."""
+    """Return the rows of all examples; the arguments are those of `scored_batches`."""
     return pl.concat([batch.rows for batch in scored_batches(model, examples, numerics, progress, max_tokens)])

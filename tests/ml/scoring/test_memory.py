@@ -13,7 +13,7 @@ def resident_mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-@pytest.mark.skipif(sys.platform != "linux" or memory._malloc_trim() is None, reason="glibc only")
+@pytest.mark.skipif(sys.platform != "linux" or memory.malloc_trim() is None, reason="glibc only")
 def test_pages_under_a_block_that_lives_on_are_given_back():
     # Below the size from which glibc maps blocks one by one, so that they lie in the heap.
     blocks = [np.ones(64 * 1024, np.uint8) for _ in range(2000)]
@@ -31,9 +31,9 @@ def test_elsewhere_it_does_nothing(monkeypatch):
         raise OSError
 
     monkeypatch.setattr(memory.ctypes, "CDLL", no_such_library)
-    memory._malloc_trim.cache_clear()
+    memory.malloc_trim.cache_clear()
     try:
         memory.release_free_memory()
-        assert memory._malloc_trim() is None
+        assert memory.malloc_trim() is None
     finally:
-        memory._malloc_trim.cache_clear()
+        memory.malloc_trim.cache_clear()
