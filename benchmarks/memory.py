@@ -13,7 +13,8 @@ import re, sys, torch
 from pathlib import Path
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
-from tokenuq_ml.kernels.training_loss import Weights, training_loss
+from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
+from tokenuq_ml.kernels.weight_rule import BatchDecision
 status = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 vocabulary, form, rows = int(sys.argv[1]), sys.argv[2], {TOKENS}
 draw = lambda *shape: torch.randn(*shape).mul_(0.05).bfloat16()
@@ -21,7 +22,11 @@ def loss(rows):
     hidden, teacher, label = draw(rows, {HIDDEN}).requires_grad_(), draw(rows, {HIDDEN}), torch.zeros(rows).long()
     states = TeacherStates(teacher) if form == "hidden" else mean_embeddings(teacher, head).states(teacher)
     half = (torch.arange(rows) % 2).float()
-    training_loss(hidden, head, label, lambda _: Weights(half, 1 - half), states).total.backward()
+    class Halves:
+        needs_losses = True
+        def decide(self, loss):
+            return BatchDecision.of_weights(half, 1 - half)
+    training_loss(hidden, head, label, Halves(), teacher=TeacherTerm(states)).total.backward()
 head = Head(draw(1024, {HIDDEN}))
 loss(8)  # what libraries allocate once
 head = Head(torch.empty(vocabulary, {HIDDEN}, dtype=torch.bfloat16).normal_(std=0.05))

@@ -1,10 +1,11 @@
-"""The training loss of the response tokens of a micro-batch, and its gradient, computed on the way forward.
+"""The training loss of the response tokens of a micro-batch, with its gradient computed in the forward pass.
 
 Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden size, V vocabulary;
 M of the N tokens are trained.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,164 +16,225 @@ from tokenuq_ml.kernels.gradients import Gradients
 from tokenuq_ml.kernels.head import Head, accumulation, blocks, chunks
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings, row_dot
 from tokenuq_ml.kernels.scores import token_losses
+from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, WeightRule, Weights
 
 
-class Weights(NamedTuple):
-    """What each token's cross-entropy and divergence count in the sum of `training_loss`."""
+@dataclass(frozen=True)
+class TeacherTerm:
+    """The divergence to a teacher, as one term of the training loss."""
 
-    mle_N: Tensor
-    distill_N: Tensor
+    states: TeacherStates
+    """Mean embeddings give only forward KL at temperature 1, for a frozen head without soft-capping."""
+    divergence: str = "forward_kl"
+    """A key of `formulas.DIVERGENCES`."""
+    temperature: float = 1.0
+    head: Head | None = None
+    """The teacher's head, if it is not the student's: a trainable head changes, its teacher's does not."""
+
+    @property
+    def has_mean_embeddings(self) -> bool:
+        """Whether the states are mean embeddings rather than hidden states."""
+        return self.states.mean_ND is not None
 
 
 class TrainingLoss(NamedTuple):
-    """`total` is differentiable; the others are for the record, 0 for tokens that were not asked for them."""
+    """The loss of a micro-batch. Only `total` is differentiable; the other fields are for the record."""
 
     total: Tensor
     loss_N: Tensor
-    """Cross-entropy: of every token where selection or the caller asked for it, else of those with an `mle` weight."""
+    """Cross-entropy: of every token if the rule or the caller asked for it, else of those with an `mle` weight, else 0."""
     divergence_N: Tensor
+    """Divergence of tokens with a `distill` weight, else 0."""
     weights: Weights
+    """The weights that the rule decided; `mle_N` includes the gain."""
+    selected_N: Tensor
+    """The mask that the rule decided."""
 
 
 def training_loss(
     hidden_ND: Tensor,
     head: Head,
     label_N: Tensor,
-    weights: Weights | Callable[[Tensor], Weights],
-    teacher: TeacherStates | None = None,
-    divergence: str = "forward_kl",
-    temperature: float = 1.0,
-    teacher_head: Head | None = None,
-    gain: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    rule: WeightRule,
+    *,
+    teacher: TeacherTerm | None = None,
+    gain: Gain | None = None,
     every_loss: bool = False,
 ) -> TrainingLoss:
-    """`sum_n mle_n * gain_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
+    """Return `sum_n mle_n * gain_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
 
-    CE is at temperature 1; divergences are in `formulas.py`, in nats. The gradient is computed
-    on the way forward: with respect to the hidden states, and to the head's weight and bias if they
-    require it. Head products a token:
+    CE is at temperature 1; divergences are those of `formulas.py`, in nats. The gradient is computed in the forward
+    pass, with respect to the hidden states, and to the head's weight and bias if they require it. Head products per
+    token:
 
     - CE: 2 (logits, gradient).
     - divergence from hidden states: 3 (the teacher's logits too); from mean embeddings: 2.
-    - weights that follow from the losses: 1 more for every token, except with mean embeddings,
-      where 2 suffice for everything (and are spent on every token).
+    - a rule that needs losses: 1 more for every token. With mean embeddings none more: the same 2 products serve
+      losses and gradients, but every token pays them.
     - a trainable head: 1 more for each token that is trained.
 
     Args:
-        weights: or a function that gives them from `loss_N`, for selection by loss.
-        teacher: None where no weight asks for it; mean embeddings only with forward KL, temperature 1,
-            no soft-capping and a frozen head (they belong to the head that made them).
-        teacher_head: the head of the teacher's hidden states, where it is not `head`: a trainable head
-            changes, its teacher's does not.
-        gain: `gain(logits_RV, loss_R, index_R)` gives factors of R tokens' cross-entropy that follow from its own
-            logits, with no gradient of their own and no further product; not with mean embeddings. The weights
-            that are returned include it. Default: 1.
-        every_loss: the cross-entropy of all tokens is wanted, for the record: 1 product more for those that are
-            not trained, none for the others.
+        hidden_ND: states from which the tokens are predicted, after the final norm.
+        head: the student's output head.
+        label_N: ids of the tokens.
+        rule: decides which tokens are selected and their weights; asked once.
+        teacher: required if a token has a `distill` weight.
+        gain: a factor per token for its cross-entropy; default: 1. Not with mean embeddings.
+        every_loss: also compute the cross-entropy of tokens without an `mle` weight, for the record. Costs 1 product
+            for each token with neither weight, and none for the others.
+
+    Raises:
+        ValueError: a token is to be distilled and `teacher` is None, or mean embeddings cannot give what is asked.
     """
-    grads = Gradients(hidden_ND, head)
-    linear = teacher is not None and teacher.mean_ND is not None
-    odd = divergence != "forward_kl" or temperature != 1.0 or head.softcap is not None or grads.of_head
-    if linear and (odd or gain is not None):
-        raise ValueError(
-            "mean embeddings give forward KL at temperature 1 of a frozen head without soft-capping, and cross-entropy "
-            f"without a gain, and nothing else (divergence {divergence}, temperature {temperature}, softcap "
-            f"{head.softcap})"
-        )
-    known = callable(weights)
+    micro_batch = _MicroBatch(hidden_ND, head, label_N)
     with torch.no_grad():
-        loss_N = torch.zeros(len(label_N), dtype=accumulation(hidden_ND), device=hidden_ND.device)
-        divergence_N = torch.zeros_like(loss_N)
-        if linear:
-            weights = _from_means(grads, label_N, weights, teacher, loss_N, divergence_N)
+        if teacher is not None and teacher.has_mean_embeddings:
+            decision = _add_terms_from_mean_embeddings(micro_batch, rule, teacher, gain)
         else:
-            if callable(weights):
-                loss_N.copy_(token_losses(hidden_ND.detach(), head, label_N))
-                weights = weights(loss_N)
-            gain_N = torch.ones_like(loss_N)
-
-            def cross_entropy(z_RV: Tensor, at_R: Tensor) -> tuple[Tensor, Tensor]:
-                loss_R, grad_RV = formulas.cross_entropy(z_RV, label_N[at_R])
-                if gain is not None:
-                    gain_N[at_R] = gain(z_RV, loss_R, at_R)
-                    grad_RV *= gain_N[at_R, None]
-                return loss_R, grad_RV
-
-            _from_logits(grads, weights.mle_N, loss_N, cross_entropy)
-
-            def distance(z_RV: Tensor, at_R: Tensor, teacher_RV: Tensor) -> tuple[Tensor, Tensor]:
-                if every_loss and not known:
-                    loss_N[at_R] = formulas.label_loss(z_RV, label_N[at_R])
-                return formulas.divergence(divergence, z_RV, teacher_RV, temperature)
-
-            if teacher is not None:
-                _from_logits(grads, weights.distill_N, divergence_N, distance, teacher.hidden_ND, teacher_head or head)
-            elif weights.distill_N.any():
-                raise ValueError("tokens are to be distilled, and there is no teacher")
-            if gain is not None:
-                weights = weights._replace(mle_N=weights.mle_N.to(loss_N.dtype) * gain_N)
-        if every_loss and not known:
-            untrained_M = ((weights.mle_N == 0) & (weights.distill_N == 0)).nonzero()[:, 0]
-            loss_N[untrained_M] = token_losses(hidden_ND.detach()[untrained_M], head, label_N[untrained_M])
-        total = (weights.mle_N.to(loss_N.dtype) * loss_N + weights.distill_N.to(loss_N.dtype) * divergence_N).sum()
-    return TrainingLoss(grads.attach(total), loss_N, divergence_N, weights)
+            decision = _add_terms_from_logits(micro_batch, rule, teacher, gain, every_loss)
+        weights = decision.weights
+        if every_loss and not rule.needs_losses:
+            micro_batch.fill_losses((weights.mle_N == 0) & (weights.distill_N == 0))
+        total = micro_batch.total(weights)
+    return TrainingLoss(
+        micro_batch.grads.attach(total), micro_batch.loss_N, micro_batch.divergence_N, weights, decision.selected_N
+    )
 
 
-def _from_logits(
-    grads: Gradients,
+class _MicroBatch:
+    """The tokens of a micro-batch, with the values and gradients that the terms of the loss add."""
+
+    def __init__(self, hidden_ND: Tensor, head: Head, label_N: Tensor):
+        self.grads = Gradients(hidden_ND, head)
+        self.hidden_ND, self.head, self.label_N = hidden_ND.detach(), head, label_N
+        self.loss_N = torch.zeros(len(label_N), dtype=accumulation(hidden_ND), device=hidden_ND.device)
+        self.divergence_N = torch.zeros_like(self.loss_N)
+
+    def fill_losses(self, mask_N: Tensor) -> None:
+        """Compute the cross-entropy of some tokens, without a gradient."""
+        index_M = mask_N.nonzero()[:, 0]
+        self.loss_N[index_M] = token_losses(self.hidden_ND[index_M], self.head, self.label_N[index_M])
+
+    def total(self, weights: Weights) -> Tensor:
+        """Return the weighted sum of cross-entropies and divergences."""
+        dtype = self.loss_N.dtype
+        return (weights.mle_N.to(dtype) * self.loss_N + weights.distill_N.to(dtype) * self.divergence_N).sum()
+
+
+def _add_terms_from_logits(
+    batch: _MicroBatch, rule: WeightRule, teacher: TeacherTerm | None, gain: Gain | None, every_loss: bool
+) -> BatchDecision:
+    """Add both terms from logits: losses if the rule needs them, then the decision, then a pass per term."""
+    if rule.needs_losses:
+        batch.loss_N.copy_(token_losses(batch.hidden_ND, batch.head, batch.label_N))
+    decision = rule.decide(batch.loss_N)
+    if teacher is None and decision.weights.distill_N.any():
+        raise ValueError("tokens are to be distilled, and there is no teacher")
+    decision = _add_cross_entropy(batch, decision, gain)
+    if teacher is not None:
+        _add_divergence(batch, decision.weights, teacher, record_losses=every_loss and not rule.needs_losses)
+    return decision
+
+
+def _add_cross_entropy(batch: _MicroBatch, decision: BatchDecision, gain: Gain | None) -> BatchDecision:
+    """Add the cross-entropy term; return the decision with the gain in its weights."""
+    weights = decision.weights
+    gain_N = torch.ones_like(batch.loss_N)
+
+    def cross_entropy(index_R: Tensor, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
+        loss_R, grad_RV = formulas.cross_entropy(logits_RV, batch.label_N[index_R])
+        if gain is not None:
+            gain_N[index_R] = gain(logits_RV, loss_R, decision.selected_N[index_R])
+            grad_RV *= gain_N[index_R, None]
+        return loss_R, grad_RV
+
+    _add_term(batch, weights.mle_N, batch.loss_N, cross_entropy)
+    if gain is None:
+        return decision
+    with_gain = weights._replace(mle_N=weights.mle_N.to(batch.loss_N.dtype) * gain_N)
+    return BatchDecision(with_gain, decision.selected_N)
+
+
+def _add_divergence(batch: _MicroBatch, weights: Weights, teacher: TeacherTerm, record_losses: bool) -> None:
+    """Add the divergence from the teacher's hidden states; `record_losses` also reads CE off the same logits."""
+
+    def divergence(index_R: Tensor, logits_RV: Tensor, teacher_RV: Tensor) -> tuple[Tensor, Tensor]:
+        if record_losses:
+            batch.loss_N[index_R] = formulas.label_loss(logits_RV, batch.label_N[index_R])
+        return formulas.divergence(teacher.divergence, logits_RV, teacher_RV, teacher.temperature)
+
+    assert teacher.states.hidden_ND is not None
+    source = (teacher.states.hidden_ND, teacher.head or batch.head)
+    _add_term(batch, weights.distill_N, batch.divergence_N, divergence, source)
+
+
+def _add_term(
+    batch: _MicroBatch,
     weight_N: Tensor,
-    out_N: Tensor,
+    value_N: Tensor,
     function: Callable[..., tuple[Tensor, Tensor]],
-    teacher_ND: Tensor | None = None,
-    teacher_head: Head | None = None,
+    *teacher: tuple[Tensor, Head],
 ) -> None:
-    """One term of the objective for the tokens of weight above 0: values into `out_N`, gradients into `grads`.
+    """Add one term for the tokens with a weight: values to `value_N`, weighted gradients to `batch.grads`.
 
-    `function(logits_RV, index_R[, teacher_RV])` gives both of a block.
+    `function(index_R, logits_RV[, teacher_RV])` returns the values and gradients of one block. `teacher` is a pair of
+    its hidden states and head, if the term reads its logits.
     """
-    head, trained_M = grads.head, weight_N.nonzero()[:, 0]
-    copies = 2 if teacher_head is None else 3
-    for chunk in chunks(len(trained_M), head, copies):
+    trained_M = weight_N.nonzero()[:, 0]
+    sources = [(batch.hidden_ND, batch.head), *teacher]
+    copies = 1 + len(sources)
+    for chunk in chunks(len(trained_M), batch.head, copies):
         index_C = trained_M[chunk]
-        product_CV = head.product(grads.hidden_ND.detach()[index_C])
-        teacher_CV = None if teacher_head is None else teacher_head.product(teacher_ND[index_C])
-        for block in blocks(len(index_C), head, copies):
+        products = [head.product(states_ND[index_C]) for states_ND, head in sources]
+        for block in blocks(len(index_C), batch.head, copies):
             index_R = index_C[block]
-            logits_RV = head.finish(product_CV[block])
-            teacher = () if teacher_head is None else (teacher_head.finish(teacher_CV[block]),)
-            out_N[index_R], grad_RV = function(logits_RV, index_R, *teacher)
+            logits = [head.finish(product_CV[block]) for (_, head), product_CV in zip(sources, products, strict=True)]
+            value_N[index_R], grad_RV = function(index_R, *logits)
             grad_RV *= weight_N[index_R, None].to(grad_RV.dtype)
-            # The product is not needed any more: its place takes its gradient.
-            product_CV[block] = head.product_gradient(grad_RV, logits_RV)
-        grads.add(index_C, product_CV)
+            # The student's product is not needed any more, so its memory takes its gradient.
+            products[0][block] = batch.head.product_gradient(grad_RV, logits[0])
+        batch.grads.add(index_C, products[0])
 
 
-def _from_means(
-    grads: Gradients,
-    label_N: Tensor,
-    weights: Weights | Callable[[Tensor], Weights],
-    teacher: TeacherStates,
-    loss_N: Tensor,
-    divergence_N: Tensor,
-) -> Weights:
-    """The whole objective in one pass over the head: losses, then weights, then both gradients from `mu`."""
-    head, hidden_ND = grads.head, grads.hidden_ND.detach()
-    if callable(weights):
-        trained_M = torch.arange(len(label_N), device=hidden_ND.device)
+def _add_terms_from_mean_embeddings(
+    batch: _MicroBatch, rule: WeightRule, teacher: TeacherTerm, gain: Gain | None
+) -> BatchDecision:
+    """Add both terms in one pass over the head: losses, then the decision, then both gradients from mean embeddings."""
+    _check_mean_embeddings_suffice(batch, teacher, gain)
+    if rule.needs_losses:
+        trained_M = torch.arange(len(batch.label_N), device=batch.hidden_ND.device)
     else:
-        trained_M = (weights.mle_N + weights.distill_N).nonzero()[:, 0]
-    hidden_MD, label_M = hidden_ND[trained_M], label_N[trained_M]
-    student = mean_embeddings(hidden_MD, head, label_M)
-    loss_N[trained_M] = student.loss_N
-    if callable(weights):
-        weights = weights(loss_N)
-    mle_M, distill_M = (weight_N[trained_M].to(loss_N.dtype) for weight_N in weights)
-    mean_MD, distils_M = teacher.mean_ND[trained_M], distill_M > 0
+        decision = rule.decide(batch.loss_N)
+        trained_M = (decision.weights.mle_N + decision.weights.distill_N).nonzero()[:, 0]
+    hidden_MD, label_M = batch.hidden_ND[trained_M], batch.label_N[trained_M]
+    student = mean_embeddings(hidden_MD, batch.head, label_M)
+    batch.loss_N[trained_M] = student.loss_N
+    if rule.needs_losses:
+        decision = rule.decide(batch.loss_N)
+    mle_M, distill_M = (weight_N[trained_M].to(batch.loss_N.dtype) for weight_N in decision.weights)
+    assert teacher.states.mean_ND is not None and teacher.states.offset_N is not None
+    mean_MD, offset_M = teacher.states.mean_ND[trained_M], teacher.states.offset_N[trained_M]
     # Rounding may leave less than 0. Clamped, the mean over tokens would be too high: in bfloat16 nearly twice.
-    divergence_M = student.lse_N - row_dot(hidden_MD, mean_MD) - teacher.offset_N[trained_M]
-    divergence_N[trained_M] = torch.where(distils_M, divergence_M, 0.0)
-    grad_MD = student.mean_ND.to(loss_N.dtype) * (mle_M + distill_M)[:, None]
-    grad_MD -= head.weight_VD[label_M] * (head.scale * mle_M)[:, None]
+    divergence_M = student.lse_N - row_dot(hidden_MD, mean_MD) - offset_M
+    batch.divergence_N[trained_M] = torch.where(distill_M > 0, divergence_M, 0.0)
+    grad_MD = student.mean_ND.to(batch.loss_N.dtype) * (mle_M + distill_M)[:, None]
+    grad_MD -= batch.head.weight_VD[label_M] * (batch.head.scale * mle_M)[:, None]
     grad_MD -= mean_MD * distill_M[:, None]
-    grads.grad_ND[trained_M] = grad_MD.to(grads.grad_ND.dtype)
-    return weights
+    batch.grads.grad_ND[trained_M] = grad_MD.to(batch.grads.grad_ND.dtype)
+    return decision
+
+
+def _check_mean_embeddings_suffice(batch: _MicroBatch, teacher: TeacherTerm, gain: Gain | None) -> None:
+    if (
+        teacher.divergence != "forward_kl"
+        or teacher.temperature != 1.0
+        or batch.head.softcap is not None
+        or batch.grads.of_head
+        or gain is not None
+    ):
+        raise ValueError(
+            "mean embeddings give only forward KL at temperature 1 of a frozen head without soft-capping, and "
+            f"cross-entropy without a gain (divergence {teacher.divergence}, temperature {teacher.temperature}, "
+            f"softcap {batch.head.softcap}, trainable head {batch.grads.of_head}, gain {gain is not None}); "
+            "use hidden states"
+        )

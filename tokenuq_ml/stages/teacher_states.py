@@ -7,7 +7,8 @@ from peft import PeftModel
 
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import StoredExamples, length_batches
-from tokenuq_ml.kernels.training_loss import Weights, training_loss
+from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
+from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.scoring.batch_threads import batch_tokens
@@ -83,9 +84,11 @@ def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
     errors = []
     for batch in (b.to(numerics.device) for b in length_batches(sample, batch_tokens(numerics))):
         hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N
-        every = Weights(torch.zeros_like(label_N, dtype=torch.float32), torch.ones_like(label_N, dtype=torch.float32))
+        ones_N = torch.ones_like(label_N, dtype=torch.float32)
+        distil_all = BatchDecision.of_weights(0 * ones_N, ones_N)
         for cached in caches:
-            out = training_loss(hidden_ND, head, label_N, every, cached.states(model, batch))
+            term = TeacherTerm(cached.states(model, batch))
+            out = training_loss(hidden_ND, head, label_N, distil_all, teacher=term)
             # From mean embeddings, one token's divergence carries the rounding of its logits; the mean does not.
             means = cached.form == "mean_embeddings"
             errors.append(out.divergence_N.mean().abs().item() if means else out.divergence_N.max().item())

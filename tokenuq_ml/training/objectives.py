@@ -7,15 +7,13 @@ N of the whole optimiser batch, so that accumulation and padding change nothing.
 tokens were selected nor how the divergence is computed.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec, ObjectiveSpec, user_code
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import formulas
-from tokenuq_ml.kernels.training_loss import Weights
+from tokenuq_ml.kernels.weight_rule import Gain, Weights
 from tokenuq_ml.training.selection import Tokens
 
 
@@ -38,8 +36,6 @@ OBJECTIVES = {"mle": mle, "dft": mle, "eaft": mle, "distill": distill, "none": n
 
 GAINS = {"dft": formulas.probability_gain, "eaft": formulas.top_entropy_gain}
 """Factors of the cross-entropy that follow from the student's own logits, without a gradient of their own."""
-
-Gain = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def token_weights(ablation: AblationSpec, selected_N: Tensor, tokens: Tokens | None = None) -> Weights:
@@ -73,13 +69,15 @@ def _weights(objective: ObjectiveSpec, selected_N: Tensor, tokens: Tokens | None
     return tuple(weight_N.detach().float().to(selected_N.device) for weight_N in weights)
 
 
-def token_gain(ablation: AblationSpec, selected_N: Tensor) -> Gain:
-    """`gain(logits_RV, loss_R, index_R)`: the further factor of each token's cross-entropy, 1 for most objectives."""
+def token_gain(ablation: AblationSpec) -> Gain | None:
+    """Return the factor of each token's cross-entropy, 1 for objectives without one; None if neither has one."""
+    if not ablation.scales_loss:
+        return None
     chosen, rest = (GAINS.get(objective.kind) for objective in (ablation.selected, ablation.rest))
 
-    def gain(logits_RV: Tensor, loss_R: Tensor, index_R: Tensor) -> Tensor:
+    def gain(logits_RV: Tensor, loss_R: Tensor, selected_R: Tensor) -> Tensor:
         one_R = torch.ones_like(loss_R)
         both = (of(logits_RV, loss_R) if of else one_R for of in (chosen, rest))
-        return torch.where(selected_N[index_R], *both)
+        return torch.where(selected_R, *both)
 
     return gain

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.costs.record import CostRecord
@@ -38,7 +37,6 @@ class StepRecorder:
     def add(
         self,
         batch: Batch,
-        selected_N: Tensor,
         out: TrainingLoss,
         tokens_of_step: int,
         step: int,
@@ -64,7 +62,7 @@ class StepRecorder:
         sums["distill"] += float(out.divergence_N[distill_N].sum())
         sums["n_mle"] += int(mle_N.sum())
         sums["n_distill"] += int(distill_N.sum())
-        sums["selected"] += int(selected_N.sum())
+        sums["selected"] += int(out.selected_N.sum())
         keys = batch.keys
         self._frames.append(
             pl.DataFrame(
@@ -72,7 +70,7 @@ class StepRecorder:
                     "example_id": pl.Series([example_id for example_id, _ in keys], dtype=pl.String),
                     "position": pl.Series([position for _, position in keys], dtype=pl.Int32),
                     "loss": out.loss_N.float().cpu().numpy(),
-                    "selected": selected_N.cpu().numpy(),
+                    "selected": out.selected_N.cpu().numpy(),
                 }
             ).select(
                 pl.lit(step, pl.Int32).alias("step"),

@@ -1,14 +1,21 @@
-"""The token-level objective as a mixin over any `transformers.Trainer`, ours or a user's own.
+"""The token-level objective as a mixin over any `transformers.Trainer`.
 
-Replaces only how a training loss is computed: loop, optimiser, schedule, data and evaluation
-stay the Trainer's. Knows formulas only by name (`selection.py`, `objectives.py`, `kernels.py`).
+Replaces only how a training loss is computed. Loop, optimiser, schedule, data and evaluation stay the Trainer's.
+
+How a quantile gets from an ablation to the loss, top to bottom:
+
+1. `get_batch_samples` wraps each micro-batch of the optimiser step in a `MicroBatch`, with a `SelectionRule`.
+2. `compute_loss` runs the model. If the optimiser batch has several micro-batches or ranks, `_decide_together` comes
+   first: it selects over all of them (`decisions.decide`) and replaces each rule by its part of the decision.
+3. `_share_of_loss` runs inside the model's forward pass and calls `training_loss` with the rule.
+4. `training_loss` asks the rule. This is the one call back up: a `SelectionRule` now calls `decisions.decide`.
+5. `decisions.decide` calls `selection.select`, which takes the quantile, and `objectives.token_weights`.
 
 Shapes: B sequences, T positions, N response tokens of a micro-batch, D hidden size.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -19,67 +26,56 @@ from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.scores import token_losses
-from tokenuq_ml.kernels.training_loss import TrainingLoss, Weights, training_loss
+from tokenuq_ml.kernels.training_loss import TeacherTerm, TrainingLoss, training_loss
 from tokenuq_ml.models.forward import accept_token_function
-from tokenuq_ml.training.objectives import token_gain, token_weights
+from tokenuq_ml.training.decisions import MicroBatch, SelectionRule, decide
+from tokenuq_ml.training.objectives import token_gain
 from tokenuq_ml.training.phase_clock import PhaseClock
-from tokenuq_ml.training.selection import Tokens, join, select
+from tokenuq_ml.training.selection import Tokens, join
 from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
-
-IGNORED = -100
-"""The label of tokens that are not trained, as everywhere in transformers."""
-
-
-class LabelledInputs:
-    """A batch of a user's own Trainer: `labels` say which tokens are trained, the rest goes to the model."""
-
-    def __init__(self, inputs: dict[str, Any]):
-        self.model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        self.labels_BT = inputs["labels"]
-        self._response_BT = self.labels_BT[:, 1:] != IGNORED
-
-    @property
-    def tokens(self) -> int:
-        return int(self._response_BT.sum())
-
-    @property
-    def label_N(self) -> Tensor:
-        return self.labels_BT[:, 1:][self._response_BT]
-
-    @property
-    def example_N(self) -> Tensor:
-        """int64: the row of each token."""
-        return self._response_BT.nonzero()[:, 0]
-
-    def predicting(self, hidden_BTD: Tensor) -> Tensor:
-        """`hidden_ND`: the states from which the response tokens are predicted."""
-        return hidden_BTD[:, :-1][self._response_BT]
-
-
-class Decided(NamedTuple):
-    """What was decided of a micro-batch together with the others of its optimiser batch."""
-
-    loss_N: Tensor | None
-    """None where no pass was needed for it."""
-    mask_N: Tensor
-    weights: Weights
+from tokenuq_ml.training.token_batch import LabelledInputs, TokenBatch
 
 
 class TokenObjective:
-    """Mixin: `class MyTrainer(TokenObjective, SFTTrainer)`.
+    """Mixin that gives a Trainer the token-level objective: `class MyTrainer(TokenObjective, SFTTrainer)`.
 
     The objective of an optimiser batch with N response tokens over all micro-batches and ranks is
-    `(1/N) * sum_n selected_n ? CE_n : weight * divergence(teacher_n, student_n)` (arXiv 2503.16511): one
-    division, and one quantile, so that accumulation, padding and ranks change nothing. The logged loss is
-    that number; evaluation losses stay the Trainer's own.
+    `(1/N) * sum_n selected_n ? CE_n : weight * divergence(teacher_n, student_n)` (arXiv 2503.16511). Selection and
+    division are over the complete optimiser batch, so accumulation, padding and the number of ranks change nothing.
+    The logged loss is that number; evaluation losses stay the Trainer's own.
 
     Args:
-        ablation: which tokens are trained and how; a dict of the grammar of `config/ablations.yaml`.
-        teacher: where distillation gets its teacher from, whatever the ablation calls it; default: the model
-            without its adapter.
+        *args: arguments of the Trainer.
+        ablation: which tokens are trained and how; a dict is an entry of `config/ablations.yaml`, without its name.
+        teacher: gives the distributions that tokens are distilled to, whichever teacher the ablation names; default:
+            the model without its adapter.
+        **kwargs: arguments of the Trainer.
 
     Raises:
-        InputError: something is distilled, and neither an adapter nor `teacher` says from what.
+        InputError: the ablation distils, the model has no adapter, and `teacher` is None.
+
+    Example:
+        Train the quarter of tokens with the highest loss, and distil the rest to the model without its adapter:
+
+        >>> import tempfile
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+        >>> from tokenuq_ml import TokenObjective
+        >>> class MyTrainer(TokenObjective, Trainer):
+        ...     pass
+        >>> config = LlamaConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        ... )
+        >>> model = get_peft_model(LlamaForCausalLM(config), LoraConfig(target_modules="all-linear"))
+        >>> trainer = MyTrainer(
+        ...     model=model,
+        ...     args=TrainingArguments(tempfile.mkdtemp(), max_steps=2, report_to=[], disable_tqdm=True, use_cpu=True),
+        ...     train_dataset=[{"input_ids": [3, 4, 5, 6, 7], "labels": [-100, -100, 5, 6, 7]}] * 16,
+        ...     ablation={"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}},
+        ... )
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        2
     """
 
     # The loss is divided by the optimiser batch's tokens already.
@@ -89,56 +85,62 @@ class TokenObjective:
         super().__init__(*args, **kwargs)
         if isinstance(ablation, dict):
             ablation = AblationSpec(**{"name": "custom", **ablation})
-        self.ablation, self.distillation = ablation, ablation.distillation
-        if self.distillation and teacher is None and not isinstance(self.model, PeftModel):
+        self.ablation = ablation
+        if ablation.distillation and teacher is None and not isinstance(self.model, PeftModel):
             raise InputError(
-                "the ablation distils, and a model without an adapter has no base model beneath it to learn from; "
+                "the ablation distils, but the model has no adapter whose base model could be the teacher; "
                 "pass teacher=SeparateTeacher(model)"
             )
-        self.teacher = teacher or OnlineTeacher(None)
+        self.teacher = teacher or OnlineTeacher()
         self.clock = PhaseClock(self.args.device)
         """Seconds by phase: forward, head, backward, teacher, selection, other."""
         self.selection_passes = 0
-        """Forward passes that only select: none with one micro-batch on one rank."""
-        self._micro_batches: list = []
-        self._decided: list[Decided] = []
+        """Forward passes made only to select: none with one micro-batch on one rank."""
+        self._micro_batches: list[MicroBatch] = []
         self._next = 0
 
     @property
     def selection_seconds(self) -> float:
-        """Spent on what only selects: 0 with one micro-batch on one rank."""
+        """Seconds spent only on selection: 0 with one micro-batch on one rank."""
         return self.clock.seconds().get("selection", 0.0)
 
-    # What a subclass may replace.
+    # What a subclass may override.
 
-    def token_batch(self, inputs: dict[str, Any]):
-        """The micro-batch with `model_inputs`, `tokens`, `label_N`, `example_N` and `predicting(hidden_BTD)`."""
+    def token_batch(self, inputs: dict[str, Any]) -> TokenBatch:
+        """Return the micro-batch made from the data collator's `inputs`."""
         return LabelledInputs(inputs)
 
     def token_columns(self, batch) -> dict[str, Tensor]:
-        """`[N]` each, by the names of `registry.COLUMNS`: what the ablation reads of the teacher's tables."""
+        """Return the columns of the teacher's tables that the ablation reads: `[N]` by names of `registry.COLUMNS`."""
         return {}
 
     def example_ids(self, batch) -> tuple[str, ...]:
-        """Ids of the micro-batch's examples, where they have any."""
+        """Return the ids of the micro-batch's examples; empty if they have none."""
         return ()
 
     teacher_mean = float("nan")
-    """Mean of the teacher's loss over the train split, nats, for thresholds that go by it."""
+    """Mean of the teacher's loss over the train split in nats, for the threshold `teacher_mean`."""
 
     def static_mask(self, batch) -> Tensor | None:
-        """`mask_N` where the selection was decided before training."""
+        """Return `mask_N` if the selection was decided before training."""
         return None
 
     records_losses = False
-    """Whether `record` wants the loss of every token, those that are not trained included."""
+    """Whether `record` reads the loss of every token, including those that are not trained."""
 
-    def record(self, batch, selected_N: Tensor, out: TrainingLoss, tokens_of_step: int) -> None:
-        """Called once a micro-batch, with what was computed."""
+    def record(self, batch, out: TrainingLoss, tokens_of_step: int) -> None:
+        """Record what was computed for a micro-batch; called once for each.
+
+        Args:
+            batch: what `token_batch` returned.
+            out: losses, divergences, weights and mask of its N tokens.
+            tokens_of_step: response tokens of the optimiser batch.
+        """
 
     # What Trainer calls.
 
     def train(self, *args, **kwargs):
+        """Train as the Trainer does, with this objective."""
         with accept_token_function(self.model):
             try:
                 return super().train(*args, **kwargs)
@@ -146,43 +148,43 @@ class TokenObjective:
                 self.clock.stop()
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of an optimiser step, and its number of response tokens over all ranks."""
+        """Return the micro-batches of an optimiser step, and its number of response tokens over all ranks."""
         self.clock.start()
         samples = [inputs for _, inputs in zip(range(num_batches), epoch_iterator, strict=False)]
         samples = [self._prepare_inputs(inputs) for inputs in samples]
-        self._micro_batches = [self.token_batch(inputs) for inputs in samples]
-        self._decided, self._next = [], 0
-        tokens = torch.tensor(sum(batch.tokens for batch in self._micro_batches), device=device)
+        self._micro_batches = [self._undecided(self.token_batch(inputs)) for inputs in samples]
+        self._next = 0
+        tokens = torch.tensor(sum(micro_batch.batch.tokens for micro_batch in self._micro_batches), device=device)
         # A step without any response token has the loss 0, not 0 / 0.
         return samples, self.accelerator.gather(tokens).sum().clamp(min=1)
 
     def training_step(self, *args, **kwargs):
-        # What is not the forward pass, which has phases of its own.
+        """Run a micro-batch; all but its forward pass, which has phases of its own, counts as the backward pass."""
         with self.clock.phase("backward"):
             return super().training_step(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the next micro-batch's share of the objective; in evaluation, the Trainer's own loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._decides_together and not self._decided:
+        # Here rather than where batches are fetched: on resumption, Trainer restores the generators in between.
+        if self._next == 0 and self._must_decide_together:
             with self.clock.phase("selection"):
-                self._decide(model)
-        index, self._next = self._next, self._next + 1
-        batch = self._micro_batches[index]
+                self._decide_together(model)
+        micro_batch = self._micro_batches[self._next]
+        self._next += 1
+        share = partial(self._share_of_loss, micro_batch, num_items_in_batch)
         with self.clock.phase("forward"):
-            loss = model(**batch.model_inputs, token_function=partial(self._objective, index, num_items_in_batch))
+            loss = model(**micro_batch.batch.model_inputs, token_function=share)
         # DDP averages gradients over ranks; the division is by the tokens of all of them.
         return loss * self.accelerator.num_processes
 
-    @property
-    def _decides_together(self) -> bool:
-        """Whether the optimiser batch is more than this micro-batch, and a token's treatment depends on all of it."""
-        if len(self._micro_batches) == 1 and self.accelerator.num_processes == 1:
-            return False
-        selects = not self.ablation.select.takes_all and self.static_mask(self._micro_batches[0]) is None
-        return selects or bool(self.ablation.functions)
+    def _undecided(self, batch: TokenBatch) -> MicroBatch:
+        rule = SelectionRule(self.ablation, partial(self._tokens, batch), self.static_mask(batch))
+        return MicroBatch(batch, rule)
 
-    def _tokens(self, batch, loss_N: Tensor) -> Tokens:
+    def _tokens(self, batch: TokenBatch, loss_N: Tensor) -> Tokens:
+        """Return what selectors and users' objectives read of the micro-batch, on the device of `loss_N`."""
         device = loss_N.device
         return Tokens(
             loss_N,
@@ -195,87 +197,70 @@ class TokenObjective:
             self.ablation.seed,
         )
 
-    def _select(self, batch, tokens: Tokens) -> Tensor:
-        static = self.static_mask(batch)
-        return select(self.ablation.select, tokens) if static is None else static.to(tokens.loss_N.device)
+    @property
+    def _must_decide_together(self) -> bool:
+        """Whether a token's treatment depends on tokens outside its micro-batch."""
+        if len(self._micro_batches) == 1 and self.accelerator.num_processes == 1:
+            return False
+        is_static = self.static_mask(self._micro_batches[0].batch) is not None
+        return bool(self.ablation.functions) or not (self.ablation.select.takes_all or is_static)
 
     @torch.no_grad()
-    def _decide(self, model) -> None:
-        """Selection and weights over all micro-batches and ranks; a loss pass, where losses are needed for it,
-        leaves the generators as they were.
-
-        Run at the first micro-batch rather than where batches are fetched, because on
-        resumption Trainer restores the generators in between.
-        """
-        batches = self._micro_batches
-        if self.ablation.needs_student_losses:
-            devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-            with torch.random.fork_rng(devices=devices):
-                losses = [model(**batch.model_inputs, token_function=partial(_losses, batch)) for batch in batches]
-            self.selection_passes += len(batches)
-        else:
-            losses = [torch.zeros(batch.tokens) for batch in batches]
-        parts = [self._tokens(batch, loss_N.cpu()) for batch, loss_N in zip(batches, losses, strict=True)]
-        before, everyone = 0, parts
-        if self.accelerator.num_processes > 1:
-            ranks = gather_object([join(parts)])
-            before = sum(len(part.loss_N) for part in ranks[: self.accelerator.process_index])
-            everyone = ranks
-        tokens = join(everyone)
+    def _decide_together(self, model) -> None:
+        """Decide all micro-batches of all ranks as one batch, and give each micro-batch its part as its rule."""
+        batches = [micro_batch.batch for micro_batch in self._micro_batches]
+        needs_losses = self.ablation.needs_student_losses
+        losses = self._loss_pass(model) if needs_losses else [torch.zeros(batch.tokens) for batch in batches]
+        own = join([self._tokens(batch, loss_N.cpu()) for batch, loss_N in zip(batches, losses, strict=True)])
+        ranks = self._gather_from_ranks(own)
         masks = [self.static_mask(batch) for batch in batches]
-        if masks[0] is None:
-            mask_N = select(self.ablation.select, tokens)
-        else:
-            own = [torch.cat(masks)]
-            mask_N = torch.cat(gather_object(own) if self.accelerator.num_processes > 1 else own)
-        weights = token_weights(self.ablation, mask_N, tokens)
-        for loss_N in losses:
-            rows = slice(before, before := before + len(loss_N))
-            own = (column_N[rows].to(self.args.device) for column_N in (mask_N, *weights))
-            mask, *weighed = own
-            known = loss_N if self.ablation.needs_student_losses else None
-            self._decided.append(Decided(known, mask, Weights(*weighed)))
+        static_N = None if masks[0] is None else torch.cat(self._gather_from_ranks(torch.cat(masks)))
+        decision = decide(self.ablation, join(ranks), static_N)
+        start = sum(len(rank.loss_N) for rank in ranks[: self.accelerator.process_index])
+        for micro_batch, loss_N in zip(self._micro_batches, losses, strict=True):
+            rows = slice(start, start := start + len(loss_N))
+            micro_batch.rule = decision.part(rows, self.args.device)
+            micro_batch.loss_N = loss_N if needs_losses else None
 
-    def _objective(self, index: int, tokens_of_step: Tensor, hidden_BTD: Tensor, head: Head) -> Tensor:
-        """The micro-batch's share of the optimiser batch's loss; runs inside the wrapped model's forward."""
-        batch, distil = self._micro_batches[index], self.distillation
-        choice: dict[str, Tensor] = {}
+    def _loss_pass(self, model) -> list[Tensor]:
+        """Return `loss_N` of each micro-batch by a forward pass that leaves the random generators as they were."""
+        batches = [micro_batch.batch for micro_batch in self._micro_batches]
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            losses = [model(**batch.model_inputs, token_function=partial(_losses, batch)) for batch in batches]
+        self.selection_passes += len(batches)
+        return losses
 
-        def weigh(loss_N: Tensor) -> Weights:
-            tokens = self._tokens(batch, loss_N)
-            choice["mask"] = self._select(batch, tokens)
-            return token_weights(self.ablation, choice["mask"], tokens)
+    def _gather_from_ranks(self, item) -> list:
+        return gather_object([item]) if self.accelerator.num_processes > 1 else [item]
 
-        weights: Weights | Callable[[Tensor], Weights] = weigh
-        decided = self._decided[index] if self._decided else None
-        if decided is not None:
-            choice["mask"], weights = decided.mask_N, decided.weights
-        elif not self.ablation.needs_student_losses:
-            weights = weigh(torch.zeros(batch.tokens, device=hidden_BTD.device))
-        teacher = None
-        if distil:
-            with self.clock.phase("teacher"):
-                teacher = self.teacher.states(self.model, batch)
+    def _share_of_loss(self, micro_batch: MicroBatch, tokens_of_step: Tensor, hidden_BTD: Tensor, head: Head) -> Tensor:
+        """Return the micro-batch's share of the optimiser batch's loss; runs inside the wrapped model's forward."""
+        batch = micro_batch.batch
+        teacher = self._teacher_term(batch)
         with self.clock.phase("head"):
             out = training_loss(
                 batch.predicting(hidden_BTD),
                 head,
                 batch.label_N,
-                weights,
-                teacher,
-                distil.divergence if distil else "forward_kl",
-                distil.temperature if distil else 1.0,
-                getattr(self.teacher, "head", None),
-                (lambda *block: token_gain(self.ablation, choice["mask"])(*block))
-                if self.ablation.scales_loss
-                else None,
-                self.records_losses and (decided is None or decided.loss_N is None),
+                micro_batch.rule,
+                teacher=teacher,
+                gain=token_gain(self.ablation),
+                every_loss=self.records_losses and micro_batch.loss_N is None,
             )
-        if decided is not None and decided.loss_N is not None:
-            out = out._replace(loss_N=decided.loss_N)
-        self.record(batch, choice["mask"], out, int(tokens_of_step))
+        if micro_batch.loss_N is not None:
+            out = out._replace(loss_N=micro_batch.loss_N)
+        self.record(batch, out, int(tokens_of_step))
         return out.total / tokens_of_step
 
+    def _teacher_term(self, batch: TokenBatch) -> TeacherTerm | None:
+        distillation = self.ablation.distillation
+        if distillation is None:
+            return None
+        with self.clock.phase("teacher"):
+            states = self.teacher.states(self.model, batch)
+        return TeacherTerm(states, distillation.divergence, distillation.temperature, self.teacher.head)
 
-def _losses(batch, hidden_BTD: Tensor, head: Head) -> Tensor:
+
+def _losses(batch: TokenBatch, hidden_BTD: Tensor, head: Head) -> Tensor:
     return token_losses(batch.predicting(hidden_BTD), head, batch.label_N)

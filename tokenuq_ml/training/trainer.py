@@ -91,16 +91,16 @@ class TokenTrainer(TokenObjective, Trainer):
         parts = [self._static[example.example_id] for example in batch.examples]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
-    def record(self, batch: Batch, selected_N: Tensor, out: TrainingLoss, tokens_of_step: int) -> None:
+    def record(self, batch: Batch, out: TrainingLoss, tokens_of_step: int) -> None:
         step = self.state.global_step + 1
-        self.recorder.add(batch, selected_N, out, tokens_of_step, step, self.setup.steps_per_epoch)
+        self.recorder.add(batch, out, tokens_of_step, step, self.setup.steps_per_epoch)
         counts, lengths = self._counts, [len(example.input_ids) for example in batch.examples]
         self._steps.add(step)
         self._micro_batches_seen += 1
         counts["sequences"] += len(lengths)
         counts["tokens"] += sum(lengths)
         counts["padded_tokens"] += batch.input_ids_BT.numel()
-        counts["response_tokens"] += len(selected_N)
+        counts["response_tokens"] += len(out.loss_N)
         counts["mle_tokens"] += int((out.weights.mle_N > 0).sum())
         counts["distilled_tokens"] += int((out.weights.distill_N > 0).sum())
         # A packed row attends within its sequences alone; a padded one over its whole length.
@@ -112,14 +112,13 @@ class TokenTrainer(TokenObjective, Trainer):
         if not self._steps:
             return None
         seconds = {name: 0.0 for name in Seconds.model_fields} | self.clock.seconds()
-        form = getattr(self.teacher, "form", "online") if self.distillation else "none"
         return CostRecord(
             **self._counts,
             steps=len(self._steps),
             selection=self.ablation.selection_kind,
             selection_needs_loss=self.ablation.needs_student_losses,
             selection_passes=self.selection_passes / self._micro_batches_seen,
-            teacher=form,
+            teacher=self.teacher.form if self.ablation.distillation else "none",
             lora_rank=self.model.peft_config[self.model.active_adapter].r,
             seconds=Seconds(**seconds),
         )

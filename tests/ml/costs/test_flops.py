@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.reporter import RecordingReporter
+from tests.support.rules import RuleFromLosses
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import AblationSpec, LoraSpec, TrainSpec
 from tokenuq_ml.costs.flops import PUBLISHED, Architecture, Step, flops, head_products
@@ -16,7 +17,8 @@ from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
-from tokenuq_ml.kernels.training_loss import Weights, training_loss
+from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
+from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.teacher import OnlineTeacher
 from tokenuq_ml.training.trainer import train
@@ -63,19 +65,18 @@ class TestAgainstPyTorch:
         head, label_N = Head(torch.randn(v, d)), torch.randint(0, v, (n,))
         mle_N = (torch.arange(n) < 10).float()
         distill_N = torch.zeros(n) if teacher == "none" else (torch.arange(n) >= 20).float()
-        weights = Weights(mle_N, distill_N)
-        states = None
+        decision, term = BatchDecision.of_weights(mle_N, distill_N), None
         if teacher == "mean_embeddings":
-            states = mean_embeddings(teacher_ND, head).states(teacher_ND)
+            term = TeacherTerm(mean_embeddings(teacher_ND, head).states(teacher_ND))
         elif teacher != "none":
-            states = TeacherStates(teacher_ND)
+            term = TeacherTerm(TeacherStates(teacher_ND))
         products, _ = counted(
             lambda: training_loss(
                 hidden_ND,
                 head,
                 label_N,
-                (lambda _: weights) if losses_first else weights,
-                states,
+                RuleFromLosses(lambda _: decision) if losses_first else decision,
+                teacher=term,
                 every_loss=every_loss,
             )
         )

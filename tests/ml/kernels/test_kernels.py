@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 import torch
 
+from tests.support.rules import RuleFromLosses
 from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels import head as head_module
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.scores import monte_carlo_scores, token_losses, token_scores
-from tokenuq_ml.kernels.training_loss import Weights, training_loss
+from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
+from tokenuq_ml.kernels.weight_rule import BatchDecision, Weights
 
 N, D, V = 13, 8, 31
 
@@ -94,6 +96,18 @@ def plain_objective(head, hidden, labels, weights, teacher, name="forward_kl", t
     return (weights.mle_N * ce + weights.distill_N * other).sum(), ce.detach(), other.detach()
 
 
+def decided(weights):
+    return BatchDecision.of_weights(*weights)
+
+
+def train_all(rows):
+    return BatchDecision.of_weights(torch.ones(rows), torch.zeros(rows))
+
+
+def distil_all(rows):
+    return BatchDecision.of_weights(torch.zeros(rows), torch.ones(rows))
+
+
 def some_of_each():
     mle = torch.arange(N) % 3 == 0
     distil = torch.arange(N) % 3 == 1
@@ -119,7 +133,8 @@ def test_training_loss_and_gradients_equal_autograd(kwargs, name, temperature, d
         own_head, weight_VD=ours[1].detach(), bias_V=ours[2].detach() if len(ours) > 2 else None
     )
     states = TeacherStates(teacher.to(dtype))
-    out = training_loss(ours[0], own_head, labels, weights, states, name, temperature, frozen)
+    term = TeacherTerm(states, name, temperature, frozen)
+    out = training_loss(ours[0], own_head, labels, decided(weights), teacher=term)
     (out.total * 3).backward()
     close = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)  # noqa: E731
     close(out.total, expected)
@@ -137,7 +152,8 @@ def test_gradcheck(name):
 
     def total(h, weight, bias):
         own = Head(weight, bias, softcap=4.0)
-        return training_loss(h, own, labels, weights, TeacherStates(teacher), name, 1.5, head).total
+        term = TeacherTerm(TeacherStates(teacher), name, 1.5, head)
+        return training_loss(h, own, labels, decided(weights), teacher=term).total
 
     leaves = hidden.requires_grad_(), head.weight_VD.clone().requires_grad_(), head.bias_V.clone().requires_grad_()
     assert torch.autograd.gradcheck(total, leaves)
@@ -147,7 +163,8 @@ def test_gradcheck(name):
 def test_divergence_to_itself_is_zero(name):
     head, hidden, labels, _ = make()
     weights = Weights(torch.zeros(N), torch.ones(N))
-    out = training_loss(hidden.requires_grad_(), head, labels, weights, TeacherStates(hidden.detach()), name)
+    term = TeacherTerm(TeacherStates(hidden.detach()), name)
+    out = training_loss(hidden.requires_grad_(), head, labels, decided(weights), teacher=term)
     out.total.backward()
     assert out.divergence_N.abs().max() < 1e-12 and hidden.grad.abs().max() < 1e-12
 
@@ -182,8 +199,8 @@ class TestMeanEmbeddings:
         own = dataclasses.replace(head, weight_VD=head.weight_VD.to(dtype), bias_V=bias)
         ours, seen = hidden.to(dtype).requires_grad_(), []
         states = mean_embeddings(teacher.to(dtype), own).states(teacher.to(dtype))
-        choose = lambda loss_N: seen.append(loss_N.clone()) or weights  # noqa: E731
-        out = training_loss(ours, own, labels, weights if known else choose, states)
+        rule = RuleFromLosses(lambda loss_N: seen.append(loss_N.clone()) or decided(weights))
+        out = training_loss(ours, own, labels, decided(weights) if known else rule, teacher=TeacherTerm(states))
         out.total.backward()
         close = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)  # noqa: E731
         close(out.total, expected)
@@ -198,7 +215,7 @@ class TestMeanEmbeddings:
         head, hidden, labels, _ = make(dtype=torch.bfloat16)
         states = mean_embeddings(hidden, head).states(hidden)
         hidden.requires_grad_()
-        out = training_loss(hidden, head, labels, Weights(torch.zeros(N), torch.ones(N)), states)
+        out = training_loss(hidden, head, labels, distil_all(N), teacher=TeacherTerm(states))
         out.total.backward()
         assert out.divergence_N.abs().max() < 1e-5 and hidden.grad.abs().max() == 0
 
@@ -209,7 +226,7 @@ class TestMeanEmbeddings:
         head = Head(head.weight_VD.bfloat16())
         teacher = hidden.bfloat16()
         student = (hidden + 0.1 * torch.randn(rows, D, generator=torch.Generator().manual_seed(1))).bfloat16()
-        every, outcomes = Weights(torch.zeros(rows), torch.ones(rows)), {}
+        outcomes = {}
         means = mean_embeddings(teacher, head).states(teacher)
         exact_head = Head(head.weight_VD.double())
         for name, own, states in (
@@ -218,7 +235,7 @@ class TestMeanEmbeddings:
             ("means", head, means),
         ):
             leaf = student.to(own.weight_VD.dtype, copy=True).requires_grad_()
-            out = training_loss(leaf, own, labels, every, states)
+            out = training_loss(leaf, own, labels, distil_all(rows), teacher=TeacherTerm(states))
             out.total.backward()
             outcomes[name] = out.divergence_N.double(), leaf.grad.double()
         exact, exact_grad = outcomes["exact"]
@@ -233,8 +250,8 @@ class TestMeanEmbeddings:
         head, hidden, labels, teacher = make(rows=rows)
         states = mean_embeddings(teacher, head).states(teacher)
         hidden.requires_grad_()
-        choose = lambda loss_N: Weights(torch.ones_like(loss_N), torch.ones_like(loss_N))  # noqa: E731
-        training_loss(hidden, head, labels, choose, states).total.backward()
+        rule = RuleFromLosses(lambda loss_N: BatchDecision.of_weights(torch.ones_like(loss_N), torch.ones_like(loss_N)))
+        training_loss(hidden, head, labels, rule, teacher=TeacherTerm(states)).total.backward()
         assert hidden.grad.shape == (rows, D)
 
     @pytest.mark.parametrize(
@@ -243,8 +260,8 @@ class TestMeanEmbeddings:
     def test_what_they_cannot_give_is_refused(self, head_kwargs, call):
         head, hidden, labels, teacher = make(**head_kwargs)
         states = TeacherStates(mean_ND=teacher, offset_N=torch.zeros(N))
-        with pytest.raises(ValueError, match="mean embeddings give forward KL at temperature 1"):
-            training_loss(hidden, head, labels, some_of_each(), states, **call)
+        with pytest.raises(ValueError, match="mean embeddings give only forward KL at temperature 1"):
+            training_loss(hidden, head, labels, decided(some_of_each()), teacher=TeacherTerm(states, **call))
 
 
 def head_products(monkeypatch, run):
@@ -258,7 +275,9 @@ def head_products(monkeypatch, run):
     return sum(rows) / N
 
 
-QUARTER = lambda loss_N: Weights(*(m.double() for m in (loss_N >= loss_N.median(), loss_N < loss_N.median())))  # noqa: E731
+HALF_BY_LOSS = RuleFromLosses(
+    lambda loss_N: BatchDecision.of_weights((loss_N >= loss_N.median()).double(), (loss_N < loss_N.median()).double())
+)
 
 
 @pytest.mark.parametrize(
@@ -269,9 +288,11 @@ def test_head_products_are_those_that_the_docstring_counts(case, products, monke
     hidden.requires_grad_()
     means = mean_embeddings(teacher, head).states(teacher)
     run = {
-        "mle": lambda: training_loss(hidden, head, labels, Weights(torch.ones(N), torch.zeros(N))),
-        "means": lambda: training_loss(hidden, head, labels, QUARTER, means),
-        "hidden": lambda: training_loss(hidden, head, labels, QUARTER, TeacherStates(teacher)),
+        "mle": lambda: training_loss(hidden, head, labels, train_all(N)),
+        "means": lambda: training_loss(hidden, head, labels, HALF_BY_LOSS, teacher=TeacherTerm(means)),
+        "hidden": lambda: training_loss(
+            hidden, head, labels, HALF_BY_LOSS, teacher=TeacherTerm(TeacherStates(teacher))
+        ),
         "scores": lambda: token_scores(hidden.detach(), head, labels),
     }[case]
     assert head_products(monkeypatch, run) == pytest.approx(products)
@@ -297,7 +318,7 @@ def test_gains_are_factors_without_a_gradient_of_their_own(name, kwargs, monkeyp
     weights = Weights(half, torch.zeros(N, dtype=torch.float64))
     outs = []
     run = lambda: outs.append(  # noqa: E731
-        training_loss(ours, head, labels, weights, gain=lambda z, loss, at: formula(z, loss))
+        training_loss(ours, head, labels, decided(weights), gain=lambda z, loss, selected: formula(z, loss))
     )
     assert head_products(monkeypatch, run) == pytest.approx(2 * int(half.sum()) / N)
     outs[0].total.backward()
@@ -310,7 +331,7 @@ def test_a_gain_with_mean_embeddings_is_refused():
     head, hidden, labels, teacher = make()
     states = mean_embeddings(teacher, head).states(teacher)
     with pytest.raises(ValueError, match="without a gain"):
-        training_loss(hidden, head, labels, some_of_each(), states, gain=lambda *_: 1.0)
+        training_loss(hidden, head, labels, decided(some_of_each()), teacher=TeacherTerm(states), gain=lambda *_: 1.0)
 
 
 @pytest.mark.parametrize("divergence, form", [("jsd", "hidden"), ("forward_kl", "hidden"), ("forward_kl", "means")])
@@ -321,11 +342,12 @@ def test_every_loss_is_given_where_it_is_asked_for(divergence, form, monkeypatch
     weights = Weights((third == 0).double(), (third == 1).double())
     hidden_states = TeacherStates(teacher)
     states = hidden_states if form == "hidden" else mean_embeddings(teacher, head).states(teacher)
+    term = TeacherTerm(states, divergence)
     expected = torch.nn.functional.cross_entropy(whole_logits(head, hidden), labels, reduction="none")
     outs, products = [], []
     for every in (True, False):
         run = lambda every=every: outs.append(  # noqa: E731
-            training_loss(hidden, head, labels, weights, states, divergence, every_loss=every)
+            training_loss(hidden, head, labels, decided(weights), teacher=term, every_loss=every)
         )
         with monkeypatch.context() as patch:
             products.append(head_products(patch, run))
@@ -337,7 +359,7 @@ def test_every_loss_is_given_where_it_is_asked_for(divergence, form, monkeypatch
 def test_distilling_without_a_teacher_is_refused():
     head, hidden, labels, _ = make()
     with pytest.raises(ValueError, match="there is no teacher"):
-        training_loss(hidden, head, labels, some_of_each())
+        training_loss(hidden, head, labels, decided(some_of_each()))
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -345,7 +367,7 @@ def test_no_token_and_one_token(rows):
     head, hidden, labels, teacher = make(rows=rows)
     assert len(token_scores(hidden, head, labels).loss_N) == rows
     hidden.requires_grad_()
-    out = training_loss(hidden, head, labels, Weights(torch.ones(rows), torch.zeros(rows)), TeacherStates(teacher))
+    out = training_loss(hidden, head, labels, train_all(rows), teacher=TeacherTerm(TeacherStates(teacher)))
     out.total.backward()
     assert hidden.grad.shape == (rows, D)
     assert len(monte_carlo_scores(hidden.detach().expand(2, rows, D), head, labels).bald_N) == rows
@@ -358,8 +380,9 @@ def test_large_logits_stay_finite():
     hidden.requires_grad_()
     for name in ("forward_kl", "reverse_kl", "jsd"):
         hidden.grad = None
-        weights = Weights(torch.ones(N), torch.ones(N))
-        out = training_loss(hidden, head, labels, weights, TeacherStates(teacher * 1e4), name)
+        decision = BatchDecision.of_weights(torch.ones(N), torch.ones(N))
+        term = TeacherTerm(TeacherStates(teacher * 1e4), name)
+        out = training_loss(hidden, head, labels, decision, teacher=term)
         out.total.backward()
         assert out.total.isfinite() and hidden.grad.isfinite().all()
 

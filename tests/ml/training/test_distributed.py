@@ -17,49 +17,52 @@ from tests.support.tiny_models import tiny_peft
 from tests.support.training import MLE, PAPER, training_setup
 from tokenuq_ml.training.trainer import train
 
-ABLATIONS = {"mle": MLE, "paper": PAPER}
+ABLATIONS = {"mle": (MLE, 1), "paper": (PAPER, 2)}
+"""Name -> the ablation and the size of its micro-batches on two ranks."""
 
 
-def train_here(ablation: str, micro: int, folder: Path) -> None:
-    """One process's part; what it leaves in `folder` is rank 0's."""
+def train_here(name: str, micro: int, folder: Path) -> None:
+    """Train as one rank, which is the only one without a launcher; rank 0 saves the result in `folder`."""
     model = tiny_peft(trained=True)
-    recorder = train(model, training_setup(ABLATIONS[ablation], micro), folder / "work", RecordingReporter(), "x")
+    recorder = train(model, training_setup(ABLATIONS[name][0], micro), folder / "work", RecordingReporter(), "x")
     if int(os.environ.get("RANK", 0)) == 0:
         recorder.save(folder)
         model.save_pretrained(folder)
 
 
-def launch(ablation: str, micro: int, folder: Path, ranks: int = 2) -> None:
-    port, children = free_port(), []
-    for rank in range(ranks):
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    """A folder per ablation, trained by two ranks; the same two processes train one after the other."""
+    folder, port, children = tmp_path_factory.mktemp("two_ranks"), free_port(), []
+    for rank in range(2):
         env = {
             **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
+            "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         }
-        command = [sys.executable, __file__, ablation, str(micro), str(folder)]
+        command = [sys.executable, __file__, str(folder)]
         children.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     for child in children:
         _, errors = child.communicate(timeout=240)
         assert child.returncode == 0, errors[-3000:]
+    return folder
 
 
-@pytest.mark.parametrize("ablation, micro", [("mle", 1), ("paper", 2)])
-def test_two_ranks_train_as_one(ablation, micro, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_two_ranks_train_as_one(name, two_ranks, tmp_path):
     """Eleven examples in batches of four: the last batch leaves the second rank less than the first.
 
     One quantile and one division over both ranks: same losses, same selections, same adapter.
     """
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir(), two.mkdir()
-    train_here(ablation, 4, one)
-    launch(ablation, micro, two)
+    one, two = tmp_path, two_ranks / name
+    train_here(name, 4, one)
     logs = [pl.read_parquet(folder / "training_log.parquet") for folder in (one, two)]
     assert logs[1]["loss"][0] == pytest.approx(logs[0]["loss"][0], rel=1e-6)
     for column in ("loss", "grad_norm", "mle_loss", "selected_share", "tokens"):
@@ -74,4 +77,5 @@ def test_two_ranks_train_as_one(ablation, micro, tmp_path):
 
 
 if __name__ == "__main__":
-    train_here(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    for name, (_, micro) in ABLATIONS.items():
+        train_here(name, micro, Path(sys.argv[1]) / name)

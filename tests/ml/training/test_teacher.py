@@ -8,7 +8,8 @@ from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
-from tokenuq_ml.kernels.training_loss import Weights, training_loss
+from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
+from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import attach_adapter, use_adapter
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.training.teacher import (
@@ -73,13 +74,18 @@ def test_cached_states_equal_online_within_bfloat16(tmp_path):
     batch = collate([rows[3], rows[1], rows[4]])
     stored, expected = cached.states(model, batch).hidden_ND, online.states(model, batch).hidden_ND
     torch.testing.assert_close(stored.float(), expected, rtol=2**-8, atol=1e-3)
-    every = Weights(torch.zeros(batch.tokens), torch.ones(batch.tokens))
+    distil_all = BatchDecision.of_weights(torch.zeros(batch.tokens), torch.ones(batch.tokens))
+
+    def divergences(states):
+        term = TeacherTerm(states)
+        return training_loss(expected, head_of(model), batch.label_N, distil_all, teacher=term).divergence_N
+
     for distil in (None, FORWARD):
         states = CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=distil).states(model, batch)
-        assert training_loss(expected, head_of(model), batch.label_N, every, states).divergence_N.max() < 0.01
+        assert divergences(states).max() < 0.01
     # Against another's states it is far from it: the bound could be missed.
     other = TeacherStates(expected.roll(1, 0))
-    assert training_loss(expected, head_of(model), batch.label_N, every, other).divergence_N.max() > 0.1
+    assert divergences(other).max() > 0.1
 
 
 def test_cached_mean_embeddings_equal_online(tmp_path):

@@ -1,0 +1,67 @@
+"""From the tokens of an optimiser batch to the decision that the training loss applies to a micro-batch.
+
+`decide` is the only path from an ablation to masks and weights. It runs at one of two moments:
+
+- The micro-batch is the complete optimiser batch: the kernel computes the losses and calls `SelectionRule.decide`.
+- The optimiser batch has several micro-batches or ranks: `TokenObjective` decides over all of them before the first,
+  and gives each micro-batch its part of the decision.
+
+Shapes: N response tokens of a micro-batch or an optimiser batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule
+from tokenuq_ml.training.objectives import token_weights
+from tokenuq_ml.training.selection import Tokens, select
+from tokenuq_ml.training.token_batch import TokenBatch
+
+
+def decide(ablation: AblationSpec, tokens: Tokens, static_N: Tensor | None = None) -> BatchDecision:
+    """Return which of the tokens are selected, and the weights of all.
+
+    Args:
+        ablation: which tokens are selected, and how selected tokens and the rest are trained.
+        tokens: the N tokens that compete for selection.
+        static_N: the mask, if the selection was decided before training.
+
+    Raises:
+        InputError: the ablation needs what the Trainer does not give, or a user's function returns a wrong result.
+    """
+    selected_N = select(ablation.select, tokens) if static_N is None else static_N.to(tokens.loss_N.device)
+    return BatchDecision(token_weights(ablation, selected_N, tokens), selected_N)
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """The `WeightRule` of a micro-batch that is decided on its own, when the kernel knows its losses."""
+
+    ablation: AblationSpec
+    tokens: Callable[[Tensor], Tokens]
+    """The micro-batch's tokens, given `loss_N`."""
+    static_N: Tensor | None = None
+    """The mask, if the selection was decided before training."""
+
+    @property
+    def needs_losses(self) -> bool:
+        """Whether selection or weights depend on the student's losses."""
+        return self.ablation.needs_student_losses
+
+    def decide(self, loss_N: Tensor) -> BatchDecision:
+        """Select among the micro-batch's tokens."""
+        return decide(self.ablation, self.tokens(loss_N), self.static_N)
+
+
+@dataclass
+class MicroBatch:
+    """A micro-batch of an optimiser step, and what is known of it before its gradient is computed."""
+
+    batch: TokenBatch
+    rule: WeightRule
+    """Decides its tokens: a `SelectionRule`, or its part of a decision over the optimiser batch."""
+    loss_N: Tensor | None = None
+    """The losses by which the optimiser batch was decided; None if no pass was made for them."""
