@@ -23,7 +23,7 @@ PAIRS = (
 _TRIANGLE = [(i, j) for i in range(len(COLUMNS)) for j in range(i, len(COLUMNS))]
 _NEGLIGIBLE = 1e-12
 """Variance, relative to that of all tokens, below which a resample counts as constant."""
-_CHUNK_COUNTS = 1 << 22
+CHUNK_COUNTS = 1 << 22
 """Counts of drawn examples held at once, which bounds the memory for any number of examples."""
 Array = NDArray[np.float64]
 
@@ -154,7 +154,7 @@ def _resampled(sums: Array, evaluation: EvaluationSpec) -> Array:
     clusters = len(sums)
     draws = bootstrap_generator(evaluation.seed)
     chances = np.full(clusters, 1 / clusters)
-    rows = max(1, _CHUNK_COUNTS // clusters)
+    rows = max(1, CHUNK_COUNTS // clusters)
     parts = [
         draws.multinomial(clusters, chances, size=min(rows, evaluation.bootstrap - start)).astype(np.float64) @ sums
         for start in range(0, evaluation.bootstrap, rows)
