@@ -1,5 +1,6 @@
-"""No network, quiet libraries, and a toy study whose stages are `fake_stage.py`."""
+"""Settings of the test process: no network, one thread for tensors, no searches of imported modules for garbage."""
 
+import gc
 import os
 import sys
 
@@ -16,6 +17,10 @@ for name in ("DAGSTER_HOME", "TOKENUQ_HOME", "TOKENUQ_CONFIG"):
 
 
 def pytest_collection_finish():
-    """One thread for tensors of a few kilobytes: two would wait for each other, the longer the busier the machine."""
+    """Prepare the process for many small tests, once all modules are imported."""
     if torch := sys.modules.get("torch"):
+        # On tensors of a few kilobytes, two threads would mostly wait for each other.
         torch.set_num_threads(1)
+    # Each training collects garbage several times. Without this, it would search all imported modules each time.
+    gc.collect()
+    gc.freeze()

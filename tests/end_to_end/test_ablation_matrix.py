@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from tests.support.pictures import draw_each_layout_once
 from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_inputs
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.costs.record import CostRecord
@@ -40,7 +41,8 @@ def world(tmp_path_factory):
     config.studies[STUDY] = config.studies[STUDY].model_copy(update={"ablations": names})
     store = Store(folder / "store")
     defs = build_defs(config, store.home, StagesInProcess())
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.ephemeral() as instance, pytest.MonkeyPatch.context() as patch:
+        draw_each_layout_once(patch)
         job = defs.resolve_job_def(STUDY)
         result = job.execute_in_process(instance=instance, raise_on_error=False)
         yield {"config": config, "defs": defs, "store": store, "result": result, "names": names, "instance": instance}

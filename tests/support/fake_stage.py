@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tests.support.pictures import ONE_PIXEL
 from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.config.quantiles import count_selected
@@ -35,11 +36,6 @@ ENTRYPOINTS = (
     "report",
 )
 MASK = [False, False, True, True, True, False]
-# The smallest PNG: one transparent pixel.
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360000000"
-    "0200015e221c3b0000000049454e44ae426082"
-)
 
 
 def write_package(folder: Path) -> None:
@@ -260,7 +256,7 @@ def run(request, reporter) -> None:
                     )
                 )
             elif output == "plots":
-                Path(folder, "curve.png").write_bytes(PNG)
+                Path(folder, "curve.png").write_bytes(ONE_PIXEL)
             else:
                 Path(folder, "content").write_text(spec_hash(asset.fields))
         agree = CheckOutcome(passed=behaviour.get("spoil") != stage, description="as the fake stage was told")

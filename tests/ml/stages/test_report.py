@@ -13,10 +13,11 @@ import polars as pl
 import pytest
 
 from tests.support import tiny_tables
+from tests.support.pictures import leave_out_pictures
 from tests.support.tiny_report import ABLATIONS, build_report
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.reports import canvas, sections
+from tokenuq_ml.reports import sections
 from tokenuq_ml.reports.text import report_text
 
 
@@ -144,11 +145,7 @@ def test_the_terminal_shows_families_where_there_are_seeds(built):
 
 @pytest.fixture
 def quick_plots(monkeypatch):
-    """One pixel in place of each picture, where a test is not about them."""
-    pixel = base64.b64decode(
-        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-    )
-    monkeypatch.setattr(canvas, "save", lambda figure, path, **options: path.write_bytes(pixel))
+    leave_out_pictures(monkeypatch)
 
 
 def test_the_version_follows_what_is_shown(built, quick_plots, tmp_path):
