@@ -1,1 +1,1 @@
-"""One program per stage: reads a request, computes, writes tables, reports through Dagster Pipes or the terminal."""
+"""One program per stage: reads a request, computes, writes tables, and reports to Dagster or the terminal."""

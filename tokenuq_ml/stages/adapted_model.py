@@ -1,4 +1,4 @@
-"""A base model with a stored adapter, in memory in one precision at a time."""
+"""A base model with a stored adapter, loaded in one precision at a time."""
 
 import gc
 from dataclasses import replace
@@ -12,22 +12,32 @@ from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 
 
 class AdaptedModel:
-    """Loads the model again when another precision is asked for, after the one before is freed."""
+    """A base model with an adapter. Asked for another precision, it frees the model and loads it again.
+
+    Args:
+        base: folder of the base model.
+        adapter: folder of the adapter.
+        name: name of the adapter in the model.
+        loaded: the model, if it is in memory already.
+    """
 
     def __init__(self, base: str | Path, adapter: str | Path, name: str, loaded: tuple[PeftModel, Numerics] | None):
         self._base, self._adapter, self._name, self._loaded = base, adapter, name, loaded
 
     def at(self, precision: str) -> tuple[PeftModel, Numerics]:
-        """Return the model with its adapter, frozen. Callers keep no reference beyond their stage."""
+        """Return the model with its adapter, frozen.
+
+        Callers must drop their reference before they ask for another precision.
+        """
         if self._loaded is None or self._loaded[1].dtype != resolve_numerics(precision).dtype:
             self._loaded = None
-            # Modules refer to each other: without this their memory is free some time later.
+            # Modules refer to each other, so that only a collection frees their memory at once.
             gc.collect()
             base, numerics = load_model(self._base, precision)
             self._loaded = attach_adapter(base, self._adapter, self._name), numerics
         return self._loaded
 
     def for_bald(self) -> tuple[PeftModel, Numerics]:
-        """Return it in float32, whatever the study says."""
+        """Return the model in float32, whatever the precision of the study is."""
         model, numerics = self.at("float32")
         return model, replace(numerics, reason="BALD is a difference of passes, below what bfloat16 rounds off")

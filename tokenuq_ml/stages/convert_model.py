@@ -1,4 +1,4 @@
-"""Child process of `models/<model>`: fetch the base model once, store it as safetensors."""
+"""Child process of `models/<model>`: fetch the base model once and store it as safetensors."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tokenuq_ml.tensor_digest import joined_digest, tensors_digest
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fills the output `weights`."""
+    """Fill the output `weights`."""
     asset = request.assets["models"]
     spec = ModelSpec(**asset.fields)
     folder = Path(asset.outputs["weights"])
@@ -20,11 +20,11 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     reporter.info(f"{spec.name}: chat template: {figures['chat_template']}; a turn ends with {figures['end_of_turn']}")
     if figures["end_of_turn"] is None:
         reporter.warning(
-            f"{spec.name}: its chat template ends an answer with no special token, so that generation knows no end; "
+            f"{spec.name}: its chat template ends an answer without a special token, so generated answers do not end; "
             "set `chat_template:` in models.yaml to one that does"
         )
-    # What the tokenizer and template are decides the tokens, and the ends of generation the answers, so they are
-    # content as well as the weights.
+    # Tokenizer and template decide the tokens, and the generation config decides where answers end, so that the data
+    # version covers them too.
     text = [
         (folder / name).read_text()
         for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")

@@ -1,4 +1,4 @@
-"""Child process of `<study>/uncertainty_analysis`: correlations over the token tables."""
+"""Child process of `<study>/uncertainty_analysis`: correlations between the columns of the token tables."""
 
 from pathlib import Path
 
@@ -23,27 +23,27 @@ HEADLINES = {
 
 
 def joined_tokens(losses: pl.DataFrame, uncertainty: pl.DataFrame) -> pl.DataFrame:
-    """The two token tables, row by row.
+    """Join the two token tables.
 
     Raises:
-        InputError: they do not have the very same tokens, once each.
+        InputError: the tables do not have the same tokens, or have one twice.
     """
     try:
         tokens = losses.join(uncertainty, on=TOKEN_KEY, how="inner", validate="1:1")
     except pl.exceptions.ComputeError as error:
         raise InputError(
-            "token_losses or token_uncertainty has a token (example_id, position) twice; materialise both again"
+            "token_losses or token_uncertainty has duplicate tokens (example_id, position); materialise both again"
         ) from error
     if not len(tokens) == len(losses) == len(uncertainty):
         raise InputError(
-            f"token_losses has {len(losses):,} rows, token_uncertainty {len(uncertainty):,}, and "
-            f"{len(tokens):,} of them join; materialise both again"
+            f"token_losses has {len(losses):,} rows and token_uncertainty {len(uncertainty):,}, with {len(tokens):,} "
+            "tokens in common; materialise both again"
         )
     return tokens
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fills the outputs `uncertainty_analysis` and `plots`."""
+    """Fill the outputs `uncertainty_analysis` and `plots`."""
     asset = request.assets["uncertainty_analysis"]
     tokens = joined_tokens(read_table(request.inputs["token_losses"]), read_table(request.inputs["token_uncertainty"]))
     table = correlation_table(tokens, EvaluationSpec(**asset.fields["evaluation"]))

@@ -1,7 +1,4 @@
-"""What a process computes with: versions of the packages that its results depend on.
-
-Read from what is installed, so that nothing is imported for it. Knows neither stages nor specs.
-"""
+"""Versions of the packages that results depend on, read from their metadata without importing them."""
 
 import platform
 from functools import cache
@@ -26,7 +23,7 @@ PACKAGES = (
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Python's and each installed package's version, by name."""
+    """Return the versions of Python and of each installed package, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,7 +1,4 @@
-"""What a child process is asked and what it answers: requests, results and check outcomes as JSON.
-
-Does not know where files are stored or how a child is started.
-"""
+"""Messages between the pipeline and a child process: requests, results and check outcomes, as JSON."""
 
 import json
 from pathlib import Path
@@ -14,7 +11,7 @@ from tokenuq_ml.progress import Reporter
 
 
 class AssetRequest(BaseModel):
-    """One asset that a child is to make."""
+    """One asset that a child process makes."""
 
     model_config = ConfigDict(extra="forbid")
     fields: dict
@@ -24,38 +21,41 @@ class AssetRequest(BaseModel):
 
     @property
     def spec_hash(self) -> str:
+        """The hash of the fields."""
         return spec_hash(self.fields)
 
     @property
     def stamp(self) -> dict[str, str]:
-        """What every file of the asset says it was made from; the keywords of `write_table`."""
+        """What each table of the asset records of its origin; keywords of `write_table`."""
         return {"spec_hash": self.spec_hash, "code_version": self.code_version}
 
 
 class StageRequest(BaseModel):
-    """What a child process reads: the assets to make, the files to make them from."""
+    """What a child process reads: the assets to make, and the files to make them from."""
 
     model_config = ConfigDict(extra="forbid")
     entrypoint: str
     study: str | None = None
     ablation: str | None = None
     assets: dict[str, AssetRequest]
-    """Stage name -> request. A child skips the stages that are not asked for."""
+    """Stage name -> request. The child process makes these assets and no others."""
     inputs: dict[str, str]
-    """Input name -> folder or file of an asset that is there already."""
+    """Input name -> folder or file of a complete asset."""
     work_dir: str
-    """Private to this stage and fields; kept between runs, so that training resumes."""
+    """Folder for checkpoints and caches, private to this stage and its fields. Outlives a run, so that work resumes."""
 
     @classmethod
     def read(cls, path: str | Path) -> "StageRequest":
+        """Read a request from a JSON file."""
         return cls.model_validate_json(Path(path).read_text())
 
     def write(self, path: str | Path) -> None:
+        """Write the request as JSON."""
         Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1))
 
 
 class CheckOutcome(BaseModel):
-    """Whether a check passed, in words, with its figures."""
+    """The result of an asset check: whether it passed, a description, and its figures."""
 
     model_config = ConfigDict(extra="forbid")
     passed: bool
@@ -64,23 +64,24 @@ class CheckOutcome(BaseModel):
 
 
 class AssetResult(BaseModel):
-    """What a child reports of one asset, once its outputs are whole."""
+    """What a child process reports for one asset after its outputs are complete."""
 
     model_config = ConfigDict(extra="forbid")
     stage: str
     data_version: str
-    """Hash of the logical content: rows and tensors, never bytes of files, times or paths."""
+    """Hash of the logical content: rows and tensors, not file bytes, times or paths."""
     metrics: dict[str, float | int | str | bool | None] = {}
-    """Key figures, shown as metadata. Float, int, str, bool."""
+    """Key figures, shown as metadata."""
     plots: dict[str, str] = {}
-    """Title -> a PNG inside one of the outputs, as `<output>/<file>`."""
+    """Title -> PNG inside an output, as `<output>/<file>`."""
     checks: dict[str, CheckOutcome] = {}
-    """Checks that need the model, and so were made where it is; by the name of the asset check."""
+    """Name of an asset check -> its outcome, for checks that need the model in memory."""
     packages: dict[str, str] = {}
-    """Versions of what it was computed with; filled in by the process that reports."""
+    """Package -> version that computed the asset; filled in by the reporter."""
 
 
 class StageReporter(Reporter, Protocol):
-    """A reporter that also takes the result of an asset."""
+    """A reporter that also receives the results of assets."""
 
-    def done(self, result: AssetResult) -> None: ...
+    def done(self, result: AssetResult) -> None:
+        """Report a complete asset."""

@@ -1,7 +1,7 @@
-"""Runs one entry point as a process: request in, results out, a clean end whatever happens.
+"""Runs one stage as a process: reads the request, reports the results, and ends cleanly.
 
-Speaks to Dagster through Pipes when started under it, to the terminal otherwise. Does not
-know what the stage computes. Exit codes: 0 done, 2 bad input, 130 interrupted, 1 a bug.
+Reports through Dagster Pipes if Dagster started the process, and to the terminal otherwise. Exit codes: 0 done, 2 bad
+input, 130 interrupted, 1 a bug.
 """
 
 import os
@@ -22,17 +22,18 @@ from tokenuq_ml.stages.provenance import package_versions
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 
 PARENT_PIPE = "TOKENUQ_PARENT_PIPE"
-"""Names the file descriptor of a pipe whose other end only the parent holds."""
+"""Environment variable: the file descriptor of a pipe whose other end only the parent process holds."""
 ORPHAN_GRACE_S = 30.0
+"""Seconds that a process without parent has to write its checkpoint."""
 
 BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
 
 
 def with_usage(result: AssetResult, started: float, tokens: int = 0) -> AssetResult:
-    """Adds to the metrics what the result took, and to the result what it was computed with.
+    """Add time, memory and throughput to the metrics, and the package versions to the result.
 
-    `seconds` since `started`, `peak_memory_mib` of the process so far, `tokens_per_second` where tokens were counted,
-    and for stages without a model the `device` and `precision` that they have all the same.
+    Adds `seconds` since `started`, `peak_memory_mib` of the process, `tokens_per_second` if tokens were counted, and
+    `device` and `precision` for stages without a model.
     """
     seconds = time.monotonic() - started
     usage = {"seconds": round(seconds, 2), "peak_memory_mib": round(peak_memory_mib())}
@@ -43,18 +44,18 @@ def with_usage(result: AssetResult, started: float, tokens: int = 0) -> AssetRes
 
 
 def with_numerics(result: AssetResult) -> AssetResult:
-    """The data version with the resolved device and precision, of a result that was computed with a model.
+    """Append the resolved device and precision to the data version of a result that was computed with a model.
 
-    Two machines may resolve `precision: auto` otherwise: what they make is then told apart by more than its digits.
+    Two machines may resolve `precision: auto` differently, and their results then differ in the version too.
     """
     numerics = [str(result.metrics[key]) for key in ("device", "precision") if key in result.metrics]
     return result.model_copy(update={"data_version": "-".join([result.data_version, *numerics])})
 
 
 def peak_memory_mib() -> float:
-    """The largest resident size that this process has had."""
+    """Return the largest resident size that this process has had."""
     try:
-        # Linux keeps ru_maxrss over exec: of a small child it would tell the parent's peak.
+        # On Linux, ru_maxrss survives exec: a small child process would report the peak of its parent.
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) / 1024
     except (OSError, KeyError, ValueError):
@@ -63,12 +64,13 @@ def peak_memory_mib() -> float:
 
 
 class _Usage:
-    """What both reporters keep between two results: since when, and how many tokens."""
+    """Time and tokens since the last result; the base of both reporters."""
 
     def __init__(self):
         self._since, self._tokens = time.monotonic(), 0
 
     def count_tokens(self, tokens: int) -> None:
+        """Add tokens that passed through the model."""
         self._tokens += tokens
 
     def _complete(self, result: AssetResult) -> AssetResult:
@@ -85,43 +87,50 @@ class PipesReporter(_Usage):
         self._pipes = pipes
 
     def info(self, message: str) -> None:
+        """Log a message in the run."""
         self._pipes.log.info(message)
 
     def warning(self, message: str) -> None:
+        """Log a warning in the run."""
         self._pipes.log.warning(message)
 
     def done(self, result: AssetResult) -> None:
+        """Send the result to the run."""
         result = self._complete(result)
         self._pipes.report_custom_message({"kind": "result", "result": result.model_dump(mode="json")})
 
     def bad_input(self, message: str) -> None:
+        """Send the error to the run, which then fails without a retry."""
         self._pipes.report_custom_message({"kind": "bad_input", "message": message})
 
 
 class TerminalReporter(_Usage):
-    """Prints, for a stage that is run by hand."""
+    """Prints to the terminal, for a stage that is run by hand."""
 
     def info(self, message: str) -> None:
+        """Print a message."""
         print(message, flush=True)
 
     warning = info
 
     def done(self, result: AssetResult) -> None:
+        """Print the result."""
         result = self._complete(result)
         print(result.model_dump_json(indent=1), flush=True)
 
     def bad_input(self, message: str) -> None:
+        """Print the error."""
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
-    """Run `run` on the request named by the first argument, and exit."""
+    """Call `run` with the request that the first argument names, and exit."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tokenuq_ml.stages.<name> REQUEST.json")
-    # A shell that starts us in the background has SIGINT ignored, and the child inherits that.
+    # A process that a shell starts in the background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    orphaned = _end_with_parent()
+    orphaned = _stop_with_parent()
     warnings.filterwarnings("ignore", category=FutureWarning)
     if DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:
         with open_dagster_pipes() as pipes:
@@ -132,7 +141,7 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     sys.stderr.flush()
     if orphaned.is_set():
         _kill_group()
-    # Skips the interpreter's teardown, which takes seconds with torch loaded and can no longer change the outcome.
+    # Skip the interpreter's teardown, which takes seconds with torch loaded.
     os._exit(code)
 
 
@@ -151,10 +160,11 @@ def _run(run: Callable, reporter) -> int:
     return 0
 
 
-def _end_with_parent() -> threading.Event:
-    """Stops this process when the parent is gone: its end of the pipe closes, however it died.
+def _stop_with_parent() -> threading.Event:
+    """Stop this process when its parent ends, which closes the parent's end of the pipe.
 
-    Returns what is set from then on.
+    Returns:
+        An event that is set when the parent has ended.
     """
     orphaned = threading.Event()
     if PARENT_PIPE not in os.environ:
@@ -165,7 +175,7 @@ def _end_with_parent() -> threading.Event:
         while os.read(descriptor, 1):
             pass
         orphaned.set()
-        # As a person's Ctrl-C: training writes a checkpoint; what does not end by itself is ended.
+        # As Ctrl-C does: training writes a checkpoint and ends. A process that does not end is killed.
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(ORPHAN_GRACE_S)
         _kill_group()
@@ -176,6 +186,6 @@ def _end_with_parent() -> threading.Event:
 
 
 def _kill_group() -> None:
-    """Kills this process with all that it started, where the launcher gave it a group of its own."""
+    """Kill this process and its children, if it leads its process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Child process of `<study>/tokenized_dataset`: every example in the model's own tokens."""
+"""Child process of `<study>/tokenized_dataset`: every example in the tokens of the model."""
 
 import json
 from pathlib import Path
@@ -12,52 +12,22 @@ from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 from tokenuq_ml.tables.parquet import read_table, write_table
 
+SCHEMA = {
+    "example_id": pl.String,
+    "dataset": pl.String,
+    "split": pl.String,
+    "input_ids": pl.List(pl.Int32),
+    "response_mask": pl.List(pl.Boolean),
+}
+
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fills the output `tokenized_dataset`."""
+    """Fill the output `tokenized_dataset`."""
     asset = request.assets["tokenized_dataset"]
-    fields, max_length = asset.fields, asset.fields["max_length"]
-    tokenizer = _load_tokenizer(request.inputs["model"])
-    vocabulary = _vocabulary(request.inputs["model"])
-    rows, truncated, dropped = [], 0, 0
-    for dataset in (fields["dataset"], *fields["ood"]):
-        for example in read_table(request.inputs[f"examples/{dataset}"]).iter_rows(named=True):
-            try:
-                tokens = tokenize_example(tokenizer, example["messages"], max_length)
-                _require_embeddings(tokens.input_ids, vocabulary, tokenizer)
-            except InputError as error:
-                raise InputError(f"model {fields['model']}, example {example['example_id']}: {error}") from None
-            truncated += tokens.truncated
-            if not any(tokens.response_mask):
-                dropped += 1
-                continue
-            split = "ood" if dataset in fields["ood"] else example["split"]
-            rows.append(
-                {
-                    "example_id": example["example_id"],
-                    "dataset": dataset,
-                    "split": split,
-                    "input_ids": tokens.input_ids,
-                    "response_mask": tokens.response_mask,
-                }
-            )
-    frame = pl.DataFrame(
-        rows,
-        schema={
-            "example_id": pl.String,
-            "dataset": pl.String,
-            "split": pl.String,
-            "input_ids": pl.List(pl.Int32),
-            "response_mask": pl.List(pl.Boolean),
-        },
-    )
-    _require_every_split(frame, fields, max_length)
-    digest = write_table(
-        frame,
-        "tokenized_dataset",
-        asset.outputs["tokenized_dataset"],
-        **asset.stamp,
-    )
+    frame, truncated, dropped = _tokenize(request, asset.fields)
+    max_length = asset.fields["max_length"]
+    _require_every_split(frame, asset.fields, max_length)
+    digest = write_table(frame, "tokenized_dataset", asset.outputs["tokenized_dataset"], **asset.stamp)
     reporter.info(
         f"{request.study}: {len(frame):,} examples, {truncated} cut at {max_length} tokens, {dropped} dropped"
     )
@@ -70,8 +40,29 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     )
 
 
-def _load_tokenizer(folder: str | Path):
-    """As `models.load_tokenizer`, but without torch where the folder allows: it is half of this child's start."""
+def _tokenize(request: StageRequest, fields: dict) -> tuple[pl.DataFrame, int, int]:
+    """Return the tokenised examples, how many were cut, and how many were dropped since no response token is left."""
+    tokenizer = load_tokenizer(request.inputs["model"])
+    vocabulary = _vocabulary(request.inputs["model"])
+    rows, truncated, dropped = [], 0, 0
+    for dataset in (fields["dataset"], *fields["ood"]):
+        for example in read_table(request.inputs[f"examples/{dataset}"]).iter_rows(named=True):
+            try:
+                tokens = tokenize_example(tokenizer, example["messages"], fields["max_length"])
+                _require_embeddings(tokens.input_ids, vocabulary, tokenizer)
+            except InputError as error:
+                raise InputError(f"model {fields['model']}, example {example['example_id']}: {error}") from None
+            truncated += tokens.truncated
+            if not any(tokens.response_mask):
+                dropped += 1
+                continue
+            split = "ood" if dataset in fields["ood"] else example["split"]
+            rows.append((example["example_id"], dataset, split, tokens.input_ids, tokens.response_mask))
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row"), truncated, dropped
+
+
+def load_tokenizer(folder: str | Path):
+    """Load the tokenizer as `models.load_tokenizer` does, without torch if possible: torch takes half of the start."""
     config = Path(folder, "tokenizer_config.json")
     named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
     if named in ("TokenizersBackend", "PreTrainedTokenizerFast"):
@@ -84,7 +75,7 @@ def _load_tokenizer(folder: str | Path):
 
 
 def _vocabulary(folder: str | Path) -> int:
-    """How many tokens the model has embeddings for; mostly more than its tokenizer has, now and then fewer."""
+    """Return the number of the model's embeddings: mostly more than the tokenizer has tokens, sometimes fewer."""
     return json.loads(Path(folder, "config.json").read_text())["vocab_size"]
 
 
@@ -92,8 +83,8 @@ def _require_embeddings(ids: list[int], vocabulary: int, tokenizer) -> None:
     if max(ids, default=0) >= vocabulary:
         token = max(ids)
         raise InputError(
-            f"the token {tokenizer.convert_ids_to_tokens(token)!r} has the id {token}, and the model has "
-            f"{vocabulary} embeddings; take it out of the text or the chat template, or resize the model's embeddings"
+            f"the token {tokenizer.convert_ids_to_tokens(token)!r} has the id {token}, and the model has only "
+            f"{vocabulary} embeddings; remove it from the text or the chat template, or resize the model's embeddings"
         )
 
 
@@ -107,7 +98,7 @@ def _require_every_split(frame: pl.DataFrame, fields: dict, max_length: int) -> 
     for dataset in fields["ood"]:
         if frame.filter(pl.col("dataset") == dataset).is_empty():
             raise InputError(
-                f"dataset {dataset}: has no response token within {max_length} tokens; raise `max_length` "
+                f"dataset {dataset}: no response token within {max_length} tokens; raise `max_length` "
                 "of the study in studies.yaml, or name a dataset with answers"
             )
 

@@ -1,7 +1,4 @@
-"""What the teacher's and the students' child processes share: train an adapter, store it, name its content.
-
-Knows the outputs of a training stage; does not know which objective is trained.
-"""
+"""Training of an adapter, its outputs and its data version. Shared by teacher and students."""
 
 import shutil
 from dataclasses import dataclass
@@ -25,7 +22,7 @@ from tokenuq_ml.training.trainer import train
 
 @dataclass(frozen=True)
 class TrainedAdapter:
-    """A stored adapter with its log."""
+    """A stored adapter, with the digests and figures of its training."""
 
     recorder: StepRecorder
     digest: str
@@ -34,15 +31,15 @@ class TrainedAdapter:
 
 
 def model_digest(folder: str | Path) -> str:
-    """Content hash of a base model's tensors."""
+    """Return the content hash of a base model's tensors."""
     return "-".join(tensors_digest(path) for path in sorted(Path(folder).glob("*.safetensors")))
 
 
 def checkpoint_dir(work_dir: str | Path, asset: AssetRequest, setup: TrainingSetup, **inputs: str) -> Path:
-    """Where this very training keeps its checkpoints.
+    """Return the folder of a training's checkpoints.
 
-    The key holds whatever alters the result: the spec, the inputs' content, device,
-    precision and thread count. It holds no run id, so that a rerun goes on.
+    Its name is a hash of everything that affects the result: the spec, the content of the inputs, device, precision
+    and thread count. It does not depend on the run, so that a rerun resumes.
     """
     key = spec_hash({"spec": asset.spec_hash, "code": asset.code_version, **setup.numerics.fields(), **inputs})
     folder = Path(work_dir, key)
@@ -53,8 +50,8 @@ def checkpoint_dir(work_dir: str | Path, asset: AssetRequest, setup: TrainingSet
 def train_and_store(
     model: PeftModel, setup: TrainingSetup, asset: AssetRequest, work_dir: Path, reporter: Reporter, name: str
 ) -> TrainedAdapter:
-    """Fill the outputs `adapter`, `training_log`, `plots` (and `snapshots`, where asked for)."""
-    before = latest_step(work_dir)
+    """Train, and fill the outputs `adapter`, `training_log`, `plots`, and `snapshots` and `costs` if there are any."""
+    resumed_from = _latest_step(work_dir)
     recorder = train(model, setup, work_dir, reporter, name)
     outputs = {key: Path(folder) for key, folder in asset.outputs.items()}
     model.save_pretrained(outputs["adapter"], selected_adapters=[model.active_adapter])
@@ -68,7 +65,7 @@ def train_and_store(
     last = log.tail(max(1, len(log) // 5))
     figures = {
         "steps": len(log),
-        "resumed_from_step": before,
+        "resumed_from_step": resumed_from,
         "response_tokens_trained": int(log["tokens"].sum()),
         "selected_tokens": recorder.selections().select("selected").sum().item(),
         "first_loss": float(log["loss"][0]),
@@ -84,7 +81,7 @@ def train_and_store(
     return TrainedAdapter(recorder, adapter_digest(outputs["adapter"]), log_digest, figures)
 
 
-def latest_step(work_dir: Path) -> int:
-    """The step that training goes on from; 0 for a fresh start."""
+def _latest_step(work_dir: Path) -> int:
+    """Return the step that training resumes from; 0 for a fresh start."""
     checkpoint = latest_checkpoint(work_dir)
     return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0

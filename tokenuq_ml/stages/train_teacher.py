@@ -1,4 +1,4 @@
-"""Child process of `<study>/baseline_teacher`: LoRA fine-tuned by vanilla MLE."""
+"""Child process of `<study>/baseline_teacher`: a LoRA adapter fine-tuned by plain MLE."""
 
 import shutil
 
@@ -17,7 +17,7 @@ VANILLA_MLE = AblationSpec(name="vanilla", select=SelectSpec(by="all"))
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fills the outputs `adapter`, `training_log` and `plots`."""
+    """Fill the outputs `adapter`, `training_log` and `plots`."""
     asset = request.assets["baseline_teacher"]
     spec, seed = TrainSpec(**asset.fields["train"]), asset.fields["seed"]
     base, numerics = load_model(request.inputs["model"], asset.fields["precision"])
@@ -40,7 +40,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
             plots={"Training curve": "plots/training_curve.png"},
         )
     )
-    # Only now: a forced rerun is to train anew, not to find this run's last checkpoint.
+    # Only after the report: an interrupted training resumes, a forced rerun trains from the first step.
     shutil.rmtree(work_dir)
 
 

@@ -1,13 +1,13 @@
-"""The version of each stage: its revision, and the fields of the configuration that it may read.
+"""The code version of each stage: its revision, and the fields of the configuration that it reads.
 
-A stage's fields decide its version, so a stage must read nothing else.
+The fields decide the version, so that a stage must not read anything else of the configuration.
 """
 
 from tokenuq_ml.config import AblationSpec, StudySpec, spec_hash
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.config.user_code import source_hash
 
-# A stage's revision is raised by hand when its code changes what it computes.
+# Raise a stage's revision when a code change alters what it computes.
 REVISIONS = {
     "models": 2,
     "datasets": 1,
@@ -26,17 +26,17 @@ REVISIONS = {
 
 
 def model_fields(config: Config, model: str) -> dict:
-    """Fields of `models/<model>`."""
+    """Return the fields of `models/<model>`."""
     return config.models[model].fields()
 
 
 def dataset_fields(config: Config, dataset: str) -> dict:
-    """Fields of `datasets/<dataset>`."""
+    """Return the fields of `datasets/<dataset>`."""
     return config.datasets[dataset].fields()
 
 
 def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
-    """Fields of `<study>/<stage>`: exactly what that stage may read of the specs."""
+    """Return the fields of `<study>/<stage>`: everything that the stage reads of the specs."""
     training = {"model": study.model, "precision": study.precision.training}
     tables = {"model": study.model, "precision": study.precision.tables}
     if stage == "tokenized_dataset":
@@ -46,10 +46,10 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     if stage == "token_losses":
         return tables
     if stage == "teacher_hidden":
-        # Students read it in training: a change of the tables' precision is to retrain nothing.
+        # Students read it during training, so that a change of the tables' precision must not retrain them.
         return {**training, "teacher_cache_gigabytes": study.teacher_cache_gigabytes}
     if stage == "token_uncertainty":
-        # Float32, whatever the study's precision is.
+        # Computed in float32, whatever the study's precision is.
         return {"model": study.model, "uncertainty": study.uncertainty.fields()}
     if stage == "reference_evaluation":
         return {**tables, "evaluation": study.evaluation.fields()}
@@ -57,7 +57,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         return {"evaluation": study.evaluation.interval_fields()}
     if stage == "ablation_report":
         return {
-            # Who starts a run alters nothing in its report.
+            # `enabled` decides whether automation runs the study, which does not affect the report.
             "study": {name: value for name, value in study.fields().items() if name != "enabled"},
             "ablations": {name: config.ablations[name].fields() for name in study.ablations},
         }
@@ -65,7 +65,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
 
 
 def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, stage: str) -> dict:
-    """Fields of `<study>/<ablation>/<stage>`."""
+    """Return the fields of `<study>/<ablation>/<stage>`."""
     identity = {"family": ablation.family, "seed": ablation.seed}
     if stage == "student":
         return {
@@ -73,7 +73,7 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
             "precision": study.precision.training,
             "train": study.train.fields(),
             "ablation": ablation.fields(),
-            # A user's own functions are part of the objective.
+            # The source of a user's own functions: they are part of the objective.
             "functions": {name: source_hash(name) for name in ablation.functions},
             "teacher_states": study.teacher_states,
             "fractions": list(study.curriculum.fractions),
@@ -91,5 +91,5 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
 
 
 def code_version(stage: str, fields: dict) -> str:
-    """`<revision>-<hash of the fields>`: what Dagster compares to find a stale asset."""
+    """Return `<revision>-<hash of the fields>`, which Dagster compares to find stale assets."""
     return f"{REVISIONS[stage]}-{spec_hash(fields)}"

@@ -226,7 +226,7 @@ def test_tokenize_dataset_cuts_and_drops(tmp_path, tokenizer_dir):
     [
         ({"max_length": 4}, r"dataset main: split 'train' has no response token within 4 tokens; raise `max_length`"),
         ({"main": [*MAIN[:3], ("test", "apples " * 200, "12")]}, r"dataset main: split 'test' has no response token"),
-        ({"other": [("ood", "apples " * 200, "12")]}, r"dataset other: has no response token within 128 tokens; raise"),
+        ({"other": [("ood", "apples " * 200, "12")]}, r"dataset other: no response token within 128 tokens; raise"),
         ({"other": [("ood", "Why?", None)]}, r"dataset other: .*name a dataset with answers"),
         ({"main": [*MAIN, ("train", "x", None)], "other": [("ood", "x", None)]}, r"dataset other"),
     ],
@@ -258,7 +258,7 @@ def test_tokenize_dataset_refuses_a_token_that_the_model_has_no_embedding_for(tm
 def test_tokenizer_is_the_one_that_models_load(tokenizer_dir):
     from tokenuq_ml.models.load import load_tokenizer
 
-    ours, theirs = tokenize_dataset._load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)
+    ours, theirs = tokenize_dataset.load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)
     assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
     assert (ours.chat_template, ours.all_special_ids) == (theirs.chat_template, theirs.all_special_ids)
 
