@@ -1,8 +1,7 @@
 """Formulas over one block of logits: scores, Monte-Carlo statistics, losses with their gradients.
 
-Knows neither where logits come from nor what becomes of the results (`kernels.py`), so a block
-fits the processor's cache. Every value is one a row, in nats; gradients are with respect to the
-student's logits.
+A block is small enough for the processor's cache; `head.py` cuts hidden states into blocks. Every value is one per
+row, in nats. Gradients are with respect to the student's logits.
 
 Shapes: R rows (tokens) of a block, V vocabulary, K samples.
 """
@@ -14,15 +13,15 @@ import torch
 from torch import Tensor
 
 
-def scores(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, entropy, and how many tokens are likelier than the label.
+def loss_entropy_rank(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cross-entropy, entropy, and the number of tokens that are likelier than the label.
 
-    The logits are left shifted, with the largest of each row at 0.
+    Shifts `logits_RV` in place, so that the largest of each row is 0.
     """
-    # With the largest at 0 both terms of loss and entropy are positive: nothing cancels.
+    # With the largest at 0, both terms of loss and entropy are positive, so nothing cancels.
     z_RV = logits_RV.sub_(logits_RV.amax(1, keepdim=True))
     label_R1 = z_RV.gather(1, label_R[:, None])
-    # Into numbers, not booleans, whose sum takes four times as long; counts below 2^24 are exact.
+    # Compare into floats: summing booleans takes four times as long, and counts below 2^24 are exact.
     scratch_RV = torch.gt(z_RV, label_R1, out=torch.empty_like(z_RV))
     rank_R = scratch_RV.sum(1)
     e_RV = torch.exp(z_RV, out=scratch_RV)
@@ -32,58 +31,72 @@ def scores(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def likeliest(logits_RV: Tensor, label_R: Tensor, loss_R: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Ids and probabilities of the `count` likeliest tokens, `[R, count]`, likeliest first.
+    """Return ids and probabilities of the `count` likeliest tokens, `[R, count]`, likeliest first.
 
-    From the label's loss, `p_k = p(label) exp(z_k - z_label)`: no softmax of its own, and logits may be shifted.
+    Uses `p_k = p(label) exp(z_k - z_label)` with the label's loss, which saves a softmax. The logits may be shifted.
     """
     top = logits_RV.topk(min(count, logits_RV.shape[1]), 1)
     return top.indices, torch.exp(top.values - logits_RV.gather(1, label_R[:, None]) - loss_R[:, None])
 
 
 def monte_carlo(logits: Callable[[int], Tensor], samples: int, label_R: Tensor) -> tuple[Tensor, ...]:
-    """Predictive and expected entropy, BALD, BALD's standard error, and the loss of the mean distribution of K samples.
+    """Return statistics of K samples of each token's distribution.
+
+    BALD is `mean_k KL(p_k || mean_k p_k)`. The difference of entropies `H[mean p] - mean_k H[p_k]` is the same number,
+    but loses its digits when the samples nearly agree.
 
     The standard error is the jackknife's over samples, to second order in their differences. The influence of sample k
     on BALD is `KL(p_k || mean p) - BALD`, which gives `sqrt(sum_k (KL_k - BALD)^2 / (K (K-1)))`; leaving a sample out
     also moves the mean away from it, which for small differences is the factor K/(K-1) (as for a sample variance).
 
-    `logits(k)` gives a fresh `[R, V]` of sample k and is asked twice for each, so that memory does not grow
-    with K: once for `mean_k p_k`, once for `mean_k KL(p_k || mean_k p_k)`. The equal difference of entropies
-    `H[mean p] - mean_k H[p_k]` loses its digits where the samples nearly agree.
+    Args:
+        logits: `logits(k)` returns a new `[R, V]` of sample k. It is called twice per sample, for `mean_k p_k` and for
+            the divergences, so that memory does not grow with K.
+        samples: K, at least 2.
+        label_R: ids of the tokens.
+
+    Returns:
+        Predictive entropy, expected entropy, BALD, BALD's standard error, and the loss of the mean distribution.
     """
-    lse, mean_RV, scratch_RV = [], None, None
-    for sample in range(samples):
-        z_RV = logits(sample)
-        scratch_RV = torch.empty_like(z_RV) if scratch_RV is None else scratch_RV
-        max_R1 = z_RV.amax(1, keepdim=True)
-        lse.append(max_R1 + torch.exp(z_RV.sub_(max_R1), out=scratch_RV).sum(1, keepdim=True).log())
-        # From log p, not by dividing: here and below it must round alike, or divergences near 0 drown.
-        p_RV = z_RV.sub_(lse[-1] - max_R1).exp_()
-        mean_RV = p_RV if mean_RV is None else mean_RV.add_(p_RV)
-    # Where every sample's p rounds to 0, its terms do too, whatever the logarithm.
-    log_mean_RV = mean_RV.div_(samples).clamp_(min=torch.finfo(mean_RV.dtype).tiny).log_()
+    log_mean_RV, lse_KR1, scratch_RV = _log_mean_probability(logits, samples)
     kl = []
     for sample in range(samples):
-        logp_RV = logits(sample).sub_(lse[sample])
+        logp_RV = logits(sample).sub_(lse_KR1[sample])
         torch.exp(logp_RV, out=scratch_RV)
         kl.append(scratch_RV.mul_(logp_RV.sub_(log_mean_RV)).sum(1))
     kl_KR = torch.stack(kl)
     std_error_R = kl_KR.std(0) * (samples**0.5 / (samples - 1))
-    # A mean of divergences is never negative; rounding of equal samples may be.
+    # A mean of divergences is not negative, but rounding can make that of equal samples so.
     bald_R = kl_KR.mean(0).clamp_(min=0)
     predictive_R = -torch.exp(log_mean_RV, out=scratch_RV).mul_(log_mean_RV).sum(1)
-    # The difference of the two, by definition; it is far from 0 where they are not both.
+    # By definition the difference. It cancels only where both entropies are near 0.
     expected_R = (predictive_R - bald_R).clamp_(min=0)
     return predictive_R, expected_R, bald_R, std_error_R, -log_mean_RV.gather(1, label_R[:, None])[:, 0]
 
 
+def _log_mean_probability(logits: Callable[[int], Tensor], samples: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Return `log mean_k p_k`, each sample's log-sum-exp `[R, 1]`, and a tensor of the logits' shape to reuse."""
+    lse: list[Tensor] = []
+    mean_RV = scratch_RV = torch.empty(0)
+    for sample in range(samples):
+        z_RV = logits(sample)
+        scratch_RV = torch.empty_like(z_RV) if sample == 0 else scratch_RV
+        max_R1 = z_RV.amax(1, keepdim=True)
+        lse.append(max_R1 + torch.exp(z_RV.sub_(max_R1), out=scratch_RV).sum(1, keepdim=True).log())
+        # From log p, not by dividing: p must round here as it does for the divergences, or rounding hides those near 0.
+        p_RV = z_RV.sub_(lse[-1] - max_R1).exp_()
+        mean_RV = p_RV if sample == 0 else mean_RV.add_(p_RV)
+    # If every sample's p rounds to 0, so do its terms; the clamp only keeps the logarithm finite.
+    return mean_RV.div_(samples).clamp_(min=torch.finfo(mean_RV.dtype).tiny).log_(), lse, scratch_RV
+
+
 def label_loss(logits_RV: Tensor, label_R: Tensor) -> Tensor:
-    """`-log p(label)` alone."""
+    """Return `-log p(label)`, without a gradient."""
     return torch.logsumexp(logits_RV, -1) - logits_RV.gather(1, label_R[:, None])[:, 0]
 
 
 def cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
-    """`-log p(label)`; the gradient is `p - onehot(label)`."""
+    """Return `-log p(label)` and its gradient, `p - onehot(label)`."""
     logp_RV = torch.log_softmax(logits_RV, -1)
     loss_R = -logp_RV.gather(1, label_R[:, None])[:, 0]
     grad_RV = logp_RV.exp_()
@@ -92,30 +105,36 @@ def cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def probability_gain(logits_RV: Tensor, loss_R: Tensor) -> Tensor:
-    """The label's probability (dynamic fine-tuning, Wu et al. 2025, arXiv 2508.05629)."""
+    """Return the label's probability (dynamic fine-tuning, Wu et al. 2025, arXiv 2508.05629)."""
     return torch.exp(-loss_R)
 
 
 TOP_ENTROPY_TOKENS, TOP_ENTROPY_SCALE = 20, 3.0
-"""Of EAFT; the entropy of 20 tokens is at most log 20, which is nearly 3."""
+"""Constants of entropy-adaptive fine-tuning; the entropy of 20 tokens is at most log 20, which is nearly 3."""
 
 
 def top_entropy_gain(logits_RV: Tensor, loss_R: Tensor) -> Tensor:
-    """Entropy among the 20 likeliest tokens, over 3 (entropy-adaptive fine-tuning, 2026, arXiv 2601.02151)."""
+    """Return the entropy among the 20 likeliest tokens, over 3 (EAFT, 2026, arXiv 2601.02151)."""
     top_RK = logits_RV.topk(min(TOP_ENTROPY_TOKENS, logits_RV.shape[1]), sorted=False).values
     logp_RK = torch.log_softmax(top_RK, -1)
     return -(logp_RK.exp() * logp_RK).sum(1) / TOP_ENTROPY_SCALE
 
 
 def forward_kl(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """`KL(q || p) = sum q (log q - log p)`, the full divergence, not its cross-entropy form; gradient `p - q`."""
+    """Return `KL(q || p) = sum q (log q - log p)` and its gradient, `p - q`.
+
+    This is the full divergence, not its cross-entropy form: it is 0 for equal distributions.
+    """
     q_RV = logq_RV.exp()
     value_R = (q_RV * (logq_RV - logp_RV)).sum(1)
     return value_R, logp_RV.exp() - q_RV
 
 
 def reverse_kl(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """`KL(p || q) = sum p (log p - log q)` (MiniLLM, arXiv 2306.08543); gradient `p (log p - log q - KL)`."""
+    """Return `KL(p || q) = sum p (log p - log q)` and its gradient, `p (log p - log q - KL)`.
+
+    Used for distillation by MiniLLM (arXiv 2306.08543).
+    """
     p_RV = logp_RV.exp()
     ratio_RV = logp_RV - logq_RV
     value_R = (p_RV * ratio_RV).sum(1)
@@ -123,9 +142,10 @@ def reverse_kl(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def jensen_shannon(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """`(KL(q || m) + KL(p || m)) / 2` with `m = (p + q) / 2` (GKD, arXiv 2306.13649, beta 1/2).
+    """Return `(KL(q || m) + KL(p || m)) / 2` with `m = (p + q) / 2`, and its gradient.
 
-    Gradient `p (log p - log m - KL(p || m)) / 2`. At most log 2.
+    The gradient is `p (log p - log m - KL(p || m)) / 2`. The divergence is at most log 2. This is GKD's (arXiv
+    2306.13649) with beta 1/2.
     """
     p_RV, q_RV = logp_RV.exp(), logq_RV.exp()
     logm_RV = torch.logaddexp(logp_RV, logq_RV) - math.log(2)
@@ -136,10 +156,18 @@ def jensen_shannon(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jensen_shannon}
+"""Divergences between the student's distribution p and the teacher's q, from their logarithms."""
 
 
 def divergence(name: str, logits_RV: Tensor, teacher_RV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The named divergence between softmaxes at `temperature`, with no factor of temperature squared."""
+    """Return a divergence between the softmaxes at `temperature`, and its gradient.
+
+    Args:
+        name: a key of `DIVERGENCES`.
+        logits_RV: the student's.
+        teacher_RV: the teacher's.
+        temperature: divides both logits. The divergence is not multiplied by its square.
+    """
     logp_RV = torch.log_softmax(logits_RV / temperature, -1)
     logq_RV = torch.log_softmax(teacher_RV / temperature, -1)
     value_R, grad_RV = DIVERGENCES[name](logp_RV, logq_RV)

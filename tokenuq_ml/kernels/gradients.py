@@ -1,40 +1,43 @@
-"""Gradients that a kernel computes on the way forward, and how autograd gets them.
+"""Gradients that a kernel computes in the forward pass, and how autograd gets them.
 
-With respect to hidden states and, where it is trained, to the output head. Knows nothing of losses.
+They are with respect to the hidden states and, if it is trained, to the output head.
 
 Shapes: N tokens, C of them in one product, D hidden size, V vocabulary.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenuq_ml.kernels.head import accumulation
-
-if TYPE_CHECKING:
-    from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.head import Head, accumulation_dtype
 
 
 class Gradients:
-    """Gradients with respect to the hidden states and, where it is trainable, to the head."""
+    """Gradients with respect to the hidden states and, if it is trained, to the head."""
 
-    def __init__(self, hidden_ND: Tensor, head: "Head"):
+    def __init__(self, hidden_ND: Tensor, head: Head):
         self.hidden_ND, self.head = hidden_ND, head
         self.grad_ND = torch.zeros_like(hidden_ND)
         leaves = (head.weight_VD, head.bias_V)
-        # In float32 whatever the head's dtype: chunks are summed.
+        # In float32 even for a head of lower precision, because chunks are summed.
         self.grad_of_head = [
-            torch.zeros_like(leaf, dtype=accumulation(leaf)) if leaf is not None and leaf.requires_grad else None
+            torch.zeros_like(leaf, dtype=accumulation_dtype(leaf)) if leaf is not None and leaf.requires_grad else None
             for leaf in leaves
         ]
 
     @property
-    def of_head(self) -> bool:
+    def head_is_trained(self) -> bool:
+        """Whether the head's weight or bias has a gradient."""
         return any(grad is not None for grad in self.grad_of_head)
 
     def add(self, index_C: Tensor, product_grad_CV: Tensor) -> None:
-        """Those of some rows, from the gradient with respect to their head product."""
+        """Add the gradients of some rows.
+
+        Args:
+            index_C: which of the N rows.
+            product_grad_CV: gradient with respect to their head product.
+        """
         self.grad_ND[index_C] += self.head.hidden_gradient(product_grad_CV).to(self.grad_ND.dtype)
         grad_VD, grad_V = self.grad_of_head
         if grad_VD is not None:
@@ -45,19 +48,20 @@ class Gradients:
             grad_V += product_grad_CV.sum(0, dtype=grad_V.dtype)
 
     def attach(self, total: Tensor) -> Tensor:
-        """`total`, with these gradients behind it."""
+        """Return `total` as a tensor whose backward pass returns these gradients."""
         grads = [self.grad_ND, *self.grad_of_head]
         return _Attached.apply(total, grads, self.hidden_ND, self.head.weight_VD, self.head.bias_V)
 
 
 class _Attached(torch.autograd.Function):
-    """The identity of a scalar, whose gradient with respect to the inputs was computed before."""
+    """The identity of a scalar whose gradients with respect to the inputs are known."""
 
     @staticmethod
-    def forward(ctx, total, grads, *inputs):
-        ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)))
+    def forward(ctx: Any, total: Tensor, grads: list[Tensor | None], *inputs: Tensor | None) -> Tensor:
+        pairs = zip(grads, inputs, strict=True)
+        ctx.save_for_backward(*(None if g is None or x is None else g.to(x.dtype) for g, x in pairs))
         return total.clone()
 
     @staticmethod
-    def backward(ctx, grad_total):
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)

@@ -1,23 +1,23 @@
-"""The output head, and how many rows of hidden states it turns into logits at a time.
+"""The output head, which turns hidden states into logits, and the number of rows that it takes at a time.
 
-Hidden states become logits only here, a chunk of rows at a time: a `[B, T, V]` or `[N, V]` tensor never exists.
-Matrix products run in the head's own dtype; everything that sums over the vocabulary is float32 (float64 for
-float64 input).
+All kernels compute logits through this module, a chunk of rows at a time, so no `[B, T, V]` or `[N, V]` tensor is
+allocated. Matrix products run in the head's own dtype. Sums over the vocabulary are float32 (float64 for float64
+input).
 
 Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20
-"""Budget for the logits of one matrix product, in the head's dtype: large enough to keep it busy."""
+"""Budget for the logits of one matrix product, in the head's dtype: enough rows for an efficient product."""
 BLOCK_BYTES = 2**20
-"""Budget for the float32 logits that are reduced at a time: they stay in the processor's cache, where the
-several passes of a softmax cost a fraction of what they cost in memory."""
+"""Budget for the float32 logits that are reduced at a time: they fit the processor's cache, where the passes of a
+softmax cost a fraction of what they cost in memory."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Head:
     scale: float = 1.0
 
     def product(self, hidden_CD: Tensor) -> Tensor:
-        """`hidden @ weight.T` in the head's dtype, for any leading dimensions."""
+        """Return `hidden @ weight.T` in the head's dtype; `hidden_CD` may have more leading dimensions."""
         rows_CD = hidden_CD.reshape(-1, hidden_CD.shape[-1]).to(self.weight_VD.dtype)
         with torch.autocast(hidden_CD.device.type, enabled=False):
-            # Always of two matrices: a batched product would copy the head for each of the batch.
+            # Always two matrices: a batched product would copy the head for each item of the batch.
             return (rows_CD @ self.weight_VD.T).unflatten(0, hidden_CD.shape[:-1])
 
     def finish(self, product_RV: Tensor) -> Tensor:
-        """Logits from the product, in float32 (float64 for a float64 head); never the product itself."""
-        logits_RV = product_RV.to(accumulation(product_RV), copy=True)
+        """Return the logits of a product, in float32 (float64 for a float64 head), as a new tensor."""
+        logits_RV = product_RV.to(accumulation_dtype(product_RV), copy=True)
         if self.bias_V is not None:
             logits_RV += self.bias_V
         if self.scale != 1.0:
@@ -49,36 +49,44 @@ class Head:
         return logits_RV
 
     def product_gradient(self, grad_RV: Tensor, logits_RV: Tensor) -> Tensor:
-        """The gradient with respect to the product, from that with respect to the logits."""
+        """Return the gradient with respect to the product, given that with respect to the logits."""
         if self.softcap is not None:
             grad_RV = grad_RV * (1 - (logits_RV / self.softcap) ** 2)
         return grad_RV * self.scale if self.scale != 1.0 else grad_RV
 
     def hidden_gradient(self, grad_CV: Tensor) -> Tensor:
-        """`grad_CD`, the gradient with respect to the hidden states, from that with respect to the product."""
+        """Return `grad_CD`, the gradient with respect to the hidden states, given that with respect to the product."""
         with torch.autocast(grad_CV.device.type, enabled=False):
             return grad_CV @ self.weight_VD
 
 
 def chunks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
-    """Rows of one product, so that `copies` matrices of logits fit the budget."""
+    """Yield the rows of each matrix product, so that `copies` matrices of logits fit the budget."""
     size = max(1, CHUNK_BYTES // (head.weight_VD.element_size() * head.weight_VD.shape[0] * copies))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def blocks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
-    """Rows that are reduced together within a chunk of `rows`."""
+    """Yield the rows that are reduced together within a chunk of `rows`."""
     size = max(1, BLOCK_BYTES // (4 * head.weight_VD.shape[0] * copies))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def accumulation(like: Tensor) -> torch.dtype:
-    """What sums over `like` are held in."""
+def accumulation_dtype(like: Tensor) -> torch.dtype:
+    """Return the dtype of sums over `like`: float32, or float64 for float64."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def joined(rows: list[tuple], like: Tensor, dtypes: tuple) -> list[Tensor]:
-    """Concatenates columns of rows; N = 0 gives empty tensors of the right type."""
-    if rows:
-        return [torch.cat(column) for column in zip(*rows, strict=True)]
-    return [torch.empty(0, dtype=dtype or accumulation(like), device=like.device) for dtype in dtypes]
+def concatenate_blocks(
+    blocks: Sequence[tuple[Tensor, ...]], like: Tensor, dtypes: tuple[torch.dtype | None, ...]
+) -> list[Tensor]:
+    """Return each value of the blocks over all N tokens; for no block, empty tensors.
+
+    Args:
+        blocks: the values of each block, `[R]` each.
+        like: gives device and, for a dtype of None, dtype of empty tensors.
+        dtypes: one per value; used only if there is no block.
+    """
+    if blocks:
+        return [torch.cat(column) for column in zip(*blocks, strict=True)]
+    return [torch.empty(0, dtype=dtype or accumulation_dtype(like), device=like.device) for dtype in dtypes]

@@ -1,4 +1,4 @@
-"""Mean output embeddings: a teacher's distribution in the form that needs no head product to learn from.
+"""Mean output embeddings: a form of a teacher's distribution from which distillation needs no teacher logits.
 
 Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden size, V vocabulary.
 """
@@ -8,49 +8,65 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenuq_ml.kernels.head import Head, accumulation, blocks, chunks, joined
+from tokenuq_ml.kernels.head import Head, accumulation_dtype, blocks, chunks, concatenate_blocks
 
 
 class TeacherStates(NamedTuple):
-    """A teacher's distributions q of N tokens, in either of two forms.
+    """A teacher's distributions q of N tokens, in one of two forms.
 
-    `hidden_ND`: its states after the final norm; the head gives any divergence from them.
-    `mean_ND` and `offset_N`: the gradient `mu` of log-sum-exp at those states, and log-sum-exp less
-    `hidden . mu`; see `mean_embeddings`. They give forward KL at temperature 1 without a head product.
+    Hidden states give any divergence, by a head product. Mean embeddings give forward KL at temperature 1 without one.
     """
 
     hidden_ND: Tensor | None = None
+    """Hidden states after the final norm."""
     mean_ND: Tensor | None = None
+    """Mean embeddings: the gradient `mu` of log-sum-exp at those states; see `mean_embeddings`."""
     offset_N: Tensor | None = None
+    """With `mean_ND`: log-sum-exp minus `hidden . mu`."""
 
 
 class MeanEmbeddings(NamedTuple):
-    """Of N tokens: `mean_ND = scale * W^T p`, `lse_N`, `loss_N` of the labels (None without labels)."""
+    """The mean output embedding of N tokens, and what the same pass over the head gives."""
 
     mean_ND: Tensor
+    """`scale * W^T p`."""
     lse_N: Tensor
+    """Log-sum-exp of the logits."""
     loss_N: Tensor | None
+    """Cross-entropy of the labels in nats; None without labels."""
 
     def states(self, hidden_ND: Tensor) -> TeacherStates:
-        """What a teacher's cache holds of these tokens, whose states are `hidden_ND`."""
+        """Return the form in which a teacher's cache stores these tokens.
+
+        Args:
+            hidden_ND: the states that the mean embeddings were computed from.
+        """
         return TeacherStates(mean_ND=self.mean_ND, offset_N=self.lse_N - row_dot(hidden_ND, self.mean_ND))
 
 
 @torch.no_grad()
 def mean_embeddings(hidden_ND: Tensor, head: Head, label_N: Tensor | None = None) -> MeanEmbeddings:
-    """The mean output embedding under each token's distribution p, which is the gradient of log-sum-exp.
+    """Return the mean output embedding `mu` under each token's distribution p: the gradient of log-sum-exp.
 
-    With it, log-sum-exp `lse` being convex in the hidden state h, forward KL is its Bregman divergence:
-    `KL(q || p) = lse(h) - lse(h_q) - mu_q . (h - h_q)`, with gradient `mu_p - mu_q`; and cross-entropy
-    has the gradient `mu_p - scale * W[label]`. Two head products a token. With a bfloat16 head the divergence of
-    one token carries the rounding of its logits, some hundredths of a nat with mean 0; gradients carry what
-    those from hidden states do.
+    Log-sum-exp `lse` is convex in the hidden state h, and forward KL is its Bregman divergence:
+    `KL(q || p) = lse(h) - lse(h_q) - mu_q . (h - h_q)`, with gradient `mu_p - mu_q`. Cross-entropy has the gradient
+    `mu_p - scale * W[label]`.
+
+    Costs two head products per token. With a bfloat16 head, the divergence of one token carries the rounding of its
+    logits: some hundredths of a nat, with mean 0. Gradients are as accurate as those from hidden states.
+
+    Args:
+        hidden_ND: states after the final norm.
+        head: the head, without soft-capping.
+        label_N: ids of the tokens, if their losses are wanted.
 
     Raises:
-        ValueError: the head soft-caps, so that its logits are not linear in the hidden state.
+        ValueError: the head soft-caps, so its logits are not linear in the hidden state.
     """
     if head.softcap is not None:
-        raise ValueError("mean embeddings need logits that are linear in the hidden state; this head soft-caps them")
+        raise ValueError(
+            "mean embeddings need logits that are linear in the hidden state, but this head soft-caps them"
+        )
     means, rows = [], []
     for chunk in chunks(len(hidden_ND), head):
         product_CV = head.product(hidden_ND[chunk])
@@ -65,10 +81,10 @@ def mean_embeddings(hidden_ND: Tensor, head: Head, label_N: Tensor | None = None
             product_CV[block] = z_RV.mul_(head.scale / sum_R1)
         means.append(head.hidden_gradient(product_CV))
     mean_ND = torch.cat(means) if means else hidden_ND.to(head.weight_VD.dtype, copy=True)
-    lse_N, *loss = joined(rows, hidden_ND, (None,) * (1 if label_N is None else 2))
+    lse_N, *loss = concatenate_blocks(rows, hidden_ND, (None,) * (1 if label_N is None else 2))
     return MeanEmbeddings(mean_ND, lse_N, loss[0] if loss else None)
 
 
 def row_dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Row by row, in float32 (float64 for float64)."""
-    return (a_ND.to(accumulation(a_ND)) * b_ND).sum(1)
+    """Return the dot product of each row, in float32 (float64 for float64)."""
+    return (a_ND.to(accumulation_dtype(a_ND)) * b_ND).sum(1)

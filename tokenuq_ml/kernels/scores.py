@@ -1,89 +1,108 @@
-"""Scores of response tokens: cross-entropy, entropy and rank, and BALD over Monte-Carlo samples.
+"""Scores of response tokens: cross-entropy, entropy, rank, likeliest tokens, and BALD over Monte-Carlo samples.
 
 Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden size, V vocabulary,
 K samples; M of the N tokens, with A likeliest tokens each.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenuq_ml.kernels import formulas
-from tokenuq_ml.kernels.head import Head, blocks, chunks, joined
+from tokenuq_ml.kernels.head import Head, blocks, chunks, concatenate_blocks
 
 
 class TokenScores(NamedTuple):
-    """Of N tokens: cross-entropy in nats, entropy in nats, and how many tokens are likelier."""
+    """Scores of N tokens."""
 
     loss_N: Tensor
+    """Cross-entropy in nats."""
     entropy_N: Tensor
+    """Entropy of the distribution in nats."""
     rank_N: Tensor
+    """Number of tokens that are likelier than the label."""
     choice_MA: Tensor | None = None
-    """Of the M tokens that were asked for: ids of the A likeliest tokens, likeliest first."""
+    """Ids of the A likeliest tokens at the M positions that were asked for, likeliest first; None if M is 0."""
     probability_MA: Tensor | None = None
-    """And their probabilities."""
+    """Probabilities of these tokens."""
 
 
 @torch.no_grad()
 def token_scores(
     hidden_ND: Tensor, head: Head, label_N: Tensor, choices: int = 0, wanted_N: Tensor | None = None
 ) -> TokenScores:
-    """Loss, entropy and rank of each label; with `choices`, the likeliest tokens where `wanted_N` says so.
+    """Return loss, entropy and rank of each label, without a gradient. Costs one head product per token.
 
-    One head product a token, no gradient.
+    Args:
+        hidden_ND: states from which the tokens are predicted, after the final norm.
+        head: the output head.
+        label_N: ids of the tokens.
+        choices: A, the number of likeliest tokens; 0: none.
+        wanted_N: mask of the M positions whose likeliest tokens are wanted; required if `choices` is above 0.
     """
     rows, tops = [], []
     for chunk in chunks(len(label_N), head):
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
         for block in blocks(len(label_C), head):
             z_RV, label_R = head.finish(product_CV[block]), label_C[block]
-            rows.append(formulas.scores(z_RV, label_R))
-            if choices and (asked_M := wanted_N[chunk][block].nonzero()[:, 0]).numel():
+            rows.append(formulas.loss_entropy_rank(z_RV, label_R))
+            if wanted_N is not None and choices and (asked_M := wanted_N[chunk][block].nonzero()[:, 0]).numel():
                 tops.append(formulas.likeliest(z_RV[asked_M], label_R[asked_M], rows[-1][0][asked_M], choices))
-    scores = TokenScores(*joined(rows, hidden_ND, (None, None, torch.int32)))
-    return scores._replace(choice_MA=_rows(tops, 0), probability_MA=_rows(tops, 1)) if tops else scores
-
-
-def _rows(parts: list[tuple[Tensor, ...]], column: int) -> Tensor:
-    return torch.cat([part[column] for part in parts])
+    scores = TokenScores(*concatenate_blocks(rows, hidden_ND, (None, None, torch.int32)))
+    if not tops:
+        return scores
+    choice_MA, probability_MA = concatenate_blocks(tops, hidden_ND, (torch.int64, None))
+    return scores._replace(choice_MA=choice_MA, probability_MA=probability_MA)
 
 
 @torch.no_grad()
 def token_losses(hidden_ND: Tensor, head: Head, label_N: Tensor) -> Tensor:
-    """`loss_N` in nats: what selection needs. One head product a token, no gradient."""
+    """Return `loss_N` in nats, without a gradient. Costs one head product per token."""
     rows = []
     for chunk in chunks(len(label_N), head):
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
         for block in blocks(len(label_C), head):
             z_RV = head.finish(product_CV[block])
             rows.append((formulas.label_loss(z_RV, label_C[block]),))
-    return joined(rows, hidden_ND, (None,))[0]
+    return concatenate_blocks(rows, hidden_ND, (None,))[0]
 
 
 class MonteCarloScores(NamedTuple):
-    """Of N tokens, in nats; `predictive_entropy = expected_entropy + bald`."""
+    """Statistics of N tokens over K samples, in nats; `predictive_entropy = expected_entropy + bald`."""
 
     predictive_entropy_N: Tensor
     expected_entropy_N: Tensor
     bald_N: Tensor
     bald_std_error_N: Tensor
-    """Spread of `bald_N` over draws of the K samples; see `formulas.monte_carlo`."""
+    """Standard error of `bald_N` over draws of the K samples; see `formulas.monte_carlo`."""
     mc_loss_N: Tensor
+    """Cross-entropy under the mean distribution."""
 
 
 @torch.no_grad()
 def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> MonteCarloScores:
-    """BALD (Houlsby et al. 2011, arXiv 1112.5745) of K samples of each token's distribution.
+    """Return BALD (Houlsby et al. 2011, arXiv 1112.5745) and entropies from K samples of each token's distribution.
 
-    The formula is `formulas.monte_carlo`'s. One head product a token and sample; a chunk holds the K
-    products of at least one token, and nothing else grows with K.
+    The formula is in `formulas.monte_carlo`. Costs one head product per token and sample. A chunk holds the K products
+    of at least one token; nothing else grows with K.
+
+    Args:
+        hidden_KND: states after the final norm, K samples of each.
+        head: the output head.
+        label_N: ids of the tokens.
     """
     rows = []
     samples = hidden_KND.shape[0]
     for chunk in chunks(len(label_N), head, copies=samples):
         product_KCV, label_C = head.product(hidden_KND[:, chunk]), label_N[chunk]
         for block in blocks(len(label_C), head, copies=3):
-            logits = lambda sample, block=block: head.finish(product_KCV[sample, block])  # noqa: E731, B023
-            rows.append(formulas.monte_carlo(logits, samples, label_C[block]))
-    return MonteCarloScores(*joined(rows, hidden_KND[0], (None,) * 5))
+            rows.append(
+                formulas.monte_carlo(partial(_logits_of_sample, head, product_KCV[:, block]), samples, label_C[block])
+            )
+    return MonteCarloScores(*concatenate_blocks(rows, hidden_KND[0], (None,) * 5))
+
+
+def _logits_of_sample(head: Head, product_KRV: Tensor, sample: int) -> Tensor:
+    return head.finish(product_KRV[sample])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels.gradients import Gradients
-from tokenuq_ml.kernels.head import Head, accumulation, blocks, chunks
+from tokenuq_ml.kernels.head import Head, accumulation_dtype, blocks, chunks
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings, row_dot
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, WeightRule, Weights
@@ -42,7 +42,7 @@ class TrainingLoss(NamedTuple):
 
     total: Tensor
     loss_N: Tensor
-    """Cross-entropy: of every token if the rule or the caller asked for it, else of those with an `mle` weight, else 0."""
+    """Cross-entropy: of every token if the rule or the caller asked for it; else 0 for those without `mle` weight."""
     divergence_N: Tensor
     """Divergence of tokens with a `distill` weight, else 0."""
     weights: Weights
@@ -107,7 +107,7 @@ class _MicroBatch:
     def __init__(self, hidden_ND: Tensor, head: Head, label_N: Tensor):
         self.grads = Gradients(hidden_ND, head)
         self.hidden_ND, self.head, self.label_N = hidden_ND.detach(), head, label_N
-        self.loss_N = torch.zeros(len(label_N), dtype=accumulation(hidden_ND), device=hidden_ND.device)
+        self.loss_N = torch.zeros(len(label_N), dtype=accumulation_dtype(hidden_ND), device=hidden_ND.device)
         self.divergence_N = torch.zeros_like(self.loss_N)
 
     def fill_losses(self, mask_N: Tensor) -> None:
@@ -208,6 +208,7 @@ def _add_terms_from_mean_embeddings(
         trained_M = (decision.weights.mle_N + decision.weights.distill_N).nonzero()[:, 0]
     hidden_MD, label_M = batch.hidden_ND[trained_M], batch.label_N[trained_M]
     student = mean_embeddings(hidden_MD, batch.head, label_M)
+    assert student.loss_N is not None
     batch.loss_N[trained_M] = student.loss_N
     if rule.needs_losses:
         decision = rule.decide(batch.loss_N)
@@ -229,12 +230,12 @@ def _check_mean_embeddings_suffice(batch: _MicroBatch, teacher: TeacherTerm, gai
         teacher.divergence != "forward_kl"
         or teacher.temperature != 1.0
         or batch.head.softcap is not None
-        or batch.grads.of_head
+        or batch.grads.head_is_trained
         or gain is not None
     ):
         raise ValueError(
             "mean embeddings give only forward KL at temperature 1 of a frozen head without soft-capping, and "
             f"cross-entropy without a gain (divergence {teacher.divergence}, temperature {teacher.temperature}, "
-            f"softcap {batch.head.softcap}, trainable head {batch.grads.of_head}, gain {gain is not None}); "
+            f"softcap {batch.head.softcap}, trainable head {batch.grads.head_is_trained}, gain {gain is not None}); "
             "use hidden states"
         )
