@@ -1,1 +1,1 @@
-"""Held-out losses, generated answers, their judgement, and confidence intervals."""
+"""Evaluation of a model: held-out losses, generated answers and their verdicts, and confidence intervals."""

@@ -1,7 +1,4 @@
-"""Greedy answers that outlive an interruption: each batch is cache as soon as it is generated.
-
-Joins `generation.py` and `cache.py`. Knows token ids; neither what is asked nor how answers are judged.
-"""
+"""Greedy answers that survive an interruption: each batch is cached as soon as it is generated."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,11 +20,20 @@ def resumable_answers(
     stop: Sequence[str] = (),
     progress: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[int]]:
-    """As `generate`, but for the prompts whose answers are in `cache` already; equal prompts are answered once.
+    """Return the answers that `generate` gives; only prompts without an answer in `cache` are generated.
 
-    Batches are formed in one order and cache whole, so that going on makes the very batches that a run
-    without interruption would have made. `cache` must be of this very model and these settings.
-    `progress` is told how many prompts have their answers.
+    Equal prompts are answered once. Batches are formed in a fixed order and cached as a whole, so that a resumed run
+    generates the same batches as one without interruption.
+
+    Args:
+        model: see `generate`, as for the arguments without description here.
+        tokenizer: see `generate`.
+        prompts: token ids of each prompt.
+        cache: answers of the same model with the same settings.
+        max_new_tokens: see `generate`.
+        batch_size: see `generate`.
+        stop: see `generate`.
+        progress: receives the number of prompts that got their answers.
     """
     keys = [key_of(ids) for ids in prompts]
     todo = {key: ids for key, ids in zip(keys, prompts, strict=True) if key not in cache}

@@ -1,7 +1,4 @@
-"""Percentile bootstrap intervals of a ratio of sums, over clusters.
-
-Knows nothing of tables, models or what the numbers mean.
-"""
+"""Percentile bootstrap intervals of a ratio of sums, over clusters."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,26 +6,32 @@ from numpy.typing import ArrayLike
 from tokenuq_ml.seeding import bootstrap_generator
 
 _CHUNK_DRAWS = 1 << 22
-"""Indices drawn at once, which bounds the memory to some tens of MiB whatever the number of examples."""
+"""Indices drawn at once. Bounds the memory to tens of MiB for any number of examples."""
 
 
 def bootstrap_ratio(
     numerators: ArrayLike, denominators: ArrayLike, *, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float, float]:
-    """`sum(numerators) / sum(denominators)` and its percentile bootstrap interval: `(value, low, high)`.
+    """Return `sum(numerators) / sum(denominators)` and its percentile bootstrap interval: `(value, low, high)`.
 
-    The items (shape `[n]`) are whole clusters, an example with all of its tokens, say:
-    tokens of one example are not independent, so examples are what is drawn again, n of n
-    with replacement. Percentile method: Efron and Tibshirani, An Introduction to the
-    Bootstrap (1993), chapter 13. Equal arguments give equal results. One item gives an
-    interval of no width.
+    Items are clusters, for example an example with all of its tokens. Tokens of one example are not independent, so
+    that whole examples are resampled, n of n with replacement. Percentile method: Efron and Tibshirani, An
+    Introduction to the Bootstrap (1993), chapter 13. Equal arguments give equal results. One item gives an interval of
+    width 0.
+
+    Args:
+        numerators: one number per item, `[n]`.
+        denominators: one positive number per item, `[n]`.
+        resamples: number of resamples.
+        confidence: of the interval, for example 0.95.
+        seed: of the resamples.
 
     Raises:
-        ValueError: no item, shapes that differ, a value that is not finite, or a denominator that is not positive.
+        ValueError: there is no item, shapes differ, a number is not finite, or a denominator is not positive.
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if above.ndim != 1 or above.shape != below.shape:
-        raise ValueError(f"numerators {above.shape} and denominators {below.shape} must be of one shape [n]")
+        raise ValueError(f"numerators {above.shape} and denominators {below.shape} must have one shape [n]")
     if above.size == 0:
         raise ValueError("a bootstrap needs at least one example")
     if not (np.isfinite(above).all() and np.isfinite(below).all()):

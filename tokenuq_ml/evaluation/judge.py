@@ -1,7 +1,7 @@
-"""Who compares two outputs for AlpacaEval: an OpenAI-compatible endpoint, or a model that is run here.
+"""The judge of AlpacaEval, which compares two outputs: an OpenAI-compatible endpoint or a local model.
 
-Prompt and parser are the alpaca_eval package's, by its own annotator; only where completions come from is ours to
-say. Knows pairs of texts; neither whose outputs they are nor what is made of the verdicts (`alpaca_eval.py`).
+Prompt and parser come from the alpaca_eval package, through its own annotator. Only the source of the completions is
+decided here.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.patches import importable_alpaca_eval
 
 NO_KEY = "none"
-"""What an endpoint without keys is sent: the client insists on one."""
-REACH_S = 10.0
-"""Seconds that an endpoint has to say that it is there."""
+"""The key for endpoints without keys; the client requires one."""
+REACH_TIMEOUT_S = 10.0
+"""Seconds that an endpoint has to answer the first request."""
 Completions = Callable[..., dict]
 
 
@@ -37,20 +37,20 @@ class Pair(NamedTuple):
 
 
 class JudgeUnavailable(Exception):
-    """There is no verdict to be had; the message says why."""
+    """There is no judge, or it cannot be asked; the message says why."""
 
 
 class Judge:
-    """Compares pairs.
+    """Compares pairs of outputs.
 
     Args:
-        spec: which evaluator of the package, and which endpoint.
-        completions: in place of an endpoint, what `alpaca_eval.decoders` calls `fn_completions`
-            (`local_completions`).
+        spec: the evaluator of the package, and the endpoint.
+        completions: used instead of an endpoint; what `alpaca_eval.decoders` calls `fn_completions`, for example
+            `local_completions`.
 
     Raises:
-        InputError: the package is missing, or it has no such evaluator.
-        JudgeUnavailable: the endpoint cannot be reached, or the environment variable that should hold its key does not.
+        InputError: the package is missing, or has no such evaluator.
+        JudgeUnavailable: the endpoint cannot be reached, or the environment variable of its key is empty.
     """
 
     def __init__(self, spec: JudgeSpec, completions: Completions | None = None):
@@ -61,20 +61,20 @@ class Judge:
         if completions is None:
             key = _key(spec)
             _require_reachable(spec.base_url, key)
-            # A path that is no file: a configuration of clients found on the machine must not decide who judges.
+            # An empty path, so that a client configuration on this machine cannot choose another judge.
             asked |= {"model_name": spec.model, "requires_chatml": True, "client_config_path": os.devnull}
             asked |= {"openai_api_base": spec.base_url, "openai_api_keys": [key]}
         self._annotator = package.SinglePairwiseAnnotator(
             **settings,
             fn_completions=completions or "openai_completions",
             completions_kwargs={} if completions else asked,
-            # Both orders are read, each as it is given: nothing is left to chance.
+            # The caller asks for both orders, so that the order must not be random.
             is_randomize_output_order=False,
             is_shuffle=False,
         )
 
     def compare(self, pairs: Sequence[Pair]) -> list[float | None]:
-        """Of each pair how far the second output is preferred, 0 to 1; None where the judge's answer says nothing.
+        """Return the preference for the second output of each pair, 0 to 1; None if the answer is no verdict.
 
         Raises:
             JudgeUnavailable: the endpoint cannot be reached or refuses.
@@ -85,7 +85,7 @@ class Judge:
         frame = pd.DataFrame([pair._asdict() for pair in pairs]).assign(number=range(len(pairs)))
         root = logging.getLogger()
         level = root.level
-        # Else each request is a line of the log and a progress bar, and each failure a traceback before it is raised.
+        # Without this, each request logs a line and a progress bar, and each failure a traceback before it is raised.
         root.setLevel(logging.CRITICAL)
         try:
             with contextlib.redirect_stderr(io.StringIO()):
@@ -94,17 +94,18 @@ class Judge:
             raise JudgeUnavailable(f"the judge gave no answer: {type(error).__name__}: {_line(error)}") from error
         finally:
             root.setLevel(level)
-        told: list[float | None] = [None] * len(pairs)
+        preferences: list[float | None] = [None] * len(pairs)
         for number, preference in zip(rows["number"], rows["preference"].astype(float), strict=True):
-            # alpaca_eval: 1 for the first output, 2 for the second, 0 or 1.5 for neither, and what lies between.
-            told[number] = 0.5 if preference == 0 else float(preference) - 1
-        return told
+            # alpaca_eval gives 1 for the first output, 2 for the second, 0 or 1.5 for a tie, and values in between.
+            preferences[number] = 0.5 if preference == 0 else float(preference) - 1
+        return preferences
 
 
 def local_completions(model, tokenizer, numerics) -> Completions:
-    """A model run here as alpaca_eval's `fn_completions`, for evaluators whose answer is one of the tokens m and M.
+    """Return a local model as alpaca_eval's `fn_completions`, for evaluators whose answer is the token m or M.
 
-    Instead of a sampled token its log-probabilities: the parser reads nothing else, and they are the same every time.
+    It gives the log-probabilities of both instead of a sampled token: the parser reads only these, and they are
+    deterministic.
     """
     import torch
 
@@ -114,29 +115,31 @@ def local_completions(model, tokenizer, numerics) -> Completions:
 
     letters = {letter: tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in ("m", "M")}
     if len(set(letters.values())) < 2:
-        raise InputError("evaluation.alpaca_eval.judge.local_model: its tokenizer does not tell m from M; name another")
+        raise InputError(
+            "evaluation.alpaca_eval.judge.local_model: its tokenizer does not distinguish m from M; name another"
+        )
 
     @torch.no_grad()
     def complete(prompts: Sequence[str], **_) -> dict:
         chatml = load_package().prompt_to_chatml
-        made = []
+        answers = []
         for prompt in prompts:
-            ids = prompt_ids(tokenizer, _taken(tokenizer, chatml(prompt)))
+            ids = prompt_ids(tokenizer, _supported_turns(tokenizer, chatml(prompt)))
             inputs = {"input_ids": torch.tensor([ids], device=model.device)}
             last_1D = hidden_states(model, inputs, numerics)[0, -1:]
-            told = []
+            logprobs = []
             for letter, token in letters.items():
                 loss_1 = token_scores(last_1D, head_of(model), torch.tensor([token], device=model.device)).loss_N
-                told.append({"token": letter, "logprob": -loss_1.item()})
-            made.append({"text": max(told, key=lambda one: one["logprob"])["token"]})
-            made[-1]["logprobs"] = {"content": [{"top_logprobs": told}]}
-        return {"completions": [one["text"] for one in made], "completions_all": made}
+                logprobs.append({"token": letter, "logprob": -loss_1.item()})
+            answers.append({"text": max(logprobs, key=lambda one: one["logprob"])["token"]})
+            answers[-1]["logprobs"] = {"content": [{"top_logprobs": logprobs}]}
+        return {"completions": [one["text"] for one in answers], "completions_all": answers}
 
     return complete
 
 
-def _taken(tokenizer, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The messages, with a system turn put before the user's words where the chat template knows no such turn."""
+def _supported_turns(tokenizer, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the messages; a system turn that the chat template does not support is put before the user's text."""
     from tokenuq_ml.data.tokenization import prompt_ids
 
     try:
@@ -156,11 +159,11 @@ def _key(spec: JudgeSpec) -> str:
 
 
 def _require_reachable(base_url: str, key: str) -> None:
-    """Asks for the list of models: whoever answers is there, be it with an error, unless the key is wrong."""
+    """Ask for the list of models. Any answer will do, even an error, unless the key is refused."""
     import openai
 
     try:
-        openai.OpenAI(base_url=base_url, api_key=key, timeout=REACH_S, max_retries=1).models.list()
+        openai.OpenAI(base_url=base_url, api_key=key, timeout=REACH_TIMEOUT_S, max_retries=1).models.list()
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise JudgeUnavailable(f"{base_url} refuses the key: {_line(error)}") from error
     except openai.APIStatusError:
@@ -183,10 +186,10 @@ def _evaluator(name: str) -> dict:
 
 @cache
 def load_package() -> types.SimpleNamespace:
-    """The parts of alpaca_eval that are used here.
+    """Return the parts of alpaca_eval that are used here.
 
     Raises:
-        InputError: it, or a package that it needs, is missing.
+        InputError: the package, or one that it needs, is missing.
     """
     try:
         with importable_alpaca_eval():

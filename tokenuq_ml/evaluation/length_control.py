@@ -1,7 +1,7 @@
-"""The length-controlled win rate of AlpacaEval, by the alpaca_eval package and its authors' files on the hub.
+"""The length-controlled win rate of AlpacaEval, from the alpaca_eval package and its authors' files on the hub.
 
-Dubois et al. 2024, arXiv 2404.04475: a regression of the preferences on the difference in length and the
-instruction's difficulty says what they were at equal lengths. Knows verdicts; neither judges nor models.
+Dubois et al. 2024, arXiv 2404.04475: a regression of the preferences on the difference in length and the difficulty of
+the instruction predicts the preferences at equal lengths.
 """
 
 import contextlib
@@ -24,16 +24,18 @@ class LeftOut(Exception):
 
 
 def length_controlled_examples(judged: pl.DataFrame, dataset: str, split: str) -> pl.DataFrame:
-    """Each instruction's predicted preference at equal lengths; columns EXAMPLE_SCHEMA.
+    """Return each instruction's predicted preference at equal lengths; columns EXAMPLE_SCHEMA.
 
-    The interval that is made of them takes the fitted regression as given. Only the instructions of AlpacaEval
-    itself have a known difficulty; each is found by its text.
+    An interval of these preferences does not cover the uncertainty of the regression. Only the instructions of
+    AlpacaEval itself have a known difficulty; they are identified by their text.
 
     Args:
-        judged: the frame of `alpaca_eval.verdicts`.
+        judged: the frame that `alpaca_eval.verdicts` returns.
+        dataset: the dataset of the rows.
+        split: their split.
 
     Raises:
-        LeftOut: the files cannot be had, or an instruction is none of AlpacaEval's.
+        LeftOut: the files cannot be downloaded, or an instruction is not one of AlpacaEval's.
     """
     load_package()
     judged = judged.filter(pl.col("preferred").is_not_null())
@@ -43,7 +45,7 @@ def length_controlled_examples(judged: pl.DataFrame, dataset: str, split: str) -
     except LeftOut:
         raise
     except Exception as error:
-        # The package, the regression and the hub each have many ways to fail, and none of them may cost the win rate.
+        # The package, the regression and the hub can fail in many ways; the win rate must not be lost with them.
         reason = " ".join(str(error).split(". ")[0].split())[:200]
         raise LeftOut(f"no length-controlled win rate: {type(error).__name__}: {reason}") from error
     return example_rows(dataset, split, LENGTH_CONTROLLED, judged["example_id"], predicted, [1] * len(judged))

@@ -1,7 +1,6 @@
-"""From what each example adds to a metric to the rows of `evaluations`.
+"""From each example's part of a metric to the rows of `evaluations`.
 
-Every metric is a ratio of sums over examples. Knows the columns that all metrics share; does not know
-what is counted (`held_out.py`, `ifeval.py` and their like), nor whose model it is.
+Every metric is a ratio of sums over examples, which `held_out.py`, `ifeval.py` and others provide.
 """
 
 import polars as pl
@@ -13,9 +12,9 @@ from tokenuq_ml.evaluation.bootstrap import bootstrap_ratio
 KEYS = ["dataset", "split", "metric"]
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
 NO_DIRECTION = frozenset({"loss_change", "entropy_change", "position_bias"})
-"""A change from the teacher may be wanted or not, and a bias is the judge's: neither says that a model is better."""
+"""Metrics that say nothing about which model is better: changes from the teacher, and the bias of the judge."""
 JUDGED = frozenset({"win_rate", "length_controlled_win_rate", "position_bias"})
-"""Metrics that lack an example of which the judge said nothing."""
+"""Metrics that leave out examples without a verdict."""
 
 EXAMPLE_SCHEMA = {
     "example_id": pl.String,
@@ -37,13 +36,13 @@ METRIC_SCHEMA = {
     "n": pl.Int32,
     "higher_is_better": pl.Boolean,
 }
-"""The columns of `evaluations` that a metric has before it is known whose model it is of."""
+"""The columns of `evaluations` without those that identify the model."""
 
 
 def example_rows(
     dataset: str, split: str, metric: str, example_ids: pl.Series, numerators: ArrayLike, denominators: ArrayLike
 ) -> pl.DataFrame:
-    """Each example's part of one metric, all `[n]`; columns EXAMPLE_SCHEMA."""
+    """Return each example's part of one metric; columns EXAMPLE_SCHEMA. The last three arguments are `[n]`."""
     return pl.DataFrame(
         {
             "example_id": example_ids,
@@ -58,17 +57,17 @@ def example_rows(
 
 
 def metric_rows(examples: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
-    """Every metric's value, `sum(numerator) / sum(denominator)`, with its bootstrap interval over examples.
+    """Return each metric's value, `sum(numerator) / sum(denominator)`, with its bootstrap interval over examples.
 
     Args:
-        examples: columns EXAMPLE_SCHEMA, in any order: the order would decide which examples a resample draws.
+        examples: columns EXAMPLE_SCHEMA, in any order; sorted here, since the order decides what a resample draws.
         evaluation: resamples, confidence and seed of the intervals.
 
     Returns:
-        Columns METRIC_SCHEMA, by dataset, then split, then metric.
+        Columns METRIC_SCHEMA, sorted by dataset, split and metric.
 
     Raises:
-        ValueError: a denominator that is not positive, or a number that is not finite.
+        ValueError: a denominator is not positive, or a number is not finite.
     """
     rows = []
     ordered = examples.sort(*KEYS, "example_id")
@@ -96,5 +95,5 @@ def metric_rows(examples: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFr
 
 
 def with_identity(metrics: pl.DataFrame, family: str, seed: int | None) -> pl.DataFrame:
-    """The rows with `family` (the ablation without its seed) and `seed` (null for the base model) in front."""
+    """Add the columns `family` (the ablation without its seed) and `seed` (null for the base model) in front."""
     return metrics.select(pl.lit(family, pl.String).alias("family"), pl.lit(seed, pl.Int32).alias("seed"), pl.all())

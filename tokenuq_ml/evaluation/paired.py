@@ -1,7 +1,6 @@
-"""Families of models, one model a seed, on the same examples: means over seeds and paired differences with intervals.
+"""Means over seeds and paired differences of model families on the same examples, with bootstrap intervals.
 
-Knows nothing of tables, selections or what the numbers mean; which families are compared with which is the
-caller's (`reports/family_table.py`). Shapes: S seeds of a family, E examples, B resamples.
+`reports/family_table.py` decides which families are compared. Shapes: S seeds of a family, E examples, B resamples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,11 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.seeding import bootstrap_generator, family_seed_generator
 
 _CHUNK_COUNTS = 1 << 22
-"""Counts of drawn examples held at once: 32 MiB as float64, whatever the number of examples."""
+"""Counts of drawn examples in memory at once: 32 MiB as float64, for any number of examples."""
 
 
 class Estimate(NamedTuple):
-    """A value and the ends of its percentile interval."""
+    """A value with its percentile interval."""
 
     value: float
     low: float
@@ -27,34 +26,39 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """What each example adds to a ratio of sums, for each seed: `value = sum(numerator) / sum(denominator)`."""
+    """Each example's part of a ratio of sums, for each seed: `value = sum(numerator) / sum(denominator)`."""
 
     seeds: tuple[int | None, ...]
-    """A model that has no seed (the base model) has None."""
+    """None for a model without seed, such as the base model."""
     numerators_SE: np.ndarray
     denominators_SE: np.ndarray
 
 
 class PairedBootstrap:
-    """A two-level bootstrap of family means: examples are drawn again, and seeds within each family.
+    """A two-level bootstrap of family means: over examples, and over seeds within each family.
 
-    Each resample draws E of the E examples with replacement, the same ones for every model (a paired
-    comparison: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13), and S of
-    the S seeds of each family with replacement (a multi-stage bootstrap: Davison and Hinkley, Bootstrap
-    Methods and their Application (1997), section 3.8). Families of the same seeds draw the same seeds, since
-    a seed sets data order and initial adapter alike in all of them; others draw independently. Families of one
-    seed each leave the plain paired bootstrap over examples: what another seed would give is then not in
-    the interval. The statistic is the mean over seeds of the ratio of sums, of one family or of two as a
-    difference.
+    Each resample draws E of the E examples with replacement, the same ones for every model (a paired comparison: Efron
+    and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13), and S of the S seeds of each family
+    with replacement (a multi-stage bootstrap: Davison and Hinkley, Bootstrap Methods and their Application (1997),
+    section 3.8). Families with the same seeds draw the same seeds, since a seed decides data order and initial adapter
+    in all of them; other families draw independently. With one seed per family this is the plain paired bootstrap over
+    examples, whose interval does not cover the variance over seeds. The statistic is the mean over seeds of the ratio
+    of sums, or the difference of two such means.
 
-    S seeds drawn with replacement spread by (S - 1) / S of the variance among them, and nothing corrects
-    for it: such an interval is too narrow where seeds differ more than examples do. There, in simulated studies of
-    two families of the same seeds, a 95% interval held the true difference in 53 of 100 with 2 seeds, 72 with
-    3, 81 with 5 and 90 with 10; where examples differ more, in 95 to 97 of 100 (`tests/test_paired.py`).
+    The variance of S seeds drawn with replacement is (S - 1) / S of their variance. This is not corrected, so that an
+    interval is too narrow where seeds differ more than examples do. There, in simulated studies of two families with
+    the same seeds, a 95% interval contained the true difference in 53 of 100 studies with 2 seeds, 72 with 3, 81 with 5
+    and 90 with 10; where examples differ more, in 95 to 97 of 100 (`tests/ml/evaluation/test_paired.py`).
+
+    Args:
+        families: name -> family, all on the same examples.
+        resamples: number of resamples.
+        confidence: of the intervals, for example 0.95.
+        seed: of the resamples.
 
     Raises:
-        InputError: no family, or families over different numbers of examples.
-        ValueError: no example, shapes that do not fit, numbers that are not finite, a denominator that is not positive.
+        InputError: there is no family, or families have different numbers of examples.
+        ValueError: there is no example, shapes do not fit, a number is not finite, or a denominator is not positive.
     """
 
     def __init__(self, families: Mapping[str, Family], *, resamples: int, confidence: float, seed: int):
@@ -77,16 +81,16 @@ class PairedBootstrap:
                     )
 
     def mean(self, name: str) -> Estimate:
-        """The family's mean over seeds; the interval is over examples and seeds."""
+        """Return the family's mean over seeds, with its interval over examples and seeds."""
         return self._estimate(self._values[name].mean(), self._means_B(name))
 
     def spread(self, name: str) -> float | None:
-        """Standard deviation over seeds of the value on all examples (S - 1 in the denominator); None for one seed."""
+        """Return the standard deviation over seeds of the value (S - 1 in the denominator); None for one seed."""
         values_S = self._values[name]
         return float(values_S.std(ddof=1)) if len(values_S) > 1 else None
 
     def difference(self, name: str, other: str) -> Estimate:
-        """Mean of `name` minus mean of `other`."""
+        """Return the mean of `name` minus the mean of `other`, with its interval."""
         return self._estimate(
             self._values[name].mean() - self._values[other].mean(), self._means_B(name) - self._means_B(other)
         )
@@ -97,7 +101,7 @@ class PairedBootstrap:
         return np.take_along_axis(values_SB, drawn_SB, axis=0).mean(axis=0)
 
     def _drawn_seeds(self, seeds: Sequence[int | None], resamples: int) -> np.ndarray:
-        """Indices of seeds `[S, B]`, the same for the same seeds whichever family they are of."""
+        """Return indices of seeds `[S, B]`; they depend on the seeds, not on the family."""
         if len(seeds) == 1:
             return np.zeros((1, resamples), np.int64)
         generator = family_seed_generator(self._seed, seeds)
@@ -109,14 +113,14 @@ class PairedBootstrap:
 
 
 def _counts(drawn_BE: np.ndarray, examples: int) -> np.ndarray:
-    """How often each example was drawn in each resample, `[B, E]`."""
+    """Return how often each example was drawn in each resample, `[B, E]`."""
     rows = len(drawn_BE)
     flat = drawn_BE + examples * np.arange(rows)[:, None]
     return np.bincount(flat.ravel(), minlength=rows * examples).reshape(rows, examples).astype(np.float64)
 
 
 def _sums(counts_BE: np.ndarray, parts_E: np.ndarray) -> np.ndarray:
-    # Not a BLAS product: equal models must give equal sums to the last bit, however many threads there are.
+    # Not a BLAS product: equal models must give equal sums to the last bit, for any number of threads.
     return np.einsum("be,e->b", counts_BE, parts_E)
 
 

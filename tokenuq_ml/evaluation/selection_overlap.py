@@ -1,6 +1,6 @@
-"""How far two selections take the same tokens: the Jaccard index at every optimiser step.
+"""Overlap of two selections: the Jaccard index of their tokens at every optimiser step.
 
-Reads `selections` tables of students that saw the same batches; does not know how the tokens were selected.
+Reads `selections` tables of students that saw the same batches.
 """
 
 from collections.abc import Mapping
@@ -20,29 +20,29 @@ _SCHEMA = {
     "jaccard": pl.Float64,
 }
 MOST_MODELS = 64
-"""A set of models is the bits of one 64-bit number."""
+"""A set of models is stored as the bits of one 64-bit number."""
 
 
 def selection_overlap(selections: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
-    """`|A ∩ B| / |A ∪ B|` of the selected (example_id, position) of every pair of ablations, step by step.
+    """Return `|A ∩ B| / |A ∪ B|` of the selected (example_id, position) of every pair of ablations at each step.
 
     Args:
-        selections: ablation -> its `selections` table; at most MOST_MODELS, of one seed, so that a step is the
-            same batch for all. Read lazily: only the selected tokens are held.
+        selections: ablation -> its `selections` table; at most MOST_MODELS, all of one seed, so that a step has the
+            same batch in each. Read lazily: only selected tokens are in memory.
 
     Returns:
-        `a, b` (in the given order, each pair once), `step`, `both`, `either` (tokens), `jaccard` (null where
-        neither selects anything), by pair, then step; the steps are those at which any ablation selects a token.
+        `a, b` (in the given order, each pair once), `step`, `both`, `either` (tokens), `jaccard` (null if neither
+        selects a token), sorted by pair and step. Steps at which no ablation selects a token are left out.
 
     Raises:
         ValueError: more than MOST_MODELS ablations.
     """
     names = list(selections)
     if len(names) > MOST_MODELS:
-        raise ValueError(f"{len(names)} ablations: the overlap of at most {MOST_MODELS} is counted at once")
+        raise ValueError(f"{len(names)} ablations: at most {MOST_MODELS} can be compared")
     if len(names) < 2:
         return pl.DataFrame(schema=_SCHEMA)
-    # One pass for all pairs: which ablations took a token, as a set of bits, and how often each set occurs in a step.
+    # One pass for all pairs: the set of ablations that selected a token as bits, and the count of each set per step.
     chosen = pl.concat(
         frame.filter("selected").select("step", *TOKEN_KEY, takers=pl.lit(1 << index, pl.UInt64))
         for index, frame in enumerate(selections.values())

@@ -94,7 +94,7 @@ def test_a_pair_without_a_verdict_in_one_order_counts_in_neither(tmp_path):
 
 
 def test_no_verdict_at_all_is_no_win_rate(tmp_path):
-    with pytest.raises(JudgeUnavailable, match="no answer of the judge said"):
+    with pytest.raises(JudgeUnavailable, match="no answer of the judge says"):
         judged(Rule(lambda first, second: None), [LONG, SHORT], AnswerCache(tmp_path))
 
 

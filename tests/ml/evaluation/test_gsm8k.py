@@ -132,7 +132,7 @@ def test_columns_and_metrics():
     "examples, shots, message",
     [
         (TEST[:0], TRAIN, "no row of split test or ood.*`sizes`"),
-        (TEST, TRAIN[:1], "2 few-shot examples.*there are 1.*fewshot_dataset"),
+        (TEST, TRAIN[:1], "2 few-shot examples.*has only 1.*fewshot_dataset"),
         (
             TEST.with_columns(messages=pl.lit([{"role": "user", "content": "2?"}])),
             TRAIN,

@@ -103,7 +103,7 @@ def fresh(world):
 @pytest.fixture
 def batches(monkeypatch):
     """The batches that are generated; Ctrl-C comes before the one whose number is put into `stop`."""
-    made, stop, real = [], [], generation._continue
+    made, stop, real = [], [], generation.generate_batch
 
     def counting(model, prompts, *rest):
         if len(made) in stop:
@@ -111,7 +111,7 @@ def batches(monkeypatch):
         made.append(prompts)
         return real(model, prompts, *rest)
 
-    monkeypatch.setattr(generation, "_continue", counting)
+    monkeypatch.setattr(generation, "generate_batch", counting)
     counting.made, counting.stop = made, stop
     return counting
 
