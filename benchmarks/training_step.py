@@ -26,7 +26,8 @@ from tokenuq_ml.models.load import load_model, load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.setup import TrainingSetup, training_arguments
-from tokenuq_ml.training.teacher import CachedTeacher, OnlineTeacher, TeacherCache
+from tokenuq_ml.training.teacher import OnlineTeacher
+from tokenuq_ml.training.teacher_cache import CachedTeacher, TeacherCache
 from tokenuq_ml.training.trainer import TokenTrainer
 
 BATCH = 8

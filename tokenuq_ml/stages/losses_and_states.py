@@ -23,7 +23,7 @@ from tokenuq_ml.stages.loss_tables import N_ALTERNATIVES, LossTables
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.teacher_states import new_cache, report_cache, states_fit_budget
 from tokenuq_ml.tables.parquet import ROW_GROUP_ROWS
-from tokenuq_ml.training.teacher import TeacherCache
+from tokenuq_ml.training.teacher_cache import TeacherCache
 
 LOSSES, STATES = "token_losses", "teacher_hidden"
 SHARD_BATCHES = 32

@@ -13,7 +13,8 @@ from tokenuq_ml.stages.train_adapter import model_digest
 from tokenuq_ml.tables.parquet import content_of
 from tokenuq_ml.tensor_digest import tensors_digest
 from tokenuq_ml.training.setup import TrainingSetup
-from tokenuq_ml.training.teacher import CachedTeacher, OnlineTeacher, TeacherSource, why_online
+from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
+from tokenuq_ml.training.teacher_cache import CachedTeacher, read_online_reason
 from tokenuq_ml.training.token_columns import read_columns
 
 TEACHER = "teacher"
@@ -82,7 +83,7 @@ def _teacher(
     if distil.teacher == "base":
         return OnlineTeacher(None, context.numerics), {}, None
     cached = context.asset.fields["teacher_states"] == "cached"
-    online_reason = why_online(context.input("teacher_hidden")) if cached else None
+    online_reason = read_online_reason(context.input("teacher_hidden")) if cached else None
     if cached and online_reason is None:
         folder = context.input("teacher_hidden")
         teacher = CachedTeacher(

@@ -16,7 +16,14 @@ from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.request import CheckOutcome
 from tokenuq_ml.tables.parquet import content_of
 from tokenuq_ml.tensor_digest import joined_digest, tensors_digest
-from tokenuq_ml.training.teacher import HIDDEN_FILE, CachedTeacher, OnlineTeacher, TeacherCache, cache_bytes, go_online
+from tokenuq_ml.training.teacher import OnlineTeacher
+from tokenuq_ml.training.teacher_cache import (
+    HIDDEN_FILE,
+    CachedTeacher,
+    TeacherCache,
+    cache_bytes,
+    write_online_marker,
+)
 
 TEACHER = "teacher"
 """Name of the teacher's adapter in its model."""
@@ -33,7 +40,7 @@ def states_fit_budget(context: StageContext, model: PeftModel) -> bool:
     needed, budget = cache_bytes(tokens, head), int(context.asset.fields["teacher_cache_gigabytes"] * 1e9)
     if needed <= budget:
         return True
-    stored = f"nothing: {go_online(folder, needed, budget)}; students run the teacher online"
+    stored = f"nothing: {write_online_marker(folder, needed, budget)}; students run the teacher online"
     context.reporter.info(f"{context.name}: {stored}")
     context.done(
         # Students then read the dataset and the teacher, so these decide the version, and no size does.

@@ -19,7 +19,7 @@ from tokenuq_ml.costs.work import STARTUP_S, Work
 from tokenuq_ml.kernels.head import CHUNK_BYTES
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.scoring import mc_dropout
-from tokenuq_ml.training.teacher import cache_bytes
+from tokenuq_ml.training.teacher_cache import cache_bytes
 
 PAPER = [f"{data}_{model}" for data in ("alpaca", "sharegpt", "gsm8k") for model in ("gemma_2_2b", "phi_2")]
 

@@ -12,15 +12,14 @@ from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import attach_adapter, use_adapter
 from tokenuq_ml.models.forward import head_of
-from tokenuq_ml.training.teacher import (
+from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher
+from tokenuq_ml.training.teacher_cache import (
     HIDDEN_FILE,
     CachedTeacher,
-    OnlineTeacher,
-    SeparateTeacher,
     TeacherCache,
     cache_bytes,
-    go_online,
-    why_online,
+    read_online_reason,
+    write_online_marker,
 )
 
 FORWARD = DistillSpec()
@@ -136,12 +135,12 @@ def test_the_size_of_a_cache_is_known_before(tmp_path, kind):
     stored = load_file(tmp_path / HIDDEN_FILE).values()
     expected = sum(tensor.numel() * tensor.element_size() for tensor in stored)
     assert cache_bytes(sum(len(row.positions) for row in rows), head_of(model)) == expected
-    assert why_online(tmp_path) is None
+    assert read_online_reason(tmp_path) is None
 
 
 def test_a_folder_without_a_cache_says_why(tmp_path):
-    why = go_online(tmp_path / "new", 72_500_000_000, 50_000_000_000)
-    assert why == why_online(tmp_path / "new") == "72.5 GB is above the budget of 50 GB"
+    why = write_online_marker(tmp_path / "new", 72_500_000_000, 50_000_000_000)
+    assert why == read_online_reason(tmp_path / "new") == "72.5 GB is above the budget of 50 GB"
 
 
 @pytest.mark.parametrize("what", ["dataset", "teacher"])
@@ -154,7 +153,7 @@ def test_a_cache_of_another_origin_is_refused(tmp_path, what):
 def test_an_unfinished_cache_takes_no_name(tmp_path):
     rows, model = examples(2), tiny_peft()
     with (
-        pytest.raises(ValueError, match="no states of 2 examples"),
+        pytest.raises(ValueError, match="states of 2 examples were not put"),
         TeacherCache(tmp_path, rows, head_of(model), **DIGESTS),
     ):
         pass

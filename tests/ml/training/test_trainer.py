@@ -19,7 +19,8 @@ from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_ml.training.checkpoints import MARKER, latest_checkpoint
-from tokenuq_ml.training.teacher import CachedTeacher, OnlineTeacher, TeacherCache
+from tokenuq_ml.training.teacher import OnlineTeacher
+from tokenuq_ml.training.teacher_cache import CachedTeacher, TeacherCache
 from tokenuq_ml.training.token_columns import TokenColumns
 from tokenuq_ml.training.trainer import train
 

@@ -1,0 +1,222 @@
+"""The cache of a teacher's states: one file for all response tokens of the train split, written once and memory-mapped.
+
+Shapes: N response tokens of a batch (or of the cache), D hidden size.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import polars as pl
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+
+from tokenuq_ml.atomic_files import AtomicFile, atomic_write
+from tokenuq_ml.config import DistillSpec
+from tokenuq_ml.data.batching import Batch, TokenizedExample
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
+from tokenuq_ml.training.teacher import TeacherSource
+
+HIDDEN_FILE, INDEX_FILE, ONLINE_FILE = "hidden.safetensors", "index.parquet", "online.json"
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+
+
+class CachedTeacher(TeacherSource):
+    """Teacher whose states are rows of the file that `TeacherCache` wrote.
+
+    Returns mean embeddings, which save one head product per distilled token, if the file has them and `distillation`
+    is forward KL at temperature 1; otherwise hidden states.
+
+    Args:
+        folder: the folder that `TeacherCache` wrote.
+        device: where the states go.
+        dataset_digest: digest of the tokenised dataset that is trained on.
+        teacher_digest: digest of the teacher's adapter.
+        distillation: what the states are used for; None: hidden states.
+
+    Raises:
+        InputError: the cache holds states of another dataset or teacher.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str,
+        *,
+        dataset_digest: str,
+        teacher_digest: str,
+        distillation: DistillSpec | None = None,
+    ):
+        path = Path(folder, HIDDEN_FILE)
+        self._file = safe_open(path, framework="pt")
+        stored = self._file.metadata()
+        for what, wanted in (("dataset", dataset_digest), ("teacher", teacher_digest)):
+            if stored[what] != wanted:
+                raise InputError(
+                    f"{path}: holds states for {what} {stored[what]}, not {wanted}; materialise teacher_hidden again"
+                )
+        linear = distillation is not None and distillation.is_linear_in_teacher
+        self.form = "mean_embeddings" if linear and "mean_ND" in self._file.keys() else "hidden_states"
+        names = ("mean_ND", "offset_N") if self.form == "mean_embeddings" else ("hidden_ND",)
+        self._rows = {name: self._file.get_slice(name) for name in names}
+        self.device = device
+        index = pl.read_parquet(Path(folder, INDEX_FILE))
+        self._spans = {example_id: (first, tokens) for example_id, first, tokens in index.iter_rows()}
+
+    def states(self, model: PeftModel | None, batch: Batch) -> TeacherStates:
+        """Read the rows of the batch's examples; `model` is not used."""
+        spans = [self._spans[example.example_id] for example in batch.examples]
+        return TeacherStates(
+            **{
+                name: torch.cat([rows[first : first + tokens] for first, tokens in spans]).to(self.device)
+                for name, rows in self._rows.items()
+            }
+        )
+
+
+class TeacherCache:
+    """Writer of the cache: takes examples in any order, and writes each to its place in the file.
+
+    The file has `hidden_ND` (bfloat16) and, unless the head soft-caps its logits, `mean_ND` (in the head's dtype) and
+    `offset_N` (float32). Rows are ordered by example id, then position. Nothing that was put stays in memory.
+
+    Used as a context manager: the file appears when the block ends, and not after an error.
+
+    Args:
+        folder: where the cache is written.
+        examples: the examples that will be put.
+        head: the head that the teacher shares with its students.
+        dataset_digest: digest of the tokenised dataset.
+        teacher_digest: digest of the teacher's adapter.
+
+    Raises:
+        ValueError: at the end of the block, if an example was not put.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        examples: Iterable[TokenizedExample],
+        head: Head,
+        *,
+        dataset_digest: str,
+        teacher_digest: str,
+    ):
+        self.folder, self.head = Path(folder), head
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lengths = dict(sorted((example.example_id, len(example.positions)) for example in examples))
+        firsts = [0, *accumulate(lengths.values())]
+        self.tokens, self._missing = firsts[-1], set(lengths)
+        self._first = dict(zip(lengths, firsts, strict=False))
+        self._index = pl.DataFrame(
+            {"example_id": list(lengths), "first_row": firsts[:-1], "tokens": list(lengths.values())}
+        )
+        self._hidden = AtomicFile(self.folder / HIDDEN_FILE)
+        metadata = {"dataset": dataset_digest, "teacher": teacher_digest}
+        self._start = _start_safetensors(self._hidden.file, _cached_tensors(self.tokens, head), metadata)
+
+    def put(self, example_id: str, hidden_ND: Tensor) -> None:
+        """Write the states of an example.
+
+        Args:
+            example_id: the example.
+            hidden_ND: the teacher's states of its response tokens, in order of position.
+        """
+        self._write("hidden_ND", example_id, hidden_ND.bfloat16())
+        if "mean_ND" in self._start:
+            states = mean_embeddings(hidden_ND, self.head).states(hidden_ND)
+            self._write("mean_ND", example_id, states.mean_ND)
+            self._write("offset_N", example_id, states.offset_N.float())
+        self._missing.discard(example_id)
+
+    def _write(self, name: str, example_id: str, rows: Tensor) -> None:
+        # Not through a memory map, whose written pages count as memory of the process.
+        data = rows.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        bytes_per_row = rows[:1].numel() * rows.element_size()
+        self._hidden.file.seek(self._start[name] + self._first[example_id] * bytes_per_row)
+        self._hidden.file.write(data)
+
+    def __enter__(self) -> "TeacherCache":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None:
+                return
+            if self._missing:
+                raise ValueError(
+                    f"the states of {len(self._missing)} examples were not put, e.g. of {min(self._missing)}"
+                )
+            with atomic_write(self.folder / INDEX_FILE) as file:
+                self._index.write_parquet(file)
+            self._hidden.commit()
+        finally:
+            self._hidden.discard()
+
+
+def cache_bytes(tokens: int, head: Head) -> int:
+    """Return the size on disk of a cache for that many response tokens, without its header and index."""
+    return sum(_bytes(*tensor) for tensor in _cached_tensors(tokens, head).values())
+
+
+def write_online_marker(folder: str | Path, needed: int, budget: int) -> str:
+    """Write, in place of a cache, why there is none: it would exceed its budget.
+
+    Args:
+        folder: where the cache would be.
+        needed: bytes that the cache would take.
+        budget: bytes that it may take.
+
+    Returns:
+        The reason, for messages.
+    """
+    reason = f"{needed / 1e9:.3g} GB is above the budget of {budget / 1e9:.3g} GB"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, ONLINE_FILE).write_text(json.dumps({"bytes": needed, "budget_bytes": budget, "why": reason}))
+    return reason
+
+
+def read_online_reason(folder: str | Path) -> str | None:
+    """Return why the folder holds no cache, so that students run the teacher online; None if it holds one."""
+    path = Path(folder, ONLINE_FILE)
+    return json.loads(path.read_text())["why"] if path.exists() else None
+
+
+def _cached_tensors(tokens: int, head: Head) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor, the widest dtype first, which keeps every tensor aligned."""
+    size = head.weight_VD.shape[1]
+    hidden = {"hidden_ND": (torch.bfloat16, (tokens, size))}
+    if head.softcap is not None:
+        return hidden
+    return {"offset_N": (torch.float32, (tokens,)), "mean_ND": (head.weight_VD.dtype, (tokens, size)), **hidden}
+
+
+def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(shape)
+
+
+def _start_safetensors(file: BinaryIO, tensors: dict, metadata: dict[str, str]) -> dict[str, int]:
+    """Write the header and set the final size; return the byte at which each tensor starts.
+
+    The safetensors library can only write tensors that are all in memory.
+    """
+    header, end = {"__metadata__": metadata}, 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + _bytes(dtype, shape)
+        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(start + end)
+    return {name: start + header[name]["data_offsets"][0] for name in tensors}
