@@ -1,1 +1,1 @@
-"""Examples, chat templates, tokens, token categories and batches."""
+"""Data: examples, chat templates, tokens, token categories and batches."""

@@ -1,7 +1,6 @@
-"""Tokenised examples and how they become batches: right-padded, of like length, in a seeded order.
+"""Tokenised examples, and batches of them: right-padded, of similar lengths, in a seeded order.
 
-Knows nothing of models or losses. Padding is told by length, never by a pad id, which
-some tokenizers share with the end of turn.
+Padding is identified by length, never by a pad id, which some tokenizers also use as the end of turn.
 
 Shapes: B sequences, T positions, N response tokens of a batch.
 """
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from tokenuq_ml.tables.parquet import stream_table
 
 @dataclass(frozen=True, eq=False)
 class TokenizedExample:
-    """One row of `tokenized_dataset`; read from one, it holds arrays, a seventh of what lists take."""
+    """One row of `tokenized_dataset`; read from the table it holds arrays, which need a seventh of a list's memory."""
 
     example_id: str
     dataset: str
@@ -31,64 +31,65 @@ class TokenizedExample:
 
     @property
     def positions(self) -> list[int]:
-        """Positions of the response tokens, in order; nothing predicts a sequence's first token."""
+        """Positions of the response tokens, in order; without a sequence's first token, which nothing predicts."""
         return [position for position in np.flatnonzero(self.response_mask).tolist() if position]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences, or one row of packed ones; `response_BT` is true where a token is trained and scored."""
+    """Right-padded sequences, or one row of packed ones; `response_BT` marks the tokens that are trained and scored."""
 
     examples: list[TokenizedExample]
     input_ids_BT: Tensor
     response_BT: Tensor
     position_ids_BT: Tensor | None = None
-    """Only of packed sequences, each counting from 0: what tells the model where one ends."""
+    """Set for packed sequences only: each counts from 0, which shows the model where a sequence begins."""
 
     def to(self, device: str | torch.device) -> "Batch":
-        tensors = (self.input_ids_BT, self.response_BT, self.position_ids_BT)
-        return Batch(self.examples, *(None if tensor is None else tensor.to(device) for tensor in tensors))
+        """Return the batch with its tensors on `device`."""
+        positions_BT = None if self.position_ids_BT is None else self.position_ids_BT.to(device)
+        return Batch(self.examples, self.input_ids_BT.to(device), self.response_BT.to(device), positions_BT)
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Arguments of a forward pass.
 
-        No attention mask: padding is on the right, where the causal mask hides it already, and of packed
-        sequences an attention mask would make transformers overlook the position ids.
+        They hold no attention mask: the causal mask already hides padding on the right, and with packed sequences
+        an attention mask would make transformers ignore the position ids.
         """
         packed = {} if self.position_ids_BT is None else {"position_ids": self.position_ids_BT}
         return {"input_ids": self.input_ids_BT, **packed}
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the number of response tokens."""
         return int(self.response_BT[:, 1:].sum())
 
     def predicting(self, hidden_BTD: Tensor) -> Tensor:
-        """`hidden_ND`: the states from which the response tokens are predicted, one position before each."""
+        """Return `hidden_ND`, the states that predict the response tokens: one position before each."""
         return hidden_BTD[:, :-1][self.response_BT[:, 1:]]
 
     @property
     def label_N(self) -> Tensor:
-        """Ids of the response tokens, by example, then position."""
+        """Ids of the response tokens, by example and position."""
         return self.input_ids_BT[:, 1:][self.response_BT[:, 1:]]
 
     @property
     def example_N(self) -> Tensor:
-        """int64: which of the examples each of the N tokens belongs to."""
+        """int64: index of the example that each of the N tokens belongs to."""
         lengths = torch.tensor([len(example.positions) for example in self.examples], dtype=torch.long)
         return torch.repeat_interleave(torch.arange(len(self.examples)), lengths)
 
     @property
     def keys(self) -> list[tuple[str, int]]:
-        """(example_id, position) of each of the N tokens."""
+        """The pairs (example_id, position) of the N tokens."""
         return [(example.example_id, position) for example in self.examples for position in example.positions]
 
 
 class StoredExamples:
     """The rows of a `tokenized_dataset` partition, of all or some splits, in the order of ids.
 
-    Read anew on each pass, some at a time: memory does not grow with the data.
+    Each iteration reads the file again, a few rows at a time, in bounded memory.
     """
 
     _COLUMNS = ["example_id", "dataset", "split", "input_ids", "response_mask"]
@@ -102,25 +103,25 @@ class StoredExamples:
             lists = [_arrays(rows.column(name)) for name in self._COLUMNS[3:]]
             for (example_id, dataset, split), ids, mask in zip(names, *lists, strict=True):
                 if self.splits is None or split in self.splits:
-                    # Copies, since a view would keep all rows that were read with it.
+                    # Copies: a view would keep all rows in memory that were read with it.
                     yield TokenizedExample(example_id, sys.intern(dataset), sys.intern(split), ids.copy(), mask.copy())
 
 
-def _arrays(lists) -> list[np.ndarray]:
-    """Views of each row of an Arrow list column."""
+def _arrays(lists: pa.ListArray) -> list[np.ndarray]:
+    """Return a view per row of an Arrow list column."""
     ends = lists.offsets.to_numpy()
     return np.split(lists.values.to_numpy(zero_copy_only=False)[ends[0] : ends[-1]], ends[1:-1] - ends[0])
 
 
 def read_examples(folder: str | Path, splits: Sequence[str] | None = None) -> list[TokenizedExample]:
-    """All of `StoredExamples` at once, for training: it takes them in any order."""
+    """Return `StoredExamples` as a list, for training, which reads examples in any order."""
     return list(StoredExamples(folder, splits))
 
 
 def collate(examples: list[TokenizedExample]) -> Batch:
-    """Pads on the right to the longest example, with id 0: which id never matters.
+    """Return the examples, padded on the right to the longest one, with id 0 (any id would do).
 
-    No example at all gives one token without a response: a rank that has nothing to do still takes part.
+    An empty list gives one token without a response, so that a rank without examples can still take part in a step.
     """
     if not examples:
         return Batch([], torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool))
@@ -134,25 +135,29 @@ def collate(examples: list[TokenizedExample]) -> Batch:
 
 
 def pack(examples: list[TokenizedExample]) -> Batch:
-    """All examples in one row, without padding, for models of which `models.packing_is_exact` holds."""
+    """Return all examples in one row without padding, for models for which `models.forward.packing_is_exact`."""
     if not examples:
         return collate(examples)
     ids = np.concatenate([example.input_ids for example in examples])
-    # Of whatever numbers a mask is made, it must not be read as positions.
+    # Cast, since a mask of integers would be used as an index.
     response = np.concatenate([example.response_mask for example in examples]).astype(bool)
     positions = np.concatenate([np.arange(len(example.input_ids)) for example in examples])
-    # A sequence's first token is predicted by none, and least of all by the sequence before it.
+    # Nothing predicts the first token of a sequence, least of all the sequence before it in the row.
     response = response & (positions > 0)
-    return Batch(examples, *(torch.from_numpy(part)[None] for part in (ids.astype(np.int64), response, positions)))
+    ids_BT, response_BT, positions_BT = (
+        torch.from_numpy(row)[None] for row in (ids.astype(np.int64), response, positions)
+    )
+    return Batch(examples, ids_BT, response_BT, positions_BT)
 
 
 def shards(examples: Iterable[TokenizedExample], tokens: int) -> Iterator[list[TokenizedExample]]:
-    """Runs of examples, which come in the order of ids, with about `tokens` response tokens each.
+    """Yield consecutive examples with about `tokens` response tokens per shard.
 
-    What is worked on and written at a time: memory does not grow with the data, and rows come out in the
-    order of the tables, while batches inside a shard are still of like length.
+    A shard is computed and written at a time, so that memory does not grow with the data. Examples come in the order
+    of ids, which is the order of the tables; inside a shard they can be batched by length.
     """
-    shard, rows = [], 0
+    shard: list[TokenizedExample] = []
+    rows = 0
     for example in examples:
         shard.append(example)
         rows += len(example.positions)
@@ -163,28 +168,43 @@ def shards(examples: Iterable[TokenizedExample], tokens: int) -> Iterator[list[T
         yield shard
 
 
-def length_batches(examples: list[TokenizedExample], max_tokens: int, side_by_side: int = 1) -> Iterator[Batch]:
-    """Batches for scoring: sorted by length, at most `max_tokens` padded tokens each; a longer text is alone.
+def length_batches(examples: list[TokenizedExample], max_tokens: int, num_workers: int = 1) -> Iterator[Batch]:
+    """Yield batches for scoring, sorted by length, longest first.
 
-    Where several run side by side, the last ones are smaller, down to a quarter, so that all end at about one time.
+    Args:
+        examples: in any order.
+        max_tokens: padded tokens per batch; a longer example is a batch of its own.
+        num_workers: batches that run at the same time. With more than one, the last batches are smaller, down to a
+            quarter, so that all workers finish at about the same time.
     """
     ordered = sorted(examples, key=lambda example: (-len(example.input_ids), example.example_id))
     left, start, limit = sum(len(example.input_ids) for example in ordered), 0, max_tokens
     while start < len(ordered):
-        if side_by_side > 1:
-            limit = min(max_tokens, max(max_tokens // 4, left // (2 * side_by_side)))
+        if num_workers > 1:
+            limit = min(max_tokens, max(max_tokens // 4, left // (2 * num_workers)))
         taken = ordered[start : start + max(1, limit // len(ordered[start].input_ids))]
         yield collate(taken)
         left, start = left - sum(len(example.input_ids) for example in taken), start + len(taken)
 
 
 class LengthBucketSampler:
-    """Batch sampler for training: micro-batches of like length, in an order of (seed, epoch) alone.
+    """Batch sampler for training: micro-batches of similar lengths, in an order that depends on (seed, epoch) only.
 
-    A permutation is cut into buckets of some batches, each bucket sorted by length and cut
-    into optimiser batches, and those are shuffled; an optimiser batch is `accumulation`
-    micro-batches in a row, on each of `ranks` ranks. Draws from a generator of its own: the global one
-    would make the order depend on what else was drawn, and a resumed run would differ.
+    A permutation of the examples is cut into buckets of 16 optimiser batches. Each bucket is sorted by length and cut
+    into optimiser batches, which are then shuffled. An optimiser batch is several consecutive micro-batches on each of
+    `ranks` ranks. The sampler has a generator of its own: with the global one the order would depend on other draws,
+    and a resumed run would differ.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples per optimiser batch, over all ranks.
+        micro_batch_size: examples per micro-batch.
+        seed: of the order.
+        rank: of this process.
+        ranks: number of processes.
+
+    Raises:
+        ValueError: `batch_size` is not a multiple of `micro_batch_size` times `ranks`.
     """
 
     BUCKET_BATCHES = 16
@@ -196,21 +216,17 @@ class LengthBucketSampler:
             raise ValueError(
                 f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size} times {ranks} ranks"
             )
-        self.lengths, self.batch_size, self.micro_batch_size, self.seed = (
-            list(lengths),
-            batch_size,
-            micro_batch_size,
-            seed,
-        )
+        self.lengths, self.seed = list(lengths), seed
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer calls this before each epoch, after a resumption too."""
+        """Set the epoch; Trainer calls this before each epoch, and after it resumes."""
         self.epoch = epoch
 
     def optimiser_batches(self, epoch: int) -> list[list[int]]:
-        """Indices of the examples of each optimiser batch of `epoch`."""
+        """Return the indices of the examples of each optimiser batch of `epoch`."""
         generator = epoch_generator(self.seed, epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         bucket = self.batch_size * self.BUCKET_BATCHES
@@ -218,14 +234,14 @@ class LengthBucketSampler:
         for start in range(0, len(order), bucket):
             ordered = sorted(order[start : start + bucket], key=lambda index: -self.lengths[index])
             batches += [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
-        # The one short batch, if any, stays last: Trainer accumulates a fixed number of micro-batches.
+        # A short batch, of which there is at most one, stays last: Trainer accumulates a fixed number of micro-batches.
         short = [batch for batch in batches if len(batch) < self.batch_size]
         full = [batch for batch in batches if len(batch) == self.batch_size]
         shuffled = torch.randperm(len(full), generator=generator).tolist()
         return [full[i] for i in shuffled] + short
 
     def _micro_batches(self, batch_size: int) -> list[slice]:
-        """This rank's parts of an optimiser batch; empty ones where a short batch leaves it less than another rank."""
+        """Return this rank's parts of an optimiser batch; of a short batch some may be empty."""
         share = -(-batch_size // self.ranks)
         first = self.rank * share
         steps = range(first, first + share, self.micro_batch_size)

@@ -1,17 +1,15 @@
-"""What a dataset is made of: one conversation, and all of them with what was noticed on the way.
-
-Knows conversations and splits; neither where they come from nor tokens.
-"""
+"""Conversations of a dataset, and figures about them."""
 
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: `messages` of role and content; `source` says where it comes from.
+    """One conversation: `messages` with role and content, and its origin in `source`.
 
     `split` is empty until one is drawn.
     """
@@ -19,17 +17,17 @@ class Example:
     id: str
     split: str
     messages: list[dict[str, str]]
-    source: dict = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def question(self) -> str:
-        """What the user says first, but for case and white space: two examples of one question are one too many."""
+        """The first user message, without case and extra white space; a dataset uses each question once."""
         first = next((message["content"] for message in self.messages if message["role"] == "user"), "")
         return " ".join(first.casefold().split())
 
     @property
-    def row(self) -> dict:
-        """A row of the table `examples`."""
+    def row(self) -> dict[str, Any]:
+        """The row of the table `examples`."""
         return {
             "example_id": self.id,
             "split": self.split,
@@ -39,12 +37,12 @@ class Example:
 
 
 def example_id(dataset: str, number: int, part: str = "") -> str:
-    """`<dataset>/[<part>/]<number>`, padded so that ids sort as numbers do."""
+    """Return `<dataset>/[<part>/]<number>`, padded so that ids sort like numbers."""
     return "/".join([dataset, *([part] if part else []), f"{number:06d}"])
 
 
 def template_overlap(examples: Sequence[Example]) -> dict[str, int]:
-    """How many question templates of test occur in train; empty where test has no known template."""
+    """Return how many question templates of test also occur in train; empty if no template of test is known."""
     known = [example for example in examples if example.source.get("template") is not None]
     templates = {split: [e.source["template"] for e in known if e.split == split] for split in ("train", "test")}
     if not templates["test"]:
@@ -58,5 +56,5 @@ def template_overlap(examples: Sequence[Example]) -> dict[str, int]:
 
 
 def rows_by_split(examples: Sequence[Example]) -> dict[str, int]:
-    """`rows_<split>` of each split."""
+    """Return `rows_<split>` -> number of examples, for each split."""
     return {f"rows_{split}": count for split, count in Counter(example.split for example in examples).items()}

@@ -1,24 +1,24 @@
-"""What kind of token a token is: seven categories, by written rules over its text.
+"""Categories of tokens: seven kinds, by rules over a token's text alone.
 
     special      a special token of the tokenizer, such as the end of turn
-    code         anything between ``` and ```, the fences too
-    whitespace   nothing but white space
+    code         anything between ``` and ```, including the fences
+    whitespace   white space only
     number       holds a digit or another numeric character (½, ², ٣, Ⅷ) and no letter
     word         holds a letter and begins a word: after white space, a mark, a number, a
                  special token or nothing (` the`, `(see`, `2nd`, `x2`, `三`)
-    subword      goes on, with no white space between, where the token before left a word: a
+    subword      continues the word of the token before it, without white space between: a
                  letter or digit before letters (`ing`), an apostrophe before letters (`'s`),
                  a combining sign, a piece of a character
-    punctuation  all else: marks, symbols (%, $, ×), emoji, pieces of a character by themselves
+    punctuation  everything else: marks, symbols (%, $, ×), emoji, single pieces of a character
 
-White space at a token's ends does not count, but in front it begins a new word. Scripts
-without spaces are one long word: its first token is `word`, the others `subword`. Text
-alone decides; models and losses are not known here.
+White space at a token's ends is ignored, except that leading white space begins a new word. Text in a script without
+spaces is one long word: its first token is `word`, the others are `subword`.
 """
 
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 CATEGORIES = ("special", "whitespace", "punctuation", "number", "word", "subword", "code")
 FENCE = "```"
@@ -26,27 +26,27 @@ APOSTROPHES = "'’"
 REPLACEMENT = "\ufffd"
 
 
-def special_ids(tokenizer) -> list[int]:
-    """Ids of special tokens: the named ones, and added ones that are marked as special."""
+def special_ids(tokenizer: Any) -> list[int]:
+    """Return the ids of special tokens: the named ones, and added tokens that are marked as special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return sorted({*tokenizer.all_special_ids, *(id_ for id_, token in added.items() if token.special)})
 
 
-def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text of each token by itself; a leading space stays where the token has one."""
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return the text of each token, including a leading space."""
 
     @cache
     def text(token_id: int) -> str:
         decoded = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         piece = tokenizer.convert_ids_to_tokens(token_id) or ""
-        # SentencePiece drops the leading space of a first piece.
+        # SentencePiece removes the leading space of a first piece.
         return f" {decoded}" if piece.startswith("▁") and not decoded.startswith(" ") else decoded
 
     return [text(token_id) for token_id in ids]
 
 
 def categorise(texts: Sequence[str], is_special: Sequence[bool]) -> list[str]:
-    """Categories of one example's response tokens, in order; a fence stays open until it is closed."""
+    """Return the categories of one example's response tokens, in order; a code fence stays open until it is closed."""
     categories: list[str] = []
     in_code, in_word, backticks = False, False, 0
     for text, special in zip(texts, is_special, strict=True):
@@ -54,7 +54,7 @@ def categorise(texts: Sequence[str], is_special: Sequence[bool]) -> list[str]:
             categories.append("special")
             in_word, backticks = False, 0
             continue
-        # A fence may be split over tokens: ` `` and ``` alike count once three in a row are there.
+        # A fence may be split over tokens: it is complete at the third backtick in a row.
         fences, backticks = _fences(text, backticks)
         if in_code or fences:
             if fences and not in_code:
@@ -65,13 +65,13 @@ def categorise(texts: Sequence[str], is_special: Sequence[bool]) -> list[str]:
             continue
         category = _category(text, in_word)
         categories.append(category)
-        # `word.` or `word ` leave no word to go on with; `x2` does.
+        # A token can continue `x2`, but not `word.` or `word `.
         in_word = category in ("word", "subword") and (_is_letter(text[-1]) or text[-1].isalnum())
     return categories
 
 
 def _fences(text: str, before: int) -> tuple[int, int]:
-    """Fences completed in `text`, and backticks in a row at its end."""
+    """Return the number of fences completed in `text`, and of consecutive backticks at its end."""
     fences, run = 0, before
     for character in text:
         run = run + 1 if character == "`" else 0
@@ -81,7 +81,7 @@ def _fences(text: str, before: int) -> tuple[int, int]:
 
 
 def _mark_fence(categories: list[str], texts: Sequence[str], end: int) -> None:
-    """Backtick tokens right before the one that completes a fence belong to it."""
+    """Mark the backtick tokens right before `end` as code: they belong to the fence that is completed there."""
     at = end - 1
     while at >= 0 and texts[at] and not texts[at].strip("`"):
         categories[at] = "code"
@@ -89,7 +89,7 @@ def _mark_fence(categories: list[str], texts: Sequence[str], end: int) -> None:
 
 
 def _is_letter(character: str) -> bool:
-    """Letters, the signs that combine with them, and pieces of a character, which may be one."""
+    """Return whether it is a letter, a sign that combines with letters, or a piece of a character, which may be one."""
     return character.isalpha() or character == REPLACEMENT or unicodedata.category(character).startswith("M")
 
 

@@ -90,8 +90,8 @@ def test_where_packing_is_not_exact_training_pads_and_says_so(tmp_path, monkeypa
 
 def test_batches_for_scoring_hold_every_example_once_within_the_limit():
     rows = examples(40)
-    for side_by_side in (1, 3):
-        batches = list(length_batches(rows, 60, side_by_side))
+    for num_workers in (1, 3):
+        batches = list(length_batches(rows, 60, num_workers))
         held = [example for batch in batches for example in batch.examples]
         assert sorted(example.example_id for example in held) == [example.example_id for example in rows]
         lengths = [len(example.input_ids) for example in held]
@@ -105,9 +105,9 @@ def test_batches_side_by_side_end_at_about_one_time(count):
     """Each goes to the thread that has done the fewest tokens; the slowest has little more than its share."""
     rows = examples(count)
 
-    def longest(side_by_side):
+    def longest(num_workers):
         done = [0, 0]
-        for batch in length_batches(rows, 100, side_by_side):
+        for batch in length_batches(rows, 100, num_workers):
             done[done.index(min(done))] += batch.input_ids_BT.numel()
         return max(done) / (sum(len(row.input_ids) for row in rows) / 2)
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tokenuq_ml.config import DatasetSpec
-from tokenuq_ml.data.load import load_examples, problem
+from tokenuq_ml.data.load import load_examples, why_unavailable
 from tokenuq_ml.errors import InputError
 
 SIZES = {"train": 6, "validation": 2, "test": 4}
@@ -174,15 +174,15 @@ def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch
     assert "packed_rows" not in sys.modules
 
 
-def test_a_missing_package_or_file_names_the_mend(tmp_path, monkeypatch):
+def test_a_missing_package_or_file_says_what_to_do(tmp_path, monkeypatch):
     make_package(tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r"packed: .*no_such_rows.*pip install --no-deps some-rows==1\.0"):
         load_examples(package_spec("no_such_rows.inner", requirement="some-rows==1.0"))
     with pytest.raises(InputError, match=r"pip install --no-deps no_such_rows$"):
         load_examples(package_spec("no_such_rows"))
-    with pytest.raises(InputError, match=r"packed_rows holds no such file; mend `file:` of packed"):
+    with pytest.raises(InputError, match=r"packed_rows has no such file; correct `file:` of packed"):
         load_examples(package_spec("packed_rows", "nothing.jsonl"))
-    with pytest.raises(InputError, match=r"nothing\.jsonl: no such file; mend `path:` of chats"):
+    with pytest.raises(InputError, match=r"nothing\.jsonl: no such file; correct `path:` of chats"):
         load_examples(messages_spec(tmp_path / "nothing.jsonl"))
 
 
@@ -221,7 +221,7 @@ def test_splits_are_drawn_from_the_files_that_are_named_for_them(tmp_path):
     for example in loaded.examples:
         part = "test" if example.split == "test" else "train"
         assert example.id == f"gsm/{part}/{example.source['row'] - 1:06d}" and part in example.source["file"]
-    with pytest.raises(InputError, match=r"no file's name has the word 'dev'.*there are my-test.v1.jsonl, my_train"):
+    with pytest.raises(InputError, match=r"contains the word 'dev'.*files are my-test.v1.jsonl, my_train"):
         load_examples(parts_spec(tmp_path, drawn_from={"train": "train", "validation": "dev", "test": "test"}))
     with pytest.raises(InputError, match=r"name the folder that they are in"):
         load_examples(parts_spec(tmp_path / "my_train.jsonl"))
@@ -257,7 +257,7 @@ def test_broken_rows_are_counted_listed_and_left_out(tmp_path):
         1,
         1,
     )
-    listed = list(loaded.rejects.rows())
+    listed = list(loaded.rejected.rows())
     assert [row["row"] - 1 for row in listed] == list(broken)
     # Each record is five lines, after the one that opens the list.
     assert all(row["line"] == 2 + 5 * (row["row"] - 1) and row["file"] == "a.json" for row in listed)
@@ -271,7 +271,7 @@ def test_above_the_share_the_dataset_fails_with_counts_and_the_first(tmp_path):
     with pytest.raises(InputError) as caught:
         load_examples(spec)
     said = str(caught.value)
-    assert "3 of 200 rows are broken (3 empty text), more than the share of 0.01" in said
+    assert "3 of 200 rows are broken (3 empty text), more than the allowed share of 0.01" in said
     assert "a.jsonl: line 6: 'output' is empty" in said and "`max_broken_share:` of a" in said and "\n" not in said
     assert load_examples(spec.model_copy(update={"max_broken_share": 0.015})).metrics["rows_broken"] == 3
 
@@ -313,7 +313,7 @@ def test_repeats_are_told_apart_and_listed(tmp_path):
 def test_a_long_list_of_left_out_rows_is_cut_in_the_metrics_alone(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [chat("Why?")] * 70)
     loaded = load_examples(messages_spec(path))
-    assert len(list(loaded.rejects.rows())) == 69
+    assert len(list(loaded.rejected.rows())) == 69
     lines = loaded.metrics["left_out"].splitlines()
     assert len(lines) == 51 and lines[-1] == "and 19 more: see the table rejected_rows"
 
@@ -356,13 +356,13 @@ def test_every_container_holds_the_same_rows(tmp_path, suffix):
 
 def test_csv_is_refused_for_formats_with_lists(tmp_path):
     (tmp_path / "a.csv").write_text("messages\nx\n")
-    with pytest.raises(InputError, match=r"a\.csv: CSV holds no lists, which format 'messages' needs"):
+    with pytest.raises(InputError, match=r"a\.csv: CSV cannot hold lists, which format 'messages' needs"):
         load_examples(messages_spec(tmp_path / "a.csv"))
 
 
 def test_problems_are_told_without_reading(tmp_path, monkeypatch):
     path = write_lines(tmp_path / "a.jsonl", ["not read"])
-    assert problem(messages_spec(path)) is None and problem(gym_spec()) is None
-    assert "no such file" in problem(messages_spec(tmp_path / "b.jsonl"))
+    assert why_unavailable(messages_spec(path)) is None and why_unavailable(gym_spec()) is None
+    assert "no such file" in why_unavailable(messages_spec(tmp_path / "b.jsonl"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "reasoning-gym is not installed" in problem(gym_spec())
+    assert "reasoning-gym is not installed" in why_unavailable(gym_spec())

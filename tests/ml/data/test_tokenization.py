@@ -218,7 +218,7 @@ def test_the_tokenizer_is_left_as_it_was():
 def test_no_chat_template(tokenizer):
     with_template(tokenizer, None)
     for call in (lambda: tokenize_example(tokenizer, SHORT, 99), lambda: prompt_ids(tokenizer, SHORT[:1])):
-        with pytest.raises(InputError, match=r"no chat template; set `chat_template:` of it in models\.yaml"):
+        with pytest.raises(InputError, match=r"no chat template; set its `chat_template:` in models\.yaml"):
             call()
 
 
@@ -230,7 +230,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
 
 
 def test_a_template_that_refuses_a_role_says_so(tokenizer):
-    with pytest.raises(InputError, match=r"refuses the conversation: System role not supported; mend"):
+    with pytest.raises(InputError, match=r"rejects the conversation: System role not supported; correct"):
         tokenize_example(with_template(tokenizer, GEMMA), LONG, 999)
 
 
@@ -238,5 +238,5 @@ def test_a_slow_tokenizer_is_refused(tokenizer):
     class Slow:
         is_fast, chat_template, apply_chat_template = False, CHATML, tokenizer.apply_chat_template
 
-    with pytest.raises(InputError, match="Slow gives no character offsets"):
+    with pytest.raises(InputError, match="Slow returns no character offsets"):
         tokenize_example(Slow(), SHORT, 99)

@@ -70,7 +70,7 @@ def test_the_text_of_a_template_is_a_field_and_its_path_is_not(tmp_path):
     ("template", "error"),
     [
         ("{{ bos_token }}", "leaves out what the assistant says"),
-        ("{{ raise_exception('never') }}", "refuses the conversation: never"),
+        ("{{ raise_exception('never') }}", "rejects the conversation: never"),
     ],
 )
 def test_a_template_without_answers_is_rejected(tmp_path, template, error):

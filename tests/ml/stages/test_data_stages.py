@@ -104,7 +104,7 @@ def test_load_dataset_lists_what_it_left_out(tmp_path):
     }
     table, result = load(spec, tmp_path / "out")
     assert len(table) == 6 and result.metrics["rows_broken"] == 3
-    assert "9 before it are whole" in result.metrics["truncated"]
+    assert "9 before it are complete" in result.metrics["truncated"]
     left_out = read_table(tmp_path / "out" / "rejected_rows")
     assert left_out.columns == list(TABLES["rejected_rows"].columns)
     assert left_out.select("row", "line", "reason").rows() == [(row, 1, "empty text") for row in (2, 5, 8)]

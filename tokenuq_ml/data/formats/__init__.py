@@ -1,1 +1,45 @@
-"""Row formats: one module per format, each a parser from a record to an example."""
+"""Row formats: one module per format, each with a parser from a row to an example; `FORMATS` lists them.
+
+`reasoning_gym` is the exception: it generates examples and has no rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tokenuq_ml.data.formats import (
+    alpaca,
+    alpaca_eval,
+    dolly,
+    gsm8k,
+    ifeval,
+    messages,
+    prompt_completion,
+    sharegpt,
+)
+from tokenuq_ml.data.sources.records import Parsed
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a row becomes an example."""
+
+    parse: Callable[[dict[str, Any]], Parsed]
+    numbered_by_line: bool = False
+    """Whether example ids count lines of the file; if not, they count rows."""
+    stores_location: bool = True
+    """Whether the example's `source` says where the row is."""
+    nested: bool = False
+    """Whether rows hold lists, which CSV cannot."""
+
+
+FORMATS = {
+    "alpaca": Format(alpaca.parse),
+    "sharegpt": Format(sharegpt.parse, nested=True),
+    "gsm8k": Format(gsm8k.parse),
+    "dolly": Format(dolly.parse),
+    "messages": Format(messages.parse, numbered_by_line=True, nested=True),
+    "prompt_completion": Format(prompt_completion.parse),
+    "alpaca_eval": Format(alpaca_eval.parse),
+    "ifeval": Format(ifeval.parse, numbered_by_line=True, stores_location=False, nested=True),
+}

@@ -1,13 +1,15 @@
-"""Format `alpaca_eval`: `{"instruction", "output", "generator"?}`, such as AlpacaEval's with GPT-4's outputs."""
+"""Format `alpaca_eval`: `{"instruction", "output", "generator"?}`, as in AlpacaEval with outputs of GPT-4."""
+
+from typing import Any
 
 from tokenuq_ml.data.sources.records import Parsed, question_and_answer, require_unicode, text_field
 
 
-def parse(row: dict) -> Parsed:
-    """The instruction as the user's turn, the output as the assistant's.
+def parse(row: dict[str, Any]) -> Parsed:
+    """Parse the instruction as the user's turn and the output as the assistant's.
 
     Raises:
-        BrokenRow: a field is missing, empty or no text.
+        BrokenRow: a field is missing, empty or not text.
     """
     require_unicode(row.get("generator"), "'generator'")
     return question_and_answer(

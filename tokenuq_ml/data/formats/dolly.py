@@ -1,13 +1,17 @@
-"""Format `dolly`: `{"instruction", "context"?, "response", "category"?}`. A context follows after a blank line."""
+"""Format `dolly`: `{"instruction", "context"?, "response", "category"?}`. A context follows the
+instruction after a blank line.
+"""
+
+from typing import Any
 
 from tokenuq_ml.data.sources.records import Parsed, optional_text, question_and_answer, text_field
 
 
-def parse(row: dict) -> Parsed:
-    """The instruction with its context as the user's turn, the response as the assistant's.
+def parse(row: dict[str, Any]) -> Parsed:
+    """Parse the instruction with its context as the user's turn and the response as the assistant's.
 
     Raises:
-        BrokenRow: a field is missing, empty or no text.
+        BrokenRow: a field is missing, empty or not text.
     """
     task, context = text_field(row, "instruction"), optional_text(row, "context")
     question = f"{task}\n\n{context}" if context else task

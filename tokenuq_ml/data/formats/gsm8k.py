@@ -1,20 +1,21 @@
-"""Format `gsm8k`: `{"question", "answer"}`, the answer worked out, `#### <number>` its last line.
+"""Format `gsm8k`: `{"question", "answer"}`, where the answer is worked out and its last line is `#### <number>`.
 
-Answers stay as they are, with the calculator's marks (`<<48/2=24>>`): so do lm-eval's few-shot examples.
+Answers keep their calculator annotations (`<<48/2=24>>`), as the few-shot examples of lm-eval do.
 """
 
 import re
+from typing import Any
 
 from tokenuq_ml.data.sources.records import BrokenRow, Parsed, question_and_answer, text_field
 
 _FINAL = re.compile(r"^#### *(-?[0-9.,]+)\s*\Z", re.MULTILINE)
 
 
-def parse(row: dict) -> Parsed:
-    """The question as the user's turn, the worked answer as the assistant's.
+def parse(row: dict[str, Any]) -> Parsed:
+    """Parse the question as the user's turn and the worked answer as the assistant's.
 
     Raises:
-        BrokenRow: a field is missing, empty or no text, or the answer does not end with its number.
+        BrokenRow: a field is missing, empty or not text, or the answer does not end with its number.
     """
     question, answer = text_field(row, "question"), text_field(row, "answer")
     found = _FINAL.search(answer)

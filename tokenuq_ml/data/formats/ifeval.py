@@ -1,18 +1,20 @@
 """Format `ifeval`: instructions that a program can check, as in IF-Eval (Zhou et al. 2023, arXiv 2311.07911).
 
-Prompts only: there is no answer to train on or to score.
+Examples are prompts only: they have no answer to train on or to score.
 """
+
+from typing import Any
 
 from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_unicode, text_field
 
 CHECKED_BY = ("key", "instruction_id_list", "kwargs")
 
 
-def parse(row: dict) -> Parsed:
-    """The prompt as the user's turn; what the checkers need goes into `source`.
+def parse(row: dict[str, Any]) -> Parsed:
+    """Parse the prompt as the user's turn; `source` holds the fields that the checkers need.
 
     Raises:
-        BrokenRow: a field is missing, or of another shape than the checkers take.
+        BrokenRow: a field is missing, or has a shape that the checkers do not accept.
     """
     for name in CHECKED_BY:
         if name not in row:
@@ -23,7 +25,7 @@ def parse(row: dict) -> Parsed:
     if not all(isinstance(name, str) for name in ids) or not all(isinstance(one, dict | None) for one in kwargs):
         raise BrokenRow("wrong type", "'instruction_id_list' must hold text and 'kwargs' objects")
     source = {name: row[name] for name in CHECKED_BY}
-    # A table gives every object every key: null is then "not given", as it is to the checkers.
+    # In tables every object has every key: null means "not given", as it does for the checkers.
     source["kwargs"] = [one and {key: value for key, value in one.items() if value is not None} for one in kwargs]
     for name, value in source.items():
         require_unicode(value, repr(name))

@@ -1,14 +1,16 @@
-"""Format `messages`: a conversation a row: `{"messages": [{"role", "content"}, ...], "split"?, "id"?}`."""
+"""Format `messages`: one conversation per row, `{"messages": [{"role", "content"}, ...], "split"?, "id"?}`."""
+
+from typing import Any
 
 from tokenuq_ml.config import SPLITS
 from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_turns, require_unicode, text_field
 
 
-def parse(row: dict) -> Parsed:
-    """Every turn as it is, with the split that the row names.
+def parse(row: dict[str, Any]) -> Parsed:
+    """Parse every turn as it is, with the split that the row names.
 
     Raises:
-        BrokenRow: turns are missing, empty or out of order, or the split is none of ours.
+        BrokenRow: turns are missing, empty or out of order, or the split is unknown.
     """
     split = row.get("split")
     if split is not None and split not in SPLITS:
@@ -19,11 +21,11 @@ def parse(row: dict) -> Parsed:
     return Parsed(conversation, {"id": row.get("id")}, split or "")
 
 
-def turns_of(row: dict, key: str) -> list[dict[str, str]]:
-    """The field `key`, a list of turns with role and content each.
+def turns_of(row: dict[str, Any], key: str) -> list[dict[str, str]]:
+    """Return the turns in the field `key`, each with role and content.
 
     Raises:
-        BrokenRow: it is no such list, or empty.
+        BrokenRow: the field is not such a list, or is empty.
     """
     turns = row.get(key)
     if not isinstance(turns, list) or not turns:

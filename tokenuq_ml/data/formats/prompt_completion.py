@@ -1,11 +1,13 @@
-"""Format `prompt_completion`: `{"prompt", "completion"}`, both text, or both lists of turns as TRL has them."""
+"""Format `prompt_completion`: `{"prompt", "completion"}`, both text, or both lists of turns as in TRL."""
+
+from typing import Any
 
 from tokenuq_ml.data.formats.messages import turns_of
 from tokenuq_ml.data.sources.records import Parsed, question_and_answer, require_turns, text_field
 
 
-def parse(row: dict) -> Parsed:
-    """The prompt as the user's turn, the completion as the assistant's; of lists, one after the other.
+def parse(row: dict[str, Any]) -> Parsed:
+    """Parse the prompt as the user's turn and the completion as the assistant's; lists of turns are joined.
 
     Raises:
         BrokenRow: a field is missing, empty, or neither text nor turns; roles come out of order.

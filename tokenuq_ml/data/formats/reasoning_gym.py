@@ -1,6 +1,6 @@
-"""Format `reasoning_gym`: problems made on the spot by the reasoning-gym package, with worked answers.
+"""Format `reasoning_gym`: problems that the reasoning-gym package generates, with worked answers.
 
-The same seed gives the same problems on any machine.
+The same seed gives the same problems on every machine.
 """
 
 import importlib.util
@@ -10,37 +10,37 @@ from tokenuq_ml.data.examples import Example, example_id
 from tokenuq_ml.errors import InputError
 
 OVERSAMPLING = 4
-"""Problems drawn for each that is wanted, before giving up on finding enough distinct ones."""
+"""Problems generated per example, to find enough distinct ones."""
 
 
-def problem(spec: DatasetSpec) -> str | None:
-    """Why there can be no problems; None where the package is there."""
+def why_unavailable(spec: DatasetSpec) -> str | None:
+    """Return what to install to generate problems; None if the package is installed."""
     if importlib.util.find_spec("reasoning_gym"):
         return None
     return f"dataset {spec.name}: reasoning-gym is not installed; pip install 'tokenuq[quickstart]'"
 
 
-def problems(spec: DatasetSpec) -> tuple[list[Example], int]:
-    """As many problems as `sizes` asks for, and how many more repeated a question on the way.
+def generate_examples(spec: DatasetSpec) -> tuple[list[Example], int]:
+    """Return as many examples as `sizes` asks for, and the number of generated problems that repeated a question.
 
-    The answer is the worked one where the task has it. Fewer only where distinct ones run out.
+    An answer is the worked one if the task has it. There are fewer examples only if too few problems are distinct.
 
     Raises:
-        InputError: the package or the task is missing, or has no written answers.
+        InputError: the package or the task is missing, or the task has no written answers.
     """
     try:
         import reasoning_gym
     except ImportError:
-        raise InputError(problem(spec)) from None
+        raise InputError(why_unavailable(spec)) from None
     wanted = sum(spec.sizes.values())
     try:
         made = reasoning_gym.create_dataset(spec.task, size=OVERSAMPLING * wanted, seed=spec.seed)
     except (ValueError, AssertionError) as error:
         raise InputError(
-            f"dataset {spec.name}: task {spec.task!r}: {str(error) or 'needs settings of its own'}; "
+            f"dataset {spec.name}: task {spec.task!r}: {str(error) or 'needs settings that cannot be given'}; "
             "name another `task:` in datasets.yaml"
         ) from None
-    # gsm_symbolic draws a numbered generator for each problem: that number is the question's template.
+    # gsm_symbolic draws a numbered generator for each problem; the number identifies the question's template.
     templates = made.task_indices if spec.task == "gsm_symbolic" else None
     found: dict[str, Example] = {}
     repeated = 0
@@ -51,7 +51,7 @@ def problems(spec: DatasetSpec) -> tuple[list[Example], int]:
         answer = one["metadata"].get("answer_cot") or one["answer"]
         if answer is None or not str(answer).strip():
             raise InputError(
-                f"dataset {spec.name}: task {spec.task!r} has problems with no written answer; "
+                f"dataset {spec.name}: task {spec.task!r} has problems without a written answer; "
                 "name another `task:` in datasets.yaml"
             )
         source = {

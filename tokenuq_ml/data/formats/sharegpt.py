@@ -1,8 +1,10 @@
 """Format `sharegpt`: `{"conversations": [{"from", "value"}, ...], "id"?}`.
 
-Copies in circulation were cut into parts: many begin with the assistant, or end with the user. Such a
-conversation is kept from its first question to its last answer, and how many were trimmed is counted.
+Published copies were cut into parts: many conversations begin with the assistant, or end with the user. They are
+trimmed to the turns from the first question to the last answer, and trimmed conversations are counted.
 """
+
+from typing import Any
 
 from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_turns, require_unicode, text_field
 
@@ -12,14 +14,14 @@ ROLES = {
     "system": "system",
 }
 TRIMMED = "trimmed"
-"""The key in `source` that says how many turns were taken off."""
+"""The key in `source` with the number of removed turns."""
 
 
-def parse(row: dict) -> Parsed:
-    """Every turn, under the roles that chat templates know.
+def parse(row: dict[str, Any]) -> Parsed:
+    """Parse every turn, with the roles that chat templates know.
 
     Raises:
-        BrokenRow: no conversation, an unknown speaker, roles that do not alternate, an empty turn.
+        BrokenRow: there is no conversation, a speaker is unknown, roles do not alternate, or a turn is empty.
     """
     turns = row.get("conversations")
     if turns is None:
@@ -41,7 +43,7 @@ def parse(row: dict) -> Parsed:
     return Parsed(opening + spoken, {"id": row.get("id"), **({TRIMMED: trimmed} if trimmed else {})})
 
 
-def _message(turn, where: str) -> dict[str, str]:
+def _message(turn: Any, where: str) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise BrokenRow("wrong type", f"{where}: not an object with 'from' and 'value'")
     speaker = text_field(turn, "from", where)

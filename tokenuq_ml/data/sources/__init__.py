@@ -1,1 +1,1 @@
-"""Where rows come from: files, folders, tables, packages and the Hugging Face Hub."""
+"""Sources of rows: files, folders, installed packages and the Hugging Face Hub."""

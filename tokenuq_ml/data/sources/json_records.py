@@ -1,9 +1,8 @@
-"""Reads JSON, as one list or as an object a line, record by record: memory holds a chunk, never the file.
+"""Read JSON record by record, from one list or from one object per line: memory holds a chunk, never the file.
 
-A record that is not JSON is passed over and said, and the next one read. This is why the reader is our own:
-ijson streams too, but its parsers stop for good at the first error and know no lines, and a file that ends
-in the middle has to be told from one that is broken there. The decoder underneath is Python's own, in C.
-Does not know what records mean.
+A record that is not JSON is reported as broken and skipped. ijson cannot do this: it streams too, but its parsers stop
+at the first error and do not report lines, and a truncated file must be told from a broken one. Values are decoded by
+Python's own decoder, in C.
 """
 
 import codecs
@@ -11,13 +10,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from tokenuq_ml.data.sources.records import BrokenRow, EndsInside, Record
+from tokenuq_ml.data.sources.records import BrokenRow, Record, TruncatedFile
 from tokenuq_ml.errors import InputError
 
 MAX_RECORD = 64 * 2**20
-"""Characters of one record; a longer one is passed over without being held."""
+"""Largest number of characters of a record; a longer one is skipped and not held in memory."""
 CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -28,19 +27,21 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def is_list(path: Path) -> bool:
-    """Whether the first character that is not white space opens a list."""
+    """Return whether the first character that is not white space opens a list."""
     with open(path, "rb") as file:
         head = file.read(len(_BOM)).removeprefix(_BOM)
-        while head is not None and not head.strip():
-            head = file.read(CHUNK) or None
-    return head is not None and head.lstrip().startswith(b"[")
+        while not head.strip():
+            head = file.read(CHUNK)
+            if not head:
+                return False
+    return head.lstrip().startswith(b"[")
 
 
 def json_lines(path: Path) -> Iterator[Record]:
-    """A record for each line that is not blank.
+    """Yield a record per line that is not blank.
 
     Raises:
-        EndsInside: the last line has no end and is not whole.
+        TruncatedFile: the last line has no line end and is not complete.
     """
     index = 0
     with open(path, "rb") as file:
@@ -55,15 +56,15 @@ def json_lines(path: Path) -> Iterator[Record]:
             try:
                 value = json.loads(text)
             except (ValueError, RecursionError) as error:
-                if not line.endswith(b"\n") and _may_go_on(error, text):
-                    raise EndsInside(f"line {number} (byte {file.tell() - len(line):,})", index) from None
+                if not line.endswith(b"\n") and _is_truncated(error, text):
+                    raise TruncatedFile(f"line {number} (byte {file.tell() - len(line):,})", index) from None
                 value = _not_json(error)
             yield Record(index, number, value)
             index += 1
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Lines with their ends, without a byte order mark; None for one that is too long."""
+    """Yield lines with their line ends, without a byte order mark; None for a line that is too long."""
     line = file.readline(MAX_RECORD + 1).removeprefix(_BOM)
     while line:
         if len(line) > MAX_RECORD and not line.endswith(b"\n"):
@@ -76,10 +77,10 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def json_list(path: Path) -> Iterator[Record]:
-    """A record for each value of the list.
+    """Yield a record per value of the list.
 
     Raises:
-        EndsInside: the file ends before the list does.
+        TruncatedFile: the file ends before the list does.
         InputError: text follows the list.
     """
     with open(path, "rb") as file:
@@ -91,32 +92,32 @@ def json_list(path: Path) -> Iterator[Record]:
             line = window.line
             try:
                 if not follows:
-                    raise _End(window.place())
+                    raise _EndOfFile(window.byte_offset())
                 yield Record(index, line, window.value())
                 index += 1
                 follows = window.next()
                 while follows not in (",", "]"):
                     line = window.line
                     if not follows:
-                        raise _End(window.place())
+                        raise _EndOfFile(window.byte_offset())
                     window.skip()
                     yield Record(index, line, BrokenRow("not JSON", "not JSON (a comma is missing before it)"))
                     index += 1
                     follows = window.next()
-            except _End as end:
-                raise EndsInside(f"line {line} (byte {end.byte:,})", index) from None
+            except _EndOfFile as end:
+                raise TruncatedFile(f"line {line} (byte {end.byte:,})", index) from None
             if follows == ",":
                 window.move(window.at + 1)
                 follows = window.next()
         window.move(window.at + 1)
         if window.next():
             raise InputError(
-                f"{path}: line {window.line}: text follows the end of the list; make it one list, or an object a line"
+                f"{path}: line {window.line}: text follows the end of the list; use one list, or one object per line"
             )
 
 
-class _End(Exception):
-    """The file is at its end, and what began at `byte` is still open."""
+class _EndOfFile(Exception):
+    """The file ends although the value that begins at `byte` is not complete."""
 
     def __init__(self, byte: int):
         super().__init__(byte)
@@ -124,56 +125,66 @@ class _End(Exception):
 
 
 class _Window:
-    """A piece of a file's text, from `at` on not yet read; it grows and moves on as is needed."""
+    """A part of a file's text, which moves and grows as needed.
+
+    Attributes:
+        text: the part in memory.
+        at: index in `text` of the next character to read.
+        line: number of that character's line, from 1.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at, self.line = "", 0, 1
-        self._ended, self._keys = False, set()
+        self._ended = False
+        self._keys: set[str] = set()
+        """Keys of the last complete object."""
         self._more(len(_BOM))
         self.text = self.text.removeprefix("\ufeff")
 
     def _more(self, least: int = 0) -> bool:
-        """Reads a chunk, or `least` bytes, and forgets what was read; False at the end of the file."""
+        """Read a chunk, or `least` bytes, and drop the text before `at`; return False at the end of the file."""
         before = len(self.text) - self.at
         raw = self._file.read(max(CHUNK, least))
         self._ended = not raw
         self.text, self.at = self.text[self.at :] + self._decoder.decode(raw, final=self._ended), 0
         return len(self.text) > before or not self._ended
 
-    def place(self) -> int:
-        """The byte that the next character begins at. Slow: for messages."""
+    def byte_offset(self) -> int:
+        """Return the offset in the file of the next character. Slow: for messages."""
         ahead = len(self.text[self.at :].encode("utf-8", "surrogateescape")) + len(self._decoder.getstate()[0])
         return self._file.tell() - ahead
 
     def move(self, to: int) -> None:
+        """Move to the index `to` of `text`."""
         self.line += self.text.count("\n", self.at, to)
         self.at = to
 
     def next(self) -> str:
-        """The first character that is not white space, moved to; empty at the end."""
+        """Move to the next character that is not white space and return it; empty at the end."""
         while True:
-            self.move(_SPACE.match(self.text, self.at).end())
+            space = _SPACE.match(self.text, self.at)
+            self.move(space.end() if space else self.at)
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self._more():
                 return ""
 
-    def value(self):
-        """The value that begins here, moved past; BrokenRow where it is not JSON.
+    def value(self) -> Any:
+        """Return the value that begins here and move behind it; a BrokenRow if it is not JSON.
 
         Raises:
-            _End: the file ends inside it.
+            _EndOfFile: the file ends inside it.
         """
         while True:
             try:
                 value, end = _decode(self.text, self.at)
             except (ValueError, RecursionError) as error:
-                if not _may_go_on(error, self.text):
+                if not _is_truncated(error, self.text):
                     self._skip_broken()
                     return _not_json(error)
             else:
-                # A bare number goes on where its digits do.
+                # More digits of a bare number may follow.
                 if end < len(self.text) or isinstance(value, dict | list | str) or self._ended:
                     self.move(end)
                     self._keys = set(value) if isinstance(value, dict) else self._keys
@@ -182,20 +193,20 @@ class _Window:
             if held > MAX_RECORD:
                 self.skip()
                 return BrokenRow("too large", f"holds more than {MAX_RECORD:,} characters")
-            # As much again: a long record is decoded few times.
+            # Twice as much text each time, so that a long record is decoded only a few times.
             if not self._more(held) and held == len(self.text) - self.at:
-                raise _End(self.place())
+                raise _EndOfFile(self.byte_offset())
 
     def _skip_broken(self) -> None:
-        """Moves to the comma before the next object that resembles the last whole one by its keys.
+        """Move to the comma before the next object with similar keys as the last complete one.
 
-        Where a quotation mark is missing, brackets no longer tell where the broken record ends. They are asked
-        where nothing resembles: of the last record.
+        If a quotation mark is missing, brackets do not show where the broken record ends. They decide only if no
+        similar object follows, as for the last record.
         """
         searched = 0
         while self._keys:
             found = _NEXT_OBJECT.search(self.text, self.at + searched)
-            error = None
+            error: Exception | None = None
             if found:
                 try:
                     value = _decode(self.text, found.end())[0]
@@ -204,30 +215,30 @@ class _Window:
                         return
                 except (ValueError, RecursionError) as raised:
                     error = raised
-                if error is None or not _may_go_on(error, self.text):
+                if error is None or not _is_truncated(error, self.text):
                     searched = found.end() - self.at
                     continue
             elif len(self.text) - self.at < MAX_RECORD:
-                # What is before has been searched, but for a comma that may have been cut from its bracket.
+                # The text so far was searched, except for a comma that may be cut off from its bracket.
                 searched = max(searched, self.text.rfind("}", self.at) - self.at)
             if len(self.text) - self.at >= MAX_RECORD or not self._more(len(self.text) - self.at):
                 break
         self.skip()
 
     def skip(self) -> None:
-        """Moves to the comma or bracket after the value that begins here, holding no more than a chunk.
+        """Move to the comma or bracket after the value that begins here, with at most a chunk in memory.
 
         Raises:
-            _End: there is none.
+            _EndOfFile: there is none.
         """
-        begun, depth, quoted = self.place(), 0, False
+        begun, depth, quoted = self.byte_offset(), 0, False
         while True:
             found = (_QUOTED if quoted else _OUTSIDE).search(self.text, self.at)
             character = found.group() if found else ""
             if not found or (character == "\\" and found.end() == len(self.text)):
                 self.move(found.start() if found else len(self.text))
                 if not self._more():
-                    raise _End(begun)
+                    raise _EndOfFile(begun)
                 continue
             if not quoted and not depth and character in ",]":
                 self.move(found.start())
@@ -241,8 +252,8 @@ class _Window:
             self.move(found.end() + (character == "\\"))
 
 
-def _may_go_on(error: Exception, text: str) -> bool:
-    """Whether more text could have made the value whole: whether it is cut and not broken."""
+def _is_truncated(error: Exception, text: str) -> bool:
+    """Return whether the value is cut off and not broken: more text could complete it."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     rest = text[error.pos :].rstrip()

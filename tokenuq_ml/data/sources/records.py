@@ -1,36 +1,40 @@
-"""What a data file is made of, whatever its format: records, broken rows, and an end in the middle of one.
-
-Knows the checks that all formats share; neither files nor what a format's fields mean.
-"""
+"""Records, broken rows and truncated files, and the checks of fields that all row formats share."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 MAX_TEXT = 1_000_000
-"""Characters of one text. A longer one is a file gone wrong: no context holds a tenth of it."""
+"""Largest number of characters of one text; a longer one is a fault, since no context holds a tenth of it."""
 
 
 class BrokenRow(ValueError):
-    """A row that cannot be used. `reason` is its kind, under which it is counted; the message says what it is."""
+    """A row that cannot be used: `reason` is the kind of fault, by which rows are counted, the message its detail."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
         self.reason = reason
 
 
-class EndsInside(Exception):
-    """The file ends in the middle of a record: `place` is where that begins, `whole` how many records come before."""
+class TruncatedFile(Exception):
+    """The file ends in the middle of a record.
 
-    def __init__(self, place: str, whole: int):
-        super().__init__(f"ends in the middle of the record that begins at {place}; the {whole:,} before it are whole")
-        self.whole = whole
+    Args:
+        location: where that record begins.
+        complete: number of complete records before it.
+    """
+
+    def __init__(self, location: str, complete: int):
+        super().__init__(
+            f"ends in the middle of the record that begins at {location}; the {complete:,} before it are complete"
+        )
+        self.complete = complete
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record as read: its number from 0, the line that it begins on from 1 (None where there are no lines).
+    """A record: its index from 0, and the line on which it begins, from 1 (None if the format has no lines).
 
-    `value` is any JSON value, or the BrokenRow that stands in its place.
+    `value` is any JSON value, or a BrokenRow if the record cannot be read.
     """
 
     index: int
@@ -38,12 +42,13 @@ class Record:
     value: Any
 
     @property
-    def place(self) -> "Place":
-        return Place(self.index + 1, self.line)
+    def location(self) -> "RowLocation":
+        """Where the record is, for messages."""
+        return RowLocation(self.index + 1, self.line)
 
 
-class Place(NamedTuple):
-    """Where in a file a row stands, both from 1."""
+class RowLocation(NamedTuple):
+    """The location of a row in its file; row and line are counted from 1."""
 
     row: int
     line: int | None
@@ -56,20 +61,20 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A row in the terms of its format: turns of role and content, what goes into `source`, the split it names."""
+    """A parsed row: turns with role and content, fields of the example's `source`, and the split that it names."""
 
     messages: list[dict[str, str]]
-    source: dict
+    source: dict[str, Any]
     split: str = ""
 
 
-def question_and_answer(question: str, answer: str, **source) -> Parsed:
-    """A conversation of one turn each."""
+def question_and_answer(question: str, answer: str, **source: Any) -> Parsed:
+    """Return a conversation of one user turn and one assistant turn."""
     return Parsed([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], source)
 
 
-def text_field(row: dict, key: str, where: str = "") -> str:
-    """A field that must be text with something in it; `where` is a place inside the row, such as `turn 2`.
+def text_field(row: dict[str, Any], key: str, where: str = "") -> str:
+    """Return a field that must be non-blank text; `where` is its location inside the row, such as `turn 2`.
 
     Raises:
         BrokenRow: it is missing, of another type, blank, too long, or not valid Unicode.
@@ -88,8 +93,8 @@ def text_field(row: dict, key: str, where: str = "") -> str:
     return value
 
 
-def optional_text(row: dict, key: str) -> str:
-    """A field that may be missing, null or blank: then empty text.
+def optional_text(row: dict[str, Any], key: str) -> str:
+    """Return a field that must be text, or empty text if it is missing, null or blank.
 
     Raises:
         BrokenRow: it is of another type, too long, or not valid Unicode.
@@ -101,7 +106,7 @@ def optional_text(row: dict, key: str) -> str:
 
 
 def require_unicode(value: Any, where: str) -> None:
-    """Any JSON value: all its text must be storable.
+    """Check that all text in a JSON value can be stored.
 
     Raises:
         BrokenRow: some text holds a lone surrogate or a byte that is not UTF-8.
@@ -123,10 +128,10 @@ def require_unicode(value: Any, where: str) -> None:
 
 
 def require_turns(messages: list[dict[str, str]]) -> None:
-    """An optional system turn, then user and assistant in turn, the assistant last.
+    """Check that roles are an optional system turn, then user and assistant in turn, ending with the assistant.
 
     Raises:
-        BrokenRow: roles come in another order, or are others.
+        BrokenRow: roles have another order, or another role occurs.
     """
     roles = [turn["role"] for turn in messages]
     spoken = roles[1:] if roles[:1] == ["system"] else roles

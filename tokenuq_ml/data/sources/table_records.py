@@ -1,14 +1,15 @@
-"""Reads Parquet, Arrow and CSV record by record: memory holds a batch, never the file. Does not know what rows mean."""
+"""Read Parquet, Arrow and CSV record by record: memory holds a batch, never the file."""
 
 import contextlib
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenuq_ml.data.sources.records import BrokenRow, EndsInside, Record
+from tokenuq_ml.data.sources.records import BrokenRow, Record, TruncatedFile
 from tokenuq_ml.errors import InputError
 
 _BATCH = 256
@@ -17,18 +18,19 @@ _MAX_CELL = 64 * 2**20
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MAGIC = b"ARROW1"
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What Arrow's readers raise over a damaged file; the last one over names of columns."""
+"""Errors of Arrow's readers on a damaged file; the last one for names of columns."""
 
 
 def parquet_rows(path: Path) -> Iterator[Record]:
-    """A record a row.
+    """Yield a record per row.
 
     Raises:
-        InputError: the file is not whole. Its index comes last, so that nothing of a cut file can be read.
+        InputError: the file is damaged or truncated. A Parquet file ends with its index, so that no row of a truncated
+            file can be read.
     """
     index = 0
     try:
-        # With a buffer, else the whole column of a row group is read at once.
+        # Without a buffer, a column of a row group would be read at once.
         with pq.ParquetFile(path, buffer_size=_BUFFER) as file:
             for batch in file.iter_batches(_BATCH, use_threads=False):
                 for value in _rows(batch):
@@ -36,15 +38,16 @@ def parquet_rows(path: Path) -> Iterator[Record]:
                     index += 1
     except _UNREADABLE as error:
         raise InputError(
-            f"{path}: is not whole Parquet after row {index} ({_first_line(error)}); copy it again"
+            f"{path}: is not complete Parquet after row {index} ({_first_line(error)}); copy the file again"
         ) from None
 
 
 def arrow_rows(path: Path) -> Iterator[Record]:
-    """A record a row, of Arrow's file format or of its streaming format, which `datasets` writes.
+    """Yield a record per row, from Arrow's file format or from its streaming format, which `datasets` writes.
 
     Raises:
-        EndsInside: the file has no end; what is whole are the batches before.
+        TruncatedFile: the file ends too early; the complete records are those of the batches before.
+        InputError: the file is damaged.
     """
     index = 0
     with pa.OSFile(str(path)) as file:
@@ -59,9 +62,11 @@ def arrow_rows(path: Path) -> Iterator[Record]:
                     index += 1
         except _UNREADABLE as error:
             if ended:
-                raise InputError(f"{path}: is not Arrow after row {index} ({_first_line(error)})") from None
+                raise InputError(
+                    f"{path}: is not Arrow after row {index} ({_first_line(error)}); copy the file again"
+                ) from None
     if not ended:
-        raise EndsInside(f"row {index + 1}", index)
+        raise TruncatedFile(f"row {index + 1}", index)
 
 
 def _batches(file: pa.NativeFile, framed: bool, ended: bool) -> Iterator[pa.RecordBatch]:
@@ -70,17 +75,17 @@ def _batches(file: pa.NativeFile, framed: bool, ended: bool) -> Iterator[pa.Reco
             for number in range(reader.num_record_batches):
                 yield reader.get_batch(number)
         return
-    # The file format is the streaming format between two marks: what is there can be read without the index at its end.
+    # The file format is the streaming format between two marks, so a file without its index can be read as a stream.
     file.seek(8 if framed else 0)
     with pa.ipc.open_stream(file) as reader:
         yield from reader
 
 
 def csv_rows(path: Path) -> Iterator[Record]:
-    """A record a row, as text by the names in the first row.
+    """Yield a record per row: column name of the first row -> text.
 
     Raises:
-        EndsInside: a quotation is open at the end, or the last line has no end and too few cells.
+        TruncatedFile: a quotation is open at the end, or the last line has no line end and too few cells.
         InputError: the first row names a column twice, or none.
     """
     index, before = 0, csv.field_size_limit()
@@ -100,27 +105,27 @@ def csv_rows(path: Path) -> Iterator[Record]:
                 index, short = index + 1, None
             if isinstance(cells, csv.Error):
                 if "unexpected end" in str(cells):
-                    raise EndsInside(f"line {line}", index)
+                    raise TruncatedFile(f"line {line}", index)
                 yield Record(index, line, BrokenRow("not CSV", f"not CSV ({cells})"))
             elif len(cells) == len(names):
                 yield Record(index, line, dict(zip(names, cells, strict=True)))
             else:
                 detail = f"has {len(cells)} cells, the first row names {len(names)} columns"
-                odd = Record(index, line, BrokenRow("not CSV", detail))
+                wrong_length = Record(index, line, BrokenRow("not CSV", detail))
                 if len(cells) < len(names):
-                    # Broken if lines follow; if it is the last, perhaps cut.
-                    short = odd
+                    # Broken if lines follow; if it is the last line, perhaps truncated.
+                    short = wrong_length
                     continue
-                yield odd
+                yield wrong_length
             index += 1
         if short and not ended:
-            raise EndsInside(f"line {short.line}", index)
+            raise TruncatedFile(f"line {short.line}", index)
         if short:
             yield short
 
 
-def _csv_lines(reader) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Each row that is not blank with the line that it begins on, or the error in its place."""
+def _csv_lines(reader: Any) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yield the line on which each non-blank row begins, with its cells or the error that reading it raised."""
     while True:
         line = reader.line_num + 1
         try:
@@ -134,9 +139,9 @@ def _csv_lines(reader) -> Iterator[tuple[int, list[str] | csv.Error]]:
             yield line, cells
 
 
-def _header(path: Path, reader) -> list[str]:
+def _header(path: Path, reader: Any) -> list[str]:
     try:
-        names = next(reader, [])
+        names: list[str] = next(reader, [])
     except csv.Error as error:
         raise InputError(f"{path}: line 1: not CSV ({error})") from None
     if not names or len(set(names)) < len(names):
@@ -144,9 +149,9 @@ def _header(path: Path, reader) -> list[str]:
     return names
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict | BrokenRow]:
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BrokenRow]:
     try:
-        # Before anything is read: what a damaged file says of lengths may lie outside of it.
+        # Before any value is read: lengths in a damaged file may point outside of it.
         batch.validate(full=True)
         yield from batch.to_pylist()
     except _UNREADABLE:

@@ -7,7 +7,8 @@ import pytest
 
 from tests.support.paths import ROOT
 from tokenuq_ml.config import DatasetSpec
-from tokenuq_ml.data.load import FORMATS, load_examples
+from tokenuq_ml.data.formats import FORMATS
+from tokenuq_ml.data.load import load_examples
 from tokenuq_ml.data.sources.records import BrokenRow
 from tokenuq_ml.errors import InputError
 
@@ -64,7 +65,7 @@ def test_messages_a_question_in_two_named_splits_stays_in_the_one_held_out(tmp_p
         (3, "test"),
     }
     assert loaded.metrics["questions_in_two_splits"] == 2
-    assert [(row["line"], row["reason"]) for row in loaded.rejects.rows()] == [
+    assert [(row["line"], row["reason"]) for row in loaded.rejected.rows()] == [
         (1, "in two splits"),
         (5, "in two splits"),
     ]

@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from tokenuq_ml.data.sources.fingerprint import files_of, fingerprint, problem, signature
+from tokenuq_ml.data.sources.fingerprint import files_of, fingerprint, signature, why_incomplete
 
 ROWS = [{"a": "x" * 20, "b": [{"c": "}"}]} for _ in range(5)]
 
@@ -50,7 +50,7 @@ CONTENTS = {
 def test_a_whole_file_has_no_problem_and_a_cut_one_has(tmp_path, name):
     content, path = CONTENTS[name], tmp_path / name
     path.write_bytes(content)
-    assert problem(path) is None
+    assert why_incomplete(path) is None
     whole_rows = name.endswith((".jsonl", ".csv"))
     # All but white space at the end; the shorter ends of a long file are tried in steps.
     body = len(content.rstrip(b"\n")) if not name.endswith((".parquet", ".arrow", ".csv")) else len(content)
@@ -59,13 +59,13 @@ def test_a_whole_file_has_no_problem_and_a_cut_one_has(tmp_path, name):
         cut = content[:end]
         at_a_row = whole_rows and cut and (cut.endswith(b"\n") or content[end : end + 1] == b"\n")
         if not at_a_row:
-            assert problem(path) is not None, end
+            assert why_incomplete(path) is not None, end
 
 
 def test_a_cut_between_rows_of_jsonl_cannot_be_told(tmp_path):
     """Why the sensor also waits until the size stands still."""
     (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    assert problem(tmp_path / "a.jsonl") is None
+    assert why_incomplete(tmp_path / "a.jsonl") is None
 
 
 def test_a_folder_is_its_data_files_by_name(tmp_path):
@@ -73,16 +73,16 @@ def test_a_folder_is_its_data_files_by_name(tmp_path):
         (tmp_path / name).write_text("{}\n")
     (tmp_path / "inner").mkdir()
     assert [file.name for file in files_of(tmp_path)] == ["a.jsonl", "b.jsonl"]
-    assert problem(tmp_path) is None
+    assert why_incomplete(tmp_path) is None
     (tmp_path / "c.jsonl.part").write_text("{}")
-    assert problem(tmp_path) == "c.jsonl.part is still being written"
+    assert why_incomplete(tmp_path) == "c.jsonl.part is still being written"
 
 
 def test_nothing_there(tmp_path):
     assert files_of(tmp_path / "no") == [] and fingerprint(tmp_path / "no") is None
-    assert problem(tmp_path / "no") == "no file is there" == problem(tmp_path)
+    assert why_incomplete(tmp_path / "no") == "no data file exists" == why_incomplete(tmp_path)
     (tmp_path / "a.json").touch()
-    assert problem(tmp_path / "a.json") == "a.json is empty"
+    assert why_incomplete(tmp_path / "a.json") == "a.json is empty"
 
 
 def test_a_fingerprint_is_of_content_alone(tmp_path):

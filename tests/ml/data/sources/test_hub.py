@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.fake_hub import COMMIT, fake_hub
 from tokenuq_ml.config import DatasetSpec
-from tokenuq_ml.data.load import load_examples, problem
+from tokenuq_ml.data.load import load_examples, why_unavailable
 from tokenuq_ml.errors import InputError
 
 SIZES = {"train": 5, "validation": 2, "test": 3}
@@ -86,7 +86,7 @@ def test_what_cannot_be_had_is_said_in_a_sentence(repository, monkeypatch, chang
 def test_a_row_that_breaks_off_is_said(repository):
     (repository / "train.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"question\n')
     with pytest.raises(
-        InputError, match=r"repository cannot be read .*fetch its files and name their folder as `path:`"
+        InputError, match=r"repository cannot be read .*download its files and name their folder as `path:`"
     ):
         load_examples(spec(repository))
 
@@ -108,6 +108,7 @@ def test_reachability_is_told_without_a_download(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.dataset_info", refuse)
-    assert "dataset g: https" in problem(spec("o/d")) and "cannot be reached: check the network" in problem(spec("o/d"))
+    reason = why_unavailable(spec("o/d"))
+    assert "dataset g: https" in reason and "cannot be reached: check the network" in reason
     monkeypatch.setattr("huggingface_hub.dataset_info", lambda *_, **__: None)
-    assert problem(spec("o/d")) is None
+    assert why_unavailable(spec("o/d")) is None

@@ -8,7 +8,7 @@ import pytest
 
 from tokenuq_ml.data.sources import json_records
 from tokenuq_ml.data.sources.json_records import is_list, json_lines, json_list
-from tokenuq_ml.data.sources.records import BrokenRow, EndsInside
+from tokenuq_ml.data.sources.records import BrokenRow, TruncatedFile
 from tokenuq_ml.errors import InputError
 
 ROWS = [
@@ -37,7 +37,7 @@ def read(path):
         for record in json_list(path) if is_list(path) else json_lines(path):
             assert record.index == len(values)
             values.append(record.value)
-    except EndsInside as cut:
+    except TruncatedFile as cut:
         return values, cut
     return values, None
 
@@ -80,7 +80,7 @@ def test_a_list_cut_at_any_byte_says_how_many_are_whole(tmp_path, monkeypatch, s
     for cut in range(1, len(content.rstrip())):
         path.write_bytes(content[:cut])
         values, end = read(path)
-        assert end is not None and end.whole == len(values) == whole_within(text, cut), cut
+        assert end is not None and end.complete == len(values) == whole_within(text, cut), cut
         assert values == ROWS[: len(values)]
 
 
@@ -105,7 +105,7 @@ def test_lines_cut_at_any_byte(tmp_path, newline):
         whole = sum(stop - len(newline) <= cut for stop in ends)
         assert values == rows[:whole]
         assert (end is None) == (cut in ends or any(0 < stop - cut <= len(newline) for stop in ends)), cut
-        assert end is None or end.whole == whole
+        assert end is None or end.complete == whole
 
 
 def damaged(old: str, new: str) -> str:

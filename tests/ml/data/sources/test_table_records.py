@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokenuq_ml.data.sources.records import BrokenRow, EndsInside
+from tokenuq_ml.data.sources.records import BrokenRow, TruncatedFile
 from tokenuq_ml.data.sources.table_records import arrow_rows, csv_rows, parquet_rows
 from tokenuq_ml.errors import InputError
 
@@ -31,7 +31,7 @@ def read(rows):
         for record in rows:
             assert record.index == len(values)
             values.append(record.value)
-    except EndsInside as cut:
+    except TruncatedFile as cut:
         return values, cut
     return values, None
 
@@ -63,7 +63,7 @@ def test_cut_parquet_is_an_error_at_any_byte(tmp_path):
     content = path.read_bytes()
     for cut in range(len(content)):
         path.write_bytes(content[:cut])
-        with pytest.raises(InputError, match=r"a\.parquet: is not whole Parquet after row 0 .*copy it again"):
+        with pytest.raises(InputError, match=r"a\.parquet: is not complete Parquet after row 0 .*copy the file again"):
             read(parquet_rows(path))
 
 
@@ -74,7 +74,7 @@ def test_cut_arrow_keeps_its_whole_batches(tmp_path, new):
     for cut in range(len(content)):
         path.write_bytes(content[:cut])
         values, end = read(arrow_rows(path))
-        assert end is not None and end.whole == len(values) and values == FLAT[: len(values)], cut
+        assert end is not None and end.complete == len(values) and values == FLAT[: len(values)], cut
         counts.append(len(values))
     assert counts == sorted(counts) and set(counts) == {0, 2, 4, 5}
 
@@ -162,7 +162,7 @@ def test_csv_broken_rows(tmp_path):
         "not CSV (',' expected after '\"')",
     ]
     assert values[3:] == [{"q": "ok", "a": "\udcff"}, {"q": "5", "a": "6"}]
-    assert end.whole == 5 and "line 8" in str(end)
+    assert end.complete == 5 and "line 8" in str(end)
     path.write_text("q,a\n1,2\n7\n")
     assert read(csv_rows(path))[1] is None, "the last line has an end: it is broken, not cut"
 
@@ -175,7 +175,7 @@ def test_cut_csv_at_any_byte(tmp_path):
         path.write_bytes(content[:cut])
         values, end = read(csv_rows(path))
         whole = values if end else values[:-1]
-        assert whole == rows[: len(whole)] and (end is None or end.whole == len(whole)), cut
+        assert whole == rows[: len(whole)] and (end is None or end.complete == len(whole)), cut
         # What no reader can tell: a last cell that is cut, but all cells are there.
         assert end is not None or cut == 4 or content[:cut].count(b",") in (2, 4, 5), cut
 
