@@ -11,6 +11,7 @@ from tests.support.paths import ROOT
 
 FOLDERS = "tokenuq_ml|tokenuq_pipeline|tests|docs|config|benchmarks|examples"
 PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./-]*\w\.(?:py|md|yaml|jinja|png|css|js|toml)\b")
+FOLDER = re.compile(rf"`((?:{FOLDERS})/(?:[\w.-]+/)*)`")
 DOTTED = re.compile(r"\btokenuq_(?:ml|pipeline)(?:\.[A-Za-z_]\w*)+")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 WALK = re.compile(r"^\|[^|]*\| `(\w+)` \| `([\w/.]+\.py)` \|$", re.MULTILINE)
@@ -50,7 +51,9 @@ def headings(page) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_paths_exist(page):
-    missing = sorted({path for path in PATH.findall(text_of(page)) if not (ROOT / path).exists()})
+    missing = sorted(
+        {path for path in [*PATH.findall(text_of(page)), *FOLDER.findall(text_of(page))] if not (ROOT / path).exists()}
+    )
     assert not missing
 
 
