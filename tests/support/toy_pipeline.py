@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.storage.defs_state.base import _current_storage
 
 from tests.support import fake_stage
 from tests.support.paths import ROOT
@@ -14,7 +13,9 @@ from tokenuq_ml.config import AblationSpec, DatasetSpec, DistillSpec, ModelSpec,
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages import runner
+from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.definitions import build_defs
+from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage
 from tokenuq_pipeline.runtime.launcher import StageFailure
 from tokenuq_pipeline.runtime.store import Store
 
@@ -104,9 +105,13 @@ class Toy:
         return dg.DagsterInstance.from_config(str(home))
 
     def defs(self, config: Config | None = None, launcher: dg.ConfigurableResource | None = None) -> dg.Definitions:
-        # Else Dagster asks the instance of an earlier test, which is closed.
-        _current_storage.set(None)
+        forget_definitions_storage()
         return build_defs(config or toy_config(), self.store.home, launcher or FakeStagesInProcess())
+
+    def materialise(self, config: Config) -> None:
+        """Run the study as `tokenuq run` does, and check that it succeeds."""
+        with self.instance() as instance:
+            assert run_study(self.defs(config), config, STUDY, [], instance, self.store) == 0
 
     def copy(self, folder: Path) -> "Toy":
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)

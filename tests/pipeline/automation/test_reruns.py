@@ -5,14 +5,13 @@ import os
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.api import execute_run_iterator
 
 from tests.support.toy_pipeline import STUDY, Toy, config_with
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.automation import reruns, schedules
 from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
+from tokenuq_pipeline.runtime.dagster_internals import run_job
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG
 
 
@@ -55,7 +54,7 @@ class World:
         run = self.instance.create_run_for_job(
             subset, run_config=request.run_config, tags=dict(request.tags), asset_selection=frozenset(assets) or None
         )
-        events = execute_run_iterator(InMemoryJob(subset), run, self.instance)
+        events = run_job(subset, run, self.instance)
         made = [event for event in events if event.event_type_value == "ASSET_MATERIALIZATION"]
         return {event.asset_key.to_user_string() for event in made}
 
@@ -72,36 +71,53 @@ class World:
 
 @pytest.fixture
 def world(toy, tmp_path):
+    """Nothing is materialised."""
     with toy.instance() as instance:
         yield World(toy, config_with(tmp_path), instance)
+
+
+@pytest.fixture
+def data_file(made_study_with_file):
+    """The file of the dataset `extra` of the materialised study; a test may change it."""
+    path = made_study_with_file.folder.parent / "extra.jsonl"
+    before = path.read_text()
+    yield path
+    path.write_text(before)
+
+
+@pytest.fixture
+def made_world(made_study_with_file, data_file, tmp_path):
+    """The study is materialised, and everything is fresh."""
+    toy = made_study_with_file.copy(tmp_path / "made")
+    with toy.instance() as instance:
+        yield World(toy, config_with(data_file.parent), instance)
 
 
 def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(world):
     (request,) = world.schedule().run_requests
     assert request.tags["study"] == STUDY and request.tags[RERUN_TAG] == "schedule" and request.tags[WAVE_TAG] == "1"
     waves, said = world.until_fresh(request)
-    assert len(set().union(*waves)) == 17 and said == "study: all is fresh after 1 waves"
+    assert len(set().union(*waves)) == 17 and said == "study: everything is fresh after 1 wave"
     tick = world.schedule()
     assert not tick.run_requests and tick.skip_message == "study: nothing is stale"
-    assert world.sensor("next_wave").skip_message == "no rerun is under way"
+    assert world.sensor("next_wave").skip_message == "no rerun is in progress"
 
 
-def test_a_schedule_reruns_what_is_stale_in_waves(world, tmp_path):
-    world.until_fresh(world.schedule().run_requests[0])
-    edited = World(world.toy, config_with(tmp_path, quantile=0.5), world.instance)
-    edited.cursors = world.cursors
+def test_a_schedule_reruns_what_is_stale_in_waves(made_world, data_file):
+    edited = World(made_world.toy, config_with(data_file.parent, quantile=0.5), made_world.instance)
+    edited.cursors = made_world.cursors
     waves, said = edited.until_fresh(edited.schedule().run_requests[0])
     assert waves == [
         {"study/top/student"},
         {"study/top/evaluation", "study/top/curriculum", "study/ablation_report"},
     ]
-    assert said == "study: all is fresh after 2 waves"
+    assert said == "study: everything is fresh after 2 waves"
 
 
 def test_a_schedule_leaves_a_study_alone_that_is_being_run(world):
     job = world.defs.resolve_job_def(STUDY)
     run = world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
-    assert f"run {run.run_id[:8]} is under way" in world.schedule().skip_message
+    assert f"run {run.run_id[:8]} is in progress" in world.schedule().skip_message
 
 
 def test_waves_end_where_a_run_fails(world, monkeypatch):
@@ -110,7 +126,7 @@ def test_waves_end_where_a_run_fails(world, monkeypatch):
     world.carry_out(request)
     tick = world.sensor("next_wave")
     assert not tick.run_requests and "did not succeed; its rerun ends here" in tick.skip_message
-    assert world.sensor("next_wave").skip_message == "no rerun is under way"
+    assert world.sensor("next_wave").skip_message == "no rerun is in progress"
     # The next tick of the schedule takes it up: first the check that failed, alone.
     monkeypatch.delenv("FAKE_STAGE")
     request = world.schedule().run_requests[0]
@@ -119,56 +135,51 @@ def test_waves_end_where_a_run_fails(world, monkeypatch):
     }
 
 
-def test_the_next_wave_waits_for_other_runs_and_is_asked_for_once(world, tmp_path):
-    world.until_fresh(world.schedule().run_requests[0])
-    edited = World(world.toy, config_with(tmp_path, quantile=0.5), world.instance)
-    edited.cursors = world.cursors
+def test_the_next_wave_waits_for_other_runs_and_is_asked_for_once(made_world, data_file):
+    edited = World(made_world.toy, config_with(data_file.parent, quantile=0.5), made_world.instance)
+    edited.cursors = made_world.cursors
     edited.carry_out(edited.schedule().run_requests[0])
-    job = world.defs.resolve_job_def(STUDY)
-    other = world.instance.create_run_for_job(
+    job = made_world.defs.resolve_job_def(STUDY)
+    other = made_world.instance.create_run_for_job(
         job, tags={"study": STUDY, PROCESS_TAG: f"{os.getpid()}-0"}, status=dg.DagsterRunStatus.STARTED
     )
     assert edited.sensor("next_wave").skip_message == f"study: waits for run {other.run_id[:8]}"
-    world.instance.report_run_canceled(other)
+    made_world.instance.report_run_canceled(other)
     (request,) = edited.sensor("next_wave").run_requests
     assert request.tags[WAVE_TAG] == "2" and request.run_key.startswith("study-after-")
     assert not edited.sensor("next_wave").run_requests
 
 
-def test_a_changed_data_file_is_asked_for_once_when_it_is_whole(world, tmp_path):
-    path = tmp_path / "extra.jsonl"
-    world.until_fresh(world.schedule().run_requests[0])
-    assert "stand still" in world.sensor("data_files").skip_message
-    assert world.sensor("data_files").skip_message == "no data file has changed"
-    with open(path, "a") as file:
+def test_a_changed_data_file_is_asked_for_once_when_it_is_complete(made_world, data_file):
+    assert "no longer change" in made_world.sensor("data_files").skip_message
+    assert made_world.sensor("data_files").skip_message == "no data file has changed"
+    with open(data_file, "a") as file:
         file.write('{"rows": 2')
-    assert world.sensor("data_files").skip_message == "extra: waits until its files stand still"
-    assert world.sensor("data_files").skip_message == "extra: extra.jsonl does not end with a whole line"
-    with open(path, "a") as file:
+    assert made_world.sensor("data_files").skip_message == "extra: waits until its files no longer change"
+    assert made_world.sensor("data_files").skip_message == "extra: extra.jsonl does not end with a complete line"
+    with open(data_file, "a") as file:
         file.write("}\n")
-    assert not world.sensor("data_files").run_requests
-    (request,) = world.sensor("data_files").run_requests
+    assert not made_world.sensor("data_files").run_requests
+    (request,) = made_world.sensor("data_files").run_requests
     assert request.tags[RERUN_TAG] == "data file of extra" and request.run_key.startswith("extra-")
-    assert not world.sensor("data_files").run_requests
-    waves, said = world.until_fresh(request)
-    assert waves == [{"datasets/extra"}] and said == "study: all is fresh after 1 waves"
-    path.touch()
-    assert not world.sensor("data_files").run_requests and not world.sensor("data_files").run_requests
+    assert not made_world.sensor("data_files").run_requests
+    waves, said = made_world.until_fresh(request)
+    assert waves == [{"datasets/extra"}] and said == "study: everything is fresh after 1 wave"
+    data_file.touch()
+    assert not made_world.sensor("data_files").run_requests and not made_world.sensor("data_files").run_requests
 
 
-def test_a_changed_file_that_another_run_has_read_is_not_asked_for_again(world, tmp_path):
-    path = tmp_path / "extra.jsonl"
-    world.until_fresh(world.schedule().run_requests[0])
-    world.sensor("data_files")
-    path.write_text('{"rows": 2}\n')
-    world.sensor("data_files")
-    (request,) = world.schedule().run_requests
-    job = world.defs.resolve_job_def(STUDY)
-    run = world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
-    assert world.sensor("data_files").skip_message == f"extra: waits for run {run.run_id[:8]}"
-    world.instance.report_run_canceled(run)
-    assert world.carry_out(request) == {"datasets/extra"}
-    assert world.sensor("data_files").skip_message == "no data file has changed"
+def test_a_changed_file_that_another_run_has_read_is_not_asked_for_again(made_world, data_file):
+    made_world.sensor("data_files")
+    data_file.write_text('{"rows": 2}\n')
+    made_world.sensor("data_files")
+    (request,) = made_world.schedule().run_requests
+    job = made_world.defs.resolve_job_def(STUDY)
+    run = made_world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
+    assert made_world.sensor("data_files").skip_message == f"extra: waits for run {run.run_id[:8]}"
+    made_world.instance.report_run_canceled(run)
+    assert made_world.carry_out(request) == {"datasets/extra"}
+    assert made_world.sensor("data_files").skip_message == "no data file has changed"
 
 
 def test_the_content_before_the_last_is_asked_for_again(world, tmp_path):
@@ -184,7 +195,7 @@ def test_a_file_that_is_not_there_yet_is_waited_for(world, tmp_path):
     path = tmp_path / "extra.jsonl"
     path.unlink()
     assert not world.sensor("data_files").run_requests
-    assert world.sensor("data_files").skip_message == "extra: no file is there"
+    assert world.sensor("data_files").skip_message == "extra: no data file exists"
     path.write_text('{"rows": 1}\n')
     world.sensor("data_files")
     assert [key.path for key in world.sensor("data_files").run_requests[0].asset_selection] == [["datasets", "extra"]]
@@ -204,24 +215,23 @@ def test_a_study_that_is_not_enabled_is_left_alone(toy, tmp_path):
     ]
 
 
-def test_cheap_assets_follow_their_inputs_by_themselves(world):
-    graph = world.defs.resolve_asset_graph()
+def test_cheap_assets_follow_their_inputs_by_themselves(made_world):
+    graph = made_world.defs.resolve_asset_graph()
     automated = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}
     assert automated == {"study/uncertainty_analysis", "study/ablation_report"}
-    world.until_fresh(world.schedule().run_requests[0])
-    first = dg.evaluate_automation_conditions(world.defs, world.instance)
+    first = dg.evaluate_automation_conditions(made_world.defs, made_world.instance)
     assert first.total_requested == 0
-    job = world.defs.resolve_job_def(STUDY)
+    job = made_world.defs.resolve_job_def(STUDY)
     forced = [dg.AssetKey([STUDY, "mle", "evaluation"])]
     os.environ["FAKE_STAGE"] = json.dumps({"spoil": "evaluation"})
     try:
-        assert job.execute_in_process(instance=world.instance, asset_selection=forced).success
+        assert job.execute_in_process(instance=made_world.instance, asset_selection=forced).success
     finally:
         del os.environ["FAKE_STAGE"]
-    second = dg.evaluate_automation_conditions(world.defs, world.instance, cursor=first.cursor)
+    second = dg.evaluate_automation_conditions(made_world.defs, made_world.instance, cursor=first.cursor)
     asked = {key.to_user_string() for key in automated_keys(second)}
     assert asked == {"study/ablation_report"}
-    third = dg.evaluate_automation_conditions(world.defs, world.instance, cursor=second.cursor)
+    third = dg.evaluate_automation_conditions(made_world.defs, made_world.instance, cursor=second.cursor)
     assert third.total_requested == 0
 
 
@@ -242,7 +252,7 @@ def test_off_until_switched_on(toy, tmp_path, monkeypatch):
 def test_when_schedules_tick_is_the_environments_to_say():
     assert schedules.cron({}) == "0 3 * * 1"
     assert schedules.cron({"TOKENUQ_SCHEDULE": "@daily"}) == "@daily"
-    with pytest.raises(InputError, match="TOKENUQ_SCHEDULE: 'soon' is no cron expression"):
+    with pytest.raises(InputError, match="TOKENUQ_SCHEDULE: 'soon' is not a cron expression"):
         schedules.cron({"TOKENUQ_SCHEDULE": "soon"})
     with pytest.raises(InputError, match="TOKENUQ_AUTOMATE: must be 0 or 1, is 'yes'"):
         reruns.starts_running({"TOKENUQ_AUTOMATE": "yes"})

@@ -31,12 +31,9 @@ def rows(toy, config):
         return {row["asset"]: (row["state"], row["reason"]) for row in found}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    toy = Toy(folder / "toy")
-    assert len(materialised(toy, config_with(folder))[0]) == 17
-    return toy
+@pytest.fixture
+def made(made_study_with_file):
+    return made_study_with_file
 
 
 @pytest.fixture
@@ -56,8 +53,8 @@ def test_an_edited_ablation_recomputes_it_and_the_report(made, toy, tmp_path):
     config = config_with(made.folder.parent, quantile=0.5)
     assert rows(toy, config) == {
         "study/top/student": ("stale", "ablation.select.quantile: 0.25 -> 0.5"),
-        "study/top/evaluation": ("waiting", "fresh as it is, but may follow study/top/student"),
-        "study/top/curriculum": ("waiting", "fresh as it is, but may follow study/top/student"),
+        "study/top/evaluation": ("waiting", "fresh now, may become stale after study/top/student"),
+        "study/top/curriculum": ("waiting", "fresh now, may become stale after study/top/student"),
         "study/ablation_report": ("stale", "ablations.top.select.quantile: 0.25 -> 0.5"),
     }
     assert materialised(toy, config) == [
@@ -142,6 +139,6 @@ def test_changed_fields_are_named_with_their_paths():
     assert list(changed_fields(before, now)) == [
         "a: 1 -> 2",
         "b.c: [1, 2] -> [1, 3]",
-        "b.gone: no longer there",
+        "b.gone: removed",
         "b.new: new",
     ]

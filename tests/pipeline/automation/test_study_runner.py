@@ -7,12 +7,12 @@ import pytest
 
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_ml.config import spec_hash
-from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.metadata import PREVIEW_ROWS
 from tokenuq_pipeline.automation.study_runner import StudyRunner
 from tokenuq_pipeline.commands import run as run_command
+from tokenuq_pipeline.runtime.console import CONSOLE
 from tokenuq_pipeline.runtime.git import git_state
-from tokenuq_pipeline.runtime.logs import CONSOLE
 
 
 def bring_up_to_date(toy, config=None, ablations=()):
@@ -41,53 +41,47 @@ def stale(toy, config=None):
         return {key.to_user_string(): reason for key, reason in found.reasons.items()}, found.pending_checks
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The study, made once; tests that change it take a copy."""
-    toy = Toy(tmp_path_factory.mktemp("whole"))
-    code, runs = bring_up_to_date(toy)
-    assert code == 0 and len(runs) == 1 and len(runs[0]) == 17
-    return toy
-
-
 @pytest.fixture
-def copy(whole, tmp_path):
-    return whole.copy(tmp_path / "toy")
+def copy(made_study, tmp_path):
+    return made_study.copy(tmp_path / "toy")
 
 
 def misbehave(monkeypatch, **behaviour):
     monkeypatch.setenv("FAKE_STAGE", json.dumps(behaviour))
 
 
-def test_after_one_run_everything_is_fresh(whole):
-    assert stale(whole) == ({}, frozenset())
+def test_one_run_materialises_every_asset_and_then_all_are_fresh(made_study):
+    with made_study.instance() as instance:
+        (materialised,) = made(instance)
+    assert len(materialised) == len(set(materialised)) == 17
+    assert stale(made_study) == ({}, frozenset())
 
 
-def test_a_second_run_makes_nothing_and_says_so(whole, capfd):
-    _, runs = bring_up_to_date(whole)
+def test_a_second_run_makes_nothing_and_says_so(made_study, capfd):
+    _, runs = bring_up_to_date(made_study)
     assert len(runs) == 1
     assert "up to date: nothing to recompute" in capfd.readouterr().out
 
 
-def test_versions_are_the_childs_and_inputs_are_recorded(whole):
-    with whole.instance() as instance:
+def test_versions_are_the_childs_and_inputs_are_recorded(made_study):
+    with made_study.instance() as instance:
         versions = {}
         for name in ("study/top/student", "study/top/evaluation", "study/top/curriculum"):
             event = instance.get_latest_materialization_event(dg.AssetKey(name.split("/"))).asset_materialization
             versions[name] = event.tags["dagster/data_version"]
-            assert versions[name] == whole.store.read_manifest(name)["data_version"]
+            assert versions[name] == made_study.store.data_version(name)
             if name != "study/top/student":
                 # Student and this one came from the same step: the new student counts, not the one before.
                 assert event.tags["dagster/input_data_version/study/top/student"] == versions["study/top/student"]
-                manifest = whole.store.read_manifest(name)
-                assert manifest["input_data_versions"]["study/top/student"] == versions["study/top/student"]
+                manifest = made_study.store.read_manifest(name)
+                assert manifest.input_data_versions["study/top/student"] == versions["study/top/student"]
 
 
 def test_forcing_a_student_and_its_evaluation_records_the_new_student(copy):
     """As above, where there is an older student that could be mistaken for it."""
     config = toy_config(quantile=0.9)
     keys = [dg.AssetKey([STUDY, "top", stage]) for stage in ("student", "evaluation")]
-    before = copy.store.read_manifest("study/top/student")["data_version"]
+    before = copy.store.data_version("study/top/student")
     with copy.instance() as instance:
         result = copy.defs(config).resolve_job_def(STUDY).execute_in_process(instance=instance, asset_selection=keys)
         student, evaluation = (instance.get_latest_materialization_event(key).asset_materialization for key in keys)
@@ -97,8 +91,8 @@ def test_forcing_a_student_and_its_evaluation_records_the_new_student(copy):
     assert len(runs) == 2 and student.tags["dagster/data_version"] != before
 
 
-def test_metadata_shows_rows_preview_plot_figures_and_spec(whole):
-    with whole.instance() as instance:
+def test_metadata_shows_rows_preview_plot_figures_and_spec(made_study):
+    with made_study.instance() as instance:
         losses = instance.get_latest_materialization_event(dg.AssetKey([STUDY, "token_losses"])).asset_materialization
         key = dg.AssetKey([STUDY, "top", "student"])
         student = instance.get_latest_materialization_event(key).asset_materialization
@@ -108,18 +102,20 @@ def test_metadata_shows_rows_preview_plot_figures_and_spec(whole):
     assert losses.metadata["seconds"].value >= 0 and losses.metadata["peak_memory_mib"].value > 10
     assert student.metadata["Curve"].value.startswith("![curve](data:image/png;base64,")
     assert student.metadata["spec"].value["ablation"]["select"]["quantile"] == 0.25
-    assert student.metadata["path_adapter"].value == str(whole.store.path("student/study=study/ablation=top/adapter"))
+    assert student.metadata["path_adapter"].value == str(
+        made_study.store.path("student/study=study/ablation=top/adapter")
+    )
     assert student.metadata["selections_rows"].value == 9
 
 
-def test_every_materialisation_says_what_it_was_made_from_and_with(whole):
+def test_every_materialisation_says_what_it_was_made_from_and_with(made_study):
     config, packages = toy_config(), {"python", "torch", "transformers", "peft", "polars", "pyarrow", "dagster"}
-    assets = {asset.name: asset for _, _, group in stage_groups(config) for asset in group}
-    with whole.instance() as instance:
+    assets = assets_by_name(config)
+    with made_study.instance() as instance:
         for name, asset in assets.items():
             event = instance.get_latest_materialization_event(asset.key)
             entries = {key: entry.value for key, entry in event.asset_materialization.metadata.items()}
-            manifest = whole.store.read_manifest(name)
+            manifest = made_study.store.read_manifest(name)
             assert entries["spec"] == asset.fields and entries["spec_hash"] == spec_hash(asset.fields)
             inputs = {"/".join(dep) for dep in asset.deps}
             assert (
@@ -128,9 +124,9 @@ def test_every_materialisation_says_what_it_was_made_from_and_with(whole):
             assert packages <= entries["packages"].keys()
             assert {"device", "precision", "seconds", "peak_memory_mib"} <= entries.keys()
             assert {key: entries[key] for key in git_state()} == git_state()
-            assert manifest["provenance"]["run_id"] == event.run_id
-            assert all(len(file["sha256"]) == 64 for file in manifest["files"])
-        seeds = {name: whole.store.read_manifest(name)["provenance"].get("seed") for name in assets}
+            assert manifest.provenance.run_id == event.run_id
+            assert all(len(file.sha256) == 64 for file in manifest.files)
+        seeds = {name: made_study.store.read_manifest(name).provenance.seed for name in assets}
     assert seeds["study/baseline_teacher"] == 1000 and seeds["study/mle/student"] == 0
     assert seeds["datasets/toy"] == 0 and seeds["models/tiny"] is None
 
@@ -150,7 +146,9 @@ def test_an_edited_ablation_reruns_alone_then_what_follows(copy):
 
 def test_what_is_gone_from_the_store_is_made_again_and_an_equal_result_stops_there(copy):
     (copy.store.path("token_losses/study=study") / "part-0.parquet").unlink()
-    assert stale(copy)[0] == {"study/token_losses": "is not whole in the store"}
+    assert stale(copy)[0] == {
+        "study/token_losses": "is incomplete in the store: token_losses/study=study/part-0.parquet is missing"
+    }
     code, runs = bring_up_to_date(copy)
     assert code == 0 and runs[1:] == [["study/token_losses"]]
 
@@ -159,7 +157,7 @@ def test_only_one_ablation_leaves_the_report_until_the_rest_is_there(tmp_path, c
     toy = Toy(tmp_path)
     code, runs = bring_up_to_date(toy, ablations=["mle"])
     out = capfd.readouterr().out
-    assert code == 0 and "the report is left as it was: not up to date are" in out
+    assert code == 0 and "the report is not rebuilt, because these are not up to date: " in out
     flat = [name for run in runs for name in run]
     assert "study/mle/curriculum" in flat and not any("top" in name or "report" in name for name in flat)
 
@@ -239,12 +237,12 @@ def test_a_stage_without_its_inputs_says_which(tmp_path):
             )
         )
         failure = next(event for event in result.all_events if event.is_step_failure)
-    assert "study/token_losses, study/token_uncertainty not there; materialise first" in str(
+    assert "missing inputs: study/token_losses, study/token_uncertainty; materialise them first" in str(
         failure.step_failure_data.user_failure_data.description
     )
 
 
-def test_runs_are_listed_under_the_study_in_the_ui(whole):
-    with whole.instance() as instance:
+def test_runs_are_listed_under_the_study_in_the_ui(made_study):
+    with made_study.instance() as instance:
         run = instance.get_runs(limit=1)[0]
     assert run.job_name == STUDY and run.tags[".dagster/repository"] == "__repository__@tokenuq"

@@ -12,7 +12,6 @@ from tokenuq_ml.costs.machine import Machine
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import plan, plan_text, status
-from tokenuq_pipeline.commands import run as run_command
 
 MACHINE = Machine(1e9, "cpu", "bfloat16", 2, "test", 512)
 SIZES = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
@@ -55,20 +54,16 @@ def test_of_an_empty_store_all_is_planned_and_adds_up(toy):
     assert [source["name"] for source in made.sources][:1] == ["tiny"] and not made.sources[0]["ready"]
 
 
-def test_what_is_fresh_counts_as_nothing(toy):
-    config = sized_config()
-    with toy.instance() as instance:
-        assert run_command.run_study(toy.defs(config), config, STUDY, [], instance, toy.store) == 0
-
+def test_what_is_fresh_counts_as_nothing(made_study):
     def never(*_):
         raise AssertionError("nothing to compute, and the machine is measured")
 
-    made = planned(toy, config, never)
+    made = planned(made_study, sized_config(), never)
     assert made.totals["stages"] == 0 and made.totals["flop"] == 0
     assert "up to date: nothing to compute" in plan.as_text(made, 10**12)
     # Another quantile: one student is stale, what is made of it may follow, and nothing else.
     edited = sized_config(quantile=0.5)
-    rows = by_name(planned(toy, edited))
+    rows = by_name(planned(made_study, edited))
     assert rows[f"{STUDY}/top/student"]["state"] == "stale" and rows[f"{STUDY}/top/student"]["flop"] > 0
     assert rows[f"{STUDY}/top/evaluation"]["state"] == "may follow"
     still = {"baseline_teacher", "token_losses", "mle/student", "mle/evaluation"}
@@ -131,7 +126,7 @@ def test_new_studies_leave_quickstart_as_it_was(tmp_path, monkeypatch):
     import shutil
 
     from tokenuq_ml.config.load import load_config
-    from tokenuq_pipeline.assets.graph import stage_groups
+    from tokenuq_pipeline.assets.graph import assets_by_name
 
     shipped = ROOT / "config"
     shutil.copytree(shipped, tmp_path / "config")
@@ -142,8 +137,8 @@ def test_new_studies_leave_quickstart_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "config" / "models.yaml").write_text(yaml.safe_dump({"smollm2_135m": models["smollm2_135m"]}))
 
     def versions(folder):
-        assets = [asset for _, _, group in stage_groups(load_config(folder)) for asset in group]
-        return {asset.name: asset.code_version for asset in assets}
+        assets = assets_by_name(load_config(folder))
+        return {name: asset.code_version for name, asset in assets.items()}
 
     alone = versions(tmp_path / "config")
     assert alone.items() <= versions(shipped).items() and "quickstart/paper_top25/student" in alone

@@ -2,31 +2,22 @@
 
 import pytest
 
-from tests.support.toy_pipeline import STUDY, Toy, toy_config
+from tests.support.toy_pipeline import toy_config
 from tokenuq_pipeline import cli
-from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.commands import prune
-from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.runtime.pruning import removable, remove
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    toy = Toy(tmp_path_factory.mktemp("made"))
-    with toy.instance() as instance:
-        assert run_study(toy.defs(), toy_config(), STUDY, [], instance, toy.store) == 0
-    return toy
-
-
 @pytest.fixture
-def store(made, tmp_path, monkeypatch):
-    store = made.copy(tmp_path / "toy").store
+def store(made_study, tmp_path, monkeypatch):
+    store = made_study.copy(tmp_path / "toy").store
     monkeypatch.setenv("TOKENUQ_HOME", str(store.home))
     return store
 
 
 def configured(config):
-    return {asset.name: asset.code_version for _, _, group in stage_groups(config) for asset in group}
+    return {name: asset.code_version for name, asset in assets_by_name(config).items()}
 
 
 def files(store):
@@ -47,7 +38,7 @@ def test_an_altered_a_missing_and_an_extra_file_are_named(store, capsys):
     assert cli.main(["verify"]) == 1
     out = capsys.readouterr().out
     assert "study/top/student: student/study=study/ablation=top/adapter/content: its SHA-256 begins with" in out
-    assert "study/top/student: student/study=study/ablation=top/adapter/more: is not of the asset" in out
+    assert "study/top/student: student/study=study/ablation=top/adapter/more: does not belong to the asset" in out
     assert "models/tiny: models/tiny/content: is missing" in out and "2 of 17 assets do not match" in out
     assert store.is_complete("study/top/student")
     assert cli.main(["verify", "--forget"]) == 1
@@ -96,8 +87,8 @@ def test_without_a_terminal_it_only_lists(store, monkeypatch, capsys):
     before = files(store)
     assert cli.main(["prune"]) == 0
     out = capsys.readouterr().out
-    assert "study/top/student" in out and "nothing was removed; give --yes" in out and files(store) == before
-    assert cli.main(["prune", "--study", "other"]) == 0 and "nothing to remove" in capsys.readouterr().out
+    assert "study/top/student" in out and "nothing was deleted; give --yes" in out and files(store) == before
+    assert cli.main(["prune", "--study", "other"]) == 0 and "nothing to delete" in capsys.readouterr().out
     monkeypatch.setattr(prune.sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
     assert cli.main(["prune"]) == 0 and files(store) == before
