@@ -104,7 +104,7 @@ def token_uncertainty(
 
     Args:
         model: With an active LoRA adapter. A model in bfloat16 is widened while this runs.
-        examples: In any order; neither order nor batching changes the masks.
+        examples: In any order; masks depend on the example, not on order or batching.
         spec: Samples, dropout rates, kind of mask and seed.
         numerics: Device and threads; its dtype is not used.
         progress: Called with the number of tokens of each batch that is done, times K.

@@ -69,7 +69,7 @@ def test_the_text_of_a_template_is_a_field_and_its_path_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("template", "error"),
     [
-        ("{{ bos_token }}", "leaves out what the assistant says"),
+        ("{{ bos_token }}", "leaves out the assistant's text"),
         ("{{ raise_exception('never') }}", "rejects the conversation: never"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_template_without_answers_is_rejected(tmp_path, template, error):
 
 
 def test_generation_stops_at_the_end_of_a_turn_and_of_the_text(tmp_path):
-    """Also with a generation configuration that contradicts itself, which transformers refuses to save."""
+    """Also with a generation configuration that contradicts itself, which transformers does not save."""
     model = folder_model(tmp_path / "in", chat_template=CHATML.replace("<|im_end|>", "<|im_start|>"))
     ids = {
         token: load_tokenizer(tmp_path / "in").convert_tokens_to_ids(f"<|im_{token}|>") for token in ("start", "end")
@@ -102,7 +102,7 @@ def test_a_template_without_an_end_of_turn_is_reported(tmp_path):
     folder_model(tmp_path / "in", chat_template=template)
     reporter, result = run_conversion(folder_spec(tmp_path / "in"), tmp_path)
     assert result.metrics["end_of_turn"] is None
-    assert any("generation knows no end" in line for line in reporter.lines)
+    assert any("generated answers do not end" in line for line in reporter.lines)
 
 
 def test_the_data_version_follows_weights_template_and_ends(tmp_path):

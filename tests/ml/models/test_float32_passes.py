@@ -1,4 +1,4 @@
-"""BALD is float32's whatever the model's dtype and the process's settings; the model is left as it was."""
+"""BALD is computed in float32 for any model dtype and any setting of the process; the model is restored."""
 
 import copy
 
@@ -18,11 +18,11 @@ SETTINGS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 
 
 def narrow_model():
-    """Base and adapter in bfloat16."""
+    """Return a model whose base and adapter are bfloat16."""
     return tiny_peft().to(torch.bfloat16)
 
 
-def test_bald_of_a_bfloat16_model_is_that_of_the_same_weights_in_float32():
+def test_bald_of_a_bfloat16_model_equals_that_of_its_weights_in_float32():
     model, rows = narrow_model(), examples(5)
     truth = token_uncertainty(copy.deepcopy(model).float(), rows, SPEC, FLOAT32).sort(KEYS)
     got = token_uncertainty(model, rows, SPEC, BFLOAT16).sort(KEYS)
@@ -31,14 +31,14 @@ def test_bald_of_a_bfloat16_model_is_that_of_the_same_weights_in_float32():
     assert (rounded["bald"] - truth["bald"]).abs().max() > 1e-4
 
 
-def test_autocast_around_the_call_does_not_reach_the_passes():
+def test_autocast_around_the_call_does_not_change_bald():
     model, rows = tiny_peft(), examples(3)
     truth = token_uncertainty(model, rows, SPEC, FLOAT32)
     with torch.autocast("cpu", torch.bfloat16):
         assert token_uncertainty(model, rows, SPEC, FLOAT32).equals(truth)
 
 
-def test_the_very_tensors_are_put_back():
+def test_the_original_tensors_are_restored():
     model = narrow_model()
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
     for failing in (False, True):
@@ -59,7 +59,7 @@ def test_float64_stays_float64():
 
 @pytest.fixture
 def settings():
-    """The process's own settings, put back after the test."""
+    """Restore the settings of the process after the test."""
     before = [backend.fp32_precision for backend in SETTINGS]
     yield
     for backend, value in zip(SETTINGS, before, strict=True):
@@ -67,7 +67,7 @@ def settings():
 
 
 @pytest.mark.parametrize("how", ["by the old function", "one by one", "untouched"])
-def test_products_are_float32s_own_and_the_users_settings_return(settings, how):
+def test_products_are_ieee_float32_and_the_users_settings_are_restored(settings, how):
     if how == "by the old function":
         torch.set_float32_matmul_precision("medium")
     elif how == "one by one":
@@ -82,7 +82,7 @@ def test_products_are_float32s_own_and_the_users_settings_return(settings, how):
         assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_bald_is_the_same_under_any_global_setting(settings):
+def test_a_global_precision_setting_does_not_change_bald(settings):
     model, rows = tiny_peft(), examples(3)
     truth = token_uncertainty(model, rows, SPEC, FLOAT32)
     torch.set_float32_matmul_precision("medium")

@@ -1,4 +1,4 @@
-"""Float64 passes of a float32 model, and the noise floor that is read off them."""
+"""Float64 passes of a float32 model, and the noise floor computed from them."""
 
 import copy
 
@@ -23,7 +23,7 @@ INPUTS = {"input_ids": torch.arange(3, 60).reshape(3, 19) % VOCAB}
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @torch.no_grad()
-def test_passes_are_those_of_a_float64_copy(kind):
+def test_passes_equal_those_of_a_float64_copy(kind):
     model = add_adapter(tiny_architecture(kind), LoraSpec(rank=2, alpha=2), 0).eval()
     wide, plain = copy.deepcopy(model).double(), hidden_states(model, INPUTS)
     with Float64ForFloat32():
@@ -37,7 +37,7 @@ def test_passes_are_those_of_a_float64_copy(kind):
 
 @torch.no_grad()
 def test_norms_and_softmax_that_ask_for_float32_get_float64():
-    """Llama's norm in plain float64 by hand: Transformers' own would round to float32."""
+    """The reference computes Llama's norm in float64; the norm of Transformers would round to float32."""
     norm = tiny_model().model.norm
     x = torch.randn(4, 32, dtype=torch.float64)
     expected = x / (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.double()
@@ -47,7 +47,7 @@ def test_norms_and_softmax_that_ask_for_float32_get_float64():
     assert (copy.deepcopy(norm).double()(x) - expected).abs().max() > 1e-9
 
 
-def test_weights_are_put_back_after_an_error(monkeypatch):
+def test_weights_are_restored_after_an_error(monkeypatch):
     model = tiny_model()
     monkeypatch.setattr(type(model.model.layers[1].mlp), "forward", lambda self, x: 1 / 0)
     with pytest.raises(ZeroDivisionError), float64_passes(model):
@@ -58,8 +58,8 @@ def test_weights_are_put_back_after_an_error(monkeypatch):
 
 @pytest.mark.parametrize("mask", ["sequence", "position"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
-def test_float32_is_far_above_its_noise_floor_and_bfloat16_is_not(kind, mask):
-    """With dropout as weak as SmolLM2's effect of it: mean BALD of some 1e-5 to 1e-3 nats."""
+def test_bald_is_far_above_its_noise_floor_in_float32_but_not_in_bfloat16(kind, mask):
+    """Dropout is as weak as its effect in SmolLM2: mean BALD between 1e-5 and 1e-3 nats."""
     model, rows, spec = tiny_peft(kind), examples(6), UncertaintySpec(samples=4, dropout=0.001, mask=mask)
     truth, single = float64_uncertainty(model, rows, spec), token_uncertainty(model, rows, spec, FLOAT32)
     assert noise_floor(reference_rows(single, truth)) < 1e-3 * single["bald"].mean()
@@ -69,7 +69,7 @@ def test_float32_is_far_above_its_noise_floor_and_bfloat16_is_not(kind, mask):
     assert noise_floor(reference_rows(half, truth)) > 0.05 * half["bald"].mean()
 
 
-def test_the_reference_joins_by_token():
+def test_the_reference_is_joined_by_token():
     stored = pl.DataFrame({"example_id": ["a", "a"], "position": [1, 2], "bald": [0.5, 0.25]})
     wide = pl.DataFrame({"example_id": ["a", "a"], "position": [2, 1], "bald": [0.3, 0.4]})
     rows = reference_rows(stored, wide)
@@ -80,7 +80,7 @@ def long_example(number, tokens):
     return TokenizedExample(f"long/{number}", "long", "test", [5] * tokens, [False] + [True] * (tokens - 1))
 
 
-def test_the_sample_is_within_its_budget_and_does_not_depend_on_the_order():
+def test_the_sample_stays_within_its_budget_whatever_the_order():
     rows = examples(90)
     sample = reference_sample(rows)
     assert [one.example_id for one in sample] == [one.example_id for one in reference_sample(rows[::-1])]

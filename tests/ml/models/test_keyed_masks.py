@@ -1,4 +1,4 @@
-"""Masks by key: their rate, what they depend on and what not, and dropout by them."""
+"""Keyed masks: their rate, what they depend on, and dropout with them."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_one_mask_per_sequence_repeats_over_positions():
 
 @pytest.mark.parametrize("p", [0.1, 0.0005])
 @pytest.mark.parametrize("mask", ["sequence", "position"])
-def test_masks_have_their_rate(p, mask):
+def test_masks_drop_at_their_rate(p, mask):
     shape = (2, 400, 501) if mask == "position" else (2, 1, 200_400)
     dropped = (keyed(p, mask, shape[2])(torch.ones(shape)) == 0).double()
     # Five standard errors of a Bernoulli mean.
@@ -50,7 +50,7 @@ def test_masks_differ_between_layers_samples_examples_and_seeds():
 
 
 @pytest.mark.parametrize("mask", ["sequence", "position"])
-def test_masks_do_not_depend_on_the_batch_nor_on_padding(mask):
+def test_masks_do_not_depend_on_the_batch_or_on_padding(mask):
     x = torch.ones(3, 9, 33)
     together = keyed(0.5, mask, 33, "abc")(x)
     alone = keyed(0.5, mask, 33, "b")(x[:1, :5])
@@ -58,14 +58,14 @@ def test_masks_do_not_depend_on_the_batch_nor_on_padding(mask):
 
 
 @pytest.mark.parametrize("mask", ["sequence", "position"])
-def test_projecting_is_dropping_then_multiplying(mask):
+def test_projecting_equals_dropping_then_multiplying(mask):
     x, a = torch.randn(2, 6, 64), torch.randn(8, 64)
     dropout = keyed(0.3, mask, 64)
     torch.testing.assert_close(dropout.project(x, a, 2.0), 2.0 * dropout(x) @ a.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_dropping_by_bits_is_multiplying_by_the_mask(dtype):
+def test_dropping_by_bits_equals_multiplying_by_the_mask(dtype):
     x = torch.randn(2, 6, 64).to(dtype)
     x[0, 0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])
     dropout = keyed(0.3, "sequence", 64)
@@ -75,7 +75,7 @@ def test_dropping_by_bits_is_multiplying_by_the_mask(dtype):
 
 
 @pytest.mark.parametrize("mask", ["sequence", "position"])
-def test_a_device_without_numpy_gets_the_same_masks(mask, monkeypatch):
+def test_tensor_operations_give_the_masks_of_numpy(mask, monkeypatch):
     x = torch.ones(2, 6, 64)
     expected = keyed(0.3, mask, 64)(x)
 
@@ -91,13 +91,13 @@ def test_a_device_without_numpy_gets_the_same_masks(mask, monkeypatch):
     assert torch.equal(keyed(0.3, mask, 64)(x), expected)
 
 
-def test_the_scale_is_that_of_the_rate_at_which_masks_drop():
+def test_the_scale_follows_the_rate_after_rounding():
     assert dropped_levels(0.1) == 6554 and kept_scale(0.1) == 65536 / (65536 - 6554)
 
 
 @pytest.mark.parametrize("p", [1e-9, 0.9999999])
-def test_a_dropout_that_would_drop_nothing_or_everything_is_refused(p):
-    """At 1e-9 all passes are equal, and BALD and its noise floor would read 0."""
+def test_a_rate_that_rounds_to_nothing_or_everything_is_rejected(p):
+    """At 1e-9 all passes would be equal, and BALD and its noise floor 0."""
     with pytest.raises(ValueError, match="drops nothing or everything"):
         dropped_levels(p)
     for field in ("dropout", "attention_dropout"):

@@ -1,4 +1,4 @@
-"""Word dropout against what dropout is by definition."""
+"""Bit-mask dropout follows the definition of dropout."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tokenuq_ml.models.lora_dropout import BitMaskDropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_rate_scale_and_independence(p):
+def test_elements_are_dropped_independently_at_the_rate_and_scaled(p):
     torch.manual_seed(0)
     x = torch.ones(400, 501)
     y = BitMaskDropout(p)(x)
@@ -23,14 +23,14 @@ def test_rate_scale_and_independence(p):
         assert abs(covariance) < 5 * p * (1 - p) / x.numel() ** 0.5
 
 
-def test_gradient_passes_where_values_do():
+def test_gradients_pass_where_values_do():
     x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     y = BitMaskDropout(0.3)(x)
     y.sum().backward()
     torch.testing.assert_close(x.grad, torch.where(y == 0, 0.0, y / x).detach())
 
 
-def test_identity_in_eval_and_repeats_with_the_generator():
+def test_eval_mode_is_the_identity_and_the_generator_state_repeats_masks():
     x = torch.randn(3, 4)
     assert BitMaskDropout(0.5).eval()(x) is x
     dropout = BitMaskDropout(0.5)
@@ -41,7 +41,7 @@ def test_identity_in_eval_and_repeats_with_the_generator():
     assert torch.equal(dropout(x), first) and torch.equal(torch.get_rng_state(), state)
 
 
-def test_adapters_get_it_and_store_their_rate(tmp_path):
+def test_adapters_use_it_and_store_their_rate(tmp_path):
     model = tiny_peft(dropout=0.2)
     assert not any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
     assert {m.p for m in model.modules() if isinstance(m, BitMaskDropout)} == {0.2}

@@ -1,4 +1,4 @@
-"""The fused LoRA layer against PEFT's own."""
+"""The fused LoRA layer equals PEFT's layer."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ class Net(nn.Module):
 
 
 def layers(bias=False, dropout=0.0, dtype=torch.float64, **config):
-    """PEFT's layer, and the same fused."""
+    """Return PEFT's layer, and the fused layer with the same weights."""
     made = []
     for fuse in (False, True):
         torch.manual_seed(0)
@@ -50,8 +50,8 @@ def outcome(model, x):
 
 @pytest.mark.parametrize("bias", [False, True, "conv1d"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_values_and_gradients_are_those_of_peft(bias, dropout, monkeypatch):
-    """The same generator gives both the same masks. GPT-2's `Conv1D` is a linear layer whose weight is transposed."""
+def test_values_and_gradients_equal_those_of_peft(bias, dropout, monkeypatch):
+    """Both draw the same masks. `Conv1D` of GPT-2 is a linear layer with a transposed weight."""
     plain, fused = layers(bias, dropout)
     x = torch.randn(3, 5, 12, dtype=torch.float64)
     expected = outcome(plain, x)
@@ -66,7 +66,7 @@ def test_values_and_gradients_are_those_of_peft(bias, dropout, monkeypatch):
 
 
 @pytest.mark.parametrize("bias", [False, True, "conv1d"])
-def test_values_without_a_gradient_are_those_of_peft(bias):
+def test_values_without_a_gradient_equal_those_of_peft(bias):
     plain, fused = (model.eval() for model in layers(bias, 0.4))
     x, residual = torch.randn(3, 5, 12, dtype=torch.float64), torch.randn(3, 5, 20, dtype=torch.float64)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients():
 
 
 @pytest.mark.parametrize("case", ["disabled", "merged", "two adapters", "dora", "trained base"])
-def test_what_is_not_plain_lora_is_left_to_peft(case, monkeypatch):
+def test_other_cases_than_plain_lora_run_the_forward_pass_of_peft(case, monkeypatch):
     plain, fused = layers(use_dora=case == "dora", dtype=torch.float32)
     called = []
     original = LoraLinear.forward
@@ -111,7 +111,7 @@ def test_what_is_not_plain_lora_is_left_to_peft(case, monkeypatch):
     assert len(called) == 2
 
 
-def test_layers_are_replaced_in_place():
+def test_layers_change_in_place_and_keep_their_state():
     plain, fused = layers(dropout=0.1)
     assert type(fused.base_model.model.layer) is FusedLoraLinear and isinstance(
         fused.base_model.model.layer, LoraLinear

@@ -1,4 +1,4 @@
-"""The library face: token tables of a user's own texts."""
+"""`score_tokens` and `measure_bald` on plain texts and conversations."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def model_of(kind="llama", peft=False):
     return tiny_peft(kind, vocab=400) if peft else tiny_model(kind, vocab=400)
 
 
-def test_scores_are_those_of_a_plain_forward_pass():
+def test_scores_equal_those_of_a_plain_forward_pass():
     model, tokenizer = model_of(), tiny_tokenizer()
     table = score_tokens(model.train(), tokenizer, TEXTS)
     assert model.training
@@ -33,13 +33,13 @@ def test_scores_are_those_of_a_plain_forward_pass():
         assert rows["rank"].to_list() == (logp > label_logp).sum(1).tolist()
 
 
-def test_of_a_conversation_the_assistants_turns_are_scored():
+def test_only_the_assistant_turns_of_a_conversation_are_scored():
     tokenizer = tiny_tokenizer()
     table = score_tokens(model_of(), tokenizer, [CHAT])
     assert "".join(table["token"]) == "The total is 36.<|im_end|>"
 
 
-def test_bald_joins_the_scores_and_does_not_depend_on_batches():
+def test_bald_has_the_rows_of_the_scores_whatever_the_batches():
     model, tokenizer = model_of(peft=True), tiny_tokenizer()
     table = measure_bald(model, tokenizer, TEXTS, samples=4, dropout=0.3)
     keys = ["text", "position", "token_id", "token"]
@@ -51,13 +51,13 @@ def test_bald_joins_the_scores_and_does_not_depend_on_batches():
     assert not fresh["bald"].equals(table["bald"])
 
 
-def test_nothing_to_score_is_said():
+def test_texts_without_a_token_to_score_are_rejected():
     with pytest.raises(InputError, match="no text has a token to score"):
         score_tokens(model_of(), tiny_tokenizer(), ["", "a"])
     with pytest.raises(InputError, match="text 1: .*chat template"):
         score_tokens(model_of(), tiny_tokenizer(chat_template=None), ["two tokens", CHAT])
 
 
-def test_a_model_without_an_adapter_has_no_bald():
+def test_a_model_without_an_adapter_is_rejected():
     with pytest.raises(InputError, match="LlamaForCausalLM has no LoRA adapter .* pass a PeftModel"):
         measure_bald(model_of(), tiny_tokenizer(), TEXTS)

@@ -1,4 +1,4 @@
-"""BALD against plain PEFT and whole logits: the same masks injected, independent masks, and repeated seeds."""
+"""BALD equals that of plain PEFT with all logits: the same masks, independent masks, and repeated seeds."""
 
 import numpy as np
 import polars as pl
@@ -10,6 +10,8 @@ from scipy.stats import spearmanr
 
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.scores import monte_carlo_scores
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 
@@ -17,7 +19,7 @@ KEYS = ["example_id", "position"]
 
 
 def plain_copy(model: PeftModel, kind: str) -> PeftModel:
-    """The same weights in PEFT's own layers: no module, dropout or forward pass of ours."""
+    """Return the same weights in PEFT's own layers, with no module, dropout or forward pass of tokenuq."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     config.fan_in_fan_out = kind == "gpt2"
     plain = get_peft_model(tiny_model(kind), config)
@@ -34,7 +36,10 @@ def bald(logits_KNV: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def plain_bald(model: PeftModel, rows, samples: int, mask_of) -> pl.DataFrame:
-    """BALD of plain PEFT, one example and one pass at a time; `mask_of(sample, example, layer, x)` gives factors."""
+    """Compute BALD with plain PEFT, one example and pass at a time.
+
+    `mask_of(sample, example, layer, x)` returns the factors of a layer's input.
+    """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     frames, now = [], {}
     hooks = [
@@ -47,8 +52,8 @@ def plain_bald(model: PeftModel, rows, samples: int, mask_of) -> pl.DataFrame:
         logits = []
         for sample in range(samples):
             now.update(sample=sample, example=example.example_id)
-            whole_TV = model(input_ids=torch.tensor([example.input_ids])).logits[0]
-            logits.append(whole_TV[[position - 1 for position in example.positions]])
+            logits_TV = model(input_ids=torch.tensor([example.input_ids])).logits[0]
+            logits.append(logits_TV[[position - 1 for position in example.positions]])
         keys = {"example_id": [example.example_id] * len(example.positions), "position": example.positions}
         frames.append(pl.DataFrame({**keys, "bald": bald(torch.stack(logits))}))
     for hook in hooks:
@@ -58,7 +63,7 @@ def plain_bald(model: PeftModel, rows, samples: int, mask_of) -> pl.DataFrame:
 
 @pytest.mark.parametrize("mask", ["sequence", "position"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
-def test_the_same_masks_in_plain_peft_give_the_same_bald(kind, mask):
+def test_plain_peft_with_the_same_masks_gives_the_same_bald(kind, mask):
     model, rows, spec = tiny_peft(kind), examples(8), UncertaintySpec(samples=5, dropout=0.1, mask=mask)
     masks = KeyedMasks(spec)
     ours = token_uncertainty(model, rows, spec, FLOAT32).sort(KEYS)
@@ -76,8 +81,8 @@ def test_the_same_masks_in_plain_peft_give_the_same_bald(kind, mask):
     assert np.abs(ours["bald"] - plain["bald"]).max() < 1e-5
 
 
-def test_independent_masks_in_plain_peft_give_as_much_bald():
-    """One mask of features per layer and sequence by PyTorch's generator: another draw of the same distribution."""
+def test_plain_peft_with_independent_masks_gives_the_same_mean_bald():
+    """One feature mask per layer and sequence from PyTorch's generator: other draws from the same distribution."""
     model, rows, samples, p = tiny_peft(), examples(30), 20, 0.1
     ours = token_uncertainty(model, rows, UncertaintySpec(samples=samples, dropout=p), FLOAT32).sort(KEYS)
     plain = plain_copy(model, "llama")
@@ -87,7 +92,7 @@ def test_independent_masks_in_plain_peft_give_as_much_bald():
         return lambda sample, example, number, x: (torch.rand(x.shape[-1], generator=generator) >= p).float() / (1 - p)
 
     one, two = (plain_bald(plain, rows, samples, drawn(seed)) for seed in (1, 2))
-    # Tokens of an example share its masks: the mean's standard error is over examples.
+    # Tokens of an example share its masks, so the standard error of the mean is over examples.
     differences = ours.with_columns(other=one["bald"]).group_by("example_id").agg(pl.col("bald", "other").mean())
     gap = (differences["bald"] - differences["other"]).to_numpy()
     assert abs(gap.mean()) < 3 * gap.std(ddof=1) / len(gap) ** 0.5
@@ -96,7 +101,7 @@ def test_independent_masks_in_plain_peft_give_as_much_bald():
 
 
 @pytest.mark.parametrize("samples", [5, 20])
-def test_the_standard_error_is_the_spread_over_seeds(samples):
+def test_the_standard_error_matches_the_spread_over_seeds(samples):
     model, rows = tiny_peft(), examples(4)
     tables = [
         token_uncertainty(model, rows, UncertaintySpec(samples=samples, dropout=0.05, seed=seed), FLOAT32).sort(KEYS)
@@ -104,13 +109,13 @@ def test_the_standard_error_is_the_spread_over_seeds(samples):
     ]
     spread = np.stack([table["bald"] for table in tables]).var(0, ddof=1)
     claimed = (np.stack([table["bald_std_error"] for table in tables]) ** 2).mean(0)
-    # The jackknife is a little too large for few samples, as for a variance.
+    # The jackknife overestimates slightly for few samples, as for a variance.
     assert 0.8 < (claimed.mean() / spread.mean()) ** 0.5 < 1.3
     assert spearmanr(claimed, spread)[0] > 0.8
 
 
-def test_the_plug_in_estimate_is_low_by_the_share_of_one_sample():
-    """As the docstring says: K = 4 against K = 40, in the mean over seeds."""
+def test_the_mean_estimate_is_low_by_the_factor_of_the_docstring():
+    """(K - 1) / K with K = 4, in the mean over seeds; K = 200 approximates the true value."""
     model, rows = tiny_peft(), examples(6)
     few = [
         token_uncertainty(model, rows, UncertaintySpec(samples=4, dropout=0.05, seed=seed), FLOAT32)["bald"].mean()
@@ -121,10 +126,7 @@ def test_the_plug_in_estimate_is_low_by_the_share_of_one_sample():
 
 
 @torch.no_grad()
-def test_the_standard_error_is_the_jackknife_where_samples_are_close():
-    from tokenuq_ml.kernels.head import Head
-    from tokenuq_ml.kernels.scores import monte_carlo_scores
-
+def test_the_standard_error_equals_the_jackknife_for_close_samples():
     torch.manual_seed(0)
     samples, tokens, width, vocabulary = 6, 12, 16, 50
     centre, weight = torch.randn(tokens, width).double(), torch.randn(vocabulary, width).double()

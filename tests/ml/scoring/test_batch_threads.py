@@ -1,4 +1,4 @@
-"""Batches side by side: the same results in the same order, and nothing of it left behind."""
+"""Batches on several threads give the same results in the same order, and leave no setting behind."""
 
 import threading
 
@@ -18,12 +18,12 @@ def numerics(threads):
     return Numerics("cpu", torch.float32, threads, "test")
 
 
-def test_results_come_in_the_order_of_the_batches_whichever_ends_first():
+def test_results_keep_the_order_of_the_batches():
     first_may_end = threading.Event()
 
     def function(batch):
         if batch is batches[0]:
-            assert first_may_end.wait(10), "the second batch waits for the first: they do not run side by side"
+            assert first_may_end.wait(10), "the second batch waits for the first: they do not run at the same time"
         first_may_end.set()
         return batch.examples[0].example_id, torch.get_num_threads()
 
@@ -33,7 +33,7 @@ def test_results_come_in_the_order_of_the_batches_whichever_ends_first():
     assert torch.get_num_threads() == before
 
 
-def test_losses_and_bald_are_those_of_one_batch_after_another():
+def test_losses_and_bald_do_not_depend_on_the_number_of_threads():
     rows, keys = examples(12), ["example_id", "position"]
     spec = UncertaintySpec(samples=3, dropout=0.2)
     one, three = numerics(1), numerics(3)
@@ -49,7 +49,7 @@ def test_losses_and_bald_are_those_of_one_batch_after_another():
                 assert serial[column].equals(parallel[column]), column
 
 
-def test_an_error_of_one_batch_ends_all_and_is_raised():
+def test_an_error_in_one_batch_is_raised_and_stops_the_others():
     seen = []
 
     def function(batch):
@@ -62,8 +62,8 @@ def test_an_error_of_one_batch_ends_all_and_is_raised():
     assert len(seen) < 40 and torch.get_num_threads() == before
 
 
-def test_a_model_that_alters_itself_in_its_forward_pass_sees_one_batch_at_a_time():
-    """Rotary frequencies that follow the input's length are set by one batch and would be used by another."""
+def test_a_model_that_changes_in_its_forward_pass_runs_one_batch_at_a_time():
+    """One batch sets the rotary frequencies for its length, and another one would use them."""
     model, threads = tiny_model(), set()
     model.model.rotary_emb.rope_type = "dynamic"
 
@@ -74,5 +74,5 @@ def test_a_model_that_alters_itself_in_its_forward_pass_sees_one_batch_at_a_time
     assert threads == {threading.main_thread()}
 
 
-def test_batches_are_larger_where_one_has_the_device_to_itself():
+def test_batches_are_larger_on_an_accelerator_than_on_a_core():
     assert batch_tokens(FLOAT32) < batch_tokens(Numerics("cuda", torch.bfloat16, 4, "test"))

@@ -1,4 +1,4 @@
-"""Token losses against a plain Hugging Face forward; Monte-Carlo dropout against its definition."""
+"""Token losses equal a plain Hugging Face forward pass; Monte-Carlo dropout follows its definition."""
 
 import polars as pl
 import pytest
@@ -16,8 +16,8 @@ from tokenuq_ml.scoring.token_losses import score_examples
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
-def test_scores_equal_a_plain_forward(kind):
-    """One example at a time, whole logits: padding, batching, soft-capping (trap 1) and chunks change nothing."""
+def test_scores_equal_those_of_a_plain_forward_pass(kind):
+    """The reference runs one example at a time and keeps all logits. Soft-capping is trap 1."""
     model, rows = tiny_model(kind), examples(9)
     table = score_examples(model, rows, FLOAT32, max_tokens=60).sort("example_id", "position")
     expected = []
@@ -50,18 +50,18 @@ def test_scores_equal_a_plain_forward(kind):
 SPEC = UncertaintySpec(samples=4, dropout=0.3)
 
 
-def test_bald_is_alive_with_lora_dropout_and_dead_without_an_adapter():
-    """Trap 2: Llama has no dropout of its own; `train()` alone would give BALD = 0."""
+def test_bald_is_positive_with_a_trained_adapter_and_zero_with_a_fresh_one():
+    """Trap 2: Llama has no dropout, so that `train()` alone would give BALD = 0."""
     rows = examples(4)
     assert token_uncertainty(tiny_peft(), rows, SPEC, FLOAT32)["bald"].max() > 1e-4
     fresh = token_uncertainty(tiny_peft(trained=False), rows, SPEC, FLOAT32)
-    # A fresh adapter's B is zero, so there is nothing that dropout could change.
+    # B of a fresh adapter is zero, so that its dropout changes nothing.
     assert fresh["bald"].max() < 1e-6
 
 
 @pytest.mark.parametrize("mask", ["sequence", "position"])
 def test_uncertainty_does_not_depend_on_batching(mask):
-    """Trap 16: masks are keyed by example, so that batches, order and padding change nothing."""
+    """Trap 16: masks depend on the example, not on batches, order or padding."""
     model, rows = tiny_peft(), examples(7)
     spec = SPEC.model_copy(update={"mask": mask})
     keys = ["example_id", "position"]
@@ -72,8 +72,8 @@ def test_uncertainty_does_not_depend_on_batching(mask):
         assert (together[column] - alone[column]).abs().max() < 1e-5, column
 
 
-def test_more_samples_make_smaller_batches_and_no_more_memory(monkeypatch):
-    """Hidden states of all samples of a batch stay within the budget, whatever K; the numbers stay what they were."""
+def test_batches_shrink_with_more_samples_to_keep_the_memory(monkeypatch):
+    """Hidden states of all samples of a batch stay within the budget, and the results do not change."""
     model, rows, keys, held = tiny_peft(), examples(7), ["example_id", "position"], []
     expected = token_uncertainty(model, rows, SPEC, FLOAT32).sort(keys)
     monkeypatch.setattr(mc_dropout, "STATES_BYTES", 30 * SPEC.samples * 32 * 4)
@@ -90,7 +90,7 @@ def test_more_samples_make_smaller_batches_and_no_more_memory(monkeypatch):
     assert len(held) > 3 and max(held) <= mc_dropout.STATES_BYTES
 
 
-def test_bald_is_the_mean_divergence_of_the_same_samples():
+def test_bald_is_the_mean_divergence_from_the_mean_prediction():
     model, rows = tiny_peft(), examples(3)
     table = token_uncertainty(model, rows, SPEC, FLOAT32).sort("example_id", "position")
     batch = collate(rows)
@@ -108,15 +108,15 @@ def test_bald_is_the_mean_divergence_of_the_same_samples():
     assert table["n_samples"].unique().to_list() == [4]
 
 
-def test_samples_differ_and_seeds_repeat():
+def test_a_seed_repeats_its_results_and_another_seed_differs():
     model, rows = tiny_peft(), examples(3)
     first, again = (token_uncertainty(model, rows, SPEC, FLOAT32) for _ in range(2))
     other = token_uncertainty(model, rows, SPEC.model_copy(update={"seed": 1}), FLOAT32)
     assert first.equals(again) and not first["bald"].equals(other["bald"])
 
 
-def test_the_model_is_left_as_it_was():
-    """Its own dropouts are back, and none of GPT-2's other dropouts was switched on."""
+def test_dropouts_are_restored_and_other_dropouts_stay_off():
+    """GPT-2 has dropouts of its own."""
     model = tiny_peft("gpt2", dropout=0.25)
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     model.train()
@@ -132,8 +132,8 @@ class TestAttentionDropout:
     SPEC = UncertaintySpec(samples=4, dropout=0.3, attention_dropout=0.2)
 
     @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
-    def test_alone_keeps_bald_alive(self, kind):
-        """With a fresh adapter LoRA's dropout has nothing to drop."""
+    def test_gives_bald_without_lora_dropout(self, kind):
+        """B of a fresh adapter is zero, so that LoRA dropout changes nothing."""
         model, rows = tiny_peft(kind, trained=False), examples(3)
         assert token_uncertainty(model, rows, self.SPEC, FLOAT32)["bald"].max() > 1e-4
         assert token_uncertainty(model, rows, SPEC, FLOAT32)["bald"].max() < 1e-6
@@ -148,7 +148,7 @@ class TestAttentionDropout:
             assert (together[column] - alone[column]).abs().max() < 1e-5, column
 
     @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
-    def test_is_the_models_own_attention_where_nothing_is_dropped(self, kind):
+    def test_equals_the_models_own_attention_if_nothing_is_dropped(self, kind):
         model, batch = tiny_model(kind), collate(examples(3))
         expected = batch.predicting(hidden_states(model, batch.model_inputs))
         masks = KeyedMasks(UncertaintySpec(attention_dropout=0.0))
@@ -160,7 +160,7 @@ class TestAttentionDropout:
         assert model.config._attn_implementation == before
 
 
-def test_a_model_without_lora_is_refused():
+def test_a_model_without_lora_is_rejected():
     from peft import IA3Config, get_peft_model
 
     model = get_peft_model(tiny_model(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))

@@ -1,4 +1,4 @@
-"""Free memory that goes back to the system."""
+"""Free memory of the C library is returned to the system."""
 
 import sys
 from pathlib import Path
@@ -14,8 +14,8 @@ def resident_mib():
 
 
 @pytest.mark.skipif(sys.platform != "linux" or memory.malloc_trim() is None, reason="glibc only")
-def test_pages_under_a_block_that_lives_on_are_given_back():
-    # Below the size from which glibc maps blocks one by one, so that they lie in the heap.
+def test_pages_below_a_living_block_are_released():
+    # Below the size from which glibc maps each block by itself, so that they are in the heap.
     blocks = [np.ones(64 * 1024, np.uint8) for _ in range(2000)]
     kept = blocks[::50]
     memory.release_free_memory()
@@ -26,7 +26,7 @@ def test_pages_under_a_block_that_lives_on_are_given_back():
     assert all(block.all() for block in kept)
 
 
-def test_elsewhere_it_does_nothing(monkeypatch):
+def test_without_glibc_nothing_happens(monkeypatch):
     def no_such_library(_):
         raise OSError
 

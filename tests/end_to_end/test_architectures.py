@@ -1,7 +1,7 @@
-"""Every named architecture through the whole asset graph, each a tiny random model of its config class, in one process.
+"""Every named architecture runs through the complete asset graph, each as a tiny random model, in one process.
 
-Every other one is a base model that gets the default chat template; all vocabularies are padded beyond the
-tokenizer's, as published ones are; padding is the end of the text, or there is none.
+Every second one is a base model that gets the default chat template. All vocabularies are larger than the tokenizer's,
+as in published models. The padding token is the end-of-sequence token, or missing.
 """
 
 import json
@@ -39,7 +39,7 @@ from tokenuq_pipeline.definitions import build_defs
 
 ABLATION = "paper_top25"
 VOCAB = 384
-"""Some thirty more than the tokenizer has."""
+"""About thirty more than the tokenizer has."""
 BASE_MODELS = list(ARCHITECTURES)[::2]
 WITHOUT_PAD = list(ARCHITECTURES)[::3]
 STUDY = {
@@ -62,7 +62,7 @@ STUDY = {
 
 
 def talk(number: int) -> str:
-    """Two questions with their answers, longer than the windows of attention."""
+    """Return two questions with their answers, longer than the attention windows."""
     said = (
         f"How many apples are {number} and 3?",
         f"The total is {number + 3}.",
@@ -73,8 +73,8 @@ def talk(number: int) -> str:
     return json.dumps({"messages": turns})
 
 
-class World:
-    """A study of each architecture, all over one dataset."""
+class ArchitectureStudies:
+    """One study per architecture, all of one dataset."""
 
     def __init__(self, folder):
         self.home = folder / "store"
@@ -108,21 +108,21 @@ class World:
         return scan(name, self.home).filter(pl.col("study") == f"of_{kind}").collect()
 
     def plain(self, kind: str, adapter: str | None = None):
-        """As a user loads it, with nothing of ours."""
+        """Load a model as a user would, without tokenuq."""
         model = AutoModelForCausalLM.from_pretrained(self.home / f"models/{kind}", dtype=torch.float32)
         return (PeftModel.from_pretrained(model, self.home / adapter) if adapter else model).eval()
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def studies(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pictures(patch)
-        yield World(tmp_path_factory.mktemp("architectures"))
+        yield ArchitectureStudies(tmp_path_factory.mktemp("architectures"))
 
 
 @torch.no_grad()
 def plain_scores(model, example) -> torch.Tensor:
-    """Loss and entropy `[2, N]` of the response tokens, from whole logits in float64."""
+    """Return loss and entropy `[2, N]` of the response tokens, from all logits in float64."""
     logp = model(torch.tensor([list(map(int, example.input_ids))])).logits[0].double().log_softmax(-1)
     before = [position - 1 for position in example.positions]
     labels = [int(example.input_ids[position]) for position in example.positions]
@@ -130,21 +130,21 @@ def plain_scores(model, example) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_the_whole_graph(kind, world):
-    world.run(kind)
-    examples = read_examples(world.home / f"tokenized_dataset/study=of_{kind}")
-    base, numerics = load_model(world.home / f"models/{kind}", "float32")
-    every_answer_is_trained_with_its_end(kind, world, examples)
-    token_losses_are_those_of_hugging_face(kind, world, examples)
-    bald_comes_of_the_adapters_dropout_alone(kind, world, examples, base)
-    steps_lower_the_students_loss_and_its_adapter_reloads(kind, world, examples)
-    adapters_are_on_every_linear_layer_but_the_head(kind, base)
-    packing_is_exact_or_refused(base, examples)
-    answers_are_those_of_an_argmax_loop(kind, world, base, examples)
+def test_the_complete_graph_matches_plain_transformers_and_peft(kind, studies):
+    studies.run(kind)
+    examples = read_examples(studies.home / f"tokenized_dataset/study=of_{kind}")
+    base, numerics = load_model(studies.home / f"models/{kind}", "float32")
+    check_that_answers_are_trained_with_their_end(kind, studies, examples)
+    check_token_losses(kind, studies, examples)
+    check_that_bald_is_from_the_adapters_dropout(kind, studies, examples, base)
+    check_training_and_reload_of_the_student(kind, studies, examples)
+    check_adapted_layers(kind, base)
+    check_packing(base, examples)
+    check_answers(kind, studies, base, examples)
 
 
-def every_answer_is_trained_with_its_end(kind, world, examples):
-    tokenizer = load_tokenizer(world.home / f"models/{kind}")
+def check_that_answers_are_trained_with_their_end(kind, studies, examples):
+    tokenizer = load_tokenizer(studies.home / f"models/{kind}")
     assert (tokenizer.chat_template == default_template()) == (kind in BASE_MODELS)
     assert (tokenizer.pad_token_id is None) == (kind in WITHOUT_PAD)
     assert max(max(example.input_ids) for example in examples) < len(tokenizer) < VOCAB
@@ -157,12 +157,12 @@ def every_answer_is_trained_with_its_end(kind, world, examples):
         assert text.startswith("The total is ") and text.endswith(" dollars." + tokenizer.eos_token)
 
 
-def token_losses_are_those_of_hugging_face(kind, world, examples):
-    """Trap 1 among them: Gemma-2's caps, which only its eager attention knows."""
-    teacher = world.plain(kind, f"baseline_teacher/study=of_{kind}/adapter")
+def check_token_losses(kind, studies, examples):
+    """Includes trap 1: the caps of Gemma-2, which only its eager attention applies."""
+    teacher = studies.plain(kind, f"baseline_teacher/study=of_{kind}/adapter")
     if kind == "gemma2":
         assert teacher.config._attn_implementation == "eager"
-    rows = world.table("token_losses", kind).sort("example_id", "position")
+    rows = studies.table("token_losses", kind).sort("example_id", "position")
     for example in examples:
         stored = rows.filter(pl.col("example_id") == example.example_id)
         assert stored["position"].to_list() == list(example.positions)
@@ -176,26 +176,26 @@ def token_losses_are_those_of_hugging_face(kind, world, examples):
             assert (got - expected).abs().max() < 1e-4
 
 
-def bald_comes_of_the_adapters_dropout_alone(kind, world, examples, base):
-    """Traps 2 and 16: it lives, and no other dropout, as GPT-2 has them, takes part."""
-    assert world.table("token_uncertainty", kind)["bald"].max() > 1e-3
+def check_that_bald_is_from_the_adapters_dropout(kind, studies, examples, base):
+    """Traps 2 and 16: BALD is positive, and no other dropout, such as GPT-2's, takes part."""
+    assert studies.table("token_uncertainty", kind)["bald"].max() > 1e-3
     fresh = add_adapter(base, LoraSpec(rank=4, alpha=8, dropout=0.3), 0).train()
     bald = token_uncertainty(fresh, examples[:2], UncertaintySpec(samples=2, dropout=0.3), FLOAT32)["bald"]
     fresh.unload().eval()
-    # B is zero, so there is nothing that the adapter's dropout could change.
+    # B is zero, so that the adapter's dropout changes nothing.
     assert bald.max() < 1e-6
 
 
-def steps_lower_the_students_loss_and_its_adapter_reloads(kind, world, examples):
-    log = world.table("training_log", kind).filter(pl.col("ablation") == ABLATION).sort("step")
+def check_training_and_reload_of_the_student(kind, studies, examples):
+    log = studies.table("training_log", kind).filter(pl.col("ablation") == ABLATION).sort("step")
     assert len(log) == 3 and log["loss"][-1] < log["loss"][0]
-    student = world.plain(kind, f"student/study=of_{kind}/ablation={ABLATION}/adapter")
+    student = studies.plain(kind, f"student/study=of_{kind}/ablation={ABLATION}/adapter")
     scores = torch.cat([plain_scores(student, example) for example in examples if example.split == "test"], 1)
-    evaluation = world.table("evaluations", kind).filter(ablation=ABLATION, split="test", metric="loss")
+    evaluation = studies.table("evaluations", kind).filter(ablation=ABLATION, split="test", metric="loss")
     assert evaluation["value"].item() == pytest.approx(scores[0].mean().item(), abs=1e-4)
 
 
-def adapters_are_on_every_linear_layer_but_the_head(kind, base):
+def check_adapted_layers(kind, base):
     linear = {name for name, module in base.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     head = next(name for name, module in base.named_modules() if module is base.get_output_embeddings())
     peft = add_adapter(base, LoraSpec(rank=2, alpha=2), 0)
@@ -207,7 +207,7 @@ def adapters_are_on_every_linear_layer_but_the_head(kind, base):
 
 
 def blind(module, query, key, value, attention_mask, scaling=None, **_):
-    """Attention that reads neither masks nor positions, as a kernel may."""
+    """Attention that ignores masks and positions, as some kernels do."""
     shared = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
@@ -215,7 +215,7 @@ def blind(module, query, key, value, attention_mask, scaling=None, **_):
 
 
 @torch.no_grad()
-def packing_is_exact_or_refused(base, examples):
+def check_packing(base, examples):
     """Trap 5."""
     batch = pack(examples[:3])
     hidden_ND = batch.predicting(hidden_states(base, batch.model_inputs, FLOAT32))
@@ -230,9 +230,9 @@ def packing_is_exact_or_refused(base, examples):
     base.set_attn_implementation(own)
 
 
-def answers_are_those_of_an_argmax_loop(kind, world, base, examples):
-    """Ids that the tokenizer lacks take part in the softmax; where a model says one, it decodes to nothing."""
-    tokenizer = load_tokenizer(world.home / f"models/{kind}")
+def check_answers(kind, studies, base, examples):
+    """Ids that the tokenizer lacks take part in the softmax, and decode to nothing."""
+    tokenizer = load_tokenizer(studies.home / f"models/{kind}")
     prompts = [
         list(map(int, example.input_ids[:length])) for example, length in zip(examples, (30, 12, 21), strict=False)
     ]
