@@ -223,7 +223,7 @@ def test_splits_are_drawn_from_the_files_that_are_named_for_them(tmp_path):
         assert example.id == f"gsm/{part}/{example.source['row'] - 1:06d}" and part in example.source["file"]
     with pytest.raises(InputError, match=r"contains the word 'dev'.*files are my-test.v1.jsonl, my_train"):
         load_examples(parts_spec(tmp_path, drawn_from={"train": "train", "validation": "dev", "test": "test"}))
-    with pytest.raises(InputError, match=r"name the folder that they are in"):
+    with pytest.raises(InputError, match=r"name the folder, or remove"):
         load_examples(parts_spec(tmp_path / "my_train.jsonl"))
 
 
