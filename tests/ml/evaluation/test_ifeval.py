@@ -86,7 +86,7 @@ def test_verdicts(name, kwargs, response, expected):
 
 
 def test_sentences_are_split_as_by_punkt_and_not_at_every_period():
-    assert ifeval._sentence_tokenizer().tokenize(THREE) == [
+    assert ifeval.sentence_tokenizer().tokenize(THREE) == [
         "Dr. Smith lives in the U.S. with Mr. Jones.",
         "He is well!",
         "Are you?",
@@ -224,10 +224,10 @@ def test_a_missing_package_is_named_with_its_mend(package, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == package or "lm_eval.tasks.ifeval" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    ifeval._load_checkers.cache_clear()
+    ifeval.load_checkers.cache_clear()
     with pytest.raises(InputError, match=rf"{package}.*pip install 'tokenuq\[quickstart\]'"):
         check(prompts((["punctuation:no_comma"], [{}])), ["text"])
-    ifeval._load_checkers.cache_clear()
+    ifeval.load_checkers.cache_clear()
 
 
 def test_one_response_a_prompt():

@@ -150,8 +150,8 @@ def test_every_ood_dataset_has_its_plane(tmp_path, drawn):
 
 def test_pareto_front():
     # (2, 1) is bettered by (1, 1), (3, 3) by all; (1, 1) and (4, 0) are not comparable.
-    assert plots._pareto_front([(3, 3), (4, 0), (2, 1), (1, 1)]) == [(1, 1), (4, 0)]
-    assert plots._pareto_front([]) == []
+    assert plots.pareto_front([(3, 3), (4, 0), (2, 1), (1, 1)]) == [(1, 1), (4, 0)]
+    assert plots.pareto_front([]) == []
 
 
 def test_a_model_has_one_colour_in_every_plot(tmp_path, drawn):
