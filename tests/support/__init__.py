@@ -1,1 +1,1 @@
-"""Tiny models, stores and servers for tests. Nothing here is collected."""
+"""Helpers that several test modules share; pytest collects nothing here."""

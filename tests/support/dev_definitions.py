@@ -1,4 +1,4 @@
-"""What `dagster dev` loads in tests: the toy study on fake stages in child processes; `$TOY_FOLDER` holds its files."""
+"""The definitions that a test's `dagster dev` loads: the toy study of `$TOY_FOLDER` on fake stages in children."""
 
 import os
 from pathlib import Path

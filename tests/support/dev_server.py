@@ -1,4 +1,4 @@
-"""`dagster dev` as a test starts it, and what a person does in its UI, by GraphQL."""
+"""A `dagster dev` server that a test starts and uses by GraphQL, as a person uses the UI."""
 
 import contextlib
 import json
@@ -12,10 +12,12 @@ import urllib.request
 from pathlib import Path
 
 from tests.support.paths import ROOT
-from tests.support.processes import free_port
+from tests.support.processes import all_processes, free_port
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
+from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.paths import SETTINGS
 
+STAGE_PACKAGES = ("fake_entrypoints", "tokenuq_ml.stages")
 REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "tests.support.dev_definitions"}
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
@@ -91,11 +93,9 @@ class DevServer:
     def descendants(self) -> list[int]:
         """All processes below `dagster dev`, without stages and what is below these."""
         children: dict[int, list[int]] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if "entrypoints" not in (folder / "cmdline").read_text():
-                    children.setdefault(int(fields[1]), []).append(int(folder.name))
+        for pid, stat, command in all_processes():
+            if not any(package in command for package in STAGE_PACKAGES):
+                children.setdefault(stat.parent, []).append(pid)
         found = [self.process.pid]
         for pid in found:
             found += children.get(pid, [])
@@ -126,7 +126,7 @@ class DevServer:
                 "assetSelection": [{"path": path} for path in assets],
                 "assetCheckSelection": [],
             },
-            "runConfigData": {"loggers": {"console": {"config": {}}}},
+            "runConfigData": CONSOLE_CONFIG,
             "executionMetadata": {"tags": [{"key": "study", "value": STUDY}]},
         }
         result = self.graphql(LAUNCH, params=params)["launchRun"]
@@ -154,7 +154,7 @@ class DevServer:
         with self.toy.instance() as instance:
             return instance.get_run_by_id(run_id).status.value
 
-    def wait(self, condition, seconds: float = 60):
+    def wait(self, condition, seconds: float = 120):
         """What `condition` gives as soon as it is true."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint in a thread: answers chat completions by a rule of the test's."""
+"""An OpenAI-compatible endpoint in a thread, which answers chat completions by a function of the test."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: one repository, served from a folder, that answers as the real one does."""
+"""A Hugging Face hub on this machine that serves one repository from a folder and answers as the real hub does."""
 
 import threading
 from collections.abc import Iterator

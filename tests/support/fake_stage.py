@@ -1,7 +1,8 @@
-"""Stands in for every entry point: small, consistent tables in no time, and misbehaviour on request.
+"""A stand-in for every stage: small, consistent tables at once, and misbehaviour on request.
 
-`$FAKE_STAGE` is JSON: `{"bad_input": <stage>}`, `crash`, `die_once`, `hang`, `stubborn` (hangs despite SIGINT), `spoil`
-(fills the stage's table with what a check must refuse), each a stage's name; or `@` and a file that holds it.
+`$FAKE_STAGE` holds JSON that maps a kind of misbehaviour to a stage's name, or `@` and the path of a file with such
+JSON. The kinds are `bad_input`, `crash`, `die_once`, `hang`, `stubborn` (hangs and ignores SIGINT) and `spoil` (writes
+a table that a check must refuse).
 """
 
 import contextlib

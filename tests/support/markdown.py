@@ -1,4 +1,4 @@
-"""Reading the Markdown pages of the project."""
+"""The Markdown pages of the project, split into parts."""
 
 import re
 from pathlib import Path

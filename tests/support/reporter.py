@@ -1,8 +1,8 @@
-"""The reporter that tests give a stage. Imports nothing, so that torch-free tests stay so."""
+"""A reporter that records what a stage reports; imports nothing, so that tests without torch can use it."""
 
 
 class RecordingReporter:
-    """Keeps what it is told."""
+    """Records the lines, results and number of tokens that a stage reports."""
 
     def __init__(self):
         self.lines, self.results, self.tokens = [], [], 0

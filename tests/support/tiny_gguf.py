@@ -1,4 +1,4 @@
-"""A tiny GGUF file, made on the spot."""
+"""A tiny GGUF file, written when it is called."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tiny random models and examples, made on the spot: no test needs weights or data."""
+"""Tiny random models and examples, made when they are called: no test needs weights or data."""
 
 import random
 

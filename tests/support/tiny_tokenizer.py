@@ -1,4 +1,4 @@
-"""A tiny tokenizer, made on the spot: byte-level BPE with ChatML, as SmolLM2's but for its size."""
+"""A tiny tokenizer, trained when it is called: byte-level BPE with ChatML, like SmolLM2's except for its size."""
 
 from pathlib import Path
 
