@@ -1,1 +1,1 @@
-"""The token-level objective, selection, distillation and the training loop around them."""
+"""The token-level objective over any Trainer, and the training of teacher and students with it."""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,28 +22,36 @@ MARKER = "COMPLETE"
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The furthest checkpoint that is whole; a half-written one has no marker and does not count."""
-    whole = [path.parent for path in Path(work_dir).glob(f"checkpoint-*/{MARKER}")]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    """Return the last complete checkpoint; None if there is none. Incomplete ones have no marker and are ignored."""
+    complete = [path.parent for path in Path(work_dir).glob(f"checkpoint-*/{MARKER}")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
 class CheckpointCallback(TrainerCallback):
-    """Marks whole checkpoints, keeps snapshots, reports progress, and stops within a step on SIGINT."""
+    """Trainer callback that completes checkpoints, writes snapshots, reports progress, and stops on SIGINT.
 
-    SAY_EVERY_S = 5.0
+    Args:
+        recorder: its tables go into each checkpoint.
+        setup: steps, and the shares of training at which snapshots are written.
+        work_dir: where the Trainer writes checkpoints; snapshots go to its folder `snapshots`.
+        reporter: gets progress messages.
+        name: the start of each message.
+    """
+
+    MESSAGE_INTERVAL_S = 5.0
 
     def __init__(self, recorder: StepRecorder, setup: TrainingSetup, work_dir: Path, reporter: Reporter, name: str):
         self.recorder, self.setup, self.work_dir = recorder, setup, work_dir
         self.reporter, self.name = reporter, name
         self.stop_requested = False
         self.learning_rate = 0.0
-        self.started = self.said = time.monotonic()
+        self.started = self.last_message = time.monotonic()
         self.first_step = None
         self.snapshot_steps = {round(f * setup.steps) for f in setup.snapshot_fractions} - {0, setup.steps}
 
     @contextmanager
-    def graceful_stop(self):
-        """SIGINT inside asks for a checkpoint and a stop after the running step; a second one stops at once."""
+    def graceful_stop(self) -> Iterator[None]:
+        """Inside, SIGINT requests a checkpoint and a stop after the current step; a second SIGINT stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -60,39 +69,34 @@ class CheckpointCallback(TrainerCallback):
             signal.signal(signal.SIGINT, previous)
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        """Note the step's learning rate, before the schedule changes it."""
         self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Write a snapshot if one is due, and stop if a rank was asked to."""
         if self.first_step is None:
             self.first_step = state.global_step
         if state.global_step in self.snapshot_steps and state.is_world_process_zero:
-            self._snapshot(model, state.global_step)
-        # A signal reaches ranks at different steps; they have to stop at the same one.
+            self._write_snapshot(model, state.global_step)
+        # A signal reaches ranks at different steps, but they have to stop at the same one.
         self.stop_requested = any(self.recorder.gather([self.stop_requested]))
         if self.stop_requested and state.global_step < self.setup.steps:
             control.should_save = control.should_training_stop = True
         return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Record the step, and report progress if the last message is old enough."""
         if "grad_norm" not in (logs or {}):
             return
         row = self.recorder.end_step(self.learning_rate, float(logs["grad_norm"]))
         self.reporter.count_tokens(row["tokens"])
-        now = time.monotonic()
-        if now - self.said < self.SAY_EVERY_S and row["step"] < self.setup.steps or not state.is_world_process_zero:
-            return
-        self.said = now
-        done = row["step"] - (self.first_step or row["step"]) + 1
-        rate = (now - self.started) / done
-        tokens = sum(r["tokens"] for r in self.recorder.log_rows[-done:]) / (now - self.started)
-        self.reporter.info(
-            f"{self.name}: step {row['step']}/{self.setup.steps}, loss {row['loss']:.3f}, selected "
-            f"{row['selected_share']:.0%}, {tokens:,.0f} response tokens/s, "
-            f"{rate * (self.setup.steps - row['step']):.0f} s to go"
-        )
+        is_due = time.monotonic() - self.last_message >= self.MESSAGE_INTERVAL_S or row["step"] >= self.setup.steps
+        if is_due and state.is_world_process_zero:
+            self._report_progress(row)
 
     def on_save(self, args, state, control, **kwargs):
-        # Not before every rank has written its generators' states.
+        """Complete the checkpoint that the Trainer wrote, and delete the older ones."""
+        # Every rank must have written the state of its generators before the marker.
         self.recorder.gather([state.global_step])
         if not state.is_world_process_zero:
             return
@@ -106,9 +110,20 @@ class CheckpointCallback(TrainerCallback):
                 (old / MARKER).unlink(missing_ok=True)
                 shutil.rmtree(old)
 
-    def _snapshot(self, model, step: int) -> None:
+    def _report_progress(self, row: dict) -> None:
+        self.last_message = time.monotonic()
+        elapsed = self.last_message - self.started
+        steps_done = row["step"] - (self.first_step or row["step"]) + 1
+        tokens = sum(earlier["tokens"] for earlier in self.recorder.log_rows[-steps_done:])
+        self.reporter.info(
+            f"{self.name}: step {row['step']}/{self.setup.steps}, loss {row['loss']:.3f}, selected "
+            f"{row['selected_share']:.0%}, {tokens / elapsed:,.0f} response tokens/s, "
+            f"{elapsed / steps_done * (self.setup.steps - row['step']):.0f} s left"
+        )
+
+    def _write_snapshot(self, model, step: int) -> None:
         folder = self.work_dir / "snapshots" / f"step-{step:06d}"
         temporary = folder.with_name(f".{folder.name}.writing")
-        # An online teacher is an adapter of the same model; it is not the student's to keep.
+        # Only the student's adapter: an online teacher is another adapter of the same model.
         model.save_pretrained(temporary, selected_adapters=[model.active_adapter])
         replace_folder(temporary, folder)

@@ -1,10 +1,11 @@
-"""What is done with selected tokens and with the rest: one small function an objective, weights for the kernel.
+"""The objectives of selected tokens and of the rest, as weights for the training loss.
 
-The objective of an optimiser batch with N response tokens is
-`(1/N) * sum_n selected_n ? CE_n : weight * KL(teacher_n || student_n)` (Liu, Benjamin,
-Zador 2025, arXiv 2503.16511), with any other pair of objectives in place of the two. Sums are divided once by the
-N of the whole optimiser batch, so that accumulation and padding change nothing. This file knows neither how
-tokens were selected nor how the divergence is computed.
+The paper's objective of an optimiser batch with N response tokens is
+`(1/N) * sum_n selected_n ? CE_n : weight * KL(teacher_n || student_n)` (Liu, Benjamin, Zador 2025, arXiv 2503.16511).
+An ablation may put any objectives in place of the two. `TokenObjective` divides the sum once, by the N of the complete
+optimiser batch, so accumulation and padding change nothing.
+
+Each objective is a function that returns the weights of a token's cross-entropy and of its divergence to the teacher.
 """
 
 import torch
@@ -18,32 +19,34 @@ from tokenuq_ml.training.selection import Tokens
 
 
 def mle(objective: ObjectiveSpec) -> tuple[float, float]:
-    """`l`, cross-entropy with the label. So too `dft` and `eaft`, whose further factors are `GAINS`."""
+    """Train by cross-entropy with the label. `dft` and `eaft` do too, with further factors in `GAINS`."""
     return 1.0, 0.0
 
 
 def distill(objective: ObjectiveSpec) -> tuple[float, float]:
-    """`weight` times the divergence to the teacher."""
+    """Train by `weight` times the divergence to the teacher."""
     return 0.0, objective.distill.weight
 
 
 def none(objective: ObjectiveSpec) -> tuple[float, float]:
-    """Nothing: the token is not trained."""
+    """Do not train the token."""
     return 0.0, 0.0
 
 
 OBJECTIVES = {"mle": mle, "dft": mle, "eaft": mle, "distill": distill, "none": none}
 
 GAINS = {"dft": formulas.probability_gain, "eaft": formulas.top_entropy_gain}
-"""Factors of the cross-entropy that follow from the student's own logits, without a gradient of their own."""
+"""Factors of the cross-entropy that are computed from the student's own logits; they have no gradient."""
 
 
 def token_weights(ablation: AblationSpec, selected_N: Tensor, tokens: Tokens | None = None) -> Weights:
-    """Float32 weights of each token, from the mask of the selected ones.
+    """Return float32 weights of each token, given which are selected.
 
     Args:
-        tokens: what a user's own function (`module:function`) is given. It returns `[N]`, the weight of each
-            token's cross-entropy, or `Weights` of cross-entropy and divergence.
+        ablation: the objectives of selected tokens and of the rest.
+        selected_N: mask of the selected tokens.
+        tokens: the argument of a user's own function (`module:function`), if the ablation names one. It returns `[N]`,
+            the weight of each token's cross-entropy, or `Weights` of cross-entropy and divergence.
 
     Raises:
         InputError: a user's function returned something else.
@@ -63,7 +66,7 @@ def _weights(objective: ObjectiveSpec, selected_N: Tensor, tokens: Tokens | None
     for weight_N in weights:
         if weight_N.shape != selected_N.shape or not torch.isfinite(weight_N).all() or (weight_N < 0).any():
             raise InputError(
-                f"{objective.kind} must give a finite weight of at least 0 for each of the {len(selected_N)} tokens, "
+                f"{objective.kind} must return a finite weight of at least 0 for each of the {len(selected_N)} tokens, "
                 "or Weights of two such tensors"
             )
     return tuple(weight_N.detach().float().to(selected_N.device) for weight_N in weights)

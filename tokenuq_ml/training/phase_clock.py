@@ -1,7 +1,7 @@
-"""How long a training process spends in each phase of its steps.
+"""The time that a training process spends in each phase of its steps.
 
-Phases nest: a phase's time is its own, without that of the phases inside it. On a GPU the device's own events are
-read once at the end, so that measuring waits for nothing. Does not know what is done in a phase.
+Phases nest, and a phase's time excludes that of the phases inside it. On a GPU the clock records device events and
+reads them once at the end, so measuring does not synchronise.
 """
 
 import time
@@ -13,41 +13,45 @@ import torch
 
 
 class PhaseClock:
-    """Seconds by phase, of what runs between `start` and `stop`; outside of all phases it is `other`."""
+    """Stopwatch of seconds by phase between `start` and `stop`; time outside all phases is `other`.
+
+    Args:
+        device: where the work runs; on CUDA the device's own events are used.
+    """
 
     OTHER = "other"
 
     def __init__(self, device: str | torch.device = "cpu"):
-        self._events = torch.device(device).type == "cuda"
+        self._uses_events = torch.device(device).type == "cuda"
         self._spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds: dict[str, float] = defaultdict(float)
         self._phase: str | None = None
-        self._mark = None
+        self._phase_start = None
 
     def start(self) -> None:
-        """Begins to count; does nothing where it has begun."""
+        """Start the clock, unless it runs."""
         if self._phase is None:
-            self._phase, self._mark = self.OTHER, self._now()
+            self._phase, self._phase_start = self.OTHER, self._timestamp()
 
     def stop(self) -> None:
-        """Ends the counting."""
+        """Stop the clock."""
         self._switch(None)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts what is inside as `name`; nothing where the clock does not run."""
-        before = self._phase
-        if before is None:
+        """Count the time inside as `name`; does nothing if the clock is stopped."""
+        outer = self._phase
+        if outer is None:
             yield
             return
         self._switch(name)
         try:
             yield
         finally:
-            self._switch(before)
+            self._switch(outer)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase so far, `total` among them."""
+        """Return seconds by phase so far, and their `total`."""
         if self._spans:
             torch.cuda.synchronize()
             for phase, begin, end in self._spans:
@@ -56,16 +60,16 @@ class PhaseClock:
         return {**self._seconds, "total": sum(self._seconds.values())}
 
     def _switch(self, phase: str | None) -> None:
-        now = self._now()
+        now = self._timestamp()
         if self._phase is not None:
-            if self._events:
-                self._spans.append((self._phase, self._mark, now))
+            if self._uses_events:
+                self._spans.append((self._phase, self._phase_start, now))
             else:
-                self._seconds[self._phase] += now - self._mark
-        self._phase, self._mark = phase, now
+                self._seconds[self._phase] += now - self._phase_start
+        self._phase, self._phase_start = phase, now
 
-    def _now(self):
-        if not self._events:
+    def _timestamp(self):
+        if not self._uses_events:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()

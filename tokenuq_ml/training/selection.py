@@ -1,10 +1,9 @@
-"""Which response tokens are trained: one small function a score, and one rule that selects by it.
+"""Which response tokens are selected: a function per score, and one rule that selects by a score.
 
-A score is a number a token; the rule takes the highest or lowest quantile of the optimiser batch, or what lies
-above or below a threshold, token by token or example by example. Knows neither models nor what is done with the
-tokens that it takes (`objectives.py`).
+A score is a number per token. The rule takes the highest or lowest quantile of the optimiser batch, or the scores above
+or below a threshold, by token or by example. `objectives.py` says how selected tokens and the rest are trained.
 
-Notation: l the student's cross-entropy with the label, p its probability; N response tokens of an optimiser batch.
+Notation: l is the student's cross-entropy with the label; N response tokens of an optimiser batch, E examples.
 """
 
 import itertools
@@ -24,24 +23,25 @@ from tokenuq_ml.errors import InputError
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a selector, or an objective of a user's own, sees of the N response tokens of an optimiser batch.
+    """The N response tokens of an optimiser batch, as selectors and users' own objectives read them.
 
-    Tokens of one example stand together, by position; micro-batches and ranks follow each other.
+    Tokens are ordered by rank, micro-batch, example and position.
     """
 
     loss_N: Tensor
-    """The student's cross-entropy at this step, nats; zeros where the ablation does not depend on it."""
+    """The student's cross-entropy at this step in nats; zeros if the ablation does not depend on it."""
     example_N: Tensor
-    """int64: which example of the batch each token belongs to, counted from 0."""
+    """int64: the index of each token's example in the batch."""
     example_ids: tuple[str, ...] = ()
-    """By that count; empty where a Trainer's data have none."""
+    """Ids of the examples by that index; empty if a Trainer's data have none."""
     columns: dict[str, Tensor] = field(default_factory=dict)
-    """`[N]` each, by the names of `registry.COLUMNS`: those that the ablation reads, of the teacher's tables."""
+    """Columns of the teacher's tables that the ablation reads, `[N]` each, by names of `registry.COLUMNS`."""
     teacher_mean: float = float("nan")
-    """Mean of the teacher's loss over the train split, nats."""
+    """Mean of the teacher's loss over the train split in nats."""
     step: int = 1
-    """Of `steps`, from 1."""
+    """The optimiser step, from 1."""
     steps: int = 1
+    """Optimiser steps of the training."""
     seed: int = 0
 
     @property
@@ -50,22 +50,22 @@ class Tokens:
         return (self.step - 1) / (self.steps - 1) if self.steps > 1 else 0.0
 
     def column(self, name: str) -> Tensor:
-        """A column of the teacher's tables.
+        """Return a column of the teacher's tables.
 
         Raises:
-            InputError: the Trainer gives no such column.
+            InputError: the Trainer does not provide it.
         """
         if name not in self.columns:
             table, column = registry.COLUMNS[name]
             raise InputError(
-                f"the selection reads column {column!r} of the table {table}, which this Trainer does not give; "
-                "override `token_columns` of TokenObjective, or select by what the student itself says (loss, random)"
+                f"the selection reads column {column!r} of the table {table}, which this Trainer does not provide; "
+                "override `token_columns` of TokenObjective, or select by a score without columns (loss, random)"
             )
         return self.columns[name]
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
-    """The tokens of several micro-batches of one step, in their order."""
+    """Return the tokens of several micro-batches of one step as one batch, in their order."""
     first, offsets = parts[0], [0, *itertools.accumulate(_examples(part) for part in parts)]
     return replace(
         first,
@@ -81,42 +81,42 @@ def _examples(tokens: Tokens) -> int:
 
 
 def loss(tokens: Tokens) -> Tensor:
-    """`l` (Liu, Benjamin, Zador 2025, arXiv 2503.16511)."""
+    """Score by `l` (Liu, Benjamin, Zador 2025, arXiv 2503.16511)."""
     return tokens.loss_N
 
 
 def excess_loss(tokens: Tokens) -> Tensor:
-    """`l - l_ref` (Rho-1, Lin et al. 2024, arXiv 2404.07965); the reference model is the baseline teacher."""
+    """Score by `l - l_ref` (Rho-1, Lin et al. 2024, arXiv 2404.07965); the reference is the baseline teacher."""
     return tokens.loss_N - tokens.column("teacher_loss").to(tokens.loss_N)
 
 
 def teacher_loss(tokens: Tokens) -> Tensor:
-    """The baseline teacher's `l`."""
+    """Score by the baseline teacher's cross-entropy."""
     return tokens.column("teacher_loss")
 
 
 def entropy(tokens: Tokens) -> Tensor:
-    """Entropy of the teacher's distribution: aleatoric and epistemic uncertainty together."""
+    """Score by the entropy of the teacher's distribution: aleatoric and epistemic uncertainty together."""
     return tokens.column("entropy")
 
 
 def bald(tokens: Tokens) -> Tensor:
-    """BALD (Houlsby et al. 2011, arXiv 1112.5745) under the teacher's dropout: epistemic uncertainty itself."""
+    """Score by BALD (Houlsby et al. 2011, arXiv 1112.5745) under the teacher's dropout: epistemic uncertainty."""
     return tokens.column("bald")
 
 
 def aleatoric(tokens: Tokens) -> Tensor:
-    """Expected entropy under the teacher's dropout: what no further training takes away."""
+    """Score by the expected entropy under the teacher's dropout: uncertainty that training cannot reduce."""
     return tokens.column("expected_entropy")
 
 
 def base_loss(tokens: Tokens) -> Tensor:
-    """The base model's `l`."""
+    """Score by the base model's cross-entropy."""
     return tokens.column("base_loss")
 
 
 def base_perplexity(tokens: Tokens) -> Tensor:
-    """`exp(l)` under the base model (selective token masking, Wu et al. 2025, arXiv 2501.14315)."""
+    """Score by `exp(l)` under the base model (selective token masking, Wu et al. 2025, arXiv 2501.14315)."""
     return tokens.column("base_loss").exp()
 
 
@@ -124,23 +124,23 @@ COMPLEXITY = {"special": 0, "whitespace": 0, "punctuation": 0, "word": 1, "subwo
 
 
 def complexity(tokens: Tokens) -> Tensor:
-    """0 for structure, 1 for words, 2 for numbers and code: an explicit curriculum's order."""
+    """Score 0 for structure, 1 for words, 2 for numbers and code: the order of an explicit curriculum."""
     of_category = torch.tensor([float(COMPLEXITY[name]) for name in CATEGORIES])
     category_N = tokens.column("category").long()
     return of_category.to(category_N.device)[category_N]
 
 
 def random(tokens: Tokens) -> Tensor:
-    """Uniform in [0, 1), drawn afresh at each step, from (seed, step) alone."""
+    """Score by uniform draws in [0, 1), new at each step, that depend only on seed and step."""
     draws = seeding.step_generator(tokens.seed, tokens.step).random(len(tokens.loss_N))
     return torch.from_numpy(draws).to(tokens.loss_N.device)
 
 
 def fixed_random(tokens: Tokens) -> Tensor:
-    """Uniform in [0, 1), from (seed, example, position) alone: the same in every epoch."""
+    """Score by uniform draws in [0, 1) that depend only on seed, example and position: the same in every epoch."""
     if len(tokens.loss_N) and not tokens.example_ids:
         raise InputError(
-            "'fixed_random' tells examples apart by their ids, which this Trainer does not give; "
+            "'fixed_random' needs the examples' ids, which this Trainer does not provide; "
             "override `example_ids` of TokenObjective, or select by 'random'"
         )
     counts = torch.bincount(tokens.example_N.cpu(), minlength=len(tokens.example_ids)).tolist()
@@ -152,7 +152,7 @@ def fixed_random(tokens: Tokens) -> Tensor:
 
 
 def everything(tokens: Tokens) -> Tensor:
-    """Every token alike."""
+    """Score all tokens alike."""
     return torch.ones_like(tokens.loss_N)
 
 
@@ -173,7 +173,13 @@ SELECTORS: dict[str, Callable[[Tokens], Tensor]] = {
 
 
 def extreme_quantile(score_N: Tensor, quantile: float, keep: str = "top") -> Tensor:
-    """`mask_N` of the `ceil(quantile * N)` highest (or lowest) scores; ties go to the earlier token."""
+    """Return the mask of the `ceil(quantile * N)` highest or lowest scores; of equal scores, the earlier are taken.
+
+    Args:
+        score_N: the scores.
+        quantile: the share to take.
+        keep: `top` or `bottom`.
+    """
     order_N = torch.argsort(score_N, descending=keep == "top", stable=True)
     mask_N = torch.zeros_like(score_N, dtype=torch.bool)
     mask_N[order_N[: count_selected(quantile, len(score_N))]] = True
@@ -181,43 +187,50 @@ def extreme_quantile(score_N: Tensor, quantile: float, keep: str = "top") -> Ten
 
 
 def select(spec: SelectSpec, tokens: Tokens) -> Tensor:
-    """`mask_N` of the selected tokens.
+    """Return the mask of the selected tokens.
+
+    Args:
+        spec: the score and the rule.
+        tokens: the N tokens to select from.
 
     Raises:
-        InputError: the score needs what the Trainer does not give, or a user's function does not give N numbers.
+        InputError: the score needs what the Trainer does not provide, or a user's function does not return N numbers.
     """
     score_N = _scores(spec.by, tokens)
     if spec.unit == "token":
-        return _keep(spec, score_N, tokens)
+        return _apply_rule(spec, score_N, tokens)
     present_E, index_N = torch.unique(tokens.example_N, return_inverse=True)
     total_E = torch.zeros(len(present_E), dtype=score_N.dtype, device=score_N.device).index_add_(0, index_N, score_N)
     mean_E = total_E / torch.bincount(index_N, minlength=len(present_E)).clamp(min=1)
-    return _keep(spec, mean_E, tokens)[index_N]
+    return _apply_rule(spec, mean_E, tokens)[index_N]
 
 
-def _keep(spec: SelectSpec, score: Tensor, tokens: Tokens) -> Tensor:
+def _apply_rule(spec: SelectSpec, score: Tensor, tokens: Tokens) -> Tensor:
+    """Return the mask of the scores, of tokens or of examples, that the rule keeps."""
     if spec.by_quantile:
-        return extreme_quantile(score, _now(spec.quantile, tokens), spec.keep)
-    threshold = tokens.teacher_mean if spec.threshold == "teacher_mean" else _now(spec.threshold, tokens)
+        return extreme_quantile(score, value_at_step(spec.quantile, tokens), spec.keep)
+    threshold = tokens.teacher_mean if spec.threshold == "teacher_mean" else value_at_step(spec.threshold, tokens)
     if threshold != threshold:
         raise InputError(
-            "threshold 'teacher_mean' needs the teacher's losses, which this Trainer does not give; "
+            "threshold 'teacher_mean' needs the teacher's losses, which this Trainer does not provide; "
             "override `teacher_mean` of TokenObjective, or set a number"
         )
     return score > threshold if spec.keep == "above" else score <= threshold
 
 
-def _now(value: float | Schedule, tokens: Tokens) -> float:
+def value_at_step(value: float | Schedule, tokens: Tokens) -> float:
+    """Return a configured number at the tokens' step; a schedule moves from step to step."""
     return value.at(tokens.progress) if isinstance(value, Schedule) else value
 
 
 def _scores(by: str, tokens: Tokens) -> Tensor:
+    """Return the scores of a named selector or of a user's function."""
     if not user_code.is_reference(by):
         return SELECTORS[by](tokens)
     score_N = torch.as_tensor(user_code.load(by)(tokens)).to(tokens.loss_N.device)
     if score_N.shape != tokens.loss_N.shape or torch.isnan(score_N.float()).any():
         raise InputError(
-            f"{by} must give one number for each of the {len(tokens.loss_N)} tokens; it gave a tensor of shape "
-            f"{tuple(score_N.shape)}{', with NaN' if score_N.shape == tokens.loss_N.shape else ''}"
+            f"{by} must return one number for each of the {len(tokens.loss_N)} tokens, but returned a tensor of shape "
+            f"{tuple(score_N.shape)}{' with NaN' if score_N.shape == tokens.loss_N.shape else ''}"
         )
     return score_N

@@ -1,4 +1,4 @@
-"""What decides a training run apart from the model, and the same in the terms of `transformers.Trainer`."""
+"""What determines a training besides the model, and the same as arguments of `transformers.Trainer`."""
 
 import os
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tokenuq_ml.training.token_columns import TokenColumns
 
 @dataclass
 class TrainingSetup:
-    """All that decides a training run, beside the model: the data, the budget, the objective, the seed."""
+    """Data, budget, objective and seed of a training."""
 
     examples: list[TokenizedExample]
     train: TrainSpec
@@ -23,27 +23,30 @@ class TrainingSetup:
     seed: int
     numerics: Numerics
     teacher: TeacherSource | None = None
+    """Default: the model without its adapter."""
     columns: TokenColumns | None = None
     """What the ablation reads of the token tables."""
     snapshot_fractions: tuple[float, ...] = ()
-    """Shares of training, in (0, 1), at which the adapter is kept."""
+    """Shares of training, in (0, 1), after which a snapshot of the adapter is written."""
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the last batch may be short."""
         return -(-len(self.examples) // self.train.batch_size)
 
     @property
     def steps(self) -> int:
+        """Optimiser steps of the training."""
         return self.steps_per_epoch * self.train.epochs
 
 
 def micro_batch_size(train: TrainSpec, ranks: int = 1) -> int:
-    """Examples of a forward pass: as asked for, else the rank's whole share of the optimiser batch."""
+    """Return the examples of a forward pass: as configured, or the rank's share of the optimiser batch."""
     return train.micro_batch_size or max(1, train.batch_size // ranks)
 
 
 def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> TrainingArguments:
-    """The budget in Trainer's terms. Precision is ours (`Numerics.autocast`), so Trainer's own stays off."""
+    """Return the Trainer's arguments. Its own mixed precision stays off: `Numerics.autocast` replaces it."""
     train = setup.train
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     micro = micro_batch_size(train, ranks)

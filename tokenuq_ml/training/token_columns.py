@@ -1,7 +1,6 @@
-"""Columns of the token tables, at hand for the response tokens of any train examples.
+"""Columns of the token tables for the response tokens of a batch, and selections decided before training.
 
-What a selection by the teacher's measures reads, in the order of a batch; and the selections that are decided
-once, before training. Knows nothing of models or steps.
+Selection by the teacher's measures reads these columns.
 
 Shapes: N response tokens of some examples.
 """
@@ -24,7 +23,12 @@ from tokenuq_ml.training.selection import Tokens, select
 
 
 class TokenColumns:
-    """The named columns (of `registry.COLUMNS`) of every response token of `examples`.
+    """Columns of every response token of some examples.
+
+    Args:
+        names: names in `registry.COLUMNS`.
+        tables: the tables that hold them, by name.
+        examples: the examples.
 
     Raises:
         InputError: a table does not hold each of the tokens exactly once.
@@ -46,12 +50,12 @@ class TokenColumns:
         self._columns = {}
         for name in names:
             table, column = registry.COLUMNS[name]
-            self._columns[name] = _tensor(_of_tokens(tables[table], table, column, wanted))
+            self._columns[name] = _tensor(_values_of_tokens(tables[table], table, column, wanted))
         losses = self._columns.get("teacher_loss")
         self.teacher_mean = float(losses.double().mean()) if losses is not None and len(losses) else float("nan")
 
     def of(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
-        """`[N]` each, by example, then position."""
+        """Return the columns of some of the examples' tokens, `[N]` each, by example, then position."""
         spans = [self._span[example.example_id] for example in examples]
         return {
             name: torch.cat([column[first : first + size] for first, size in spans]) if spans else column[:0]
@@ -59,8 +63,16 @@ class TokenColumns:
         }
 
 
-def read_columns(names: Sequence[str], folders: Mapping[str, str | Path], examples: list[TokenizedExample]):
-    """`TokenColumns` from the tables' folders; `folders` are those of `AblationSpec.tables_read`."""
+def read_columns(
+    names: Sequence[str], folders: Mapping[str, str | Path], examples: list[TokenizedExample]
+) -> TokenColumns:
+    """Read `TokenColumns` from files.
+
+    Args:
+        names: names in `registry.COLUMNS`.
+        folders: the folder of each table that holds them, by the table's name.
+        examples: the examples.
+    """
     wanted = [example.example_id for example in examples]
     tables = {
         table: read_table(folders[table]).filter(pl.col("example_id").is_in(wanted))
@@ -72,9 +84,17 @@ def read_columns(names: Sequence[str], folders: Mapping[str, str | Path], exampl
 def static_selection(
     ablation: AblationSpec, columns: TokenColumns, examples: list[TokenizedExample]
 ) -> dict[str, Tensor]:
-    """Of `scope: dataset`: example_id -> mask over its response tokens, chosen among all of `examples` at once.
+    """Return the selection among the tokens of all examples at once, for `scope: dataset`.
 
-    `loss` is the teacher's there.
+    The selector `loss` reads the teacher's losses here.
+
+    Args:
+        ablation: its rule selects.
+        columns: what the rule reads; must hold `teacher_loss`.
+        examples: the examples.
+
+    Returns:
+        Example id to mask over its response tokens.
     """
     ordered = sorted(examples, key=lambda example: example.example_id)
     lengths = [len(example.positions) for example in ordered]
@@ -91,14 +111,14 @@ def static_selection(
     return {example.example_id: mask for example, mask in zip(ordered, masks, strict=True)}
 
 
-def _of_tokens(frame: pl.DataFrame, table: str, column: str, wanted: pl.DataFrame) -> pl.Series:
+def _values_of_tokens(frame: pl.DataFrame, table: str, column: str, wanted: pl.DataFrame) -> pl.Series:
     rows = frame.select(pl.col("example_id").cast(pl.String), pl.col("position").cast(pl.Int32), value=pl.col(column))
     joined = wanted.join(rows, on=TOKEN_KEY, how="left", maintain_order="left")
     if len(joined) != len(wanted) or joined["value"].null_count():
-        lacking = joined.filter(pl.col("value").is_null())
-        at = f", e.g. {lacking['example_id'][0]} at {lacking['position'][0]}" if len(lacking) else ""
+        missing = joined.filter(pl.col("value").is_null())
+        at = f", e.g. {missing['example_id'][0]} at {missing['position'][0]}" if len(missing) else ""
         raise InputError(
-            f"{table}.{column}: {len(lacking)} of {len(wanted)} response tokens of the train split have no row{at}, "
+            f"{table}.{column}: {len(missing)} of {len(wanted)} response tokens of the train split have no row{at}, "
             f"{max(0, len(joined) - len(wanted))} have several; materialise {table} again"
         )
     return joined["value"]

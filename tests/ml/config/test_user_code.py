@@ -1,4 +1,4 @@
-"""A user's own selector and objective: found unimported, hashed, used in training, and told apart when wrong."""
+"""A user's own selector and objective: found without an import, hashed, used in training, and named when wrong."""
 
 import sys
 
@@ -40,7 +40,7 @@ def own(tmp_path, monkeypatch):
     sys.path[:] = [folder for folder in sys.path if folder != str(tmp_path)]
 
 
-def test_it_is_found_without_being_imported(own):
+def test_a_function_is_found_without_being_imported(own):
     assert user_code.find("my_ideas:early") == own / "my_ideas.py"
     AblationSpec(name="a", select={"by": "my_ideas:early", "quantile": 0.5})
     assert "my_ideas" not in sys.modules
@@ -50,16 +50,16 @@ def test_it_is_found_without_being_imported(own):
     ("reference", "said"),
     [
         ("no_such_module:f", "no module 'no_such_module'.*TOKENUQ_CONFIG"),
-        ("my_ideas:lost", "defines no function 'lost'; it has early, half, wrong"),
+        ("my_ideas:lost", "defines no function 'lost'; it defines early, half, wrong"),
         ("torch:nothing_here", "defines no function"),
     ],
 )
-def test_what_is_not_there_is_named(own, reference, said):
+def test_a_missing_module_or_function_is_named(own, reference, said):
     with pytest.raises(ValueError, match=said):
         AblationSpec(name="a", select={"by": reference})
 
 
-def test_its_code_is_part_of_the_students_version_and_its_comments_are_not(own):
+def test_its_code_but_not_its_comments_is_part_of_the_students_version(own):
     (own / "ablations.yaml").write_text("early_half: {select: {by: 'my_ideas:early', quantile: 0.5}}")
     config = load_config(CONFIG, own)
 
@@ -74,7 +74,7 @@ def test_its_code_is_part_of_the_students_version_and_its_comments_are_not(own):
     assert version() != before
 
 
-def test_training_uses_it(own, tmp_path):
+def test_training_calls_the_function(own, tmp_path):
     ablation = AblationSpec(name="a", select={"by": "my_ideas:early", "quantile": 0.5}, selected="my_ideas:half")
     recorder = train(tiny_peft(), training_setup(ablation, epochs=1), tmp_path / "w", RecordingReporter(), "x")
     rows = recorder.selections()
@@ -89,7 +89,7 @@ def test_training_uses_it(own, tmp_path):
     assert recorder.log_rows[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_same_for_micro_batches(own, tmp_path):
+def test_micro_batches_give_the_same_result(own, tmp_path):
     ablation = AblationSpec(name="a", select={"by": "my_ideas:early", "quantile": 0.5}, selected="my_ideas:half")
     runs = [
         train(tiny_peft(), training_setup(ablation, m, epochs=1), tmp_path / str(m), RecordingReporter(), "x")
@@ -102,7 +102,7 @@ def test_the_same_for_micro_batches(own, tmp_path):
     "ablation", [{"select": {"by": "my_ideas:wrong"}}, {"select": "all", "selected": "my_ideas:wrong"}]
 )
 def test_a_result_of_the_wrong_shape_is_refused(own, tmp_path, ablation):
-    with pytest.raises(InputError, match="my_ideas:wrong must give"):
+    with pytest.raises(InputError, match="my_ideas:wrong must return"):
         train(
             tiny_peft(),
             training_setup(AblationSpec(name="a", **ablation), epochs=1),

@@ -127,7 +127,7 @@ def test_a_restart_changes_nothing(micro, die_at, tmp_path):
     resumed = tiny_peft(dropout=0.2)
     reporter = RecordingReporter()
     got = train(resumed, training_setup(micro=micro, save_steps=1), tmp_path / "b", reporter, "x")
-    assert any("going on from step" in line for line in reporter.lines)
+    assert any("resuming from step" in line for line in reporter.lines)
     for name, tensor in lora_weights(straight).items():
         assert torch.equal(lora_weights(resumed)[name], tensor), name
     assert got.training_log().equals(expected.training_log())
