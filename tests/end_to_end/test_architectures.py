@@ -37,6 +37,7 @@ from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_pipeline.definitions import build_defs
 
+pytestmark = pytest.mark.slow
 ABLATION = "paper_top25"
 VOCAB = 384
 """About thirty more than the tokenizer has."""

@@ -48,6 +48,7 @@ def test_an_unknown_name_is_an_attribute_error():
         tokenuq_ml.Nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_importing_the_packages_does_not_load_torch():
     program = """
 import sys

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from array import array
 
+import pytest
 import torch
 
 from tokenuq_ml import seeding
@@ -77,6 +78,7 @@ def test_the_probe_of_fast_passes_is_pinned():
     assert torch.randint(1000, (4,), generator=seeding.probe_generator()).tolist() == [44, 239, 933, 760]
 
 
+@pytest.mark.slow
 def test_the_module_starts_without_torch():
     code = "import sys, tokenuq_ml.seeding; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

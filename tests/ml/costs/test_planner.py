@@ -184,6 +184,7 @@ def test_shipped_studies_have_one_micro_batch_per_step():
     assert all(spec.train.micro_batch_size is None for spec in CONFIG.studies.values())
 
 
+@pytest.mark.slow
 def test_a_plan_imports_no_torch():
     code = (
         "import sys, tokenuq_ml.costs.planner, tokenuq_ml.costs.sources, tokenuq_pipeline.commands.plan; "

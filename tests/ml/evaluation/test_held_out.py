@@ -103,6 +103,7 @@ def test_nothing_held_out_gives_no_rows_that_still_concatenate():
     assert len(pl.concat([empty, held_out_examples(tokens(), BINS)])) == 9
 
 
+@pytest.mark.slow
 def test_needs_no_torch():
     code = "import sys, tokenuq_ml.evaluation.held_out; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -133,6 +133,7 @@ def test_the_callers_random_numbers_are_left_alone():
     assert random.random() == expected
 
 
+@pytest.mark.slow
 def test_another_process_without_network_or_nltk_data_agrees(tmp_path):
     """A fresh import of lm-eval, which would download punkt_tab, under rank 0 and an empty home."""
     code = f"""

@@ -11,7 +11,10 @@ from tests.support.tiny_report import ABLATIONS, LOSSES, build_report
 from tokenuq_ml.stages.correlate import joined_tokens
 from tokenuq_ml.tables.parquet import read_table
 
-pytestmark = pytest.mark.skipif(chromium.program() is None, reason="no Chromium on PATH to open the report with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium.program() is None, reason="no Chromium on PATH to open the report with"),
+]
 ATTACK = "<script>window.attacked = true</script><img src=x onerror='window.attacked = true'>"
 TEST, TRAIN = "toy/002", "toy/000"
 STEPS = (1, 4)
@@ -158,7 +161,7 @@ def test_selected_at_step(reader):
         assert said["choices"] == []
     reader.choose("#x-example", TEST)
     assert set(reader.shades()) == {0.0}
-    assert "choose one of train" in reader.page.evaluate("document.getElementById('x-legend').textContent")
+    assert "choose a train example" in reader.page.evaluate("document.getElementById('x-legend').textContent")
 
 
 @pytest.mark.parametrize("example, table", [(TEST, "evaluation_tokens"), (TRAIN, "selections")])

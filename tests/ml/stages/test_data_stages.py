@@ -263,6 +263,7 @@ def test_tokenizer_is_the_one_that_models_load(tokenizer_dir):
     assert (ours.chat_template, ours.all_special_ids) == (theirs.chat_template, theirs.all_special_ids)
 
 
+@pytest.mark.slow
 def test_data_stages_run_without_torch(tmp_path, tokenizer_dir):
     """Loading torch is most of a child's start, and these two compute nothing with it."""
     program = """

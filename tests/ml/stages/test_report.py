@@ -172,7 +172,7 @@ def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_p
 
 def test_too_many_ablations_for_one_page_are_counted(quick_plots, tmp_path, monkeypatch):
     monkeypatch.setattr(sections, "CURRICULA_IN_FULL", 1)
-    monkeypatch.setattr(sections, "CURRICULA_BEHIND", 2)
+    monkeypatch.setattr(sections, "CURRICULA_COLLAPSED", 2)
     _, out = build_report(tmp_path)
     text = (out / "report.html").read_text(encoding="utf-8")
     assert text.count(": selected tokens</figcaption>") == 3 and "1 more would make the page too large" in text
@@ -191,6 +191,7 @@ def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, t
     assert names.findall(hidden) == ["mle_s1", "r8"] and "2 more ablations" in hidden
 
 
+@pytest.mark.slow
 def test_reports_and_analysis_import_no_torch():
     names = (
         "plots",

@@ -14,6 +14,8 @@ from tests.support.toy_pipeline import fake_environment
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def request_file(tmp_path):

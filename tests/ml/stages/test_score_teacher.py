@@ -27,6 +27,7 @@ from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import table_path
 
+pytestmark = pytest.mark.slow
 ARM = "paper_top25"
 TEACHER, STUDENT = dg.AssetKey([STUDY, "teacher_hidden"]), dg.AssetKey([STUDY, ARM, "student"])
 OUTPUTS = {
@@ -92,17 +93,17 @@ def world(tmp_path_factory):
 
 def test_above_the_budget_nothing_is_cached_and_the_metadata_says_so(world):
     cached, online = (manifests["teacher_hidden"] for manifests in world.manifests)
-    assert cached["metrics"]["stored"] == "hidden_states, mean_embeddings" and cached["metrics"]["cached"]
-    assert online["metrics"]["tokens"] == cached["metrics"]["tokens"]
+    assert cached.metrics["stored"] == "hidden_states, mean_embeddings" and cached.metrics["cached"]
+    assert online.metrics["tokens"] == cached.metrics["tokens"]
     # 32 numbers of 2 bytes, 32 of 4 and one of 4: of a token.
-    needed = cached["metrics"]["tokens"] * (64 + 128 + 4)
+    needed = cached.metrics["tokens"] * (64 + 128 + 4)
     folder = world.store.home / f"teacher_hidden/study={STUDY}"
     assert [path.name for path in folder.iterdir()] == ["online.json"]
     marker = json.loads((folder / "online.json").read_text())
     assert (marker["bytes"], marker["budget_bytes"]) == (needed, 1000)
-    assert online["metrics"]["stored"] == f"nothing: {marker['why']}; students run the teacher online"
+    assert online.metrics["stored"] == f"nothing: {marker['why']}; students run the teacher online"
     assert marker["why"] == f"{needed / 1e9:.3g} GB is above the budget of 1e-06 GB"
-    assert online["data_version"] != cached["data_version"]
+    assert online.data_version != cached.data_version
 
 
 def test_the_check_passes_with_a_sentence(world):
@@ -112,7 +113,7 @@ def test_the_check_passes_with_a_sentence(world):
 
 
 def test_the_student_runs_the_teacher_instead_and_records_why(world):
-    cached, online = (manifests[f"{ARM}/student"]["metrics"] for manifests in world.manifests)
+    cached, online = (manifests[f"{ARM}/student"].metrics for manifests in world.manifests)
     assert cached["teacher_states"] == "mean_embeddings" and "teacher_states_reason" not in cached
     assert online["teacher_states"] == "online" and "above the budget" in online["teacher_states_reason"]
     first, second = (log["distill_loss"].to_numpy() for log in world.logs)
@@ -127,7 +128,7 @@ def test_the_budget_is_part_of_the_cache_alone(world):
 
 
 def test_a_budget_that_is_met_exactly_is_kept(world, tmp_path):
-    needed = world.manifests[0]["teacher_hidden"]["metrics"]["tokens"] * (64 + 128 + 4)
+    needed = world.manifests[0]["teacher_hidden"].metrics["tokens"] * (64 + 128 + 4)
     for gigabytes, kept in ((needed / 1e9, True), ((needed - 1) / 1e9, False)):
         folder, reporter = tmp_path / str(kept), RecordingReporter()
         score_teacher.run(world.request(folder, teacher_hidden={"teacher_cache_gigabytes": gigabytes}), reporter)

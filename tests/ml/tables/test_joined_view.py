@@ -42,7 +42,7 @@ def pieces(home, where):
         return connection.execute(f"EXPLAIN SELECT * FROM tokens WHERE {where}").fetchone()[1].count("Positional Scan")
 
 
-def test_pieces_give_what_the_keys_give(tmp_path, many_pieces):
+def test_a_join_in_pieces_equals_a_join_by_key(tmp_path, many_pieces):
     store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
     store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
     assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
@@ -50,7 +50,8 @@ def test_pieces_give_what_the_keys_give(tmp_path, many_pieces):
     assert pieces(tmp_path, "true") == 2 * -(-EXAMPLES * LENGTH // (3 * 40))
 
 
-def test_every_example_is_found_in_few_pieces(tmp_path, many_pieces):
+@pytest.mark.slow
+def test_a_query_for_one_example_reads_few_pieces(tmp_path, many_pieces):
     store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
     store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
     everything = by_keys(tmp_path)
@@ -63,7 +64,7 @@ def test_every_example_is_found_in_few_pieces(tmp_path, many_pieces):
     assert pieces(tmp_path, "study = 'none'") == 0
 
 
-def test_a_study_that_does_not_match_is_joined_by_its_keys(tmp_path, many_pieces):
+def test_a_study_whose_files_do_not_match_is_joined_by_key(tmp_path, many_pieces):
     losses, uncertainty = losses_and_uncertainty(EXAMPLES, 0)
     store(tmp_path, "whole", losses, uncertainty)
     # As many rows, but other ones: a new dataset of which one table has been made.
@@ -79,7 +80,7 @@ def test_a_study_that_does_not_match_is_joined_by_its_keys(tmp_path, many_pieces
     }
 
 
-def test_rows_of_different_keys_are_never_side_by_side(tmp_path):
+def test_rows_of_different_keys_are_never_joined(tmp_path):
     losses, uncertainty = losses_and_uncertainty(EXAMPLES, 0)
     # The same first and last example and as many rows, so that nothing in the footers tells.
     inside = pl.when(pl.col("example_id") == "toy/004").then(pl.lit("toy/0041")).otherwise("example_id")
@@ -88,7 +89,7 @@ def test_rows_of_different_keys_are_never_side_by_side(tmp_path):
     assert len(asked(tmp_path)) == (EXAMPLES - 1) * LENGTH
 
 
-def test_pieces_of_what_was_made_again_are_not_used(tmp_path, many_pieces):
+def test_a_query_fails_after_a_file_was_replaced(tmp_path, many_pieces):
     store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
     store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
     with connect(tmp_path) as connection:
@@ -104,7 +105,7 @@ def test_pieces_of_what_was_made_again_are_not_used(tmp_path, many_pieces):
     assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
 
 
-def test_files_that_others_wrote_are_joined_by_their_keys(tmp_path):
+def test_files_of_other_writers_are_joined_by_key(tmp_path):
     store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
     for file in tmp_path.rglob("*.parquet"):
         pl.read_parquet(file.read_bytes()).write_parquet(file)
@@ -112,12 +113,12 @@ def test_files_that_others_wrote_are_joined_by_their_keys(tmp_path):
     assert pieces(tmp_path, "true") == 0
 
 
-def test_names_are_quoted(tmp_path, many_pieces):
+def test_names_of_studies_are_quoted(tmp_path, many_pieces):
     rename = pl.concat_str(pl.lit("o'clock/"), "example_id").alias("example_id")
     store(tmp_path / "it's", "a", *(frame.with_columns(rename) for frame in losses_and_uncertainty(EXAMPLES, 0)))
     assert_frame_equal(asked(tmp_path / "it's"), by_keys(tmp_path / "it's"))
 
 
-def test_a_table_without_rows(tmp_path):
+def test_a_table_without_rows_joins_to_no_rows(tmp_path):
     store(tmp_path, "a", *(frame.clear() for frame in losses_and_uncertainty(EXAMPLES, 0)))
     assert asked(tmp_path).is_empty() and asked(tmp_path).columns == by_keys(tmp_path).columns

@@ -135,6 +135,7 @@ def test_evaluation_stays_the_trainers_own(tmp_path):
     assert loss > 0 and loss != pytest.approx(trainer.losses[0])
 
 
+@pytest.mark.slow
 def test_trl_sft_trainer_takes_it(tmp_path):
     """Where TRL is installed (extra `bench`): SFTTrainer's own data handling, our objective."""
     trl = pytest.importorskip("trl")

@@ -93,6 +93,7 @@ def made_world(made_study_with_file, data_file, tmp_path):
         yield World(toy, config_with(data_file.parent), instance)
 
 
+@pytest.mark.slow
 def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(world):
     (request,) = world.schedule().run_requests
     assert request.tags["study"] == STUDY and request.tags[RERUN_TAG] == "schedule" and request.tags[WAVE_TAG] == "1"
@@ -103,6 +104,7 @@ def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(world):
     assert world.sensor("next_wave").skip_message == "no rerun is in progress"
 
 
+@pytest.mark.slow
 def test_a_schedule_reruns_what_is_stale_in_waves(made_world, data_file):
     edited = World(made_world.toy, config_with(data_file.parent, quantile=0.5), made_world.instance)
     edited.cursors = made_world.cursors
@@ -120,6 +122,7 @@ def test_a_schedule_leaves_a_study_alone_that_is_being_run(world):
     assert f"run {run.run_id[:8]} is in progress" in world.schedule().skip_message
 
 
+@pytest.mark.slow
 def test_waves_end_where_a_run_fails(world, monkeypatch):
     request = world.schedule().run_requests[0]
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"spoil": "token_losses"}))

@@ -131,6 +131,7 @@ def test_every_materialisation_says_what_it_was_made_from_and_with(made_study):
     assert seeds["datasets/toy"] == 0 and seeds["models/tiny"] is None
 
 
+@pytest.mark.slow
 def test_an_edited_ablation_reruns_alone_then_what_follows(copy):
     config = toy_config(quantile=0.5)
     reasons, _ = stale(copy, config)
@@ -174,6 +175,7 @@ def test_bad_input_fails_with_its_sentence_and_leaves_nothing(copy, monkeypatch,
     assert copy.store.is_complete("study/top/student")
 
 
+@pytest.mark.slow
 def test_a_crash_keeps_what_was_done_before_it(copy, monkeypatch, capfd):
     misbehave(monkeypatch, crash="token_uncertainty")
     for stage in ("token_losses", "token_uncertainty"):
@@ -188,6 +190,7 @@ def test_a_crash_keeps_what_was_done_before_it(copy, monkeypatch, capfd):
     assert code == 0 and runs[2:] == [[], ["study/token_uncertainty"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asset, stage, check, follows",
     [
@@ -218,6 +221,7 @@ def test_a_failed_blocking_check_stops_what_is_downstream(copy, monkeypatch, cap
         assert code == 0 and runs[3][0] == asset and stale(copy) == ({}, frozenset())
 
 
+@pytest.mark.slow
 def test_a_check_that_only_warns_stops_nothing(copy, monkeypatch, capfd):
     misbehave(monkeypatch, spoil="evaluation")
     copy.store.forget("study/top/evaluation")
