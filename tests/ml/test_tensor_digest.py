@@ -30,7 +30,7 @@ def reference(tensors, *more):
 
 
 @pytest.mark.parametrize("metadata", [None, {"dataset": "d"}])
-def test_it_is_of_names_types_shapes_and_values(tmp_path, metadata):
+def test_the_digest_covers_names_types_shapes_and_values(tmp_path, metadata):
     save_file(TENSORS, tmp_path / "a.safetensors", metadata=metadata)
     assert tensors_digest(tmp_path / "a.safetensors") == reference(TENSORS)
     assert tensors_digest(tmp_path / "a.safetensors", "x", "y") == reference(TENSORS, "x", "y")
@@ -39,7 +39,7 @@ def test_it_is_of_names_types_shapes_and_values(tmp_path, metadata):
 @pytest.mark.parametrize(
     "change", [{"a": TENSORS["a"] + 1}, {"b": TENSORS["b"].view(3, 2)}, {"a": TENSORS["a"].view(torch.int64)}]
 )
-def test_any_change_changes_it(tmp_path, change):
+def test_any_change_changes_the_digest(tmp_path, change):
     save_file(TENSORS, tmp_path / "a.safetensors")
     save_file(TENSORS | change, tmp_path / "b.safetensors")
     assert tensors_digest(tmp_path / "a.safetensors") != tensors_digest(tmp_path / "b.safetensors")

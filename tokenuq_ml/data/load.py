@@ -9,7 +9,7 @@ from tokenuq_ml.config import DatasetSpec, Split
 from tokenuq_ml.data.examples import Example, example_id, rows_by_split, template_overlap
 from tokenuq_ml.data.formats import FORMATS, reasoning_gym, sharegpt
 from tokenuq_ml.data.sources import hub, json_records, locate, table_records
-from tokenuq_ml.data.sources.pool import Pool
+from tokenuq_ml.data.sources.pool import ExamplePool
 from tokenuq_ml.data.sources.records import BrokenRow, Record, RowLocation, TruncatedFile
 from tokenuq_ml.data.sources.rejected_rows import RejectedRows
 from tokenuq_ml.errors import InputError
@@ -93,7 +93,7 @@ def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[lis
 
 def _load_generated(spec: DatasetSpec) -> LoadedExamples:
     examples, repeated = reasoning_gym.generate_examples(spec)
-    pool, rejected = Pool(), RejectedRows()
+    pool, rejected = ExamplePool(), RejectedRows()
     for number, example in enumerate(examples):
         pool.add(example, "", str(spec.task), RowLocation(number + 1, None))
     drawn = pool.draw(spec, {"": spec.sizes}, f"dataset {spec.name}: task {spec.task!r}", rejected)
@@ -124,7 +124,7 @@ class _Loader:
 
     def __init__(self, spec: DatasetSpec, scratch: str | Path | None, progress: Callable[[str], None]):
         self.spec, self.format, self.progress = spec, FORMATS[spec.format], progress
-        self.pool, self.rejected, self.hub = Pool(scratch), RejectedRows(scratch), hub.HubSource(spec)
+        self.pool, self.rejected, self.hub = ExamplePool(scratch), RejectedRows(scratch), hub.HubSource(spec)
         self.read, self.trimmed = 0, 0
         self.truncated: list[str] = []
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Tokenized(NamedTuple):
+class TokenizedConversation(NamedTuple):
     """The tokens of a conversation; `response_mask` has the length of `input_ids`."""
 
     input_ids: list[int]
@@ -52,7 +52,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, st
 
 def tokenize_example(
     tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], max_length: int
-) -> Tokenized:
+) -> TokenizedConversation:
     """Return the tokens of a conversation, cut after `max_length`.
 
     The complete text is tokenised at once, as `apply_chat_template` does. A token belongs to a response if it begins
@@ -84,7 +84,7 @@ def tokenize_example(
     if mask:
         # Nothing predicts the first token.
         mask[0] = False
-    return Tokenized(ids[:max_length], mask[:max_length], len(ids) > max_length)
+    return TokenizedConversation(ids[:max_length], mask[:max_length], len(ids) > max_length)
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], header: bool = False) -> str:

@@ -38,6 +38,6 @@ def test_a_name_that_ends_in_a_digit_keeps_its_number_apart():
     ("values", "said"),
     [([], "seed: the list is empty"), ([1, 1], "holds a value twice"), ([[1]], "a list of numbers or words")],
 )
-def test_lists_that_name_nothing_are_refused(values, said):
+def test_empty_and_repeating_lists_are_rejected(values, said):
     with pytest.raises(ValueError, match=said):
         expand("a", {"seed": values})

@@ -42,7 +42,7 @@ def test_packed_and_padded_losses_are_the_same(kind):
     assert packing_is_exact(model, FLOAT32)
 
 
-def test_masks_are_boolean_whatever_they_were_made_of():
+def test_masks_are_boolean_whatever_their_input():
     """Trap 6: indexed by a mask of ints, hidden states come from positions 0 and 1."""
     rows = examples(3)
     numbers = [replace(row, response_mask=[int(scored) for scored in row.response_mask]) for row in rows]
@@ -101,7 +101,7 @@ def test_batches_for_scoring_hold_every_example_once_within_the_limit():
 
 
 @pytest.mark.parametrize("count", [40, 101, 200])
-def test_batches_side_by_side_end_at_about_one_time(count):
+def test_with_several_workers_the_last_batches_are_smaller(count):
     """Each goes to the thread that has done the fewest tokens; the slowest has little more than its share."""
     rows = examples(count)
 
@@ -172,6 +172,6 @@ def test_ranks_share_every_optimiser_batch(ranks, micro):
         assert [index for own in parts for part in own for index in part] == expected
 
 
-def test_ranks_that_do_not_divide_a_batch_are_refused():
+def test_ranks_that_do_not_divide_a_batch_are_rejected():
     with pytest.raises(ValueError, match="batch_size 4 is not a multiple of micro_batch_size 1 times 3 ranks"):
         LengthBucketSampler([1, 2, 3], 4, 1, 0, 0, 3)

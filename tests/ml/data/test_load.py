@@ -2,126 +2,20 @@
 
 import json
 import random
-import re
 import sys
 
 import polars as pl
 import pytest
 
+from tests.support.tiny_datasets import GOOD, SIZES, by_split, chat, gym_spec, messages_spec, write_lines
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.load import load_examples, why_unavailable
 from tokenuq_ml.errors import InputError
 
-SIZES = {"train": 6, "validation": 2, "test": 4}
-GOOD = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
-
-
-def write_lines(path, rows) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
-
-
-def chat(question: str, answer: str = "Yes.", **more) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
-
-
-def messages_spec(path, sizes=None, **more) -> DatasetSpec:
-    return DatasetSpec(name="chats", format="messages", path=str(path), sizes=sizes or {"train": 1}, **more)
-
-
-def gym_spec(**more) -> DatasetSpec:
-    return DatasetSpec(**{"name": "gsm", "format": "reasoning_gym", "task": "gsm_symbolic", "sizes": SIZES, **more})
-
-
-def by_split(examples) -> dict[str, int]:
-    counts = {}
-    for example in examples:
-        counts[example.split] = counts.get(example.split, 0) + 1
-    return counts
-
-
-# reasoning_gym
-
-
-def test_gym_fills_splits_with_worked_answers_and_repeats_itself():
-    loaded = load_examples(gym_spec())
-    assert by_split(loaded.examples) == SIZES
-    assert len({example.question for example in loaded.examples}) == sum(SIZES.values())
-    assert all(re.search(r"\n#### -?[\d.,/]+$", example.messages[1]["content"]) for example in loaded.examples)
-    assert [example.row for example in load_examples(gym_spec()).examples] == [e.row for e in loaded.examples]
-    other = load_examples(gym_spec(seed=5))
-    assert {e.question for e in other.examples} != {e.question for e in loaded.examples}
-
-
-def test_gym_does_not_touch_the_global_generator():
-    random.seed(1)
-    before = random.getstate()
-    load_examples(gym_spec())
-    assert random.getstate() == before
-
-
-def test_gym_template_is_the_generator_that_was_called(monkeypatch):
-    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset
-
-    plain, called = GSMSymbolicDataset._load_generators, []
-
-    def recording(self):
-        def wrap(number, generator):
-            def generate(*args):
-                called.append(number)
-                return generator(*args)
-
-            return generate
-
-        return {number: wrap(number, generator) for number, generator in plain(self).items()}
-
-    monkeypatch.setattr(GSMSymbolicDataset, "_load_generators", recording)
-    examples = load_examples(gym_spec()).examples
-    assert [e.source["template"] for e in examples] == [called[e.source["number"]] for e in examples]
-    assert len(set(called)) > 3
-
-
-def test_gym_drops_repeated_questions(monkeypatch):
-    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset
-
-    plain = GSMSymbolicDataset.__getitem__
-
-    def repeating(self, number):
-        problem = plain(self, number // 2 * 2)
-        return {**problem, "question": problem["question"].upper() + "\n" if number % 2 else problem["question"]}
-
-    monkeypatch.setattr(GSMSymbolicDataset, "__getitem__", repeating)
-    loaded = load_examples(gym_spec())
-    assert by_split(loaded.examples) == SIZES
-    assert loaded.duplicates_dropped == sum(SIZES.values()) - 1
-    assert all(example.source["number"] % 2 == 0 for example in loaded.examples)
-
-
-def test_gym_gives_up_where_questions_run_out(monkeypatch):
-    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset
-
-    plain = GSMSymbolicDataset.__getitem__
-    monkeypatch.setattr(GSMSymbolicDataset, "__getitem__", lambda self, number: plain(self, number % 3))
-    with pytest.raises(InputError, match=r"holds 3 distinct questions, `sizes` of gsm asks for 12"):
-        load_examples(gym_spec())
-
-
-def test_gym_other_tasks_have_plain_answers_and_no_template():
-    examples = load_examples(gym_spec(task="basic_arithmetic")).examples
-    assert {example.source["template"] for example in examples} == {None}
-    assert all(example.messages[1]["content"].lstrip("-").isdigit() for example in examples)
-
-
-@pytest.mark.parametrize("task", ["no_such_task", "composite"])
-def test_gym_unusable_task_is_named(task):
-    with pytest.raises(InputError, match=rf"gsm: task '{task}'.*`task:`"):
-        load_examples(gym_spec(task=task))
-
-
 # drawing
 
 
-def test_more_rows_than_asked_are_the_first_of_a_seeded_shuffle(tmp_path):
+def test_drawn_rows_are_the_first_of_a_seeded_shuffle(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [chat(f"Q{i}") for i in range(1, 41)])
     examples = load_examples(messages_spec(path, SIZES)).examples
     order = list(range(40))
@@ -144,7 +38,7 @@ def test_a_question_twice_in_a_file_is_drawn_once(tmp_path):
     assert [e.source["line"] for e in loaded.examples] == [1, 3, 4]
 
 
-def test_fewer_rows_than_asked_says_both_numbers(tmp_path):
+def test_too_few_rows_are_reported_with_both_numbers(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [chat("A"), chat("B"), chat("a")])
     with pytest.raises(InputError, match=r"a\.jsonl: holds 2 distinct questions.*asks for 12"):
         load_examples(messages_spec(path, SIZES))
@@ -237,7 +131,7 @@ def alpaca_rows(count: int, broken: dict[int, dict] | None = None) -> list[dict]
     ]
 
 
-def test_broken_rows_are_counted_listed_and_left_out(tmp_path):
+def test_broken_rows_are_counted_listed_and_not_used(tmp_path):
     broken = {
         3: {"output": " "},
         50: {"output": 5},
@@ -265,7 +159,7 @@ def test_broken_rows_are_counted_listed_and_left_out(tmp_path):
     assert max(map(len, metrics["left_out"].splitlines())) < 200
 
 
-def test_above_the_share_the_dataset_fails_with_counts_and_the_first(tmp_path):
+def test_too_many_broken_rows_fail_with_counts_and_the_first_rows(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", alpaca_rows(200, {i: {"output": ""} for i in (5, 9, 10)}))
     spec = DatasetSpec(name="a", format="alpaca", path=path, sizes={"train": 2})
     with pytest.raises(InputError) as caught:
@@ -276,7 +170,7 @@ def test_above_the_share_the_dataset_fails_with_counts_and_the_first(tmp_path):
     assert load_examples(spec.model_copy(update={"max_broken_share": 0.015})).metrics["rows_broken"] == 3
 
 
-def test_a_file_that_ends_within_a_record_fails_or_goes_on(tmp_path):
+def test_a_truncated_file_fails_or_keeps_its_complete_records(tmp_path):
     path = tmp_path / "a.json"
     text = json.dumps(alpaca_rows(30), indent=0)
     path.write_text(text[: text.index("Do 20")])
@@ -292,7 +186,7 @@ def test_a_file_that_ends_within_a_record_fails_or_goes_on(tmp_path):
         load_examples(spec.model_copy(update={"on_truncated": "keep"}))
 
 
-def test_repeats_are_told_apart_and_listed(tmp_path):
+def test_repeated_questions_and_conversations_are_listed(tmp_path):
     path = write_lines(
         tmp_path / "a.jsonl", [chat("Why?"), chat("Who?"), chat("why?"), chat("Who?"), chat("Who?", "No.")]
     )
@@ -310,7 +204,7 @@ def test_repeats_are_told_apart_and_listed(tmp_path):
     ]
 
 
-def test_a_long_list_of_left_out_rows_is_cut_in_the_metrics_alone(tmp_path):
+def test_only_the_metrics_cut_a_long_list_of_rejected_rows(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [chat("Why?")] * 70)
     loaded = load_examples(messages_spec(path))
     assert len(list(loaded.rejected.rows())) == 69
@@ -318,7 +212,7 @@ def test_a_long_list_of_left_out_rows_is_cut_in_the_metrics_alone(tmp_path):
     assert len(lines) == 51 and lines[-1] == "and 19 more: see the table rejected_rows"
 
 
-def test_progress_is_told_while_rows_are_read(tmp_path, monkeypatch):
+def test_progress_is_reported_while_rows_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("tokenuq_ml.data.load.PROGRESS_ROWS", 2)
     told = []
     path = write_lines(tmp_path / "a.jsonl", [chat(f"Q{i}") for i in range(5)])
@@ -354,13 +248,13 @@ def test_every_container_holds_the_same_rows(tmp_path, suffix):
     assert all(e.question == f"do {int(e.id[2:])}" for e in examples)
 
 
-def test_csv_is_refused_for_formats_with_lists(tmp_path):
+def test_csv_is_rejected_for_formats_with_lists(tmp_path):
     (tmp_path / "a.csv").write_text("messages\nx\n")
     with pytest.raises(InputError, match=r"a\.csv: CSV cannot hold lists, which format 'messages' needs"):
         load_examples(messages_spec(tmp_path / "a.csv"))
 
 
-def test_problems_are_told_without_reading(tmp_path, monkeypatch):
+def test_availability_is_checked_without_reading(tmp_path, monkeypatch):
     path = write_lines(tmp_path / "a.jsonl", ["not read"])
     assert why_unavailable(messages_spec(path)) is None and why_unavailable(gym_spec()) is None
     assert "no such file" in why_unavailable(messages_spec(tmp_path / "b.jsonl"))

@@ -197,7 +197,7 @@ def test_nothing_predicts_the_first_token(tokenizer):
     assert tokens.response_mask == [False] + [True] * (len(tokens.input_ids) - 1)
 
 
-def test_cutting(tokenizer):
+def test_tokens_after_the_maximum_are_cut(tokenizer):
     whole = tokenize_example(tokenizer, LONG, 999)
     length = len(whole.input_ids)
     assert not tokenize_example(tokenizer, LONG, length).truncated
@@ -206,7 +206,7 @@ def test_cutting(tokenizer):
         assert tokens == (whole.input_ids[:cut], whole.response_mask[:cut], True)
 
 
-def test_the_tokenizer_is_left_as_it_was():
+def test_the_tokenizer_is_unchanged_afterwards():
     tokenizer = tiny_tokenizer(trim_offsets=True)
     before = tokenizer.backend_tokenizer.to_str()
     tokenize_example(tokenizer, LONG, 999)
@@ -215,26 +215,26 @@ def test_the_tokenizer_is_left_as_it_was():
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
-def test_no_chat_template(tokenizer):
+def test_a_missing_chat_template_says_what_to_do(tokenizer):
     with_template(tokenizer, None)
     for call in (lambda: tokenize_example(tokenizer, SHORT, 99), lambda: prompt_ids(tokenizer, SHORT[:1])):
         with pytest.raises(InputError, match=r"no chat template; set its `chat_template:` in models\.yaml"):
             call()
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+def test_a_template_that_rewrites_earlier_turns_is_rejected(tokenizer):
     with_template(tokenizer, FORGETFUL)
     assert spoken(tokenizer, tokenize_example(tokenizer, SHORT, 999)) == ["12 apples.<|im_end|>"]
     with pytest.raises(InputError, match=r"chat template .*models\.yaml"):
         tokenize_example(tokenizer, LONG[1:], 999)
 
 
-def test_a_template_that_refuses_a_role_says_so(tokenizer):
+def test_the_message_of_a_template_that_rejects_a_role_is_shown(tokenizer):
     with pytest.raises(InputError, match=r"rejects the conversation: System role not supported; correct"):
         tokenize_example(with_template(tokenizer, GEMMA), LONG, 999)
 
 
-def test_a_slow_tokenizer_is_refused(tokenizer):
+def test_a_slow_tokenizer_is_rejected(tokenizer):
     class Slow:
         is_fast, chat_template, apply_chat_template = False, CHATML, tokenizer.apply_chat_template
 

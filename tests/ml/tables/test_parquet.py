@@ -36,7 +36,7 @@ def test_rows_are_sorted_typed_and_described(tmp_path):
     assert set(read_table(folder).columns) == set(LOG)
 
 
-def test_scan_takes_partitions_and_says_what_is_not_there(tmp_path):
+def test_scan_takes_partitions_and_names_missing_ones(tmp_path):
     for study in ("a", "b"):
         write_table(
             pl.DataFrame(LOG), "curriculum", table_dir(tmp_path, "curriculum", study=study, ablation="m"), **STAMP
@@ -65,7 +65,7 @@ def tokens(first, count):
 UNCERTAINTY = ("predictive_entropy", "expected_entropy", "bald", "bald_std_error", "mc_loss")
 
 
-def test_a_table_written_in_pieces_is_the_table_written_whole(tmp_path, monkeypatch):
+def test_a_table_written_in_pieces_equals_one_written_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 40)
     whole = write_table(tokens(0, 300), "token_uncertainty", tmp_path / "whole", **STAMP)
     with TableWriter("token_uncertainty", tmp_path / "pieces", **STAMP) as writer:
@@ -108,7 +108,7 @@ def test_the_hash_does_not_depend_on_how_a_table_was_sharded(tmp_path, monkeypat
     assert sizes == [64, 64, 64, 64, 44]
 
 
-def test_a_table_of_full_row_groups_has_no_empty_one_behind(tmp_path, monkeypatch):
+def test_a_table_of_full_row_groups_has_no_empty_one(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 60)
     write_table(losses(0, 120), "token_losses", tmp_path, **STAMP)
     groups = pq.read_metadata(tmp_path / "part-0.parquet")
@@ -117,7 +117,7 @@ def test_a_table_of_full_row_groups_has_no_empty_one_behind(tmp_path, monkeypatc
     assert read_table(tmp_path / "none").is_empty()
 
 
-def test_the_layout_is_what_queries_want(tmp_path):
+def test_row_groups_and_dictionaries_suit_queries(tmp_path):
     write_table(losses(0, 300), "token_losses", tmp_path, **STAMP)
     group = pq.read_metadata(tmp_path / "part-0.parquet").row_group(0)
     columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
@@ -127,14 +127,14 @@ def test_the_layout_is_what_queries_want(tmp_path):
     assert columns["example_id"].statistics.min == "toy/00000" and columns["example_id"].statistics.max == "toy/00099"
 
 
-def test_a_table_is_read_some_rows_at_a_time(tmp_path):
+def test_a_table_is_streamed_a_few_rows_at_a_time(tmp_path):
     write_table(tokens(0, 300), "token_uncertainty", tmp_path, **STAMP)
     parts = list(stream_table(tmp_path, ["example_id", "bald"], rows=100))
     assert [part.num_rows for part in parts] == [100, 100, 100]
     assert pl.concat([pl.from_arrow(part) for part in parts]).equals(read_table(tmp_path).select("example_id", "bald"))
 
 
-def test_pieces_out_of_order_are_refused_and_leave_nothing(tmp_path):
+def test_pieces_out_of_order_are_rejected_and_leave_no_file(tmp_path):
     with (
         pytest.raises(ValueError, match="token_uncertainty: row .*toy/00000.* out of order"),
         TableWriter("token_uncertainty", tmp_path, **STAMP) as writer,
@@ -144,7 +144,7 @@ def test_pieces_out_of_order_are_refused_and_leave_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_wrong_columns_leave_nothing(tmp_path):
+def test_wrong_columns_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="curriculum: missing or unknown columns: mean_loss"):
         write_table(pl.DataFrame(LOG).drop("mean_loss"), "curriculum", tmp_path / "x", **STAMP)
     assert not any((tmp_path / "x").iterdir())
@@ -165,7 +165,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 class TestContentHash:
-    def test_depends_on_values_names_types_and_order(self):
+    def test_the_hash_depends_on_values_names_types_and_order(self):
         base = pa.table({"a": [1, 2], "b": ["x", None]})
         others = [
             pa.table({"a": [2, 1], "b": ["x", None]}),
@@ -177,7 +177,7 @@ class TestContentHash:
         hashes = {content_hash(table) for table in [base, *others]}
         assert len(hashes) == 6
 
-    def test_does_not_depend_on_chunks_dictionaries_or_files(self, tmp_path):
+    def test_the_hash_does_not_depend_on_chunks_dictionaries_or_files(self, tmp_path):
         plain = pa.table({"a": ["x", "y", "x"], "l": [[1, 2], [], [3]]})
         chunked = pa.concat_tables([plain.slice(0, 1), plain.slice(1)])
         encoded = pa.table({"a": plain["a"].dictionary_encode(), "l": plain["l"]})
@@ -185,11 +185,11 @@ class TestContentHash:
         pq.write_table(plain, tmp_path / "t.parquet", compression="snappy")
         assert content_hash(pq.read_table(tmp_path / "t.parquet")) == content_hash(plain)
 
-    def test_list_borders_count(self):
+    def test_the_hash_depends_on_the_borders_of_lists(self):
         assert content_hash(pa.table({"l": [[1], [2, 3]]})) != content_hash(pa.table({"l": [[1, 2], [3]]}))
         assert content_hash(pa.table({"s": ["ab", "c"]})) != content_hash(pa.table({"s": ["a", "bc"]}))
 
-    def test_the_writer_gives_it(self, tmp_path):
+    def test_the_writer_returns_the_hash(self, tmp_path):
         first = write_table(pl.DataFrame(LOG), "curriculum", tmp_path / "a", **STAMP)
         shuffled = write_table(pl.DataFrame(LOG)[::-1], "curriculum", tmp_path / "b", spec_hash="t", code_version="d")
         assert first == shuffled

@@ -1,4 +1,4 @@
-"""Which files count: those of whole assets, and no others."""
+"""Only the files of complete assets count."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def places(store, table):
     return [path.relative_to(store.home / table).parent.as_posix() for path in complete_files(store.home)[table]]
 
 
-def test_every_file_of_whole_assets_in_order(store):
+def test_every_file_of_complete_assets_is_listed_in_order(store):
     assert places(store, "token_losses") == ["study=other", "study=quickstart"]
     assert (
         places(store, "selections")[0] == "study=other/ablation=masked_mle_top25"
@@ -28,7 +28,7 @@ def test_every_file_of_whole_assets_in_order(store):
     assert partition_of(path, "examples") == {"dataset": "toy"}
 
 
-def test_what_is_being_replaced_or_written_is_not_there(store):
+def test_assets_that_are_being_replaced_or_written_are_not_listed(store):
     store.forget("other/token_losses")
     assert places(store, "token_losses") == ["study=quickstart"]
     (store.home / "token_losses/study=third").mkdir()
@@ -39,7 +39,7 @@ def test_what_is_being_replaced_or_written_is_not_there(store):
     assert places(store, "token_losses") == ["study=quickstart"]
 
 
-def test_an_asset_is_not_whole_without_all_its_files_in_their_sizes(store):
+def test_an_asset_is_incomplete_without_all_its_files_in_their_sizes(store):
     path = store.home / "token_uncertainty/study=other/part-0.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -50,18 +50,18 @@ def test_an_asset_is_not_whole_without_all_its_files_in_their_sizes(store):
     assert places(store, "token_uncertainty") == ["study=quickstart"]
 
 
-def test_before_the_first_manifest_nothing_of_a_pipeline_is_there(store):
+def test_a_pipelines_store_without_manifests_has_no_files(store):
     (store.home / ".manifests").rename(store.home / "elsewhere")
     assert not any(complete_files(store.home).values())
 
 
-def test_a_folder_that_no_pipeline_writes_to_counts_as_it_is(store):
+def test_all_files_count_in_a_folder_that_no_pipeline_writes_to(store):
     (store.home / ".manifests").rename(store.home / "elsewhere")
     (store.home / ".staging").rmdir()
     assert places(store, "token_losses") == ["study=other", "study=quickstart"]
 
 
-def test_a_link_out_of_the_store_is_refused(store, tmp_path):
+def test_a_link_out_of_the_store_is_rejected(store, tmp_path):
     folder = store.home / "token_losses/study=other"
     folder.rename(tmp_path / "outside")
     folder.symlink_to(tmp_path / "outside")
@@ -69,7 +69,7 @@ def test_a_link_out_of_the_store_is_refused(store, tmp_path):
         complete_files(store.home)
 
 
-def test_the_store_is_where_the_environment_says(tmp_path, monkeypatch):
+def test_the_environment_names_the_store(tmp_path, monkeypatch):
     assert store_home().name == "store"
     monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path))
     assert store_home() == tmp_path.resolve() and store_home(tmp_path / "x") == tmp_path.resolve() / "x"

@@ -1,4 +1,4 @@
-"""SQL over the store: the views, what they read, and the wall around them (trap 18 of the design)."""
+"""SQL over the store: the views, what they read, and the sandbox around them."""
 
 import threading
 
@@ -33,7 +33,7 @@ def plan(connection, sql):
 
 
 class TestViews:
-    def test_every_table_and_the_join_are_there_with_their_columns(self, connection):
+    def test_every_table_and_the_join_are_views_with_their_columns(self, connection):
         described = columns(connection).to_pylist()
         for table, definition in TABLES.items():
             names = [row["column"] for row in described if row["table"] == table]
@@ -49,7 +49,7 @@ class TestViews:
             types = [columns(store).select(["table", "column", "type"]) for store in (empty, connection)]
         assert types[0].equals(types[1])
 
-    def test_values_are_the_files(self, home, connection):
+    def test_values_are_those_of_the_files(self, home, connection):
         read = pl.from_arrow(select(connection, "SELECT * FROM token_losses ORDER BY ALL").to_arrow_table())
         assert len(read) == len(STUDIES) * TOKENS
         one = pl.read_parquet((home / "token_losses/study=other/part-0.parquet").read_bytes())
@@ -67,14 +67,14 @@ class TestViews:
         for table, column, value in (("token_losses", "loss", loss), ("token_uncertainty", "bald", bald)):
             assert scan(table, home, study="other").filter(at).select(column).collect().item() == value
 
-    def test_names_that_look_like_numbers_stay_names(self, tmp_path):
+    def test_names_that_look_like_numbers_stay_text(self, tmp_path):
         frame = pl.read_parquet((make_store(tmp_path).home / "token_losses/study=other/part-0.parquet").read_bytes())
         write_table(frame, "token_losses", tmp_path / "lib/token_losses/study=007", spec_hash="s", code_version="c")
         with connect(tmp_path / "lib") as connection:
             assert select(connection, "SELECT DISTINCT study FROM token_losses").fetchall() == [("007",)]
         assert scan("token_losses", tmp_path / "lib").select("study").unique().collect().item() == "007"
 
-    def test_a_file_of_an_older_version_lacks_a_column(self, tmp_path):
+    def test_columns_that_an_older_file_lacks_are_null(self, tmp_path):
         for study, columns_less in (("new", []), ("old", ["rank"])):
             folder = tmp_path / f"token_losses/study={study}"
             whole = pl.from_arrow(TABLES["token_losses"].schema.empty_table()).clear(2).drop(columns_less)
@@ -86,7 +86,7 @@ class TestViews:
             ]  # fmt: skip
         assert scan("token_losses", tmp_path).select("rank").collect()["rank"].null_count() == 4
 
-    def test_what_is_published_later_needs_a_new_connection(self, tmp_path):
+    def test_later_publications_need_a_new_connection(self, tmp_path):
         store = make_store(tmp_path)
         store.forget("other/token_losses")
         count = "SELECT count(*), count(DISTINCT study) FROM token_losses"
@@ -115,14 +115,14 @@ class TestPruning:
         read = plan(connection, "SELECT avg(loss) FROM selections WHERE study = 'other' AND ablation = 'mle'")
         assert "Scanning Files: 1/6" in read and "Total Files Read: 1" in read
 
-    def test_both_sides_of_tokens_skip_them(self, connection):
+    def test_both_sides_of_tokens_skip_partitions(self, connection):
         every, one = (
             plan(connection, f"SELECT avg(bald * loss) FROM tokens {where}").count("READ_PARQUET")
             for where in ("", "WHERE study = 'other'")
         )
         assert (every, one) == (2 * len(STUDIES), 2)
 
-    def test_a_file_that_is_not_asked_for_is_not_read(self, tmp_path):
+    def test_unneeded_files_are_not_read(self, tmp_path):
         store = make_store(tmp_path)
         path = tmp_path / "token_losses/study=quickstart/part-0.parquet"
         good = path.read_bytes()
@@ -150,7 +150,7 @@ class TestPruning:
             assert f"Row Groups Scanned: 1 / {EXAMPLES}" in plan(connection, sql)
 
 
-class TestWall:
+class TestSandbox:
     """A query can neither write nor read a file outside the store's tables, load anything, or unlock itself."""
 
     REFUSED = {
@@ -212,7 +212,7 @@ class TestWall:
             yield connection, home, outside
 
     @pytest.mark.parametrize("sql", REFUSED)
-    def test_refused_with_a_sentence(self, sql, walled):
+    def test_everything_but_a_select_of_the_views_is_rejected(self, sql, walled):
         connection, home, outside = walled
         frame = pl.DataFrame({"a": [1]})  # noqa: F841 - a query must not find it by its name
         before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
@@ -234,12 +234,12 @@ class TestWall:
             "PRAGMA enable_profiling",
         ],
     )
-    def test_the_connection_itself_has_the_wall(self, statement, walled):
+    def test_the_connection_itself_is_sandboxed(self, statement, walled):
         connection, _, outside = walled
         with pytest.raises(duckdb.Error, match="disabled|locked"):
             connection.execute(statement.replace("{outside}", str(outside)))
 
-    def test_what_a_select_may_do(self, connection):
+    def test_selects_of_every_kind_are_allowed(self, connection):
         for sql in (
             "FROM token_losses LIMIT 1",
             "DESCRIBE token_losses",
@@ -250,13 +250,13 @@ class TestWall:
         ):
             assert select(connection, sql).fetchall()
 
-    def test_a_wrong_name_is_answered_with_the_nearest(self, connection):
+    def test_a_wrong_name_suggests_the_nearest(self, connection):
         with pytest.raises(InputError, match=r'(?s)column "los" not found.*"loss"'):
             select(connection, "SELECT los FROM token_losses")
         with pytest.raises(InputError, match=r'(?s)token_loses does not exist.*"token_losses"'):
             select(connection, "SELECT * FROM token_loses")
 
-    def test_a_stopped_query_is_no_error(self, connection):
+    def test_an_interrupted_query_raises_keyboard_interrupt(self, connection):
         forever = (
             "SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b WHERE (a.range + b.range) % 7 = 3"
         )
@@ -266,7 +266,7 @@ class TestWall:
             select(connection, forever).fetchall()
         stop.join()
 
-    def test_a_frame_of_ones_own_comes_in_by_name(self, home):
+    def test_a_registered_frame_can_be_queried(self, home):
         with connect(home) as connection:
             connection.register("mine", pl.DataFrame({"example_id": ["toy/003"]}).to_arrow())
             joined = select(connection, "SELECT count(*) FROM token_losses JOIN mine USING (example_id)")

@@ -17,14 +17,14 @@ from tokenuq_ml.data.formats import (
     prompt_completion,
     sharegpt,
 )
-from tokenuq_ml.data.sources.records import Parsed
+from tokenuq_ml.data.sources.records import ParsedRow
 
 
 @dataclass(frozen=True)
 class Format:
     """How a row becomes an example."""
 
-    parse: Callable[[dict[str, Any]], Parsed]
+    parse: Callable[[dict[str, Any]], ParsedRow]
     numbered_by_line: bool = False
     """Whether example ids count lines of the file; if not, they count rows."""
     stores_location: bool = True

@@ -4,10 +4,10 @@ instruction after a blank line.
 
 from typing import Any
 
-from tokenuq_ml.data.sources.records import Parsed, optional_text, question_and_answer, text_field
+from tokenuq_ml.data.sources.records import ParsedRow, optional_text, question_and_answer, text_field
 
 
-def parse(row: dict[str, Any]) -> Parsed:
+def parse(row: dict[str, Any]) -> ParsedRow:
     """Parse the instruction with its input as the user's turn and the output as the assistant's.
 
     Raises:

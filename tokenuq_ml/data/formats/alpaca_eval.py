@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tokenuq_ml.data.sources.records import Parsed, question_and_answer, require_unicode, text_field
+from tokenuq_ml.data.sources.records import ParsedRow, question_and_answer, require_unicode, text_field
 
 
-def parse(row: dict[str, Any]) -> Parsed:
+def parse(row: dict[str, Any]) -> ParsedRow:
     """Parse the instruction as the user's turn and the output as the assistant's.
 
     Raises:

@@ -6,12 +6,12 @@ Answers keep their calculator annotations (`<<48/2=24>>`), as the few-shot examp
 import re
 from typing import Any
 
-from tokenuq_ml.data.sources.records import BrokenRow, Parsed, question_and_answer, text_field
+from tokenuq_ml.data.sources.records import BrokenRow, ParsedRow, question_and_answer, text_field
 
 _FINAL = re.compile(r"^#### *(-?[0-9.,]+)\s*\Z", re.MULTILINE)
 
 
-def parse(row: dict[str, Any]) -> Parsed:
+def parse(row: dict[str, Any]) -> ParsedRow:
     """Parse the question as the user's turn and the worked answer as the assistant's.
 
     Raises:

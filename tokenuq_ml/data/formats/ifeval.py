@@ -5,12 +5,12 @@ Examples are prompts only: they have no answer to train on or to score.
 
 from typing import Any
 
-from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_unicode, text_field
+from tokenuq_ml.data.sources.records import BrokenRow, ParsedRow, require_unicode, text_field
 
 CHECKED_BY = ("key", "instruction_id_list", "kwargs")
 
 
-def parse(row: dict[str, Any]) -> Parsed:
+def parse(row: dict[str, Any]) -> ParsedRow:
     """Parse the prompt as the user's turn; `source` holds the fields that the checkers need.
 
     Raises:
@@ -29,4 +29,4 @@ def parse(row: dict[str, Any]) -> Parsed:
     source["kwargs"] = [one and {key: value for key, value in one.items() if value is not None} for one in kwargs]
     for name, value in source.items():
         require_unicode(value, repr(name))
-    return Parsed([{"role": "user", "content": text_field(row, "prompt")}], source)
+    return ParsedRow([{"role": "user", "content": text_field(row, "prompt")}], source)

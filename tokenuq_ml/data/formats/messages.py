@@ -3,10 +3,10 @@
 from typing import Any
 
 from tokenuq_ml.config import SPLITS
-from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_turns, require_unicode, text_field
+from tokenuq_ml.data.sources.records import BrokenRow, ParsedRow, require_turns, require_unicode, text_field
 
 
-def parse(row: dict[str, Any]) -> Parsed:
+def parse(row: dict[str, Any]) -> ParsedRow:
     """Parse every turn as it is, with the split that the row names.
 
     Raises:
@@ -18,7 +18,7 @@ def parse(row: dict[str, Any]) -> Parsed:
     require_unicode(row.get("id"), "'id'")
     conversation = turns_of(row, "messages")
     require_turns(conversation)
-    return Parsed(conversation, {"id": row.get("id")}, split or "")
+    return ParsedRow(conversation, {"id": row.get("id")}, split or "")
 
 
 def turns_of(row: dict[str, Any], key: str) -> list[dict[str, str]]:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from tokenuq_ml.data.formats.messages import turns_of
-from tokenuq_ml.data.sources.records import Parsed, question_and_answer, require_turns, text_field
+from tokenuq_ml.data.sources.records import ParsedRow, question_and_answer, require_turns, text_field
 
 
-def parse(row: dict[str, Any]) -> Parsed:
+def parse(row: dict[str, Any]) -> ParsedRow:
     """Parse the prompt as the user's turn and the completion as the assistant's; lists of turns are joined.
 
     Raises:
@@ -15,5 +15,5 @@ def parse(row: dict[str, Any]) -> Parsed:
     if isinstance(row.get("prompt"), list):
         messages = [*turns_of(row, "prompt"), *turns_of(row, "completion")]
         require_turns(messages)
-        return Parsed(messages, {})
+        return ParsedRow(messages, {})
     return question_and_answer(text_field(row, "prompt"), text_field(row, "completion"))

@@ -6,7 +6,7 @@ trimmed to the turns from the first question to the last answer, and trimmed con
 
 from typing import Any
 
-from tokenuq_ml.data.sources.records import BrokenRow, Parsed, require_turns, require_unicode, text_field
+from tokenuq_ml.data.sources.records import BrokenRow, ParsedRow, require_turns, require_unicode, text_field
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -17,7 +17,7 @@ TRIMMED = "trimmed"
 """The key in `source` with the number of removed turns."""
 
 
-def parse(row: dict[str, Any]) -> Parsed:
+def parse(row: dict[str, Any]) -> ParsedRow:
     """Parse every turn, with the roles that chat templates know.
 
     Raises:
@@ -40,7 +40,7 @@ def parse(row: dict[str, Any]) -> Parsed:
     require_turns(opening + spoken)
     require_unicode(row.get("id"), "'id'")
     trimmed = len(messages) - len(opening) - len(spoken)
-    return Parsed(opening + spoken, {"id": row.get("id"), **({TRIMMED: trimmed} if trimmed else {})})
+    return ParsedRow(opening + spoken, {"id": row.get("id"), **({TRIMMED: trimmed} if trimmed else {})})
 
 
 def _message(turn: Any, where: str) -> dict[str, str]:

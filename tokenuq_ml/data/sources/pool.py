@@ -40,7 +40,7 @@ class SplitDraw:
     """Examples whose question is in a split with priority."""
 
 
-class Pool:
+class ExamplePool:
     """Examples in the order in which they were added.
 
     Each belongs to a `part`, which names the splits that it may be drawn for; the part `""` is for every split. Of

@@ -60,7 +60,7 @@ class RowLocation(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedRow:
     """A parsed row: turns with role and content, fields of the example's `source`, and the split that it names."""
 
     messages: list[dict[str, str]]
@@ -68,9 +68,9 @@ class Parsed:
     split: str = ""
 
 
-def question_and_answer(question: str, answer: str, **source: Any) -> Parsed:
+def question_and_answer(question: str, answer: str, **source: Any) -> ParsedRow:
     """Return a conversation of one user turn and one assistant turn."""
-    return Parsed([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], source)
+    return ParsedRow([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], source)
 
 
 def text_field(row: dict[str, Any], key: str, where: str = "") -> str:

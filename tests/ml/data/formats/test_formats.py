@@ -1,4 +1,4 @@
-"""Formats: what each makes of its rows, and which rows it refuses, by kind and in words."""
+"""Formats: the conversation of each row, and the reason and detail of rejected rows."""
 
 import json
 from typing import get_args
@@ -6,132 +6,12 @@ from typing import get_args
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.tiny_datasets import write_lines
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.formats import FORMATS
 from tokenuq_ml.data.load import load_examples
 from tokenuq_ml.data.sources.records import BrokenRow
 from tokenuq_ml.errors import InputError
-
-SIZES = {"train": 6, "validation": 2, "test": 4}
-GOOD = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
-
-
-def write_lines(path, rows) -> str:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return str(path)
-
-
-def chat(question: str, answer: str = "Yes.", **more) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
-
-
-def messages_spec(path, sizes=None, **more) -> DatasetSpec:
-    return DatasetSpec(name="chats", format="messages", path=str(path), sizes=sizes or {"train": 1}, **more)
-
-
-def by_split(examples) -> dict[str, int]:
-    counts = {}
-    for example in examples:
-        counts[example.split] = counts.get(example.split, 0) + 1
-    return counts
-
-
-# messages
-
-
-def test_messages_rows_name_their_splits(tmp_path):
-    rows = [chat(f"Q{i}", split=["train", "test", "ood"][i % 3], id=f"row-{i}") for i in range(30)]
-    path = write_lines(tmp_path / "a.jsonl", rows)
-    examples = load_examples(messages_spec(path, {"train": 4, "test": 10})).examples
-    assert by_split(examples) == {"train": 4, "test": 10}
-    assert all(
-        rows[e.source["line"] - 1]["split"] == e.split and e.source["id"] == rows[e.source["line"] - 1]["id"]
-        for e in examples
-    )
-    drawn = [e.source["line"] for e in examples if e.split == "train"]
-    assert drawn != [1, 4, 7, 10], "the first rows, not the first of a shuffle"
-    with pytest.raises(InputError, match=r"split 'train': holds 10 distinct questions.*asks for 11"):
-        load_examples(messages_spec(path, {"train": 11}))
-
-
-def test_messages_a_question_in_two_named_splits_stays_in_the_one_held_out(tmp_path):
-    rows = [("A", "train"), ("B", "test"), (" a", "test"), ("C", "train"), ("b", "validation"), ("D", "validation")]
-    path = write_lines(tmp_path / "a.jsonl", [chat(question, split=split) for question, split in rows])
-    loaded = load_examples(messages_spec(path, {"train": 1, "validation": 1, "test": 2}))
-    assert {(e.source["line"], e.split) for e in loaded.examples} == {
-        (4, "train"),
-        (6, "validation"),
-        (2, "test"),
-        (3, "test"),
-    }
-    assert loaded.metrics["questions_in_two_splits"] == 2
-    assert [(row["line"], row["reason"]) for row in loaded.rejected.rows()] == [
-        (1, "in two splits"),
-        (5, "in two splits"),
-    ]
-    with pytest.raises(InputError, match=r"split 'train': holds 1 distinct questions.*asks for 2"):
-        load_examples(messages_spec(path, {"train": 2, "test": 1}))
-
-
-def test_messages_keep_system_and_every_turn(tmp_path):
-    turns = [
-        {"role": role, "content": f"{role} é {i}"}
-        for i, role in enumerate(["system", "user", "assistant", "user", "assistant"])
-    ]
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf\n" + json.dumps({"messages": turns}).encode() + b"\r\n\n")
-    (example,) = load_examples(messages_spec(path)).examples
-    assert example.messages == turns and example.id == "chats/000002" and example.question == "user é 1"
-    assert json.loads(example.row["source"])["line"] == 2
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ("{not json", "not JSON"),
-        ('{"messages": ' + "[" * 100_000, "not JSON"),
-        ('{"id": ' + "9" * 5000 + "}", "not JSON"),
-        ("[1, 2]", "not a JSON object"),
-        ({"text": "hi"}, "'messages' must be a list"),
-        ({"messages": []}, "'messages' must be a list"),
-        ({"messages": ["hi"]}, "turn 1: not an object"),
-        ({"messages": [{"role": "user"}]}, "turn 1: 'content' is missing"),
-        ({"messages": [{"role": "user", "content": 5}]}, "turn 1: 'content' is not text"),
-        ({"messages": [{"role": 5, "content": "x"}]}, "turn 1: 'role' is not text"),
-        (chat("Why?", "  \n"), "turn 2: 'content' is empty"),
-        (chat("Why\ud800?"), "turn 1: 'content': is not valid Unicode"),
-        (chat("What?", id="\udfff"), "is not valid Unicode"),
-        ({"messages": GOOD["messages"][:1]}, "roles must be"),
-        ({"messages": GOOD["messages"][::-1]}, "roles must be"),
-        ({"messages": GOOD["messages"] + GOOD["messages"][:1]}, "roles must be"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "roles must be"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "bot", "content": "x"}]}, "roles must be"),
-        (chat("What?", split="dev"), "split 'dev' is none of train"),
-        (chat("What?", split=["train"]), "is none of train"),
-        (chat("What?", split="train"), "line 1: has no 'split'"),
-    ],
-)
-def test_messages_bad_rows_are_named(tmp_path, row, reason):
-    path = write_lines(tmp_path / "a.jsonl", [GOOD, "", row])
-    with pytest.raises(InputError) as caught:
-        load_examples(messages_spec(path))
-    message = str(caught.value)
-    assert reason in message and "a.jsonl: line " in message and "\n" not in message
-    assert reason.startswith("line 1") or "line 3" in message
-
-
-def test_broken_bytes_are_named(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(json.dumps(chat("Caf@")).encode().replace(b"@", b"\xe9") + b"\n")
-    with pytest.raises(InputError, match=r"line 1: turn 1: 'content': is not valid Unicode"):
-        load_examples(messages_spec(path))
-
-
-def test_empty_file(tmp_path):
-    (tmp_path / "a.jsonl").write_text("\n \n")
-    with pytest.raises(InputError, match=r"a\.jsonl: holds no rows"):
-        load_examples(messages_spec(tmp_path / "a.jsonl"))
-
 
 # alpaca_eval
 
@@ -140,7 +20,7 @@ def alpaca_spec(path, count=2) -> DatasetSpec:
     return DatasetSpec(name="alpaca", format="alpaca_eval", path=str(path), sizes={"ood": count})
 
 
-def test_alpaca_eval(tmp_path):
+def test_alpaca_eval_rows_become_conversations(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(
         json.dumps([{"instruction": f"Do {i}", "output": f"Done {i}", "generator": "gpt4"} for i in range(9)])
@@ -171,7 +51,7 @@ def test_alpaca_eval(tmp_path):
         ('[{"instruction": "x", "output": "y"}]', "asks for 2"),
     ],
 )
-def test_alpaca_eval_bad_files(tmp_path, text, reason):
+def test_alpaca_eval_names_bad_rows(tmp_path, text, reason):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
@@ -224,7 +104,7 @@ def test_ifeval_bad_rows_are_named(tmp_path, more, reason):
     assert reason in str(caught.value)
 
 
-def test_ifeval_missing_key(tmp_path):
+def test_ifeval_names_a_missing_key(tmp_path):
     row = ifeval_row(1)
     del row["key"]
     with pytest.raises(InputError, match=r"line 1: 'key' is missing"):
@@ -324,7 +204,7 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
         ("prompt_completion", {"prompt": COMPLETION, "completion": PROMPT}, "roles out of order", "roles must be"),
     ],
 )
-def test_a_broken_row_is_of_a_kind(format, row, reason, detail):
+def test_a_broken_row_has_a_reason_and_a_detail(format, row, reason, detail):
     with pytest.raises(BrokenRow) as caught:
         FORMATS[format].parse(row)
     assert caught.value.reason == reason and detail in str(caught.value)
@@ -336,7 +216,7 @@ def test_trimmed_conversations_are_counted(tmp_path):
     assert load_examples(spec).metrics["conversations_trimmed"] == 1
 
 
-def test_every_format_of_the_configuration_is_there_and_in_the_docs():
+def test_every_format_is_implemented_and_documented():
     allowed = set(get_args(DatasetSpec.model_fields["format"].annotation))
     assert allowed == {*FORMATS, "reasoning_gym"}
     page = (ROOT / "docs" / "data.md").read_text()

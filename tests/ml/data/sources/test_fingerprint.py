@@ -1,4 +1,4 @@
-"""Data files: which there are, when they are whole, what identifies them."""
+"""Data files: which files count, when they are complete, and what their fingerprint depends on."""
 
 import io
 import json
@@ -47,7 +47,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_a_whole_file_has_no_problem_and_a_cut_one_has(tmp_path, name):
+def test_a_complete_file_is_complete_and_a_cut_one_is_not(tmp_path, name):
     content, path = CONTENTS[name], tmp_path / name
     path.write_bytes(content)
     assert why_incomplete(path) is None
@@ -62,13 +62,13 @@ def test_a_whole_file_has_no_problem_and_a_cut_one_has(tmp_path, name):
             assert why_incomplete(path) is not None, end
 
 
-def test_a_cut_between_rows_of_jsonl_cannot_be_told(tmp_path):
+def test_a_cut_between_rows_of_jsonl_is_not_noticed(tmp_path):
     """Why the sensor also waits until the size stands still."""
     (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     assert why_incomplete(tmp_path / "a.jsonl") is None
 
 
-def test_a_folder_is_its_data_files_by_name(tmp_path):
+def test_a_folder_stands_for_its_data_files_sorted_by_name(tmp_path):
     for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl", "notes.txt"):
         (tmp_path / name).write_text("{}\n")
     (tmp_path / "inner").mkdir()
@@ -78,14 +78,14 @@ def test_a_folder_is_its_data_files_by_name(tmp_path):
     assert why_incomplete(tmp_path) == "c.jsonl.part is still being written"
 
 
-def test_nothing_there(tmp_path):
+def test_missing_and_empty_files_are_incomplete(tmp_path):
     assert files_of(tmp_path / "no") == [] and fingerprint(tmp_path / "no") is None
     assert why_incomplete(tmp_path / "no") == "no data file exists" == why_incomplete(tmp_path)
     (tmp_path / "a.json").touch()
     assert why_incomplete(tmp_path / "a.json") == "a.json is empty"
 
 
-def test_a_fingerprint_is_of_content_alone(tmp_path):
+def test_a_fingerprint_depends_only_on_content(tmp_path):
     one, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     one.write_text("{}\n")
     other.write_text("{}\n")

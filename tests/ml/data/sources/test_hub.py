@@ -75,7 +75,7 @@ def test_without_drawn_from_all_splits_come_from_train(repository):
         ({"id": "nobody/nothing", "file": "a.json", "drawn_from": None}, r"nothing is not in the local cache"),
     ],
 )
-def test_what_cannot_be_had_is_said_in_a_sentence(repository, monkeypatch, change, said):
+def test_an_unavailable_dataset_is_explained_in_a_sentence(repository, monkeypatch, change, said):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=said) as caught:
@@ -83,7 +83,7 @@ def test_what_cannot_be_had_is_said_in_a_sentence(repository, monkeypatch, chang
     assert "\n" not in str(caught.value)
 
 
-def test_a_row_that_breaks_off_is_said(repository):
+def test_an_unreadable_row_says_what_to_do(repository):
     (repository / "train.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"question\n')
     with pytest.raises(
         InputError, match=r"repository cannot be read .*download its files and name their folder as `path:`"
@@ -102,7 +102,7 @@ def test_a_file_of_the_hub_is_read_as_a_local_one(repository, tmp_path, monkeypa
             load_examples(wanted)
 
 
-def test_reachability_is_told_without_a_download(monkeypatch):
+def test_availability_is_checked_without_a_download(monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("no route")
 

@@ -1,4 +1,4 @@
-"""JSON record by record: as `json.loads` reads the whole, wherever chunks end, cut or broken."""
+"""JSON record by record gives what `json.loads` gives, wherever chunks end, also of cut and broken files."""
 
 import json
 import random
@@ -43,14 +43,14 @@ def read(path):
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_list_is_read_as_a_whole_parser_would(tmp_path, chunk, text):
+def test_a_list_is_read_as_json_loads_reads_it(tmp_path, chunk, text):
     path = tmp_path / "a.json"
     for before, after in ((b"", b""), (b"\xef\xbb\xbf", b""), (b"\n \t", b" \n")):
         path.write_bytes(before + text.encode() + after)
         assert is_list(path) and read(path) == (ROWS, None)
 
 
-def test_an_empty_list_holds_nothing(tmp_path):
+def test_an_empty_list_has_no_records(tmp_path):
     (tmp_path / "a.json").write_text(" [ ] ")
     assert read(tmp_path / "a.json") == ([], None)
     (tmp_path / "a.json").write_text(" \n")
@@ -74,7 +74,7 @@ def whole_within(text: str, cut: int) -> int:
 
 @pytest.mark.parametrize("size", [5, 2**20])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_list_cut_at_any_byte_says_how_many_are_whole(tmp_path, monkeypatch, size, text):
+def test_a_list_cut_at_any_byte_reports_its_complete_records(tmp_path, monkeypatch, size, text):
     monkeypatch.setattr(json_records, "CHUNK", size)
     path, content = tmp_path / "a.json", text.encode()
     for cut in range(1, len(content.rstrip())):
@@ -84,7 +84,7 @@ def test_a_list_cut_at_any_byte_says_how_many_are_whole(tmp_path, monkeypatch, s
         assert values == ROWS[: len(values)]
 
 
-def test_the_place_of_a_cut_is_where_its_record_begins(tmp_path):
+def test_a_cut_is_reported_where_its_record_begins(tmp_path):
     text = json.dumps([{"a": "é" * i} for i in range(9)], indent=0, ensure_ascii=False)
     (tmp_path / "a.json").write_text(text[: text.rindex("é")])
     *_, end = read(tmp_path / "a.json")
@@ -93,7 +93,7 @@ def test_the_place_of_a_cut_is_where_its_record_begins(tmp_path):
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_lines_cut_at_any_byte(tmp_path, newline):
+def test_lines_cut_at_any_byte_report_their_complete_records(tmp_path, newline):
     rows = [{"a": f"é {i}", "b": [i, -2.5e-3, True, None]} for i in range(3)]
     lines = [json.dumps(row, ensure_ascii=False) + newline for row in rows]
     ends = [len("".join(lines[: i + 1]).encode()) for i in range(3)]
@@ -129,7 +129,7 @@ def damaged(old: str, new: str) -> str:
     ],
 )
 @pytest.mark.parametrize("flat", [False, True])
-def test_a_broken_record_is_passed_over(tmp_path, old, new, lost, flat):
+def test_a_broken_record_is_skipped(tmp_path, old, new, lost, flat):
     text = damaged(old, new)
     (tmp_path / "a.json").write_text(text.replace("\n ", " ") if flat and "\n4" not in new else text)
     values, end = read(tmp_path / "a.json")
@@ -138,7 +138,7 @@ def test_a_broken_record_is_passed_over(tmp_path, old, new, lost, flat):
     assert values[lost].reason == "not JSON" and all(values[i]["q"] == f"Q{i}" for i in range(6) if i != lost)
 
 
-def test_lines_of_records(tmp_path):
+def test_records_report_the_line_on_which_they_begin(tmp_path):
     (tmp_path / "a.json").write_text(damaged('"Q3"', "Q3"))
     assert [record.line for record in json_list(tmp_path / "a.json")] == [2, 6, 10, 14, 18, 22]
 
@@ -184,7 +184,7 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["list", "lines"])
-def test_a_huge_record_is_passed_over(tmp_path, monkeypatch, kind):
+def test_a_huge_record_is_skipped(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(json_records, "MAX_RECORD", 1000)
     monkeypatch.setattr(json_records, "CHUNK", 100)
     rows = [json.dumps({"a": text}) for text in ("x", 'y, "]}' * 1000, "z")]
@@ -195,7 +195,7 @@ def test_a_huge_record_is_passed_over(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", ["list", "lines"])
-def test_memory_holds_a_chunk_and_not_the_file(tmp_path, kind):
+def test_memory_holds_a_chunk_but_not_the_file(tmp_path, kind):
     row = json.dumps({"q": "x" * 1000})
     with open(tmp_path / "a.json", "w") as file:
         file.write("[" + ",".join([row] * 20_000) + "]" if kind == "list" else f"{row}\n" * 20_000)

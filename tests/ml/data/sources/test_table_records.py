@@ -1,4 +1,4 @@
-"""Parquet, Arrow and CSV record by record: as polars reads the whole; cut files say so."""
+"""Parquet, Arrow and CSV record by record give what polars gives; cut files are reported."""
 
 import csv
 import io
@@ -47,7 +47,7 @@ def test_arrow_rows_are_those_of_the_table(tmp_path, new):
     assert read(arrow_rows(tmp_path / "a.arrow")) == (ROWS, None)
 
 
-def test_arrow_of_polars_and_of_datasets(tmp_path):
+def test_arrow_files_of_polars_and_datasets_are_read(tmp_path):
     from datasets import Dataset
 
     pl.DataFrame(ROWS).write_ipc(tmp_path / "a.arrow")
@@ -68,7 +68,7 @@ def test_cut_parquet_is_an_error_at_any_byte(tmp_path):
 
 
 @pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
-def test_cut_arrow_keeps_its_whole_batches(tmp_path, new):
+def test_cut_arrow_keeps_its_complete_batches(tmp_path, new):
     path, content = tmp_path / "a.arrow", arrow(FLAT, new)
     counts = []
     for cut in range(len(content)):
@@ -152,7 +152,7 @@ def test_csv_rows_are_those_of_the_table_with_the_lines_they_begin_on(tmp_path):
     assert [record.line for record in records] == [2, 4, 6, 8, 10]
 
 
-def test_csv_broken_rows(tmp_path):
+def test_broken_csv_rows_are_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'q,a\none\n1,2,3\n\nx,"y"z\nok,\xff\n5,6\n7')
     values, end = read(csv_rows(path))
@@ -167,7 +167,7 @@ def test_csv_broken_rows(tmp_path):
     assert read(csv_rows(path))[1] is None, "the last line has an end: it is broken, not cut"
 
 
-def test_cut_csv_at_any_byte(tmp_path):
+def test_csv_cut_at_any_byte_reports_its_complete_rows(tmp_path):
     path = tmp_path / "a.csv"
     content = b'q,a\nQ0,A0\n"Q1, ""x""\ny","A1"\nQ2,A2\n'
     rows = [{"q": "Q0", "a": "A0"}, {"q": 'Q1, "x"\ny', "a": "A1"}, {"q": "Q2", "a": "A2"}]
@@ -180,7 +180,7 @@ def test_cut_csv_at_any_byte(tmp_path):
         assert end is not None or cut == 4 or content[:cut].count(b",") in (2, 4, 5), cut
 
 
-def test_csv_long_cells_and_its_limit_stay_as_they_were(tmp_path):
+def test_csv_long_cells_are_read_and_the_global_limit_is_restored(tmp_path):
     before = csv.field_size_limit()
     (tmp_path / "a.csv").write_text(f"q\n{'x' * 300_000}\n")
     (record,) = csv_rows(tmp_path / "a.csv")

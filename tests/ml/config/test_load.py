@@ -188,7 +188,7 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         ),
     ],
 )
-def test_errors_name_file_key_and_mend(tmp_path, path, value, said):
+def test_errors_name_the_file_and_the_key_and_say_what_is_allowed(tmp_path, path, value, said):
     with pytest.raises(InputError) as error:
         load_config(write(tmp_path, {path: value}))
     for words in said:
@@ -196,7 +196,7 @@ def test_errors_name_file_key_and_mend(tmp_path, path, value, said):
     assert "Traceback" not in str(error.value)
 
 
-def test_a_missing_file_and_broken_yaml(tmp_path):
+def test_a_missing_file_and_broken_yaml_are_named(tmp_path):
     write(tmp_path)
     (tmp_path / "models.yaml").write_text("m: {source: [")
     with pytest.raises(InputError, match=r"models\.yaml: not YAML"):
@@ -215,7 +215,7 @@ def test_a_second_folder_adds_and_does_not_shadow(tmp_path):
         load_config(tmp_path, tmp_path / "more")
 
 
-def test_a_datasets_path_may_hold_variables_and_need_not_be_there_yet(tmp_path, monkeypatch):
+def test_a_datasets_path_may_hold_variables_and_need_not_exist_yet(tmp_path, monkeypatch):
     sizes = {"train": 1, "validation": 1, "test": 1}
     entries = {
         "plain": {"format": "alpaca", "path": "later/a.json", "sizes": sizes},
@@ -239,13 +239,13 @@ def test_a_datasets_path_may_hold_variables_and_need_not_be_there_yet(tmp_path, 
             assert datasets["either"].path is None and datasets["either"].on_hub
 
 
-def test_relative_paths_are_beside_their_file(tmp_path):
+def test_relative_paths_start_at_the_folder_of_their_file(tmp_path):
     (tmp_path / "weights").mkdir()
     config = load_config(write(tmp_path, {"models.m": {"source": "path", "path": "weights"}}))
     assert config.models["m"].path == str(tmp_path / "weights")
 
 
-def test_families_and_seeds():
+def test_a_family_is_the_name_without_the_seed():
     assert AblationSpec(name="mle", select="all").family == "mle"
     assert AblationSpec(name="mle_s1", select="all", seed=1).family == "mle"
 
@@ -254,7 +254,7 @@ def test_hash_does_not_depend_on_key_order():
     assert spec_hash({"a": 1, "b": [2]}) == spec_hash({"b": [2], "a": 1}) != spec_hash({"a": 1, "b": [3]})
 
 
-def test_a_stage_depends_on_its_own_fields_alone():
+def test_a_stage_depends_only_on_its_own_fields():
     config = load_config(SHIPPED)
     study = config.studies["quickstart"]
     paper = config.ablations["paper_top25"]
@@ -279,7 +279,7 @@ def test_specs_are_frozen():
         ModelSpec(name="m", source="hub", id="x").id = "y"
 
 
-def test_a_study_needs_what_it_trains_scores_and_asks_and_its_judge():
+def test_a_study_needs_its_datasets_of_training_scoring_and_evaluation_and_its_judge():
     evaluation = {
         "ifeval": {"dataset": "prompts"},
         "alpaca_eval": {"dataset": "extra", "judge": {"local_model": "referee"}},
