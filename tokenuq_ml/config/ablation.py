@@ -214,7 +214,9 @@ class AblationSpec(Spec):
             for key in ("teacher", "divergence", "temperature"):
                 chosen, rest = getattr(self.selected.distill, key), getattr(self.rest.distill, key)
                 if chosen != rest:
-                    raise ValueError(f"'selected' and 'rest' distil with different {key} ({chosen!r}, {rest!r})")
+                    raise ValueError(
+                        f"'selected' and 'rest' distil with different {key} ({chosen!r}, {rest!r}); give both the same"
+                    )
         return self
 
     @property

@@ -63,18 +63,7 @@ def tokenize_example(
         InputError: there is no chat template, it changes earlier turns, or the tokenizer returns no offsets.
     """
     text = _render(tokenizer, messages)
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        header = _render(tokenizer, messages[:turn], header=True)
-        said = _render(tokenizer, messages[: turn + 1]).rstrip()
-        if not text.startswith(said) or not said.startswith(header):
-            raise InputError(
-                "the chat template changes a turn when more turns follow, so that responses cannot be found in the "
-                "text; set `chat_template:` of the model in models.yaml to one that does not"
-            )
-        spans.append((len(header), len(said)))
+    spans = _response_spans(tokenizer, messages, text)
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"{type(tokenizer).__name__} returns no character offsets; use a model with a fast tokenizer")
     with _untrimmed_offsets(tokenizer):
@@ -85,6 +74,25 @@ def tokenize_example(
         # Nothing predicts the first token.
         mask[0] = False
     return TokenizedConversation(ids[:max_length], mask[:max_length], len(ids) > max_length)
+
+
+def _response_spans(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], text: str
+) -> list[tuple[int, int]]:
+    """Return the first and the last index, exclusive, in `text` of each assistant's turn with its end of turn."""
+    spans = []
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        header = _render(tokenizer, messages[:turn], header=True)
+        up_to_turn = _render(tokenizer, messages[: turn + 1]).rstrip()
+        if not text.startswith(up_to_turn) or not up_to_turn.startswith(header):
+            raise InputError(
+                "the chat template changes a turn when more turns follow, so that responses cannot be found in the "
+                "text; set `chat_template:` of the model in models.yaml to one that does not"
+            )
+        spans.append((len(header), len(up_to_turn)))
+    return spans
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], header: bool = False) -> str:
