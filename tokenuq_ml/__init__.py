@@ -6,7 +6,7 @@ are imported on first use, so that `import tokenuq_ml` does not load torch.
 Does not import Dagster or `tokenuq_pipeline`.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("tokenuq")
+        # Imported here, since it loads modules that nothing else needs.
+        from importlib.metadata import version
+
+        return version("tokenuq")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
