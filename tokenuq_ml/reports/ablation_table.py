@@ -1,6 +1,6 @@
-"""The ablation table: every model on every metric, and which models the intervals can tell apart.
+"""The ablation table: every model on every metric, and which models their intervals distinguish.
 
-Plain rows for the page, the terminal and the CSV; computes no metric.
+Plain rows for the page, the terminal and the CSV.
 """
 
 import polars as pl
@@ -9,10 +9,10 @@ METRIC_ORDER = ("loss", "token_accuracy")
 
 
 def table_rows(evaluations: dict[str, pl.DataFrame]) -> list[dict]:
-    """Rows by dataset and metric, then model in the given order.
+    """Return the rows, sorted by dataset, metric, and model in the given order.
 
-    `separated` holds for a metric where any two models' intervals do not overlap; `best` for
-    a model whose interval overlaps no other's and lies on the better side.
+    `separated`: the metric has two models whose intervals do not overlap. `best`: the model's interval overlaps no
+    other and is on the better side of all of them.
     """
     frames = [
         frame.with_columns(model=pl.lit(name), order=pl.lit(order))

@@ -1,6 +1,6 @@
-"""Pictures that compare ablations with each other: a metric over the quantile, and how far selections overlap.
+"""Plots that compare ablations: a metric over the quantile, and the overlap of selections.
 
-Draws the frames it is given; which ablations belong into one picture is decided in `comparison.py`.
+`comparison.py` decides which ablations share a plot.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,36 @@ import numpy as np
 import polars as pl
 
 from tokenuq_ml.reports import canvas
-from tokenuq_ml.reports.canvas import SEQUENTIAL, legend, legend_height, looks, new_figure, whiskers, whole_steps
+from tokenuq_ml.reports.canvas import (
+    SEQUENTIAL,
+    legend,
+    legend_height,
+    new_figure,
+    series_styles,
+    whiskers,
+    whole_steps,
+)
 
-NAMED_CELLS = 14
-"""A heat map of more ablations shows colours alone."""
+MAX_NUMBERED = 14
+"""A heat map of more ablations shows only colours, no numbers."""
 SMOOTHED_PARTS = 20
+"""Long curves are running means over this part of their steps."""
 
 
 def quantile_curves(points: pl.DataFrame, baseline: pl.DataFrame, baseline_name: str, path: str | Path) -> None:
-    """Held-out loss over the quantile, a line a set of ablations, a panel a dataset; the baseline as a dashed line.
+    """Draw held-out loss over the quantile: one line per curve, one panel per dataset, the baseline dashed.
 
     Args:
         points: `curve, quantile, dataset, split, value, ci_low, ci_high`, curves and datasets in the order to draw.
-        baseline: `dataset, split, value, ci_low, ci_high` of the family that the curves are to be held against.
+        baseline: `dataset, split, value, ci_low, ci_high` of the family that the curves are compared with.
+        baseline_name: its name in the legend.
+        path: the PNG.
     """
     panels = points.select("dataset", "split").unique(maintain_order=True).rows()
     curves = points["curve"].unique(maintain_order=True).to_list()
     figure, axes = new_figure(3.8 + legend_height(len(curves) + 1), columns=max(len(panels), 1))
-    look = looks(curves)
-    # Points of curves at one quantile stand beside each other, so that no interval hides another.
+    styles = series_styles(curves)
+    # Points of several curves at one quantile are drawn next to each other, so that no interval hides another.
     shift = 0.008 * (np.arange(len(curves)) - (len(curves) - 1) / 2)
     for axis, (dataset, split) in zip(axes, panels, strict=False):
         for row in baseline.filter(dataset=dataset, split=split).iter_rows(named=True):
@@ -45,18 +56,21 @@ def quantile_curves(points: pl.DataFrame, baseline: pl.DataFrame, baseline_name:
                 markersize=4,
                 elinewidth=0.8,
                 capsize=2,
-                **look[curve],
+                **styles[curve],
             )
         axis.set(xlabel="selected share Q", title=f"{dataset} ({split})", xlim=(0, 1.02))
-    axes[0].set(ylabel="loss, nats a token")
+    axes[0].set(ylabel="loss, nats per token")
     legend(figure, *axes[0].get_legend_handles_labels())
     canvas.save(figure, path)
 
 
 def overlap_matrix(overlap: pl.DataFrame, names: Sequence[str], path: str | Path) -> None:
-    """The Jaccard index of every pair, as its mean over steps; grey where it is not defined.
+    """Draw the mean Jaccard index over steps of every pair of ablations; grey if it is not defined.
 
-    `overlap` has the columns of `evaluation/selection_overlap.py`; `names` are its ablations, in order.
+    Args:
+        overlap: columns of `evaluation/selection_overlap.py`.
+        names: its ablations, in order.
+        path: the PNG.
     """
     matrix = np.full((len(names), len(names)), np.nan)
     place = {name: index for index, name in enumerate(names)}
@@ -67,10 +81,10 @@ def overlap_matrix(overlap: pl.DataFrame, names: Sequence[str], path: str | Path
     axis.grid(False)
     axis.set_facecolor("#dddddd")
     image = axis.imshow(matrix, vmin=0, vmax=1, cmap=SEQUENTIAL)
-    ticks, size = range(len(names)), 8 if len(names) <= NAMED_CELLS else 6.5
+    ticks, size = range(len(names)), 8 if len(names) <= MAX_NUMBERED else 6.5
     axis.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axis.set_yticks(ticks, names, fontsize=size)
-    if len(names) <= NAMED_CELLS:
+    if len(names) <= MAX_NUMBERED:
         for row, column in np.ndindex(matrix.shape):
             value = matrix[row, column]
             if row != column and np.isfinite(value):
@@ -81,21 +95,21 @@ def overlap_matrix(overlap: pl.DataFrame, names: Sequence[str], path: str | Path
 
 
 def overlap_over_steps(overlap: pl.DataFrame, anchor: str, path: str | Path) -> None:
-    """The Jaccard index of each ablation's selection with the anchor's over steps, the legend from high to low.
+    """Draw the Jaccard index of each ablation's selection with the anchor's over steps; legend from high to low.
 
     Long trainings are drawn as running means over a twentieth of their steps.
     """
     pairs = overlap.filter((pl.col("a") == anchor) | (pl.col("b") == anchor)).drop_nulls("jaccard")
     pairs = pairs.with_columns(other=pl.when(pl.col("a") == anchor).then("b").otherwise("a")).sort("step")
     others = pairs["other"].unique(maintain_order=True).to_list()
-    look = looks(others)
+    styles = series_styles(others)
     figure, (axis,) = new_figure(3.8 + legend_height(len(others)))
     curves = {other: pairs.filter(other=other) for other in others}
     window = max((len(rows) for rows in curves.values()), default=0) // SMOOTHED_PARTS
     for other in sorted(curves, key=lambda other: -curves[other]["jaccard"].mean()):
         rows = curves[other]
         smooth = rows["jaccard"].rolling_mean(window, min_samples=1, center=True) if window > 1 else rows["jaccard"]
-        axis.plot(rows["step"], smooth, label=other, linewidth=1.2, **look[other] | {"marker": ""})
+        axis.plot(rows["step"], smooth, label=other, linewidth=1.2, **styles[other] | {"marker": ""})
     mean = f", running mean over {window} steps" if window > 1 else ""
     axis.set(xlabel=f"optimiser step{mean}", ylabel=f"Jaccard index with {anchor}", ylim=(0, 1.02))
     whole_steps(axis)

@@ -1,7 +1,6 @@
-"""The cost table: what each ablation trained and cost, and what it would cost at 1B, 8B and 70B.
+"""The cost table: what each ablation trained and cost, and predictions for models of 1B, 8B and 70B parameters.
 
-Plain rows, and the report's section that shows them. Measures nothing (`token_objective.py`) and holds no formula
-of a cost (`costs.py`).
+Plain rows, and the report's section that shows them. Training measures the costs; `costs/flops.py` has the formulas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,9 @@ from tokenuq_ml.costs.record import CostRecord, Seconds
 from tokenuq_ml.reports import html
 
 REFERENCE = "mle"
-"""The family that ratios are taken to."""
+"""The family that others are compared with."""
 RATE = 400e12
-"""FLOP/s that predictions in seconds assume: what one data-centre accelerator reaches in bfloat16 training."""
+"""FLOP/s that predicted seconds assume: what one data-centre accelerator reaches in bfloat16 training."""
 
 _FLOP_PARTS = [part.name for part in fields(Flops)]
 _SECOND_PARTS = [name for name in Seconds.model_fields if name != "total"]
@@ -27,10 +26,10 @@ _SUMS = (
 def cost_rows(
     records: Mapping[str, CostRecord], architecture: Architecture, families: Mapping[str, str] | None = None
 ) -> list[dict]:
-    """One row an ablation: tokens trained, seconds as measured, FLOPs by the model of `costs.py`.
+    """Return one row per ablation: tokens trained, measured seconds, and FLOPs by the formulas of `costs/flops.py`.
 
-    `*_ratio` is to the reference's seeds together, for the same input tokens, padding left out; None without
-    a reference. `gflops_*` are of a mean optimiser step, `flops_total` of all its steps.
+    `*_ratio` compares with all seeds of the reference together, for the same number of input tokens without padding;
+    None without a reference. `gflops_*` are those of the mean optimiser step, `flops_total` of all steps.
     """
     reference = _by_family(records, families).get(REFERENCE)
     return [_row(name, record, architecture, reference) for name, record in records.items()]
@@ -48,21 +47,21 @@ def _row(name: str, record: CostRecord, architecture: Architecture, reference: C
         "tokens": record.tokens,
         "response_tokens": record.response_tokens,
         "mle_tokens": record.mle_tokens,
-        "mle_share": _over(record.mle_tokens, record.response_tokens),
+        "mle_share": _quotient(record.mle_tokens, record.response_tokens),
         "distilled_tokens": record.distilled_tokens,
-        "distilled_share": _over(record.distilled_tokens, record.response_tokens),
-        "tokens_per_second": _over(record.tokens, seconds.total),
-        "response_tokens_per_second": _over(record.response_tokens, seconds.total),
+        "distilled_share": _quotient(record.distilled_tokens, record.response_tokens),
+        "tokens_per_second": _quotient(record.tokens, seconds.total),
+        "response_tokens_per_second": _quotient(record.response_tokens, seconds.total),
         "seconds_total": seconds.total,
         "seconds_step": seconds.total / steps,
         **{f"seconds_step_{part}": getattr(seconds, part) / steps for part in _SECOND_PARTS},
         "flops_total": work.total * steps,
         "gflops_step": work.total / 1e9,
         **{f"gflops_step_{part}": getattr(work, part) / 1e9 for part in _FLOP_PARTS},
-        "gflops_per_second": _over(work.total * steps / 1e9, seconds.total),
-        "seconds_ratio": _over(_seconds_a_token(record), reference and _seconds_a_token(reference)),
-        "flops_ratio": _over(
-            _flops_a_token(record, architecture), reference and _flops_a_token(reference, architecture)
+        "gflops_per_second": _quotient(work.total * steps / 1e9, seconds.total),
+        "seconds_ratio": _quotient(_seconds_per_token(record), reference and _seconds_per_token(reference)),
+        "flops_ratio": _quotient(
+            _flops_per_token(record, architecture), reference and _flops_per_token(reference, architecture)
         ),
     }
 
@@ -70,9 +69,9 @@ def _row(name: str, record: CostRecord, architecture: Architecture, reference: C
 def prediction_rows(
     records: Mapping[str, CostRecord], families: Mapping[str, str] | None = None, rate: float = RATE
 ) -> list[dict]:
-    """One row a published model and family: a step of the reference's lengths with the family's own shares.
+    """Return one row per published model and family: a step with the reference's lengths and the family's own shares.
 
-    Seconds are at `rate` FLOP/s. Lengths are in the study's tokens: another tokenizer would cut other ones.
+    Seconds assume `rate` FLOP/s. Lengths are in the study's tokens, which another tokenizer would count differently.
     """
     pooled = _by_family(records, families)
     rows = []
@@ -88,7 +87,7 @@ def prediction_rows(
                     **{f"flops_step_{part}": getattr(work, part) for part in _FLOP_PARTS},
                     "head_share": work.head_share,
                     "seconds_step": work.total / rate,
-                    "flops_ratio": _over(work.total, reference),
+                    "flops_ratio": _quotient(work.total, reference),
                 }
             )
     return rows
@@ -100,37 +99,36 @@ def costs_section(
     families: Mapping[str, str] | None = None,
     rate: float = RATE,
 ) -> tuple[str, dict[str, list[dict]]]:
-    """The report's section as an HTML fragment, and its rows: `measured` and `predicted`.
+    """Return the report's section as an HTML fragment, and its rows: `measured` and `predicted`.
 
     Args:
-        records: by ablation, in the order of the table; those of students that have none are left out.
-        architecture: of the study's model.
-        families: ablation -> its name without the seed, where that is another.
+        records: ablation -> its costs, in the order of the table; without the students that have no record.
+        architecture: the sizes of the study's model.
+        families: ablation -> its name without the seed.
+        rate: FLOP/s that predicted seconds assume.
     """
     if not records:
-        return html.paragraph("No student of this study has a record of its costs; train one again to have it."), {
-            "measured": [],
-            "predicted": [],
-        }
+        missing = "No student of this study has a record of its costs. Train a student again to measure them."
+        return html.paragraph(missing), {"measured": [], "predicted": []}
     pooled = _by_family(records, families)
     rows, predicted = cost_rows(records, architecture, families), prediction_rows(records, families, rate)
     content = [
         html.paragraph(
-            "Sums over the steps that the process made which finished the training. Seconds are measured; FLOPs "
-            "follow from the sizes (docs/costs.md) and count the products of matrices. Ratios to "
-            f"{REFERENCE} are for the same input tokens."
+            "Sums over the steps of the process that finished the training. Seconds are measured; FLOPs are computed "
+            "from the model's sizes (docs/costs.md) and count matrix products. Ratios compare with "
+            f"{REFERENCE} for the same number of input tokens."
         ),
         html.table(
             ["ablation", "selection", "teacher", "steps", "response tokens", "by cross-entropy", "distilled"]
-            + ["TFLOP in all", "FLOPs ratio", "seconds in all", "seconds ratio"],
+            + ["total TFLOP", "FLOPs ratio", "total seconds", "seconds ratio"],
             [_totals(row) for row in rows],
         ),
-        html.paragraph("Seconds of an optimiser step:"),
+        html.paragraph("Seconds per optimiser step:"),
         html.table(
             ["ablation", *_SECOND_PARTS, "step", "response tokens/s", "tokens/s", "GFLOP/s"],
             [_seconds(row) for row in rows],
         ),
-        html.paragraph("GFLOPs of an optimiser step:"),
+        html.paragraph("GFLOP per optimiser step:"),
         html.table(
             ["ablation", *_FLOP_PARTS, "step", "head share"],
             [_flops(row) for row in rows],
@@ -190,27 +188,27 @@ def _prediction_text(pooled: Mapping[str, CostRecord], rate: float) -> str:
     record = _typical(pooled)
     step = record.step()
     return (
-        f"The same step by the model for published sizes: {record.sequences / record.steps:,.0f} sequences, "
+        f"The same step, predicted for published model sizes: {record.sequences / record.steps:,.0f} sequences, "
         f"{step.padded_tokens:,.0f} tokens with padding, {step.response_tokens:,.0f} response tokens, each ablation "
         f"with its own shares. Seconds assume {rate / 1e12:,.0f} TFLOP/s."
     )
 
 
 def _bound_text(pooled: Mapping[str, CostRecord], architecture: Architecture) -> str:
-    """What selection can save at most, and what it did save."""
+    """Return the upper bound of what selection can save, and the measured ratios."""
     record = _typical(pooled)
     vanilla = _with_lengths(Step(0, 0, 0, lora_rank=record.lora_rank), record.step())
     bounds = [f"{_percent(flops(model, vanilla).head_share)} at {name}" for name, model in PUBLISHED.items()]
     text = (
-        "A token that is not trained needs its forward pass, since later tokens attend to it, and the gradient "
-        "passes through it on its way back. Selection saves head products alone, which are "
+        "A token that is not trained still needs its forward and backward pass, since later tokens attend to it and "
+        "their gradients flow through it. Selection saves only head products, which are "
         f"{_percent(flops(architecture, vanilla).head_share)} of the FLOPs of a step that trains every token of "
-        f"this study ({', '.join(bounds)}): no selection saves more."
+        f"this study ({', '.join(bounds)}). No selection saves more."
     )
     if REFERENCE in pooled and len(pooled) > 1:
-        to = _seconds_a_token(pooled[REFERENCE])
+        reference = _seconds_per_token(pooled[REFERENCE])
         measured = ", ".join(
-            f"{family} {_ratio(_over(_seconds_a_token(record), to))}"
+            f"{family} {_ratio(_quotient(_seconds_per_token(record), reference))}"
             for family, record in pooled.items()
             if family != REFERENCE
         )
@@ -219,12 +217,12 @@ def _bound_text(pooled: Mapping[str, CostRecord], architecture: Architecture) ->
 
 
 def _typical(pooled: Mapping[str, CostRecord]) -> CostRecord:
-    """The run whose lengths stand for the study's."""
+    """Return the record whose lengths represent the study."""
     return pooled.get(REFERENCE) or next(iter(pooled.values()))
 
 
 def _by_family(records: Mapping[str, CostRecord], families: Mapping[str, str] | None) -> dict[str, CostRecord]:
-    """The seeds of a family together."""
+    """Return family -> the pooled record of its seeds."""
     grouped: dict[str, list[CostRecord]] = {}
     for name, record in records.items():
         grouped.setdefault((families or {}).get(name, name), []).append(record)
@@ -232,7 +230,7 @@ def _by_family(records: Mapping[str, CostRecord], families: Mapping[str, str] | 
 
 
 def _pooled(records: Sequence[CostRecord]) -> CostRecord:
-    """Sums of sums; what an ablation says of itself is the same of all its seeds."""
+    """Add up the records of several seeds; what the ablation itself decides is the same in all of them."""
     sums = {name: sum(getattr(record, name) for record in records) for name in _SUMS}
     seconds = {name: sum(getattr(record.seconds, name) for record in records) for name in Seconds.model_fields}
     return records[0].model_copy(update={**sums, "seconds": Seconds(**seconds)})
@@ -247,21 +245,21 @@ def _with_lengths(step: Step, lengths: Step) -> Step:
     )
 
 
-def _seconds_a_token(record: CostRecord) -> float | None:
-    return _over(record.seconds.total, record.tokens)
+def _seconds_per_token(record: CostRecord) -> float | None:
+    return _quotient(record.seconds.total, record.tokens)
 
 
-def _flops_a_token(record: CostRecord, architecture: Architecture) -> float | None:
-    return _over(flops(architecture, record.step()).total * record.steps, record.tokens)
+def _flops_per_token(record: CostRecord, architecture: Architecture) -> float | None:
+    return _quotient(flops(architecture, record.step()).total * record.steps, record.tokens)
 
 
-def _over(a: float | None, b: float | None) -> float | None:
-    """None where there is nothing to divide by."""
+def _quotient(a: float | None, b: float | None) -> float | None:
+    """Return `a / b`; None if either is missing or `b` is 0."""
     return a / b if a is not None and b else None
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits."""
+    """Format with three significant digits."""
     if value is None:
         return "—"
     if not value:

@@ -1,7 +1,4 @@
-"""The metrics of one or several models as points with their intervals: what the UI shows of an evaluation.
-
-Draws rows of `evaluations`; compares nothing (`comparison.py`).
-"""
+"""The metrics of one or several models as points with intervals: the plot of an evaluation in the UI."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,21 +12,22 @@ IN_NATS = ("loss", "loss_change", "entropy_change")
 
 
 def metric_intervals(models: Mapping[str, pl.DataFrame], path: str | Path) -> None:
-    """One line a metric and dataset; metrics in nats left, shares of 1 right.
+    """Draw one line per metric and dataset; metrics in nats on the left, shares on the right.
 
     Args:
         models: name -> rows of `evaluations` (`dataset, split, metric, value, ci_low, ci_high`).
+        path: the PNG.
     """
     rows = pl.concat([frame.with_columns(model=pl.lit(name)) for name, frame in models.items()])
     in_nats = pl.col("metric").is_in(IN_NATS)
-    panels = [(rows.filter(in_nats), "nats a token"), (rows.filter(~in_nats), "share")]
+    panels = [(rows.filter(in_nats), "nats per token"), (rows.filter(~in_nats), "share")]
     panels = [(part, label) for part, label in panels if len(part)]
     lines = max((part.n_unique(["dataset", "metric"]) for part, _ in panels), default=1)
     figure, axes = canvas.new_figure(1.0 + 0.3 * lines, columns=max(len(panels), 1))
-    look = canvas.looks(models)
+    styles = canvas.series_styles(models)
     for axis, (part, label) in zip(axes, panels, strict=False):
         order = ["split", "dataset", "metric"]
-        # What is in distribution comes first.
+        # In-distribution metrics come first.
         names = part.select(order).unique().sort(order, descending=[True, False, False]).rows()
         places = {name: -number for number, name in enumerate(names)}
         for number, model in enumerate(models):
@@ -40,8 +38,8 @@ def metric_intervals(models: Mapping[str, pl.DataFrame], path: str | Path) -> No
                     row["value"],
                     places[row["split"], row["dataset"], row["metric"]] - shift,
                     xerr=canvas.whiskers(row),
-                    fmt=look[model]["marker"],
-                    color=look[model]["color"],
+                    fmt=styles[model]["marker"],
+                    color=styles[model]["color"],
                     markersize=5,
                     label=model,
                 )

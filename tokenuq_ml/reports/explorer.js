@@ -1,4 +1,4 @@
-// The token explorer: unpacks what explorer.py packed, and draws one example at a time. All text goes in as text.
+// The token explorer: unpacks what explorer_data.py packed, and draws one example at a time. Inserts text only as text.
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
@@ -55,7 +55,7 @@
 
   const passes = (model) => header.passes.filter((pass) => pass[0] === model && pass[1] === state.example);
 
-  // What a model's loss is on a token of the example, and where that was measured; null where it was not.
+  // Returns a model's loss on a token of the example, and where it was measured; null if it was not measured.
   function lossUnder(model) {
     if (model === 0) return { of: (i) => measured("base_loss", i), where: "" };
     if (model === 1) return { of: (i) => measured("loss", i), where: "" };
@@ -70,19 +70,19 @@
     return sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : 0;
   }
 
-  // The colouring that is chosen: a shade of -1 to 1 for each token, a legend, and lines of the tooltip.
+  // Returns the chosen colouring: a shade from -1 to 1 for each token, a legend, and lines of the tooltip.
   function colouring() {
     if (state.by === "selected") {
       const pass = passes(state.ablation).find((one) => one[2] === state.step);
       if (!pass) {
-        const why = example.split === "train" ? "this ablation did not train on it" : "choose one of train";
+        const why = example.split === "train" ? "this ablation did not train on it" : "choose a train example";
         return { shade: () => 0, legend: [`Nothing was selected from this ${example.split} example: ${why}.`], lines: () => [] };
       }
       const selected = (i) => column.pass_selected[pass[3] + i] === 1;
       const count = Array.from({ length: example.count }, (_, i) => selected(i)).filter(Boolean).length;
       return {
         shade: (i) => (selected(i) ? 0.8 : 0),
-        legend: [`${count} of ${example.count} tokens were selected at step ${state.step}: they are coloured.`],
+        legend: [`${count} of ${example.count} tokens were selected at step ${state.step}; they are coloured.`],
         lines: (i) => [
           [`at step ${state.step}`, selected(i) ? "selected" : "not selected"],
           ["loss at that step", nats(half(column.pass_loss[pass[3] + i]))],
@@ -93,8 +93,8 @@
       const [left, right] = [lossUnder(state.left), lossUnder(state.right)];
       const names = [header.models[state.left], header.models[state.right]];
       if (!left || !right) {
-        const lacking = names[left ? 1 : 0];
-        return { shade: () => 0, legend: [`Not measured: the loss of ${lacking} on this ${example.split} example.`], lines: () => [] };
+        const missing = names[left ? 1 : 0];
+        return { shade: () => 0, legend: [`Not measured: the loss of ${missing} on this ${example.split} example.`], lines: () => [] };
       }
       const values = Array.from({ length: example.count }, (_, i) => left.of(i) - right.of(i));
       const top = Math.max(percentile(values.map(Math.abs), 0.95), 0.01);
@@ -113,7 +113,7 @@
     const top = header.tops[state.by];
     return {
       shade: (i) => measured(state.by, i) / top,
-      legend: ["0", "hot", `≥ ${number(top)} nats (the 95th percentile of what is shown here)`],
+      legend: ["0", "hot", `≥ ${number(top)} nats (the 95th percentile of these examples)`],
       lines: () => [],
     };
   }
@@ -179,7 +179,7 @@
     title.append(element("small", ` ${header.categories[column.category[at]]}, position ${column.position[at]}`));
     tip.replaceChildren(title, list, ...alternatives(at));
     tip.hidden = false;
-    // Below the token, and within the page's width.
+    // Below the token if there is room, and within the width of the page.
     const box = spans[i].getClientRects()[0], width = tip.offsetWidth;
     const left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - width - 8));
     const below = box.bottom + 6 + tip.offsetHeight < window.innerHeight || box.top < tip.offsetHeight;
@@ -267,7 +267,7 @@
     const trained = models.filter(([index]) => header.passes.some((pass) => pass[0] === index));
     const known = models.filter(([index]) => index < 2 || [...header.passes, ...header.scored].some((entry) => entry[0] === index));
     state.by = header.by;
-    // An ablation that leaves tokens out says more than one that takes all.
+    // Start with an ablation that leaves tokens out, if there is one.
     const leavesOut = ([, index, , first]) => column.pass_selected.subarray(first, first + header.examples[index].count).includes(0);
     state.ablation = (header.passes.find(leavesOut) || header.passes[0] || [0])[0];
     [state.left, state.right] = [state.ablation || 1, state.ablation ? 1 : 0];
@@ -282,7 +282,7 @@
     if (header.examples.length) go(Math.max(first, 0));
   }
 
-  // Not before it is looked at: the rest of the page opens without it.
+  // Unpack only when the explorer comes into view, so that the rest of the page opens first.
   if (root && !window.DecompressionStream) {
     root.before(element("p", "This browser is too old for the token explorer: it cannot unpack the numbers.", "dim"));
   } else if (root) {

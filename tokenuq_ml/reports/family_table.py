@@ -1,7 +1,7 @@
-"""The family table: seeds of an ablation as one row, each metric with its spread and its difference to a baseline.
+"""The family table: the seeds of an ablation as one row, with spread and difference to a baseline for each metric.
 
-Plain rows for the page, the terminal, JSON and CSV, and what they say in words. The statistics are
-`evaluation/paired.py`'s; how a table looks is `html.py`'s and `text.py`'s.
+Plain rows for the page, the terminal, JSON and CSV, and a sentence about them. `evaluation/paired.py` computes the
+statistics; `result_tables.py` and `text.py` render the rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,18 @@ import polars as pl
 from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import JUDGED
-from tokenuq_ml.evaluation.paired import Family, PairedBootstrap
+from tokenuq_ml.evaluation.paired import Estimate, Family, PairedBootstrap
 
 BASELINE = "mle"
 NAMES_IN_VERDICT = 3
 Metric = tuple[str, str, str]
+"""Dataset, split and metric."""
+Parts = tuple[np.ndarray, np.ndarray]
+"""Numerators and denominators of a model's examples, `[n]`."""
 
 
 def families_of(ablations: Mapping[str, AblationSpec]) -> dict[str, list[str]]:
-    """Family -> its ablations, both in the study's order."""
+    """Return family -> its ablations, both in the study's order."""
     families: dict[str, list[str]] = {}
     for name, ablation in ablations.items():
         families.setdefault(ablation.family, []).append(name)
@@ -28,7 +31,7 @@ def families_of(ablations: Mapping[str, AblationSpec]) -> dict[str, list[str]]:
 
 
 def baseline_of(families: Sequence[str]) -> str:
-    """What the others are compared with: `mle`, or the first family of a study without it."""
+    """Return the family that others are compared with: `mle`, or the first family of a study without it."""
     return BASELINE if BASELINE in families else families[0]
 
 
@@ -38,20 +41,20 @@ def family_rows(
     ablations: Mapping[str, AblationSpec],
     evaluation: EvaluationSpec,
 ) -> list[dict]:
-    """Rows by metric in the order of `table`, then family in the study's order, base and teacher on top.
+    """Return one row per metric and family: metrics in the order of `table`, base and teacher before the families.
 
     Args:
-        table: rows of `ablation_table.table_rows`, for metrics, their order and direction.
-        examples: model -> its `evaluation_examples`, references among them.
-        ablations: the study's, in its order.
+        table: rows of `ablation_table.table_rows`, which give the metrics, their order and direction.
+        examples: model -> its `evaluation_examples`, including base and teacher.
+        ablations: the study's ablations, in its order.
         evaluation: resamples, confidence and seed of the intervals.
 
     Returns:
-        Of each family: `value` (mean over seeds), `spread` (standard deviation over seeds, None for one), its
-        interval over examples and seeds, and `difference` to `against` with its interval. `verdict` is
-        `better`, `worse` (of a metric without direction `higher`, `lower`), or `not distinguishable` where that
-        interval holds 0 (or only one example was evaluated, whose interval has no width); None for the baseline
-        itself. A family is left out of a metric that one of its seeds lacks.
+        For each family: `value` (mean over seeds), `spread` (standard deviation over seeds, None for one seed), its
+        interval over examples and seeds, and `difference` to `against` with its interval. `verdict` is `better` or
+        `worse` (`higher` or `lower` for a metric without direction), or `not distinguishable` if that interval
+        contains 0 or only one example was evaluated; None for the baseline itself. A family has no row for a metric
+        that one of its seeds lacks.
 
     Raises:
         InputError: models were evaluated on different examples.
@@ -62,53 +65,65 @@ def family_rows(
     metrics = {(row["dataset"], row["split"], row["metric"]): row["higher_is_better"] for row in table}
     for metric, higher_is_better in metrics.items():
         parts = _parts(metric, examples)
-        present = {family: names for family, names in families.items() if all(name in parts for name in names)}
-        if not present:
+        members = {family: names for family, names in families.items() if all(name in parts for name in names)}
+        if not members:
             continue
-        study = PairedBootstrap(
-            {
-                family: Family(
-                    tuple(ablations[name].seed if name in ablations else None for name in names),
-                    np.stack([parts[name][0] for name in names]),
-                    np.stack([parts[name][1] for name in names]),
-                )
-                for family, names in present.items()
-            },
+        bootstrap = PairedBootstrap(
+            {family: _family(names, parts, ablations) for family, names in members.items()},
             resamples=evaluation.bootstrap,
             confidence=evaluation.confidence,
             seed=evaluation.seed,
         )
-        for family, names in present.items():
-            mean, n = study.mean(family), len(parts[names[0]][0])
-            compared = against in present and family != against
-            difference = study.difference(family, against) if compared else None
+        for family, names in members.items():
+            compared = against in members and family != against
+            difference = bootstrap.difference(family, against) if compared else None
+            n = len(parts[names[0]][0])
             rows.append(
                 {
                     "family": family,
                     "selection": ablations[names[0]].selection_kind if names[0] in ablations else None,
                     "models": " ".join(names),
                     "n_seeds": len(names),
-                    "dataset": metric[0],
-                    "split": metric[1],
-                    "metric": metric[2],
-                    "value": mean.value,
-                    "spread": study.spread(family),
-                    "ci_low": mean.low,
-                    "ci_high": mean.high,
+                    **dict(zip(("dataset", "split", "metric"), metric, strict=True)),
+                    **_mean_fields(bootstrap, family),
                     "n": n,
                     "higher_is_better": higher_is_better,
                     "against": against,
-                    "difference": difference.value if difference else None,
-                    "difference_low": difference.low if difference else None,
-                    "difference_high": difference.high if difference else None,
-                    "verdict": _compare(difference, n, higher_is_better) if difference else None,
+                    **_difference_fields(difference, n, higher_is_better),
                 }
             )
     return rows
 
 
-def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Model -> numerators and denominators, in the order of the examples' ids, which are the same for all."""
+def _family(names: Sequence[str], parts: Mapping[str, Parts], ablations: Mapping[str, AblationSpec]) -> Family:
+    return Family(
+        tuple(ablations[name].seed if name in ablations else None for name in names),
+        np.stack([parts[name][0] for name in names]),
+        np.stack([parts[name][1] for name in names]),
+    )
+
+
+def _mean_fields(bootstrap: PairedBootstrap, family: str) -> dict[str, float | None]:
+    mean = bootstrap.mean(family)
+    return {
+        "value": mean.value,
+        "spread": bootstrap.spread(family),
+        "ci_low": mean.low,
+        "ci_high": mean.high,
+    }
+
+
+def _difference_fields(difference: Estimate | None, n: int, higher_is_better: bool | None) -> dict:
+    return {
+        "difference": difference.value if difference else None,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "verdict": _compare(difference, n, higher_is_better) if difference else None,
+    }
+
+
+def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, Parts]:
+    """Return model -> numerators and denominators, in the order of example ids, which are the same for all models."""
     dataset, split, name = metric
     parts, ids, first = {}, None, None
     of_metric = {
@@ -117,7 +132,7 @@ def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, tu
     }
     of_metric = {model: own for model, own in of_metric.items() if len(own)}
     if name in JUDGED and of_metric:
-        # A judge may say nothing of some outputs: what all models have in common is compared.
+        # A judge may give no verdict on some outputs; models are compared on the examples that all of them have.
         common = set.intersection(*(set(own["example_id"]) for own in of_metric.values()))
         of_metric = {
             model: own.filter(pl.col("example_id").is_in(common)) for model, own in of_metric.items() if common
@@ -127,14 +142,14 @@ def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, tu
             ids, first = own["example_id"], model
         elif not ids.equals(own["example_id"]):
             raise InputError(
-                f"{dataset} {name}: {model} was evaluated on other examples than {first}; materialise the "
+                f"{dataset} {name}: {model} and {first} were evaluated on different examples; materialise the "
                 "evaluation of both again"
             )
         parts[model] = own["numerator"].to_numpy(), own["denominator"].to_numpy()
     return parts
 
 
-def _compare(difference, n: int, higher_is_better: bool | None) -> str:
+def _compare(difference: Estimate, n: int, higher_is_better: bool | None) -> str:
     if n < 2 or difference.low <= 0 <= difference.high:
         return "not distinguishable"
     if higher_is_better is None:
@@ -143,29 +158,30 @@ def _compare(difference, n: int, higher_is_better: bool | None) -> str:
 
 
 def verdict(rows: Sequence[dict]) -> str:
-    """What the families' differences to the baseline can and cannot say, in words."""
+    """Return a sentence that says which families differ from the baseline on which metrics."""
     students = [row for row in rows if row["selection"] is not None and row["verdict"] is not None]
     if not students:
-        return "There is one family of students only: nothing to compare it with."
+        return "There is only one family of students, and nothing to compare it with."
     against = students[0]["against"]
-    telling = []
+    distinguishable = []
     for dataset, name in dict.fromkeys((row["dataset"], row["metric"]) for row in students):
         of_metric = [row for row in students if (row["dataset"], row["metric"]) == (dataset, name)]
-        told = sorted(of_metric, key=lambda row: -abs(row["difference"]))
-        said = [
-            f"{which} {_names([row['family'] for row in told if row['verdict'] == which])}"
+        rows_of_metric = sorted(of_metric, key=lambda row: -abs(row["difference"]))
+        groups = [
+            f"{which} {_names([row['family'] for row in rows_of_metric if row['verdict'] == which])}"
             for which in ("better", "worse", "higher", "lower")
-            if any(row["verdict"] == which for row in told)
+            if any(row["verdict"] == which for row in rows_of_metric)
         ]
-        if said:
-            telling.append(f"{dataset} {name} ({'; '.join(said)})")
-    if telling:
+        if groups:
+            distinguishable.append(f"{dataset} {name} ({'; '.join(groups)})")
+    if distinguishable:
         return (
-            f"Distinguishable from {against} on: {', '.join(telling)}. Everything else is not distinguishable from it."
+            f"Distinguishable from {against} on: {', '.join(distinguishable)}. "
+            "All other differences are not distinguishable."
         )
     return (
-        f"On no metric can any family be told from {against}: this study demonstrates the pipeline and cannot separate "
-        "the arms. More examples or more seeds narrow the intervals."
+        f"No family is distinguishable from {against} on any metric: this study demonstrates the pipeline, but cannot "
+        "separate the ablations. More examples or more seeds narrow the intervals."
     )
 
 

@@ -1,8 +1,7 @@
-"""The report page: sections in, one self-contained HTML file out.
+"""The report page: one self-contained HTML file, made of sections, `report.css` and `explorer.js`.
 
-No outside resource, light and dark, everything that comes from data escaped. Knows how a
-page is made of `report.css`, `explorer.js` and fragments; what is on it is put together in `entrypoints/report.py`,
-tables of results in `result_tables.py`.
+It loads no outside resource, has a light and a dark theme, and escapes everything that comes from data. The sections
+are chosen in `stages/report.py`.
 """
 
 import base64
@@ -14,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
-    """The whole page; each section is a heading and an HTML fragment that is escaped already."""
+    """Return the page; a section is a heading, and an HTML fragment that is already escaped."""
     body = "\n".join(
         f'<section><h2 id="s{number}">{escape(heading)}</h2>\n{content}</section>'
         for number, (heading, content) in enumerate(sections)
@@ -35,12 +34,12 @@ def _part(name: str) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def picture(path: Path, caption: str, meaning: str) -> str:
-    """A PNG inline, with its caption and what it says in words."""
+    """Return an inline PNG, with its caption and an explanation."""
     data = base64.b64encode(path.read_bytes()).decode()
     below = f"<p>{escape(meaning)}</p>" if meaning else ""
     return (
@@ -50,17 +49,17 @@ def picture(path: Path, caption: str, meaning: str) -> str:
 
 
 def pictures(figures: Sequence[str], wide: bool = False) -> str:
-    """Figures side by side where there is room; `wide` ones below each other."""
+    """Return figures side by side if there is room, or below each other if `wide`."""
     return f'<div class="plots{" wide" if wide else ""}">{"".join(figures)}</div>'
 
 
 def details(summary: str, content: str) -> str:
-    """A fragment behind a line that opens it."""
+    """Return a fragment that is collapsed under a summary line."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def settings(values: dict[str, object]) -> str:
-    """Names and values in columns."""
+    """Return names and values in columns."""
     rows = "".join(
         f"<div><span>{escape(name)}</span><span>{escape(str(value))}</span></div>" for name, value in values.items()
     )
@@ -68,12 +67,12 @@ def settings(values: dict[str, object]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain text."""
+    """Return a table of plain text."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def tables(fragments: Sequence[str]) -> str:
-    """Tables side by side where there is room."""
+    """Return tables side by side if there is room."""
     return f'<div class="tables">{"".join(fragments)}</div>'

@@ -1,7 +1,4 @@
-"""The ablation table and the family table as HTML fragments: models down, metrics across.
-
-Decides nothing of what can be told apart: that is in the rows of `ablation_table.py` and `family_table.py`.
-"""
+"""The ablation table and the family table as HTML fragments: models as rows, metrics as columns."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +10,7 @@ Metric = tuple[str, str, str]
 
 
 def ablation_table(rows: Sequence[dict]) -> str:
-    """One line a model, one column a metric; the best is marked only where its interval overlaps no other."""
+    """Return one row per model, one column per metric; the best is marked only if its interval overlaps no other."""
     metrics = _by_metric(rows, "model")
     heads = {metric: [_heading(of_metric) + _note(of_metric)] for metric, of_metric in metrics.items()}
     lines = []
@@ -29,9 +26,9 @@ def ablation_table(rows: Sequence[dict]) -> str:
 
 
 def family_table(rows: Sequence[dict]) -> str:
-    """One line a family, two columns a metric: the mean over seeds, and the difference to the baseline.
+    """Return one row per family, two columns per metric: the mean over seeds, and the difference to the baseline.
 
-    A difference is coloured only where its interval does not hold 0; elsewhere the cell says that nothing is told.
+    A difference is coloured only if its interval does not contain 0; otherwise the cell says "not distinguishable".
     """
     metrics = _by_metric(rows, "family")
     heads = {
@@ -111,5 +108,5 @@ def _cell(kind: str, content: str = "—") -> str:
 
 
 def _breakable(name: str) -> str:
-    """A name that may be broken over lines after its underscores."""
+    """Return the name with line breaks allowed after underscores."""
     return escape(name).replace("_", "_<wbr>")

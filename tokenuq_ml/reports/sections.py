@@ -1,6 +1,6 @@
-"""Sections of the report other than the comparison of families: planes, proxy, curricula, tokens, settings.
+"""Sections of the report other than the comparison of families: losses, correlations, curricula, tokens, settings.
 
-Each takes frames and specs and gives an HTML fragment, its pictures beside it in `folder`. Reads no file.
+Each takes frames and specs, returns an HTML fragment, and writes its plots to `folder`.
 """
 
 import json
@@ -13,23 +13,26 @@ import polars as pl
 from tokenuq_ml.config import AblationSpec, Schedule, StudySpec
 from tokenuq_ml.reports import html, plots
 from tokenuq_ml.reports.canvas import SIDE_ENTRIES
-from tokenuq_ml.reports.explorer import Students, explorer, most_uncertain, prompts_of, within_budget
+from tokenuq_ml.reports.explorer import explorer
+from tokenuq_ml.reports.explorer_data import ExplorerTables
+from tokenuq_ml.reports.explorer_examples import most_uncertain, within_budget
 from tokenuq_ml.reports.family_table import families_of
 from tokenuq_ml.tables.bald_noise import noise_floor
 
-CURRICULA_IN_FULL, CURRICULA_BEHIND = 8, 40
+CURRICULA_IN_FULL, CURRICULA_COLLAPSED = 8, 40
+"""Ablations whose curricula are shown, and most of those that are collapsed."""
 CATEGORY_NOTE = (
-    "Colours are categories of the tokens that were selected at each optimiser step. Structure giving "
-    "way to content (numbers, words) from left to right is the automatic curriculum of the paper."
+    "Colours are the categories of the tokens that were selected at each optimiser step. In the automatic curriculum "
+    "of the paper, structure on the left gives way to content (numbers, words) on the right."
 )
 UNCERTAINTY_NOTE = (
-    "Loss and BALD of a fixed validation sample. At 0% the fresh adapter is zero, so that dropout has "
-    "nothing to drop and BALD is 0 by construction; compare the later points."
+    "Loss and BALD of a fixed validation sample. At 0% the output of the fresh adapter is zero, so that BALD is 0 by "
+    "construction; compare the later points."
 )
 
 
 def shared_questions(examples: pl.DataFrame) -> str:
-    """How close test is to train: shared question templates, where the dataset names them, and shared questions."""
+    """Return how close test is to train: shared questions, and shared question templates if the dataset names them."""
     examples = examples.with_columns(
         pl.col("split").cast(pl.String),
         template=pl.col("source").str.json_path_match("$.template"),
@@ -55,24 +58,24 @@ def shared_questions(examples: pl.DataFrame) -> str:
 
 
 def planes(families: Sequence[dict], logs: Mapping[str, pl.DataFrame], folder: Path) -> str:
-    """Families in and out of distribution, and the training curves of `logs`."""
-    everything = pl.DataFrame(families, infer_schema_length=None).rename({"family": "model"})
-    plots.id_vs_ood(everything, folder / "id_vs_ood.png")
+    """Return losses of families in and out of distribution, and the training curves of `logs`."""
+    losses = pl.DataFrame(families, infer_schema_length=None).rename({"family": "model"})
+    plots.id_vs_ood(losses, folder / "id_vs_ood.png")
     plots.training_curves(logs, folder / "training_curves.png")
     return html.pictures(
         [
             html.picture(
                 folder / "id_vs_ood.png",
                 "Held-out loss",
-                "Left is better in distribution, down is better out of it. Distillation is meant to keep a student low "
-                "while it moves left; each point is a family, bars are intervals over examples and seeds (cut at the "
-                "frame where there are many). Those on the Pareto front are ringed.",
+                "Left is better in distribution, down is better out of distribution. Distillation is meant to keep a "
+                "student low while it moves left. Each point is a family; bars are intervals over examples and seeds, "
+                "cut at the frame if there are many. Points on the Pareto front are ringed.",
             ),
             html.picture(
                 folder / "training_curves.png",
                 "Training",
-                "The objective of each family's first seed over steps. Arms with another "
-                "selection minimise another quantity, so compare shapes rather than heights.",
+                "The objective of each family's first seed over steps. Ablations with different selections minimise "
+                "different quantities, so compare shapes, not heights.",
             ),
         ],
         wide=len(logs) > SIDE_ENTRIES,
@@ -86,32 +89,19 @@ def correlations(
     reference: pl.DataFrame,
     folder: Path,
 ) -> str:
-    """Loss against BALD: plot, the correlations named by `headlines` (x, y, method), and the noise floor of BALD."""
-    drawn = tokens.select("category", "loss", "bald").collect(engine="streaming")
-    plots.loss_vs_bald(drawn, analysis, folder / "loss_vs_bald.png")
-    overall = analysis.filter((pl.col("split") == "all") & (pl.col("category") == "all"))
-    rows = []
-    for x, y, method in headlines:
-        row = overall.filter((pl.col("x") == x) & (pl.col("y") == y) & (pl.col("method") == method)).row(0, named=True)
-        given = " given entropy" if method.startswith("partial") else ""
-        rows.append(
-            [
-                f"{x} and {y}{given}",
-                method.replace("_", " "),
-                _number(row["value"]),
-                f"[{_number(row['ci_low'])}, {_number(row['ci_high'])}]",
-                f"{row['n']:,}",
-            ]
-        )
+    """Return loss against BALD: plot, the correlations `headlines` (x, y, method), and the noise floor of BALD."""
+    points = tokens.select("category", "loss", "bald").collect(engine="streaming")
+    plots.loss_vs_bald(points, analysis, folder / "loss_vs_bald.png")
+    rows = [_correlation_row(analysis, *headline) for headline in headlines]
     return (
         html.pictures(
             [
                 html.picture(
                     folder / "loss_vs_bald.png",
                     "Loss against BALD",
-                    "Every response token, and those of each category, on one scale. Above each: Spearman's rank "
-                    "correlation, and the partial one given entropy. A high rank correlation is what makes the loss "
-                    "a cheap stand-in for BALD.",
+                    "All response tokens, and those of each category, on one scale. Above each panel: Spearman's rank "
+                    "correlation, and the partial one given entropy. With a high rank correlation, the loss is a cheap "
+                    "proxy of BALD.",
                 )
             ]
         )
@@ -119,12 +109,24 @@ def correlations(
             [html.table(["pair", "correlation", "value", "interval", "tokens"], rows), _by_category(analysis)]
         )
         + html.paragraph(
-            "The partial correlation takes out what loss and BALD share through the entropy: what is left is how far "
-            "the loss tells epistemic from aleatoric uncertainty.",
+            "The partial correlation removes what loss and BALD share through the entropy. The rest says how well the "
+            "loss distinguishes epistemic from aleatoric uncertainty.",
             "dim",
         )
         + html.paragraph(_noise(tokens, reference), "dim")
     )
+
+
+def _correlation_row(analysis: pl.DataFrame, x: str, y: str, method: str) -> list[str]:
+    row = analysis.filter(split="all", category="all", x=x, y=y, method=method).row(0, named=True)
+    given = " given entropy" if method.startswith("partial") else ""
+    return [
+        f"{x} and {y}{given}",
+        method.replace("_", " "),
+        _number(row["value"]),
+        f"[{_number(row['ci_low'])}, {_number(row['ci_high'])}]",
+        f"{row['n']:,}",
+    ]
 
 
 def _noise(tokens: pl.LazyFrame, reference: pl.DataFrame) -> str:
@@ -163,18 +165,18 @@ def curricula(
     read: Callable[[str], pl.DataFrame],
     folder: Path,
 ) -> str:
-    """What was selected and what became of uncertainty: the first families in full, all else behind a line."""
+    """Return selected categories and uncertainty over training: first families shown, all others collapsed."""
     firsts = [names[0] for names in families_of(ablations).values()]
     shown = firsts[:CURRICULA_IN_FULL]
     others = [name for name in ablations if name not in shown]
-    hidden = others[:CURRICULA_BEHIND]
+    hidden = others[:CURRICULA_COLLAPSED]
     body = html.paragraph(f"{CATEGORY_NOTE} {UNCERTAINTY_NOTE}", "dim")
     body += html.pictures([figure for name in shown for figure in _curriculum(name, ablations[name], read, folder)])
     if hidden:
         figures = [figure for name in hidden for figure in _curriculum(name, ablations[name], read, folder)]
         body += html.details(f"{len(hidden)} more ablations", html.pictures(figures))
     if len(others) > len(hidden):
-        body += html.paragraph(f"{len(others) - len(hidden)} more would make the page too large: see the UI.", "dim")
+        body += html.paragraph(f"{len(others) - len(hidden)} more would make the page too large; see the UI.", "dim")
     return body
 
 
@@ -188,25 +190,24 @@ def _curriculum(name: str, ablation: AblationSpec, read: Callable[[str], pl.Data
     ]
 
 
-def token_explorer(
-    tokens: pl.LazyFrame, alternatives: pl.LazyFrame, examples: Iterable[pl.DataFrame], students: Students
-) -> str:
-    """The examples of which the teacher is least sure, token by token."""
-    choices = alternatives.select(pl.col("choice").max() + 1).collect().item() or 0
-    # One ablation stands for all: those of a study train equally long.
-    log = next(iter(students.selections.values()), pl.LazyFrame(schema={"epoch": pl.Float32}))
+def token_explorer(tables: ExplorerTables) -> str:
+    """Return the explorer of the examples on which the teacher is most uncertain."""
+    selections = tables.students.selections.values()
+    alternatives = tables.alternatives.select(pl.col("choice").max() + 1).collect().item() or 0
+    # All ablations of a study train for the same number of epochs.
+    log = next(iter(selections), pl.LazyFrame(schema={"epoch": pl.Float32}))
     passes = math.ceil(log.select(pl.col("epoch").max()).collect().item() or 0)
-    shown = within_budget(most_uncertain(tokens), len(students.names), choices, passes)
+    shown = within_budget(most_uncertain(tables.tokens), len(tables.students.names), alternatives, passes)
     return html.paragraph(
-        f"The {len(shown)} examples of which the teacher is least sure, by mean BALD, of each split in turn. Response "
-        "tokens are coloured by what you choose; point at one, or move with the arrow keys, for its numbers and for "
-        "what the teacher would rather have said. Difference compares the loss under two models: of held-out examples "
-        "after training, of train examples at the last step that met them."
-    ) + explorer(tokens, shown, alternatives, prompts_of(examples), students)
+        f"The {len(shown)} examples on which the teacher is most uncertain by mean BALD, taken from the splits in "
+        "turn. Choose what response tokens are coloured by. Point at a token, or use the arrow keys, to see its "
+        "numbers and the teacher's likeliest tokens. Difference compares the loss under two models: on held-out "
+        "examples after training, on train examples at the last step that trained on them."
+    ) + explorer(tables, shown)
 
 
 def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
-    """What was decided for this study, and each family as its sentence."""
+    """Return the settings of the study, and the definition of each family."""
     train, lora = study.train, study.train.lora
     values = {
         "learning rate": train.learning_rate,
@@ -221,25 +222,27 @@ def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
         "teacher states": study.teacher_states,
         "MC samples K": study.uncertainty.samples,
         "MC dropout": study.uncertainty.dropout,
-        "mask": f"one a {study.uncertainty.mask}",
+        "mask": f"one per {study.uncertainty.mask}",
         "bootstrap resamples": study.evaluation.bootstrap,
     }
     header = ["family", "select by", "keep", "selection", "selected", "rest", "distillation", "adapter", "seeds"]
-    rows = [_sentence(family, [ablations[name] for name in names]) for family, names in families_of(ablations).items()]
+    rows = [
+        _definition(family, [ablations[name] for name in names]) for family, names in families_of(ablations).items()
+    ]
     return (
         html.paragraph(
-            "The paper leaves these open; they are this study's choice. The loss is the sum over response "
-            "tokens of the selected ones' cross-entropy and the others' weighted divergence, divided by the "
-            "response tokens of the optimiser batch."
+            "The paper leaves these settings open; they are choices of this study. The loss is a sum over response "
+            "tokens, cross-entropy for the selected ones and weighted divergence for the others, divided by the "
+            "number of response tokens in the optimiser batch."
         )
         + html.settings(values)
         + html.table(header, rows)
     )
 
 
-def _sentence(family: str, seeds: Sequence[AblationSpec]) -> list[str]:
+def _definition(family: str, seeds: Sequence[AblationSpec]) -> list[str]:
     ablation = seeds[0]
-    select, everything = ablation.select, ablation.select.takes_all
+    select, takes_all = ablation.select, ablation.select.takes_all
     amount = select.quantile if select.by_quantile else select.threshold
     keep = f"{select.keep} {_amount(amount)}" + (" of examples" if select.unit == "document" else "")
     distil = ablation.distillation
@@ -250,10 +253,10 @@ def _sentence(family: str, seeds: Sequence[AblationSpec]) -> list[str]:
     return [
         family,
         select.by,
-        "—" if everything else keep,
-        "—" if everything else f"{ablation.selection_kind}, of the {select.scope}",
+        "—" if takes_all else keep,
+        "—" if takes_all else f"{ablation.selection_kind}, per {select.scope}",
         ablation.selected.kind,
-        "—" if everything else ablation.rest.kind,
+        "—" if takes_all else ablation.rest.kind,
         "—"
         if distil is None
         else f"{distil.teacher}, {distil.divergence}, T={distil.temperature:g}, weight {distil.weight:g}",

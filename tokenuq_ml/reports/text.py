@@ -1,6 +1,6 @@
-"""The tables of results as text, for the terminal. Standard library only.
+"""The result tables as text for the terminal, from `ablation_table.json` and `family_table.json`.
 
-Lays out what `ablation_table.json` and `family_table.json` say; decides nothing of what can be told apart.
+Imports only the standard library.
 """
 
 import json
@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 WIDTH = 140
-TOLD = ("better", "worse", "higher", "lower")
-"""Verdicts that tell families apart; the last two of metrics without a direction."""
+DISTINGUISHABLE = ("better", "worse", "higher", "lower")
+"""Verdicts of differences that are distinguishable; the last two are for metrics without a direction."""
 
 
 def report_text(folder: str | Path) -> str:
-    """A report's table: families where any has several seeds, else the single models; empty where there is none."""
+    """Return a report's table: families if one has several seeds, else single models; empty if there is no report."""
     families, models = (
         json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         for path in (Path(folder, "family_table.json"), Path(folder, "ablation_table.json"))
@@ -23,11 +23,11 @@ def report_text(folder: str | Path) -> str:
 
 
 def ablation_table_text(rows: Sequence[dict]) -> str:
-    """Models as lines, metrics as columns, in as many bands as a terminal of 140 columns needs.
+    """Return models as rows and metrics as columns, wrapped to a terminal of 140 columns.
 
-    `rows` are those of `ablation_table.json`: model, dataset, split, metric, value, ci_low,
-    ci_high, n, higher_is_better, separated, best. A star marks the best value where its interval
-    overlaps no other's; a metric where all intervals overlap is headed `indistinct`.
+    `rows` are those of `ablation_table.json`: model, dataset, split, metric, value, ci_low, ci_high, n,
+    higher_is_better, separated, best. A star marks the best value if its interval overlaps no other; a metric whose
+    intervals all overlap has the heading `indistinct`.
     """
 
     def cell(row: dict, count: str) -> str:
@@ -38,16 +38,16 @@ def ablation_table_text(rows: Sequence[dict]) -> str:
         "model",
         cell,
         lambda of_metric: not next(iter(of_metric.values()))["separated"],
-        "value [bootstrap interval over n examples]; * best, where its interval overlaps no other's;\n"
-        "indistinct: all intervals overlap, the metric cannot tell the models apart",
+        "value [bootstrap interval over n examples]; * best, if its interval overlaps no other;\n"
+        "indistinct: all intervals overlap, so the metric does not distinguish the models",
     )
 
 
 def family_table_text(rows: Sequence[dict]) -> str:
-    """Families as lines, metrics as columns: the mean over seeds, and the difference to the baseline.
+    """Return families as rows and metrics as columns: the mean over seeds, and the difference to the baseline.
 
-    `rows` are those of `family_table.json`. A difference is followed by a verdict only where its
-    interval does not hold 0, and by `~` elsewhere; a metric without such a student is headed `indistinct`.
+    `rows` are those of `family_table.json`. A difference has a verdict if its interval does not contain 0, else `~`. A
+    metric without such a student has the heading `indistinct`.
     """
 
     spreads = any(row["spread"] is not None for row in rows)
@@ -58,12 +58,12 @@ def family_table_text(rows: Sequence[dict]) -> str:
         if row["difference"] is None:
             return f"{mean}  {'':>30}"
         difference = f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
-        told = row["verdict"] if row["verdict"] in TOLD else "~"
-        return f"{mean}  {difference} {told:<6}"
+        verdict = row["verdict"] if row["verdict"] in DISTINGUISHABLE else "~"
+        return f"{mean}  {difference} {verdict:<6}"
 
     def indistinct(of_metric: Mapping[str, dict]) -> bool:
         students = [row for row in of_metric.values() if row["selection"] is not None]
-        return not any(row["verdict"] in TOLD for row in students)
+        return not any(row["verdict"] in DISTINGUISHABLE for row in students)
 
     named = [{**row, "line": _family_name(row)} for row in rows]
     against = rows[0]["against"] if rows else ""
@@ -93,7 +93,7 @@ def _layout(
     indistinct: Callable[[Mapping[str, dict]], bool],
     legend: str,
 ) -> str:
-    """One line for each value of `key`, one column a metric, in bands; nothing where there are no rows."""
+    """Return one line per value of `key` and one column per metric, in bands; an empty text without rows."""
     names = list(dict.fromkeys(row[key] for row in rows))
     metrics: dict[tuple[str, str, str], dict[str, dict]] = {}
     for row in rows:
@@ -127,7 +127,7 @@ def _column(
     cell: Callable[[dict, str], str],
     indistinct: bool,
 ) -> list[str]:
-    """Four lines of heading and one a name, all of one width, right-aligned."""
+    """Return four lines of heading and one line per name, all of the same width, right-aligned."""
     dataset, split, name = metric
     counts = {row["n"] for row in by_name.values()}
     any_row = next(iter(by_name.values()))

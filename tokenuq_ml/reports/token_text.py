@@ -1,7 +1,6 @@
-"""Examples in the terminal: their response tokens coloured by value, and the highest of them as a table.
+"""Examples in the terminal: response tokens coloured by value, and the tokens with the highest values as a table.
 
-Takes frames and gives what rich prints; where rich prints no colour (a pipe, `NO_COLOR`), the tables still tell.
-Reads no file; which examples are shown is decided by the caller.
+The table shows the values where rich prints no colour (a pipe, `NO_COLOR`).
 """
 
 import polars as pl
@@ -10,23 +9,25 @@ from rich.table import Table
 from rich.text import Text
 
 MEASURES = {"loss": "loss", "entropy": "entropy", "bald": "BALD", "selected": "selected"}
-"""What tokens can be coloured by, and how it is written."""
+"""Columns that tokens can be coloured by -> their names in the output."""
 LISTED = 8
-"""Tokens of an example that are listed with their numbers."""
+"""Tokens of an example in the table."""
 PALE, FULL = (255, 244, 242), (226, 84, 73)
-"""Background of a value just above 0, and of the 95th percentile: black is read on both."""
+"""Background of a value just above 0, and of the 95th percentile. Black text is readable on both."""
 FAINT = 0.04
+"""Share of the full colour below which a token is not coloured."""
 
 
 def example_text(rows: pl.DataFrame, by: str, top: float, prompt: str = "", ablation: str = "") -> Group:
-    """One example: its id and means, the prompt, the coloured tokens, and those with the highest values.
+    """Return one example: its id and means, the prompt, the coloured tokens, and those with the highest values.
 
     Args:
         rows: its tokens by position, with `example_id, dataset, split, position, token, category, loss, entropy, bald,
-            rank`, with `selected` (bool) for `by="selected"`, and with `first_choice` where it is known.
+            rank`, with `selected` (bool) for `by="selected"`, and optionally with `first_choice`.
         by: a key of `MEASURES`.
-        top: the value that gets full colour.
-        ablation: whose selection it is.
+        top: the value of the full colour.
+        prompt: the example's prompt.
+        ablation: the ablation whose selection is shown.
     """
     first = rows.row(0, named=True)
     head = Text.assemble((f"{first['example_id']}", "bold"), f"  {first['split']}, {len(rows)} tokens")
@@ -42,7 +43,7 @@ def example_text(rows: pl.DataFrame, by: str, top: float, prompt: str = "", abla
 
 
 def shade(share: float | None) -> str:
-    """The style of a value that is `share` of the full colour; none where it is nearly 0 or missing."""
+    """Return the style of a value that is `share` of the full colour; empty if it is nearly 0 or missing."""
     if share is None or not share > FAINT:
         return ""
     share = min(share, 1.0)
@@ -51,12 +52,12 @@ def shade(share: float | None) -> str:
 
 
 def full_colour(tokens: pl.DataFrame, by: str) -> float:
-    """The 95th percentile of what is shown: a few outliers would leave all else pale."""
+    """Return the value of the full colour: the 95th percentile, so that a few outliers do not leave the rest pale."""
     return 1.0 if by == "selected" else max(float(tokens[by].quantile(0.95) or 0), 1e-9)
 
 
 def printable(text: str) -> str:
-    """The text with nothing in it that a terminal would obey: control characters are shown as �."""
+    """Return the text with control characters replaced by �, so that a terminal does not obey them."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 

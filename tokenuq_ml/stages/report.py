@@ -19,7 +19,8 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import comparison, html, sections
 from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.costs_table import costs_section
-from tokenuq_ml.reports.explorer import Students
+from tokenuq_ml.reports.explorer_data import ExplorerTables, Students
+from tokenuq_ml.reports.explorer_examples import prompts_of
 from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.correlate import HEADLINES
@@ -156,17 +157,20 @@ def _sections(report: _Report) -> dict[str, str | None]:
             folder,
         ),
         "The curriculum that selection makes": sections.curricula(ablations, report.read, folder),
-        "Tokens": sections.token_explorer(
-            report.tokens, report.scan("token_alternatives"), report.datasets.values(), _students(report)
-        ),
+        "Tokens": sections.token_explorer(_explorer_tables(report)),
         "What it costs": costs,
         "What was run": sections.settings(study, ablations),
     }
 
 
-def _students(report: _Report) -> Students:
+def _explorer_tables(report: _Report) -> ExplorerTables:
     losses = {name: report.scan(f"evaluation_tokens/{name}") for name in report.ablations}
-    return Students(losses, report.selections)
+    return ExplorerTables(
+        report.tokens,
+        report.scan("token_alternatives"),
+        prompts_of(report.datasets.values()),
+        Students(losses, report.selections),
+    )
 
 
 def _bald_reference(request: StageRequest) -> pl.DataFrame:

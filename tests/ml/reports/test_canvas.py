@@ -1,4 +1,4 @@
-"""What all pictures share: size, palette, looks."""
+"""What all plots share: size, palette, the styles of models, the legend."""
 
 import numpy as np
 from PIL import Image
@@ -6,7 +6,7 @@ from PIL import Image
 from tokenuq_ml.reports import canvas
 
 
-def test_pictures_have_a_palette_which_holds_the_scale_of_colours(tmp_path):
+def test_the_palette_of_a_png_keeps_the_colour_scale(tmp_path):
     figure, (axis,) = canvas.new_figure()
     axis.set_axis_off()
     axis.imshow(np.arange(256).reshape(16, 16), cmap=canvas.SEQUENTIAL)
@@ -19,12 +19,12 @@ def test_pictures_have_a_palette_which_holds_the_scale_of_colours(tmp_path):
     assert distance.max() < 6
 
 
-def test_forty_models_look_different():
+def test_the_styles_of_28_models_differ():
     names = [f"m{n}" for n in range(28)]
-    looks = canvas.looks(["base", "teacher", *names])
-    assert len({tuple(looks[name].values()) for name in names}) == 28
-    # The same students in the same order look the same, whether or not the references are among them.
-    assert canvas.looks(names)["m9"] == looks["m9"]
+    styles = canvas.series_styles(["base", "teacher", *names])
+    assert len({tuple(styles[name].values()) for name in names}) == 28
+    # The same students in the same order have the same styles, with or without base and teacher.
+    assert canvas.series_styles(names)["m9"] == styles["m9"]
 
 
 def test_a_long_legend_goes_below_the_axes():

@@ -72,7 +72,7 @@ def test_compared_selections_are_of_one_seed_and_select_some():
 
 
 def test_overlap_shows_the_anchor_even_where_it_is_last(tmp_path, monkeypatch):
-    many = {f"r{n:02d}": {"select": {"by": "random", "quantile": 0.25}} for n in range(comparison.MOST_COMPARED + 3)}
+    many = {f"r{n:02d}": {"select": {"by": "random", "quantile": 0.25}} for n in range(comparison.MAX_COMPARED + 3)}
     given = ablations(**many, paper_top25=by_loss(0.25))
     drawn = {}
     monkeypatch.setattr(
@@ -83,8 +83,8 @@ def test_overlap_shows_the_anchor_even_where_it_is_last(tmp_path, monkeypatch):
     )
     frames = {name: tiny_tables.selections(0.25, draw=n).lazy() for n, name in enumerate(given)}
     text = comparison.overlap(given, frames, tmp_path)
-    assert drawn["anchor"] == "paper_top25" == drawn["names"][-1] and len(drawn["names"]) == comparison.MOST_COMPARED
-    assert f"Of {len(given)} selections {comparison.MOST_COMPARED} are shown" in text
+    assert drawn["anchor"] == "paper_top25" == drawn["names"][-1] and len(drawn["names"]) == comparison.MAX_COMPARED
+    assert f"{comparison.MAX_COMPARED} of {len(given)} selections are shown" in text
 
 
 def results(given: dict[str, AblationSpec]) -> str:
@@ -100,7 +100,10 @@ def results(given: dict[str, AblationSpec]) -> str:
     [
         (ablations(mle={"select": "all"}, top=by_loss(0.25)), "Each family has one seed"),
         (ablations(mle={"select": "all"}, mle_s1={"select": "all", "seed": 1}), "With few seeds"),
-        (ablations(top=by_loss(0.25), low=by_loss(0.5)), "no family mle: families are compared with its first, top"),
+        (
+            ablations(top=by_loss(0.25), low=by_loss(0.5)),
+            "no family mle, so families are compared with its first one, top",
+        ),
         # 2 datasets, one family that is compared: 2 differences, 5% of which round to 0.
         (ablations(mle={"select": "all"}, top=by_loss(0.25)), "of 2 differences that are truly 0, about 0.1 would"),
     ],

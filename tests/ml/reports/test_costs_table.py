@@ -147,7 +147,7 @@ class TestSection:
             assert len({len(line) for line in shown}) == 1
         by_name = dict(zip(totals[0], totals[3], strict=True))
         assert by_name["by cross-entropy"] == "2,000 (25.0%)" and by_name["distilled"] == "6,000 (75.0%)"
-        assert by_name["seconds in all"] == "44.0" and by_name["seconds ratio"] == "1.10"
+        assert by_name["total seconds"] == "44.0" and by_name["seconds ratio"] == "1.10"
         assert dict(zip(seconds[0], seconds[1], strict=True))["backward"] == "1.40"
         head = dict(zip(gflops[0], gflops[1], strict=True))["head"]
         assert float(head) == pytest.approx(rows["measured"][0]["gflops_step_head"], rel=0.01)

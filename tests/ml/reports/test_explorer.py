@@ -1,4 +1,4 @@
-"""What is packed for the token explorer, read back and held to the tables."""
+"""The token explorer: its packed data read back and compared with the tables, and the choice of its examples."""
 
 import numpy as np
 import polars as pl
@@ -6,8 +6,10 @@ import pytest
 
 from tests.support import tiny_tables
 from tests.support.explorer_data import unpack
-from tokenuq_ml.reports import explorer
-from tokenuq_ml.reports.explorer import Students, means_of, most_uncertain, prompts_of, within_budget
+from tokenuq_ml.reports import explorer_data, explorer_examples
+from tokenuq_ml.reports.explorer import explorer
+from tokenuq_ml.reports.explorer_data import ExplorerTables, Students, pack
+from tokenuq_ml.reports.explorer_examples import means_of, most_uncertain, prompts_of, within_budget
 from tokenuq_ml.stages.correlate import joined_tokens
 
 STEPS = {"mle": (1, 3), "top": (2,)}
@@ -41,15 +43,19 @@ def students(tokens) -> Students:
     return Students(lazily(scored), lazily(selections))
 
 
+def tables_of(tokens, prompts=None) -> ExplorerTables:
+    alternatives = tiny_tables.alternatives(tokens).lazy()
+    return ExplorerTables(tokens.lazy(), alternatives, prompts or {}, students(tokens))
+
+
 @pytest.fixture(scope="module")
 def packed(tokens):
     shown = most_uncertain(tokens.lazy())
     prompts = prompts_of([tiny_tables.examples_table()])
-    alternatives = tiny_tables.alternatives(tokens)
-    return shown, *unpack(explorer.pack(tokens.lazy(), shown, alternatives.lazy(), prompts, students(tokens)))
+    return shown, *unpack(pack(tables_of(tokens, prompts), shown))
 
 
-def test_every_token_comes_back_with_its_numbers(tokens, packed):
+def test_every_token_is_packed_with_its_numbers(tokens, packed):
     shown, header, columns = packed
     assert len(header["examples"]) == len(shown) == 16
     for example in header["examples"]:
@@ -66,7 +72,7 @@ def test_every_token_comes_back_with_its_numbers(tokens, packed):
     assert len(set(header["texts"])) == len(header["texts"])
 
 
-def test_alternatives_come_back_for_held_out_tokens_alone(tokens, packed):
+def test_only_held_out_tokens_have_alternatives(tokens, packed):
     _, header, columns = packed
     by_token: dict[int, list] = {}
     for token, text, probability in zip(
@@ -83,7 +89,7 @@ def test_alternatives_come_back_for_held_out_tokens_alone(tokens, packed):
             assert tops == expected
 
 
-def test_students_come_back_by_model_example_and_step(tokens, packed):
+def test_students_are_packed_by_model_example_and_step(tokens, packed):
     _, header, columns = packed
     assert header["models"] == ["base", "teacher", *STEPS]
     examples = header["examples"]
@@ -105,18 +111,17 @@ def test_students_come_back_by_model_example_and_step(tokens, packed):
         ]
 
 
-def test_a_long_answer_is_cut_and_its_length_is_kept(tokens, monkeypatch):
-    monkeypatch.setattr(explorer, "MOST_TOKENS", 10)
+def test_a_long_answer_is_cut_but_its_length_is_given(tokens, monkeypatch):
+    monkeypatch.setattr(explorer_data, "MAX_TOKENS", 10)
     shown = most_uncertain(tokens.lazy(), 4)
-    alternatives = tiny_tables.alternatives(tokens).lazy()
-    header, columns = unpack(explorer.pack(tokens.lazy(), shown, alternatives, {}, students(tokens)))
+    header, columns = unpack(pack(tables_of(tokens), shown))
     assert [(e["count"], e["tokens"], e["first"]) for e in header["examples"]] == [
         (10, tiny_tables.LENGTH, 10 * n) for n in range(4)
     ]
     assert len(columns["loss"]) == 40 and len(columns["student_loss"]) == 2 * 2 * 10 and len(columns["pass_loss"]) == 30
 
 
-def test_the_most_uncertain_of_each_split_in_turn(tokens):
+def test_the_most_uncertain_examples_are_taken_from_the_splits_in_turn(tokens):
     means = tokens.group_by("example_id", "split").agg(pl.col("bald").mean()).sort("bald", descending=True)
     shown = most_uncertain(tokens.lazy(), 6)
     for split, count in {"test": 2, "validation": 2, "ood": 1, "train": 1}.items():
@@ -125,35 +130,34 @@ def test_the_most_uncertain_of_each_split_in_turn(tokens):
     assert most_uncertain(tokens.filter(split="train").lazy(), 6)["split"].to_list() == ["train"] * 4
 
 
-def test_means_are_those_of_the_tokens_in_the_order_asked_for(tokens):
+def test_means_are_over_tokens_in_the_given_order(tokens):
     ids = ["toy/003", "toy/001"]
     means = means_of(tokens.lazy(), ids)
     assert means["example_id"].to_list() == ids
     assert means["loss"].to_list() == pytest.approx([tokens.filter(example_id=i)["loss"].mean() for i in ids])
 
 
-def test_what_does_not_fit_is_left_out_and_one_is_always_there(tokens, monkeypatch):
+def test_examples_above_the_budget_are_left_out_but_for_the_first(tokens, monkeypatch):
     shown = most_uncertain(tokens.lazy())
     assert len(within_budget(shown, 2, 5, 3)) == 16
-    # Of a test example (22 + 5 x 6 + 2 x 2) bytes a token, of a train example 22 + 2 x 3 x 3.
-    monkeypatch.setattr(explorer, "MOST_BYTES", tiny_tables.LENGTH * (56 + 56 + 56 + 40))
+    # Of a test example (22 + 5 x 6 + 2 x 2) bytes per token, of a train example 22 + 2 x 3 x 3.
+    monkeypatch.setattr(explorer_examples, "MAX_BYTES", tiny_tables.LENGTH * (56 + 56 + 56 + 40))
     assert within_budget(shown, 2, 5, 3)["split"].to_list() == ["test", "validation", "ood", "train"]
-    monkeypatch.setattr(explorer, "MOST_BYTES", tiny_tables.LENGTH * (56 + 56 + 56 + 40) - 1)
+    monkeypatch.setattr(explorer_examples, "MAX_BYTES", tiny_tables.LENGTH * (56 + 56 + 56 + 40) - 1)
     assert within_budget(shown, 2, 5, 3)["split"].to_list() == ["test", "validation", "ood"]
-    monkeypatch.setattr(explorer, "MOST_BYTES", 1)
+    monkeypatch.setattr(explorer_examples, "MAX_BYTES", 1)
     assert len(within_budget(shown, 2, 5, 3)) == 1
 
 
-def test_text_from_data_is_nowhere_in_the_page_as_such(tokens):
+def test_text_from_data_is_only_in_the_packed_data(tokens):
     shown = most_uncertain(tokens.lazy(), 2)
     prompts = {example_id: "<script>alert(1)</script>" for example_id in shown["example_id"]}
-    fragment = explorer.explorer(tokens.lazy(), shown, tiny_tables.alternatives(tokens).lazy(), prompts, Students())
+    fragment = explorer(tables_of(tokens, prompts), shown)
     assert "alert" not in fragment and "<i>&" not in fragment
     assert fragment.count("</script>") == 1
 
 
 def test_the_same_tables_give_the_same_bytes(tokens):
     shown = most_uncertain(tokens.lazy(), 3)
-    alternatives = tiny_tables.alternatives(tokens).lazy()
-    one, other = (explorer.pack(tokens.lazy(), shown, alternatives, {}, students(tokens)) for _ in range(2))
+    one, other = (pack(tables_of(tokens), shown) for _ in range(2))
     assert one == other

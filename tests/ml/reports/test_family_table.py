@@ -73,7 +73,7 @@ def test_a_difference_whose_interval_holds_0_is_not_distinguishable():
     assert by_family["top"]["verdict"] == by_family["same"]["verdict"] == "not distinguishable"
     assert by_family["top"]["difference_low"] < 0 < by_family["top"]["difference_high"]
     assert by_family["same"]["difference"] == by_family["same"]["difference_high"] == 0
-    assert "cannot separate the arms" in verdict(found)
+    assert "cannot separate the ablations" in verdict(found)
 
 
 def test_one_example_tells_nothing():
@@ -160,7 +160,7 @@ def test_the_verdict_names_the_farthest_first_and_counts_the_rest():
 
 def test_other_examples_are_refused():
     other = tiny_tables.evaluation_examples(0.5).with_columns(pl.col("example_id") + "x")
-    with pytest.raises(InputError, match="toy loss: top was evaluated on other examples than base; materialise"):
+    with pytest.raises(InputError, match="toy loss: top and base were evaluated on different examples; materialise"):
         rows([ablation("mle"), ablation("top", LOSS)], {"mle": 1.0, "top": 0.5}, top=other)
 
 

@@ -142,8 +142,8 @@ def test_every_ood_dataset_has_its_plane(tmp_path, drawn):
     plots.id_vs_ood(reference_and_students(base=3.0, teacher=2.0, mle=1.0), tmp_path / "a.png")
     check_png(tmp_path / "a.png")
     assert [axis.get_ylabel() for axis in drawn[0].axes] == [
-        "loss on far, nats a token",
-        "loss on farther, nats a token",
+        "loss on far, nats per token",
+        "loss on farther, nats per token",
     ]
     assert [len(axis.containers) for axis in drawn[0].axes] == [3, 3]
 
