@@ -5,8 +5,6 @@ import random
 import sys
 
 import langdetect
-import nltk
-import nltk.tokenize
 import pytest
 import torch
 from torch import nn
@@ -18,7 +16,15 @@ class Boom(Exception):
     pass
 
 
-def test_an_attribute_is_restored_after_an_error():
+@pytest.fixture
+def nltk():
+    """NLTK, imported here because it loads scikit-learn, which most test processes do not need."""
+    import nltk.tokenize
+
+    return nltk
+
+
+def test_an_attribute_is_restored_after_an_error(nltk):
     with pytest.raises(Boom), patches.replaced_attribute(nltk.data, "find", None):
         assert nltk.data.find is None
         raise Boom
@@ -37,21 +43,21 @@ def test_alpaca_eval_finds_a_version_and_leaves_no_stand_in(monkeypatch):
     assert "pkg_resources" not in sys.modules and root.level == level
 
 
-def test_installed_pkg_resources_are_used(monkeypatch):
+def test_installed_pkg_resources_are_used(monkeypatch, nltk):
     monkeypatch.setitem(sys.modules, "pkg_resources", nltk)
     with patches.importable_alpaca_eval():
         assert sys.modules["pkg_resources"] is nltk
     assert sys.modules["pkg_resources"] is nltk
 
 
-def test_a_search_for_nltk_data_succeeds_inside_only():
+def test_a_search_for_nltk_data_succeeds_inside_only(nltk):
     with patches.importable_ifeval():
         nltk.data.find("tokenizers/no_such_tokenizer")
     with pytest.raises(LookupError):
         nltk.data.find("tokenizers/no_such_tokenizer")
 
 
-def test_ifeval_checkers_split_sentences_with_the_given_tokenizer():
+def test_ifeval_checkers_split_sentences_with_the_given_tokenizer(nltk):
     with patches.importable_ifeval():
         from lm_eval.tasks.ifeval import instructions_util
 
