@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.kernels import RuleFromLosses
 from tests.support.reporter import RecordingReporter
-from tests.support.rules import RuleFromLosses
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import AblationSpec, LoraSpec, TrainSpec
 from tokenuq_ml.costs.flops import PUBLISHED, Architecture, Step, flops, head_products
