@@ -79,7 +79,7 @@ def test_links_lead_to_pages_and_headings(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if "tokenuq_" in page_name(page)], ids=page_name)
 def test_a_package_readme_names_files_that_exist(page):
     named = MODULE.findall(page.read_text())
-    missing = sorted({name for name in named if not any((folder / name).exists() for folder in (page.parent, ROOT))})
+    missing = sorted({name for name in named if not any((folder / name).exists() for folder in page.parents)})
     assert not missing
 
 
