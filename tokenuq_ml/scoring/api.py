@@ -4,6 +4,7 @@ Takes a model, a tokenizer and texts, and returns a polars frame. Stores nothing
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 import torch
@@ -85,7 +86,7 @@ def measure_bald(
     dropout: float = 0.1,
     max_length: int = 2**31,
     max_tokens: int | None = None,
-    **spec,
+    **spec: Any,
 ) -> pl.DataFrame:
     """Measure the epistemic uncertainty (BALD) of each token of texts by Monte-Carlo dropout over a LoRA adapter.
 

@@ -105,7 +105,7 @@ def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> li
     for one in _STATISTICS:
         value = _correlation(sums[one.scale].sum(0, keepdims=True), one)[0]
         low = high = np.nan
-        if resampled is not None and np.isfinite(value):
+        if evaluation is not None and resampled is not None and np.isfinite(value):
             low, high = _interval(_correlation(resampled[one.scale], one), evaluation.confidence)
         numbers = {"value": value, "ci_low": low, "ci_high": high}
         defined = {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}

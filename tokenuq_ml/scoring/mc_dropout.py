@@ -10,6 +10,7 @@ Shapes: B sequences, T positions, D features, N response tokens, K samples.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import cast
 
 import polars as pl
 import torch
@@ -45,11 +46,11 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Sta
         ValueError: The active adapter has no LoRA layer, and attention is not dropped either.
     """
     name, masks = model.active_adapter, KeyedMasks(spec, model.device)
-    replaced: list[tuple[LoraLayer, nn.Module]] = []
+    replaced: list[tuple[nn.ModuleDict, nn.Module]] = []
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_dropout:
-            replaced.append((module, module.lora_dropout[name]))
-            module.lora_dropout[name] = KeyedDropout(module.in_features, masks)
+            replaced.append((module.lora_dropout, module.lora_dropout[name]))
+            module.lora_dropout[name] = KeyedDropout(cast(int, module.in_features), masks)
     if not replaced and not spec.attention_dropout:
         raise ValueError(f"adapter {name!r} has no LoRA layer to drop features of: BALD would be 0 everywhere")
 
@@ -59,8 +60,8 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Sta
         with attention_dropout(causal_lm(model), masks) if spec.attention_dropout else nullcontext():
             yield masks.start_pass
     finally:
-        for module, original in replaced:
-            module.lora_dropout[name] = original
+        for dropouts, original in replaced:
+            dropouts[name] = original
         model.train(was_training)
 
 

@@ -78,7 +78,7 @@ def score_batch(
 
 def _alternatives(rows: pl.DataFrame, held_out: list[bool], scores: TokenScores) -> pl.DataFrame:
     """Return one row per held-out token and choice."""
-    if scores.choice_MA is None:
+    if scores.choice_MA is None or scores.probability_MA is None:
         return pl.DataFrame(schema=ALTERNATIVES_SCHEMA)
     count = scores.choice_MA.shape[1]
     tokens = rows.select(*TOKEN_KEY).filter(pl.Series(held_out, dtype=pl.Boolean))
