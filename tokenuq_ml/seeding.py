@@ -1,12 +1,12 @@
 """How seeds become random draws: the one place for each recipe.
 
 Results are hashed, so the draws of a recipe must never change; `tests/ml/test_seeding.py` pins the first ones. A
-recipe depends on nothing but what the table lists: not on the device, the number of threads, the batching, or on what
-else was drawn before.
+recipe depends only on what the table lists: not on the device, the number of threads or the batching, and, except for
+LoRA dropout in training, not on earlier draws.
 
 | purpose | function | depends on | recipe |
 |---|---|---|---|
-| split a dataset | `shuffle_dataset` | dataset name, dataset seed | `random.Random` of name and seed |
+| split a dataset | `shuffle_dataset` | dataset name, dataset seed | `random.Random`, as below |
 | order training batches | `epoch_generator` | ablation seed, epoch | torch, seed `seed * 1_000_003 + epoch` |
 | initialise an adapter | `seed_torch` | ablation (or teacher) seed | `torch.manual_seed(seed)` |
 | LoRA dropout in training | `part_bits` | torch's global generator, part | SFC64 of `[draw, part]` |
@@ -19,8 +19,9 @@ else was drawn before.
 | open choices in IF-Eval checkers | `seed_python` | example id | `random.seed(example_id)` |
 | probe a fast forward pass | `probe_generator` | nothing | torch, seed 0 |
 
-The example key is the 16-byte BLAKE2b digest of `"<seed>|<example id>"`. The stream of a dropout mask is the layer
-(with the head), the sample and whether features or attention probabilities are dropped (`models/keyed_masks.py`).
+A dataset is shuffled by a generator that the string `"<name>|<seed>"` seeds. The example key is the 16-byte BLAKE2b
+digest of `"<seed>|<example id>"`. The stream of a dropout mask is the layer (with the head), the sample and whether
+features or attention probabilities are dropped (`models/keyed_masks.py`).
 
 Four seeds go to other packages as they are: `TrainingArguments(seed=...)` (transformers), `create_dataset(seed=...)`
 (reasoning-gym), `set_fewshot_seed` (lm-eval) and `DetectorFactory.seed` (langdetect).
