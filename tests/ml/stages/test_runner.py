@@ -104,9 +104,10 @@ def test_it_ends_with_all_that_it_started_when_the_parents_pipe_closes(request_f
     wait_for(request_file.parent / "pids")
     assert process.poll() is None
     os.close(write_end)
-    # The grandchild holds our pipes too: only when it is gone as well is there an end of output.
+    # The grandchild holds the pipes of the output too: the output ends only when the grandchild has ended as well.
     process.communicate(timeout=30)
-    assert (request_file.parent / "checkpoint").exists()
+    assert process.returncode == -signal.SIGKILL
+    assert (request_file.parent / "checkpoint").read_text() == "step 7"
     os.close(read_end)
 
 
