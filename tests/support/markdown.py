@@ -12,6 +12,7 @@ PAGES = sorted(
         *(ROOT / "tokenuq_ml").rglob("README.md"),
         *(ROOT / "tokenuq_pipeline").rglob("README.md"),
         *(ROOT / "examples").rglob("README.md"),
+        *(ROOT / "tests").rglob("README.md"),
     ]
 )
 
