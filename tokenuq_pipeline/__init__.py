@@ -1,1 +1,1 @@
-"""The Dagster side of tokenuq: thin, imports no torch. What is computed, and how, is `tokenuq_ml`'s."""
+"""The Dagster side of tokenuq: assets, automation and the command line. Does not import torch."""

@@ -1,4 +1,4 @@
-"""`tokenuq`: arguments in, exit code out. The commands are in `commands/`."""
+"""The command `tokenuq`: parse the arguments, run a command of `commands/`, return the exit code."""
 
 import argparse
 import os
@@ -19,8 +19,10 @@ COMMANDS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="tokenuq", description="Token-level uncertainty-aware post-training.")
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog="tokenuq", description="Post-training with a token-level, uncertainty-aware objective."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
@@ -28,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The entry point; returns the exit code."""
+    """Run a command and return the exit code."""
     options = parser().parse_args(arguments)
     try:
         return options.function(options)
@@ -36,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again: it goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; run the same command again to resume from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (`| head`): no words, and none from Python at exit either.
+        # The reader of our output is gone (`| head`). Python would complain at exit when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
 

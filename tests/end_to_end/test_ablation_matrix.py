@@ -13,11 +13,12 @@ from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_input
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.tables.scanning import scan
-from tokenuq_pipeline.assets.ablation import costs_path
+from tokenuq_pipeline.assets.inputs import costs_path
 from tokenuq_pipeline.automation.staleness import staleness
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.store import Store
 
+pytestmark = pytest.mark.slow
 SHIPPED = ROOT / "config" / "ablations.yaml"
 STEPS = 3
 

@@ -6,14 +6,16 @@ import signal
 import time
 
 import dagster as dg
+import pytest
 
 from tests.support.dev_server import DevServer
-from tests.support.processes import is_running
 from tests.support.toy_pipeline import STUDY, config_with
 from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
 from tokenuq_pipeline.runtime.data_files import observe
 from tokenuq_pipeline.runtime.instance import ACCELERATOR, prepare
+from tokenuq_pipeline.runtime.processes import is_running
 
+pytestmark = pytest.mark.slow
 MODEL = ["models", "tiny"]
 
 
@@ -31,29 +33,16 @@ def worker_of(server, run_id):
                 return int(entry.message.rpartition("pid: ")[2].rstrip(")"))
 
 
-def test_the_daemon_runs_schedule_waves_and_changed_files(tmp_path):
-    """One study from nothing to fresh, then a new data file, with no person at hand."""
-    config = config_with(tmp_path)
-    server = DevServer(tmp_path, TOKENUQ_AUTOMATE="1", TOKENUQ_SCHEDULE="* * * * *")
-    store = server.toy.store
+@pytest.fixture(scope="module")
+def automated(tmp_path_factory):
+    """A server whose schedule ticks every minute. It starts first and works while the other test runs."""
+    folder = tmp_path_factory.mktemp("automated")
+    server = DevServer(folder, TOKENUQ_AUTOMATE="1", TOKENUQ_SCHEDULE="* * * * *")
     with server.toy.instance() as instance:
-        # Known already: else the sensor would ask for it before the schedule does.
-        observe(config, instance, store)
+        # Otherwise the sensor would request the data file before the schedule does.
+        observe(config_with(folder), instance, server.toy.store)
     with server:
-        server.wait(lambda: store.is_complete(f"{STUDY}/ablation_report"), 150)
-        first = server.runs()[0]
-        assert first.tags[RERUN_TAG] == "schedule" and first.tags["dagster/schedule_name"] == f"{STUDY}__rerun"
-        # Else its next tick might take the data file before the sensor sees it.
-        server.stop_schedule(f"{STUDY}__rerun")
-        server.wait(lambda: server.status(first.run_id) == "SUCCESS")
-        before = store.read_manifest("datasets/extra")["provenance"]["run_id"]
-        (tmp_path / "extra.jsonl").write_text('{"rows": 2}\n')
-        run = server.wait(
-            lambda: next((run for run in server.runs() if run.tags.get(RERUN_TAG) == "data file of extra"), None), 150
-        )
-        assert run.tags[WAVE_TAG] == "1" and run.tags["dagster/sensor_name"] == "data_files"
-        server.wait(lambda: server.status(run.run_id) == "SUCCESS")
-        assert store.read_manifest("datasets/extra")["provenance"]["run_id"] == run.run_id != before
+        yield server
 
 
 def wait_for_a_slot_and_cancel(server):
@@ -109,6 +98,7 @@ def kill_all_of_dagster(server):
     (store.home / ".checkpoints/models/tiny/pids").unlink()
 
 
+@pytest.mark.usefixtures("automated")
 def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tmp_path):
     behaviour = tmp_path / "behaviour.json"
     behaviour.write_text(json.dumps({"hang": "models"}))
@@ -125,3 +115,22 @@ def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tm
         run = server.launch(MODEL)
         server.wait(lambda: server.status(run) == "SUCCESS")
         assert server.toy.store.is_complete("models/tiny")
+
+
+def test_the_daemon_runs_schedule_waves_and_changed_files(automated):
+    """One study from an empty store to fresh, then a new data file, without a person."""
+    server, store = automated, automated.toy.store
+    server.wait(lambda: store.is_complete(f"{STUDY}/ablation_report"), 150)
+    first = server.runs()[0]
+    assert first.tags[RERUN_TAG] == "schedule" and first.tags["dagster/schedule_name"] == f"{STUDY}__rerun"
+    # Otherwise its next tick might take the data file before the sensor sees it.
+    server.stop_schedule(f"{STUDY}__rerun")
+    server.wait(lambda: server.status(first.run_id) == "SUCCESS")
+    before = store.read_manifest("datasets/extra").provenance.run_id
+    (server.folder / "extra.jsonl").write_text('{"rows": 2}\n')
+    run = server.wait(
+        lambda: next((run for run in server.runs() if run.tags.get(RERUN_TAG) == "data file of extra"), None), 150
+    )
+    assert run.tags[WAVE_TAG] == "1" and run.tags["dagster/sensor_name"] == "data_files"
+    server.wait(lambda: server.status(run.run_id) == "SUCCESS")
+    assert store.read_manifest("datasets/extra").provenance.run_id == run.run_id != before

@@ -15,7 +15,7 @@ from tokenuq_ml.config import AblationSpec, DistillSpec, EvaluationSpec, IfEvalS
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.stages.versions import code_version, study_fields
 from tokenuq_ml.tables.schemas import TABLES
-from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.assets.graph import assets_by_name, stage_groups
 from tokenuq_pipeline.definitions import build_defs
 
 CHECKOUT = ROOT
@@ -46,6 +46,10 @@ DEPS = {
 
 def specs(config, home):
     return {spec.key.to_user_string(): spec for spec in build_defs(config, home).resolve_all_asset_specs()}
+
+
+def inputs_of(asset):
+    return {item.name: item.path for item in asset.inputs}
 
 
 def deps_of(spec):
@@ -128,10 +132,10 @@ def test_ifeval_prompts_are_a_dependency_of_the_evaluations(tmp_path):
     found = specs(config, tmp_path)
     for key in ("study/reference_evaluation", "study/top/evaluation"):
         assert "datasets/extra" in deps_of(found[key])
-    assets = {asset.name: asset for _, _, group in stage_groups(config) for asset in group}
+    assets = assets_by_name(config)
     assert "generations" in assets["study/top/evaluation"].outputs
     assert {"generations_base", "generations_teacher"} < set(assets["study/reference_evaluation"].outputs)
-    assert "examples/extra" in assets["study/reference_evaluation"].inputs
+    assert "examples/extra" in inputs_of(assets["study/reference_evaluation"])
 
 
 def test_a_study_lists_its_evaluations(tmp_path):
@@ -143,13 +147,13 @@ def test_a_study_lists_its_evaluations(tmp_path):
     config = toy_config(evaluation=evaluation)
     config.models["judge"] = config.models["tiny"].model_copy(update={"name": "judge"})
     defs, found = build_defs(config, tmp_path), specs(config, tmp_path)
-    assets = {asset.name: asset for _, _, group in stage_groups(config) for asset in group}
+    assets = assets_by_name(config)
     answered = {"gsm8k_answers", "alpaca_eval_verdicts"}
     for key, suffixes in (("study/reference_evaluation", ("_base", "_teacher")), ("study/top/evaluation", ("",))):
         assert {"datasets/toy", "datasets/extra", "models/judge"} <= set(deps_of(found[key]).split())
         assert {f"{table}{suffix}" for table in answered for suffix in suffixes} < set(assets[key].outputs)
         assert "generations" not in {output.split("_")[0] for output in assets[key].outputs}
-        assert assets[key].inputs["judge"] == "models/judge"
+        assert inputs_of(assets[key])["judge"] == "models/judge"
         check = dg.AssetCheckKey(dg.AssetKey(key.split("/")), "judge_is_consistent")
         assert not defs.resolve_asset_graph().get_check_spec(check).blocking
     job = defs.resolve_job_def("study")
@@ -158,8 +162,8 @@ def test_a_study_lists_its_evaluations(tmp_path):
     assert assets["study/uncertainty_analysis"].fields["evaluation"] == EvaluationSpec().interval_fields()
 
 
-def test_places_are_those_of_the_contract():
-    assets = {asset.name: asset for _, _, group in stage_groups(toy_config()) for asset in group}
+def test_paths_of_outputs_are_those_of_the_store_layout():
+    assets = assets_by_name(toy_config())
     assert assets["models/tiny"].outputs == {"weights": "models/tiny"}
     assert assets["study/baseline_teacher"].outputs == {
         "adapter": "baseline_teacher/study=study/adapter",
@@ -186,13 +190,13 @@ def test_places_are_those_of_the_contract():
     assert assets["study/ablation_report"].outputs == {"report": "ablation_report/study=study"}
     inputs = {"evaluations/base", "evaluations/teacher", "training_log/teacher", "selections/mle", "examples/toy"}
     inputs |= {"evaluation_examples/base", "evaluation_examples/teacher", "evaluation_examples/mle"}
-    assert inputs < set(assets["study/ablation_report"].inputs)
+    assert inputs < set(inputs_of(assets["study/ablation_report"]))
 
 
-def test_no_two_outputs_share_a_place():
+def test_no_two_outputs_share_a_path():
     config = load_config(CHECKOUT / "config")
-    places = [place for _, _, group in stage_groups(config) for asset in group for place in asset.outputs.values()]
-    assert len(places) == len(set(places))
+    paths = [path for asset in assets_by_name(config).values() for path in asset.outputs.values()]
+    assert len(paths) == len(set(paths))
 
 
 def test_one_job_a_study_with_all_that_it_needs(tmp_path):
@@ -213,10 +217,11 @@ def test_one_op_a_child_process(tmp_path):
     """Were the blocking checks to split an op, each part would start a torch process of its own."""
     job = build_defs(toy_config(), tmp_path).resolve_job_def(STUDY)
     ops = {node.name for node in job.nodes if not set(node.output_dict) <= {"asset_check"}}
-    assert {op for _, op, _ in stage_groups(toy_config())} <= {node.name for node in job.nodes}
+    assert {group.op for group in stage_groups(toy_config())} <= {node.name for node in job.nodes}
     assert not any(name.rsplit("_", 1)[-1].isdigit() for name in ops)
 
 
+@pytest.mark.slow
 def test_loading_imports_nothing_heavy():
     code = (
         "import sys, tokenuq_pipeline.cli, tokenuq_pipeline.automation.study_runner, tokenuq_pipeline.definitions; "
@@ -226,6 +231,7 @@ def test_loading_imports_nothing_heavy():
     assert process.stdout.strip() == "[]", process.stderr
 
 
+@pytest.mark.slow
 def test_twenty_studies_of_forty_ablations_load_without_torch(tmp_path):
     study = {"model": "smollm2_135m", "dataset": "gsm_symbolic", "ood": ["alpaca_eval_gpt4"], "ablations": ["sweep"]}
     (tmp_path / "studies.yaml").write_text(yaml.safe_dump({f"study{number}": study for number in range(20)}))
@@ -244,6 +250,7 @@ def test_twenty_studies_of_forty_ablations_load_without_torch(tmp_path):
     assert process.stdout.strip() == "800 False", process.stderr
 
 
+@pytest.mark.slow
 def test_dagster_validates_the_shipped_definitions(tmp_path):
     process = subprocess.run(
         [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"],
@@ -257,6 +264,7 @@ def test_dagster_validates_the_shipped_definitions(tmp_path):
     assert "Validation successful for code location tokenuq" in process.stdout + process.stderr
 
 
+@pytest.mark.slow
 def test_a_broken_configuration_is_said_in_one_sentence(tmp_path):
     (tmp_path / "ablations.yaml").write_text("odd:\n  select: {by: luck}\n")
     process = subprocess.run(

@@ -1,8 +1,8 @@
-"""Kills at random moments: the training child, the run worker, the whole `dagster dev`; by hand, not a test.
+"""Kill processes at random moments: the training child, the run worker, or `dagster dev`. A script, not a test.
 
-`python tests/kill_study.py FOLDER [--kills 10] [--seed 0]` runs a tiny study of real stages twice, undisturbed and
-under kills, and says after each kill whether a process or a half-written table was left, and at the end whether both
-stores hold the same data versions.
+`python -m tests.support.kill_study FOLDER [--kills 10] [--seed 0]` runs a tiny study of real stages twice, undisturbed
+and under kills. After each kill it prints whether a process or a half-written table was left, and at the end whether
+both stores hold the same data versions.
 """
 
 import argparse
@@ -21,14 +21,16 @@ import yaml
 
 from tests.support.dev_server import REPOSITORY, DevServer
 from tests.support.paths import ROOT
+from tests.support.processes import all_processes
 from tests.support.tiny_study import CONFIG, STUDY, write_inputs
+from tokenuq_pipeline.runtime.processes import ZOMBIE
 from tokenuq_pipeline.runtime.store import Store
 
 TOKENUQ = Path(sys.executable).with_name("tokenuq")
 
 
 class Checkout(DevServer):
-    """`dagster dev` over this checkout with the tiny study beside its own configuration."""
+    """`dagster dev` over this checkout with the tiny study in addition to its own configuration."""
 
     job = STUDY
 
@@ -49,18 +51,15 @@ class Checkout(DevServer):
         )
 
     def stages(self) -> list[int]:
-        """Running children of this study's store."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                command = (folder / "cmdline").read_text()
-                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-                if "tokenuq_ml.stages" in command and str(self.folder) in command and state != "Z":
-                    found.append(int(folder.name))
-        return found
+        """Return the pids of running stages of this study."""
+        return [
+            pid
+            for pid, stat, command in all_processes()
+            if "tokenuq_ml.stages" in command and str(self.folder) in command and stat.state != ZOMBIE
+        ]
 
-    def whole(self) -> list[str]:
-        """What is wrong with the store: a manifest whose files do not match, a table that cannot be read."""
+    def problems(self) -> list[str]:
+        """Return what is wrong with the store: a manifest whose files do not match, a table that cannot be read."""
         problems = [f"{name}: {problem}" for name in self.store.assets() for problem in self.store.problems(name)]
         for path in self.store.home.glob("[a-z]*/**/*.parquet"):
             try:
@@ -86,11 +85,11 @@ def prepare(folder: Path) -> None:
 
 
 def versions(store: Store) -> dict[str, str]:
-    return {name: store.read_manifest(name)["data_version"] for name in store.assets()}
+    return {name: store.data_version(name) for name in store.assets()}
 
 
 def launch_stale(server: Checkout) -> str | None:
-    """As a person who presses `Materialize` on what is missing or stale; None where nothing is."""
+    """Do what a person does who presses `Materialize` on what is missing or stale; None if nothing is."""
     rows = json.loads(server.tokenuq("status", "--study", STUDY, "--format", "json").stdout)
     keys = [row["asset"].split("/") for row in rows if row["state"] in ("missing", "stale")]
     return server.launch(*keys) if keys else None
@@ -110,7 +109,7 @@ def worker_of(server: Checkout, run_id: str) -> int | None:
 
 
 def disturb(server: Checkout, what: str, run: str, after: float) -> str:
-    """One kill; what was left of it."""
+    """Kill once, and return what was left."""
     time.sleep(after)
     store, done = server.store, len(server.store.assets())
     if what == "dagster dev":
@@ -122,7 +121,7 @@ def disturb(server: Checkout, what: str, run: str, after: float) -> str:
                 os.kill(pid, signal.SIGKILL)
     if what == "training child":
         server.wait(lambda: server.status(run) != "STARTED" or server.stages(), 60)
-        said = f"run goes on by itself, {'a' if server.stages() else 'no'} stage at work"
+        said = f"run continues by itself, {'a' if server.stages() else 'no'} stage at work"
         server.cancel(run)
         server.wait(lambda: server.status(run) in ("CANCELED", "SUCCESS", "FAILURE"), 60)
     elif what == "run worker":
@@ -141,10 +140,10 @@ def disturb(server: Checkout, what: str, run: str, after: float) -> str:
             capture_output=True,
         )
         said += f", then {server.status(run)} by the next start"
-    orphans, wrong = server.stages(), server.whole()
+    orphans, wrong = server.stages(), server.problems()
     steps = [path.name for path in store.home.glob(".checkpoints/**/checkpoint-*")]
     return (
-        f"{said}; {done} assets whole before, orphans {orphans or 'none'}, half tables {wrong or 'none'}, "
+        f"{said}; {done} assets complete before, orphans {orphans or 'none'}, damaged tables {wrong or 'none'}, "
         f"checkpoints {steps or 'none'}"
     )
 

@@ -1,16 +1,22 @@
-"""Processes on this machine: whether one runs, waiting for a condition, a free port."""
+"""Processes on this machine: all that run, waiting for a condition, a free port."""
 
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from tokenuq_pipeline.runtime.processes import ProcessStat, process_stat
 
-def is_running(pid: int) -> bool:
-    """Return whether the process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+
+def all_processes() -> Iterator[tuple[int, ProcessStat, str]]:
+    """Yield the pid, state and command line of every process."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if (stat := process_stat(int(folder.name))) is not None:
+            yield int(folder.name), stat, command.replace("\0", " ")
 
 
 def wait_until(condition, seconds: float = 30):

@@ -1,4 +1,4 @@
-"""A small store with two studies, published and declared whole as the pipeline does it: what queries read."""
+"""A small store with two studies, published as the pipeline does it: what queries read."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import polars as pl
 
 from tests.support import tiny_tables
 from tokenuq_ml.tables.parquet import write_table
+from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import table_path
 
@@ -17,21 +18,19 @@ EXAMPLES, EPOCHS = 16, 3
 
 
 def publish(store: Store, asset: str, frames: dict[str, pl.DataFrame], **partitions: str) -> None:
-    """The asset's tables in their places, and its manifest."""
+    """The asset's tables and its manifest."""
     with store.staging() as staging:
         for table, frame in frames.items():
             write_table(frame, table, staging / table, spec_hash="s", code_version="1-s")
             store.publish(staging / table, table_path(table, **partitions))
-    store.write_manifest(
-        asset,
-        data_version="d",
-        code_version="1-s",
-        fields={},
-        spec_hash="s",
-        outputs={table: table_path(table, **partitions) for table in frames},
-        inputs={},
-        metrics={},
-    )
+    outputs = {table: table_path(table, **partitions) for table in frames}
+    store.write_manifest(manifest(asset, outputs=outputs))
+
+
+def manifest(asset: str, **parts) -> Manifest:
+    """A manifest whose versions say nothing."""
+    known = {"data_version": "d", "code_version": "1-s", "spec_hash": "s", "fields": {}, "input_data_versions": {}}
+    return Manifest(**{"asset": asset, **known, "metrics": {}, "outputs": {}, "files": [], **parts})
 
 
 def make_store(home: Path) -> Store:

@@ -1,65 +1,70 @@
-"""`<study>/ablation_report`: the table of all arms, plots, one self-contained HTML page."""
+"""`<study>/ablation_report`: the table of all ablations, plots, and one self-contained HTML page."""
+
+from collections.abc import Iterator
 
 from tokenuq_ml.config import REFERENCE_ROWS, TEACHER_ROW, StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
-from tokenuq_pipeline.assets.ablation import costs_path
+from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.runtime.store_paths import partition_path, table_path
+from tokenuq_pipeline.assets.inputs import Input
+from tokenuq_pipeline.runtime.store_layout import partition_path
 
-EVALUATED = ("evaluations", "evaluation_examples")
-PER_ABLATION = (
-    *EVALUATED,
-    "evaluation_tokens",
-    "training_log",
-    "selections",
-    "curriculum",
-    "curriculum_uncertainty",
-)
-PER_STUDY = ("tokenized_dataset", "token_losses", "token_uncertainty", "uncertainty_analysis")
+PER_STUDY = {
+    "tokenized_dataset": "tokenized_dataset",
+    "token_losses": "token_losses",
+    "token_uncertainty": "token_uncertainty",
+    "uncertainty_analysis": "uncertainty_analysis",
+    "token_alternatives": "token_losses",
+    "bald_reference": "token_uncertainty",
+}
+"""Tables of the study -> the stage that makes each."""
+PER_REFERENCE = ("evaluations", "evaluation_examples")
+"""Tables of the base model and of the teacher."""
+PER_ABLATION = {
+    "training_log": "student",
+    "selections": "student",
+    "evaluations": "evaluation",
+    "evaluation_examples": "evaluation",
+    "evaluation_tokens": "evaluation",
+    "curriculum": "curriculum",
+    "curriculum_uncertainty": "curriculum",
+}
+"""Tables of an ablation -> the stage that makes each."""
 
 
 def report_path(study: str) -> str:
-    """Where the report lies."""
+    """Return the folder of the report."""
     return partition_path("ablation_report", study=study)
 
 
 def ablation_report(config: Config, study: StudySpec) -> StageAsset:
-    name = study.name
-
-    def row(table: str, ablation: str) -> dict[str, str]:
-        return {f"{table}/{ablation}": table_path(table, study=name, ablation=ablation)}
-
-    inputs = {table: table_path(table, study=name) for table in PER_STUDY}
-    inputs |= {table: table_path(table, study=name) for table in ("token_alternatives", "bald_reference")}
-    datasets = (study.dataset, *study.ood)
-    inputs |= {f"examples/{dataset}": table_path("examples", dataset=dataset) for dataset in datasets}
-    for reference in REFERENCE_ROWS:
-        for table in EVALUATED:
-            inputs |= row(table, reference)
-    inputs |= row("training_log", TEACHER_ROW)
-    for ablation in study.ablations:
-        for table in PER_ABLATION:
-            inputs |= row(table, ablation)
-        inputs[f"costs/{ablation}"] = costs_path(name, ablation)
-    inputs["model"] = f"models/{study.model}"
+    """Return the asset."""
     return StageAsset(
         stage="ablation_report",
-        path=(name, "ablation_report"),
-        study=name,
+        path=(study.name, "ablation_report"),
+        study=study.name,
         follows_inputs=study.enabled,
         fields=study_fields(config, study, "ablation_report"),
-        description="Base, teacher and every student side by side, over seeds and against mle, with intervals; "
-        "the report as HTML.",
+        description="Base model, teacher and every student compared, over seeds and against mle, with intervals; "
+        "the report as an HTML page.",
         kinds=frozenset({"python", "polars"}),
-        outputs={"report": report_path(name)},
-        inputs=inputs,
-        deps=(
-            ("models", study.model),
-            *(("datasets", dataset) for dataset in datasets),
-            *((name, stage) for stage in PER_STUDY),
-            (name, "reference_evaluation"),
-            (name, "baseline_teacher"),
-            *((name, arm, stage) for arm in study.ablations for stage in ("student", "evaluation", "curriculum")),
-        ),
+        outputs={"report": report_path(study.name)},
+        inputs=tuple(_inputs(study)),
     )
+
+
+def _inputs(study: StudySpec) -> Iterator[Input]:
+    name = study.name
+    yield inputs.model(study.model)
+    yield from inputs.examples(study.dataset, *study.ood)
+    for table, stage in PER_STUDY.items():
+        yield inputs.study_table(name, table, stage)
+    for row in REFERENCE_ROWS:
+        for table in PER_REFERENCE:
+            yield inputs.row_table(name, table, row, ("reference_evaluation",))
+    yield inputs.row_table(name, "training_log", TEACHER_ROW, ("baseline_teacher",))
+    for ablation in study.ablations:
+        for table, stage in PER_ABLATION.items():
+            yield inputs.row_table(name, table, ablation, (ablation, stage))
+        yield Input(f"costs/{ablation}", inputs.costs_path(name, ablation), (name, ablation, "student"))

@@ -1,22 +1,20 @@
-"""One asset of the graph as plain data."""
+"""One asset of the graph as plain data: what makes it, from what, and where it lies."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import dagster as dg
 
-from tokenuq_ml.config import REFERENCE_ROWS
 from tokenuq_ml.stages.versions import code_version
 from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_pipeline.assets.inputs import AssetPath, Input
 from tokenuq_pipeline.runtime.store import Store
-
-"""Rows of the report that no ablation makes."""
 
 
 @dataclass(frozen=True)
 class StageCheck:
-    """A blocking check that runs inside the stage's own op, right after its asset is published."""
+    """A blocking check that runs in the op of its asset, right after the asset is published."""
 
     name: str
     description: str
@@ -25,61 +23,71 @@ class StageCheck:
 
 @dataclass(frozen=True)
 class StageAsset:
-    """What one asset is made from, by what, and where it lies. Places are relative to the store."""
+    """One asset. Paths of inputs and outputs are relative to the store."""
 
     stage: str
-    path: tuple[str, ...]
+    """The stage that makes it: a key of `tokenuq_ml.stages.versions.REVISIONS`."""
+    path: AssetPath
+    """The parts of its key."""
     fields: dict
+    """The part of the configuration that the stage may read; decides the code version."""
     description: str
     kinds: frozenset[str]
     outputs: dict[str, str]
-    inputs: dict[str, str] = field(default_factory=dict)
-    deps: tuple[tuple[str, ...], ...] = ()
+    """Output name (a table, or `adapter`, `plots`, ...) -> folder."""
+    inputs: tuple[Input, ...] = ()
     table: str | None = None
+    """The main table, whose columns the UI shows."""
     study: str | None = None
     ablation: str | None = None
     checks: tuple[StageCheck, ...] = ()
-    observed: tuple[tuple[str, ...], ...] = ()
-    """Inputs that no stage makes: Dagster compares them, the store does not know them."""
+    observed: tuple[AssetPath, ...] = ()
+    """Inputs that no stage makes (`files/<dataset>`). Dagster compares them; the store does not hold them."""
     needs_model: bool = False
-    """Whether the child loads a model: then it takes a slot of the pool `accelerator`."""
+    """The stage loads a model, so it takes a slot of the pool `accelerator`."""
     follows_inputs: bool = False
-    """Whether it is so cheap that it may be rebuilt, unasked, whenever its inputs have changed."""
+    """The stage is so cheap that it may be rebuilt automatically when its inputs have changed."""
 
     @property
     def key(self) -> dg.AssetKey:
+        """Return Dagster's key."""
         return dg.AssetKey(self.path)
 
     @property
     def name(self) -> str:
-        """The key as people write it; also the name of the asset's manifest."""
+        """Return the key as people write it, which is also the name of the manifest."""
         return "/".join(self.path)
 
     @property
+    def deps(self) -> tuple[AssetPath, ...]:
+        """Return the assets that make the inputs."""
+        return tuple(dict.fromkeys(item.asset for item in self.inputs))
+
+    @property
     def code_version(self) -> str:
+        """Return `<revision>-<hash of the fields>`."""
         return code_version(self.stage, self.fields)
 
     @property
     def group(self) -> str:
+        """Return the group in which the UI draws the asset."""
         if self.study is None:
             return self.path[0]
         return f"{self.study}__{self.ablation}" if self.ablation else self.study
 
     @property
     def tables(self) -> dict[str, str]:
-        """Output name -> table, of the outputs that are tables."""
+        """Return output name -> table, for outputs that are tables."""
         names = {output: table_of(output) for output in self.outputs}
         return {output: table for output, table in names.items() if table}
 
 
 def seed_of(fields: dict) -> int | None:
-    """The seed that decides the asset: its own, its ablation's, or that of what it measures; None where none does."""
+    """Return the seed that decides an asset: its own, or that of its ablation, uncertainty or evaluation."""
     own = (fields, fields.get("ablation"), fields.get("uncertainty"), fields.get("evaluation"))
     return next((part["seed"] for part in own if part and part.get("seed") is not None), None)
 
 
 def table_of(output: str) -> str | None:
-    """The table that an output holds, if any: `evaluations_base` is of `evaluations`."""
-    return next(
-        (name for name in (output, re.sub(rf"_({'|'.join(REFERENCE_ROWS)})$", "", output)) if name in TABLES), None
-    )
+    """Return the table that an output holds, if any: `evaluations_base` holds `evaluations`."""
+    return next((name for name in (output, re.sub("_(base|teacher)$", "", output)) if name in TABLES), None)

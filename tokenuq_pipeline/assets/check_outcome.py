@@ -1,4 +1,6 @@
-"""What every asset check shares: reading a table of the store, and saying how a check ended."""
+"""What every asset check shares: reading a table of the store, and stating the outcome."""
+
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -8,19 +10,28 @@ from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import table_path
 
 ENTROPY_SLACK = 1e-5
-"""Nats that rounding may take an entropy below zero, or a part above the whole."""
+"""Nats by which rounding may take an entropy below zero, or a part of it above the total."""
 
 Outcome = dg.AssetCheckResult
 
 
 def read(store: Store, table: str, **partitions: str) -> pl.DataFrame:
+    """Return one partition of a table."""
     return read_table(store.path(table_path(table, **partitions)))
 
 
-def outcome(passed: bool, description: str, warn: bool = False, **figures) -> Outcome:
+def outcome(passed: bool, description: str, warn: bool = False, **figures: Any) -> Outcome:
+    """Return the result of a check.
+
+    Args:
+        passed: whether what the check states is true.
+        description: one sentence with the figures that decided it.
+        warn: a failure is a warning, not an error.
+        **figures: metadata; None is left out.
+    """
     return dg.AssetCheckResult(
         passed=bool(passed),
         description=description,
-        metadata={k: v for k, v in figures.items() if v is not None},
+        metadata={name: value for name, value in figures.items() if value is not None},
         severity=dg.AssetCheckSeverity.WARN if warn else dg.AssetCheckSeverity.ERROR,
     )

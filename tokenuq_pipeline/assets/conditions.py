@@ -13,4 +13,4 @@ FOLLOWS_ITS_INPUTS = (
     & ~dg.AutomationCondition.any_deps_in_progress()
     & dg.AutomationCondition.all_deps_blocking_checks_passed()
 ).with_label("follows its inputs")
-"""Of a new asset the first evaluation asks for nothing: its first build is a job's."""
+"""The first evaluation of a new asset requests nothing: a job builds it first."""

@@ -1,14 +1,14 @@
-"""`datasets/<dataset>`: normalised examples, whatever format they come in."""
+"""`datasets/<dataset>`: examples as conversations, whatever format they come in."""
 
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import dataset_fields
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.runtime.data_files import watched
-from tokenuq_pipeline.runtime.store_paths import table_path
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 
 def dataset_assets(config: Config) -> list[StageAsset]:
-    """One asset a dataset of `datasets.yaml`."""
+    """Return one asset per dataset of `datasets.yaml`."""
     return [
         StageAsset(
             stage="datasets",

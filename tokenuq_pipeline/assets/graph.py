@@ -1,5 +1,7 @@
 """All assets of a configuration, grouped by the child process that makes them."""
 
+from typing import NamedTuple
+
 from tokenuq_ml.config.load import Config
 from tokenuq_pipeline.assets.ablation import ablation_assets
 from tokenuq_pipeline.assets.ablation_report import ablation_report
@@ -12,21 +14,34 @@ from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
 from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
 
 
-def stage_groups(config: Config) -> list[tuple[str, str, list[StageAsset]]]:
-    """(entry point, op name, assets) of every child process that there can be."""
-    groups = [("convert_model", "__".join(asset.path), [asset]) for asset in model_assets(config)]
-    groups += [("load_dataset", "__".join(asset.path), [asset]) for asset in dataset_assets(config)]
+class StageGroup(NamedTuple):
+    """The assets that one child process makes, in order."""
+
+    entrypoint: str
+    """The module of `tokenuq_ml.stages` that the child runs."""
+    op: str
+    assets: list[StageAsset]
+
+
+def stage_groups(config: Config) -> list[StageGroup]:
+    """Return the groups of a configuration, in the order in which data flows."""
+    groups = [StageGroup("convert_model", "__".join(asset.path), [asset]) for asset in model_assets(config)]
+    groups += [StageGroup("load_dataset", "__".join(asset.path), [asset]) for asset in dataset_assets(config)]
     for study in config.studies.values():
         name = study.name
         groups += [
-            ("tokenize_dataset", f"{name}__tokenized_dataset", [tokenized_dataset(config, study)]),
-            ("train_teacher", f"{name}__baseline_teacher", [baseline_teacher(config, study)]),
-            ("score_teacher", f"{name}__measure", teacher_score_assets(config, study)),
-            ("correlate", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
+            StageGroup("tokenize_dataset", f"{name}__tokenized_dataset", [tokenized_dataset(config, study)]),
+            StageGroup("train_teacher", f"{name}__baseline_teacher", [baseline_teacher(config, study)]),
+            StageGroup("score_teacher", f"{name}__measure", teacher_score_assets(config, study)),
+            StageGroup("correlate", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
         ]
-        groups += [
-            ("train_student", f"{name}__{arm}__student", ablation_assets(config, study, config.ablations[arm]))
-            for arm in study.ablations
-        ]
-        groups.append(("report", f"{name}__ablation_report", [ablation_report(config, study)]))
+        for ablation in study.ablations:
+            assets = ablation_assets(config, study, config.ablations[ablation])
+            groups.append(StageGroup("train_student", f"{name}__{ablation}__student", assets))
+        groups.append(StageGroup("report", f"{name}__ablation_report", [ablation_report(config, study)]))
     return groups
+
+
+def assets_by_name(config: Config) -> dict[str, StageAsset]:
+    """Return every asset of a configuration by its name, in the order in which data flows."""
+    return {asset.name: asset for group in stage_groups(config) for asset in group.assets}

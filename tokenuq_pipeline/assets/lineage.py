@@ -1,6 +1,6 @@
-"""Which column comes from which: the column lineage that the UI draws between assets.
+"""The column lineage that the UI draws between assets.
 
-A hand-written table, held to the tables' schemas and to the graph by a test. Does not read data.
+The table is written by hand; a test compares it with the schemas and the graph.
 """
 
 import dagster as dg
@@ -71,11 +71,11 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         "mean_loss": (("student", "loss"),),
     },
 }
-"""Stage -> column of its main table -> (stage, column) that it is computed from."""
+"""Stage -> column of its main table -> the (stage, column) pairs that it is computed from."""
 
 
 def column_lineage(asset: StageAsset) -> dg.TableColumnLineage | None:
-    """The lineage of an asset's main table, from its direct inputs alone; None where it has no such input."""
+    """Return the lineage of an asset's main table from its direct inputs; None if it has no input with columns."""
     above: dict[str, list[dg.AssetKey]] = {}
     for dep in asset.deps:
         above.setdefault("datasets" if dep[0] == "datasets" else dep[-1], []).append(dg.AssetKey(dep))

@@ -1,4 +1,4 @@
-"""`models/<model>`: base weights, converted once, shared by all studies of the model."""
+"""`models/<model>`: base weights, converted once and shared by all studies of the model."""
 
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import model_fields
@@ -6,7 +6,7 @@ from tokenuq_pipeline.assets.asset import StageAsset
 
 
 def model_assets(config: Config) -> list[StageAsset]:
-    """One asset a model of `models.yaml`."""
+    """Return one asset per model of `models.yaml`."""
     return [
         StageAsset(
             stage="models",

@@ -1,6 +1,7 @@
 """Build Dagster assets from `StageAsset`s, and run the child process that makes them.
 
-Request, child, publication, manifest, events. Does not know which stages exist or how a child is started.
+A step writes the request, starts the child by the resource `launcher`, publishes each result, writes its manifest, and
+yields its events.
 """
 
 import contextlib
@@ -15,13 +16,16 @@ from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
 from tokenuq_pipeline.assets import metadata
 from tokenuq_pipeline.assets.asset import StageAsset, StageCheck, seed_of
 from tokenuq_pipeline.assets.conditions import FOLLOWS_ITS_INPUTS
+from tokenuq_pipeline.assets.graph import StageGroup
+from tokenuq_pipeline.runtime.dagster_internals import selected_checks
 from tokenuq_pipeline.runtime.git import git_state
 from tokenuq_pipeline.runtime.instance import ACCELERATOR
 from tokenuq_pipeline.runtime.launcher import StageFailure
+from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
 from tokenuq_pipeline.runtime.store import Store
 
 RETRIES, RETRY_DELAY_S = 2, 2.0
-"""For a child that crashed: it goes on from its checkpoint, so that failing again at the same place costs little."""
+"""For a child that crashed. It resumes from its checkpoint, so a crash at the same place costs little."""
 
 
 def asset_spec(asset: StageAsset, skippable: bool) -> dg.AssetSpec:
@@ -41,51 +45,58 @@ def asset_spec(asset: StageAsset, skippable: bool) -> dg.AssetSpec:
     )
 
 
-def build_assets(assets: list[StageAsset], entrypoint: str, op_name: str) -> dg.AssetsDefinition:
-    """The assets that one child process makes; of several, any subset can be asked for."""
-    several = len(assets) > 1
+def build_assets(group: StageGroup) -> dg.AssetsDefinition:
+    """Return the assets that one child process makes. A run can ask for any subset of them."""
+    several = len(group.assets) > 1
 
     @dg.multi_asset(
-        name=op_name,
-        specs=[asset_spec(asset, skippable=several) for asset in assets],
+        name=group.op,
+        specs=[asset_spec(asset, skippable=several) for asset in group.assets],
         can_subset=several,
         check_specs=[
             dg.AssetCheckSpec(check.name, asset=asset.key, blocking=True, description=check.description)
-            for asset in assets
+            for asset in group.assets
             for check in asset.checks
         ]
         or None,
         required_resource_keys={"store", "launcher"},
-        pool=ACCELERATOR if any(asset.needs_model for asset in assets) else None,
+        pool=ACCELERATOR if any(asset.needs_model for asset in group.assets) else None,
     )
     def stage(context: dg.AssetExecutionContext):
-        yield from run_stage(context, assets, entrypoint)
+        yield from run_stage(context, group)
 
     return stage
 
 
-def run_stage(context: dg.AssetExecutionContext, assets: list[StageAsset], entrypoint: str) -> Iterator:
-    """Run the child for the selected assets; publish and yield each as soon as it is whole.
+def run_stage(context: dg.AssetExecutionContext, group: StageGroup) -> Iterator:
+    """Run the child for the selected assets; publish each as soon as it is complete, and yield its events.
 
     Raises:
-        RetryRequested: the child crashed. Not by an op's retry policy, which would also retry what a person cancels.
+        RetryRequested: the child crashed. (An op's retry policy would also retry what a person cancels.)
     """
     store: Store = context.resources.store
-    wanted = {asset.stage: asset for asset in assets if asset.key in context.selected_asset_keys}
+    wanted = {asset.stage: asset for asset in group.assets if asset.key in context.selected_asset_keys}
     if not wanted:
-        # Only checks were asked for: of an asset whose run ended before they were done.
-        for asset in assets:
-            yield from (_evaluate(check, asset, store) for check in _selected(context, asset))
+        # Only checks were asked for: the run that made their asset ended before they were done.
+        for asset in group.assets:
+            yield from _checks(context, asset, store)
         return
-    for asset in list(wanted.values()) if context.retry_number else ():
-        if (manifest := _made_before(store, asset, context.run_id)) is not None:
-            del wanted[asset.stage]
-            yield from _outcome(context, asset, manifest, store)
-    if not wanted:
-        return
-    _require_inputs(store, wanted)
+    if context.retry_number:
+        for asset in list(wanted.values()):
+            if (manifest := _made_by_run(store, asset, context.run_id)) is not None:
+                del wanted[asset.stage]
+                yield from _events(context, asset, manifest, store)
+    if wanted:
+        _require_inputs(store, wanted)
+        yield from _run_child(context, group, wanted, store)
+
+
+def _run_child(
+    context: dg.AssetExecutionContext, group: StageGroup, wanted: dict[str, StageAsset], store: Store
+) -> Iterator:
+    """Run the child for the wanted assets, by stage."""
     with store.staging() as staging:
-        request = _request(store, staging, wanted, entrypoint, assets[0].name)
+        request = _request(store, staging, wanted, group)
         missing = set(wanted)
         try:
             with contextlib.closing(context.resources.launcher.run(context, request, staging)) as results:
@@ -93,10 +104,10 @@ def run_stage(context: dg.AssetExecutionContext, assets: list[StageAsset], entry
                     asset = wanted[result.stage]
                     manifest = _publish(store, request, asset, result, context.run_id)
                     missing.discard(result.stage)
-                    events = list(_outcome(context, asset, manifest, store))
+                    events = list(_events(context, asset, manifest, store))
                     yield from events
                     if not all(event.passed for event in events[1:]):
-                        # Dagster fails the step for it; what the child would make next builds on what is wrong.
+                        # Dagster fails the step. What the child would make next builds on a wrong asset.
                         return
         except StageFailure as failure:
             if not failure.crashed:
@@ -104,92 +115,104 @@ def run_stage(context: dg.AssetExecutionContext, assets: list[StageAsset], entry
             wait = RETRY_DELAY_S * 2**context.retry_number
             raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=wait) from failure
     if missing:
-        raise dg.Failure(f"{entrypoint} ended without {', '.join(sorted(missing))}", allow_retries=False)
+        raise dg.Failure(f"{group.entrypoint} ended without {', '.join(sorted(missing))}", allow_retries=False)
 
 
-def _outcome(context: dg.AssetExecutionContext, asset: StageAsset, manifest: dict, store: Store) -> Iterator:
-    """The materialisation of a published asset, then its own checks."""
+def _events(context: dg.AssetExecutionContext, asset: StageAsset, manifest: Manifest, store: Store) -> Iterator:
+    """Yield the materialization of a published asset, then its own checks."""
     yield dg.MaterializeResult(
         asset_key=asset.key,
-        data_version=dg.DataVersion(manifest["data_version"]),
+        data_version=dg.DataVersion(manifest.data_version),
         metadata=metadata.materialization(asset, manifest, store),
     )
-    yield from (_evaluate(check, asset, store) for check in _selected(context, asset))
+    yield from _checks(context, asset, store)
 
 
-def _made_before(store: Store, asset: StageAsset, run_id: str) -> dict | None:
-    """The manifest of an asset that an earlier attempt of this very run has published."""
-    manifest = store.read_manifest(asset.name)
-    same = manifest is not None and manifest.get("provenance", {}).get("run_id") == run_id
-    return manifest if same and store.is_complete(asset.name) else None
-
-
-def _selected(context: dg.AssetExecutionContext, asset: StageAsset) -> list[StageCheck]:
-    chosen = context.op_execution_context.selected_asset_check_keys
-    return [check for check in asset.checks if dg.AssetCheckKey(asset.key, check.name) in chosen]
+def _checks(context: dg.AssetExecutionContext, asset: StageAsset, store: Store) -> Iterator[dg.AssetCheckResult]:
+    selected = selected_checks(context)
+    for check in asset.checks:
+        if dg.AssetCheckKey(asset.key, check.name) in selected:
+            yield _evaluate(check, asset, store)
 
 
 def _evaluate(check: StageCheck, asset: StageAsset, store: Store) -> dg.AssetCheckResult:
     return check.evaluate(store)._replace(asset_key=asset.key, check_name=check.name)
 
 
+def _made_by_run(store: Store, asset: StageAsset, run_id: str) -> Manifest | None:
+    """Return the manifest of an asset that an earlier attempt of the same run has published."""
+    manifest = store.read_manifest(asset.name)
+    made = manifest is not None and manifest.provenance.run_id == run_id and store.is_complete(asset.name)
+    return manifest if made else None
+
+
 def _require_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
+    """Fail the step if an input is missing or damaged."""
     made = {asset.path for asset in wanted.values()}
-    needed = dict.fromkeys(dep for asset in wanted.values() for dep in asset.deps if dep not in made)
-    lacking = ["/".join(dep) for dep in needed if store.read_manifest("/".join(dep)) is None]
-    if lacking:
-        raise dg.Failure(f"{store.home}: {', '.join(lacking)} not there; materialise first", allow_retries=False)
+    needed = dict.fromkeys("/".join(dep) for asset in wanted.values() for dep in asset.deps if dep not in made)
+    missing = [name for name in needed if store.read_manifest(name) is None]
+    if missing:
+        message = f"{store.home}: missing inputs: {', '.join(missing)}; materialise them first"
+        raise dg.Failure(message, allow_retries=False)
 
 
-def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], entrypoint: str, work: str) -> StageRequest:
+def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: StageGroup) -> StageRequest:
+    """Return the request for the wanted assets, by stage, with an empty folder for each output."""
     requests, made = {}, set()
     for stage, asset in wanted.items():
-        outputs = {}
-        for output, place in asset.outputs.items():
-            folder = staging / stage / output
+        folders = {output: staging / stage / output for output in asset.outputs}
+        for folder in folders.values():
             folder.mkdir(parents=True)
-            outputs[output] = str(folder)
-            made.add(place)
-        requests[stage] = AssetRequest(fields=asset.fields, code_version=asset.code_version, outputs=outputs)
-    first = next(iter(wanted.values()))
+        made |= set(asset.outputs.values())
+        requests[stage] = AssetRequest(
+            fields=asset.fields,
+            code_version=asset.code_version,
+            outputs={output: str(folder) for output, folder in folders.items()},
+        )
     inputs = {
-        name: str(store.path(place))
+        item.name: str(store.path(item.path))
         for asset in wanted.values()
-        for name, place in asset.inputs.items()
-        if place not in made
+        for item in asset.inputs
+        if item.path not in made
     }
+    first = next(iter(wanted.values()))
     return StageRequest(
-        entrypoint=entrypoint,
+        entrypoint=group.entrypoint,
         study=first.study,
         ablation=first.ablation,
         assets=requests,
         inputs=inputs,
-        work_dir=str(store.work_dir(work)),
+        work_dir=str(store.work_dir(group.assets[0].name)),
     )
 
 
-def _publish(store: Store, request: StageRequest, asset: StageAsset, result: AssetResult, run_id: str) -> dict:
-    # Between here and the manifest the asset counts as not whole: of several folders some may be new, some old.
+def _publish(store: Store, request: StageRequest, asset: StageAsset, result: AssetResult, run_id: str) -> Manifest:
+    """Publish the outputs of an asset and write its manifest."""
+    # Until the manifest is written the asset is incomplete: some of its folders may be new and some old.
     store.forget(asset.name)
-    for output, place in asset.outputs.items():
-        store.publish(request.assets[asset.stage].outputs[output], place)
-    versions = {"/".join(dep): (store.read_manifest("/".join(dep)) or {}).get("data_version") for dep in asset.deps}
+    for output, path in asset.outputs.items():
+        store.publish(request.assets[asset.stage].outputs[output], path)
+    seed = seed_of(asset.fields)
+    provenance = Provenance(
+        run_id=run_id,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=seed,
+        packages=result.packages,
+        **git_state(),
+    )
     return store.write_manifest(
-        asset.name,
-        data_version=result.data_version,
-        code_version=asset.code_version,
-        fields=asset.fields,
-        spec_hash=spec_hash(asset.fields),
-        outputs=asset.outputs,
-        inputs=versions,
-        metrics=result.metrics,
-        plots=result.plots,
-        checks={name: outcome.model_dump() for name, outcome in result.checks.items()},
-        provenance={
-            "run_id": run_id,
-            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **({"seed": seed} if (seed := seed_of(asset.fields)) is not None else {}),
-            "packages": result.packages,
-            **git_state(),
-        },
+        Manifest(
+            asset=asset.name,
+            data_version=result.data_version,
+            code_version=asset.code_version,
+            spec_hash=spec_hash(asset.fields),
+            fields=asset.fields,
+            input_data_versions={"/".join(dep): store.data_version("/".join(dep)) for dep in asset.deps},
+            metrics=result.metrics,
+            plots=result.plots,
+            checks=result.checks,
+            provenance=provenance,
+            outputs=asset.outputs,
+            files=[],
+        )
     )

@@ -3,24 +3,22 @@
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
+from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.runtime.store_paths import table_path
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 
 def tokenized_dataset(config: Config, study: StudySpec) -> StageAsset:
+    """Return the asset."""
     datasets = (study.dataset, *study.ood)
     return StageAsset(
         stage="tokenized_dataset",
         path=(study.name, "tokenized_dataset"),
         study=study.name,
         fields=study_fields(config, study, "tokenized_dataset"),
-        description=f"{', '.join(datasets)} in the tokens of {study.model}; which tokens are the response's.",
+        description=f"{', '.join(datasets)} in the tokens of {study.model}, with a mask of the response tokens.",
         kinds=frozenset({"python", "polars", "parquet"}),
         table="tokenized_dataset",
         outputs={"tokenized_dataset": table_path("tokenized_dataset", study=study.name)},
-        inputs={
-            "model": f"models/{study.model}",
-            **{f"examples/{name}": table_path("examples", dataset=name) for name in datasets},
-        },
-        deps=(("models", study.model), *(("datasets", name) for name in datasets)),
+        inputs=(inputs.model(study.model), *inputs.examples(*datasets)),
     )

@@ -1,14 +1,16 @@
-"""`<study>/uncertainty_analysis`: is the loss a proxy of epistemic uncertainty?"""
+"""`<study>/uncertainty_analysis`: whether the loss is a proxy of epistemic uncertainty."""
 
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
+from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.runtime.store_paths import partition_path, table_path
+from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
 
 def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
-    name, tables = study.name, ("token_losses", "token_uncertainty")
+    """Return the asset."""
+    name = study.name
     return StageAsset(
         stage="uncertainty_analysis",
         path=(name, "uncertainty_analysis"),
@@ -22,6 +24,5 @@ def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
             "uncertainty_analysis": table_path("uncertainty_analysis", study=name),
             "plots": partition_path("plots", study=name, stage="uncertainty_analysis"),
         },
-        inputs={table: table_path(table, study=name) for table in tables},
-        deps=tuple((name, table) for table in tables),
+        inputs=(inputs.study_table(name, "token_losses"), inputs.study_table(name, "token_uncertainty")),
     )

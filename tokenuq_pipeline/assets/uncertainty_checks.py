@@ -1,4 +1,4 @@
-"""Asset checks of `token_uncertainty`: bounds, rounding, and that it joins `token_losses`. Functions of the store."""
+"""Asset checks of `token_uncertainty`: bounds, rounding, and the join with `token_losses`."""
 
 import polars as pl
 
@@ -8,15 +8,18 @@ from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, Outcome, outcom
 from tokenuq_pipeline.runtime.store import Store
 
 NOISE_SHARE = 0.05
-"""Of mean BALD. In float32 the floor is a thousandth of it or less, in bfloat16 several times it."""
+"""The noise floor that is allowed, as a share of mean BALD.
+
+In float32 the floor is a thousandth of mean BALD or less, in bfloat16 several times mean BALD.
+"""
 
 
 def uncertainty_bounds(store: Store, study: str) -> Outcome:
-    """`0 <= bald <= predictive_entropy`, within 1e-5 nats."""
+    """Check that `0 <= bald <= predictive_entropy`, within 1e-5 nats."""
     frame = read(store, "token_uncertainty", study=study)
     low, high = frame["bald"] < -ENTROPY_SLACK, frame["bald"] > frame["predictive_entropy"] + ENTROPY_SLACK
-    odd = ~(frame["bald"].is_finite() & frame["predictive_entropy"].is_finite())
-    bad = int((low | high | odd).fill_null(True).sum())
+    not_finite = ~(frame["bald"].is_finite() & frame["predictive_entropy"].is_finite())
+    bad = int((low | high | not_finite).fill_null(True).sum())
     return outcome(
         len(frame) and not bad,
         f"{bad} of {len(frame)} tokens out of bounds",
@@ -27,7 +30,7 @@ def uncertainty_bounds(store: Store, study: str) -> Outcome:
 
 
 def bald_above_noise(store: Store, study: str) -> Outcome:
-    """The noise floor of BALD is below 5% of mean BALD: what is measured is dropout, not rounding.
+    """Check that the noise floor of BALD is below 5% of mean BALD, so that BALD measures dropout, not rounding.
 
     The floor is the mean difference between BALD and BALD in float64 with the same masks, on the tokens of
     `bald_reference`. Without active dropout BALD is zero, and the check fails too.
@@ -38,8 +41,8 @@ def bald_above_noise(store: Store, study: str) -> Outcome:
     floor, mean = noise["floor"], noise["mean_bald"]
     return outcome(
         floor < NOISE_SHARE * mean,
-        f"noise floor {floor:.2g} nats, mean BALD {mean:.2g} nats: {_share(floor, mean)}, "
-        f"where less than {NOISE_SHARE:.0%} is allowed",
+        f"noise floor {floor:.2g} nats, mean BALD {mean:.2g} nats: {_share(floor, mean)}; "
+        f"less than {NOISE_SHARE:.0%} is allowed",
         noise_floor=floor,
         mean_bald=mean,
         reference_tokens=noise["tokens"],
@@ -47,7 +50,7 @@ def bald_above_noise(store: Store, study: str) -> Outcome:
 
 
 def bald_above_noise_by_category(store: Store, study: str) -> Outcome:
-    """The noise floor is below 5% of mean BALD within each token category that the reference sample holds."""
+    """Check that the noise floor is below 5% of mean BALD within each token category of the reference sample."""
     if bald_noise(store.home, study) is None:
         return outcome(False, f"materialise {study}/token_uncertainty again", warn=True)
     categories = read(store, "token_losses", study=study).select(*TOKEN_KEY, pl.col("category").cast(pl.String))
@@ -62,7 +65,7 @@ def bald_above_noise_by_category(store: Store, study: str) -> Outcome:
     )
     both = floor.join(mean, on="category").sort("category")
     noisy = both.filter(~(pl.col("floor") < NOISE_SHARE * pl.col("mean")))
-    told = (
+    described = (
         f"{category}: noise floor {low:.2g} of {high:.2g} nats ({_share(low, high)}, {count} tokens)"
         for category, low, high, count in (noisy if len(noisy) else both)
         .select("category", "floor", "mean", "n_floor")
@@ -70,7 +73,7 @@ def bald_above_noise_by_category(store: Store, study: str) -> Outcome:
     )
     return outcome(
         not len(noisy),
-        "; ".join(told) or "the reference sample has no tokens",
+        "; ".join(described) or "the reference sample has no tokens",
         warn=True,
         **{
             f"noise_share_{row[0]}": row[1] / row[2]
@@ -85,18 +88,18 @@ def _share(floor: float, mean: float) -> str:
 
 
 def joins_one_to_one(store: Store, study: str) -> Outcome:
-    """`token_uncertainty` and `token_losses` hold the same tokens, each once."""
+    """Check that `token_uncertainty` and `token_losses` hold the same tokens, each once."""
     losses = read(store, "token_losses", study=study).select(TOKEN_KEY)
     uncertainty = read(store, "token_uncertainty", study=study).select(TOKEN_KEY)
-    double = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
-    lone = len(losses.join(uncertainty, on=TOKEN_KEY, how="anti")) + len(
+    duplicates = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
+    unmatched = len(losses.join(uncertainty, on=TOKEN_KEY, how="anti")) + len(
         uncertainty.join(losses, on=TOKEN_KEY, how="anti")
     )
     return outcome(
-        not lone and not double,
-        f"{lone} tokens in one table only, {double} double rows",
+        not unmatched and not duplicates,
+        f"{unmatched} tokens are in one table only, {duplicates} duplicate rows",
         losses=len(losses),
         uncertainty=len(uncertainty),
-        alone=lone,
-        doubled=double,
+        alone=unmatched,
+        doubled=duplicates,
     )

@@ -1,38 +1,40 @@
-"""Why an asset is stale, in words: which field of its spec changed, which input, since when its code differs.
+"""Explain why an asset is stale: the field of its spec that changed, the input, or the revision of its stage.
 
-Reads manifests and the assets as they are configured now; decides nothing (`staleness.py`).
+Reads manifests and the current configuration. What is stale is decided in `staleness.py`.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.runtime.store import Store
 
-MOST_FIELDS = 5
+MAX_FIELDS = 5
 NEW_CODE = "has a new code version"
+"""Dagster's words."""
 
 
 def explain(reason: str, asset: StageAsset, store: Store) -> str:
-    """The reason of Dagster's, with what is behind a new code version spelled out."""
+    """Return Dagster's reason with a new code version spelled out as the changes behind it."""
     manifest = store.read_manifest(asset.name)
     if manifest is None or NEW_CODE not in reason:
         return reason
-    fields = list(changed_fields(manifest["fields"], asset.fields))
-    if not fields:
-        before, now = (version.partition("-")[0] for version in (manifest["code_version"], asset.code_version))
-        fields = [f"the stage's code changed (revision {before} -> {now})"]
-    elif len(fields) > MOST_FIELDS:
-        fields = [*fields[:MOST_FIELDS], f"{len(fields) - MOST_FIELDS} more changes"]
-    return reason.replace(NEW_CODE, ", ".join(fields))
+    changes = list(changed_fields(manifest.fields, asset.fields))
+    if not changes:
+        before, now = (version.partition("-")[0] for version in (manifest.code_version, asset.code_version))
+        changes = [f"the stage's code changed (revision {before} -> {now})"]
+    elif len(changes) > MAX_FIELDS:
+        changes = [*changes[:MAX_FIELDS], f"{len(changes) - MAX_FIELDS} more changes"]
+    return reason.replace(NEW_CODE, ", ".join(changes))
 
 
-def changed_fields(before, now, path: str = "") -> Iterator[str]:
-    """`select.quantile: 0.25 -> 0.1` of each value that differs."""
+def changed_fields(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Yield one entry per value that differs, such as `select.quantile: 0.25 -> 0.1`."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in dict.fromkeys([*before, *now]):
             inner = f"{path}.{name}" if path else name
             if name not in now:
-                yield f"{inner}: no longer there"
+                yield f"{inner}: removed"
             elif name not in before:
                 yield f"{inner}: new"
             else:
@@ -41,6 +43,6 @@ def changed_fields(before, now, path: str = "") -> Iterator[str]:
         yield f"{path}: {_short(before)} -> {_short(now)}"
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

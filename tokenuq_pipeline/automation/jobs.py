@@ -1,14 +1,15 @@
-"""One job a study: all of its assets, the models and datasets that they need, and their checks."""
+"""One job per study: its assets, the models and datasets that they need, and their checks."""
 
 import dagster as dg
 
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
+from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.data_files import file_key, watched
 
 
 def root_asset_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
-    """Root assets that the study needs; everything under the study's own prefix comes beside them."""
+    """Return the models, datasets and files that a study needs: its assets outside `<study>/...`."""
     datasets = config.datasets_of(study)
     return [
         *(dg.AssetKey(["models", name]) for name in config.models_of(study)),
@@ -18,17 +19,16 @@ def root_asset_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
 
 
 def build_jobs(config: Config) -> list:
-    """Jobs named as their studies."""
+    """Return one job per study, with the study's name."""
     return [
         dg.define_asset_job(
             study.name,
             selection=dg.AssetSelection.key_prefixes([study.name])
             | dg.AssetSelection.assets(*root_asset_keys(config, study)),
-            description=f"The whole study {study.name}: {study.model} on {study.dataset}, "
+            description=f"All of the study {study.name}: {study.model} on {study.dataset}, "
             f"ablations {', '.join(study.ablations)}.",
             tags={"study": study.name},
-            # Without its config a logger is not used: Dagster falls back to its own.
-            config={"loggers": {"console": {"config": {}}}},
+            config=CONSOLE_CONFIG,
         )
         for study in config.studies.values()
     ]

@@ -1,16 +1,18 @@
-"""Two sensors: `data_files` starts a rerun when a study's files have changed, `next_wave` carries every rerun on.
+"""Two sensors: `data_files` starts a rerun when a study's files have changed, `next_wave` continues every rerun.
 
-Off until switched on in the UI or by `$TOKENUQ_AUTOMATE`. Neither knows what is stale (`staleness.py`).
+Sensors are off until they are switched on in the UI or by `$TOKENUQ_AUTOMATE`.
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import dagster as dg
 
-from tokenuq_ml.data.sources.fingerprint import problem, signature
-from tokenuq_pipeline.automation.reruns import CONSOLE_CONFIG, RERUN_TAG, WAVE_TAG, Reruns, rerun_of
-from tokenuq_pipeline.automation.staleness import Key
+from tokenuq_ml.data.sources.fingerprint import signature, why_incomplete
+from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG, Reruns, rerun_of
+from tokenuq_pipeline.automation.staleness import MAX_WAVES, Key
+from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.data_files import (
     built_from_version,
     current_version,
@@ -21,11 +23,16 @@ from tokenuq_pipeline.runtime.data_files import (
 from tokenuq_pipeline.runtime.instance import close_dead_runs
 
 FILES_INTERVAL_S, WAVE_INTERVAL_S = 30, 10
-MAX_WAVES = 20
 
 
 def build_sensors(reruns: Reruns, jobs: list, running: bool) -> list[dg.SensorDefinition]:
-    """Both, for all enabled studies; `jobs` are what they may ask for."""
+    """Return both sensors for all enabled studies; none if no study is enabled.
+
+    Args:
+        reruns: builds the run requests.
+        jobs: the jobs of the enabled studies.
+        running: whether the sensors are on by default.
+    """
     if not reruns.studies:
         return []
     status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
@@ -35,64 +42,78 @@ def build_sensors(reruns: Reruns, jobs: list, running: bool) -> list[dg.SensorDe
             name="data_files",
             evaluation_fn=lambda context: data_files_tick(context, reruns),
             minimum_interval_seconds=FILES_INTERVAL_S,
-            description="Asks for a rerun when the files of a study's dataset are new or changed, once they are whole: "
-            "unchanged between two ticks, and ending as their format must. Never twice for the same content.",
+            description="Requests a rerun when the files of a study's dataset are new or changed, and complete: "
+            "unchanged between two ticks, with an end that their format allows. Never twice for the same content.",
             **common,
         ),
         dg.SensorDefinition(
             name="next_wave",
             evaluation_fn=lambda context: next_wave_tick(context, reruns),
             minimum_interval_seconds=WAVE_INTERVAL_S,
-            description="Carries reruns of schedules and of data_files on: when a run has succeeded, asks for what is "
-            "stale then. Also ends the record of runs whose process was killed.",
+            description="Continues reruns of schedules and of data_files: when a run has succeeded, requests what is "
+            "stale then. Also marks runs as ended whose process was killed.",
             **common,
         ),
     ]
 
 
-def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.SensorResult:
-    """One look at every watched path.
+@dataclass
+class _FilesTick:
+    """What a tick of `data_files` collects."""
 
-    The cursor holds of each dataset the signature last seen, the content last asked for, and how often was asked.
-    """
-    cursor = json.loads(context.cursor or "{}")
-    requests, events, waits = [], [], []
+    cursor: dict[str, dict]
+    """Dataset -> the signature last seen, the version last requested, and the number of requests so far."""
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    events: list[dg.AssetObservation] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
+
+
+def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.SensorResult:
+    """Look once at the files of every dataset, and request a rerun for those that have changed."""
+    tick = _FilesTick(json.loads(context.cursor or "{}"))
     for dataset, path in watched(reruns.config).items():
         studies = _studies_of(reruns, dataset)
-        if not studies:
-            continue
-        known = cursor.get(dataset)
-        if known is None:
-            # What was there before the sensor is what the study was last made from, if it was made at all.
-            known = {"signature": None, "version": observed_version(context.instance, dataset), "asked": 0}
-        try:
-            now, whole = signature(path), problem(path)
-        except OSError as error:
-            now, whole = None, str(error)
-        if now != known["signature"]:
-            waits.append(f"{dataset}: waits until its files stand still")
-            cursor[dataset] = {**known, "signature": now}
-            continue
-        cursor[dataset] = known
-        if whole is not None:
-            waits.append(f"{dataset}: {whole}")
-            continue
-        version = current_version(path, reruns.store)
-        if version is None or version == known["version"]:
-            continue
-        if busy := next(filter(None, (reruns.run_under_way(context.instance, study) for study in studies)), None):
-            waits.append(f"{dataset}: waits for run {busy[:8]}")
-            continue
-        if built_from_version(context.instance, dataset) == version:
-            # By a person's run or the schedule's, meanwhile.
-            cursor[dataset] = {**known, "version": version}
-            continue
-        asked = known["asked"] + 1
-        cursor[dataset] = {**known, "version": version, "asked": asked}
-        events.append(observation(dataset, path, version))
-        requests += _requests(studies, dataset, f"{dataset}-{version}-{asked}")
-    skip = None if requests else dg.SkipReason("; ".join(waits) or "no data file has changed")
-    return dg.SensorResult(run_requests=requests, skip_reason=skip, asset_events=events, cursor=json.dumps(cursor))
+        if studies:
+            _look_at(dataset, path, studies, context.instance, reruns, tick)
+    skip = None if tick.requests else dg.SkipReason("; ".join(tick.waits) or "no data file has changed")
+    return dg.SensorResult(
+        run_requests=tick.requests, skip_reason=skip, asset_events=tick.events, cursor=json.dumps(tick.cursor)
+    )
+
+
+def _look_at(
+    dataset: str, path: str, studies: list[str], instance: dg.DagsterInstance, reruns: Reruns, tick: _FilesTick
+) -> None:
+    known = tick.cursor.get(dataset)
+    if known is None:
+        # Files that existed before the sensor are what the study was last built from, if it was built at all.
+        known = {"signature": None, "version": observed_version(instance, dataset), "asked": 0}
+    try:
+        now, incomplete = signature(path), why_incomplete(path)
+    except OSError as error:
+        now, incomplete = None, str(error)
+    if now != known["signature"]:
+        tick.waits.append(f"{dataset}: waits until its files no longer change")
+        tick.cursor[dataset] = {**known, "signature": now}
+        return
+    tick.cursor[dataset] = known
+    if incomplete is not None:
+        tick.waits.append(f"{dataset}: {incomplete}")
+        return
+    version = current_version(path, reruns.store)
+    if version is None or version == known["version"]:
+        return
+    if busy := next(filter(None, (reruns.run_in_progress(instance, study) for study in studies)), None):
+        tick.waits.append(f"{dataset}: waits for run {busy[:8]}")
+        return
+    if built_from_version(instance, dataset) == version:
+        # Another run, of a person or a schedule, has read the change meanwhile.
+        tick.cursor[dataset] = {**known, "version": version}
+        return
+    asked = known["asked"] + 1
+    tick.cursor[dataset] = {**known, "version": version, "asked": asked}
+    tick.events.append(observation(dataset, path, version))
+    tick.requests += _requests(studies, dataset, f"{dataset}-{version}-{asked}")
 
 
 def _studies_of(reruns: Reruns, dataset: str) -> list[str]:
@@ -101,7 +122,7 @@ def _studies_of(reruns: Reruns, dataset: str) -> list[str]:
 
 
 def _requests(studies: list[str], dataset: str, run_key: str) -> Iterator[dg.RunRequest]:
-    """The dataset anew, by the first study's job; the others' reruns begin from there, in `next_wave`."""
+    """Rebuild the dataset by the first study's job; `next_wave` continues the reruns of all its studies from there."""
     yield dg.RunRequest(
         run_key=run_key,
         job_name=studies[0],
@@ -117,9 +138,9 @@ def _requests(studies: list[str], dataset: str, run_key: str) -> Iterator[dg.Run
 
 
 def next_wave_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.SensorResult:
-    """For each study: where its last rerun's run has succeeded and was not followed yet, the next one.
+    """Request the next wave of each study whose last rerun's run has succeeded and was not followed yet.
 
-    The cursor holds of each study the run that was followed last.
+    The cursor holds for each study the run that was followed last.
     """
     close_dead_runs(context.instance)
     cursor = json.loads(context.cursor or "{}")
@@ -132,22 +153,22 @@ def next_wave_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.Se
             cursor[study] = run.run_id
             said.append(f"{study}: run {run.run_id[:8]} did not succeed; its rerun ends here")
             continue
-        if busy := reruns.run_under_way(context.instance, study):
+        if busy := reruns.run_in_progress(context.instance, study):
             said.append(f"{study}: waits for run {busy[:8]}")
             continue
         cursor[study] = run.run_id
         number, wave = int(run.tags[WAVE_TAG]) + 1, reruns.find(context, study)
         if wave is None:
-            said.append(f"{study}: all is fresh after {number - 1} waves")
+            said.append(f"{study}: everything is fresh after {number - 1} {'wave' if number == 2 else 'waves'}")
         elif number > MAX_WAVES:
             said.append(f"{study}: still stale after {MAX_WAVES} waves; its rerun ends here")
         else:
             requests.append(reruns.request(study, wave, run.tags[RERUN_TAG], number, f"{study}-after-{run.run_id}"))
-    skip = None if requests else dg.SkipReason("; ".join(said) or "no rerun is under way")
+    skip = None if requests else dg.SkipReason("; ".join(said) or "no rerun is in progress")
     return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=json.dumps(cursor))
 
 
 def _last_run(instance: dg.DagsterInstance, study: str) -> dg.DagsterRun | None:
-    """The last run of a rerun of the study: its own, or of a dataset that it shares with others."""
+    """Return the last run of a rerun of the study: its own, or the run of a dataset that it shares with others."""
     runs = instance.get_runs(dg.RunsFilter(tags=rerun_of(study)), limit=1)
     return runs[0] if runs else None

@@ -1,37 +1,37 @@
-"""What has to be made anew, why, and in which order of runs.
+"""Which assets are stale, why, and in which order of runs they are rebuilt.
 
-Dagster compares an asset with its direct inputs only, so what follows a changed asset
-shows as stale after that one is rebuilt, or not at all where it came out the same. Hence
-waves: run what surely has to run, look again. Does not run anything.
+Dagster compares an asset with its direct inputs only. What follows a changed asset becomes stale when that asset has
+been rebuilt with new content, and stays fresh if the content is unchanged. Hence waves: run what certainly has to run,
+then look again.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_spec import AssetCheckKey
-from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
-from dagster._core.definitions.data_version import (
-    CachingStaleStatusResolver,
-    StaleCause,
-    StaleCauseCategory,
-    StaleStatus,
-)
-from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
+from tokenuq_pipeline.runtime.dagster_internals import (
+    AssetGraph,
+    StaleCause,
+    StaleStatus,
+    passed_on_latest,
+    stale_status_resolver,
+    upstream_with_new_data,
+)
 from tokenuq_pipeline.runtime.store import Store
 
 Key = dg.AssetKey
 NEVER_MADE = "was never made"
+MAX_WAVES = 20
+"""Runs after which a study that is still stale is given up."""
 
 
 @dataclass(frozen=True)
 class Staleness:
-    """Stale assets with the reason, and blocking checks that have not passed on what is there now."""
+    """Stale assets with the reason, and blocking checks that have not passed on the current version of their asset."""
 
     reasons: dict[Key, str]
-    pending_checks: frozenset[AssetCheckKey] = frozenset()
+    pending_checks: frozenset[dg.AssetCheckKey] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.reasons or self.pending_checks)
@@ -39,28 +39,28 @@ class Staleness:
 
 @dataclass(frozen=True)
 class Wave:
-    """What one run is to make and to check; the reasons are of all that is stale."""
+    """The assets and checks of one run. `reasons` holds all that is stale, also outside the wave."""
 
     assets: frozenset[Key]
-    checks: frozenset[AssetCheckKey]
+    checks: frozenset[dg.AssetCheckKey]
     reasons: dict[Key, str] = field(default_factory=dict)
 
 
 def parents_of(graph: AssetGraph) -> dict[Key, set[Key]]:
-    """Direct parents, of what can be made."""
+    """Return the direct inputs of every asset, without observed files."""
     makeable = graph.materializable_asset_keys
     return {key: graph.get(key).parent_keys & makeable for key in makeable}
 
 
 def study_keys(graph: AssetGraph, study: str) -> set[Key]:
-    """The study's own assets and all that they need."""
+    """Return the assets of a study and everything upstream of them."""
     return ancestors(parents_of(graph), (key for key in graph.materializable_asset_keys if key.path[0] == study))
 
 
 def find_wave(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstance, store: Store) -> Wave | None:
-    """The next run that `keys` need; None where all is fresh.
+    """Return the next run that `keys` need; None if all are fresh.
 
-    Checks that are pending come alone and first: beside what is downstream, Dagster would not hold that back for them.
+    Pending checks come first and alone: in a run with assets downstream of them, Dagster would not hold those back.
     """
     stale = staleness(graph, keys, instance, store)
     if not stale:
@@ -73,53 +73,49 @@ def find_wave(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstan
 
 
 def staleness(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstance, store: Store) -> Staleness:
-    """What of `keys` is missing, stale by Dagster's record, or not whole in the store."""
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    reasons, pending = {}, set()
+    """Return which of `keys` are missing, stale by Dagster's records, or incomplete in the store."""
+    resolver = stale_status_resolver(instance, graph)
     keys = set(keys)
-    checks = [key for key in graph.asset_check_keys if key.asset_key in keys and graph.get_check_spec(key).blocking]
-    executions = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
-    for key in keys:
-        status = resolver.get_status(key)
-        name = key.to_user_string()
-        if status == StaleStatus.MISSING:
-            reasons[key] = NEVER_MADE
-        elif status == StaleStatus.STALE:
-            reasons[key] = "; ".join(_in_words(cause) for cause in resolver.get_stale_causes(key))
-        elif not store.is_complete(name):
-            reasons[key] = "is not whole in the store"
-        elif store.read_manifest(name)["data_version"] != resolver.get_current_data_version(key).value:
-            reasons[key] = "is not what Dagster recorded last"
-    for check in checks:
-        if check.asset_key not in reasons and not _passed(executions.get(check), check, instance):
-            pending.add(check)
-    return Staleness(reasons, frozenset(pending))
+    found = {key: _reason(key, resolver, store) for key in keys}
+    reasons = {key: reason for key, reason in found.items() if reason is not None}
+    checks = [
+        check
+        for check in graph.asset_check_keys
+        if check.asset_key in keys and check.asset_key not in reasons and graph.get_check_spec(check).blocking
+    ]
+    passed = passed_on_latest(instance, checks)
+    return Staleness(reasons, frozenset(check for check in checks if not passed[check]))
 
 
-def _in_words(cause: StaleCause) -> str:
-    """The cause, with the input that it comes from."""
-    if cause.category == StaleCauseCategory.DATA and cause.dependency_asset_key is not None:
-        return f"{cause.dependency_asset_key.to_user_string()} has changed"
-    return cause.reason
+def _reason(key: Key, resolver, store: Store) -> str | None:
+    """Return why one asset is stale; None if it is fresh."""
+    status, name = resolver.get_status(key), key.to_user_string()
+    if status == StaleStatus.MISSING:
+        return NEVER_MADE
+    if status == StaleStatus.STALE:
+        return "; ".join(_cause(cause) for cause in resolver.get_stale_causes(key))
+    incomplete = store.incomplete_because(name)
+    if incomplete is not None:
+        return f"is incomplete in the store: {incomplete}"
+    if store.data_version(name) != resolver.get_current_data_version(key).value:
+        return "differs in the store from what Dagster recorded last"
+    return None
 
 
-def _passed(execution, check: AssetCheckKey, instance: dg.DagsterInstance) -> bool:
-    """Whether the check's last execution passed, on the asset's last materialisation."""
-    if execution is None or execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
-        return False
-    target = execution.event.dagster_event.event_specific_data.target_materialization_data
-    latest = instance.get_latest_materialization_event(check.asset_key)
-    return target is not None and latest is not None and target.run_id == latest.run_id
+def _cause(cause: StaleCause) -> str:
+    upstream = upstream_with_new_data(cause)
+    return cause.reason if upstream is None else f"{upstream.to_user_string()} has changed"
 
 
 def next_wave(parents: Mapping[Key, Iterable[Key]], stale: Iterable[Key]) -> set[Key]:
-    """What of `stale` runs next.
+    """Return which of the stale assets the next run makes.
 
-    An asset runs where it is stale and each parent either runs too, or is fresh with no
-    stale ancestor: else its inputs may yet change, or come out the same after all.
+    An asset is made if each of its parents is made in the same run, or is fresh and has no stale ancestor. Otherwise
+    its inputs may still change, or be rebuilt with the same content.
 
     Args:
-        parents: direct parents of every asset in question.
+        parents: direct parents of every asset.
+        stale: assets to be made.
     """
     stale = set(stale)
     settled: dict[Key, bool] = {}
@@ -139,7 +135,7 @@ def next_wave(parents: Mapping[Key, Iterable[Key]], stale: Iterable[Key]) -> set
 
 
 def ancestors(parents: Mapping[Key, Iterable[Key]], keys: Iterable[Key]) -> set[Key]:
-    """`keys` and everything upstream of them."""
+    """Return `keys` and everything upstream of them."""
     found, todo = set(), list(keys)
     while todo:
         key = todo.pop()
@@ -150,7 +146,7 @@ def ancestors(parents: Mapping[Key, Iterable[Key]], keys: Iterable[Key]) -> set[
 
 
 def descendants(parents: Mapping[Key, Iterable[Key]], keys: Iterable[Key]) -> set[Key]:
-    """Everything downstream of `keys`, without them."""
+    """Return everything downstream of `keys`, without `keys` themselves."""
     keys, children = set(keys), {}
     for key, above in parents.items():
         for parent in above:

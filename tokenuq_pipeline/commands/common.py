@@ -1,43 +1,54 @@
-"""What several commands share: the configuration, the store, the instance, a study by its name."""
+"""What several commands share: the configuration, the store, the Dagster instance, a study by its name."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.paths import config_folders, dagster_home, store_home
 
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from tokenuq_ml.config.load import Config
+    from tokenuq_pipeline.runtime.store import Store
+
 
 @dataclass(frozen=True)
 class Project:
-    """Configuration, definitions, store and Dagster's instance, as the environment names them."""
+    """Configuration, definitions, store and Dagster instance, as the environment names them."""
 
-    config: object
-    defs: object
-    store: object
-    instance: object
+    config: "Config"
+    defs: "dg.Definitions"
+    store: "Store"
+    instance: "dg.DagsterInstance"
 
     def studies(self, name: str | None) -> list[str]:
-        """The named study, or all that are enabled."""
+        """Return the named study, or all that are enabled.
+
+        Raises:
+            InputError: there is no such study.
+        """
         if name:
             return [known_study(self.config, name)]
         return [study for study, spec in self.config.studies.items() if spec.enabled]
 
 
-def known_study(config, name: str) -> str:
-    """`name`, where there is such a study.
+def known_study(config: "Config", name: str) -> str:
+    """Return `name` if there is such a study.
 
     Raises:
-        InputError: there is none; the message says which there are.
+        InputError: there is none; the message lists the studies.
     """
     if name not in config.studies:
         raise InputError(f"studies.yaml: no study {name!r}; there are {', '.join(config.studies) or 'none'}")
     return name
 
 
-def configuration():
-    """The configuration alone, which needs no Dagster."""
+def configuration() -> "Config":
+    """Load the configuration, without Dagster."""
     from tokenuq_ml.config.load import load_config
 
     return load_config(*config_folders(os.environ))
@@ -45,7 +56,7 @@ def configuration():
 
 @contextlib.contextmanager
 def project() -> Iterator[Project]:
-    """Everything, with the instance open."""
+    """Load everything and open the Dagster instance."""
     dagster_home()
     import dagster as dg
 

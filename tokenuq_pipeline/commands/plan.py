@@ -12,25 +12,27 @@ from tokenuq_pipeline.commands.common import project
 from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions
 
 STATES = {"waiting": "may follow", "unchecked": FRESH}
-"""What `status` calls otherwise: what may follow is counted, and of what is unchecked only a check is run."""
+"""States of `tokenuq status` that a plan names otherwise: an asset that may follow is counted, and one whose check is
+pending is not, because only the check runs."""
 MEASURING_S = 300
 
 
 def add_parser(commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "plan",
-        help="what a study would compute: tokens, FLOPs, time, disk, memory",
-        description="Lists the study's stages with what each would take on this machine, and whether its model and its "
-        "datasets can be had. Computes nothing but the machine's rate of matrix products, and downloads no weights: "
-        "the hub is asked by one HEAD request a source.",
+        help="estimate a study's tokens, FLOPs, time, disk and memory",
+        description="Estimates what each stage of the study would take on this machine, and checks that its models and "
+        "datasets are available. Measures the machine's rate of matrix products and computes nothing else. Downloads "
+        "no weights: it sends the hub one HEAD request per source.",
     )
-    parser.add_argument("--study", required=True, metavar="STUDY", help="a name of studies.yaml")
+    parser.add_argument("--study", required=True, metavar="STUDY", help="a study in studies.yaml")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(function=plan_command)
 
 
 def plan_command(options: argparse.Namespace) -> int:
-    """`tokenuq plan`."""
+    """Run `tokenuq plan`."""
     from tokenuq_pipeline.commands.status import status_rows
 
     with project() as here:
@@ -46,49 +48,35 @@ def plan_command(options: argparse.Namespace) -> int:
 
 
 def make_plan(config, study: str, states: dict[str, str], store, measure=None) -> Plan:
-    """The plan, for the states of what is not fresh; `measure(architecture, training, tables)` gives the machine.
+    """Return the plan of a study.
+
+    Args:
+        config: the configuration.
+        study: name of the study.
+        states: asset -> state, of assets that are not fresh.
+        store: where existing models and tables are looked up.
+        measure: `measure(architecture, training, tables)` returns the `Machine`; default: `measure_machine`.
 
     Raises:
         InputError: the machine's rate could not be measured.
     """
     from tokenuq_ml.costs.lengths import measured_lengths
     from tokenuq_ml.costs.planner import Planner
-    from tokenuq_ml.costs.sources import dataset_source, model_source
 
-    spec = config.studies[study]
-    models = {name: model_source(config.models[name], store.path(f"models/{name}")) for name in config.models_of(spec)}
-    sources = [source for source, _ in models.values()]
-    sources += [
-        dataset_source(config.datasets[name], store.is_complete(f"datasets/{name}"))
-        for name in config.datasets_of(spec)
-    ]
-    sizes = {name: found for name, (_, found) in models.items()}
-    known, groups = sizes[spec.model], _groups(config, study)
-    machine = None
+    spec, groups = config.studies[study], _groups(config, study)
+    sources, sizes = _sources(config, spec, store)
+    known, machine = sizes[spec.model], None
     if states and known is not None:
         machine = (measure or measure_machine)(known.architecture, spec.precision.training, spec.precision.tables)
-    fresh = frozenset(a.stage for group in groups for a in group if a.study and not a.ablation and a.name not in states)
+    fresh = frozenset(
+        asset.stage
+        for group in groups
+        for asset in group
+        if asset.study and not asset.ablation and asset.name not in states
+    )
     planner = Planner(config, spec, sizes, measured_lengths(_tokenised(config, study, store)), machine, fresh)
-    stages = []
-    for group in groups:
-        started = False
-        for asset in group:
-            state = states.get(asset.name, FRESH)
-            row = {"asset": asset.name, "state": state, "tokens": 0, "flop": 0.0, "seconds": 0.0}
-            row |= {"disk": {}, "memory": {}, "passing_disk": {}}
-            if state != FRESH:
-                work = planner.work(asset.stage, asset.ablation or asset.path[-1])
-                row |= {
-                    "tokens": round(work.tokens),
-                    "flop": None if work.flop is None else sum(work.flop.values()),
-                    "seconds": work.seconds(machine, starts=not started),
-                    "disk": {name: round(size) for name, size in work.disk.items()},
-                    "memory": {name: round(size) for name, size in work.memory.items()},
-                    "passing_disk": {name: round(size) for name, size in work.temporary_disk.items()},
-                }
-                started = True
-            stages.append(row)
-    plan = Plan(
+    stages = [row for group in groups for row in _group_rows(group, states, planner, machine)]
+    return Plan(
         study,
         spec.model,
         known.architecture.parameters if known else None,
@@ -96,65 +84,115 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
         machine and vars(machine),
         [vars(source) for source in sources],
         assumptions(planner, sizes, spec) if states else [],
+        _totals(stages),
     )
-    plan.totals = _totals(stages)
-    return plan
 
 
 def measure_machine(architecture, precision: str, tables: str = "auto"):
-    """This machine in the precisions of training, tables and BALD, by a child process: torch stays out of this one.
+    """Measure this machine in the precisions of training, tables and BALD.
+
+    In a child process, because it imports torch.
+
+    Args:
+        architecture: gives the shapes of the matrix products.
+        precision: of training.
+        tables: of the token tables.
+
+    Returns:
+        A `Machine`.
 
     Raises:
-        InputError: the child failed.
+        InputError: the child failed or took too long.
     """
     from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
 
-    head = (architecture.hidden, architecture.vocabulary)
-    asked = {"layer": architecture.matrices, "head": head, "precision": precision}
-    asked = json.dumps({**asked, "others": sorted({tables, BALD_PRECISION})})
+    request = {
+        "layer": architecture.matrices,
+        "head": (architecture.hidden, architecture.vocabulary),
+        "precision": precision,
+        "others": sorted({tables, BALD_PRECISION}),
+    }
     try:
-        done = subprocess.run(
+        child = subprocess.run(
             [sys.executable, "-m", "tokenuq_ml.costs.matmul_rate"],
-            input=asked,
+            input=json.dumps(request),
             capture_output=True,
             text=True,
             timeout=MEASURING_S,
         )
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"the rate of matrix products took above {MEASURING_S} s to measure: is memory short?"
+            f"measuring the rate of matrix products took more than {MEASURING_S} s; free some memory and try again"
         ) from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         raise InputError(f"the rate of matrix products could not be measured: {last}")
-    return Machine(**json.loads(done.stdout))
+    return Machine(**json.loads(child.stdout))
+
+
+def _sources(config, spec, store) -> tuple[list, dict]:
+    """Return the availability of the study's models and datasets, and the sizes of each model (None: not known)."""
+    from tokenuq_ml.costs.sources import dataset_source, model_source
+
+    models = {name: model_source(config.models[name], store.path(f"models/{name}")) for name in config.models_of(spec)}
+    datasets = [
+        dataset_source(config.datasets[name], store.is_complete(f"datasets/{name}"))
+        for name in config.datasets_of(spec)
+    ]
+    sizes = {name: found for name, (_, found) in models.items()}
+    return [*(source for source, _ in models.values()), *datasets], sizes
 
 
 def _groups(config, study: str) -> list[list]:
-    """The study's assets and those that it needs, one list a child process."""
+    """Return the study's assets and those that it needs, one list per child process."""
     from tokenuq_pipeline.assets.graph import stage_groups
 
     spec = config.studies[study]
     needed = {f"models/{name}" for name in config.models_of(spec)}
     needed |= {f"datasets/{name}" for name in config.datasets_of(spec)}
-    mine = lambda asset: asset.study == study or asset.name in needed  # noqa: E731
-    groups = ([asset for asset in group if mine(asset)] for _, _, group in stage_groups(config))
+    groups = (
+        [asset for asset in group.assets if asset.study == study or asset.name in needed]
+        for group in stage_groups(config)
+    )
     return [group for group in groups if group]
 
 
+def _group_rows(group: list, states: dict[str, str], planner, machine) -> list[dict]:
+    """Return one row per asset of a child process. The first that is made counts the start of the process."""
+    rows, started = [], False
+    for asset in group:
+        state = states.get(asset.name, FRESH)
+        row = {"asset": asset.name, "state": state, "tokens": 0, "flop": 0.0, "seconds": 0.0}
+        row |= {"disk": {}, "memory": {}, "passing_disk": {}}
+        if state != FRESH:
+            work = planner.work(asset.stage, asset.ablation or asset.path[-1])
+            row |= {
+                "tokens": round(work.tokens),
+                "flop": None if work.flop is None else sum(work.flop.values()),
+                "seconds": work.seconds(machine, starts=not started),
+                "disk": {name: round(size) for name, size in work.disk.items()},
+                "memory": {name: round(size) for name, size in work.memory.items()},
+                "passing_disk": {name: round(size) for name, size in work.temporary_disk.items()},
+            }
+            started = True
+        rows.append(row)
+    return rows
+
+
 def _tokenised(config, study: str, store) -> list[Path]:
-    """Token tables of the same model and cut, this study's first."""
+    """Return the token tables of the same model and maximum length, this study's first."""
     spec, found = config.studies[study], []
     for name in sorted(store.assets(), key=lambda name: not name.startswith(f"{study}/")):
-        manifest = (
-            store.read_manifest(name) if name.endswith("/tokenized_dataset") and store.is_complete(name) else None
-        )
-        if manifest and all(manifest["fields"][key] == getattr(spec, key) for key in ("model", "max_length")):
-            found.append(store.path(manifest["outputs"]["tokenized_dataset"]))
+        if not name.endswith("/tokenized_dataset") or not store.is_complete(name):
+            continue
+        manifest = store.read_manifest(name)
+        if all(manifest.fields[key] == getattr(spec, key) for key in ("model", "max_length")):
+            found.append(store.path(manifest.outputs["tokenized_dataset"]))
     return found
 
 
 def _totals(stages: list[dict]) -> dict:
+    """Return the sums over the rows; None if a model's sizes are not known."""
     planned = [row for row in stages if row["state"] != FRESH]
     known = all(row["flop"] is not None for row in planned)
     largest = max(planned, key=lambda row: sum(row["memory"].values()), default=None)
@@ -172,5 +210,5 @@ def _totals(stages: list[dict]) -> dict:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder that is there."""
+    """Return the nearest folder that exists."""
     return path if path.exists() else _existing(path.parent)

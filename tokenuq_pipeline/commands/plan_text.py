@@ -1,17 +1,21 @@
-"""The plan as text: one row per asset, totals, assumptions and verdicts."""
+"""A plan as text: one row per asset, totals, verdicts, sources and assumptions."""
 
 import os
 from dataclasses import dataclass, field
 
 FRESH = "fresh"
 ACCELERATOR_FLOPS = 400e12
-"""As docs/costs.md assumes it of one accelerator."""
+"""What docs/costs.md assumes of one accelerator, in FLOP/s."""
 HEADINGS = ("asset", "state", "tokens", "TFLOP", "time", "disk", "peak memory")
 
 
 @dataclass
 class Plan:
-    """All that is printed. A row of `stages` has None where the model's sizes are not known."""
+    """Everything that is printed; its fields are the keys of `--format json`.
+
+    In a row of `stages`, `flop` and `seconds` are None if the model's sizes are not known. `passing_disk` is disk space
+    that a stage needs while it runs.
+    """
 
     study: str
     model: str
@@ -24,42 +28,54 @@ class Plan:
 
 
 def assumptions(planner, sizes: dict, spec) -> list[str]:
-    """Whatever the numbers rest on, one sentence each."""
+    """Return what the numbers are based on, one sentence each."""
+    said = [f"sizes of {spec.model}: {sizes[spec.model].origin}" if sizes[spec.model] else _unknown(spec.model)]
+    said += [_unknown(name) for name, found in sizes.items() if found is None and name != spec.model]
+    said += _data_assumptions(planner, spec)
+    if sizes[spec.model]:
+        said += _cost_assumptions(planner)
+    said.append(
+        "an asset that may follow is counted, but it stays fresh if its inputs are rebuilt with the same content"
+    )
+    return said
+
+
+def _data_assumptions(planner, spec) -> list[str]:
+    data = [(f"{spec.dataset}, train", planner.train_data), (f"{spec.dataset}, test", planner.held_out[0])]
+    data += list(zip(spec.ood, planner.held_out[1:], strict=False))
+    said = [
+        f"{name}: {lengths.rows:,} rows of {lengths.tokens:.0f} tokens, {lengths.response:.0f} scored; {lengths.origin}"
+        for name, lengths in data
+    ]
+    said += [
+        f"{one.name}: {one.prompts:,} prompts of {one.prompt_tokens:,.0f} tokens per model; each answer has all of "
+        f"its {one.new_tokens:,} tokens"
+        for one in planner.generated_evaluations
+    ]
+    alpaca = spec.evaluation.alpaca_eval
+    if alpaca is not None:
+        judge = "no judge is named, so nothing is generated" if alpaca.judge is None else "the judge is not counted"
+        said.append(f"AlpacaEval: {judge}")
+    return said
+
+
+def _cost_assumptions(planner) -> list[str]:
     from tokenuq_ml.costs.passes import PADDING
     from tokenuq_ml.costs.work import EFFICIENCY, STARTUP_S
 
-    known = sizes[spec.model]
-    said = [f"sizes of {spec.model}: {known.origin}" if known else _unknown(spec.model)]
-    said += [_unknown(name) for name, found in sizes.items() if found is None and name != spec.model]
-    data = [(f"{spec.dataset}, train", planner.train_data), (f"{spec.dataset}, test", planner.held_out[0])]
-    data += [(name, one) for name, one in zip(spec.ood, planner.held_out[1:], strict=False)]
-    for what, one in data:
-        said.append(f"{what}: {one.rows:,} rows of {one.tokens:.0f} tokens, {one.response:.0f} scored; {one.origin}")
-    for one in planner.generated_evaluations:
-        said.append(
-            f"{one.name}: {one.prompts:,} prompts of {one.prompt_tokens:,.0f} tokens per model; each answer has all of "
-            f"its {one.new_tokens:,} tokens"
-        )
-    alpaca = spec.evaluation.alpaca_eval
-    if alpaca is not None:
-        judge = "no judge is named: nothing is generated for it" if alpaca.judge is None else "the judge is not counted"
-        said.append(f"AlpacaEval: {judge}")
-    if known:
-        said.append(
-            "the teacher's states are cached"
-            if planner.online_reason is None
-            else f"students run the teacher online: {planner.online_reason}"
-        )
-        rates = ", ".join(f"{kind} {share:g}" for kind, share in EFFICIENCY.items())
-        said += [
-            f"shares of the rate of matrix products that are reached: {rates}; of SmolLM2-135M on two cores, "
-            "docs/results/benchmarks.md",
-            f"{STARTUP_S:g} s for each child process to start; batches padded by {PADDING - 1:.0%}; "
-            "downloads take no time",
-            "memory is of the longest texts that the study allows; formulas in docs/studies.md",
-        ]
-    said.append("what may follow is counted, though it stays as it is where its inputs come out the same")
-    return said
+    teacher = (
+        "the teacher's states are cached"
+        if planner.online_reason is None
+        else f"students run the teacher online: {planner.online_reason}"
+    )
+    shares = ", ".join(f"{kind} {share:g}" for kind, share in EFFICIENCY.items())
+    return [
+        teacher,
+        f"share of the rate of matrix products that each kind of work reaches: {shares}; measured with SmolLM2-135M on "
+        "two cores, docs/results/benchmarks.md",
+        f"{STARTUP_S:g} s for each child process to start; batches padded by {PADDING - 1:.0%}; downloads take no time",
+        "memory is for the longest texts that the study allows; formulas in docs/studies.md",
+    ]
 
 
 def _unknown(model: str) -> str:
@@ -67,62 +83,82 @@ def _unknown(model: str) -> str:
 
 
 def as_text(plan: Plan, free: int) -> str:
-    """The table, what it adds up to, sources and assumptions. `free`: bytes on the store's file system."""
+    """Return the table, the verdicts, the sources and the assumptions.
+
+    Args:
+        plan: what to print.
+        free: free bytes on the store's file system.
+    """
     size = f"{plan.parameters / 1e6:,.0f} million parameters" if plan.parameters else "size not known"
-    totals, lines = plan.totals, [f"study {plan.study}: {plan.model}, {size}", ""]
-    cells = [HEADINGS, *(_cells(row) for row in plan.stages)]
-    cells.append(_cells({**totals, "asset": "together", "state": "", "disk": {"": totals["disk"]}}))
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
-    for row in cells:
-        left = [f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join(left + right).rstrip())
-    lines.append("")
-    lines += _verdicts(plan, free)
-    lines += ["", "Sources"]
+    lines = [f"study {plan.study}: {plan.model}, {size}", "", *_table(plan), "", *_verdicts(plan, free), "", "Sources"]
     width = max(len(source["name"]) for source in plan.sources)
     for source in plan.sources:
-        ready = "ready" if source["ready"] else "not there"
-        lines.append(f"  {source['kind']:<7}  {source['name']:<{width}}  {ready:<9}  {source['words']}")
+        ready = "ready" if source["ready"] else "missing"
+        lines.append(f"  {source['kind']:<7}  {source['name']:<{width}}  {ready:<7}  {source['words']}")
     if plan.assumptions:
         lines += ["", "Assumptions", *(f"  - {one}" for one in plan.assumptions)]
     return "\n".join(lines)
 
 
+def _table(plan: Plan) -> list[str]:
+    cells = [HEADINGS, *(_cells(row) for row in plan.stages)]
+    cells.append(_cells({**plan.totals, "asset": "total", "state": "", "disk": {"": plan.totals["disk"]}}))
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
+    lines = []
+    for row in cells:
+        left = [f"{cell:<{width}}" for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(left + right).rstrip())
+    return lines
+
+
 def _verdicts(plan: Plan, free: int) -> list[str]:
-    totals, machine = plan.totals, plan.machine
-    if not totals["stages"]:
+    if not plan.totals["stages"]:
         return ["up to date: nothing to compute"]
-    said = []
-    if machine:
-        rate = machine["flop_per_second"]
-        said.append(
-            f"This machine: {machine['device']}, {machine['threads']} threads, {machine['precision']} "
-            f"({machine['precision_reason']}): {rate / 1e9:,.0f} GFLOP/s of matrix products at the model's shapes, "
-            "measured just now"
+    return [*_machine_lines(plan), *_memory_lines(plan), _disk_line(plan, free)]
+
+
+def _machine_lines(plan: Plan) -> list[str]:
+    machine, totals = plan.machine, plan.totals
+    if not machine:
+        return []
+    lines = [
+        f"This machine: {machine['device']}, {machine['threads']} threads, {machine['precision']} "
+        f"({machine['precision_reason']}): {machine['flop_per_second'] / 1e9:,.0f} GFLOP/s of matrix products at the "
+        "model's shapes, measured just now"
+    ]
+    others = {one["precision"]: one["flop_per_second"] for one in machine["others"].values()}
+    others.pop(machine["precision"], None)
+    lines += [f"In {name}, the precision of BALD: {rate / 1e9:,.0f} GFLOP/s" for name, rate in others.items()]
+    if machine["device"] == "cpu" and totals["seconds"] is not None:
+        lines.append(
+            f"At {ACCELERATOR_FLOPS / 1e12:.0f} TFLOP/s, which docs/costs.md assumes of an accelerator, the FLOPs take "
+            f"{duration(totals['flop'] / ACCELERATOR_FLOPS)}; generation takes longer than its FLOPs there"
         )
-        slower = {one["precision"]: one["flop_per_second"] for one in machine["others"].values()}
-        slower.pop(machine["precision"], None)
-        said += [f"In {name}, which BALD is computed in: {rate / 1e9:,.0f} GFLOP/s" for name, rate in slower.items()]
-        if machine["device"] == "cpu" and totals["seconds"] is not None:
-            said.append(
-                f"At {ACCELERATOR_FLOPS / 1e12:.0f} TFLOP/s, what docs/costs.md assumes of an accelerator, the FLOPs "
-                f"alone take {duration(totals['flop'] / ACCELERATOR_FLOPS)}; generation is slower than its FLOPs there"
-            )
-    if totals["memory"]:
-        parts = ", ".join(f"{name} {memory(size)}" for name, size in totals["memory"].items())
-        said.append(f"Largest process: {totals['largest']}, {memory(sum(totals['memory'].values()))}: {parts}")
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if (machine is None or machine["device"] == "cpu") and sum(totals["memory"].values()) > has:
-            said.append(
-                f"This machine has {memory(has)} of memory: too little. micro_batch_size makes activations smaller"
-            )
-    needed = totals["disk"] + totals["passing_disk"]
-    said.append(
-        f"Disk: {disk(totals['disk'])} stay, {disk(totals['passing_disk'])} more for a while (checkpoints, the hub's "
-        f"cache); {disk(free)} are free" + (": too little" if needed > free else "")
+    return lines
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    parts = plan.totals["memory"]
+    if not parts:
+        return []
+    needed, available = sum(parts.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    listed = ", ".join(f"{name} {memory(size)}" for name, size in parts.items())
+    lines = [f"Largest process: {plan.totals['largest']}, {memory(needed)}: {listed}"]
+    if (plan.machine is None or plan.machine["device"] == "cpu") and needed > available:
+        lines.append(
+            f"This machine has {memory(available)} of memory: too little. A smaller micro_batch_size needs less for "
+            "activations"
+        )
+    return lines
+
+
+def _disk_line(plan: Plan, free: int) -> str:
+    stays, temporary = plan.totals["disk"], plan.totals["passing_disk"]
+    return (
+        f"Disk: {disk(stays)}, and {disk(temporary)} temporarily (checkpoints, the hub's cache); {disk(free)} are free"
+        + (": too little" if stays + temporary > free else "")
     )
-    return said
 
 
 def _cells(row: dict) -> tuple[str, ...]:
@@ -141,7 +177,7 @@ def _cells(row: dict) -> tuple[str, ...]:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there are at least two."""
+    """Return a duration in the largest unit of which there are at least two."""
     for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -149,11 +185,11 @@ def duration(seconds: float) -> str:
 
 
 def disk(size: float) -> str:
-    """Decimal, as disks are sold."""
+    """Return a size in decimal units, as disks are sold."""
     unit, length = next(((unit, length) for unit, length in (("GB", 1e9), ("MB", 1e6)) if size >= length), ("kB", 1e3))
     return f"{size / length:,.1f} {unit}"
 
 
 def memory(size: float) -> str:
-    """Binary, as memory is."""
+    """Return a size in GiB."""
     return f"{size / 2**30:,.1f} GiB"

@@ -1,4 +1,7 @@
-"""`tokenuq query`: SQL over the store. The wall and the views are `sql.py`'s, the formats `result_formats.py`'s."""
+"""`tokenuq query`: SQL over the tables of the store.
+
+The sandbox and the views are in `tokenuq_ml/tables/sql.py`, the formats in `query_formats.py`.
+"""
 
 import argparse
 import contextlib
@@ -14,35 +17,43 @@ from tokenuq_pipeline.commands import INTERRUPTED
 from tokenuq_pipeline.runtime.paths import store_home
 
 FORMATS = {"table": ".txt", "csv": ".csv", "json": ".json", "parquet": ".parquet", "markdown": ".md"}
-"""Each format, and the ending of a file's name that asks for it."""
+"""Format -> the suffix of a file name that selects it."""
 
 
 def add_parser(commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "query",
-        help="SQL over the token tables",
-        description="Runs one SELECT (DuckDB's SQL) over the tables of the store: every study and ablation, with both "
-        "as columns. It reads what is whole and changes nothing. docs/querying.md has examples.",
+        help="run SQL over the token tables",
+        description="Runs one SELECT statement (DuckDB's SQL) over the tables of the store. Each table holds all "
+        "studies and ablations, with `study` and `ablation` as columns. Queries read completed assets only, in a "
+        "sandbox. Examples are in docs/querying.md.",
     )
-    parser.add_argument("sql", nargs="?", metavar="SELECT", help="the query, in quotes")
+    parser.add_argument("sql", nargs="?", metavar="SELECT", help="the statement, in quotes")
     parser.add_argument("--schema", action="store_true", help="list tables, columns, types, meanings and row counts")
     parser.add_argument(
-        "--format", choices=FORMATS, help="default: what the ending of --output says, else table (long values cut)"
+        "--format", choices=FORMATS, help="default: by the suffix of --output, otherwise table (long values are cut)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the result to this file, which appears when it is complete"
+    )
     parser.set_defaults(function=query_command)
 
 
 def query_command(options: argparse.Namespace) -> int:
-    """`tokenuq query`."""
+    """Run `tokenuq query`."""
     from tokenuq_ml.tables import sql
     from tokenuq_pipeline.commands.query_formats import WRITERS
 
     if options.schema == (options.sql is not None):
-        raise InputError('query: give either a SELECT, as in tokenuq query "SELECT * FROM evaluations", or --schema')
+        raise InputError(
+            'query: give either a SELECT statement, as in tokenuq query "SELECT * FROM evaluations", or --schema'
+        )
     form, home = _format(options), store_home()
     if options.output and options.output.resolve().is_relative_to(home):
-        raise InputError(f"--output {options.output}: lies in the store, which is the pipeline's; name another place")
+        raise InputError(
+            f"--output {options.output}: is in the store, which only the pipeline writes to; name another path"
+        )
     try:
         with sql.connect(home) as connection, sql.query_errors():
             if not options.schema:
@@ -66,7 +77,7 @@ def query_command(options: argparse.Namespace) -> int:
 def noise_text(home: Path) -> list[str]:
     """Return one line per study: how much of its BALD is rounding."""
     from tokenuq_ml.tables.bald_noise import bald_noise
-    from tokenuq_ml.tables.partitions import partition_of, complete_files
+    from tokenuq_ml.tables.partitions import complete_files, partition_of
 
     files = complete_files(home)
     lines = []
@@ -102,7 +113,7 @@ def _format(options: argparse.Namespace) -> str:
     endings = {ending: name for name, ending in FORMATS.items()}
     form = options.format or endings.get(options.output.suffix if options.output else "", "table")
     if form == "parquet" and not options.output and sys.stdout.isatty():
-        raise InputError("--format parquet: not for a terminal; name a file with --output")
+        raise InputError("--format parquet: cannot be shown in a terminal; name a file with --output")
     return form
 
 

@@ -1,7 +1,7 @@
-"""How the result of a query is written: an aligned table, CSV, JSON, Parquet or Markdown.
+"""Write the result of a query as an aligned table, CSV, JSON, Parquet or Markdown.
 
-Rows are written as they are computed, some thousand at a time, so that a result may be larger
-than memory. DuckDB turns values into text, the same for every format. Knows no query.
+Rows are written as they are computed, some thousand at a time, so a result may be larger than memory. DuckDB turns
+values into text, the same for every format.
 """
 
 import unicodedata
@@ -14,26 +14,26 @@ import pyarrow.parquet as pq
 
 _BATCH_ROWS = 16 * 1024
 _PAGE_ROWS = 1000
-"""The widths of an aligned table's columns are those of so many rows; one cannot wait for all."""
+"""Rows that decide the widths of an aligned table's columns; waiting for all rows would take memory."""
 _CELL = 80
-"""Columns of the terminal that a value of an aligned table may take; the other formats have it whole."""
+"""Columns of the terminal that a value of an aligned table may take; other formats do not cut values."""
 _FLOATS, _INTEGERS = ("FLOAT", "DOUBLE", "DECIMAL"), ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _NUMBERS = (*_FLOATS, *_INTEGERS, "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
 
 
 def write_csv(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
-    """Comma-separated, with a header; a null is empty, an empty string is `""`. Returns the number of rows."""
+    """Write comma-separated values with a header; return the number of rows. Null is empty, an empty string is `""`."""
     rows, header = 0, True
     for frame in _frames(result.project("COLUMNS(*)::VARCHAR")):
-        # Not by polars into the stream: it would hide what a closed pipe says.
+        # Not by polars into the stream: polars would hide the error of a closed pipe.
         stream.write(frame.write_csv(include_header=header).encode())
         rows, header = rows + len(frame), False
     return rows
 
 
 def write_json(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
-    """An array of objects, one a line; what is not a number of JSON's (NaN) is null. Returns the number of rows."""
-    # Through a projection, which gives columns of one name different ones: an object has each key once.
+    """Write an array of objects, one per line; return the number of rows. NaN and infinities are null."""
+    # The projection gives columns of the same name different names: an object has each key once.
     result = result.project("*")
     names = [f'"{name.replace(chr(34), chr(34) * 2)}"' for name in result.columns]
     floats = [str(dtype) in ("FLOAT", "DOUBLE") for dtype in result.types]
@@ -52,7 +52,7 @@ def write_json(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
 
 
 def write_parquet(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
-    """Parquet with zstd, in row groups of 128k rows. Returns the number of rows."""
+    """Write Parquet with zstd, in row groups of 128k rows; return the number of rows."""
     rows = 0
     with result.project("*").to_arrow_reader(128 * 1024) as reader:
         with pq.ParquetWriter(stream, reader.schema, compression="zstd") as writer:
@@ -63,7 +63,7 @@ def write_parquet(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
 
 
 def write_markdown(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
-    """A table of GitHub's Markdown, numbers to the right, with six digits. Returns the number of rows."""
+    """Write a table in GitHub's Markdown, numbers to the right, with six digits; return the number of rows."""
     numbers, rows = _are_numbers(result), 0
     header = _escaped(_visible(pl.Series(result.columns)))
     _write_lines(stream, pl.Series(["| " + " | ".join(header) + " |"]))
@@ -76,7 +76,7 @@ def write_markdown(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
 
 
 def write_table(result: duckdb.DuckDBPyRelation, stream: BinaryIO) -> int:
-    """Aligned for reading, numbers with six digits, long values cut. Returns the number of rows.
+    """Write an aligned table, numbers with six digits, long values cut; return the number of rows.
 
     Columns are as wide as the first thousand rows need; a wider value further down moves the rest of its row.
     """
@@ -104,7 +104,7 @@ WRITERS: dict[str, Callable[[duckdb.DuckDBPyRelation, BinaryIO], int]] = {
 
 
 def display_width(text: str) -> int:
-    """Columns that `text` takes in a terminal: two for wide characters, none for combining ones."""
+    """Return the columns that `text` takes in a terminal: two for wide characters, none for combining ones."""
     if text.isascii():
         return len(text)
     return sum(
@@ -113,7 +113,7 @@ def display_width(text: str) -> int:
 
 
 def _frames(result: duckdb.DuckDBPyRelation, rows: int = _BATCH_ROWS) -> Iterator[pl.DataFrame]:
-    """The rows, some at a time; one empty frame where there are none."""
+    """Yield the rows in batches; one empty frame if there are none."""
     with result.to_arrow_reader(rows) as reader:
         empty = True
         for batch in reader:
@@ -124,9 +124,9 @@ def _frames(result: duckdb.DuckDBPyRelation, rows: int = _BATCH_ROWS) -> Iterato
 
 
 def _pages(result: duckdb.DuckDBPyRelation) -> Iterator[list[pl.Series]]:
-    """Every column as text that can be shown, floats with six digits, `null` where there is no value."""
+    """Yield pages of columns as printable text: floats with six digits, missing values as `null`."""
     texts = []
-    # By number: names may come twice.
+    # By number: names may occur twice.
     for number, dtype in enumerate(result.types, 1):
         is_float = str(dtype).startswith(_FLOATS)
         texts.append(f"format('{{:.6g}}', #{number}::DOUBLE)" if is_float else f"#{number}::VARCHAR")
@@ -149,7 +149,7 @@ def _write_lines(stream: BinaryIO, lines: pl.Series) -> None:
 
 
 def _visible(texts: pl.Series) -> pl.Series:
-    """Line breaks and control characters as escapes: a token may be one, and must not drive the terminal."""
+    """Return line breaks and control characters as escapes: a token may be one, and must not control the terminal."""
     if not texts.str.contains(r"[[\p{C}\p{Z}]&&[^ ]]").any():
         return texts
     return pl.Series(
@@ -158,7 +158,7 @@ def _visible(texts: pl.Series) -> pl.Series:
 
 
 def _cut(texts: pl.Series) -> pl.Series:
-    """At most `_CELL` columns of each."""
+    """Cut each text to `_CELL` columns."""
     if (texts.str.len_bytes() <= _CELL).all():
         return texts
     return pl.Series([_cut_one(text) for text in texts])
@@ -167,7 +167,7 @@ def _cut(texts: pl.Series) -> pl.Series:
 def _cut_one(text: str) -> str:
     if display_width(text) <= _CELL:
         return text
-    # No character takes less room than a column but those that combine: a bound on what is looked at.
+    # Bounds the work: every character takes at least one column, except combining ones.
     text = text[: 4 * _CELL]
     while display_width(text) > _CELL - 1:
         text = text[:-1]
@@ -187,5 +187,5 @@ def _widths(texts: pl.Series) -> list[int]:
 
 
 def _escaped(texts: pl.Series) -> pl.Series:
-    """Text that Markdown shows as it is."""
+    """Escape text so that Markdown shows it as it is."""
     return texts.str.replace_all(r"([\\`*_{}\[\]<>()#|~&!])", r"\$1")

@@ -1,4 +1,4 @@
-"""`tokenuq run`: bring a study up to date, and print its table. The work is `runs.py`'s."""
+"""`tokenuq run`: bring a study up to date, and print its table."""
 
 import argparse
 import contextlib
@@ -11,25 +11,26 @@ from tokenuq_pipeline.commands import FAILED, INTERRUPTED
 from tokenuq_pipeline.commands.common import project
 
 ABLATION_HELP = (
-    "only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
-    "The report is rebuilt as well where everything else that it shows is up to date; otherwise it is left as it was"
+    "make only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
+    "The report is rebuilt if all its other inputs are up to date; otherwise it stays as it is"
 )
 
 
 def add_parser(commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "run",
         help="bring a study up to date",
-        description="Runs the study's Dagster job for what is missing or stale, and prints the ablation table. "
-        "Stopped with Ctrl-C, the same command goes on from the last checkpoint.",
+        description="Runs the study's Dagster job for everything that is missing or stale, and prints the ablation "
+        "table. After Ctrl-C, the same command resumes from the last checkpoint.",
     )
-    parser.add_argument("--study", required=True, metavar="STUDY", help="a name of studies.yaml")
+    parser.add_argument("--study", required=True, metavar="STUDY", help="a study in studies.yaml")
     parser.add_argument("--ablation", action="append", nargs="+", metavar="NAME", help=ABLATION_HELP)
     parser.set_defaults(function=run_command)
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """`tokenuq run`."""
+    """Run `tokenuq run`."""
     # A flag given twice and a flag with two names mean the same.
     ablations = [name for names in options.ablation or [] for name in names]
     with project() as here:
@@ -38,40 +39,22 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def run_study(defs, config, study: str, ablations: list[str], instance, store) -> int:
-    """Bring the study up to date and print how it went; returns the exit code.
+    """Bring the study up to date, print its progress and results, and return the exit code.
 
     Raises:
-        InputError: an ablation is not the study's.
+        InputError: the study has no such ablation.
     """
-    from tokenuq_pipeline.automation.study_runner import Interrupted, RunFailed, StudyRunner
-    from tokenuq_pipeline.runtime.instance import prepare
-    from tokenuq_pipeline.runtime.logs import CONSOLE
+    from tokenuq_pipeline.automation.study_runner import StudyRunner
+    from tokenuq_pipeline.runtime.console import CONSOLE
 
     runner = StudyRunner(defs, config, study, instance, store, CONSOLE)
     keys = runner.targets(ablations)
     with quiet_streams(CONSOLE):
-        for line in prepare(instance):
-            CONSOLE.line(line)
-        store.clean_staging()
-        CONSOLE.line(f"study {study}: results in {store.home}, runs in {os.environ.get('DAGSTER_HOME', 'memory')}")
-        code = 0
-        try:
-            runner.bring_up_to_date(keys)
-            if ablations:
-                waits = runner.report_waits(keys)
-                if waits:
-                    names = ", ".join(sorted(key.to_user_string() for key in waits))
-                    CONSOLE.line(f"the report is left as it was: not up to date are {names}")
-                else:
-                    runner.bring_up_to_date(keys | {runner.report})
-        except RunFailed as failure:
-            CONSOLE.line(f"stopped: {failure}; what is done stays done, run the same command again after the mend")
-            code = FAILED
-        except (Interrupted, KeyboardInterrupt):
-            CONSOLE.line("stopped; run the same command again: it goes on from the last checkpoint")
-            return INTERRUPTED
-    if runner.made:
-        print("\n" + time_table(runner.made))
+        code = _bring_up_to_date(runner, keys, with_report=not ablations)
+    if code == INTERRUPTED:
+        return code
+    if runner.timings:
+        print("\n" + time_table(runner.timings))
     elif code == 0:
         print("up to date: nothing to recompute")
     if code == 0:
@@ -79,19 +62,54 @@ def run_study(defs, config, study: str, ablations: list[str], instance, store) -
     return code
 
 
-def time_table(made: list) -> str:
-    """Wall time and peak memory of what was made."""
-    width = max(len("asset"), *(len(asset.name) for asset in made))
+def _bring_up_to_date(runner, keys: set, with_report: bool) -> int:
+    """Make `keys`, then the report if its other inputs are up to date; return the exit code.
+
+    Args:
+        runner: of the study.
+        keys: what to make.
+        with_report: `keys` holds the report already.
+    """
+    from tokenuq_pipeline.automation.study_runner import Interrupted, RunFailed
+    from tokenuq_pipeline.runtime.instance import prepare
+
+    console, store = runner.console, runner.store
+    for line in prepare(runner.instance):
+        console.line(line)
+    store.clean_staging()
+    runs = os.environ.get("DAGSTER_HOME", "memory")
+    console.line(f"study {runner.study}: results in {store.home}, runs in {runs}")
+    try:
+        runner.bring_up_to_date(keys)
+        if not with_report:
+            stale = runner.stale_report_inputs(keys)
+            if stale:
+                names = ", ".join(sorted(key.to_user_string() for key in stale))
+                console.line(f"the report is not rebuilt, because these are not up to date: {names}")
+            else:
+                runner.bring_up_to_date(keys | {runner.report})
+    except RunFailed as failure:
+        console.line(f"stopped: {failure}; finished assets are kept, run the same command again after fixing the cause")
+        return FAILED
+    except (Interrupted, KeyboardInterrupt):
+        console.line("stopped; run the same command again to resume from the last checkpoint")
+        return INTERRUPTED
+    return 0
+
+
+def time_table(timings: list) -> str:
+    """Return wall time and peak memory of each asset as a table."""
+    width = max(len("asset"), *(len(asset.name) for asset in timings))
     lines = [f"{'asset':<{width}}  {'wall time':>9}  {'peak memory':>11}"]
-    for asset in made:
+    for asset in timings:
         memory = f"{asset.peak_memory_mib:,.0f} MiB" if asset.peak_memory_mib else ""
         lines.append(f"{asset.name:<{width}}  {asset.seconds:>7.1f} s  {memory:>11}")
-    lines.append(f"{'together':<{width}}  {sum(asset.seconds for asset in made):>7.1f} s")
+    lines.append(f"{'total':<{width}}  {sum(asset.seconds for asset in timings):>7.1f} s")
     return "\n".join(lines)
 
 
 def print_report(store, study: str) -> None:
-    """The table of families or ablations as it was last built, and where the page is."""
+    """Print the table of families or ablations as it was last built, and the path of the page."""
     from tokenuq_ml.reports.text import report_text
     from tokenuq_pipeline.assets.ablation_report import report_path
 
@@ -105,9 +123,9 @@ def print_report(store, study: str) -> None:
 
 @contextlib.contextmanager
 def quiet_streams(console) -> Iterator[None]:
-    """The console keeps the terminal; whatever else is written to it meanwhile goes to Dagster's captured logs only.
+    """Let only `console` write to the terminal; other output goes to the logs that Dagster captures.
 
-    Dagster echoes what it captures, progress bars of libraries and all.
+    Dagster echoes what it captures, including progress bars of libraries.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -115,7 +133,7 @@ def quiet_streams(console) -> Iterator[None]:
     sink = os.open(os.devnull, os.O_WRONLY)
     before = console.stream, console.shows_events
     try:
-        # A stream that a test or a caller has put in place of the terminal's is left as it is.
+        # A stream that a test or a caller has set stays.
         console.stream = os.fdopen(os.dup(kept[0]), "w") if before[0] is None else before[0]
         console.shows_events = False
         os.dup2(sink, 1)

@@ -1,4 +1,4 @@
-"""`tokenuq status`: what is stale, and why."""
+"""`tokenuq status`: list what is stale, and why."""
 
 import argparse
 import json
@@ -8,21 +8,20 @@ from tokenuq_pipeline.commands.common import project
 
 
 def add_parser(commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "status",
         help="list what is stale, and why",
-        description="Lists every asset that is stale with the reason, and what may follow once it is made anew. "
-        "Exit code 0 where nothing is stale, 3 where something is.",
+        description="Lists every asset that is not fresh, with the reason, and the assets downstream of it that may "
+        "become stale once it is rebuilt. Exit code 0 if everything is fresh, 3 if not.",
     )
-    parser.add_argument(
-        "--study", metavar="STUDY", help="this study and what it needs; by default all that are enabled"
-    )
+    parser.add_argument("--study", metavar="STUDY", help="this study and what it needs; default: all enabled studies")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(function=status_command)
 
 
 def status_command(options: argparse.Namespace) -> int:
-    """`tokenuq status`."""
+    """Run `tokenuq status`."""
     with project() as here:
         studies = here.studies(options.study)
         rows = status_rows(here.defs, here.config, studies, here.instance, here.store)
@@ -34,17 +33,17 @@ def status_command(options: argparse.Namespace) -> int:
 
 
 def status_rows(defs, config, studies: list[str], instance, store) -> list[dict[str, str]]:
-    """One row an asset that is not settled, in the order of the graph: `asset`, `state`, `reason`.
+    """Return one row per asset that is not fresh: `asset`, `state`, `reason`, in the order of the graph.
 
     States: missing, stale, unchecked (a blocking check has not passed), waiting (downstream of one of those).
     """
-    from tokenuq_pipeline.assets.graph import stage_groups
+    from tokenuq_pipeline.assets.graph import assets_by_name
     from tokenuq_pipeline.automation.explain import explain
     from tokenuq_pipeline.automation.staleness import NEVER_MADE, descendants, parents_of, staleness, study_keys
     from tokenuq_pipeline.runtime.data_files import observe
 
     graph = defs.resolve_asset_graph()
-    assets = {asset.key: asset for _, _, group in stage_groups(config) for asset in group}
+    assets = {asset.key: asset for asset in assets_by_name(config).values()}
     keys = set().union(*(study_keys(graph, study) for study in studies))
     observe(config, instance, store)
     found = staleness(graph, keys, instance, store)
@@ -58,7 +57,7 @@ def status_rows(defs, config, studies: list[str], instance, store) -> list[dict[
     unsettled = states.keys() | descendants(parents, states)
     for key in (unsettled & keys) - states.keys():
         above = sorted(parent.to_user_string() for parent in parents[key] & unsettled)
-        states[key] = ("waiting", f"fresh as it is, but may follow {_some(above)}")
+        states[key] = ("waiting", f"fresh now, may become stale after {_some(above)}")
     rows = ((key.to_user_string(), *states[key]) for key in assets if key in states)
     return [{"asset": name, "state": state, "reason": reason} for name, state, reason in rows]
 
@@ -68,7 +67,7 @@ def _some(names: list[str], most: int = 2) -> str:
 
 
 def as_text(rows: list[dict[str, str]], studies: list[str]) -> str:
-    """The rows as an aligned table, or that there are none."""
+    """Return the rows as an aligned table, or a sentence if there are none."""
     if not rows:
         return f"up to date: {', '.join(studies)}"
     name, state = (max(len(row[column]) for row in rows) for column in ("asset", "state"))

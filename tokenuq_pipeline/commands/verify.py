@@ -1,4 +1,4 @@
-"""`tokenuq verify`: does every file of the store still match what its manifest recorded?"""
+"""`tokenuq verify`: compare every file of the store with what its manifest recorded."""
 
 import argparse
 
@@ -8,51 +8,65 @@ from tokenuq_pipeline.runtime.paths import store_home
 
 
 def add_parser(commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "verify",
         help="compare every file of the store with its recorded hash",
         description="Reads every file of the study's assets, and of the models and datasets that it uses, and compares "
-        "it with the SHA-256 in the asset's manifest. Exit code 0 where all match, 1 where one does not.",
+        "it with the SHA-256 in the asset's manifest. Exit code 0 if all files match, 1 if not.",
     )
-    parser.add_argument("--study", metavar="STUDY", help="by default everything in the store")
+    parser.add_argument("--study", metavar="STUDY", help="default: everything in the store")
     parser.add_argument(
-        "--forget", action="store_true", help="let the next run make anew what does not match, by dropping its manifest"
+        "--forget",
+        action="store_true",
+        help="delete the manifests of assets that do not match, so that the next run rebuilds these assets",
     )
     parser.set_defaults(function=verify_command)
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    """`tokenuq verify`."""
+    """Run `tokenuq verify`."""
     from tokenuq_pipeline.runtime.store import Store
 
-    store, prefixes = Store(store_home()), None
-    if options.study:
-        config = configuration()
-        spec = config.studies[known_study(config, options.study)]
-        roots = {"models": config.models_of(spec), "datasets": config.datasets_of(spec)}
-        needed = (f"{kind}/{name}" for kind, names in roots.items() for name in names)
-        prefixes = (f"{options.study}/", *needed)
+    store = Store(store_home())
+    prefixes = _prefixes(options.study) if options.study else None
     assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
     if not assets:
         print(f"{store.home}: holds nothing of {options.study or 'any study'}")
         return FAILED
-    files = sum(len((store.read_manifest(name) or {"files": []})["files"]) for name in assets)
-    wrong = 0
-    for name in assets:
-        problems = store.problems(name)
-        for problem in problems:
-            print(f"{name}: {problem}", flush=True)
-        wrong += bool(problems)
-        if problems and options.forget:
+    manifests = [store.read_manifest(name) for name in assets]
+    files = sum(len(manifest.files) for manifest in manifests if manifest)
+    wrong = [name for name in assets if _print_problems(store, name)]
+    if not wrong:
+        print(f"{files} files of {len(assets)} assets match their recorded hashes")
+        return 0
+    advice = "--forget makes the next run rebuild them"
+    if options.forget:
+        for name in wrong:
             store.forget(name)
-    if wrong:
-        done = (
-            "forgotten: the next run makes them anew" if options.forget else "--forget lets the next run make them anew"
-        )
-        print(f"{wrong} of {len(assets)} assets do not match; {done}")
-        return FAILED
-    print(f"{files} files of {len(assets)} assets match their recorded hashes")
-    return 0
+        advice = "their manifests are deleted, and the next run rebuilds them"
+    print(f"{len(wrong)} of {len(assets)} assets do not match; {advice}")
+    return FAILED
+
+
+def _print_problems(store, asset: str) -> bool:
+    """Print how the files of an asset differ from the manifest; return whether they do."""
+    problems = store.problems(asset)
+    for problem in problems:
+        print(f"{asset}: {problem}", flush=True)
+    return bool(problems)
+
+
+def _prefixes(study: str) -> tuple[str, ...]:
+    """Return the names of the assets that a study needs; `<study>/` stands for its own.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    config = configuration()
+    spec = config.studies[known_study(config, study)]
+    roots = {"models": config.models_of(spec), "datasets": config.datasets_of(spec)}
+    return (f"{study}/", *(f"{kind}/{name}" for kind, names in roots.items() for name in names))
 
 
 def _belongs(name: str, prefixes: tuple[str, ...]) -> bool:

@@ -1,15 +1,8 @@
-"""The code version of every asset, and the commit that it was made at.
-
-Which fields a stage uses is `tokenuq_ml.stages.versions`' to say; data versions are the child's.
-"""
+"""The git commit of the code."""
 
 import functools
 import subprocess
 from pathlib import Path
-
-from tokenuq_ml.stages.versions import code_version
-
-__all__ = ["code_version", "git_state"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -1,7 +1,6 @@
-"""Folders that a run needs: the configuration, the store, Dagster's home with its settings.
+"""Folders that the environment names: the configuration, the store, and Dagster's home with its settings.
 
-`python -m tokenuq_pipeline.runtime.paths` makes Dagster's home, ends what a killed UI left open, and prints where things lie.
-Knows nothing of assets.
+`python -m tokenuq_pipeline.runtime.paths` creates the folders, prints them, and closes runs that a killed UI left open.
 """
 
 import os
@@ -12,20 +11,20 @@ from pathlib import Path
 from tokenuq_ml.errors import InputError
 
 SETTINGS = """\
-# Written once by tokenuq; yours to edit from here on.
+# Written once by tokenuq. You may edit it.
 telemetry:
   enabled: false
 
-# No invitation over the first page.
+# No welcome dialog on the first page.
 nux:
   enabled: false
 
-# Pools count ops, not runs: a limit that you give a pool in the UI holds between runs.
+# Pools count ops, not runs: a limit that you set in the UI applies across runs.
 concurrency:
   pools:
     granularity: op
 
-# Ends runs that hang at start or at cancelling, and gives back the slots of what has ended.
+# Ends runs that hang while they start or cancel, and frees the slots of finished runs.
 run_monitoring:
   enabled: true
   start_timeout_seconds: 300
@@ -61,16 +60,16 @@ def config_folders(environment: Mapping[str, str]) -> list[Path]:
 
 
 def store_home() -> Path:
-    """`$TOKENUQ_HOME`, by default `store/` in the checkout."""
+    """Return `$TOKENUQ_HOME`, by default `store/` in the checkout."""
     from tokenuq_ml.tables.partitions import store_home
 
     return store_home()
 
 
 def dagster_home() -> Path:
-    """`$DAGSTER_HOME`, by default `.dagster_home/` in the checkout; made, with settings, where missing.
+    """Return `$DAGSTER_HOME`, by default `.dagster_home/` in the checkout; creates it, with settings, if it is missing.
 
-    Sets `DAGSTER_HOME` to the absolute path: Dagster refuses a relative one.
+    Sets `DAGSTER_HOME` to the absolute path, because Dagster rejects a relative one.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or checkout() / ".dagster_home").expanduser().resolve()
     home.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ def dagster_home() -> Path:
 
 
 def main() -> None:
-    """Make the folders, and put the instance in order, before the UI starts."""
+    """Create the folders and prepare the instance, before the UI starts."""
     print(f"runs in {dagster_home()}, results in {store_home()}")
     import dagster as dg
 

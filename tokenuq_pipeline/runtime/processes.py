@@ -1,41 +1,74 @@
-"""Names of processes that stay unique when a pid is reused, and whether such a process is alive."""
+"""Processes of this machine: whether one is alive, and names that stay unique when a pid is used again.
+
+Reads `/proc` where there is one (Linux), and knows less elsewhere.
+"""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+
+ZOMBIE = "Z"
+
+
+@dataclass(frozen=True)
+class ProcessStat:
+    """What `/proc/<pid>/stat` says of a process."""
+
+    state: str
+    """One letter. `Z`: it has ended, and its parent has not asked for its exit code."""
+    parent: int
+    start_ticks: int
+    """Clock ticks from boot to the start of the process."""
+
+
+def process_stat(pid: int) -> ProcessStat | None:
+    """Return the state of a process; None if there is no such process or no `/proc`."""
+    try:
+        # The second field is the program's name in brackets, which may hold spaces and brackets itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return ProcessStat(fields[0], int(fields[1]), int(fields[19]))
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def process_name(pid: int | None = None) -> str:
-    """`<pid>-<start time>`: names a process for good, where a pid alone comes round again."""
+    """Return `<pid>-<start time>`, which no later process with the same pid has. Default: this process."""
     pid = pid or os.getpid()
-    return f"{pid}-{_start_time(pid) or 0}"
+    stat = process_stat(pid)
+    return f"{pid}-{stat.start_ticks if stat else 0}"
 
 
 def is_alive(name: str) -> bool:
-    """Whether the process of this `process_name` still runs."""
+    """Return whether the process with this `process_name` runs."""
     pid, _, started = name.partition("-")
-    if not pid.isdigit():
+    if not pid.isdigit() or not is_running(int(pid)):
         return False
+    stat = process_stat(int(pid))
+    return started in ("0", str(stat.start_ticks if stat else 0))
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process with this pid runs.
+
+    A zombie does not: in a container, the first process may never ask for the exit codes of orphans.
+    """
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    # Dead but not buried: in a container the first process may never ask for its orphans' exit codes.
-    unburied = _stat(int(pid))[:1] == ["Z"]
-    return not unburied and started in ("0", str(_start_time(int(pid)) or 0))
+    stat = process_stat(pid)
+    return stat is None or stat.state != ZOMBIE
 
 
-def _start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of the process; None where there is no /proc."""
-    fields = _stat(pid)
-    return int(fields[19]) if len(fields) > 19 else None
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of the process's state from the third on; empty where they are not told."""
+def started_at(pid: int) -> float | None:
+    """Return when a running process started, in seconds since the epoch; None if the system does not say."""
+    stat = process_stat(pid)
+    if stat is None:
+        return None
     try:
-        # The second field is the program's name in brackets, which may hold spaces and brackets itself.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+    except (OSError, StopIteration):
+        return None
+    return int(boot.split()[1]) + stat.start_ticks / os.sysconf("SC_CLK_TCK")

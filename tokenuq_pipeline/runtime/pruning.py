@@ -1,10 +1,10 @@
-"""What in the store is of nothing that is configured any more: assets, and checkpoints that no training needs.
+"""Find and delete assets that no configuration refers to, and checkpoints that no training needs.
 
-Finds and removes; whether to remove is the caller's question. Does not know Dagster: what it recorded stays recorded.
+Does not import Dagster: the records of Dagster's runs stay.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,60 +15,38 @@ NOT_CHECKPOINTS = {".lock"}
 
 @dataclass(frozen=True)
 class Removable:
-    """One thing to remove: `asset` is forgotten first where it is a whole asset, then `folders` go."""
+    """Something that can be deleted from the store: an asset with its folders, or folders of checkpoints."""
 
     name: str
-    why: str
+    reason: str
     folders: tuple[Path, ...]
     asset: str | None = None
+    """The asset whose manifest goes too; None for checkpoints."""
 
     @property
     def bytes(self) -> int:
-        """What its files hold."""
+        """Return the size of the files."""
         files = (path for folder in self.folders for path in folder.rglob("*"))
         return sum(path.lstat().st_size for path in files if not path.is_dir())
 
 
 def removable(store: Store, configured: Mapping[str, str], study: str | None = None) -> list[Removable]:
-    """Assets that are not configured, with all their files; then abandoned checkpoints.
+    """List assets that no configuration refers to, then checkpoints that no training needs.
 
     Args:
-        configured: names of the assets that there are, with the code version of each.
-        study: only what lies under this study's name.
+        store: where to look.
+        configured: name -> code version of every configured asset.
+        study: list only what is named `<study>/...`.
     """
-    found, kept = [], set()
-    for name in store.assets():
-        if name in configured:
-            kept.update((store.read_manifest(name) or {}).get("outputs", {}).values())
-    for name in store.assets():
-        if name not in configured and _of(name, study):
-            places = (store.read_manifest(name) or {}).get("outputs", {}).values()
-            folders = [store.path(place) for place in places if place not in kept and store.path(place).is_dir()]
-            found.append(Removable(name, "is in no configuration", tuple(folders), name))
-    root = store.home / ".checkpoints"
-    # Those of assets that are known, and those that a launcher has worked in.
-    worked_in = {path.parent.relative_to(root).as_posix() for path in root.rglob(".lock")}
-    for name in sorted(worked_in | {name for name in (*configured, *store.assets()) if (root / name).is_dir()}):
-        folder = root / name
-        if not _of(name, study):
-            continue
-        manifest = store.read_manifest(name) or {}
-        done = store.is_complete(name) and manifest.get("code_version") == configured.get(name)
-        abandoned = [path for path in folder.iterdir() if path.name not in NOT_CHECKPOINTS]
-        if name not in configured:
-            found.append(Removable(f".checkpoints/{name}", "of an asset that is in no configuration", (folder,)))
-        elif done and abandoned:
-            found.append(
-                Removable(f".checkpoints/{name}", "left by earlier specs; the asset is done", tuple(abandoned))
-            )
-    return found
+    found = [*_assets(store, configured), *_checkpoints(store, configured)]
+    return [item for item in found if study is None or item.name.removeprefix(".checkpoints/").startswith(f"{study}/")]
 
 
-def remove(store: Store, what: Removable) -> None:
-    """Remove it. The manifest goes first: half removed, an asset counts as not there."""
-    if what.asset is not None:
-        store.forget(what.asset)
-    for folder in what.folders:
+def remove(store: Store, item: Removable) -> None:
+    """Delete an item. Its manifest goes first, so that a half-deleted asset is incomplete."""
+    if item.asset is not None:
+        store.forget(item.asset)
+    for folder in item.folders:
         if folder.is_dir():
             shutil.rmtree(folder)
         else:
@@ -76,12 +54,43 @@ def remove(store: Store, what: Removable) -> None:
         _remove_empty(folder.parent, store.home)
 
 
-def _of(name: str, study: str | None) -> bool:
-    return study is None or name.startswith(f"{study}/")
+def _assets(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
+    outputs = {name: _outputs(store, name) for name in store.assets()}
+    in_use = {path for name in outputs if name in configured for path in outputs[name]}
+    for name, paths in outputs.items():
+        if name not in configured:
+            folders = tuple(store.path(path) for path in paths if path not in in_use and store.path(path).is_dir())
+            yield Removable(name, "not in the configuration", folders, name)
+
+
+def _checkpoints(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
+    root = store.home / ".checkpoints"
+    # A launcher leaves a lock in each folder that it worked in; the other folders are found by their asset's name.
+    locked = {path.parent.relative_to(root).as_posix() for path in root.rglob(".lock")}
+    for name in sorted(locked | {name for name in (*configured, *store.assets()) if (root / name).is_dir()}):
+        folder = root / name
+        if name not in configured:
+            yield Removable(
+                f".checkpoints/{name}", "checkpoints of an asset that is not in the configuration", (folder,)
+            )
+        elif _is_current(store, name, configured[name]):
+            left = tuple(path for path in folder.iterdir() if path.name not in NOT_CHECKPOINTS)
+            if left:
+                yield Removable(f".checkpoints/{name}", "checkpoints of earlier specs; the asset is complete", left)
+
+
+def _is_current(store: Store, asset: str, code_version: str) -> bool:
+    manifest = store.read_manifest(asset)
+    return manifest is not None and manifest.code_version == code_version and store.is_complete(asset)
+
+
+def _outputs(store: Store, asset: str) -> list[str]:
+    manifest = store.read_manifest(asset)
+    return list(manifest.outputs.values()) if manifest else []
 
 
 def _remove_empty(folder: Path, home: Path) -> None:
-    """Folders that hold nothing any more, up to the store itself."""
+    """Delete empty folders from `folder` up to the store."""
     while folder != home and home in folder.parents and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

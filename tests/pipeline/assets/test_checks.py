@@ -3,11 +3,12 @@
 import polars as pl
 import pytest
 
+from tests.support.tiny_store import manifest
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.tables.parquet import write_table
-from tokenuq_pipeline.assets import check_rules, uncertainty_checks
+from tokenuq_pipeline.assets import data_checks, evaluation_checks, selection_checks, uncertainty_checks
 from tokenuq_pipeline.runtime.store import Store
-from tokenuq_pipeline.runtime.store_paths import table_path
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 T, F = True, False
 TOKENS = [("e0", "train", 1), ("e0", "train", 2), ("e1", "test", 2)]
@@ -19,8 +20,8 @@ def store(tmp_path):
 
 
 def put(store, table, rows, **partitions):
-    place = table_path(table, **(partitions or {"study": "s"}))
-    write_table(pl.DataFrame(rows), table, store.path(place), spec_hash="h", code_version="1-h")
+    path = table_path(table, **(partitions or {"study": "s"}))
+    write_table(pl.DataFrame(rows), table, store.path(path), spec_hash="h", code_version="1-h")
 
 
 def put_tokenized(store):
@@ -70,7 +71,7 @@ def uncertainty(tokens=TOKENS, **values):
 def test_one_row_per_response_token(store, tokens, passed):
     put_tokenized(store)
     put(store, "token_losses", losses(tokens))
-    assert check_rules.one_row_per_response_token(store, "s").passed is passed
+    assert data_checks.one_row_per_response_token(store, "s").passed is passed
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_no_tokens_in_two_splits(store, splits, ids, passed):
         for n, (split, i) in enumerate(zip(splits, ids, strict=True))
     ]
     put(store, "tokenized_dataset", rows, study="s")
-    result = check_rules.no_tokens_in_two_splits(store, "s")
+    result = data_checks.no_tokens_in_two_splits(store, "s")
     assert result.passed is passed
     assert ("first" in result.metadata) is not passed
 
@@ -112,7 +113,7 @@ def test_no_question_in_two_splits(store, question, passed):
         ],
         dataset="d",
     )
-    assert check_rules.no_question_in_two_splits(store, "d").passed is passed
+    assert data_checks.no_question_in_two_splits(store, "d").passed is passed
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_no_question_in_two_splits(store, question, passed):
 )
 def test_losses_finite(store, values, passed):
     put(store, "token_losses", losses(**values))
-    assert check_rules.losses_finite(store, "s").passed is passed
+    assert data_checks.losses_finite(store, "s").passed is passed
 
 
 @pytest.mark.parametrize(
@@ -208,18 +209,9 @@ def test_joins_one_to_one(store, tokens, passed):
 def test_cached_teacher_matches_online(store, passed):
     """The child's word stands; where it said nothing, the check fails."""
     outcome = {"passed": passed, "description": "0.01 apart", "figures": {"error": 0.01}}
-    store.write_manifest(
-        "s/teacher_hidden",
-        data_version="d",
-        code_version="c",
-        fields={},
-        spec_hash="h",
-        outputs={},
-        inputs={},
-        metrics={},
-        checks={} if passed is None else {"cached_teacher_matches_online": outcome},
-    )
-    result = check_rules.cached_teacher_matches_online(store, "s")
+    checks = {} if passed is None else {"cached_teacher_matches_online": outcome}
+    store.write_manifest(manifest("s/teacher_hidden", checks=checks))
+    result = data_checks.cached_teacher_matches_online(store, "s")
     assert result.passed is bool(passed)
     assert result.description == ("the stage did not compare them" if passed is None else "0.01 apart")
 
@@ -258,7 +250,7 @@ def selections(steps):
 def test_selected_share(store, select, steps, passed):
     put(store, "selections", selections(steps), study="s", ablation="a")
     ablation = AblationSpec(name="a", select=select)
-    assert check_rules.selected_share("s", ablation).evaluate(store).passed is passed
+    assert selection_checks.selected_share_check("s", ablation).evaluate(store).passed is passed
 
 
 def evaluation(store, ablation, test, ood):
@@ -282,7 +274,7 @@ def test_quality_only_warns(store, test, ood, quality, kept):
     evaluation(store, "base", 1.0, 2.0)
     evaluation(store, "teacher", 0.8, 1.0)
     evaluation(store, "a", test, ood)
-    results = check_rules.quality_in_distribution(store, "s", "a"), check_rules.ood_kept(store, "s", "a")
+    results = evaluation_checks.quality_in_distribution(store, "s", "a"), evaluation_checks.ood_kept(store, "s", "a")
     assert [result.passed for result in results] == [quality, kept]
     assert all(result.severity.value == "WARN" for result in results)
     assert f"{test:.3f}" in results[0].description and f"{ood:.3f}" in results[1].description
@@ -296,7 +288,7 @@ def test_a_judge_that_goes_by_the_order_is_warned_of(store, flips, passed):
         if flip is not None:
             rows.append({**row, "metric": "position_bias", "value": flip, "higher_is_better": None})
         put(store, "evaluations", rows, study="s", ablation=model)
-    result = check_rules.judge_is_consistent(store, "s", "base", "teacher")
+    result = evaluation_checks.judge_is_consistent(store, "s", "base", "teacher")
     assert result.passed is passed and result.severity.value == "WARN"
     if flips:
         assert f"{max(flips):.0%} of the 20 verdicts" in result.description
@@ -307,6 +299,6 @@ def test_a_judge_that_goes_by_the_order_is_warned_of(store, flips, passed):
 
 def test_quality_without_a_reference_names_what_to_make(store):
     evaluation(store, "a", 1.0, 1.0)
-    for check in (check_rules.quality_in_distribution, check_rules.ood_kept):
+    for check in (evaluation_checks.quality_in_distribution, evaluation_checks.ood_kept):
         result = check(store, "s", "a")
         assert not result.passed and "materialise s/reference_evaluation" in result.description

@@ -6,12 +6,12 @@ import pytest
 from tests.support.toy_pipeline import STUDY, toy_config
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.tables.schemas import TABLES
-from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.lineage import SOURCES, column_lineage
 
 
 def assets_of(config):
-    return {asset.key: asset for _, _, group in stage_groups(config) for asset in group}
+    return {asset.key: asset for asset in assets_by_name(config).values()}
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ def test_a_preview_is_one_markdown_row_a_row():
     )
     lines = metadata.preview(frame).value.splitlines()
     assert lines[0] == "| text | ids | loss |" and lines[1].count("---") == 3
-    assert lines[2] == "| a\\|b⏎c | [0, 1, 2, 3, 4, 5, … 99 in all] | 1.235 |"
+    assert lines[2] == "| a\\|b⏎c | [0, 1, 2, 3, 4, 5, … 99 in total] | 1.235 |"
     assert len(lines[3].split(" | ")[0]) <= 2 + metadata.CELL_CHARACTERS and "…" in lines[3]
     assert lines[4].startswith("|  | [") and lines[5].startswith("| &lt;end> |")
-    assert len(lines) == 2 + metadata.PREVIEW_ROWS + 2 and lines[-1] == "50 rows in all"
+    assert len(lines) == 2 + metadata.PREVIEW_ROWS + 2 and lines[-1] == "50 rows in total"
 
 
 def test_a_short_table_is_shown_whole():

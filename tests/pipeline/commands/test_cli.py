@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from tokenuq_pipeline import cli
+from tokenuq_pipeline.automation.run_log import AssetTiming
 from tokenuq_pipeline.automation.staleness import ancestors, next_wave
-from tokenuq_pipeline.automation.study_runner import Made
 from tokenuq_pipeline.commands import run
 from tokenuq_pipeline.runtime import paths
 from tokenuq_pipeline.runtime.store import Store
@@ -51,7 +51,7 @@ def test_an_unknown_study_is_one_sentence(folders, capsys):
 def test_an_unknown_ablation_is_one_sentence(folders, capsys):
     assert cli.main(["run", "--study", "quickstart", "--ablation", "mle", "nope"]) == 2
     assert capsys.readouterr().err == (
-        "error: studies.yaml: quickstart.ablations: has no 'nope'; it has mle, masked_mle_top25, paper_top25\n"
+        "error: studies.yaml: quickstart has no ablation 'nope'; it has mle, masked_mle_top25, paper_top25\n"
     )
 
 
@@ -94,8 +94,8 @@ def test_dagsters_home_is_made_absolute_with_telemetry_off_and_left_alone_after(
 
 
 def test_the_time_table_adds_up():
-    lines = run.time_table([Made("s/a", 61.26, 1234.0), Made("s/longer", 1.0, None)]).splitlines()
-    assert lines[1].split() == ["s/a", "61.3", "s", "1,234", "MiB"] and lines[-1].split() == ["together", "62.3", "s"]
+    lines = run.time_table([AssetTiming("s/a", 61.26, 1234.0), AssetTiming("s/longer", 1.0, None)]).splitlines()
+    assert lines[1].split() == ["s/a", "61.3", "s", "1,234", "MiB"] and lines[-1].split() == ["total", "62.3", "s"]
 
 
 def test_the_reports_path_is_printed_once_there_is_one(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""An instance kept fit: dead runs end, their slots come back, and the number of slots is the environment's to say."""
+"""Instance maintenance: dead runs end, their slots are freed, and the environment sets the number of slots."""
 
 import os
 import subprocess
@@ -8,11 +8,11 @@ import time
 
 import dagster as dg
 import pytest
-from dagster._core.events import EngineEventData
 
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.run import run_study
+from tokenuq_pipeline.runtime.dagster_internals import EngineEventData
 from tokenuq_pipeline.runtime.instance import ACCELERATOR, PROCESS_TAG, prepare
 from tokenuq_pipeline.runtime.processes import process_name
 
@@ -32,7 +32,7 @@ def slots(instance):
     return {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
 
 
-def a_run(toy, instance, status=dg.DagsterRunStatus.STARTED, **tags):
+def create_run(toy, instance, status=dg.DagsterRunStatus.STARTED, **tags):
     return instance.create_run_for_job(toy.defs().resolve_job_def(STUDY), tags=tags, status=status)
 
 
@@ -45,22 +45,25 @@ def holders(instance):
 
 
 def test_one_slot_at_first_then_what_was_set_and_what_the_variable_says(instance):
-    assert prepare(instance, {}) == ["1 slot in the pool accelerator"] and slots(instance) == {ACCELERATOR: 1}
+    assert prepare(instance, {}) == ["pool accelerator: 1 slot"] and slots(instance) == {ACCELERATOR: 1}
     instance.event_log_storage.set_concurrency_slots(ACCELERATOR, 4)
     assert prepare(instance, {}) == [] and slots(instance) == {ACCELERATOR: 4}
-    assert prepare(instance, {"TOKENUQ_ACCELERATOR_SLOTS": "2"}) == ["2 slots in the pool accelerator"]
+    assert prepare(instance, {"TOKENUQ_ACCELERATOR_SLOTS": "2"}) == ["pool accelerator: 2 slots"]
     assert slots(instance) == {ACCELERATOR: 2}
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])
-def test_a_number_of_slots_that_is_none_is_refused(instance, text):
-    with pytest.raises(InputError, match="TOKENUQ_ACCELERATOR_SLOTS: must be a whole number above 0"):
+def test_a_number_of_slots_must_be_a_positive_integer(instance, text):
+    with pytest.raises(InputError, match="TOKENUQ_ACCELERATOR_SLOTS: must be a positive integer"):
         prepare(instance, {"TOKENUQ_ACCELERATOR_SLOTS": text})
 
 
-def test_a_run_of_a_process_that_is_gone_is_closed_and_gives_its_slot_back(toy, instance):
+def test_a_run_of_a_dead_process_is_closed_and_its_slot_is_freed(toy, instance):
     prepare(instance, {})
-    dead, alive = a_run(toy, instance, **{PROCESS_TAG: "1-1"}), a_run(toy, instance, **{PROCESS_TAG: process_name()})
+    dead, alive = (
+        create_run(toy, instance, **{PROCESS_TAG: "1-1"}),
+        create_run(toy, instance, **{PROCESS_TAG: process_name()}),
+    )
     hold_slot(instance, dead)
     queued = instance.event_log_storage.claim_concurrency_slot(ACCELERATOR, dead.run_id, "another step")
     assert not queued.is_claimed
@@ -73,16 +76,17 @@ def test_a_run_of_a_process_that_is_gone_is_closed_and_gives_its_slot_back(toy, 
 
 
 def test_a_run_that_was_being_cancelled_counts_as_cancelled(toy, instance):
-    run = a_run(toy, instance, dg.DagsterRunStatus.CANCELING, **{PROCESS_TAG: "1-1"})
+    run = create_run(toy, instance, dg.DagsterRunStatus.CANCELING, **{PROCESS_TAG: "1-1"})
     prepare(instance, {})
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
 
 
-def test_runs_of_the_ui_are_told_by_the_process_in_their_log(toy, instance):
+@pytest.mark.slow
+def test_runs_of_the_ui_are_judged_by_the_process_in_their_log(toy, instance):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    runs = {pid: a_run(toy, instance) for pid in (gone.pid, os.getpid())}
-    untold = a_run(toy, instance)
+    runs = {pid: create_run(toy, instance) for pid in (gone.pid, os.getpid())}
+    untold = create_run(toy, instance)
     for pid, run in runs.items():
         instance.report_engine_event(f"Executing steps in process (pid: {pid})", run, EngineEventData.in_process(pid))
     prepare(instance, {})
@@ -90,9 +94,10 @@ def test_runs_of_the_ui_are_told_by_the_process_in_their_log(toy, instance):
     assert list(status.values()) == ["FAILURE", "STARTED", "STARTED"]
 
 
+@pytest.mark.slow
 def test_the_command_line_waits_for_a_slot_and_says_so(toy, instance, capfd):
     prepare(instance, {})
-    other = a_run(toy, instance, **{PROCESS_TAG: process_name()})
+    other = create_run(toy, instance, **{PROCESS_TAG: process_name()})
     hold_slot(instance, other)
 
     def let_go():
@@ -107,4 +112,4 @@ def test_the_command_line_waits_for_a_slot_and_says_so(toy, instance, capfd):
     timer.start()
     assert run_study(toy.defs(), toy_config(ablations=["mle"]), STUDY, ["mle"], instance, toy.store) == 0
     timer.join()
-    assert "waits for a slot of the pool accelerator: other runs have them all" in capfd.readouterr().out
+    assert "waits for a slot of the pool accelerator: other runs use them all" in capfd.readouterr().out

@@ -11,10 +11,13 @@ import threading
 import dagster as dg
 import pytest
 
-from tests.support.processes import is_running, wait_until
+from tests.support.processes import wait_until
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
-from tokenuq_pipeline.runtime.launcher import StageLauncher, _alone_in
+from tokenuq_pipeline.runtime.folder_lock import lock_folder
+from tokenuq_pipeline.runtime.launcher import StageLauncher
+from tokenuq_pipeline.runtime.processes import is_running
 
+pytestmark = pytest.mark.slow
 CODE = """
 import sys
 from pathlib import Path
@@ -122,7 +125,7 @@ def test_ctrl_c_lets_the_stage_write_its_checkpoint_and_leaves_no_process(toy):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130 and checkpoint.read_text() == "step 7"
-    assert "run the same command again: it goes on from the last checkpoint" in out and "Traceback" not in out
+    assert "run the same command again to resume from the last checkpoint" in out and "Traceback" not in out
     assert not any(is_running(pid) for pid in pids)
     assert not list((toy.store.home / ".staging").iterdir())
 
@@ -144,18 +147,18 @@ def test_killing_the_parent_leaves_nothing_behind(toy):
 
 
 def test_two_runs_of_one_stage_do_not_share_a_checkpoint_folder(tmp_path):
-    context = dg.build_asset_context()
+    said = []
     descriptor = os.open(tmp_path / ".lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     entered = threading.Event()
 
     def enter():
-        with _alone_in(tmp_path, context):
+        with lock_folder(tmp_path, said.append):
             entered.set()
 
     thread = threading.Thread(target=enter)
     thread.start()
-    assert not entered.wait(0.3)
+    assert not entered.wait(0.3) and said == ["waiting for another run of this stage to end"]
     os.close(descriptor)
     assert entered.wait(10)
     thread.join()

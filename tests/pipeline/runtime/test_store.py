@@ -1,14 +1,18 @@
-"""The store publishes whole or not at all, and knows dead staging folders from live ones."""
+"""The store publishes completely or not at all, and deletes the staging folders of dead processes only."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.tiny_store import manifest
+from tokenuq_ml.stages.request import CheckOutcome
+from tokenuq_pipeline.runtime.manifest import FileEntry, Provenance
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
 from tokenuq_pipeline.runtime.store import Store
-from tokenuq_pipeline.runtime.store_paths import partition_path, table_path
+from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def content(folder):
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_places_are_hive_partitions():
+def test_paths_are_hive_partitions():
     assert table_path("token_losses", study="s") == "token_losses/study=s"
     assert table_path("selections", study="s", ablation="a") == "selections/study=s/ablation=a"
     assert table_path("examples", dataset="d") == "examples/dataset=d"
@@ -44,34 +48,75 @@ def test_publish_replaces_all_of_the_old(store):
     assert os.listdir(store.home / ".staging" / "work") == []
 
 
-def test_manifest_says_what_is_whole(store):
+def test_a_manifest_marks_an_asset_as_complete(store):
     assert store.read_manifest("s/a") is None
     store.publish(staged(store, "x"), "t")
-    store.write_manifest(
-        "s/a",
-        data_version="dv",
-        code_version="1-x",
-        fields={"k": 1},
-        spec_hash="h",
-        outputs={"t": "t"},
-        inputs={"s/b": "dv2"},
-        metrics={"m": 1.5},
-    )
-    manifest = store.read_manifest("s/a")
-    assert manifest["data_version"] == "dv" and manifest["input_data_versions"] == {"s/b": "dv2"}
-    assert manifest["fields"] == {"k": 1} and manifest["metrics"] == {"m": 1.5}
+    parts = {"fields": {"k": 1}, "input_data_versions": {"s/b": "dv2"}, "metrics": {"m": 1.5}, "outputs": {"t": "t"}}
+    written = store.write_manifest(manifest("s/a", data_version="dv", **parts))
+    read = store.read_manifest("s/a")
+    assert read == written and read.data_version == "dv" and read.input_data_versions == {"s/b": "dv2"}
+    assert read.fields == {"k": 1} and read.metrics == {"m": 1.5}
     # SHA-256 of the letter x, from the standard's own test tools.
-    assert manifest["files"][0] == {
-        "path": "t/one",
-        "bytes": 1,
-        "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
-    }
-    assert [file["path"] for file in manifest["files"]] == ["t/one", "t/two"]
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    assert read.files[0] == FileEntry(path="t/one", bytes=1, sha256=digest)
+    assert [file.path for file in read.files] == ["t/one", "t/two"]
     assert store.is_complete("s/a")
     store.path("t/two").unlink()
-    assert not store.is_complete("s/a")
+    assert not store.is_complete("s/a") and store.incomplete_because("s/a") == "t/two is missing"
     store.forget("s/a")
-    assert store.read_manifest("s/a") is None
+    assert store.read_manifest("s/a") is None and store.incomplete_because("s/a") == "has no manifest"
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("{", "is not JSON"),
+        ("[]", "the file: "),
+        ('{"asset": "s/a"}', "data_version: Field required"),
+        (b"\xff\xfe", "is not JSON"),
+    ],
+)
+def test_an_asset_with_a_damaged_manifest_is_incomplete_and_the_reason_names_the_file(store, content, said):
+    path = store.home / ".manifests" / "s" / "a.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert store.read_manifest("s/a") is None and store.data_version("s/a") is None and not store.is_complete("s/a")
+    reason = store.incomplete_because("s/a")
+    assert reason.startswith(f"has a damaged manifest, {path}: ") and said in reason and "\n" not in reason
+    (problem,) = store.problems("s/a")
+    assert problem.startswith(f"has no readable manifest: {path}: ")
+
+
+def test_a_manifest_without_plots_checks_and_provenance_is_read(store):
+    """As early versions wrote it."""
+    store.write_manifest(manifest("s/a"))
+    path = store.home / ".manifests" / "s" / "a.json"
+    content = json.loads(path.read_text())
+    for name in ("plots", "checks", "provenance"):
+        del content[name]
+    path.write_text(json.dumps(content))
+    assert store.is_complete("s/a") and store.read_manifest("s/a").provenance.run_id is None
+
+
+def test_the_format_on_disk(store):
+    """Other programs and later versions read it."""
+    parts = {"checks": {"c": CheckOutcome(passed=True, description="d", figures={"f": 0.5})}}
+    provenance = Provenance(run_id="r", made_at="t", seed=None, packages={"p": "1"}, git_dirty=False)
+    store.write_manifest(manifest("s/a", provenance=provenance, metrics={"m": None, "n": 1, "b": True}, **parts))
+    assert json.loads((store.home / ".manifests" / "s" / "a.json").read_text()) == {
+        "asset": "s/a",
+        "data_version": "d",
+        "code_version": "1-s",
+        "spec_hash": "s",
+        "fields": {},
+        "input_data_versions": {},
+        "metrics": {"m": None, "n": 1, "b": True},
+        "plots": {},
+        "checks": {"c": {"passed": True, "description": "d", "figures": {"f": 0.5}}},
+        "provenance": {"run_id": "r", "made_at": "t", "packages": {"p": "1"}, "git_dirty": False},
+        "outputs": {},
+        "files": [],
+    }
 
 
 def test_staging_is_gone_at_the_end_even_of_a_failure(store):
@@ -81,6 +126,7 @@ def test_staging_is_gone_at_the_end_even_of_a_failure(store):
     assert list((store.home / ".staging").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_dead_processes_left_is_cleaned_and_what_live_ones_use_stays(store):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = process_name(child.pid)

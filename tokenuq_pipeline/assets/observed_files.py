@@ -1,4 +1,4 @@
-"""`files/<dataset>`: the user's own files that a dataset is read from; observed, not made."""
+"""`files/<dataset>`: the user's own files that a dataset is read from. Observed, not made."""
 
 import warnings
 
@@ -9,13 +9,13 @@ from tokenuq_pipeline.runtime.data_files import current_version, file_key, watch
 
 
 def file_assets(config: Config) -> list[dg.SourceAsset]:
-    """One observable asset a dataset with a `path` of datasets.yaml; its data version is the content's fingerprint."""
+    """Return one observable asset per dataset with a `path`; its data version is the fingerprint of the content."""
     return [_observable(dataset, path) for dataset, path in watched(config).items()]
 
 
 def _observable(dataset: str, path: str) -> dg.SourceAsset:
     with warnings.catch_warnings():
-        # Beta for years; without it nothing but a run would tell Dagster that a file has changed.
+        # Observable source assets have been in beta for years. Without them only a run would tell Dagster of a change.
         warnings.simplefilter("ignore", dg.BetaWarning)
         return _define(dataset, path)
 
@@ -24,7 +24,7 @@ def _define(dataset: str, path: str) -> dg.SourceAsset:
     @dg.observable_source_asset(
         key=file_key(dataset),
         group_name="datasets",
-        description=f"The files at {path}. An observation takes their fingerprint: {dataset} is stale once it changed.",
+        description=f"The files at {path}. An observation takes their fingerprint; if it changes, {dataset} is stale.",
         tags={"dagster/kind/file": ""},
         metadata={"path": dg.MetadataValue.path(path)},
         required_resource_keys={"store"},
@@ -32,9 +32,7 @@ def _define(dataset: str, path: str) -> dg.SourceAsset:
     def observe_files(context):
         version = current_version(path, context.resources.store)
         if version is None:
-            raise dg.Failure(
-                f"{path}: no data file there; mend `path` of {dataset} in datasets.yaml", allow_retries=False
-            )
+            raise dg.Failure(f"{path}: no data file; correct `path` of {dataset} in datasets.yaml", allow_retries=False)
         return dg.DataVersion(version)
 
     return observe_files

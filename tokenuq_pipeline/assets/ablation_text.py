@@ -1,0 +1,34 @@
+"""An ablation as one sentence, for the UI."""
+
+from tokenuq_ml.config import AblationSpec, ObjectiveSpec, Schedule
+
+
+def ablation_sentence(ablation: AblationSpec) -> str:
+    """Return which tokens the ablation selects, and how it trains them and the rest."""
+    select = ablation.select
+    seed = f"; seed {ablation.seed}"
+    growth = f"; LoRA rank grows from {ablation.rank_growth.start}" if ablation.rank_growth else ""
+    if select.by == "all":
+        return f"Every response token: {_treatment(ablation.selected)}{growth}{seed}."
+    units = "tokens" if select.unit == "token" else "examples"
+    if select.keep in ("top", "bottom"):
+        which = f"The {select.keep} {_amount(select.quantile, '{:.0%}')} of {units}"
+    else:
+        which = f"The {units} {select.keep} {_amount(select.threshold, '{:g}')}"
+    return (
+        f"{which} by {select.by} ({ablation.selection_kind}, per {select.scope}): {_treatment(ablation.selected)}; "
+        f"the rest: {_treatment(ablation.rest)}{growth}{seed}."
+    )
+
+
+def _amount(value: float | Schedule | str, form: str) -> str:
+    if isinstance(value, Schedule):
+        return f"{form.format(value.start)} to {form.format(value.end)}"
+    return value.replace("_", " ") if isinstance(value, str) else form.format(value)
+
+
+def _treatment(objective: ObjectiveSpec) -> str:
+    if objective.distill is not None:
+        distill = objective.distill
+        return f"{distill.divergence} to the {distill.teacher} teacher, temperature {distill.temperature:g}"
+    return {"none": "not trained"}.get(objective.kind, f"trained by {objective.kind}")

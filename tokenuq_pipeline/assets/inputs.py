@@ -1,0 +1,72 @@
+"""What stages read: the name in the request, the path in the store, and the asset that makes it."""
+
+from dataclasses import dataclass
+
+from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
+
+AssetPath = tuple[str, ...]
+"""The parts of an asset's key."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a stage."""
+
+    name: str
+    path: str
+    """Relative to the store."""
+    asset: AssetPath
+
+
+def model(name: str, as_name: str = "model") -> Input:
+    """Return a base model, under the name that the stage knows it by."""
+    return Input(as_name, f"models/{name}", ("models", name))
+
+
+def examples(*datasets: str) -> tuple[Input, ...]:
+    """Return the examples of datasets."""
+    return tuple(
+        Input(f"examples/{name}", table_path("examples", dataset=name), ("datasets", name)) for name in datasets
+    )
+
+
+def study_table(study: str, table: str, stage: str | None = None) -> Input:
+    """Return a table of a study, made by the stage of the same name unless another is given."""
+    return Input(table, table_path(table, study=study), (study, stage or table))
+
+
+def teacher_adapter(study: str, as_name: str) -> Input:
+    """Return the teacher's adapter, under the name that the stage knows it by."""
+    return Input(as_name, teacher_adapter_path(study), (study, "baseline_teacher"))
+
+
+def teacher_hidden(study: str) -> Input:
+    """Return the teacher's cached hidden states."""
+    return Input("teacher_hidden", partition_path("teacher_hidden", study=study), (study, "teacher_hidden"))
+
+
+def row_table(study: str, table: str, row: str, stage: AssetPath) -> Input:
+    """Return a table of one row of the report: of an ablation, the teacher or the base model.
+
+    Args:
+        study: name of the study.
+        table: name of the table; the input is called `<table>/<row>`.
+        row: name of the ablation, or `teacher` or `base`.
+        stage: path of the asset below the study.
+    """
+    return Input(f"{table}/{row}", table_path(table, study=study, ablation=row), (study, *stage))
+
+
+def teacher_adapter_path(study: str) -> str:
+    """Return the path of the teacher's adapter."""
+    return f"{partition_path('baseline_teacher', study=study)}/adapter"
+
+
+def student_path(study: str, ablation: str) -> str:
+    """Return the folder of a student's adapter and snapshots."""
+    return partition_path("student", study=study, ablation=ablation)
+
+
+def costs_path(study: str, ablation: str) -> str:
+    """Return the folder with the cost record of a student's training: timings, so not part of a data version."""
+    return partition_path("costs", study=study, ablation=ablation)

@@ -1,0 +1,120 @@
+"""Names of Dagster that are not part of its public API, and what the pipeline uses them for.
+
+Every import of `dagster._...` is in this file, so that an upgrade of Dagster touches no other.
+`tests/pipeline/runtime/test_dagster_internals.py` tests each name for its use here.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.data_version import (
+    DATA_VERSION_TAG,
+    CachingStaleStatusResolver,
+    StaleCause,
+    StaleCauseCategory,
+    StaleStatus,
+    get_input_data_version_tag,
+)
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.events import EngineEventData, RunFailureReason
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.defs_state.base import _current_storage
+from dagster._utils.schedules import is_valid_cron_schedule
+
+__all__ = [
+    "DATA_VERSION_TAG",
+    "IN_PROGRESS_RUN_STATUSES",
+    "NOT_FINISHED_STATUSES",
+    "REPOSITORY_TAG",
+    "WAITS_FOR_SLOT",
+    "AssetGraph",
+    "CachingStaleStatusResolver",
+    "EngineEventData",
+    "StaleCause",
+    "StaleStatus",
+    "exception_of_run",
+    "forget_definitions_storage",
+    "input_data_version_tag",
+    "is_valid_cron_schedule",
+    "passed_on_latest",
+    "process_of_event",
+    "run_job",
+    "selected_checks",
+    "stale_status_resolver",
+    "upstream_with_new_data",
+    "was_terminated",
+]
+
+REPOSITORY_TAG = ".dagster/repository"
+"""The UI lists a run under a job by this tag: `__repository__@<code location>`."""
+WAITS_FOR_SLOT = "Step blocked by limit"
+"""The start of the event of a step that waits for a slot of a pool."""
+
+
+def run_job(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[dg.DagsterEvent]:
+    """Execute a run in this process and yield its events as they happen."""
+    return execute_run_iterator(InMemoryJob(job), run, instance)
+
+
+def was_terminated(event: dg.DagsterEvent) -> bool:
+    """Return whether a `RUN_FAILURE` event was caused by an interrupt of the process."""
+    return event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
+
+
+def exception_of_run(event: dg.DagsterEvent) -> str | None:
+    """Return the message of a `RUN_FAILURE` event whose cause lies outside any step."""
+    data = event.job_failure_data
+    if data.failure_reason != RunFailureReason.RUN_EXCEPTION or data.error is None:
+        return None
+    return data.error.message.strip()
+
+
+def process_of_event(event: dg.DagsterEvent) -> int | None:
+    """Return the process id that an engine event names."""
+    data = event.event_specific_data
+    text = data.metadata.get("pid") if isinstance(data, EngineEventData) else None
+    return None if text is None else int(str(text.value))
+
+
+def input_data_version_tag(key: dg.AssetKey) -> str:
+    """Return the tag of a materialization that holds the data version of its input `key`."""
+    return get_input_data_version_tag(key)
+
+
+def stale_status_resolver(instance: dg.DagsterInstance, graph: AssetGraph) -> CachingStaleStatusResolver:
+    """Return what the UI uses to find stale assets and the causes."""
+    return CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+
+
+def upstream_with_new_data(cause: StaleCause) -> dg.AssetKey | None:
+    """Return the input whose data version has changed, if that is the cause."""
+    return cause.dependency_asset_key if cause.category == StaleCauseCategory.DATA else None
+
+
+def passed_on_latest(instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]) -> dict[dg.AssetCheckKey, bool]:
+    """Return for each check whether its last execution passed on the latest materialization of its asset."""
+    checks = list(checks)
+    executions = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
+    return {check: _passed(instance, check, executions.get(check)) for check in checks}
+
+
+def _passed(instance, check: dg.AssetCheckKey, execution) -> bool:
+    if execution is None or execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
+        return False
+    target = execution.event.dagster_event.event_specific_data.target_materialization_data
+    latest = instance.get_latest_materialization_event(check.asset_key)
+    return target is not None and latest is not None and target.run_id == latest.run_id
+
+
+def selected_checks(context: dg.AssetExecutionContext) -> set[dg.AssetCheckKey]:
+    """Return the checks that a run asks of this step."""
+    return set(context.op_execution_context.selected_asset_check_keys)
+
+
+def forget_definitions_storage() -> None:
+    """Let definitions that are built next not ask the instance of earlier ones, which a test has closed."""
+    _current_storage.set(None)

@@ -1,0 +1,95 @@
+"""The manifest of an asset: what it was made from and with, and every file of it.
+
+A manifest lies in the store at `.manifests/<asset>.json`. It is written after the files, so an asset with a manifest
+whose files all exist is complete.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokenuq_ml.atomic_files import atomic_write
+from tokenuq_ml.stages.request import CheckOutcome
+
+
+class FileEntry(BaseModel):
+    """One file of an asset, as it was published."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    """Relative to the store."""
+    bytes: int
+    sha256: str
+
+
+class Provenance(BaseModel):
+    """The run that made an asset, and the software that it ran with. None: not recorded."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str | None = None
+    made_at: str | None = None
+    """UTC, ISO 8601, to the second."""
+    seed: int | None = None
+    packages: dict[str, str] = {}
+    """Versions by package."""
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+
+
+class Manifest(BaseModel):
+    """What the store records of one asset.
+
+    Manifests of earlier versions have no plots, checks or provenance.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    asset: str
+    data_version: str
+    """Hash of the content."""
+    code_version: str
+    """`<revision>-<hash of the fields>`."""
+    spec_hash: str
+    fields: dict[str, Any]
+    """The fields of the configuration that the stage read."""
+    input_data_versions: dict[str, str | None]
+    """Asset -> the data version that was read. None: the asset had no manifest."""
+    metrics: dict[str, float | int | str | bool | None]
+    plots: dict[str, str] = {}
+    """Title -> PNG file, as `<output>/<file>`."""
+    checks: dict[str, CheckOutcome] = {}
+    """Checks that the stage itself evaluated, by name."""
+    provenance: Provenance = Provenance()
+    outputs: dict[str, str]
+    """Output name -> folder, relative to the store."""
+    files: list[FileEntry]
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            OSError: the file does not exist or cannot be read.
+            ValueError: the file is damaged; the message says where.
+        """
+        content = path.read_bytes()
+        try:
+            return cls.model_validate(json.loads(content))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: is not JSON: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ValueError(f"{path}: {where}: {first['msg']}") from None
+
+    def write(self, path: Path) -> None:
+        """Write the manifest, atomically and durably."""
+        content = self.model_dump()
+        content["provenance"] = self.provenance.model_dump(exclude_none=True, exclude_unset=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(json.dumps(content, indent=1).encode())
