@@ -1,1 +1,1 @@
-"""Side by side with the peers, in one run: `make bench`."""
+"""Benchmarks against other libraries on the same machine: `make bench`."""

@@ -1,6 +1,6 @@
-"""`python -m benchmarks [name ...]`: runs them all, or those named, and writes docs/results/benchmarks.md.
+"""Run the benchmarks and write docs/results/benchmarks.md: `python -m benchmarks [name ...]`.
 
-`--repeats N` (default 5) alternating repeats after one that does not count; `--output FILE`.
+Contestants take turns. The first turn is a warm-up and is not counted; `--repeats` turns follow.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval")
 
 
 def markdown(rows: list[Row], rate: float, repeats: int) -> str:
-    """The table, headed by what it was measured on."""
+    """Return the page: what was measured on which machine, and one table row per result."""
     numerics = resolve_numerics()
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     texts = "Alpaca" if "TOKENUQ_BENCH_ALPACA" in os.environ else "AlpacaEval with GPT-4's outputs"
@@ -51,19 +51,22 @@ def markdown(rows: list[Row], rate: float, repeats: int) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--output", type=Path, default=Path("docs/results/benchmarks.md"))
+    parser.add_argument("names", nargs="*", help=f"which to run: {', '.join(NAMES)}; default: all")
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help="counted turns per contestant (default %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs/results/benchmarks.md"), help="page to write")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        parser.error(f"unknown benchmarks: {', '.join(sorted(unknown))}; allowed: {', '.join(NAMES)}")
     torch.manual_seed(0)
     rate, rows = gemm_rate(), []
     for name in arguments.names or NAMES:
         print(f"{name}", flush=True)
         rows += import_module(f"benchmarks.{name}").run(arguments.repeats)
-        # After each, so that what an interrupted run has measured is there.
+        # Written after each benchmark, so that an interrupted run keeps its results.
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(markdown(rows, rate, arguments.repeats))
     print(arguments.output.read_text())

@@ -1,14 +1,11 @@
-"""What every benchmark shares: the real model, real texts, alternating timing, and how a result is told.
-
-Knows no contestant.
-"""
+"""The model, texts, timing and result row that all benchmarks share."""
 
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +32,7 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: ours, the rival's, and the ratio that the target speaks of."""
+    """One row of the page: our number, the rival's, their ratio, and the target for the ratio or for our number."""
 
     measure: str
     ours: str
@@ -46,7 +43,7 @@ class Row:
 
 
 def model_folder() -> Path:
-    """SmolLM2-135M-Instruct as safetensors, converted on the first call."""
+    """Return the folder of SmolLM2-135M-Instruct as safetensors; the first call converts it."""
     folder = CACHE / "model"
     if not (folder / "config.json").exists():
         convert(MODEL, folder)
@@ -54,13 +51,13 @@ def model_folder() -> Path:
 
 
 def fresh_model() -> tuple[PeftModel, Numerics]:
-    """The base model with a LoRA adapter that is not zero."""
+    """Return the base model with a random LoRA adapter."""
     base, numerics = load_model(model_folder())
     return randomise(add_adapter(base, LORA, seed=0)), numerics
 
 
 def randomise(model: PeftModel) -> PeftModel:
-    """Small random B matrices, as a trained adapter has."""
+    """Set the adapter's B matrices to small random values, like those of a trained adapter; return the model."""
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -69,14 +66,17 @@ def randomise(model: PeftModel) -> PeftModel:
 
 
 def gsm_examples(count: int, max_length: int = 256) -> list[TokenizedExample]:
-    """Texts of like length: `gsm_symbolic` problems with worked answers."""
+    """Return texts of similar length: `gsm_symbolic` problems with worked answers."""
     spec = DatasetSpec(name="gsm", format="reasoning_gym", task="gsm_symbolic", sizes={"train": count})
     return _tokenized(load_examples(spec).examples, max_length)
 
 
 def mixed_examples(count: int, max_length: int = 512) -> list[TokenizedExample]:
-    """Texts of mixed lengths, in the file's order: Alpaca's where `$TOKENUQ_BENCH_ALPACA` names its JSON file,
-    else AlpacaEval's instructions with GPT-4's outputs."""
+    """Return texts of mixed lengths, in the file's order.
+
+    They come from Alpaca's JSON file if `$TOKENUQ_BENCH_ALPACA` names it, else they are AlpacaEval's instructions with
+    GPT-4's outputs.
+    """
     path = os.environ.get("TOKENUQ_BENCH_ALPACA")
     if path is None:
         spec = DatasetSpec(
@@ -92,7 +92,7 @@ def mixed_examples(count: int, max_length: int = 512) -> list[TokenizedExample]:
     return _tokenized(examples, max_length)
 
 
-def _tokenized(rows, max_length: int) -> list[TokenizedExample]:
+def _tokenized(rows: Iterable[Example], max_length: int) -> list[TokenizedExample]:
     tokenizer = load_tokenizer(model_folder())
     made = []
     for row in rows:
@@ -103,14 +103,14 @@ def _tokenized(rows, max_length: int) -> list[TokenizedExample]:
 
 
 def alternate(contestants: dict[str, Callable[[], float | None]], repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of each, one repeat of each in turn, after one that does not count.
+    """Return each contestant's median seconds over `repeats` turns. All take turns; a warm-up turn is not counted.
 
-    A contestant may return its own seconds; otherwise the call is timed.
+    A contestant may measure itself and return seconds; otherwise its call is timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
         for name, run in contestants.items():
-            # Each says for itself whether accelerate is to cast; the first would decide for all.
+            # accelerate's settings are global. Without the reset, the first contestant's would apply to all.
             AcceleratorState._reset_state(reset_partial_state=True)
             started = time.perf_counter()
             own = run()

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.precision_study STORE`: how much of loss, entropy and BALD is rounding, sampling, signal.
+"""How much of loss, entropy and BALD is rounding, sampling noise and signal.
 
-On the teacher of a study in a store (by default `quickstart`), over held-out response tokens. Writes a JSON file of
-figures; `precision_page.py` writes docs/results/precision.md from it. About half an hour for SmolLM2-135M on two cores.
+`python -m benchmarks.precision_study STORE --output FOLDER` scores held-out response tokens with the teacher of a study
+in a store, in several precisions, and writes Parquet files and figures.json. `precision_tables.py` prints the tables of
+docs/results/precision.md from them. Takes about half an hour for SmolLM2-135M on two cores.
 
-Samples are numbered, and masks keyed by number: the first K of 40 samples are what K samples would be, and disjoint
-groups of K are independent repeats, so that sampling noise needs no further passes.
+Masks are keyed by the number of the sample. The first K of 40 samples are therefore the samples of a run with K, and
+disjoint groups of K samples are independent repeats: sampling noise needs no further passes.
 """
 
 import argparse
@@ -36,19 +37,20 @@ SAMPLES, COUNTS = 40, (5, 10, 20, 40)
 MASKS, DROPOUTS = ("sequence", "position"), (0.05, 0.1, 0.2)
 PRECISIONS = ("float32", "bfloat16")
 OFF = 0.0005
-"""A dropout that drops features in each pass, and whose BALD is far below bfloat16's rounding."""
+"""A dropout rate at which BALD is far below bfloat16's rounding, although each pass drops some features."""
 FLOAT64_SAMPLES = 10
 
 
 def held_out(folder: Path, tokens: int) -> list:
-    """Return held-out examples of all splits, `tokens` tokens in all."""
+    """Return held-out examples of all splits, with about `tokens` tokens in total."""
     bald_reference.SAMPLE_TOKENS = tokens
     return reference_sample(StoredExamples(folder, ["validation", "test", "ood"]))
 
 
 def groups_of_samples(model, examples, spec: UncertaintySpec, numerics) -> dict[str, pl.DataFrame]:
-    """Return the rows of `token_uncertainty` for each disjoint group of samples: name `K/number`."""
-    head, rows = head_of(model), {}
+    """Return the rows of `token_uncertainty` for each disjoint group of K samples, named `K/number`."""
+    head = head_of(model)
+    rows: dict[str, list[pl.DataFrame]] = {}
     with ieee_float32_products(), fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as start_pass:
 
         def scored(batch):
@@ -89,12 +91,15 @@ def float64_losses(model, examples) -> pl.DataFrame:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", type=Path)
-    parser.add_argument("--study", default="quickstart")
-    parser.add_argument("--model", default="smollm2_135m")
-    parser.add_argument("--tokens", type=int, default=2000, help="tokens of the sample, prompts included")
-    parser.add_argument("--float64-tokens", type=int, default=1000)
+    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("--study", default="quickstart", help="study whose teacher is used (default %(default)s)")
+    parser.add_argument("--model", default="smollm2_135m", help="the study's model (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=2000, help="sample size, prompts included (default %(default)s)")
+    parser.add_argument(
+        "--float64-tokens", type=int, default=1000, help="size of the sample in float64 (default %(default)s)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for Parquet files and figures.json")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.precision_tables FOLDER`: the tables of docs/results/precision.md, from what the study wrote.
+"""Print the tables of docs/results/precision.md: `python -m benchmarks.precision_tables FOLDER`.
 
-Reads the Parquet files of `precision_study.py`; computes no pass.
+FOLDER holds what `precision_study.py` wrote. Needs no model.
 """
 
 import json
@@ -19,46 +19,52 @@ QUARTER = 0.25
 
 
 class Study:
-    """Frames by name; every one sorted by token."""
+    """The frames that `precision_study.py` wrote. Each is sorted by token."""
 
     def __init__(self, folder: Path):
         self.folder, self.about = folder, json.loads((folder / "figures.json").read_text())
 
     def losses(self, precision: str) -> pl.DataFrame:
+        """Return losses, entropies and ranks in a precision."""
         return pl.read_parquet(self.folder / f"losses-{precision}.parquet")
 
     def bald(self, precision: str, mask: str, dropout: float, count: int, group: int = 0) -> pl.DataFrame:
+        """Return the uncertainty from one group of `count` samples."""
         return pl.read_parquet(self.folder / f"bald-{precision}-{mask}-{dropout}-{count}-{group}.parquet")
 
     def repeats(self, precision: str, mask: str, dropout: float, count: int) -> list[np.ndarray]:
+        """Return BALD from each disjoint group of `count` samples."""
         frames = (self.bald(precision, mask, dropout, count, group) for group in range(SAMPLES // count))
         return [frame["bald"].to_numpy() for frame in frames]
 
 
 def rank_correlation(a, b) -> float:
+    """Return Spearman's rank correlation."""
     return float(spearmanr(a, b)[0])
 
 
 def partial(x, y, given) -> float:
-    """Partial rank correlation."""
+    """Return the partial rank correlation of x and y, given a third variable."""
     xy, xz, yz = (rank_correlation(*pair) for pair in ((x, y), (x, given), (y, given)))
     return (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
 
 
 def shared_quarter(a, b) -> float:
-    """Share of the top quarter by `a` that is in the top quarter by `b`."""
+    """Return the share of the top quarter by `a` that is also in the top quarter by `b`."""
     count = -(-len(a) // 4)
     tops = (set(np.argsort(-np.asarray(one), kind="stable")[:count].tolist()) for one in (a, b))
     return len(set.intersection(*tops)) / count
 
 
 def table(heading: str, columns: list[str], rows: list[list]) -> str:
+    """Return a Markdown table under its heading."""
     lines = [heading, "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def losses(study: Study) -> str:
+    """Return the table of losses and entropies against float64."""
     truth, rows = study.losses("float64"), []
     for precision in PRECISIONS:
         got = study.losses(precision)
@@ -83,6 +89,7 @@ def losses(study: Study) -> str:
 
 
 def against_float64(study: Study) -> str:
+    """Return the table of BALD against float64 with the same masks."""
     rows = []
     for mask in MASKS:
         truth = study.bald("float64", mask, 0.1, 10)
@@ -112,6 +119,7 @@ def against_float64(study: Study) -> str:
 
 
 def main_rows(study: Study) -> Iterator[list]:
+    """Yield a row per kind of mask, dropout rate and number of samples: signal, sampling noise and rounding."""
     for mask in MASKS:
         for dropout in DROPOUTS:
             for count in COUNTS:
@@ -140,6 +148,7 @@ def main_rows(study: Study) -> Iterator[list]:
 
 
 def main_table(study: Study) -> str:
+    """Return the table of `main_rows`."""
     columns = [
         "masks",
         "dropout",
@@ -155,6 +164,7 @@ def main_table(study: Study) -> str:
 
 
 def nothing_dropped(study: Study) -> str:
+    """Return the table of mean BALD at a dropout rate so low that what is measured in bfloat16 is rounding."""
     rows = []
     for mask in MASKS:
         means = [study.bald(precision, mask, OFF, 10)["bald"].mean() for precision in PRECISIONS]
@@ -163,6 +173,7 @@ def nothing_dropped(study: Study) -> str:
 
 
 def standard_errors(study: Study) -> str:
+    """Return the table of `bald_std_error` against the spread over independent groups of samples."""
     rows = []
     for mask, dropout, count in ((m, d, k) for m in MASKS for d in DROPOUTS for k in COUNTS[:-1]):
         repeats = np.stack(study.repeats("float32", mask, dropout, count)).astype(float)
@@ -178,6 +189,7 @@ def standard_errors(study: Study) -> str:
 
 
 def bias_of_few_samples(study: Study) -> str:
+    """Return the table of mean BALD from few samples, relative to the most."""
     few, most = COUNTS[:-1], COUNTS[-1]
     rows = []
     for mask in MASKS:
@@ -191,6 +203,7 @@ def bias_of_few_samples(study: Study) -> str:
 
 
 def correlations(study: Study) -> str:
+    """Return the table of rank correlations between loss, entropy and BALD."""
     rows = []
     for mask, dropout, count in [("sequence", 0.1, count) for count in COUNTS] + [
         ("position", 0.1, 40),
@@ -219,6 +232,7 @@ def correlations(study: Study) -> str:
 
 
 def correlations_in_float64(study: Study) -> str:
+    """Return the table of rank correlations on the tokens that were also scored in float64."""
     rows = []
     for mask in MASKS:
         for precision in ("float64", *PRECISIONS):
@@ -233,6 +247,7 @@ def correlations_in_float64(study: Study) -> str:
 
 
 def main() -> None:
+    """Print all tables."""
     study = Study(Path(sys.argv[1]))
     print(study.about)
     for part in (

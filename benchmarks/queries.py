@@ -1,8 +1,8 @@
-"""Queries of ten million token rows: SQL and polars through our doors, plain polars and pandas on the same file.
+"""Queries on ten million token rows: `connect` (SQL) and `scan` (polars), plain polars and pandas on the same file.
 
-Times by turns with files in the operating system's cache; peak memory in a process a query. The rows are real ones
-(texts scored by the model), over and over under other example ids. Of every copy the numbers are moved by up to one
-percent, for equal ones would be stored once.
+Queries take turns, with files in the operating system's cache. Peak memory is measured in one process per query. The
+rows are those of some texts scored by the model, repeated under other example ids. Each copy's numbers differ by up to
+one percent, because Parquet would store equal numbers only once.
 """
 
 import subprocess
@@ -40,7 +40,7 @@ MIB = 1024
 
 
 def real_rows() -> dict[str, pl.DataFrame]:
-    """Both token tables of some texts."""
+    """Return the rows of `token_losses` and `token_uncertainty` for some texts."""
     model, numerics = fresh_model()
     model, examples = freeze_adapter(model), mixed_examples(TEXTS)
     splits = {example.example_id: SPLITS[number % 4] for number, example in enumerate(examples)}
@@ -54,7 +54,7 @@ def real_rows() -> dict[str, pl.DataFrame]:
 
 
 def copies(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """`rows` over and over, some copies at a time, `ROWS` in all."""
+    """Yield copies of `rows`, some at a time, until there are `ROWS` rows in total."""
     numbers = [name for name, dtype in rows.schema.items() if dtype.is_float()]
     for first in range(0, -(-ROWS // len(rows)), COPIES_AT_ONCE):
         parts = []
@@ -66,17 +66,20 @@ def copies(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 
 def make_store(home: Path) -> str:
-    """Both tables of one study; returns the id of an example in the middle."""
+    """Write both tables of one study; return the id of an example in the middle."""
     for table, rows in real_rows().items():
         folder = table_dir(home, table, study=STUDY)
         with TableWriter(table, folder, spec_hash="b", code_version="b") as writer:
             for part in copies(rows.sort(*TOKEN_KEY)):
                 writer.append(part)
-        print(f"  {table}: {len(rows):,} rows made {ROWS:,}, {writer.path.stat().st_size / 1e6:.0f} MB", flush=True)
+        print(
+            f"  {table}: {len(rows):,} rows repeated to {ROWS:,}, {writer.path.stat().st_size / 1e6:.0f} MB", flush=True
+        )
     return pl.scan_parquet(file_of(home)).select("example_id").slice(ROWS // 2, 1).collect().item()
 
 
 def run(repeats: int) -> list[Row]:
+    """Return rows for the times of the queries, alone and joined, and for their peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         example = make_store(home)
@@ -90,7 +93,8 @@ def run(repeats: int) -> list[Row]:
             rows += [_time(f"{question}: {a} / plain {b}", seconds[a], seconds[b], question) for a, b in pairs]
         for question, alone in ((JOINED_AGGREGATE, AGGREGATE), (JOINED_EXAMPLE, EXAMPLE)):
             seconds = alternate({name: _silent(ways["SQL"][name]) for name in (question, alone)}, repeats)
-            rows.append(_time(f"{question}: SQL / token_losses alone", *seconds.values(), question))
+            measure = f"{question}: SQL / token_losses alone"
+            rows.append(_time(measure, seconds[question], seconds[alone], question))
         pandas = peak_mib(home, "pandas", AGGREGATE, example)
         for way, question in (("SQL", AGGREGATE), ("scan", AGGREGATE), ("SQL", JOINED_AGGREGATE)):
             mib = peak_mib(home, way, question, example)
@@ -102,7 +106,7 @@ def run(repeats: int) -> list[Row]:
 
 
 def peak_mib(home: Path, way: str, question: str, example: str) -> float:
-    """Peak memory of a process that asks one question, imports and all."""
+    """Return the peak memory of a process that runs one query, imports included."""
     command = [sys.executable, "-m", "benchmarks.query_contestants", str(home), way, question, example]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -114,7 +118,7 @@ def _time(measure: str, ours: float, rival: float, question: str) -> Row:
 
 
 def _silent(ask: Callable) -> Callable[[], None]:
-    """Without the answer: what a contestant returns would count as its time."""
+    """Return the query without its result, because `alternate` takes a returned value for seconds."""
 
     def run() -> None:
         ask()

@@ -1,15 +1,15 @@
-"""The same questions to ten million token rows in four ways. No torch here: a process's memory is to be the query's.
+"""The same queries on ten million token rows in four ways. Imports no torch, so that the peak memory is the query's.
 
-`python -m benchmarks.query_contestants <store> <way> <question> <example>` asks one and prints the peak memory in MiB.
+`python -m benchmarks.query_contestants STORE WAY QUESTION EXAMPLE` runs one query and prints the peak memory in MiB.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 
+from benchmarks.process_memory import status_mib
 from tokenuq_ml.tables.scanning import connect, scan
 
 STUDY = "bench"
@@ -22,7 +22,7 @@ _BY_CATEGORY = (
 
 
 def sql(home: Path, example: str) -> dict[str, Callable]:
-    """DuckDB through `connect`; the only one that is asked for the join as well."""
+    """Return the queries as SQL through `connect`. Only this way also has the queries of the joined view."""
     connection = connect(home)
 
     def ask(text: str) -> Callable:
@@ -38,20 +38,20 @@ def sql(home: Path, example: str) -> dict[str, Callable]:
 
 
 def through_scan(home: Path, example: str) -> dict[str, Callable]:
-    """polars through `scan`."""
+    """Return the queries in polars through `scan`."""
     return _by_polars(lambda: scan("token_losses", home), example)
 
 
 def polars(home: Path, example: str) -> dict[str, Callable]:
-    """polars by itself."""
+    """Return the queries in polars on the file itself."""
     return _by_polars(lambda: pl.scan_parquet(file_of(home)), example)
 
 
 def pandas(home: Path, example: str) -> dict[str, Callable]:
-    """pandas, told which columns it needs."""
+    """Return the queries in pandas, which reads only the columns that it needs."""
     import pandas as pd
 
-    def categories():
+    def categories() -> "pd.DataFrame":
         rows = pd.read_parquet(file_of(home), columns=["category", "split", "loss", "base_loss"])
         rows = rows[(rows["split"] == "test") & (rows["loss"] > 0.5)]
         return rows.groupby("category", observed=True)[["loss", "base_loss"]].agg(["size", "mean"])
@@ -72,7 +72,7 @@ def _by_polars(rows: Callable[[], pl.LazyFrame], example: str) -> dict[str, Call
 
 
 def file_of(home: Path) -> Path:
-    """The file that all of them read."""
+    """Return the file that all queries read."""
     return home / f"token_losses/study={STUDY}/part-0.parquet"
 
 
@@ -81,4 +81,4 @@ WAYS = {"SQL": sql, "scan": through_scan, "polars": polars, "pandas": pandas}
 if __name__ == "__main__":
     store, way, question, one_example = sys.argv[1:]
     WAYS[way](Path(store), one_example)[question]()
-    print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+    print(status_mib("VmHWM"))

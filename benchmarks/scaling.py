@@ -1,53 +1,52 @@
-"""Reading, scoring and writing the table at 1x, 10x and 100x the data: rate and peak memory, each in its own process.
+"""Reading, scoring and writing tables at 1x, 10x and 100x the data: tokens per second and peak memory.
 
-By the parts of the pipeline's own stage, from a stored dataset to a stored table. With the model's first two layers
-only, so that reading and writing weigh as much as they can beside the forward pass.
+Uses the parts of the pipeline's stage, from a stored dataset to a stored table, with only the model's first two layers:
+the cheaper the forward pass, the more reading and writing count. Each measurement runs in its own process:
+`python -m benchmarks.scaling DATASET OUTPUT` prints a line of JSON.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+import time
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
 from benchmarks.common import Row, gsm_examples, model_folder
-from tokenuq_ml.tables.parquet import write_table
+from tokenuq_ml.data.batching import StoredExamples
+from tokenuq_ml.models.load import load_model, load_tokenizer
+from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.stages.loss_tables import with_categories
+from tokenuq_ml.stages.losses_and_states import stored_shards
+from tokenuq_ml.stages.runner import peak_memory_mib
+from tokenuq_ml.tables.parquet import TableWriter, write_table
 
 UNIT = 40
 STAMP = {"spec_hash": "b", "code_version": "b"}
 
-_CHILD = """
-import json, sys, time
-from itertools import islice
-from benchmarks.common import model_folder
-from benchmarks.scaling import STAMP, UNIT
-from tokenuq_ml.data.batching import StoredExamples
-from tokenuq_ml.stages.loss_tables import with_categories
-from tokenuq_ml.stages.losses_and_states import stored_shards
-from tokenuq_ml.stages.runner import peak_memory_mib
-from tokenuq_ml.models.load import load_model, load_tokenizer
-from tokenuq_ml.tables import TableWriter
-from tokenuq_ml.scoring.token_losses import score_examples
-dataset, written = sys.argv[1:]
-model, numerics = load_model(model_folder())
-model.model.layers = model.model.layers[:2]
-tokenizer = load_tokenizer(model_folder())
-score_examples(model, list(islice(StoredExamples(dataset), UNIT)), numerics)
-started, tokens = time.perf_counter(), 0
-with TableWriter("token_losses", written, **STAMP) as table:
-    for shard in stored_shards(dataset, numerics):
-        rows = score_examples(model, shard, numerics)
-        rows = rows.with_columns(base_loss="loss", base_entropy="entropy")
-        table.append(with_categories(rows, tokenizer))
-        tokens += sum(len(e.input_ids) for e in shard)
-print(json.dumps({"rate": tokens / (time.perf_counter() - started), "mib": peak_memory_mib()}))
-"""
+
+def score(dataset: str, output: str) -> dict[str, float]:
+    """Score a stored dataset into a table; return tokens per second and this process's peak memory."""
+    model, numerics = load_model(model_folder())
+    model.model.layers = model.model.layers[:2]
+    tokenizer = load_tokenizer(model_folder())
+    # A warm-up, which is not timed.
+    score_examples(model, list(islice(StoredExamples(dataset), UNIT)), numerics)
+    started, tokens = time.perf_counter(), 0
+    with TableWriter("token_losses", output, **STAMP) as table:
+        for shard in stored_shards(dataset, numerics):
+            rows = score_examples(model, shard, numerics)
+            rows = rows.with_columns(base_loss="loss", base_entropy="entropy")
+            table.append(with_categories(rows, tokenizer))
+            tokens += sum(len(example.input_ids) for example in shard)
+    return {"rate": tokens / (time.perf_counter() - started), "mib": peak_memory_mib()}
 
 
 def store(times: int, folder: Path) -> None:
-    """A `tokenized_dataset` of the same texts so many times."""
+    """Write a `tokenized_dataset` that holds the same texts `times` times."""
     examples = gsm_examples(UNIT)
     rows = [
         {
@@ -64,20 +63,21 @@ def store(times: int, folder: Path) -> None:
 
 
 def measure(dataset: Path) -> dict[str, float]:
-    """Tokens per second and the process's peak memory."""
-    with tempfile.TemporaryDirectory() as written:
-        command = [sys.executable, "-c", _CHILD, str(dataset), written]
+    """Return the result of `score` in a new process."""
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "-m", "benchmarks.scaling", str(dataset), output]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(repeats: int) -> list[Row]:
+    """Return one row for the rate and one for peak memory. The order of runs is fixed, whatever `repeats` is."""
     model_folder()
     found: dict[int, list[dict]] = {1: [], 10: [], 100: []}
     with tempfile.TemporaryDirectory() as folder:
         for times in found:
             store(times, Path(folder, str(times)))
-        # The long run stands between short ones, so that a machine that slows down does so for all.
+        # The long run is between short ones: a machine that slows down slows all of them.
         for times in (1, 10, 1, 100, 10, 1):
             found[times].append(measure(Path(folder, str(times))))
             print(f"  {times}x: {found[times][-1]}", flush=True)
@@ -99,3 +99,7 @@ def run(repeats: int) -> list[Row]:
             )
         )
     return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(score(*sys.argv[1:])))

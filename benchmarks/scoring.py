@@ -1,7 +1,7 @@
-"""Token losses and entropies of the same texts: ours, a plain Hugging Face loop, lm-eval's loglikelihood.
+"""Token losses and entropies of the same texts: `score_examples`, a plain Hugging Face loop, lm-eval's loglikelihood.
 
-Same bfloat16 model, same autocast, a polars frame at the end of each (lm-eval gives sums of logarithms).
-Padded tokens count for nobody: rates are in the texts' own tokens.
+All use the same bfloat16 model and the same autocast. Ours and the loop return a polars frame, lm-eval sums of
+log-probabilities. Rates are in tokens of the texts per second; padding does not count.
 """
 
 import statistics
@@ -21,7 +21,7 @@ PLAIN_BATCH = 8
 
 
 def plain_loop(model, numerics, examples: list[TokenizedExample]) -> Callable[[], None]:
-    """Batches in the order of the data, padded, whole logits in float32."""
+    """Return a loop over padded batches in the order of the data, with float32 logits of the full vocabulary."""
 
     @torch.no_grad()
     def run() -> None:
@@ -29,7 +29,7 @@ def plain_loop(model, numerics, examples: list[TokenizedExample]) -> Callable[[]
         for first in range(0, len(examples), PLAIN_BATCH):
             rows = examples[first : first + PLAIN_BATCH]
             longest = max(len(row.input_ids) for row in rows)
-            ids_BT = torch.tensor([row.input_ids + [0] * (longest - len(row.input_ids)) for row in rows])
+            ids_BT = torch.tensor([[*row.input_ids, *[0] * (longest - len(row.input_ids))] for row in rows])
             mask_BT = torch.tensor([[1] * len(r.input_ids) + [0] * (longest - len(r.input_ids)) for r in rows])
             with numerics.autocast():
                 logp_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1].float().log_softmax(-1)
@@ -53,7 +53,7 @@ def plain_loop(model, numerics, examples: list[TokenizedExample]) -> Callable[[]
 
 
 def lm_eval_loop(model, numerics, examples: list[TokenizedExample]) -> Callable[[], None]:
-    """lm-eval's own batching and scoring of (context, continuation) token pairs."""
+    """Return lm-eval's own batching and scoring of (context, continuation) token pairs."""
     from lm_eval.models.huggingface import HFLM
 
     lm = HFLM(
@@ -72,7 +72,7 @@ def lm_eval_loop(model, numerics, examples: list[TokenizedExample]) -> Callable[
 
 
 class Products:
-    """The scoring pass's matrix products alone: its shapes, weights and order. What the rest is measured by."""
+    """The matrix products of the scoring pass without anything else: the same shapes, weights and order."""
 
     def __init__(self, model, examples: list[TokenizedExample]):
         lm = causal_lm(model)
@@ -84,7 +84,7 @@ class Products:
         self.scored = sum(len(e.positions) for e in examples)
         a_layer = sum(weight.numel() for weight in self.layers[0])
         self.flop = 2 * (self.tokens * a_layer * len(self.layers) + self.scored * self.head_VD.numel())
-        # Drawn before the clock runs: products alone are what is timed.
+        # Drawn here, so that only the products are timed.
         random = lambda rows, width: torch.randn(rows, width).to(self.head_VD.dtype)  # noqa: E731
         chunks = [min(2048, self.tokens - first) for first in range(0, self.tokens, 2048)]
         self.inputs = [{w.shape[1]: random(rows, w.shape[1]) for w in self.layers[0]} for rows in chunks]
@@ -92,6 +92,7 @@ class Products:
 
     @torch.no_grad()
     def __call__(self) -> None:
+        """Compute the products."""
         for by_width in self.inputs:
             for weights in self.layers:
                 for weight in weights:
@@ -101,13 +102,17 @@ class Products:
 
 
 def run(repeats: int) -> list[Row]:
+    """Return rows for texts of similar and of mixed lengths: against the loop, lm-eval and the products alone."""
     model, numerics = load_model(model_folder())
     rows = []
-    for what, examples, target in (("like length", gsm_examples(24), 1.3), ("mixed lengths", mixed_examples(64), 2.0)):
+    for what, examples, target in (
+        ("similar length", gsm_examples(24), 1.3),
+        ("mixed lengths", mixed_examples(64), 2.0),
+    ):
         tokens = sum(len(e.input_ids) for e in examples)
         print(f"{what}: {len(examples)} texts, {tokens} tokens, {sum(len(e.positions) for e in examples)} scored")
         products = Products(model, examples)
-        contestants = {
+        contestants: dict[str, Callable[[], float | None]] = {
             "ours": timed(lambda examples=examples: score_examples(model, examples, numerics)),
             "plain loop": plain_loop(model, numerics, examples),
             "lm-eval": lm_eval_loop(model, numerics, examples),
@@ -142,6 +147,8 @@ def run(repeats: int) -> list[Row]:
 
 
 def timed(call: Callable) -> Callable[[], float]:
+    """Return `call` as a contestant that returns its seconds instead of its result."""
+
     def run() -> float:
         started = time.perf_counter()
         call()
@@ -151,7 +158,7 @@ def timed(call: Callable) -> Callable[[], float]:
 
 
 def gemm_rate(repeats: int = 5) -> float:
-    """GFLOP/s of one large square product in the model's dtype: what the machine's report is headed by."""
+    """Return the GFLOP/s of one large square product in the model's dtype, which the page states for the machine."""
     size = 2048
     a, b = (torch.randn(size, size).to(load_model(model_folder())[1].dtype) for _ in range(2))
     seconds = []

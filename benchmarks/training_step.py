@@ -1,8 +1,8 @@
 """One optimiser step on the same texts: ours, TRL's SFT and distillation trainers, a plain loop.
 
-Every contestant is a Trainer (but for the loop), steps AdamW on the same LoRA adapter of the same bfloat16
-model under the same autocast, and sees the same sequences. TRL runs with its defaults; where gradient
-checkpointing, one of them, costs it time, a second row has it off.
+All contestants train the same LoRA adapter of the same bfloat16 model with AdamW, under the same autocast, on the same
+sequences. All but the loop are a Trainer. TRL runs with its defaults, which include gradient checkpointing. Because
+checkpointing costs time, a second row has TRL without it.
 """
 
 import tempfile
@@ -39,14 +39,16 @@ class StepTimer(TrainerCallback):
     """Seconds of the last optimiser step, from its first micro-batch to the optimiser's update."""
 
     def on_step_begin(self, *args, **kwargs):
+        """Start the clock."""
         self.started = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
+        """Stop the clock."""
         self.seconds = time.perf_counter() - self.started
 
 
 def paper_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExample], folder: Path) -> Callable:
-    """The paper's objective by `TokenTrainer`, its teacher cached."""
+    """Return a step of `TokenTrainer` with the paper's objective and a cached teacher."""
     online = OnlineTeacher("default", numerics)
     with TeacherCache(folder, examples, head_of(model), dataset_digest="d", teacher_digest="t") as cache:
         for example in examples:
@@ -69,7 +71,7 @@ def paper_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExa
 
 
 class _CloseRows(TrainerCallback):
-    """The step's records are part of its work."""
+    """Closes the step's records, which are part of the work of a step."""
 
     def __init__(self, recorder: StepRecorder):
         self.recorder = recorder
@@ -79,6 +81,7 @@ class _CloseRows(TrainerCallback):
 
 
 def trl_arguments(kind, checkpointing: bool, **kwargs):
+    """Return TRL's arguments of the class `kind`: its defaults, except for what all contestants share."""
     return kind(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH,
@@ -97,13 +100,14 @@ def trl_arguments(kind, checkpointing: bool, **kwargs):
 
 
 def trl_rows(examples: list[TokenizedExample]) -> Dataset:
+    """Return the examples as a dataset of tokens with completion masks."""
     return Dataset.from_list(
         [{"input_ids": e.input_ids, "completion_mask": [int(flag) for flag in e.response_mask]} for e in examples]
     )
 
 
 def trl_step(trainer_class, arguments, model: PeftModel, examples: list[TokenizedExample], **more) -> Callable:
-    """Seconds of one step of one of TRL's trainers."""
+    """Return a step of one of TRL's trainers."""
 
     def run() -> float:
         timer = StepTimer()
@@ -123,14 +127,17 @@ def trl_step(trainer_class, arguments, model: PeftModel, examples: list[Tokenize
 
 
 def trl_sft_step(model: PeftModel, examples: list[TokenizedExample], checkpointing: bool) -> Callable:
-    """`SFTTrainer`: cross-entropy of the completions."""
+    """Return a step of `SFTTrainer`: cross-entropy of the completions."""
     from trl import SFTConfig, SFTTrainer
 
     return trl_step(SFTTrainer, trl_arguments(SFTConfig, checkpointing, completion_only_loss=True), model, examples)
 
 
 def trl_distillation_step(model: PeftModel, teacher, examples: list[TokenizedExample], checkpointing: bool) -> Callable:
-    """`GKDTrainer` on the data's own completions (lmbda 0), forward KL (beta 0), temperature 1, teacher online."""
+    """Return a step of `GKDTrainer`.
+
+    It distils on the data's completions (lmbda 0) by forward KL (beta 0) at temperature 1, from an online teacher.
+    """
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     arguments = trl_arguments(GKDConfig, checkpointing, lmbda=0.0, beta=0.0, temperature=1.0)
@@ -149,7 +156,10 @@ def trl_distillation_step(model: PeftModel, teacher, examples: list[TokenizedExa
 
 
 def plain_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExample]) -> Callable:
-    """Twenty lines of PyTorch: whole float32 logits, the teacher's forward pass each step, PEFT as it comes."""
+    """Return a step in twenty lines of PyTorch.
+
+    It has float32 logits of the full vocabulary, a forward pass of the teacher in each step, and PEFT's own layers.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
     batch = collate(examples[:BATCH])
@@ -180,8 +190,8 @@ def plain_step(model: PeftModel, numerics: Numerics, examples: list[TokenizedExa
 
 
 def run(repeats: int) -> list[Row]:
-    """Ratios of our step to each rival's."""
-    # Of like length, so that nobody's padding decides.
+    """Return one row per rival: the ratio of our step's time to the rival's."""
+    # Examples of similar length, so that padding does not decide the result.
     examples = sorted(gsm_examples(64), key=lambda e: -len(e.input_ids))[16 : 16 + BATCH]
     set_seed(0)
     ours, numerics = fresh_model()
@@ -202,7 +212,7 @@ def run(repeats: int) -> list[Row]:
         row("the same / TRL SFT without gradient checkpointing", "TRL SFT, no checkpointing", 1.0),
         row("student step / TRL distillation step (GKD, online teacher)", "TRL GKD", 0.6),
         row("the same / TRL GKD without gradient checkpointing", "TRL GKD, no checkpointing", 0.6),
-        row("student step / plain loop (online teacher, whole logits)", "plain loop", 0.45),
+        row("student step / plain loop (online teacher, full logits)", "plain loop", 0.45),
     ]
 
 
@@ -212,6 +222,6 @@ def _row(seconds: dict[str, float], measure: str, rival: str, target: float) -> 
 
 
 def _stock() -> PeftModel:
-    """The same model and adapter with PEFT's own modules."""
+    """Return the same model and adapter with PEFT's own modules."""
     base = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.bfloat16)
     return randomise(get_peft_model(base, lora_config(LORA)))

@@ -1,8 +1,8 @@
-"""BALD from K dropout samples: ours, plain PEFT with the same masks in float32, and K scoring passes of our own.
+"""BALD from K dropout samples: ours, plain PEFT in float32 with the same masks, and K of our scoring passes.
 
-The plain contestant is what one writes with transformers and PEFT: the float32 model, one padded batch and one pass at
-a time, whole logits. Its masks are ours, injected in place of PEFT's dropout modules, so that both compute the same
-numbers; how far they agree is a row too.
+The plain contestant is what a user writes with transformers and PEFT: the float32 model, one padded batch and one pass
+at a time, logits of the full vocabulary. Our masks replace PEFT's dropout modules, so that both compute the same
+numbers. Two further rows show how closely they agree.
 """
 
 import polars as pl
@@ -16,6 +16,7 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample, collate
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
 from tokenuq_ml.models.load import load_model
+from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, token_uncertainty, uncertainty_in_model_dtype
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.schemas import TOKEN_KEY
@@ -24,7 +25,7 @@ SAMPLES = 10
 
 
 def plain_peft(model: PeftModel) -> PeftModel:
-    """A second copy of the model, in PEFT's own layers."""
+    """Return a second copy of the model, with PEFT's own layers."""
     base, _ = load_model(model_folder(), "float32")
     config = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     plain = get_peft_model(base, config)
@@ -34,7 +35,7 @@ def plain_peft(model: PeftModel) -> PeftModel:
 
 @torch.no_grad()
 def plain_loop(model: PeftModel, examples: list[TokenizedExample], spec: UncertaintySpec, samples: int) -> pl.DataFrame:
-    """BALD as `mean_k KL(p_k || mean p)` over batches in the order of the data, the first `samples` of the spec's."""
+    """Return BALD per token, `mean_k KL(p_k || mean p)`, from the first `samples` of the spec's samples."""
     frames = []
     with monte_carlo_dropout(model, spec) as start_pass:
         for first in range(0, len(examples), PLAIN_BATCH):
@@ -51,7 +52,9 @@ def plain_loop(model: PeftModel, examples: list[TokenizedExample], spec: Uncerta
 
 
 def run(repeats: int) -> list[Row]:
-    def ours(precision: str):
+    """Return rows for the times of both kinds of masks, and for the agreement with plain PEFT."""
+
+    def ours(precision: str) -> tuple[PeftModel, Numerics]:
         base, numerics = load_model(model_folder(), precision)
         return freeze_adapter(randomise(add_adapter(base, LORA, seed=0))), numerics
 
@@ -65,7 +68,7 @@ def run(repeats: int) -> list[Row]:
             "fresh masks": timed(lambda: token_uncertainty(model, examples, fresh, numerics)),
             "scoring": timed(lambda: [score_examples(model, examples, numerics) for _ in range(SAMPLES)]),
             "bfloat16": timed(lambda: uncertainty_in_model_dtype(half, examples, one, half_numerics)),
-            # One pass is timed, and counted K times.
+            # One pass is timed and counted K times.
             "plain": lambda: SAMPLES * plain_once(),
         },
         repeats,
@@ -86,17 +89,17 @@ def run(repeats: int) -> list[Row]:
     return [*rows, *agreement(model, plain, numerics, examples[:4])]
 
 
-def agreement(model, plain, numerics, examples: list[TokenizedExample]) -> list[Row]:
-    """How far both agree on the same masks, on a few texts."""
+def agreement(model: PeftModel, plain: PeftModel, numerics: Numerics, examples: list[TokenizedExample]) -> list[Row]:
+    """Return rows that compare our BALD of a few texts with plain PEFT's, from the same masks."""
     spec = UncertaintySpec(samples=SAMPLES)
     got = token_uncertainty(model, examples, spec, numerics).sort(TOKEN_KEY)
     expected = plain_loop(plain, examples, spec, SAMPLES)
-    means = got["bald"].mean(), expected["bald"].mean()
+    means = float(got["bald"].to_numpy().mean()), float(expected["bald"].to_numpy().mean())
     rank = float(spearmanr(got["bald"], expected["bald"])[0])
-    cells = tuple(f"{mean:.4g} nats" for mean in means)
+    ours, rival = (f"{mean:.4g} nats" for mean in means)
     ratio = means[0] / means[1]
     what = f"BALD of {len(got):,} tokens, same masks: ours / plain PEFT"
     return [
-        Row(f"{what}, mean", *cells, ratio, "0.99 to 1.01", 0.99 <= ratio <= 1.01),
+        Row(f"{what}, mean", ours, rival, ratio, "0.99 to 1.01", 0.99 <= ratio <= 1.01),
         Row(f"{what}, Spearman", "", "", rank, ">= 0.999", rank >= 0.999),
     ]
