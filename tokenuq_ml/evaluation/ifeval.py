@@ -70,9 +70,9 @@ def ifeval_examples(generations: pl.DataFrame, dataset_name: str) -> pl.DataFram
     ids, one = generations["example_id"], [1] * len(generations)
     frames = []
     for mode in ("strict", "loose"):
-        whole, single = generations[f"prompt_level_{mode}"].cast(pl.Int32), generations[f"inst_level_{mode}"]
+        complete, single = generations[f"prompt_level_{mode}"].cast(pl.Int32), generations[f"inst_level_{mode}"]
         for level, followed, asked in (
-            ("prompt_level", whole, one),
+            ("prompt_level", complete, one),
             ("inst_level", single.list.sum(), single.list.len()),
         ):
             frames.append(example_rows(dataset_name, "ood", f"{level}_{mode}_acc", ids, followed, asked))

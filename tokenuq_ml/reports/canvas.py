@@ -79,7 +79,7 @@ def whiskers(row: dict) -> list[list[float]]:
     return [[max(row["value"] - row["ci_low"], 0.0)], [max(row["ci_high"] - row["value"], 0.0)]]
 
 
-def whole_steps(axis: Axes) -> None:
+def integer_ticks(axis: Axes) -> None:
     """Use only whole numbers as ticks of the x axis."""
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 

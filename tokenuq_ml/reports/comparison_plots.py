@@ -12,12 +12,12 @@ import polars as pl
 from tokenuq_ml.reports import canvas
 from tokenuq_ml.reports.canvas import (
     SEQUENTIAL,
+    integer_ticks,
     legend,
     legend_height,
     new_figure,
     series_styles,
     whiskers,
-    whole_steps,
 )
 
 MAX_NUMBERED = 14
@@ -112,6 +112,6 @@ def overlap_over_steps(overlap: pl.DataFrame, anchor: str, path: str | Path) -> 
         axis.plot(rows["step"], smooth, label=other, linewidth=1.2, **styles[other] | {"marker": ""})
     mean = f", running mean over {window} steps" if window > 1 else ""
     axis.set(xlabel=f"optimiser step{mean}", ylabel=f"Jaccard index with {anchor}", ylim=(0, 1.02))
-    whole_steps(axis)
+    integer_ticks(axis)
     legend(figure, *axis.get_legend_handles_labels())
     canvas.save(figure, path)

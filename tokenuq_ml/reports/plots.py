@@ -20,12 +20,12 @@ from tokenuq_ml.reports.canvas import (
     LINE_COLOURS,
     SEQUENTIAL,
     SIDE_ENTRIES,
+    integer_ticks,
     legend,
     legend_height,
     new_figure,
     series_styles,
     whiskers,
-    whole_steps,
 )
 
 # From the palette of Okabe and Ito; a category has the same colour in every plot.
@@ -81,7 +81,7 @@ def training_curve(training_log: pl.DataFrame, path: str | Path) -> None:
             )
     axis.set(xlabel="optimiser step", ylabel="nats per token", title="Training")
     axis.set_ylim(bottom=0)
-    whole_steps(axis)
+    integer_ticks(axis)
     if axis.lines:
         axis.legend(frameon=False)
     canvas.save(figure, path)
@@ -98,7 +98,7 @@ def training_curves(logs: Mapping[str, pl.DataFrame], path: str | Path) -> None:
     left.set(xlabel="optimiser step", ylabel="objective, nats per token")
     right.set(xlabel="optimiser step", ylabel="gradient norm before clipping")
     for axis in (left, right):
-        whole_steps(axis)
+        integer_ticks(axis)
     legend(figure, *left.get_legend_handles_labels())
     canvas.save(figure, path)
 
@@ -174,7 +174,7 @@ def selected_categories(curriculum: pl.DataFrame, path: str | Path) -> None:
         # In the order of the stack, from the top.
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     axis.set(xlabel="optimiser step", ylabel="share of selected tokens", ylim=(0, 1), title="What the selection takes")
-    whole_steps(axis)
+    integer_ticks(axis)
     canvas.save(figure, path)
 
 
@@ -209,41 +209,47 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
             for row in outside.filter(pl.col("dataset") == dataset).iter_rows(named=True)
             if row["model"] in inside
         ]
-        far = _far_away([(x["value"], y["value"]) for name, x, y in points if name != BASE_ROW])
-        for name, x, y in points:
-            if name == BASE_ROW and far(x["value"], y["value"]):
-                # Inside the frame it would squeeze all others into one corner.
-                note = f"base is outside, at {x['value']:.2f}, {y['value']:.2f}"
-                axis.set_title(note, loc="right", fontsize=7.5)
-                continue
-            _, _, bars = axis.errorbar(
-                x["value"],
-                y["value"],
-                xerr=whiskers(x),
-                yerr=whiskers(y),
-                fmt=styles[name]["marker"],
-                color=styles[name]["color"],
-                markersize=5,
-                elinewidth=0.8,
-                label=name,
-            )
-            if len(points) > SIDE_ENTRIES:
-                # With many models, intervals would hide the points.
-                for bar in bars:
-                    bar.set_alpha(0.25)
-        front = pareto_front([(x["value"], y["value"]) for _, x, y in points])
-        if len(front) > 1:
-            style = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 0, "label": "Pareto front"}
-            axis.step(*zip(*front, strict=True), where="post", **style)
-            axis.plot(*zip(*front, strict=True), "o", markersize=11, fillstyle="none", color="#888888", zorder=0)
+        _draw_losses(axis, points, styles)
         axis.set(xlabel="loss on test, nats per token", ylabel=f"loss on {dataset}, nats per token")
-        if len(points) > SIDE_ENTRIES:
-            _frame_points(axis)
     for axis in axes[len(datasets) :]:
         axis.set(xlabel="loss on test, nats per token", ylabel="loss out of distribution, nats per token")
     figure.suptitle("Lower left is better")
     legend(figure, *axes[0].get_legend_handles_labels())
     canvas.save(figure, path)
+
+
+def _draw_losses(axis: Axes, points: list[tuple[str, dict, dict]], styles: dict[str, dict]) -> None:
+    """Draw `(model, row in distribution, row out of distribution)` with intervals and the Pareto front."""
+    many = len(points) > SIDE_ENTRIES
+    far = _far_away([(x["value"], y["value"]) for name, x, y in points if name != BASE_ROW])
+    for name, x, y in points:
+        if name == BASE_ROW and far(x["value"], y["value"]):
+            # Inside the frame it would squeeze all others into one corner.
+            note = f"base is outside, at {x['value']:.2f}, {y['value']:.2f}"
+            axis.set_title(note, loc="right", fontsize=7.5)
+            continue
+        _, _, bars = axis.errorbar(
+            x["value"],
+            y["value"],
+            xerr=whiskers(x),
+            yerr=whiskers(y),
+            fmt=styles[name]["marker"],
+            color=styles[name]["color"],
+            markersize=5,
+            elinewidth=0.8,
+            label=name,
+        )
+        if many:
+            # With many models, intervals would hide the points.
+            for bar in bars:
+                bar.set_alpha(0.25)
+    front = pareto_front([(x["value"], y["value"]) for _, x, y in points])
+    if len(front) > 1:
+        style = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 0, "label": "Pareto front"}
+        axis.step(*zip(*front, strict=True), where="post", **style)
+        axis.plot(*zip(*front, strict=True), "o", markersize=11, fillstyle="none", color="#888888", zorder=0)
+    if many:
+        _frame_points(axis)
 
 
 def _frame_points(axis: Axes) -> None:

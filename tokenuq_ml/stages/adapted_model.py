@@ -10,6 +10,9 @@ from tokenuq_ml.models.adapters import attach_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 
+STUDENT_ADAPTER, TEACHER_ADAPTER = "default", "teacher"
+"""Names of the adapters in their models; `default` is PEFT's own default."""
+
 
 class AdaptedModel:
     """A base model with an adapter. Asked for another precision, it frees the model and loads it again.

@@ -18,13 +18,12 @@ from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_rows, reference_sample
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.adapted_model import AdaptedModel
+from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER, AdaptedModel
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
 from tokenuq_ml.stages.losses_and_states import LOSSES, STATES, losses_and_states, stored_shards
 from tokenuq_ml.stages.request import StageReporter, StageRequest
-from tokenuq_ml.stages.teacher_states import TEACHER
 from tokenuq_ml.tables.bald_noise import noise_floor
 from tokenuq_ml.tables.parquet import TableWriter, read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
@@ -33,7 +32,7 @@ from tokenuq_ml.tensor_digest import joined_digest
 def run(request: StageRequest, reporter: StageReporter) -> None:
     """Make those of the four assets that the request asks for."""
     inputs = request.inputs
-    teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER, loaded=None)
+    teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER_ADAPTER, loaded=None)
     tokenizer = load_tokenizer(inputs["model"])
     for stages in _passes(request):
         losses_and_states(request, reporter, stages, teacher, tokenizer)
@@ -119,7 +118,7 @@ def _reference_evaluation(
     model, numerics = teacher.at(request.assets["reference_evaluation"].fields["precision"])
     context = StageContext("reference_evaluation", request, reporter, numerics)
     digests, metrics = [], {}
-    for family, adapter in ((BASE_ROW, None), (TEACHER_ROW, TEACHER)):
+    for family, adapter in ((BASE_ROW, None), (TEACHER_ROW, TEACHER_ADAPTER)):
         with use_adapter(model, adapter):
             candidate = Candidate(
                 model,

@@ -8,6 +8,7 @@ from peft import PeftModel
 from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
+from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.train_adapter import model_digest
 from tokenuq_ml.tables.parquet import content_of
@@ -16,9 +17,6 @@ from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
 from tokenuq_ml.training.teacher_cache import CachedTeacher, read_online_reason
 from tokenuq_ml.training.token_columns import read_columns
-
-TEACHER = "teacher"
-"""Name of the teacher's adapter where it is attached to the student."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,15 @@ class StudentSetup:
     input_digests: dict[str, str]
     """Input -> content digest; part of the key of the checkpoints."""
     online_reason: str | None
-    """Why the teacher runs online although cached states were asked for; None where that is not so."""
+    """Why the teacher runs online although the study asks for cached states; None otherwise."""
 
     @property
     def teacher_metrics(self) -> dict[str, str]:
         """Return the metrics that say where the teacher's states come from."""
-        distil, teacher = self.training.ablation.distillation, self.training.teacher
-        if distil is None:
+        name, teacher = self.training.ablation.distils_from, self.training.teacher
+        if name is None or teacher is None:
             return {"teacher": "none", "teacher_states": "none"}
-        metrics = {"teacher": distil.teacher, "teacher_states": getattr(teacher, "form", "online")}
+        metrics = {"teacher": name, "teacher_states": teacher.form}
         return metrics | ({"teacher_states_reason": self.online_reason} if self.online_reason else {})
 
 
@@ -77,10 +75,9 @@ def _teacher(
     context: StageContext, model: PeftModel, ablation: AblationSpec, dataset_digest: str
 ) -> tuple[TeacherSource | None, dict[str, str], str | None]:
     """Return the source of the teacher's states, the digest of its files, and why it runs online against the fields."""
-    distil = ablation.distillation
-    if distil is None:
+    if ablation.distils_from is None:
         return None, {}, None
-    if distil.teacher == "base":
+    if ablation.distils_from == "base":
         return OnlineTeacher(None, context.numerics), {}, None
     cached = context.asset.fields["teacher_states"] == "cached"
     online_reason = read_online_reason(context.input("teacher_hidden")) if cached else None
@@ -92,9 +89,9 @@ def _teacher(
             dataset_digest=dataset_digest,
             teacher_digest=adapter_digest(context.input("teacher")),
             # Mean embeddings cannot give the factors of the cross-entropy.
-            distillation=distil if ablation.can_use_mean_embeddings else None,
+            distillation=ablation.distillation if ablation.can_use_mean_embeddings else None,
         )
         return teacher, {"teacher": tensors_digest(Path(folder, "hidden.safetensors"))}, None
-    attach_adapter(model, context.input("teacher"), TEACHER)
+    attach_adapter(model, context.input("teacher"), TEACHER_ADAPTER)
     digest = tensors_digest(context.input("teacher") / "adapter_model.safetensors")
-    return OnlineTeacher(TEACHER, context.numerics), {"teacher": digest}, online_reason
+    return OnlineTeacher(TEACHER_ADAPTER, context.numerics), {"teacher": digest}, online_reason

@@ -12,6 +12,7 @@ from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.scoring.batch_threads import batch_tokens
+from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.request import CheckOutcome
 from tokenuq_ml.tables.parquet import content_of
@@ -25,8 +26,6 @@ from tokenuq_ml.training.teacher_cache import (
     write_online_marker,
 )
 
-TEACHER = "teacher"
-"""Name of the teacher's adapter in its model."""
 ONLINE_CHECK, ONLINE_CHECK_EXAMPLES = "cached_teacher_matches_online", 8
 ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
 """Allowed KL(cached || online), nats: of the worst token for hidden states, of a batch's mean for mean embeddings. In
@@ -87,7 +86,8 @@ def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
         CachedTeacher(context.output("teacher_hidden"), numerics.device, **digests, distillation=distillation)
         for distillation in (None, DistillSpec())
     ]
-    online, sample = OnlineTeacher(TEACHER, numerics), list(islice(_train_examples(context), ONLINE_CHECK_EXAMPLES))
+    online = OnlineTeacher(TEACHER_ADAPTER, numerics)
+    sample = list(islice(_train_examples(context), ONLINE_CHECK_EXAMPLES))
     errors = []
     for batch in (b.to(numerics.device) for b in length_batches(sample, batch_tokens(numerics))):
         hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N

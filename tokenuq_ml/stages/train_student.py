@@ -17,7 +17,7 @@ from tokenuq_ml.models.load import load_model, load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.adapted_model import AdaptedModel
+from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
@@ -27,9 +27,6 @@ from tokenuq_ml.stages.student_setup import StudentSetup, student_setup, student
 from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, train_and_store
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
-
-STUDENT = "default"
-"""Name of the adapter that is trained: PEFT's default."""
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
@@ -41,7 +38,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         loaded, trained, copies = _train(request, reporter, examples)
     else:
         trained = TrainedStudent(read_table(inputs["selections"]), Path(inputs["adapter"]), Path(inputs["snapshots"]))
-    student = AdaptedModel(inputs["model"], trained.adapter, STUDENT, loaded)
+    student = AdaptedModel(inputs["model"], trained.adapter, STUDENT_ADAPTER, loaded)
     # `student` holds the only reference, so that the model is freed when another precision is asked for.
     del loaded
     if "evaluation" in assets:

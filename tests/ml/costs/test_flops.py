@@ -38,7 +38,7 @@ def counted(work):
 
 class TestAgainstPyTorch:
     @pytest.mark.parametrize("rank", [1, 4, 16])
-    def test_forward_and_backward_of_plain_peft(self, rank):
+    def test_forward_and_backward_agree_with_plain_peft(self, rank):
         model = tiny_model()
         # The counter knows no flash attention of a CPU; what eager attention multiplies it counts.
         model.set_attn_implementation("eager")
@@ -59,7 +59,7 @@ class TestAgainstPyTorch:
     @pytest.mark.parametrize("every_loss", [False, True])
     @pytest.mark.parametrize("losses_first", [False, True])
     @pytest.mark.parametrize("teacher", ["none", "hidden_states", "online", "mean_embeddings"])
-    def test_head_products_of_the_training_loss(self, teacher, losses_first, every_loss):
+    def test_head_products_agree_with_the_training_loss(self, teacher, losses_first, every_loss):
         n, d, v = 40, 16, 97
         hidden_ND, teacher_ND = torch.randn(2, n, d)
         head, label_N = Head(torch.randn(v, d)), torch.randint(0, v, (n,))
@@ -102,7 +102,7 @@ class TestAgainstPyTorch:
             ({"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}, 2),
         ],
     )
-    def test_whole_runs_of_our_trainer(self, ablation, micro, tmp_path):
+    def test_complete_trainings_agree_with_the_counted_operations(self, ablation, micro, tmp_path):
         """What a run's own record says is what PyTorch counted of it; the teacher has an adapter, as the student."""
         model = tiny_peft()
         model.base_model.model.set_attn_implementation("eager")
@@ -140,14 +140,14 @@ class TestArchitecture:
             ("gpt2", Architecture(2, 32, 128, 4, 4, 8, 97, gated_mlp=False, tied=True)),
         ],
     )
-    def test_reads_what_transformers_saves(self, kind, expected, tmp_path):
+    def test_configs_saved_by_transformers_are_read(self, kind, expected, tmp_path):
         tiny_model(kind).config.save_pretrained(tmp_path)
         assert Architecture.from_config(tmp_path) == expected
         assert Architecture.from_config(tmp_path / "config.json") == expected
         nested = {"model_type": "gemma3", "text_config": json.loads((tmp_path / "config.json").read_text())}
         assert Architecture.from_config(nested) == expected
 
-    def test_errors_name_file_and_mend(self, tmp_path):
+    def test_config_errors_name_the_file_and_the_fix(self, tmp_path):
         with pytest.raises(InputError, match=r"config\.json: not a model configuration"):
             Architecture.from_config(tmp_path)
         (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}')
@@ -175,14 +175,14 @@ class TestFlops:
         assert flash.total == flash.forward + flash.head + flash.backward + flash.teacher
         assert flash.head_share == flash.head / flash.total
 
-    def test_near_four_flops_a_parameter_and_token_for_a_large_model(self):
+    def test_a_large_model_takes_about_four_flops_per_parameter_and_token(self):
         """A frozen base costs 2 forward and 2 backward, where full training costs 6."""
         model = PUBLISHED["Llama-3.1-70B"]
         step = Step(padded_tokens=1000, response_tokens=0, attended=500, lora_rank=0)
         outside = 2 * model.vocabulary * model.hidden
         assert flops(model, step).total == pytest.approx(4 * 1000 * (model.parameters - outside), rel=0.01)
 
-    def test_head_products(self):
+    def test_head_products_per_response_token(self):
         paper = replace(STEP, mle_share=0.25, distilled_share=0.75, selection_needs_loss=True, teacher="online")
         assert head_products(STEP) == 2
         assert head_products(replace(STEP, mle_share=0.25)) == 0.5
@@ -193,7 +193,7 @@ class TestFlops:
         assert head_products(replace(paper, teacher="mean_embeddings")) == 2
         assert head_products(replace(paper, selection_needs_loss=False)) == 2.75
 
-    def test_a_selection_pass_costs_a_forward_pass_and_spares_the_loss_product(self):
+    def test_a_selection_pass_costs_a_forward_pass_and_saves_the_loss_product(self):
         one = replace(STEP, mle_share=0.25, selection_needs_loss=True)
         several = replace(one, selection_passes=1)
         a, b = flops(SMOL, one), flops(SMOL, several)
@@ -201,7 +201,7 @@ class TestFlops:
         assert b.selection == a.forward + product and a.head - b.head == product
         assert b.total - a.total == pytest.approx(a.forward)
 
-    def test_selection_saves_head_products_alone(self):
+    def test_selection_saves_only_head_products(self):
         few, all_of_them = flops(SMOL, replace(STEP, mle_share=0.01)), flops(SMOL, STEP)
         assert (few.forward, few.backward) == (all_of_them.forward, all_of_them.backward)
         assert 0 < few.head < all_of_them.head
@@ -221,11 +221,11 @@ class TestFlops:
     def test_more_of_anything_costs_more(self, change):
         assert flops(SMOL, replace(STEP, **change)).total > flops(SMOL, STEP).total
 
-    def test_the_head_weighs_less_in_larger_models(self):
+    def test_the_heads_share_is_smaller_in_larger_models(self):
         shares = [flops(model, STEP).head_share for model in PUBLISHED.values()]
         assert shares == sorted(shares, reverse=True) and shares[-1] < 0.02 < 0.1 < shares[0]
 
-    def test_cache_bytes(self):
+    def test_cache_bytes_per_response_token(self):
         assert SMOL.cache_bytes() == {"hidden_states": 1152, "mean_embeddings": 1156, "logits": 98_304}
         assert SMOL.cache_bytes(4)["mean_embeddings"] == 2308
 
@@ -257,13 +257,13 @@ def record(**changes) -> CostRecord:
 
 
 class TestCostRecord:
-    def test_the_mean_step(self):
+    def test_a_record_gives_its_mean_step(self):
         assert record().step() == Step(1600, 800, 160_000, 0.25, 0.75, True, 0, "mean_embeddings", 32, True)
 
-    def test_no_response_token_at_all(self):
+    def test_a_record_without_response_tokens_has_shares_of_zero(self):
         assert record(response_tokens=0, mle_tokens=0, distilled_tokens=0).step().mle_share == 0
 
-    def test_comes_back_from_its_file(self, tmp_path):
+    def test_a_record_is_read_back_from_its_file(self, tmp_path):
         record().write(tmp_path / "costs" / "costs.json")
         assert CostRecord.read(tmp_path / "costs" / "costs.json") == record()
         assert [path.name for path in (tmp_path / "costs").iterdir()] == ["costs.json"]
@@ -278,7 +278,7 @@ class TestCostRecord:
             (record().model_dump_json().replace("{", '{"more": 1,', 1), "more"),
         ],
     )
-    def test_errors_name_file_field_and_mend(self, text, message, tmp_path):
+    def test_record_errors_name_file_field_and_fix(self, text, message, tmp_path):
         path = tmp_path / "costs.json"
         if text is not None:
             path.write_text(text)

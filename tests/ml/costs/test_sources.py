@@ -74,7 +74,7 @@ HUB_MODEL = ModelSpec(name="m", source="hub", id="o/r")
 WITH_CONFIG = HUB_MODEL.model_copy(update={"config": {**TINY, "num_hidden_layers": 5}})
 
 
-def test_reachable_reads_the_config_and_no_weights(tmp_path, monkeypatch):
+def test_a_reachable_model_downloads_only_its_config(tmp_path, monkeypatch):
     repository, cache = tmp_path / "repository", tmp_path / "cache"
     repository.mkdir()
     (repository / "config.json").write_text(json.dumps(TINY))

@@ -1,4 +1,4 @@
-"""Verdicts in both orders, from judges whose preferences are known, and what they add to the metrics."""
+"""Verdicts in both orders from judges with known preferences, and their parts of the metrics."""
 
 import polars as pl
 import pytest
@@ -51,7 +51,7 @@ def values(frame: pl.DataFrame) -> dict[str, float]:
 LONG, SHORT, SAME = "a much longer answer than the reference's", "short", "as GPT-4 did"
 
 
-def test_a_judge_of_content_alone_has_no_position_bias(tmp_path):
+def test_a_judge_of_content_has_no_position_bias(tmp_path):
     frame = judged(Rule(longer), [LONG, SHORT, LONG, LONG], AnswerCache(tmp_path))
     assert dict(frame.schema) == VERDICT_SCHEMA
     assert {*VERDICT_SCHEMA, "n_tokens"} == set(TABLES["alpaca_eval_verdicts"].columns)
@@ -60,25 +60,25 @@ def test_a_judge_of_content_alone_has_no_position_bias(tmp_path):
     assert values(frame) == pytest.approx({"win_rate": (3 * 0.8 + 0.2) / 4, "position_bias": 0})
 
 
-def test_a_judge_that_takes_the_first_sees_no_difference_and_flips_always(tmp_path):
+def test_a_judge_that_prefers_the_first_output_always_flips(tmp_path):
     frame = judged(Rule(lambda first, second: 0.0), [LONG, SHORT], AnswerCache(tmp_path))
     assert frame.select("preferred_first", "preferred_second", "preferred").rows() == 2 * [(1.0, 0.0, 0.5)]
     assert values(frame) == {"win_rate": 0.5, "position_bias": 1.0}
 
 
-def test_the_reference_wins_where_the_judge_says_so(tmp_path):
+def test_the_reference_wins_if_the_judge_prefers_it(tmp_path):
     frame = judged(Rule(lambda first, second: 1.0 if second == SAME else 0.0), [LONG, SHORT], AnswerCache(tmp_path))
     assert values(frame) == {"win_rate": 0.0, "position_bias": 0.0}
 
 
-def test_equal_outputs_are_a_tie_that_no_judge_is_asked_of(tmp_path):
+def test_equal_outputs_are_a_tie_without_asking_the_judge(tmp_path):
     judge = Rule(lambda first, second: 0.0)
     frame = judged(judge, [SAME, LONG], AnswerCache(tmp_path))
     assert frame["preferred"].to_list() == [0.5, 0.5] and frame["flipped"].to_list() == [False, True]
     assert len(judge.asked) == 2 and all(LONG in pair for pair in judge.asked)
 
 
-def test_a_pair_without_a_verdict_in_one_order_counts_in_neither(tmp_path):
+def test_a_pair_without_a_verdict_in_one_order_is_left_out(tmp_path):
     def silent(first: str, second: str) -> float | None:
         return None if first == SHORT else longer(first, second)
 
@@ -93,12 +93,12 @@ def test_a_pair_without_a_verdict_in_one_order_counts_in_neither(tmp_path):
     ]
 
 
-def test_no_verdict_at_all_is_no_win_rate(tmp_path):
+def test_without_any_verdict_the_judge_is_unavailable(tmp_path):
     with pytest.raises(JudgeUnavailable, match="no answer of the judge says"):
         judged(Rule(lambda first, second: None), [LONG, SHORT], AnswerCache(tmp_path))
 
 
-def test_verdicts_are_kept_and_silence_is_asked_again(tmp_path):
+def test_verdicts_are_cached_and_missing_ones_are_asked_again(tmp_path):
     responses = [f"{LONG} {index}" for index in range(40)]
 
     class Leaves(Rule):
@@ -122,7 +122,7 @@ def test_verdicts_are_kept_and_silence_is_asked_again(tmp_path):
 
 
 @pytest.mark.parametrize("roles, message", [(["user"], "alpaca/000.*format: alpaca_eval"), (None, "no row of split")])
-def test_what_is_no_instruction_with_an_output_is_named(roles, message):
+def test_rows_without_instruction_or_output_are_named(roles, message):
     frame = examples(1 if roles else 0)
     if roles:
         frame = frame.with_columns(messages=pl.lit([{"role": role, "content": "x"} for role in roles]))

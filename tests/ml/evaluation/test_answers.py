@@ -1,4 +1,4 @@
-"""Answers that go on after an interruption, against a run without one."""
+"""Answers that resume after an interruption, compared with a run without one."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def interrupt_after(batches: int):
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_goes_on_with_the_very_batches_that_are_left(tmp_path, monkeypatch, batches):
+def test_a_resumed_run_generates_only_the_remaining_batches(tmp_path, monkeypatch, batches):
     model, asked = tiny_model(), prompts(8)
     expected = generate(model, TOKENIZER, asked, **SETTINGS)
     with pytest.raises(KeyboardInterrupt):
@@ -54,7 +54,7 @@ def test_goes_on_with_the_very_batches_that_are_left(tmp_path, monkeypatch, batc
     assert run(model, AnswerCache(tmp_path, model="m"), asked) == expected and not continued
 
 
-def test_two_models_in_one_folder_keep_apart(tmp_path):
+def test_two_models_in_one_folder_do_not_share_answers(tmp_path):
     student, base, asked = tiny_peft(), tiny_model(), prompts(5)
     with pytest.raises(KeyboardInterrupt):
         run(base, AnswerCache(tmp_path, adapter=None), asked, interrupt_after(1))

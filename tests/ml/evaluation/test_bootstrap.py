@@ -49,14 +49,14 @@ def test_equal_arguments_give_equal_results_and_the_seed_matters():
     assert other != bootstrap_ratio(sample, np.ones(30), **SETTINGS)
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_chunks_do_not_change_the_interval(monkeypatch):
     sample = np.random.default_rng(5).random(30)
     whole = bootstrap_ratio(sample, np.ones(30), **SETTINGS)
     monkeypatch.setattr(bootstrap, "_CHUNK_DRAWS", 100)
     assert bootstrap_ratio(sample, np.ones(30), **SETTINGS) == whole
 
 
-def test_one_example_has_no_width():
+def test_one_example_has_an_interval_of_width_zero():
     assert bootstrap_ratio([3.0], [4], **SETTINGS) == (0.75, 0.75, 0.75)
 
 
@@ -70,6 +70,6 @@ def test_one_example_has_no_width():
         ([1.0, 2.0], [1], "one shape"),
     ],
 )
-def test_refuses_what_has_no_ratio(numerators, denominators, message):
+def test_bad_numbers_are_refused(numerators, denominators, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_ratio(numerators, denominators, **SETTINGS)

@@ -31,7 +31,7 @@ def run(model, batch_size: int, tokenizer=TOKENIZER, **kwargs) -> list[list[int]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
-def test_equals_a_one_by_one_argmax_loop_whatever_the_batch_size(kind):
+def test_any_batch_size_equals_a_one_by_one_argmax_loop(kind):
     model = tiny_model(kind)
     expected = [one_by_one(model, prompt, {2}) for prompt in prompts()]
     assert len({tuple(answer) for answer in expected}) > 3
@@ -39,7 +39,7 @@ def test_equals_a_one_by_one_argmax_loop_whatever_the_batch_size(kind):
         assert run(model, batch_size) == expected
 
 
-def test_stops_at_every_end_id_and_leaves_it_out():
+def test_answers_stop_before_any_end_id():
     model = tiny_model()
     free = [one_by_one(model, prompt, set()) for prompt in prompts()]
     by_config, by_tokenizer = free[0][3], free[2][1]
@@ -52,7 +52,7 @@ def test_stops_at_every_end_id_and_leaves_it_out():
     assert not ends & {token for answer in answers for token in answer}
 
 
-def test_sampling_and_penalties_of_the_models_own_config_are_set_aside_and_kept():
+def test_the_models_own_generation_config_is_ignored_and_restored():
     model = tiny_model()
     expected = run(model, 3)
     own = GenerationConfig(do_sample=True, temperature=3.0, repetition_penalty=9.0, max_length=5, eos_token_id=2)
@@ -61,12 +61,12 @@ def test_sampling_and_penalties_of_the_models_own_config_are_set_aside_and_kept(
     assert model.generation_config is own and own.repetition_penalty == 9.0
 
 
-def test_a_tokenizer_without_pad_gives_the_same():
+def test_a_tokenizer_without_padding_id_gives_the_same_answers():
     model = tiny_model()
     assert run(model, 3, SimpleNamespace(eos_token_id=2, pad_token_id=None)) == run(model, 3)
 
 
-def test_the_adapter_takes_part_and_dropout_does_not():
+def test_the_adapter_is_active_and_dropout_is_off():
     model = tiny_peft(dropout=0.5).eval()
     expected = [one_by_one(model, prompt, {2}) for prompt in prompts()]
     with model.disable_adapter():
@@ -80,7 +80,7 @@ def test_the_adapter_takes_part_and_dropout_does_not():
     assert model.training and not frozen.training
 
 
-def test_the_mode_comes_back_after_an_error():
+def test_the_training_mode_is_restored_after_an_error():
     model = tiny_model().train()
 
     def fail(done):
@@ -92,7 +92,7 @@ def test_the_mode_comes_back_after_an_error():
     assert model.training and model.generation_config is own
 
 
-def test_each_batch_is_told_as_it_ends_longest_first():
+def test_batches_are_reported_as_they_finish_longest_first():
     told = []
     answers = run(tiny_model(), 3, finished=told.append)
     assert [len(batch) for batch in told] == [3, 3, 1]
@@ -111,7 +111,7 @@ class Letters:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_a_stop_string_ends_an_answer_wherever_its_tokens_end(batch_size):
+def test_a_stop_string_ends_an_answer_at_any_token_boundary(batch_size):
     model, letters = tiny_model(), Letters()
     free = [one_by_one(model, prompt, {2}) for prompt in prompts()]
     # Two tokens of one answer, and one that comes first in another.
@@ -131,7 +131,7 @@ def test_a_stop_string_ends_an_answer_wherever_its_tokens_end(batch_size):
         assert cut(letters.decode(answer), stop) == text[: min(places, default=len(text))]
 
 
-def test_says_nothing_and_keeps_the_verbosity():
+def test_transformers_warnings_are_silenced_and_the_verbosity_is_restored():
     """A text past the model's length draws advice from transformers, once a process."""
     said = []
     handler = StreamHandler()
@@ -155,7 +155,7 @@ def test_runs_under_bfloat16_autocast():
     assert any(answers)
 
 
-def test_no_prompts_and_empty_prompts():
+def test_no_prompts_give_no_answers_and_an_empty_prompt_is_refused():
     model = tiny_model()
     assert generate(model, TOKENIZER, [], max_new_tokens=2, batch_size=2) == []
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):

@@ -87,7 +87,7 @@ def lm_evals(num_fewshot: int, chat: bool) -> tuple[Canned, dict]:
 
 
 @pytest.mark.parametrize("num_fewshot, chat", [(0, False), (3, False), (0, True), (3, True)])
-def test_prompts_and_scores_are_lm_evals(num_fewshot, chat):
+def test_prompts_and_scores_agree_with_lm_eval(num_fewshot, chat):
     model, results = lm_evals(num_fewshot, chat)
     task = Gsm8k(TEST, TRAIN, num_fewshot=num_fewshot, chat=chat)
     asked = [json.loads(text) for text in model.asked] if chat else model.asked
@@ -106,7 +106,7 @@ def test_prompts_and_scores_are_lm_evals(num_fewshot, chat):
     assert answers["flexible_match"].to_list() == [True, True, True, True, False, False]
 
 
-def test_few_shot_examples_are_of_train_and_the_last_turn_asks():
+def test_few_shot_examples_come_from_train_before_the_question():
     conversations = Gsm8k(TEST, TRAIN, num_fewshot=2, chat=True).prompts()
     for conversation, row in zip(conversations, TEST["messages"], strict=True):
         assert [turn["role"] for turn in conversation] == ["user", "assistant"] * 2 + ["user"]
@@ -114,7 +114,7 @@ def test_few_shot_examples_are_of_train_and_the_last_turn_asks():
         assert all("of train?" in turn["content"] for turn in conversation[:-1:2])
 
 
-def test_columns_and_metrics():
+def test_answers_have_the_columns_of_the_table_and_give_the_metrics():
     answers = Gsm8k(TEST, TRAIN, num_fewshot=1, chat=True).score(CANNED)
     assert dict(answers.schema) == ANSWER_SCHEMA
     assert {*ANSWER_SCHEMA, "n_tokens"} == set(TABLES["gsm8k_answers"].columns)
@@ -152,12 +152,12 @@ def test_bad_documents_are_named(examples, shots, message):
         Gsm8k(examples, shots, num_fewshot=2, chat=True)
 
 
-def test_one_response_an_example():
+def test_the_number_of_responses_must_match():
     with pytest.raises(ValueError, match="1 responses for 6 examples"):
         Gsm8k(TEST, TRAIN, num_fewshot=0, chat=True).score(["18"])
 
 
-def test_a_missing_package_is_named_with_its_mend(monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(monkeypatch):
     gsm8k._load_task.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.task", None)
     with pytest.raises(InputError, match=r"lm_eval.*pip install 'tokenuq\[quickstart\]'"):

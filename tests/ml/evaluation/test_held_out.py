@@ -1,4 +1,4 @@
-"""What held-out examples add to the metrics, against a small table that is counted by hand, and plain numpy."""
+"""The parts of held-out examples, compared with a small table counted by hand and with plain numpy."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def parts(examples: pl.DataFrame, metric: str) -> list[tuple]:
     return examples.filter(metric=metric).select("example_id", "numerator", "denominator").rows()
 
 
-def test_tokens_are_counted_within_each_example():
+def test_parts_are_sums_over_the_tokens_of_an_example():
     examples = held_out_examples(tokens(), BINS)
     assert dict(examples.schema) == EXAMPLE_SCHEMA
     assert parts(examples, "loss") == [("chat/a", 2.0, 2.0), ("toy/a", 3.0, 3.0), ("toy/b", 5.0, 1.0)]
@@ -44,7 +44,7 @@ def test_tokens_are_counted_within_each_example():
     assert set(examples["metric"]) == {"loss", "token_accuracy", "calibration_error"}
 
 
-def test_calibration_error_by_hand():
+def test_the_calibration_error_of_a_small_table():
     # Bin (0.7, 0.8]: two of three right at a mean confidence of 2.21 / 3, so 0.21 too much; bin (0.9, 1.0]: none of
     # one at 0.95. In the chat: right at 0.5, and right at 1.
     sums = (
@@ -57,7 +57,7 @@ def test_calibration_error_by_hand():
 
 
 @pytest.mark.parametrize("bins", [2, 15])
-def test_calibration_error_adds_up_to_the_textbook_sum(bins):
+def test_calibration_parts_add_up_to_the_textbook_error(bins):
     draw = np.random.default_rng(3)
     confidence, count = draw.uniform(0.001, 1, 400), 400
     rank = (draw.random(count) > confidence**2).astype(int)
@@ -74,7 +74,7 @@ def test_calibration_error_adds_up_to_the_textbook_sum(bins):
     assert expected > 0.05
 
 
-def test_changes_are_the_models_less_the_teachers():
+def test_changes_are_the_model_minus_the_teacher():
     teacher = tokens().select("example_id", "position", pl.col("loss") - 0.25, pl.col("entropy") + 1).reverse()
     examples = held_out_examples(tokens(), BINS, teacher)
     assert parts(examples, "loss_change") == [("chat/a", 0.5, 2.0), ("toy/a", 0.75, 3.0), ("toy/b", 0.25, 1.0)]
@@ -89,7 +89,7 @@ def test_a_token_that_the_teacher_lacks_is_named():
         held_out_examples(tokens(), BINS, teacher)
 
 
-def test_order_and_categorical_columns_change_nothing():
+def test_row_order_and_categorical_columns_do_not_matter():
     expected = held_out_examples(tokens(), BINS, tokens())
     shuffled = tokens().sample(fraction=1.0, shuffle=True, seed=3)
     assert held_out_examples(shuffled, BINS, shuffled.reverse()).equals(expected)
@@ -97,13 +97,13 @@ def test_order_and_categorical_columns_change_nothing():
     assert held_out_examples(categorical, BINS, tokens()).equals(expected)
 
 
-def test_nothing_held_out_gives_no_rows_that_still_concatenate():
+def test_without_held_out_tokens_the_frame_is_empty_with_its_schema():
     empty = held_out_examples(tokens().filter(pl.col("split") == "train"), BINS)
     assert len(empty) == 0
     assert len(pl.concat([empty, held_out_examples(tokens(), BINS)])) == 9
 
 
 @pytest.mark.slow
-def test_needs_no_torch():
+def test_it_imports_no_torch():
     code = "import sys, tokenuq_ml.evaluation.held_out; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

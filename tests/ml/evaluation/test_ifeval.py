@@ -81,7 +81,7 @@ THREE = "Dr. Smith lives in the U.S. with Mr. Jones. He is well! Are you?"  # th
         ("punctuation:no_comma", {}, "  ", False),
     ],
 )
-def test_verdicts(name, kwargs, response, expected):
+def test_verdicts_known_by_reading_the_response(name, kwargs, response, expected):
     assert follows(name, kwargs, response) is expected
 
 
@@ -93,7 +93,7 @@ def test_sentences_are_split_as_by_punkt_and_not_at_every_period():
     ]
 
 
-def test_nulls_in_kwargs_are_as_good_as_absent():
+def test_nulls_in_kwargs_count_as_absent():
     full = {"num_sentences": 3, "relation": "at least", "keywords": None, "language": None, "num_words": None}
     assert follows(SENTENCES, full, THREE)
     assert not follows(SENTENCES, full, "One.")
@@ -112,7 +112,7 @@ def test_a_prompt_is_followed_only_with_all_of_its_instructions():
     assert table["prompt"].to_list() == ["Do task 0."]
 
 
-def test_the_same_every_time_whatever_stands_around():
+def test_verdicts_do_not_depend_on_other_rows_or_random_state():
     """Texts that an unseeded langdetect calls English about every other time, and kwargs that leave a draw."""
     tasks = [(["language:response_language"], [{"language": "en"}])] * 16
     tasks += [(["detectable_content:number_placeholders"], [{}])] * 16
@@ -125,7 +125,7 @@ def test_the_same_every_time_whatever_stands_around():
     assert backwards.reverse().equals(first)
 
 
-def test_the_callers_random_numbers_are_left_alone():
+def test_the_callers_random_state_is_restored():
     random.seed(5)
     expected = random.random()
     random.seed(5)
@@ -221,7 +221,7 @@ def test_a_bad_row_is_named(source, message):
 
 
 @pytest.mark.parametrize("package", ["lm_eval", "langdetect", "nltk", "punkt", "immutabledict"])
-def test_a_missing_package_is_named_with_its_mend(package, monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(package, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == package or "lm_eval.tasks.ifeval" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
@@ -231,6 +231,6 @@ def test_a_missing_package_is_named_with_its_mend(package, monkeypatch):
     ifeval.load_checkers.cache_clear()
 
 
-def test_one_response_a_prompt():
+def test_the_number_of_responses_must_match():
     with pytest.raises(ValueError, match="2 responses for 1 prompts"):
         check(prompts((["punctuation:no_comma"], [{}])), ["a", "b"])

@@ -34,7 +34,7 @@ def key(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
-def test_the_second_outputs_share_is_read_off_the_endpoints_probabilities():
+def test_the_preference_follows_from_the_endpoints_probabilities():
     level = logging.getLogger().level
     with endpoint(better) as served:
         told = Judge(spec(served)).compare(PAIRS)
@@ -47,7 +47,7 @@ def test_the_second_outputs_share_is_read_off_the_endpoints_probabilities():
     assert logging.getLogger().level == level
 
 
-def test_another_evaluator_reads_text():
+def test_an_evaluator_can_parse_text():
     ranks = "[{'model': 'model_1', 'rank': %d}, {'model': 'model_2', 'rank': %d}]"
 
     def answer(body: dict) -> dict:
@@ -59,7 +59,7 @@ def test_another_evaluator_reads_text():
         assert Judge(spec(served, annotator="alpaca_eval_gpt4")).compare(PAIRS) == [0.0, 1.0, 1.0]
 
 
-def test_an_answer_that_says_nothing_gives_no_number():
+def test_an_answer_without_verdict_gives_none():
     def answer(body: dict) -> dict:
         return better(body) if "Say a." in body["messages"][-1]["content"] else text("I like both.")
 
@@ -67,7 +67,7 @@ def test_an_answer_that_says_nothing_gives_no_number():
         assert Judge(spec(served)).compare(PAIRS) == [pytest.approx(0.1), None, None]
 
 
-def test_no_key_a_wrong_key_and_no_endpoint_each_say_so(monkeypatch):
+def test_missing_key_wrong_key_and_missing_endpoint_have_their_own_messages(monkeypatch):
     with endpoint(better) as served:
         there = spec(served)
         monkeypatch.setenv("JUDGE_KEY", "another")
@@ -81,12 +81,12 @@ def test_no_key_a_wrong_key_and_no_endpoint_each_say_so(monkeypatch):
         Judge(JudgeSpec(base_url=served.url, model="m"))
 
 
-def test_an_endpoint_without_keys():
+def test_an_endpoint_without_keys_is_asked():
     with endpoint(better, key=None) as served:
         assert Judge(JudgeSpec(base_url=served.url, model="m")).compare(PAIRS[:1]) == [pytest.approx(0.1)]
 
 
-def test_an_endpoint_that_refuses_midway_says_so():
+def test_an_endpoint_that_fails_midway_is_unavailable():
     def answer(body: dict) -> dict:
         raise RuntimeError("out of credit")
 
@@ -95,7 +95,7 @@ def test_an_endpoint_that_refuses_midway_says_so():
             Judge(spec(served)).compare(PAIRS)
 
 
-def test_a_clients_configuration_found_on_the_machine_decides_nothing(monkeypatch, tmp_path):
+def test_a_client_configuration_on_the_machine_is_ignored(monkeypatch, tmp_path):
     for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/v1")
     with endpoint(better) as served:
@@ -110,7 +110,7 @@ SYSTEMLESS = (
 
 
 @pytest.mark.parametrize("template", [None, SYSTEMLESS])
-def test_a_local_model_gives_the_share_of_its_plain_probabilities(template):
+def test_a_local_model_gives_its_plain_probabilities(template):
     tokenizer = tiny_tokenizer(**({} if template is None else {"chat_template": template}))
     model = tiny_model(vocab=len(tokenizer))
     judge = Judge(JudgeSpec(local_model="tiny"), local_completions(model, tokenizer, FLOAT32))
@@ -134,13 +134,13 @@ def test_a_local_model_gives_the_share_of_its_plain_probabilities(template):
     assert judge.compare(PAIRS) == told
 
 
-def test_an_unknown_evaluator_is_named_with_those_that_there_are():
+def test_an_unknown_evaluator_is_named_with_the_known_ones():
     with endpoint(better) as served:
         with pytest.raises(InputError, match="no evaluator 'gpt9'; it has .*weighted_alpaca_eval_gpt4_turbo"):
             Judge(spec(served, annotator="gpt9"))
 
 
-def test_a_missing_package_is_named_with_its_mend(monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(monkeypatch):
     load_package.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "alpaca_eval.annotators.pairwise_evaluator", None)
     with pytest.raises(InputError, match=r"alpaca_eval.*pip install 'tokenuq\[alpacaeval\]'"):

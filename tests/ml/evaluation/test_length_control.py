@@ -1,4 +1,4 @@
-"""The length-controlled win rate from made-up hub files: a known effect of length is taken out."""
+"""The length-controlled win rate from synthetic hub files: a known effect of length is removed."""
 
 import json
 
@@ -58,7 +58,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **asked: download(**asked))
 
 
-def test_what_the_judge_owes_to_length_is_taken_out(hub):
+def test_the_effect_of_length_is_removed(hub):
     frame = judged(slope=2.0)
     examples = length_controlled_examples(frame, "alpaca", "ood")
     controlled = examples["numerator"].sum() / examples["denominator"].sum()
@@ -68,14 +68,14 @@ def test_what_the_judge_owes_to_length_is_taken_out(hub):
     assert raw > 0.65 and abs(controlled - 0.5) < 0.4 * (raw - 0.5)
 
 
-def test_pairs_without_a_verdict_are_no_part_of_it(hub):
+def test_pairs_without_a_verdict_are_left_out(hub):
     frame = judged(slope=1.0).with_columns(preferred=pl.when(pl.int_range(pl.len()) > 4).then(pl.col("preferred")))
     assert (
         length_controlled_examples(frame, "alpaca", "ood")["example_id"].to_list() == frame["example_id"][5:].to_list()
     )
 
 
-def test_an_instruction_that_is_none_of_alpaca_evals_is_named(hub):
+def test_an_instruction_outside_alpaca_eval_is_named(hub):
     frame = judged(slope=1.0).with_columns(
         prompt=pl.col("prompt").str.replace("Do 7.", "Do something else.", literal=True)
     )

@@ -29,7 +29,7 @@ def examples() -> pl.DataFrame:
     )
 
 
-def test_sums_within_and_examples_across():
+def test_values_and_intervals_known_by_hand():
     metrics = metric_rows(examples(), EVALUATION)
     assert metrics.select("dataset", "split", "metric", "value", "n", "higher_is_better").rows() == [
         ("chat", "ood", "loss", 1.0, 1, False),
@@ -45,7 +45,7 @@ def test_sums_within_and_examples_across():
     assert intervals["toy", "token_accuracy"] == pytest.approx((0.0, 2 / 3))
 
 
-def test_a_change_and_a_bias_have_no_better_direction():
+def test_changes_and_bias_have_no_direction():
     ids = pl.Series(["toy/a", "toy/b"])
     names = ["loss", "calibration_error", "win_rate", "exact_match_strict", *sorted(NO_DIRECTION)]
     table = metric_rows(pl.concat(example_rows("toy", "test", name, ids, [1, 0], [1, 1]) for name in names), EVALUATION)
@@ -60,7 +60,7 @@ def test_a_change_and_a_bias_have_no_better_direction():
     }
 
 
-def test_the_order_of_examples_changes_nothing():
+def test_the_order_of_examples_does_not_matter():
     assert metric_rows(examples().reverse(), EVALUATION).equals(metric_rows(examples(), EVALUATION))
 
 
@@ -72,12 +72,12 @@ def test_the_spec_sets_the_interval():
         assert wider["ci_low"] < row["ci_low"] < row["value"] < row["ci_high"] < wider["ci_high"]
 
 
-def test_no_examples_no_metrics():
+def test_without_examples_there_are_no_metrics():
     assert dict(metric_rows(pl.DataFrame(schema=EXAMPLE_SCHEMA), EVALUATION).schema) == METRIC_SCHEMA
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_both_tables_are_stored_as_they_are(seed, tmp_path):
+def test_both_tables_fit_their_schemas(seed, tmp_path):
     metrics = metric_rows(examples(), EVALUATION)
     assert dict(metrics.schema) == METRIC_SCHEMA
     table = with_identity(metrics, "mle", seed)

@@ -49,7 +49,7 @@ def plain_loop(a: Family, b: Family, resamples: int, confidence: float, seed: in
 @pytest.mark.parametrize(
     "seeds_a, seeds_b", [((0, 1, 2), (0, 1, 2)), ((0, 1, 2), (0, 1)), ((0,), (3, 4)), ((0,), (0,))]
 )
-def test_as_a_plain_loop(seeds_a, seeds_b):
+def test_estimates_equal_a_plain_loop(seeds_a, seeds_b):
     a, b = family(seeds_a, draw=1), family(seeds_b, draw=2)
     found = PairedBootstrap({"a": a, "b": b}, **SETTINGS).difference("a", "b")
     values = [(f.numerators_SE.sum(1) / f.denominators_SE.sum(1)).mean() for f in (a, b)]
@@ -57,7 +57,7 @@ def test_as_a_plain_loop(seeds_a, seeds_b):
     assert found[1:] == pytest.approx(plain_loop(a, b, **SETTINGS), rel=1e-10)
 
 
-def test_chunks_and_further_families_change_nothing(monkeypatch):
+def test_chunks_and_other_families_do_not_matter(monkeypatch):
     families = {"a": family(draw=1), "b": family(draw=2)}
     whole = PairedBootstrap(families, **SETTINGS)
     monkeypatch.setattr(paired, "_CHUNK_COUNTS", 70)
@@ -65,13 +65,13 @@ def test_chunks_and_further_families_change_nothing(monkeypatch):
     assert parts.difference("a", "b") == whole.difference("a", "b") and parts.mean("b") == whole.mean("b")
 
 
-def test_equal_families_differ_by_exactly_nothing():
+def test_equal_families_differ_by_exactly_zero():
     families = {"a": family(examples=333), "b": family(examples=333), "c": family(examples=333, draw=9)}
     assert PairedBootstrap(families, **SETTINGS).difference("a", "b") == (0, 0, 0)
     assert PairedBootstrap(families, **SETTINGS).difference("a", "a") == (0, 0, 0)
 
 
-def test_a_constant_shift_is_found_without_width():
+def test_a_constant_shift_has_an_interval_of_width_zero():
     """Every example and seed is 0.5 a unit higher, whatever the examples and the seeds are like."""
     low = family(examples=64)
     high = Family(low.seeds, low.numerators_SE + 0.5 * low.denominators_SE, low.denominators_SE)
@@ -137,7 +137,7 @@ def coverage(seeds: int, seed_sd: float, example_sd: float, studies: int = 300) 
         (10, 0.5, 0.05, 0.85, 0.97),
     ],
 )
-def test_coverage(seeds, seed_sd, example_sd, least, most):
+def test_coverage_of_simulated_studies(seeds, seed_sd, example_sd, least, most):
     assert least <= coverage(seeds, seed_sd, example_sd) <= most
 
 
@@ -152,6 +152,6 @@ def test_coverage(seeds, seed_sd, example_sd, least, most):
         ({"a": Family((0,), np.ones((1, 1)), np.zeros((1, 1)))}, ValueError, "positive"),
     ],
 )
-def test_refuses_what_cannot_be_compared(families, error, message):
+def test_families_that_cannot_be_compared_are_refused(families, error, message):
     with pytest.raises(error, match=message):
         PairedBootstrap(families, **SETTINGS)

@@ -27,7 +27,7 @@ def sets(frame: pl.DataFrame) -> dict[int, set]:
     return found
 
 
-def test_as_python_sets():
+def test_the_overlap_is_that_of_python_sets():
     draw = np.random.default_rng(0)
     frames = {name: selections(draw, share) for name, share in {"a": 0.3, "b": 0.5, "c": 1.0, "d": 0.05}.items()}
     found = selection_overlap({name: frame.lazy() for name, frame in frames.items()})
@@ -42,7 +42,7 @@ def test_as_python_sets():
     assert any(0 < row[-1] < 1 for row in expected)
 
 
-def test_a_step_where_neither_selects_has_no_index():
+def test_a_step_without_selected_tokens_has_no_index():
     some = pl.DataFrame({"step": [1, 2], "example_id": ["x", "y"], "position": [1, 2], "selected": [False, True]})
     none = some.with_columns(selected=pl.Series([False, False]))
     found = selection_overlap({"a": none.lazy(), "b": none.lazy(), "c": some.lazy()})
@@ -50,7 +50,7 @@ def test_a_step_where_neither_selects_has_no_index():
     assert found.filter(a="b", b="c").select("step", "jaccard").rows() == [(2, 0.0)]
 
 
-def test_the_last_bit_is_a_model_too():
+def test_the_largest_number_of_models_is_compared():
     frames = {str(n): selections(np.random.default_rng(n % 2), 0.5).lazy() for n in range(64)}
     found = selection_overlap(frames)
     assert (found.filter(a="61", b="63")["jaccard"] == 1).all() and (found.filter(a="62", b="63")["jaccard"] < 1).all()

@@ -33,21 +33,21 @@ def frames(**models):
 
 
 class TestAblationTable:
-    def test_best_only_where_no_interval_overlaps(self):
+    def test_the_best_model_is_marked_only_if_no_interval_overlaps(self):
         rows = table_rows(frames(base=(3, 2.9, 3.1), teacher=(2, 1.9, 2.1), mle=(1, 0.9, 1.1)))
         test = {row["model"]: row for row in rows if row["split"] == "test"}
         assert [name for name, row in test.items() if row["best"]] == ["mle"] and test["base"]["separated"]
         ood = [row for row in rows if row["split"] == "ood"]
         assert not any(row["best"] or row["separated"] for row in ood)
 
-    def test_higher_can_be_better(self):
+    def test_the_highest_value_is_best_where_higher_is_better(self):
         both = {
             name: pl.DataFrame([evaluation(*v, "token_accuracy", "test", True)])
             for name, v in {"a": (0.9, 0.8, 1.0), "b": (0.2, 0.1, 0.3)}.items()
         }
         assert [row["model"] for row in table_rows(both) if row["best"]] == ["a"]
 
-    def test_text_holds_every_number(self):
+    def test_the_text_has_every_number(self):
         text = ablation_table_text(table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.9, 1.1))))
         assert "*1.000 [0.900, 1.100]" in text and "n=9" in text and text.count("n=9 indistinct") == 1
 
@@ -65,7 +65,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_data_shows_as_text():
+def test_text_from_data_is_escaped():
     text = "<script>alert(1)</script>"
     page = Page(html.page(text, text, [(text, html.paragraph(text) + html.table([text], [[text]]))]))
     # The page's own script is no data; title, heading, subtitle, section, paragraph and two cells are.
@@ -74,6 +74,6 @@ def test_data_shows_as_text():
         assert not attributes.get("src", "data:").startswith("http") and tag != "link"
 
 
-def test_rows_are_json():
+def test_rows_can_be_written_as_json():
     rows = table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.9, 1.1)))
     assert json.loads(json.dumps(rows)) == rows

@@ -1,4 +1,4 @@
-"""Which ablations belong into one picture."""
+"""Which ablations share a plot, and the notes of the family table."""
 
 import polars as pl
 import pytest
@@ -19,7 +19,7 @@ def by_loss(quantile, **more) -> dict:
 
 
 class TestQuantileSets:
-    def test_only_the_quantile_differs(self):
+    def test_a_curve_has_families_that_differ_only_in_the_quantile(self):
         found = comparison.quantile_sets(
             ablations(
                 mle={"select": "all"},
@@ -37,7 +37,7 @@ class TestQuantileSets:
             "masked_top": {"masked_top50": 0.5, "masked_top75": 0.75},
         }
 
-    def test_schedules_thresholds_and_lone_quantiles_make_no_curve(self):
+    def test_schedules_thresholds_and_single_quantiles_make_no_curve(self):
         found = comparison.quantile_sets(
             ablations(
                 a=by_loss(0.25),
@@ -48,7 +48,7 @@ class TestQuantileSets:
         )
         assert found == {}
 
-    def test_names_without_a_common_beginning_are_still_told_apart(self):
+    def test_curves_without_a_common_name_prefix_have_different_names(self):
         fields = {
             "a": by_loss(0.2),
             "b": by_loss(0.4),
@@ -58,7 +58,7 @@ class TestQuantileSets:
         assert list(comparison.quantile_sets(ablations(**fields))) == ["a", "c"]
 
 
-def test_compared_selections_are_of_one_seed_and_select_some():
+def test_compared_selections_are_partial_and_of_one_seed():
     given = ablations(
         mle={"select": "all"},
         all_by_loss=by_loss(1.0),
@@ -71,7 +71,7 @@ def test_compared_selections_are_of_one_seed_and_select_some():
     assert comparison.compared_selections(ablations(mle={"select": "all"}, top=by_loss(0.25))) == []
 
 
-def test_overlap_shows_the_anchor_even_where_it_is_last(tmp_path, monkeypatch):
+def test_overlap_shows_the_anchor_even_if_it_is_last(tmp_path, monkeypatch):
     many = {f"r{n:02d}": {"select": {"by": "random", "quantile": 0.25}} for n in range(comparison.MAX_COMPARED + 3)}
     given = ablations(**many, paper_top25=by_loss(0.25))
     drawn = {}
@@ -108,7 +108,7 @@ def results(given: dict[str, AblationSpec]) -> str:
         (ablations(mle={"select": "all"}, top=by_loss(0.25)), "of 2 differences that are truly 0, about 0.1 would"),
     ],
 )
-def test_the_notes_say_what_the_intervals_leave_out(given, said):
+def test_the_notes_name_the_limits_of_the_intervals(given, said):
     assert said in results(given)
 
 

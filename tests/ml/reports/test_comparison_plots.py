@@ -1,4 +1,4 @@
-"""What the comparison plots draw, and their edges."""
+"""The comparison plots, with edge cases."""
 
 import polars as pl
 import pytest
@@ -39,7 +39,7 @@ def points(*rows: tuple[str, float, float]) -> pl.DataFrame:
     )
 
 
-def test_quantile_curves_have_a_line_a_set_a_panel_a_dataset_and_the_baseline(tmp_path, drawn):
+def test_quantile_curves_have_one_line_per_curve_one_panel_per_dataset_and_the_baseline(tmp_path, drawn):
     curves = points(("a", 0.5, 2.0), ("a", 0.25, 1.0), ("b", 0.25, 3.0), ("b", 0.75, 4.0))
     baseline = points(("mle", 1.0, 2.5)).drop("curve", "quantile")
     comparison_plots.quantile_curves(curves, baseline, "mle", tmp_path / "a.png")
@@ -55,7 +55,7 @@ def test_quantile_curves_have_a_line_a_set_a_panel_a_dataset_and_the_baseline(tm
         assert [list(ends[:, 1]) for ends in whiskers] == [pytest.approx([0.9, 1.2]), pytest.approx([1.9, 2.2])]
 
 
-def test_quantile_curves_of_many_sets_are_all_drawn(tmp_path, drawn):
+def test_many_quantile_curves_are_all_drawn(tmp_path, drawn):
     many = points(*((f"set{n}", quantile, n + quantile) for n in range(20) for quantile in (0.1, 0.5)))
     comparison_plots.quantile_curves(many, points(("mle", 1.0, 2.5)), "mle", tmp_path / "a.png")
     for axis in drawn[0].axes:
@@ -70,7 +70,7 @@ def overlap() -> pl.DataFrame:
     return selection_overlap({name: frame.lazy() for name, frame in frames.items()})
 
 
-def test_the_matrix_holds_the_mean_over_steps_both_ways(tmp_path, drawn, overlap):
+def test_the_matrix_is_symmetric_and_has_the_means_over_steps(tmp_path, drawn, overlap):
     comparison_plots.overlap_matrix(overlap, ["a", "b", "none"], tmp_path / "a.png")
     matrix = drawn[0].axes[0].images[0].get_array()
     assert matrix[0, 1] == matrix[1, 0] == pytest.approx(overlap.filter(a="a", b="b")["jaccard"].mean())
@@ -85,7 +85,7 @@ def test_a_pair_without_an_index_is_grey(tmp_path, drawn, overlap):
     assert axis.images[0].get_array().mask[0, 1] and to_hex(axis.get_facecolor()) == "#dddddd"
 
 
-def test_curves_with_the_anchor_from_high_to_low(tmp_path, drawn, overlap):
+def test_overlap_curves_are_ordered_from_high_to_low(tmp_path, drawn, overlap):
     comparison_plots.overlap_over_steps(overlap, "b", tmp_path / "a.png")
     (axis,) = drawn[0].axes
     assert [line.get_label() for line in axis.lines] == ["a", "none"]

@@ -76,7 +76,7 @@ class Tables(HTMLParser):
 
 
 class TestCostRows:
-    def test_figures_of_a_run(self):
+    def test_figures_of_one_training(self):
         rows = {row["ablation"]: row for row in cost_rows(RECORDS, SMOL)}
         mle, paper = rows["mle"], rows["paper"]
         assert list(rows) == list(RECORDS)
@@ -86,7 +86,7 @@ class TestCostRows:
         assert (mle["tokens_per_second"], mle["response_tokens_per_second"]) == (375, 200)
         assert paper["seconds_ratio"] == pytest.approx(1.1) and mle["seconds_ratio"] == 1
 
-    def test_flops_are_the_models(self):
+    def test_flops_are_those_of_the_cost_model(self):
         rows = {row["ablation"]: row for row in cost_rows(RECORDS, SMOL)}
         for name, row in rows.items():
             work = flops(SMOL, RECORDS[name].step())
@@ -99,13 +99,13 @@ class TestCostRows:
         assert rows["paper"]["flops_ratio"] == pytest.approx(1)
         assert rows["masked"]["flops_ratio"] < 1 < 1.4 < rows["online"]["flops_ratio"]
 
-    def test_ratios_are_for_the_same_tokens(self):
+    def test_ratios_compare_equal_numbers_of_tokens(self):
         """A resumed run counts its own steps alone."""
         halved = {"mle": record(), "resumed": record(total=40.0, steps=5)}
         row = cost_rows(halved, SMOL)[1]
         assert (row["seconds_ratio"], row["flops_ratio"]) == (pytest.approx(2), pytest.approx(1))
 
-    def test_ratios_are_to_all_seeds_of_the_reference(self):
+    def test_ratios_compare_with_all_seeds_of_the_reference(self):
         seeds = {"mle": record(total=40.0), "mle_s1": record(total=50.0)}
         ratios = [row["seconds_ratio"] for row in cost_rows(seeds, SMOL, {"mle": "mle", "mle_s1": "mle"})]
         assert ratios == pytest.approx([40 / 45, 50 / 45])
@@ -116,7 +116,7 @@ class TestCostRows:
 
 
 class TestPredictions:
-    def test_every_family_at_every_size(self):
+    def test_every_family_is_predicted_at_every_size(self):
         records = {**RECORDS, "mle_s1": record(total=50.0)}
         rows = prediction_rows(records, {"mle_s1": "mle"}, rate=1e12)
         assert [(row["ablation"], row["model"]) for row in rows] == [
@@ -128,7 +128,7 @@ class TestPredictions:
             assert row["seconds_step"] == pytest.approx(work.total / 1e12)
             assert row["head_share"] == pytest.approx(work.head / work.total)
 
-    def test_lengths_are_the_references(self):
+    def test_predictions_use_the_lengths_of_the_reference(self):
         longer = record(steps=10, selected=0.25, tokens=30_000, padded_tokens=32_000, attended=3_200_000)
         both = prediction_rows({"mle": record(), "masked": longer})
         assert both[1]["flops_step"] == pytest.approx(prediction_rows(RECORDS)[1]["flops_step"])
@@ -139,7 +139,7 @@ class TestPredictions:
 
 
 class TestSection:
-    def test_tables_and_rows_say_the_same(self):
+    def test_tables_show_the_rows(self):
         fragment, rows = costs_section(RECORDS, SMOL)
         totals, seconds, gflops, predicted = Tables(fragment).tables
         for shown in (totals, seconds, gflops, predicted):
@@ -154,18 +154,18 @@ class TestSection:
         last = dict(zip(predicted[0], predicted[4], strict=True))["Llama-3.1-70B TFLOP"]
         assert float(last.replace(",", "")) == pytest.approx(rows["predicted"][-1]["flops_step"] / 1e12, rel=0.01)
 
-    def test_rows_are_json(self):
+    def test_rows_can_be_written_as_json(self):
         _, rows = costs_section(RECORDS, SMOL)
         assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
-    def test_says_what_selection_can_save(self):
+    def test_the_upper_bound_of_savings_is_given(self):
         fragment, rows = costs_section(RECORDS, SMOL)
         text = Tables(fragment).paragraphs[-1]
         share = rows["measured"][0]["gflops_step_head"] / rows["measured"][0]["gflops_step"]
         assert f"are {share:.1%} of the FLOPs" in text
         assert re.search(r"masked 0\.90, paper 1\.10, online 1\.50\.$", text)
 
-    def test_says_the_assumed_rate_and_lengths(self):
+    def test_the_assumed_rate_and_lengths_are_given(self):
         text = " ".join(Tables(costs_section(RECORDS, SMOL, rate=250e12)[0]).paragraphs)
         assert "8 sequences, 1,600 tokens with padding, 800 response tokens" in text and "250 TFLOP/s" in text
 
@@ -173,11 +173,11 @@ class TestSection:
         fragment, _ = costs_section({"paper": RECORDS["paper"]}, SMOL)
         assert Tables(fragment).tables[0][1][-1] == "—" and "Measured seconds" not in fragment
 
-    def test_a_study_without_records_says_so(self):
+    def test_a_study_without_records_has_a_note(self):
         fragment, rows = costs_section({}, SMOL)
         assert "has a record of its costs" in fragment and rows == {"measured": [], "predicted": []}
 
-    def test_a_run_without_response_tokens_is_shown(self):
+    def test_a_training_without_response_tokens_is_shown(self):
         none = record(response_tokens=0, mle_tokens=0)
         fragment, _ = costs_section({"mle": none}, SMOL)
         assert "0 (—)" in fragment

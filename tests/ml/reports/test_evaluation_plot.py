@@ -1,4 +1,4 @@
-"""The plot of an evaluation: each metric is drawn where its value and its interval are."""
+"""The plot of an evaluation: each metric is drawn at its value, with its interval."""
 
 import polars as pl
 import pytest
@@ -35,7 +35,7 @@ def test_nats_and_shares_have_a_panel_each(drawn, tmp_path):
     assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_two_models_stand_beside_each_other_with_a_legend(drawn, tmp_path):
+def test_two_models_are_drawn_next_to_each_other_with_a_legend(drawn, tmp_path):
     metric_intervals({"base": frame(), "teacher": frame(0.1)}, tmp_path / "m.png")
     assert points(drawn[0].axes[0]) == [1.5, 1.6]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["base", "teacher"]

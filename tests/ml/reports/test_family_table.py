@@ -66,7 +66,7 @@ def test_means_spreads_and_differences():
     assert found["random"]["difference"] == pytest.approx(0.2) and found["random"]["verdict"] == "worse"
 
 
-def test_a_difference_whose_interval_holds_0_is_not_distinguishable():
+def test_a_difference_whose_interval_contains_0_is_not_distinguishable():
     noisy = tiny_tables.evaluation_examples(1.001, noise=0.5, draw=3)
     found = rows([ablation("mle"), ablation("top", LOSS), ablation("same", LOSS)], {"mle": 1.0, "same": 1.0}, top=noisy)
     by_family = {row["family"]: row for row in found if row["split"] == "test"}
@@ -76,7 +76,7 @@ def test_a_difference_whose_interval_holds_0_is_not_distinguishable():
     assert "cannot separate the ablations" in verdict(found)
 
 
-def test_one_example_tells_nothing():
+def test_with_one_example_nothing_is_distinguishable():
     one = {name: tiny_tables.evaluation_examples(LOSSES[name], examples=1) for name in ("mle", "top")}
     references = {name: tiny_tables.evaluation_examples(2.0, examples=1) for name in ("base", "teacher")}
     found = rows([ablation("mle"), ablation("top", LOSS)], {"mle": 1.0, "top": 0.5}, **one, **references)
@@ -84,7 +84,7 @@ def test_one_example_tells_nothing():
     assert top["difference_high"] == pytest.approx(-0.5) and top["verdict"] == "not distinguishable"
 
 
-def test_higher_can_be_better():
+def test_a_higher_value_is_better_where_higher_is_better():
     ablations = [ablation("mle"), ablation("top", LOSS)]
     accuracy = {
         name: tiny_tables.evaluations(value, 0.1).with_columns(metric=pl.lit("acc"), higher_is_better=pl.lit(True))
@@ -98,7 +98,7 @@ def test_higher_can_be_better():
     assert {row["verdict"] for row in found if row["family"] == "top"} == {"better"}
 
 
-def test_a_metric_without_a_direction_is_told_as_higher_or_lower():
+def test_a_metric_without_direction_has_the_verdict_higher_or_lower():
     ablations = [ablation("mle"), ablation("top", LOSS), ablation("random", {"by": "random", "quantile": 0.5})]
     values = {"mle": 0.4, "top": 0.7, "random": 0.1}
     changes = {
@@ -118,7 +118,7 @@ def test_a_metric_without_a_direction_is_told_as_higher_or_lower():
     assert "toy entropy_change (higher top; lower random)" in verdict(found)
 
 
-def test_of_judged_outputs_those_that_all_models_have_are_compared():
+def test_judged_metrics_compare_the_examples_that_all_models_have():
     ablations = [ablation("mle"), ablation("top", LOSS)]
     values = {"mle": 0.4, "top": 0.7}
     table = {
@@ -143,14 +143,14 @@ def test_of_judged_outputs_those_that_all_models_have_are_compared():
     assert [row["family"] for row in compared(examples["top"].filter(split="ood"))] == ["mle"]
 
 
-def test_without_mle_the_first_family_is_compared_with():
+def test_without_mle_the_first_family_is_the_baseline():
     found = rows([ablation("top", LOSS), ablation("random", {"by": "random", "quantile": 0.5})], LOSSES)
     assert {row["against"] for row in found} == {"top"}
     assert {row["verdict"] for row in found if row["family"] == "random"} == {"worse"}
     assert verdict(found).startswith("Distinguishable from top on: toy loss (worse random)")
 
 
-def test_the_verdict_names_the_farthest_first_and_counts_the_rest():
+def test_the_verdict_names_the_largest_differences_and_counts_the_rest():
     losses = {"mle": 1.0, **{f"f{n}": 1.0 + 0.1 * n for n in range(1, 6)}, "good": 0.9}
     ablations = [ablation(name) for name in losses]
     said = verdict(rows(ablations, losses))
@@ -158,13 +158,13 @@ def test_the_verdict_names_the_farthest_first_and_counts_the_rest():
     assert "nothing to compare" in verdict(rows([ablation("mle")], {"mle": 1.0}))
 
 
-def test_other_examples_are_refused():
+def test_models_on_different_examples_are_refused():
     other = tiny_tables.evaluation_examples(0.5).with_columns(pl.col("example_id") + "x")
     with pytest.raises(InputError, match="toy loss: top and base were evaluated on different examples; materialise"):
         rows([ablation("mle"), ablation("top", LOSS)], {"mle": 1.0, "top": 0.5}, top=other)
 
 
-def test_a_family_of_which_a_seed_lacks_a_metric_is_left_out_of_it():
+def test_a_family_has_no_row_for_a_metric_that_a_seed_lacks():
     less = tiny_tables.evaluation_examples(1.2).filter(split="ood")
     found = rows(THREE, LOSSES, mle_s1=less)
     assert "mle" not in {row["family"] for row in found if row["split"] == "test"}

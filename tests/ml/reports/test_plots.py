@@ -1,4 +1,4 @@
-"""Plots at their edges: one step, nothing selected, constants, no tokens, many models; and what they draw."""
+"""Plots of tables, with edge cases: one step, nothing selected, constants, no tokens, many models."""
 
 import numpy as np
 import polars as pl
@@ -59,7 +59,7 @@ def test_curves_and_selections_of_any_length(tmp_path, steps):
         check_png(tmp_path / path)
 
 
-def test_empty_frames_are_drawn_empty(tmp_path, tokens):
+def test_empty_frames_give_empty_plots(tmp_path, tokens):
     plots.training_curve(tiny_tables.training_log().clear(), tmp_path / "a.png")
     plots.training_curves({}, tmp_path / "b.png")
     plots.selected_categories(tiny_tables.curriculum(selected=0), tmp_path / "c.png")
@@ -75,7 +75,7 @@ def test_empty_frames_are_drawn_empty(tmp_path, tokens):
 
 @pytest.mark.parametrize("columns", [["bald"], ["loss", "bald"]])
 @pytest.mark.parametrize("constant", [0.0, 0.5])
-def test_constant_uncertainty(tmp_path, drawn, tokens, columns, constant):
+def test_constant_uncertainty_is_drawn(tmp_path, drawn, tokens, columns, constant):
     tokens = tokens.with_columns(pl.lit(constant).alias(name) for name in columns)
     plots.loss_vs_bald(tokens, analysis(tokens), tmp_path / "a.png")
     token_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
@@ -84,7 +84,7 @@ def test_constant_uncertainty(tmp_path, drawn, tokens, columns, constant):
     assert drawn[0].axes[0].get_title() == f"all ({len(tokens)})\nρ –, given entropy –"
 
 
-def test_a_panel_a_category_with_its_own_tokens_and_correlations(tmp_path, drawn, tokens):
+def test_each_category_has_a_panel_with_its_tokens_and_correlations(tmp_path, drawn, tokens):
     table = analysis(tokens)
     plots.loss_vs_bald(tokens, table, tmp_path / "a.png")
     check_png(tmp_path / "a.png")
@@ -99,7 +99,7 @@ def test_a_panel_a_category_with_its_own_tokens_and_correlations(tmp_path, drawn
     assert len({axis.collections[0].norm for axis in panels}) == 1
 
 
-def test_the_teachers_measures_are_drawn_from_all_tokens(tmp_path, drawn, tokens):
+def test_token_plots_draw_all_tokens(tmp_path, drawn, tokens):
     token_plots.losses_by_category(tokens.with_columns(base_loss=pl.col("loss") + 1).lazy(), tmp_path / "a.png")
     token_plots.uncertainty_spread(tokens.lazy(), tmp_path / "b.png")
     check_png(tmp_path / "b.png")
@@ -112,13 +112,13 @@ def test_the_teachers_measures_are_drawn_from_all_tokens(tmp_path, drawn, tokens
         assert steps.get_data().values.sum() == len(tokens)
 
 
-def test_one_token(tmp_path, tokens):
+def test_one_token_is_drawn(tmp_path, tokens):
     plots.loss_vs_bald(tokens.head(1), analysis(tokens.head(1)), tmp_path / "a.png")
     check_png(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("steps", [6, 80])
-def test_shares_stack_to_one_where_anything_is_selected(tmp_path, drawn, steps):
+def test_shares_add_up_to_one_where_tokens_are_selected(tmp_path, drawn, steps):
     rows = tiny_tables.curriculum(steps).with_columns(
         n_selected=pl.when(step=1).then(0).when(category="number").then(6).otherwise(pl.col("n_selected"))
     )
@@ -138,7 +138,7 @@ def test_shares_stack_to_one_where_anything_is_selected(tmp_path, drawn, steps):
     }
 
 
-def test_every_ood_dataset_has_its_plane(tmp_path, drawn):
+def test_every_ood_dataset_has_its_panel(tmp_path, drawn):
     plots.id_vs_ood(reference_and_students(base=3.0, teacher=2.0, mle=1.0), tmp_path / "a.png")
     check_png(tmp_path / "a.png")
     assert [axis.get_ylabel() for axis in drawn[0].axes] == [
@@ -148,7 +148,7 @@ def test_every_ood_dataset_has_its_plane(tmp_path, drawn):
     assert [len(axis.containers) for axis in drawn[0].axes] == [3, 3]
 
 
-def test_pareto_front():
+def test_the_pareto_front_is_drawn():
     # (2, 1) is bettered by (1, 1), (3, 3) by all; (1, 1) and (4, 0) are not comparable.
     assert plots.pareto_front([(3, 3), (4, 0), (2, 1), (1, 1)]) == [(1, 1), (4, 0)]
     assert plots.pareto_front([]) == []

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: it opens without a complaint, and shows of a token what the table says."""
+"""The report in headless Chromium: it opens without errors and shows the numbers of the tables."""
 
 import re
 from pathlib import Path
@@ -113,7 +113,7 @@ def reader(report, tmp_path_factory):
         assert page.problems == []
 
 
-def test_text_from_data_shows_as_text(reader):
+def test_text_from_data_is_shown_as_text(reader):
     reader.choose("#x-example", TEST)
     assert reader.page.evaluate("document.getElementById('x-prompt').textContent") == ATTACK
     assert reader.page.evaluate("document.querySelector('#x-tokens span').textContent") == ATTACK
@@ -138,7 +138,7 @@ def test_hovering_a_token_shows_the_numbers_of_the_table(reader):
 @pytest.mark.parametrize(
     "by, table", [("loss", "token_losses"), ("entropy", "token_losses"), ("bald", "token_uncertainty")]
 )
-def test_switching_the_colouring(reader, by, table):
+def test_the_buttons_switch_the_colouring(reader, by, table):
     reader.choose("#x-example", TEST)
     reader.colour_by(by)
     everything = read_table(reader.store / table)[by]
@@ -147,7 +147,7 @@ def test_switching_the_colouring(reader, by, table):
     assert reader.shades() == pytest.approx(expected, abs=0.01) and max(expected) > 0.5
 
 
-def test_selected_at_step(reader):
+def test_selected_tokens_of_a_step_are_coloured(reader):
     reader.choose("#x-example", TRAIN)
     reader.colour_by("selected")
     reader.choose("#x-ablation", "paper_top50")
@@ -165,7 +165,7 @@ def test_selected_at_step(reader):
 
 
 @pytest.mark.parametrize("example, table", [(TEST, "evaluation_tokens"), (TRAIN, "selections")])
-def test_the_difference_between_two_ablations(reader, example, table):
+def test_the_difference_between_two_ablations_is_coloured(reader, example, table):
     reader.choose("#x-example", example)
     reader.colour_by("difference")
     reader.choose("#x-left", "paper_top50")
@@ -192,7 +192,7 @@ def test_arrow_keys_move_from_token_to_token(reader):
     assert reader.page.evaluate("document.getElementById('x-tip').hidden")
 
 
-def test_dark_and_narrow(report, tmp_path):
+def test_the_page_fits_dark_and_narrow_screens(report, tmp_path):
     with chromium.Page(report / "report/report.html", tmp_path, scheme="dark", width=400) as page:
         Reader(page, report)
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"

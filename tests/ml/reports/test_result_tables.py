@@ -1,4 +1,4 @@
-"""Tables of results as HTML: what is marked, what is left open, and that names stay text."""
+"""Result tables as HTML: marks, empty cells, and escaped names."""
 
 import re
 
@@ -35,7 +35,7 @@ def lines(table: str) -> list[str]:
     return re.findall(r"<tr.*?</tr>", table.partition("<tbody>")[2])
 
 
-def test_families_with_differences_marked_only_where_they_are_told():
+def test_only_distinguishable_differences_of_families_are_marked():
     table = family_table(
         [
             family("base", 0.5, "worse", selection=None),
@@ -52,7 +52,7 @@ def test_families_with_differences_marked_only_where_they_are_told():
     assert "difference<br>to mle" in table
 
 
-def test_a_family_that_lacks_a_metric_has_an_empty_pair():
+def test_a_family_without_a_metric_has_two_empty_cells():
     table = family_table([family("mle"), family("top", -0.5, "better"), family("mle", dataset="far", split="ood")])
     assert cells(lines(table)[1])[-2:] == [["—"], ["—"]]
     assert table.count('colspan="2"') == 2
@@ -75,5 +75,5 @@ def test_a_metric_without_a_direction_has_no_arrow_and_no_colour():
     assert cells(top)[-1] == "-0.500 lower [-0.600, -0.400]".split() and cells(low)[-1][0] == "not"
 
 
-def test_names_stay_text():
+def test_names_are_escaped():
     assert "<b>" not in family_table([family("<b>x</b>")])

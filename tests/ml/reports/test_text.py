@@ -1,4 +1,4 @@
-"""The tables of results as text for the terminal."""
+"""The result tables as text for the terminal."""
 
 import json
 
@@ -13,7 +13,7 @@ class TestAblations:
     def rows(self, models, ood=("far",)):
         return table_rows({name: tiny_tables.evaluations(loss, 0.1, ood=ood) for name, loss in models.items()})
 
-    def test_models_by_metrics(self):
+    def test_models_are_rows_and_metrics_are_columns(self):
         lines = ablation_table_text(self.rows({"base": 3.0, "mle": 1.0})).splitlines()
         assert lines[0].split() == ["toy", "(test)", "far", "(ood)"] and lines[1].split() == ["loss", "loss"]
         assert [line.split()[0] for line in lines[4:6]] == ["base", "mle"]
@@ -21,7 +21,7 @@ class TestAblations:
         assert lines[5].count("*1.000 [0.900, 1.100]") == 2 and "*" not in lines[4]
         assert lines[3].split() == ["n=9", "n=9"] and lines[2].count("lower is better") == 2
 
-    def test_metrics_that_tell_nothing_apart_say_so(self):
+    def test_metrics_whose_intervals_all_overlap_are_marked_indistinct(self):
         text = ablation_table_text(self.rows({"base": 1.01, "mle": 1.0}))
         assert text.count("n=9 indistinct") == 2 and "*1.0" not in text
 
@@ -39,7 +39,7 @@ class TestAblations:
         assert mle.split()[:2] == ["mle", "-"] and mle.endswith("n=7")
         assert base.count("[2.900, 3.100]") == 2 and base.endswith("n=9")
 
-    def test_nothing(self):
+    def test_no_rows_give_no_text(self):
         assert ablation_table_text([]) == ""
 
 
@@ -56,7 +56,7 @@ class TestFamilies:
         examples = {name: tiny_tables.evaluation_examples(loss, ood=ood) for name, loss in losses.items()}
         return family_rows(table, examples, ablations, EvaluationSpec(bootstrap=50))
 
-    def test_means_spreads_and_differences(self):
+    def test_families_show_means_spreads_and_differences(self):
         lines = family_table_text(self.rows()).splitlines()
         assert lines[0].split() == ["toy", "(test)", "far", "(ood)"] and "indistinct" not in lines[3]
         base, mle, top, same = lines[4:8]
@@ -65,7 +65,7 @@ class TestFamilies:
         assert top.startswith("top (dynamic)") and top.count("-0.600 [-0.700, -0.500] better") == 2
         assert same.startswith("same (static)") and same.count("~") == 2 and "better" not in same
 
-    def test_a_metric_without_a_direction_says_neither_is_better(self):
+    def test_a_metric_without_direction_has_no_better_side(self):
         told = {"better": "lower", "worse": "higher"}
         rows = [
             {**row, "higher_is_better": None, "verdict": told.get(row["verdict"], row["verdict"])}
@@ -75,7 +75,7 @@ class TestFamilies:
         assert lines[2].strip() == "" and "is better" not in "".join(lines[:8]) and "indistinct" not in lines[3]
         assert lines[6].count("-0.600 [-0.700, -0.500] lower") == 2 and lines[7].count("~") == 2
 
-    def test_a_metric_without_a_distinguishable_student_says_so(self):
+    def test_a_metric_without_a_distinguishable_student_is_marked_indistinct(self):
         rows = [row for row in self.rows() if row["family"] != "top"]
         assert family_table_text(rows).count("n=9 indistinct") == 2
 
@@ -84,7 +84,7 @@ class TestFamilies:
         assert max(map(len, text.splitlines())) <= WIDTH and text.count("better") >= 8
 
 
-def test_families_are_shown_where_there_are_seeds(tmp_path):
+def test_families_are_shown_if_one_has_several_seeds(tmp_path):
     assert report_text(tmp_path) == ""
     families, models = TestFamilies().rows(), TestAblations().rows({"base": 3.0, "mle": 1.0})
     (tmp_path / "ablation_table.json").write_text(json.dumps(models))

@@ -1,4 +1,4 @@
-"""Coloured tokens in the terminal: which style each gets, and what is left where there is no colour."""
+"""Coloured tokens in the terminal: their styles, and the output without colour."""
 
 import io
 
@@ -35,7 +35,7 @@ def printed(text, **options) -> str:
     return out.getvalue()
 
 
-def test_without_colour_the_text_and_the_numbers_are_there(rows):
+def test_without_colour_text_and_numbers_are_printed(rows):
     text = printed(example_text(rows, "loss", 1.0, "What?"))
     assert "\x1b" not in text and "What?" in text
     assert " w0 w1 w2 w3 w4 w5 w6 w7 w8[bold]�[31m\n" in text
@@ -61,10 +61,10 @@ def test_selected_tokens_come_first_and_are_fully_coloured(rows):
     assert [(span.start, span.style) for span in body.renderables[2].spans] == [(0, shade(1.0))]
 
 
-def test_shades():
+def test_the_shade_grows_with_the_value():
     assert shade(0.0) == shade(FAINT) == shade(None) == shade(float("nan")) == ""
     assert shade(1.0) == "black on #e25449"
 
 
-def test_control_characters_reach_no_terminal():
+def test_control_characters_are_replaced():
     assert printable("a\x1b]0;x\x07\tb\n\u202e") == "a�]0;x�\tb\n�"

@@ -54,7 +54,7 @@ def load(spec: dict, folder: Path):
 # load_dataset
 
 
-def test_load_dataset_writes_the_table_and_says_what_is_in_it(tmp_path):
+def test_load_dataset_writes_the_table_and_reports_its_counts(tmp_path):
     table, result = load(GSM, tmp_path / "a")
     assert table.columns == list(TABLES["examples"].columns) and table["example_id"].is_sorted()
     assert dict(Counter(table["split"])) == GSM["sizes"]
@@ -73,7 +73,7 @@ def test_load_dataset_writes_the_table_and_says_what_is_in_it(tmp_path):
     assert load({**GSM, "seed": 1}, tmp_path / "c")[1].data_version != result.data_version
 
 
-def test_load_dataset_counts_duplicates_and_leaves_templates_out_where_none_are_known(tmp_path):
+def test_load_dataset_counts_duplicates_and_omits_unknown_templates(tmp_path):
     turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": "A"}] for q in ("x", "y", " X", "z")]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in turns))
     spec = {"name": "chats", "format": "messages", "path": str(tmp_path / "a.jsonl"), "sizes": {"train": 2, "test": 1}}
@@ -91,7 +91,7 @@ def test_load_dataset_counts_duplicates_and_leaves_templates_out_where_none_are_
     assert table["messages"].to_list() == [turns[0], turns[1], turns[3]]
 
 
-def test_load_dataset_lists_what_it_left_out(tmp_path):
+def test_load_dataset_writes_the_rows_that_it_left_out(tmp_path):
     rows = [{"instruction": f"Do {i}", "output": "" if i % 3 == 1 else "Done"} for i in range(9)]
     (tmp_path / "a.json").write_text(json.dumps(rows)[:-1])
     spec = {
@@ -112,7 +112,7 @@ def test_load_dataset_lists_what_it_left_out(tmp_path):
     assert read_table(tmp_path / "none" / "rejected_rows").is_empty() and "left_out" not in none.metrics
 
 
-def test_load_dataset_leaves_nothing_behind_on_bad_input(tmp_path):
+def test_load_dataset_writes_nothing_on_bad_input(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     recorder = RecordingReporter()
     spec = DatasetSpec(name="c", format="messages", path=str(tmp_path / "a.jsonl"), sizes={"train": 1})
@@ -205,7 +205,7 @@ def test_tokenize_dataset_writes_every_example_in_tokens(tmp_path, tokenizer_dir
     assert result.data_version == tokenize(tmp_path / "again", tokenizer_dir)[1].data_version
 
 
-def test_tokenize_dataset_cuts_and_drops(tmp_path, tokenizer_dir):
+def test_tokenize_dataset_cuts_long_examples_and_drops_those_without_response(tmp_path, tokenizer_dir):
     whole, _ = tokenize(tmp_path / "whole", tokenizer_dir)
     limit = whole["input_ids"].list.len().to_list()[2] - 1
     long_question = ("train", "apples " * limit, "12")
@@ -231,13 +231,13 @@ def test_tokenize_dataset_cuts_and_drops(tmp_path, tokenizer_dir):
         ({"main": [*MAIN, ("train", "x", None)], "other": [("ood", "x", None)]}, r"dataset other"),
     ],
 )
-def test_tokenize_dataset_says_where_no_response_is_left(tmp_path, tokenizer_dir, change, message):
+def test_tokenize_dataset_names_a_split_without_response_tokens(tmp_path, tokenizer_dir, change, message):
     with pytest.raises(InputError, match=message):
         tokenize(tmp_path, tokenizer_dir, **{"max_length": 128, **change})
     assert not list((tmp_path / "out" / "tokenized_dataset").iterdir())
 
 
-def test_tokenize_dataset_names_model_and_example(tmp_path):
+def test_tokenize_dataset_errors_name_model_and_example(tmp_path):
     write_model(tmp_path / "tokenizer", chat_template=None)
     with pytest.raises(InputError, match=r"model tiny, example main/000000: the model has no chat template"):
         tokenize(tmp_path, tmp_path / "tokenizer")
@@ -255,7 +255,7 @@ def test_tokenize_dataset_refuses_a_token_that_the_model_has_no_embedding_for(tm
         tokenize(tmp_path / "c", tmp_path / "short")
 
 
-def test_tokenizer_is_the_one_that_models_load(tokenizer_dir):
+def test_the_tokenizer_loaded_without_torch_is_that_of_models(tokenizer_dir):
     from tokenuq_ml.models.load import load_tokenizer
 
     ours, theirs = tokenize_dataset.load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)

@@ -1,4 +1,4 @@
-"""The evaluation of one model as a stage: what it goes on with after an interruption, what it leaves out and why."""
+"""The evaluation of one model: resuming after an interruption, and notes on what is left out."""
 
 import json
 from pathlib import Path
@@ -120,7 +120,7 @@ def metrics(out: Path) -> dict[str, dict]:
     return {row["metric"]: row for row in read_table(out / "evaluations").iter_rows(named=True)}
 
 
-def test_goes_on_after_an_interruption_to_the_same_end(world, batches, tmp_path):
+def test_an_interrupted_evaluation_resumes_to_the_same_tables(world, batches, tmp_path):
     digest, _ = world.evaluate(tmp_path / "whole", {"gsm8k": GSM8K})
     whole = list(batches.made)
     assert [len(batch) for batch in whole] == [3, 1]
@@ -136,7 +136,7 @@ def test_goes_on_after_an_interruption_to_the_same_end(world, batches, tmp_path)
     assert read_table(tmp_path / "resumed/gsm8k_answers").equals(read_table(tmp_path / "whole/gsm8k_answers"))
 
 
-def test_answers_of_another_model_or_other_settings_are_never_taken(world, batches, tmp_path):
+def test_cached_answers_of_another_model_or_other_settings_are_not_used(world, batches, tmp_path):
     alone = {}
     for adapter in (1, 2, None):
         world.evaluate(tmp_path / f"alone{adapter}", {"gsm8k": GSM8K}, adapter)
@@ -165,7 +165,7 @@ def test_gsm8k_asks_the_held_out_rows_and_counts_as_its_split(world, tmp_path, s
     assert row["value"] == answers["strict_match"].mean()
 
 
-def test_calibration_is_that_of_the_models_own_probabilities(world, tmp_path):
+def test_calibration_error_follows_from_the_models_probabilities(world, tmp_path):
     """Ten bins filled by hand, from plain forward passes."""
     world.evaluate(tmp_path, {"calibration_bins": 10})
     confidence, right = [], []
@@ -191,9 +191,7 @@ JUDGES = [
 
 
 @pytest.mark.parametrize("judge, why", JUDGES)
-def test_without_a_judge_the_row_is_left_out_with_the_reason_and_nothing_is_generated(
-    world, batches, tmp_path, judge, why
-):
+def test_without_a_judge_nothing_is_generated_and_the_note_says_why(world, batches, tmp_path, judge, why):
     _, figures = world.evaluate(tmp_path, {"alpaca_eval": {**ALPACA, "judge": judge}})
     assert figures["alpaca_eval"].startswith("left out: no win rate: ") and why in figures["alpaca_eval"]
     assert any(why in line for line in world.reporter.lines)
@@ -201,7 +199,7 @@ def test_without_a_judge_the_row_is_left_out_with_the_reason_and_nothing_is_gene
     assert not {"win_rate", "position_bias"} & set(metrics(tmp_path)) and "sums_win_rate" not in figures
 
 
-def test_an_endpoint_judges_and_what_it_said_is_not_asked_again(world, batches, tmp_path, monkeypatch):
+def test_an_endpoint_that_fails_midway_is_asked_again_but_answers_are_cached(world, batches, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     asked = []
 
@@ -242,13 +240,13 @@ def test_a_local_model_judges(world, tmp_path):
     assert metrics(tmp_path)["position_bias"]["value"] == table["flipped"].mean()
 
 
-def test_a_prompt_longer_than_the_models_context_loses_its_beginning_and_it_is_said(world, batches, tmp_path):
+def test_a_prompt_beyond_the_models_context_loses_its_beginning_with_a_warning(world, batches, tmp_path):
     world.evaluate(tmp_path, {"gsm8k": {**GSM8K, "max_new_tokens": 500}})
     assert all(len(ids) == 12 for batch in batches.made for ids in batch)
     assert any("4 of 4 prompts lose their beginning" in line for line in world.reporter.lines)
 
 
-def test_answers_are_dropped_when_they_are_done_with(world, tmp_path):
+def test_forget_answers_deletes_the_caches(world, tmp_path):
     world.evaluate(tmp_path, {"gsm8k": GSM8K})
     kept = list(Path(world.request.work_dir).rglob("*.jsonl"))
     assert len(kept) == 1 and len(json.loads(kept[0].read_text().splitlines()[0])) == 3

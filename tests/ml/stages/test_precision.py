@@ -45,7 +45,7 @@ def changed(tmp_path):
     return stages
 
 
-def test_a_single_word_stands_for_both(tmp_path):
+def test_a_single_precision_applies_to_training_and_tables(tmp_path):
     for precision in ("float32", {"training": "float32", "tables": "float32"}):
         study = configured(tmp_path / "config", precision).studies["quickstart"]
         assert study.precision == PrecisionSpec(training="float32", tables="float32")
@@ -53,21 +53,21 @@ def test_a_single_word_stands_for_both(tmp_path):
     assert configured(tmp_path / "config", None).studies["quickstart"].precision == PrecisionSpec()
 
 
-def test_the_tables_precision_retrains_nothing(changed):
+def test_the_precision_of_tables_makes_no_training_stale(changed):
     # The report shows the study's settings.
     assert changed({"training": "auto", "tables": "float32"}) == TABLES | {"ablation_report"}
 
 
-def test_the_trainings_precision_remakes_no_table_by_itself(changed):
+def test_the_precision_of_training_makes_no_table_stale(changed):
     assert changed({"training": "float32", "tables": "auto"}) == TRAINING | {"ablation_report"}
 
 
-def test_bald_does_not_depend_on_it(changed):
+def test_bald_does_not_depend_on_the_precision(changed):
     """Neither `token_uncertainty` nor `curriculum` is among them."""
     assert changed("float32") == TRAINING | TABLES | {"ablation_report"}
 
 
-def test_the_short_form_is_what_it_was(changed):
+def test_the_short_form_keeps_the_versions(changed):
     assert changed("auto") == set()
 
 
@@ -79,7 +79,7 @@ def test_the_short_form_is_what_it_was(changed):
         (32, "quickstart.precision"),
     ],
 )
-def test_anything_else_is_refused_by_name(tmp_path, precision, words):
+def test_other_values_are_refused_by_name(tmp_path, precision, words):
     with pytest.raises(InputError) as error:
         configured(tmp_path / "config", precision)
     assert words in str(error.value) and "studies.yaml" in str(error.value)

@@ -36,7 +36,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_costs_are_shown_and_are_no_part_of_the_data_version(quick_plots, tmp_path):
+def test_costs_are_shown_but_do_not_affect_the_data_version(quick_plots, tmp_path):
     result, out = build_report(tmp_path / "a")
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "What it costs" in text and "70B" in text
@@ -60,7 +60,7 @@ def built(tmp_path_factory):
     return build_report(tmp_path_factory.mktemp("toy"))
 
 
-def test_the_page_needs_nothing_outside_itself(built):
+def test_the_page_loads_no_outside_resource(built):
     _, out = built
     text = (out / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -79,14 +79,14 @@ def test_the_page_needs_nothing_outside_itself(built):
     assert "prefers-color-scheme: dark" in text
 
 
-def test_text_from_data_stays_text(built):
+def test_text_from_data_is_escaped(built):
     page = Page((built[1] / "report.html").read_text(encoding="utf-8"))
     assert not any(tag == "i" for tag, _ in page.tags)
     assert "<i>" not in page.text and "explorer-data" in (built[1] / "report.html").read_text(encoding="utf-8")
     assert sum(tag == "script" for tag, _ in page.tags) == 2
 
 
-def test_the_page_says_what_was_decided_here(built):
+def test_the_page_shows_results_and_settings(built):
     text = Page((built[1] / "report.html").read_text(encoding="utf-8")).text
     for name in ("learning rate", "epochs", "batch size", "LoRA dropout", "MC samples K", "forward_kl, T=1, weight 1"):
         assert name in text
@@ -99,7 +99,7 @@ def test_the_page_says_what_was_decided_here(built):
     assert "training auto, tables auto, BALD float32" in text
 
 
-def test_the_page_says_how_much_of_bald_is_rounding(built):
+def test_the_page_gives_the_noise_floor_of_bald(built):
     text = Page((built[1] / "report.html").read_text(encoding="utf-8")).text
     _, uncertainty = tiny_tables.losses_and_uncertainty()
     # As in tiny_tables: a thousandth of each token's BALD, on the first 50 tokens; a standard error of a quarter.
@@ -121,7 +121,7 @@ def test_a_store_without_a_bald_reference_is_told_what_to_materialise(quick_plot
         ("family_table", "family", ["base", "teacher", "mle", "paper_top25", "paper_top50"]),
     ],
 )
-def test_the_same_tables_as_json_and_csv(built, table, key, names):
+def test_json_and_csv_have_the_same_rows(built, table, key, names):
     result, out = built
     rows = json.loads((out / f"{table}.json").read_text())
     losses = {f"loss_{row['dataset']}_{row['family']}": row["value"] for row in rows if "family" in row}
@@ -138,7 +138,7 @@ def test_the_same_tables_as_json_and_csv(built, table, key, names):
         assert (out.parent / file).is_file()
 
 
-def test_the_terminal_shows_families_where_there_are_seeds(built):
+def test_the_terminal_shows_families_if_one_has_several_seeds(built):
     text = report_text(built[1])
     assert "mle (all, 2 seeds)" in text and "paper_top50 (dynamic)" in text and "better" in text
 
@@ -148,14 +148,14 @@ def quick_plots(monkeypatch):
     leave_out_pictures(monkeypatch)
 
 
-def test_the_version_follows_what_is_shown(built, quick_plots, tmp_path):
+def test_the_data_version_follows_the_tables(built, quick_plots, tmp_path):
     result, _ = built
     again, _ = build_report(tmp_path / "again")
     other, _ = build_report(tmp_path / "other", **{"evaluations/mle": tiny_tables.evaluations(1.51, 0.3)})
     assert again.data_version == result.data_version != other.data_version
 
 
-def test_a_dataset_without_templates(quick_plots, tmp_path):
+def test_a_dataset_without_templates_is_described_so(quick_plots, tmp_path):
     examples = tiny_tables.examples_table().with_columns(source=pl.lit("{}"))
     _, out = build_report(tmp_path, **{"examples/toy": examples})
     assert "does not say which question templates" in Page((out / "report.html").read_text(encoding="utf-8")).text
@@ -170,7 +170,7 @@ def test_a_study_of_one_family_has_neither_curves_nor_overlap(quick_plots, tmp_p
     assert report_text(out).splitlines()[6].split()[0] == "mle"
 
 
-def test_too_many_ablations_for_one_page_are_counted(quick_plots, tmp_path, monkeypatch):
+def test_ablations_beyond_the_page_limit_are_counted(quick_plots, tmp_path, monkeypatch):
     monkeypatch.setattr(sections, "CURRICULA_IN_FULL", 1)
     monkeypatch.setattr(sections, "CURRICULA_COLLAPSED", 2)
     _, out = build_report(tmp_path)

@@ -56,7 +56,7 @@ def wait_for(path, seconds=20):
         time.sleep(0.02)
 
 
-def test_without_dagster_it_prints_its_progress_and_results(request_file):
+def test_without_dagster_progress_and_results_are_printed(request_file):
     process = start(request_file)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
@@ -66,20 +66,20 @@ def test_without_dagster_it_prints_its_progress_and_results(request_file):
     assert result.metrics["seconds"] >= 0 and 10 < result.metrics["peak_memory_mib"] < 2000
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(request_file):
+def test_bad_input_prints_one_sentence_and_exits_with_2(request_file):
     process = start(request_file, {"bad_input": "baseline_teacher"})
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2
     assert "error: baseline_teacher.yaml: row 3: holds no answer; add one" in err and "Traceback" not in err
 
 
-def test_a_bug_keeps_its_traceback(request_file):
+def test_a_bug_prints_its_traceback(request_file):
     process = start(request_file, {"crash": "baseline_teacher"})
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and "RuntimeError: a bug in the stage" in err
 
 
-def test_sigint_ends_with_130_and_one_line_even_where_the_shell_had_it_ignored(request_file):
+def test_sigint_exits_with_130_even_if_the_shell_ignored_it(request_file):
     process = start(
         request_file, {"hang": "baseline_teacher"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )
@@ -92,7 +92,7 @@ def test_sigint_ends_with_130_and_one_line_even_where_the_shell_had_it_ignored(r
     assert (request_file.parent / "checkpoint").read_text() == "step 7"
 
 
-def test_it_ends_with_all_that_it_started_when_the_parents_pipe_closes(request_file):
+def test_the_process_and_its_children_end_when_the_parents_pipe_closes(request_file):
     read_end, write_end = os.pipe()
     process = start(
         request_file,
@@ -111,7 +111,7 @@ def test_it_ends_with_all_that_it_started_when_the_parents_pipe_closes(request_f
     os.close(read_end)
 
 
-def test_usage_is_measured_for_each_result_and_tokens_are_counted_between_them():
+def test_time_and_tokens_are_counted_from_one_result_to_the_next():
     started = time.monotonic() - 2.0
     made = runner.with_usage(AssetResult(stage="s", data_version="v", metrics={"loss": 1.0}), started, tokens=400)
     assert made.metrics["loss"] == 1.0 and made.metrics["device"] == "cpu" and made.metrics["precision"] == "no model"

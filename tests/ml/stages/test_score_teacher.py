@@ -1,4 +1,4 @@
-"""The stage `measure`: shards change nothing, and a teacher whose cache is above the budget is run online."""
+"""The stage `score_teacher`: shards do not change tables; above the cache budget, the teacher runs online."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,8 @@ from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import table_path
 
 pytestmark = pytest.mark.slow
-ARM = "paper_top25"
-TEACHER, STUDENT = dg.AssetKey([STUDY, "teacher_hidden"]), dg.AssetKey([STUDY, ARM, "student"])
+ABLATION = "paper_top25"
+TEACHER, STUDENT = dg.AssetKey([STUDY, "teacher_hidden"]), dg.AssetKey([STUDY, ABLATION, "student"])
 OUTPUTS = {
     "token_losses": ("token_losses", "token_alternatives", "plots"),
     "token_uncertainty": ("token_uncertainty", "bald_reference", "plots"),
@@ -48,7 +48,7 @@ class World:
                 self._run(instance, gigabytes)
 
     def _run(self, instance, gigabytes):
-        study = {**CONFIG["studies"][STUDY], "ablations": [ARM], "evaluation": {"bootstrap": 50}}
+        study = {**CONFIG["studies"][STUDY], "ablations": [ABLATION], "evaluation": {"bootstrap": 50}}
         study |= {"ood": [], "teacher_cache_gigabytes": gigabytes}
         (self.folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
         defs = build_defs(load_config(self.folder), self.store.home, StagesInProcess())
@@ -59,9 +59,9 @@ class World:
         job = defs.resolve_job_def(STUDY)
         result = job.execute_in_process(instance=instance, asset_selection=[*keys, TEACHER, STUDENT])
         self.checks.append({check.check_name: check for check in result.get_asset_check_evaluations()})
-        names = ("token_losses", "teacher_hidden", f"{ARM}/student")
+        names = ("token_losses", "teacher_hidden", f"{ABLATION}/student")
         self.manifests.append({name: self.store.read_manifest(f"{STUDY}/{name}") for name in names})
-        self.logs.append(scan("training_log", self.store.home, study=STUDY, ablation=ARM).collect())
+        self.logs.append(scan("training_log", self.store.home, study=STUDY, ablation=ABLATION).collect())
 
     def request(self, folder, **fields):
         """For the stages `fields` names, each with further fields; float32 where they name no precision."""
@@ -91,7 +91,7 @@ def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("measure"))
 
 
-def test_above_the_budget_nothing_is_cached_and_the_metadata_says_so(world):
+def test_above_the_budget_the_metadata_says_that_nothing_is_cached(world):
     cached, online = (manifests["teacher_hidden"] for manifests in world.manifests)
     assert cached.metrics["stored"] == "hidden_states, mean_embeddings" and cached.metrics["cached"]
     assert online.metrics["tokens"] == cached.metrics["tokens"]
@@ -106,28 +106,28 @@ def test_above_the_budget_nothing_is_cached_and_the_metadata_says_so(world):
     assert online.data_version != cached.data_version
 
 
-def test_the_check_passes_with_a_sentence(world):
+def test_the_cache_check_passes_with_a_description(world):
     cached, online = (checks["cached_teacher_matches_online"] for checks in world.checks)
     assert cached.passed and "apart" in cached.description
     assert online.passed and "students run the teacher online" in online.description
 
 
-def test_the_student_runs_the_teacher_instead_and_records_why(world):
-    cached, online = (manifests[f"{ARM}/student"].metrics for manifests in world.manifests)
+def test_without_a_cache_the_student_runs_the_teacher_online_and_records_why(world):
+    cached, online = (manifests[f"{ABLATION}/student"].metrics for manifests in world.manifests)
     assert cached["teacher_states"] == "mean_embeddings" and "teacher_states_reason" not in cached
     assert online["teacher_states"] == "online" and "above the budget" in online["teacher_states_reason"]
     first, second = (log["distill_loss"].to_numpy() for log in world.logs)
     assert first.shape == second.shape and abs(first - second).max() < 0.02 and first.max() > 0.05
 
 
-def test_the_budget_is_part_of_the_cache_alone(world):
+def test_the_budget_affects_only_the_version_of_the_cache(world):
     before, after = world.manifests
     assert before["teacher_hidden"].code_version != after["teacher_hidden"].code_version
-    for name in ("token_losses", f"{ARM}/student"):
+    for name in ("token_losses", f"{ABLATION}/student"):
         assert before[name].code_version == after[name].code_version
 
 
-def test_a_budget_that_is_met_exactly_is_kept(world, tmp_path):
+def test_a_cache_of_exactly_the_budget_is_written(world, tmp_path):
     needed = world.manifests[0]["teacher_hidden"].metrics["tokens"] * (64 + 128 + 4)
     for gigabytes, kept in ((needed / 1e9, True), ((needed - 1) / 1e9, False)):
         folder, reporter = tmp_path / str(kept), RecordingReporter()
@@ -177,7 +177,7 @@ def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
             assert (small[name] - large[name]).abs().max() < 1e-4
 
 
-def test_bald_is_float32s_and_its_reference_is_a_sample_of_its_rows(world, tmp_path):
+def test_bald_is_float32_and_its_reference_samples_its_rows(world, tmp_path):
     reporter, spec = RecordingReporter(), {"samples": 3, "dropout": 0.2}
     score_teacher.run(
         world.request(tmp_path, token_uncertainty={"uncertainty": spec, "precision": "bfloat16"}), reporter
@@ -197,7 +197,7 @@ def test_bald_is_float32s_and_its_reference_is_a_sample_of_its_rows(world, tmp_p
     assert metrics["mean_bald_std_error"] == pytest.approx(rows["bald_std_error"].mean(), rel=1e-4)
 
 
-def test_the_check_fails_on_a_store_computed_in_bfloat16(world, tmp_path, monkeypatch):
+def test_the_noise_check_fails_for_bald_computed_in_bfloat16(world, tmp_path, monkeypatch):
     """As token_uncertainty was computed before: the passes round differently, and that is what is measured."""
     monkeypatch.setattr(score_teacher.AdaptedModel, "for_bald", lambda self: self.at("bfloat16"))
     monkeypatch.setattr(score_teacher, "token_uncertainty", uncertainty_in_model_dtype)
@@ -226,24 +226,24 @@ class TestPrecisionOfTables:
             made[name] = folder, {result.stage: result for result in reporter.results}
         return made
 
-    def test_each_states_its_own(self, made):
+    def test_each_asset_records_its_own_precision(self, made):
         for name, losses in {"both": "bfloat16", "apart": "float32"}.items():
             results = made[name][1]
             assert results["token_losses"].metrics["precision"] == losses
             assert results["teacher_hidden"].metrics["precision"] == "bfloat16"
 
-    def test_the_states_are_the_same_whatever_the_tables_are(self, made):
+    def test_cached_states_do_not_depend_on_the_precision_of_tables(self, made):
         """So that no student is trained again for another precision of the tables."""
         assert len({results["teacher_hidden"].data_version for _, results in made.values()}) == 1
 
-    def test_losses_are_of_the_precision_asked_for(self, made, world):
+    def test_losses_have_the_precision_of_tables(self, made, world):
         truth = scan("token_losses", world.store.home, study=STUDY).collect()
         apart, both = (read_table(made[name][0] / "token_losses") for name in ("apart", "both"))
         assert (apart["loss"] - truth["loss"]).abs().max() < 1e-5
         assert (both["loss"] - truth["loss"]).abs().max() > 1e-3
 
 
-def test_a_student_trained_in_bfloat16_is_followed_in_float32(world, tmp_path):
+def test_the_curriculum_of_a_bfloat16_student_is_measured_in_float32(world, tmp_path):
     """One child makes all three: training as the study says, evaluation as its tables, BALD in float32."""
     outputs = {
         "student": ("adapter", "snapshots", "selections", "training_log", "plots", "costs"),
@@ -251,7 +251,9 @@ def test_a_student_trained_in_bfloat16_is_followed_in_float32(world, tmp_path):
         "curriculum": ("curriculum", "curriculum_uncertainty", "plots"),
     }
     config = load_config(world.folder)
-    fields = {stage: ablation_fields(config, config.studies[STUDY], config.ablations[ARM], stage) for stage in outputs}
+    fields = {
+        stage: ablation_fields(config, config.studies[STUDY], config.ablations[ABLATION], stage) for stage in outputs
+    }
     fields["student"] |= {"precision": "bfloat16", "teacher_states": "online", "fractions": [0.0, 1.0]}
     fields["evaluation"]["precision"] = "bfloat16"
     fields["curriculum"]["curriculum"]["fractions"] = [0.0, 1.0]
@@ -259,7 +261,7 @@ def test_a_student_trained_in_bfloat16_is_followed_in_float32(world, tmp_path):
     request = StageRequest(
         entrypoint="train_student",
         study=STUDY,
-        ablation=ARM,
+        ablation=ABLATION,
         assets={
             stage: AssetRequest(
                 fields=fields[stage],
