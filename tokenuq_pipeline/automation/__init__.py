@@ -1,1 +1,1 @@
-"""Jobs, schedules, sensors and staleness: what is rebuilt, and when."""
+"""Staleness, jobs, schedules and sensors: what is rebuilt, and when."""

@@ -12,8 +12,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "prune",
         help="delete what no configuration refers to",
-        description="Lists assets of the store that are in no configuration (such as a removed ablation) and "
-        "checkpoints that no training will resume from, with their sizes. Deletes them after a question, or with --yes.",
+        description="Lists assets of the store that are in no configuration (such as a removed ablation), and "
+        "checkpoints that no training will resume from, with sizes. Deletes them after a question, or with --yes.",
     )
     parser.add_argument("--study", metavar="STUDY", help="only this study, whether or not it is configured")
     parser.add_argument("--yes", action="store_true", help="delete without a question")

@@ -1,1 +1,1 @@
-"""The store, child processes, the Dagster instance: what stages run on."""
+"""What stages run on: the store, child processes, the Dagster instance."""

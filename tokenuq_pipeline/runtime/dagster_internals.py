@@ -20,7 +20,10 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import EngineEventData, RunFailureReason
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.defs_state.base import _current_storage
 from dagster._utils.schedules import is_valid_cron_schedule
@@ -102,7 +105,7 @@ def passed_on_latest(instance: dg.DagsterInstance, checks: Iterable[dg.AssetChec
     return {check: _passed(instance, check, executions.get(check)) for check in checks}
 
 
-def _passed(instance, check: dg.AssetCheckKey, execution) -> bool:
+def _passed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, execution: AssetCheckExecutionRecord | None) -> bool:
     if execution is None or execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
         return False
     target = execution.event.dagster_event.event_specific_data.target_materialization_data
