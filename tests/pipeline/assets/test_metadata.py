@@ -6,7 +6,7 @@ from tokenuq_pipeline.assets import metadata
 from tokenuq_pipeline.assets.asset import table_of
 
 
-def test_a_preview_is_one_markdown_row_a_row():
+def test_a_preview_has_one_markdown_row_per_table_row():
     frame = pl.DataFrame(
         {
             "text": ["a|b\nc", "x" * 200, None, "<end>", "`*`"] * 10,
@@ -22,11 +22,11 @@ def test_a_preview_is_one_markdown_row_a_row():
     assert len(lines) == 2 + metadata.PREVIEW_ROWS + 2 and lines[-1] == "50 rows in total"
 
 
-def test_a_short_table_is_shown_whole():
+def test_a_short_table_is_shown_completely():
     assert len(metadata.preview(pl.DataFrame({"n": range(20)})).value.splitlines()) == 22
 
 
-def test_a_large_picture_is_named_not_embedded(tmp_path):
+def test_a_large_picture_is_named_and_not_embedded(tmp_path):
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     small.write_bytes(b"x")
     large.write_bytes(b"x" * (metadata.PLOT_BYTES + 1))
@@ -35,12 +35,12 @@ def test_a_large_picture_is_named_not_embedded(tmp_path):
     assert "was not drawn" in metadata.plot(tmp_path / "none.png").value
 
 
-def test_a_page_is_an_address_that_a_browser_opens(tmp_path):
+def test_a_page_is_a_file_url(tmp_path):
     value = metadata.page(tmp_path / "a report.html")
     assert value.path == f"{tmp_path.as_uri()}/a%20report.html"
 
 
-def test_outputs_are_known_by_their_tables():
+def test_output_names_lead_to_their_tables():
     assert table_of("evaluations_teacher") == "evaluations"
     assert table_of("evaluation_examples_base") == "evaluation_examples"
     assert table_of("token_losses") == "token_losses"

@@ -1,4 +1,4 @@
-"""Schedules, sensors and automation, tick by tick on an instance of their own."""
+"""Schedules, sensors and automation, one tick at a time on a temporary instance."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_a_schedule_reruns_what_is_stale_in_waves(made_world, data_file):
     assert said == "study: everything is fresh after 2 waves"
 
 
-def test_a_schedule_leaves_a_study_alone_that_is_being_run(world):
+def test_a_schedule_skips_a_study_with_a_run_in_progress(world):
     job = world.defs.resolve_job_def(STUDY)
     run = world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
     tick = world.schedule()
@@ -124,7 +124,7 @@ def test_a_schedule_leaves_a_study_alone_that_is_being_run(world):
 
 
 @pytest.mark.slow
-def test_waves_end_where_a_run_fails(world, monkeypatch):
+def test_a_failed_run_ends_the_waves_until_the_next_tick(world, monkeypatch):
     request = world.schedule().run_requests[0]
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"spoil": "token_losses"}))
     world.carry_out(request)
@@ -139,7 +139,7 @@ def test_waves_end_where_a_run_fails(world, monkeypatch):
     }
 
 
-def test_the_next_wave_waits_for_other_runs_and_is_asked_for_once(made_world, data_file):
+def test_the_next_wave_waits_for_other_runs_and_is_requested_once(made_world, data_file):
     edited = World(made_world.toy, config_with(data_file.parent, quantile=0.5), made_world.instance)
     edited.cursors = made_world.cursors
     edited.carry_out(edited.schedule().run_requests[0])
@@ -154,7 +154,7 @@ def test_the_next_wave_waits_for_other_runs_and_is_asked_for_once(made_world, da
     assert not edited.sensor("next_wave").run_requests
 
 
-def test_a_changed_data_file_is_asked_for_once_when_it_is_complete(made_world, data_file):
+def test_a_changed_data_file_is_requested_once_when_it_is_complete(made_world, data_file):
     assert "no longer change" in made_world.sensor("data_files").skip_message
     assert made_world.sensor("data_files").skip_message == "no data file has changed"
     with open(data_file, "a") as file:
@@ -173,7 +173,7 @@ def test_a_changed_data_file_is_asked_for_once_when_it_is_complete(made_world, d
     assert not made_world.sensor("data_files").run_requests and not made_world.sensor("data_files").run_requests
 
 
-def test_a_changed_file_that_another_run_has_read_is_not_asked_for_again(made_world, data_file):
+def test_a_changed_file_that_another_run_has_read_is_not_requested_again(made_world, data_file):
     made_world.sensor("data_files")
     data_file.write_text('{"rows": 2}\n')
     made_world.sensor("data_files")
@@ -186,7 +186,7 @@ def test_a_changed_file_that_another_run_has_read_is_not_asked_for_again(made_wo
     assert made_world.sensor("data_files").skip_message == "no data file has changed"
 
 
-def test_the_content_before_the_last_is_asked_for_again(world, tmp_path):
+def test_going_back_to_earlier_content_requests_it_again(world, tmp_path):
     path, keys = tmp_path / "extra.jsonl", []
     for text in ("1\n", "2\n", "1\n"):
         path.write_text(text)
@@ -195,7 +195,7 @@ def test_the_content_before_the_last_is_asked_for_again(world, tmp_path):
     assert len(set(keys)) == 3
 
 
-def test_a_file_that_is_not_there_yet_is_waited_for(world, tmp_path):
+def test_a_missing_data_file_is_requested_once_it_exists(world, tmp_path):
     path = tmp_path / "extra.jsonl"
     path.unlink()
     assert not world.sensor("data_files").run_requests
@@ -205,7 +205,7 @@ def test_a_file_that_is_not_there_yet_is_waited_for(world, tmp_path):
     assert [key.path for key in world.sensor("data_files").run_requests[0].asset_selection] == [["datasets", "extra"]]
 
 
-def test_a_study_that_is_not_enabled_is_left_alone(toy, tmp_path):
+def test_a_disabled_study_has_a_job_but_no_automation(toy, tmp_path):
     config = config_with(tmp_path)
     off = config.studies[STUDY].model_copy(update={"enabled": False, "name": "off"})
     config.studies["off"] = StudySpec(**off.model_dump())
@@ -219,7 +219,7 @@ def test_a_study_that_is_not_enabled_is_left_alone(toy, tmp_path):
     ]
 
 
-def test_cheap_assets_follow_their_inputs_by_themselves(made_world):
+def test_cheap_assets_are_requested_when_their_inputs_change(made_world):
     graph = made_world.defs.resolve_asset_graph()
     automated = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}
     assert automated == {"study/uncertainty_analysis", "study/ablation_report"}
@@ -243,7 +243,7 @@ def automated_keys(result):
     return [evaluation.key for evaluation in result.results if not evaluation.true_subset.is_empty]
 
 
-def test_off_until_switched_on(toy, tmp_path, monkeypatch):
+def test_schedules_and_sensors_are_off_until_the_variable_switches_them_on(toy, tmp_path, monkeypatch):
     def statuses():
         defs = toy.defs(config_with(tmp_path))
         return {one.default_status.value for one in (*defs.schedules, *defs.sensors)}
@@ -253,7 +253,7 @@ def test_off_until_switched_on(toy, tmp_path, monkeypatch):
     assert statuses() == {"RUNNING"}
 
 
-def test_when_schedules_tick_is_the_environments_to_say():
+def test_the_environment_sets_the_cron_expression():
     assert schedules.cron({}) == "0 3 * * 1"
     assert schedules.cron({"TOKENUQ_SCHEDULE": "@daily"}) == "@daily"
     with pytest.raises(InputError, match="TOKENUQ_SCHEDULE: 'soon' is not a cron expression"):

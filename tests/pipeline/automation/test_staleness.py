@@ -1,4 +1,4 @@
-"""What an edit makes stale: which stages run, how many, and what `tokenuq status` says of them."""
+"""What an edit makes stale: which assets are recomputed, and what `tokenuq status` shows."""
 
 import json
 
@@ -8,6 +8,7 @@ import pytest
 from tests.support.toy_pipeline import STUDY, Toy, config_with
 from tokenuq_ml.stages import versions
 from tokenuq_pipeline.automation.explain import changed_fields
+from tokenuq_pipeline.automation.staleness import ancestors, next_wave
 from tokenuq_pipeline.commands import run as run_command
 from tokenuq_pipeline.commands import status
 
@@ -43,7 +44,7 @@ def toy(made, tmp_path):
     return copy
 
 
-def test_a_fresh_study_says_so(made, tmp_path):
+def test_a_fresh_study_is_up_to_date(made, tmp_path):
     config = config_with(made.folder.parent)
     assert rows(made, config) == {} and materialised(made, config) == []
     assert status.as_text([], [STUDY]) == "up to date: study"
@@ -148,3 +149,35 @@ def test_changed_fields_are_named_with_their_paths():
         "b.gone: removed",
         "b.new: new",
     ]
+
+
+INPUTS = {"a": [], "b": ["a"], "c": ["b"], "d": ["c", "x"], "x": []}
+
+
+@pytest.mark.parametrize(
+    "stale, wave",
+    [
+        ("abcdx", "abcdx"),  # nothing exists: all in one run, each after its parents
+        ("a", "a"),
+        ("abc", "abc"),
+        ("ac", "a"),  # b may be rebuilt with the same content: c waits
+        ("bd", "b"),  # c, between them, is fresh with a stale ancestor
+        ("xd", "xd"),  # one parent runs too, the other is settled
+        ("axd", "ax"),
+        ("", ""),
+    ],
+)
+def test_a_wave_holds_what_certainly_has_to_run(stale, wave):
+    assert next_wave(INPUTS, stale) == set(wave)
+
+
+def test_ancestors_are_upstream_and_itself():
+    assert ancestors(INPUTS, ["c"]) == {"a", "b", "c"} and ancestors(INPUTS, []) == set()
+
+
+def test_a_damaged_manifest_makes_its_asset_stale_with_a_reason_that_names_the_file(made, toy):
+    path = toy.store.home / ".manifests" / "study" / "token_losses.json"
+    path.write_text(path.read_text()[:100])
+    state, reason = rows(toy, config_with(made.folder.parent))["study/token_losses"]
+    assert state == "stale"
+    assert reason.startswith(f"is incomplete in the store: has a damaged manifest, {path}: is not JSON: ")

@@ -1,4 +1,4 @@
-"""The graph materialised on fake stages: versions, staleness, waves, checks, failures, what the console says."""
+"""The study runner on fake stages: versions, staleness, waves, checks, failures and console output."""
 
 import json
 
@@ -57,13 +57,13 @@ def test_one_run_materialises_every_asset_and_then_all_are_fresh(made_study):
     assert stale(made_study) == ({}, frozenset())
 
 
-def test_a_second_run_makes_nothing_and_says_so(made_study, capfd):
+def test_a_second_run_recomputes_nothing_and_says_so(made_study, capfd):
     _, runs = bring_up_to_date(made_study)
     assert len(runs) == 1
     assert "up to date: nothing to recompute" in capfd.readouterr().out
 
 
-def test_versions_are_the_childs_and_inputs_are_recorded(made_study):
+def test_data_versions_come_from_the_stage_and_inputs_are_recorded(made_study):
     with made_study.instance() as instance:
         versions = {}
         for name in ("study/top/student", "study/top/evaluation", "study/top/curriculum"):
@@ -108,7 +108,7 @@ def test_metadata_shows_rows_preview_plot_figures_and_spec(made_study):
     assert student.metadata["selections_rows"].value == 9
 
 
-def test_every_materialisation_says_what_it_was_made_from_and_with(made_study):
+def test_every_materialisation_records_spec_inputs_and_packages(made_study):
     config, packages = toy_config(), {"python", "torch", "transformers", "peft", "polars", "pyarrow", "dagster"}
     assets = assets_by_name(config)
     with made_study.instance() as instance:
@@ -145,7 +145,7 @@ def test_an_edited_ablation_reruns_alone_then_what_follows(copy):
     assert stale(copy, config) == ({}, frozenset())
 
 
-def test_what_is_gone_from_the_store_is_made_again_and_an_equal_result_stops_there(copy):
+def test_a_deleted_asset_is_made_again_and_equal_content_keeps_the_rest_fresh(copy):
     (copy.store.path("token_losses/study=study") / "part-0.parquet").unlink()
     assert stale(copy)[0] == {
         "study/token_losses": "is incomplete in the store: token_losses/study=study/part-0.parquet is missing"
@@ -154,7 +154,7 @@ def test_what_is_gone_from_the_store_is_made_again_and_an_equal_result_stops_the
     assert code == 0 and runs[1:] == [["study/token_losses"]]
 
 
-def test_only_one_ablation_leaves_the_report_until_the_rest_is_there(tmp_path, capfd):
+def test_a_run_of_one_ablation_leaves_the_report_until_the_others_are_made(tmp_path, capfd):
     toy = Toy(tmp_path)
     code, runs = bring_up_to_date(toy, ablations=["mle"])
     out = capfd.readouterr().out
@@ -163,7 +163,7 @@ def test_only_one_ablation_leaves_the_report_until_the_rest_is_there(tmp_path, c
     assert "study/mle/curriculum" in flat and not any("top" in name or "report" in name for name in flat)
 
 
-def test_bad_input_fails_with_its_sentence_and_leaves_nothing(copy, monkeypatch, capfd):
+def test_bad_input_fails_with_its_message_and_leaves_no_file(copy, monkeypatch, capfd):
     misbehave(monkeypatch, bad_input="student")
     before = copy.store.path("selections/study=study/ablation=top/part-0.parquet").read_bytes()
     code, runs = bring_up_to_date(copy, toy_config(quantile=0.5))
@@ -222,7 +222,7 @@ def test_a_failed_blocking_check_stops_what_is_downstream(copy, monkeypatch, cap
 
 
 @pytest.mark.slow
-def test_a_check_that_only_warns_stops_nothing(copy, monkeypatch, capfd):
+def test_a_warning_of_a_check_stops_nothing(copy, monkeypatch, capfd):
     misbehave(monkeypatch, spoil="evaluation")
     copy.store.forget("study/top/evaluation")
     code, runs = bring_up_to_date(copy)
@@ -230,7 +230,7 @@ def test_a_check_that_only_warns_stops_nothing(copy, monkeypatch, capfd):
     assert "warning: study/top/evaluation: quality_in_distribution: toy: 9.000 nats" in capfd.readouterr().out
 
 
-def test_a_stage_without_its_inputs_says_which(tmp_path):
+def test_a_stage_names_its_missing_inputs(tmp_path):
     toy = Toy(tmp_path)
     with toy.instance() as instance:
         result = (

@@ -1,4 +1,4 @@
-"""The command line: waves, bad usage, the closing words, the folders it makes."""
+"""The command line: waves, bad usage, closing messages, and the folders that it creates."""
 
 import os
 
@@ -7,33 +7,9 @@ import yaml
 
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.automation.run_log import AssetTiming
-from tokenuq_pipeline.automation.staleness import ancestors, next_wave
 from tokenuq_pipeline.commands import run
 from tokenuq_pipeline.runtime import paths
 from tokenuq_pipeline.runtime.store import Store
-
-CHAIN = {"a": [], "b": ["a"], "c": ["b"], "d": ["c", "x"], "x": []}
-
-
-@pytest.mark.parametrize(
-    "stale, wave",
-    [
-        ("abcdx", "abcdx"),  # nothing there: all at once, each after its parents
-        ("a", "a"),
-        ("abc", "abc"),
-        ("ac", "a"),  # b may come out the same, or not: c waits
-        ("bd", "b"),  # c, between them, is fresh with a stale ancestor
-        ("xd", "xd"),  # one parent runs too, the other is settled
-        ("axd", "ax"),
-        ("", ""),
-    ],
-)
-def test_a_wave_holds_what_surely_has_to_run(stale, wave):
-    assert next_wave(CHAIN, stale) == set(wave)
-
-
-def test_ancestors_are_upstream_and_itself():
-    assert ancestors(CHAIN, ["c"]) == {"a", "b", "c"} and ancestors(CHAIN, []) == set()
 
 
 @pytest.fixture
@@ -43,19 +19,19 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_an_unknown_study_is_one_sentence(folders, capsys):
+def test_an_unknown_study_is_a_one_line_error(folders, capsys):
     assert cli.main(["run", "--study", "nope"]) == 2
     assert capsys.readouterr().err.startswith("error: studies.yaml: no study 'nope'; there are quickstart, ")
 
 
-def test_an_unknown_ablation_is_one_sentence(folders, capsys):
+def test_an_unknown_ablation_is_a_one_line_error(folders, capsys):
     assert cli.main(["run", "--study", "quickstart", "--ablation", "mle", "nope"]) == 2
     assert capsys.readouterr().err == (
         "error: studies.yaml: quickstart has no ablation 'nope'; it has mle, masked_mle_top25, paper_top25\n"
     )
 
 
-def test_a_broken_configuration_is_one_sentence(folders, monkeypatch, capsys):
+def test_a_broken_configuration_is_a_one_line_error(folders, monkeypatch, capsys):
     (folders / "studies.yaml").write_text("more: {model: none, dataset: gsm_symbolic, ablations: [mle]}\n")
     monkeypatch.setenv("TOKENUQ_CONFIG", str(folders))
     assert cli.main(["run", "--study", "more"]) == 2
@@ -70,7 +46,7 @@ def test_a_missing_configuration_folder_is_named(folders, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["walk"]])
-def test_bad_usage_ends_with_2(arguments):
+def test_bad_usage_exits_with_code_2(arguments):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert end.value.code == 2
@@ -93,7 +69,7 @@ def test_dagsters_home_is_made_absolute_with_telemetry_off_and_left_alone_after(
     assert (tmp_path / "here" / "dagster.yaml").read_text() == "mine: 1\n"
 
 
-def test_the_time_table_adds_up():
+def test_the_times_of_the_run_table_add_up():
     lines = run.time_table([AssetTiming("s/a", 61.26, 1234.0), AssetTiming("s/longer", 1.0, None)]).splitlines()
     assert lines[1].split() == ["s/a", "61.3", "s", "1,234", "MiB"] and lines[-1].split() == ["total", "62.3", "s"]
 

@@ -1,4 +1,4 @@
-"""`tokenuq plan`: fresh stages count as nothing, what is not known is said so, the text and the JSON."""
+"""`tokenuq plan` as text and JSON: fresh stages cost nothing, and unknown sizes are reported."""
 
 import json
 
@@ -40,7 +40,7 @@ def by_name(made):
     return {row["asset"]: row for row in made.stages}
 
 
-def test_of_an_empty_store_all_is_planned_and_adds_up(toy):
+def test_every_stage_of_an_empty_store_is_planned_and_totals_add_up(toy):
     made = planned(toy, sized_config())
     rows = by_name(made)
     assert {"models/tiny", "datasets/toy", f"{STUDY}/top/student", f"{STUDY}/ablation_report"} < set(rows)
@@ -54,7 +54,7 @@ def test_of_an_empty_store_all_is_planned_and_adds_up(toy):
     assert [source["name"] for source in made.sources][:1] == ["tiny"] and not made.sources[0]["ready"]
 
 
-def test_what_is_fresh_counts_as_nothing(made_study):
+def test_fresh_stages_cost_nothing(made_study):
     def never(*_):
         raise AssertionError("nothing to compute, and the machine is measured")
 
@@ -70,7 +70,7 @@ def test_what_is_fresh_counts_as_nothing(made_study):
     assert all(rows[f"{STUDY}/{name}"]["state"] == "fresh" and not rows[f"{STUDY}/{name}"]["flop"] for name in still)
 
 
-def test_without_a_config_sizes_are_said_not_to_be_known(toy):
+def test_without_a_model_config_sizes_are_reported_as_unknown(toy):
     made = planned(toy, toy_config())
     text = plan.as_text(made, 10**12)
     assert made.machine is None and made.totals["flop"] is None and made.totals["tokens"] > 0
@@ -102,7 +102,7 @@ def test_the_command_writes_json_and_text(tmp_path, monkeypatch, capsys):
     assert cli.main(["plan", "--study", "nope"]) == 2
 
 
-def test_a_failing_measurement_is_one_sentence(monkeypatch):
+def test_a_failed_measurement_is_a_one_line_error(monkeypatch):
     from tokenuq_ml.costs.flops import Architecture
 
     monkeypatch.setattr(plan.sys, "executable", "/bin/false")
@@ -113,15 +113,15 @@ def test_a_failing_measurement_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize(
     "seconds, words", [(0.4, "0 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h"), (172_800, "2.0 days")]
 )
-def test_durations(seconds, words):
+def test_durations_are_shown_in_the_largest_unit_that_fits_twice(seconds, words):
     assert plan_text.duration(seconds) == words
 
 
-def test_sizes_on_disk():
+def test_disk_sizes_are_shown_in_decimal_units():
     assert [plan_text.disk(size) for size in (1500, 2e6, 3e9)] == ["1.5 kB", "2.0 MB", "3.0 GB"]
 
 
-def test_new_studies_leave_quickstart_as_it_was(tmp_path, monkeypatch):
+def test_further_studies_do_not_change_the_versions_of_quickstart(tmp_path, monkeypatch):
     """Its versions are those of a configuration that holds nothing else."""
     import shutil
 

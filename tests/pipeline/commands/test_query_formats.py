@@ -1,4 +1,4 @@
-"""Results as an aligned table, CSV, JSON, Parquet and Markdown, read back by others' programs."""
+"""Query results as aligned table, CSV, JSON, Parquet and Markdown, read back by other programs."""
 
 import csv
 import io

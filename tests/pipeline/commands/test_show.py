@@ -1,4 +1,4 @@
-"""`tokenuq show` on a small store: which examples, the numbers, the page, and what it says of a wrong request."""
+"""`tokenuq show` on a small store: its choice of examples, its numbers, its page, and its errors."""
 
 import base64
 

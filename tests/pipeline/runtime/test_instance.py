@@ -44,7 +44,7 @@ def holders(instance):
     return instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids
 
 
-def test_one_slot_at_first_then_what_was_set_and_what_the_variable_says(instance):
+def test_one_slot_by_default_unless_the_user_or_the_variable_sets_another(instance):
     assert prepare(instance, {}) == ["pool accelerator: 1 slot"] and slots(instance) == {ACCELERATOR: 1}
     instance.event_log_storage.set_concurrency_slots(ACCELERATOR, 4)
     assert prepare(instance, {}) == [] and slots(instance) == {ACCELERATOR: 4}

@@ -1,4 +1,4 @@
-"""Real child processes: what they say, how they fail, and that none outlives its parent."""
+"""Stages in real child processes: their messages, their failures, and that none outlives its parent."""
 
 import fcntl
 import json
@@ -80,7 +80,7 @@ def test_a_childs_lines_and_results_reach_the_event_log(toy):
     assert b"progress bar of models" in data.stderr
 
 
-def test_bad_input_is_the_failures_whole_message(toy, monkeypatch):
+def test_bad_input_is_the_complete_failure_message(toy, monkeypatch):
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"bad_input": "models"}))
     result, _ = materialise(toy, ["models", "tiny"])
     data = next(event for event in result.all_events if event.is_step_failure).step_failure_data
@@ -93,12 +93,12 @@ def attempts(result):
     return [event.step_key for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
 
 
-def test_bad_input_is_not_tried_again(toy, monkeypatch):
+def test_bad_input_is_not_retried(toy, monkeypatch):
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"bad_input": "models"}))
     assert attempts(materialise(toy, ["models", "tiny"])[0]) == []
 
 
-def test_a_killed_stage_is_tried_again_and_what_it_had_made_is_not_made_again(toy, monkeypatch):
+def test_a_killed_stage_is_retried_without_repeating_its_finished_assets(toy, monkeypatch):
     monkeypatch.setattr("tokenuq_pipeline.assets.run_stage.RETRY_DELAY_S", 0)
     study = [["models", "tiny"], ["datasets", "toy"], ["datasets", "extra"], [STUDY, "tokenized_dataset"]]
     assert materialise(toy, *study, [STUDY, "baseline_teacher"])[0].success
@@ -138,7 +138,7 @@ def test_a_stage_that_does_not_stop_is_killed_with_its_group(toy):
     wait_until(lambda: not any(is_running(pid) for pid in pids), 5)
 
 
-def test_killing_the_parent_leaves_nothing_behind(toy):
+def test_killing_the_parent_ends_every_child_process(toy):
     process, pids, checkpoint = start_study(toy, "hang")
     process.kill()
     process.wait()
@@ -146,7 +146,7 @@ def test_killing_the_parent_leaves_nothing_behind(toy):
     assert checkpoint.read_text() == "step 7"
 
 
-def test_two_runs_of_one_stage_do_not_share_a_checkpoint_folder(tmp_path):
+def test_a_second_run_waits_for_the_checkpoint_folder_of_the_first(tmp_path):
     said = []
     descriptor = os.open(tmp_path / ".lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -164,7 +164,7 @@ def test_two_runs_of_one_stage_do_not_share_a_checkpoint_folder(tmp_path):
     thread.join()
 
 
-def test_a_killed_stage_is_tried_again_over_a_store_whose_manifests_do_not_name_their_run(toy, monkeypatch):
+def test_a_killed_stage_is_retried_over_a_store_of_an_earlier_version(toy, monkeypatch):
     """As versions before provenance wrote them."""
     monkeypatch.setattr("tokenuq_pipeline.assets.run_stage.RETRY_DELAY_S", 0)
     assert materialise(toy, ["models", "tiny"])[0].success

@@ -39,7 +39,7 @@ def test_paths_are_hive_partitions():
     assert partition_path("plots", study="s", stage="x") == "plots/study=s/stage=x"
 
 
-def test_publish_replaces_all_of_the_old(store):
+def test_publish_replaces_every_old_file(store):
     for text in ("first", "second"):
         folder = staged(store, text)
         final = store.publish(folder, "table/study=s")
@@ -119,7 +119,7 @@ def test_the_format_on_disk(store):
     }
 
 
-def test_staging_is_gone_at_the_end_even_of_a_failure(store):
+def test_staging_is_deleted_also_after_a_failure(store):
     with pytest.raises(RuntimeError), store.staging() as folder:
         (folder / "half").touch()
         raise RuntimeError
