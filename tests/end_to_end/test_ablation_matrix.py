@@ -1,4 +1,4 @@
-"""Every shipped ablation through the whole asset graph, on a tiny random Llama, all stages in this process."""
+"""Every shipped ablation through the complete asset graph on a tiny random Llama, with all stages in this process."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`dagster dev` itself: its daemon ticks; its runs wait for slots, are cancelled, are killed, and leave nothing."""
+"""`dagster dev` with its daemon: schedules and sensors work, and runs that are cancelled or killed leave nothing."""
 
 import json
 import os

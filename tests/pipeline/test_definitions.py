@@ -1,4 +1,4 @@
-"""The asset graph as DESIGN section 3 has it: keys, dependencies, groups, versions, schemas, jobs."""
+"""The asset graph of the toy study: keys, dependencies, groups, versions, outputs and jobs."""
 
 import ast
 import os

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +11,7 @@ import yaml
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_model
 from tests.support.tiny_tokenizer import tiny_tokenizer
+from tokenuq_ml.stages.runner import with_numerics, with_usage
 
 STUDY = "tiny"
 ABLATIONS = ("mle", "masked_mle_top25", "paper_top25")
@@ -103,6 +105,7 @@ class StagesInProcess(dg.ConfigurableResource):
     """A launcher that runs the stages in this process: a child process per stage would import torch each time."""
 
     def run(self, context, request, staging):
-        reporter = RecordingReporter()
+        reporter, started = RecordingReporter(), time.monotonic()
         importlib.import_module(f"tokenuq_ml.stages.{request.entrypoint}").run(request, reporter)
-        yield from reporter.results
+        # A stage's process adds these to each result.
+        yield from (with_usage(with_numerics(result), started) for result in reporter.results)

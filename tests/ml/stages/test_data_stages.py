@@ -1,4 +1,4 @@
-"""The child processes `load_dataset` and `tokenize_dataset`: tables, figures, and sentences on bad input."""
+"""The stages `load_dataset` and `tokenize_dataset`: their tables, metrics, and errors on bad input."""
 
 import json
 import subprocess

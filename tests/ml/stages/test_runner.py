@@ -1,4 +1,4 @@
-"""An entry point as a process: its exit codes, its messages, and its end when the parent is gone."""
+"""A stage as a process: its exit codes, its messages, and its end when the parent process ends."""
 
 import json
 import os
