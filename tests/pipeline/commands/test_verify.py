@@ -1,0 +1,47 @@
+"""`tokenuq verify`: files against the hashes in their manifests."""
+
+import pytest
+
+from tokenuq_pipeline import cli
+
+
+@pytest.fixture
+def store(made_study, tmp_path, monkeypatch):
+    store = made_study.copy(tmp_path / "toy").store
+    monkeypatch.setenv("TOKENUQ_HOME", str(store.home))
+    return store
+
+
+def test_an_unchanged_store_matches_its_hashes(store, capsys):
+    assert cli.main(["verify"]) == 0
+    assert "of 17 assets match their recorded hashes" in capsys.readouterr().out
+
+
+def test_an_altered_a_missing_and_an_extra_file_are_named(store, capsys):
+    folder = store.path("student/study=study/ablation=top/adapter")
+    (folder / "content").write_bytes(b"x" * (folder / "content").stat().st_size)
+    store.path("models/tiny/content").unlink()
+    (folder / "more").touch()
+    assert store.is_complete("study/top/student")  # by names and sizes nothing is wrong
+    assert cli.main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert "study/top/student: student/study=study/ablation=top/adapter/content: its SHA-256 begins with" in out
+    assert "study/top/student: student/study=study/ablation=top/adapter/more: does not belong to the asset" in out
+    assert "models/tiny: models/tiny/content: is missing" in out and "2 of 17 assets do not match" in out
+    assert store.is_complete("study/top/student")
+    assert cli.main(["verify", "--forget"]) == 1
+    assert not store.is_complete("study/top/student") and store.is_complete("study/mle/student")
+
+
+def test_an_unknown_study_is_a_one_line_error(store, capsys):
+    assert cli.main(["verify", "--study", "nope"]) == 2
+    assert "studies.yaml: no study 'nope'" in capsys.readouterr().err
+
+
+def test_a_damaged_manifest_is_named(store, capsys):
+    path = store.home / ".manifests" / "study" / "top" / "student.json"
+    path.write_text(path.read_text()[:100])
+    assert cli.main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert f"study/top/student: has no readable manifest: {path}: is not JSON" in out
+    assert "1 of 17 assets do not match" in out
