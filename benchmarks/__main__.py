@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import REPEATS, Row
-from benchmarks.scoring import gemm_rate
+from benchmarks.scoring import matmul_rate
 from tokenuq_ml.models.numerics import resolve_numerics
 
 NAMES = ("training_step", "scoring", "uncertainty", "memory", "scaling", "queries")
@@ -62,7 +62,7 @@ def main() -> None:
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"unknown benchmarks: {', '.join(sorted(unknown))}; allowed: {', '.join(NAMES)}")
     torch.manual_seed(0)
-    rate, rows = gemm_rate(), []
+    rate, rows = matmul_rate(), []
     for name in arguments.names or NAMES:
         print(f"{name}", flush=True)
         rows += import_module(f"benchmarks.{name}").run(arguments.repeats)

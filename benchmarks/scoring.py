@@ -157,7 +157,7 @@ def timed(call: Callable) -> Callable[[], float]:
     return run
 
 
-def gemm_rate(repeats: int = 5) -> float:
+def matmul_rate(repeats: int = 5) -> float:
     """Return the GFLOP/s of one large square product in the model's dtype, which the page states for the machine."""
     size = 2048
     a, b = (torch.randn(size, size).to(load_model(model_folder())[1].dtype) for _ in range(2))
