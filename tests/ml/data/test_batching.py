@@ -175,3 +175,15 @@ def test_ranks_share_every_optimiser_batch(ranks, micro):
 def test_ranks_that_do_not_divide_a_batch_are_rejected():
     with pytest.raises(ValueError, match="batch_size 4 is not a multiple of micro_batch_size 1 times 3 ranks"):
         LengthBucketSampler([1, 2, 3], 4, 1, 0, 0, 3)
+
+
+def test_the_order_of_batches_depends_only_on_seed_and_epoch():
+    lengths = list(range(1, 40))
+    a, b = LengthBucketSampler(lengths, 4, 2, 7), LengthBucketSampler(lengths, 4, 2, 7)
+    list(a)
+    torch.manual_seed(5)
+    a.set_epoch(1), b.set_epoch(1)
+    assert list(a) == list(b)
+    b.set_epoch(0)
+    assert list(a) != list(b)
+    assert sorted(i for batch in a for i in batch) == list(range(39)) and len(list(a)) == len(a)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.tiny_models import tiny_model, tiny_peft
-from tokenuq_ml.models.forward import cached_dtypes, causal_lm, head_of, hidden_states
+from tokenuq_ml.models.forward import accept_token_function, cached_dtypes, causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
 
 BFLOAT16 = Numerics("cpu", torch.bfloat16, 1, "test")
@@ -35,3 +35,13 @@ def test_dtypes_are_read_once_inside_the_context(monkeypatch):
 def test_the_head_of_gemma_2_caps_its_logits():
     assert head_of(tiny_model("gemma2")).softcap == 5.0
     assert head_of(tiny_model("llama")).softcap is None
+
+
+def test_a_token_function_runs_inside_the_wrapped_forward():
+    """Trap 19: what wraps the model for several devices acts only within its forward."""
+    model, seen = tiny_peft(), []
+    model.get_base_model().register_forward_pre_hook(lambda *_: seen.append("forward"))
+    with accept_token_function(model):
+        out = model(input_ids=torch.ones(1, 3, dtype=torch.long), token_function=lambda h, head: h.shape)
+    assert seen == ["forward"] and out == (1, 3, 32)
+    assert model(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 3, 97)

@@ -1,4 +1,4 @@
-"""Two gloo processes under accelerate's DDP train as one process does."""
+"""Two gloo processes under accelerate's DDP give the result of one process."""
 
 import os
 import subprocess
@@ -56,10 +56,10 @@ def two_ranks(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_two_ranks_train_as_one(name, two_ranks, tmp_path):
-    """Eleven examples in batches of four: the last batch leaves the second rank less than the first.
+def test_two_ranks_give_the_result_of_one(name, two_ranks, tmp_path):
+    """Losses, selections and adapter are the same: there is one quantile and one division over both ranks.
 
-    One quantile and one division over both ranks: same losses, same selections, same adapter.
+    Eleven examples in batches of four: in the last batch, the second rank has fewer examples than the first.
     """
     one, two = tmp_path, two_ranks / name
     train_here(name, 4, one)

@@ -1,4 +1,4 @@
-"""The clock: phases nest, their times are disjoint and add up."""
+"""Phases nest; their times are disjoint and add up to the total."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def time(monkeypatch):
     return Time
 
 
-def test_a_phase_has_what_the_phases_inside_it_do_not(time):
+def test_the_time_of_a_phase_excludes_that_of_the_phases_inside_it(time):
     clock = PhaseClock()
     clock.start()
     time.now = 1
@@ -39,7 +39,7 @@ def test_a_phase_has_what_the_phases_inside_it_do_not(time):
     assert clock.seconds() == {"other": 7, "backward": 7, "forward": 3, "head": 4, "total": 21}
 
 
-def test_an_error_closes_the_phase(time):
+def test_an_exception_ends_the_phase(time):
     clock = PhaseClock()
     clock.start()
     with pytest.raises(RuntimeError), clock.phase("head"):
@@ -50,7 +50,7 @@ def test_an_error_closes_the_phase(time):
     assert clock.seconds() == {"head": 2, "other": 3, "total": 5}
 
 
-def test_it_counts_nothing_before_its_start(time):
+def test_a_clock_that_was_not_started_counts_nothing(time):
     clock = PhaseClock()
     with clock.phase("head"):
         time.now = 2

@@ -1,4 +1,4 @@
-"""Rank growth: the rule, and that what is above the active rank is masked everywhere (trap 17)."""
+"""Rank growth: the rule, and the mask above the active rank (trap 17)."""
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ from tokenuq_ml.training.trainer import train
 GROWING = AblationSpec(name="g", select="all", rank_growth={"start": 1, "fall": 0.5})
 
 
-def test_rank_follows_the_running_mean_and_never_falls():
+def test_the_rank_follows_the_running_mean_and_never_falls():
     growth = RankGrowth(start=8, fall=0.5)
     assert active_rank([], growth, 32) == active_rank([2.0], growth, 32) == active_rank([2.0, 3.0], growth, 32) == 8
-    # m = 2, 1.6: a fifth less, two fifths of the way from 8 to 32.
+    # The mean falls from 2 to 1.6, by a fifth: two fifths of the way from 8 to 32.
     assert active_rank([2.0, 0.0], growth, 32) == 18
     assert active_rank([2.0, 0.0, 50.0], growth, 32) == 18
     assert active_rank([2.0] + [0.0] * 30, growth, 32) == 32
@@ -30,8 +30,8 @@ def optimiser_state(folder):
     return torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
 
 
-def test_what_is_above_the_active_rank_is_as_it_was_drawn(tmp_path):
-    """Weights, gradients and optimiser state; weight decay reaches none of it."""
+def test_weights_above_the_active_rank_keep_their_initial_values(tmp_path):
+    """Neither gradients, optimiser state nor weight decay change them."""
     model = tiny_peft(trained=False)
     fresh = {name: tensor.clone() for name, tensor in lora_weights(model).items()}
     s = training_setup(GROWING, epochs=1, save_steps=1)
@@ -50,8 +50,8 @@ def test_what_is_above_the_active_rank_is_as_it_was_drawn(tmp_path):
         assert (moment[rank:] if moment.shape[0] == 4 else moment[:, rank:]).abs().max() == 0
 
 
-def test_a_small_rank_trains_as_a_small_adapter_of_the_same_scale(tmp_path):
-    """Rank 1 of 4 at alpha 8, never growing, equals rank 1 at alpha 2 with the same first row."""
+def test_a_constant_small_rank_equals_a_small_adapter_of_the_same_scale(tmp_path):
+    """Rank 1 of 4 at alpha 8 equals rank 1 at alpha 2 with the same first row."""
     still = AblationSpec(name="g", select="all", rank_growth={"start": 1, "fall": 0.999})
     large = tiny_peft(trained=False)
     s = training_setup(still, epochs=1)
@@ -72,7 +72,7 @@ def test_a_small_rank_trains_as_a_small_adapter_of_the_same_scale(tmp_path):
         torch.testing.assert_close(part, tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_a_restart_changes_nothing(tmp_path):
+def test_an_interrupted_training_resumes_with_the_same_ranks_and_weights(tmp_path):
     whole = tiny_peft(trained=False)
     log = train(whole, training_setup(GROWING, save_steps=2), tmp_path / "a", RecordingReporter(), "x").log_rows
 
@@ -95,7 +95,7 @@ def test_a_restart_changes_nothing(tmp_path):
         assert torch.equal(lora_weights(second)[name], tensor)
 
 
-def test_a_start_above_the_adapters_rank_is_refused(tmp_path):
+def test_a_start_above_the_adapters_rank_raises(tmp_path):
     ablation = AblationSpec(name="g", select="all", rank_growth={"start": 9})
     with pytest.raises(InputError, match="rank_growth.start 9 is above the adapter's rank 4"):
         train(tiny_peft(), training_setup(ablation), tmp_path, RecordingReporter(), "x")

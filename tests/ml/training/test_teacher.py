@@ -1,4 +1,4 @@
-"""Sources of the teacher's distributions: online, cached, and what a cache refuses."""
+"""Sources of the teacher's distributions: another adapter, another model, and the cache."""
 
 import pytest
 import torch
@@ -26,17 +26,18 @@ FORWARD = DistillSpec()
 DIGESTS = {"dataset_digest": "d", "teacher_digest": "t"}
 
 
-def store(folder, model, rows, adapter="default"):
+def write_cache(folder, model, rows, adapter="default"):
+    """Write the cache of an adapter's states, and return the online teacher that they came from."""
     online = OnlineTeacher(adapter, FLOAT32)
     with TeacherCache(folder, rows, head_of(model), **DIGESTS) as cache:
-        # In an order other than that of the file.
+        # In another order than that of the file.
         for example in rows[::-1]:
             cache.put(example.example_id, online.states(model, collate([example])).hidden_ND)
     return online
 
 
-def test_the_teacher_stays_frozen_and_the_student_trainable(tmp_path):
-    """Trap 3: PEFT's set_adapter makes the newcomer trainable and freezes the student."""
+def test_attaching_and_running_a_teacher_leaves_the_student_trainable_and_active(tmp_path):
+    """Trap 3: PEFT's set_adapter makes the new adapter trainable and freezes the student's."""
     tiny_peft(seed=5).save_pretrained(tmp_path)
     model = tiny_peft()
     before = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -47,7 +48,7 @@ def test_the_teacher_stays_frozen_and_the_student_trainable(tmp_path):
     assert model.active_adapter == "default"
 
 
-def test_a_frozen_adapter_stays_frozen(tmp_path):
+def test_using_a_frozen_adapter_leaves_it_frozen(tmp_path):
     tiny_peft(seed=5).save_pretrained(tmp_path)
     model = attach_adapter(tiny_model(), tmp_path, "teacher")
     with use_adapter(model, "teacher"):
@@ -55,7 +56,7 @@ def test_a_frozen_adapter_stays_frozen(tmp_path):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_online_teacher_is_the_stored_adapter_without_dropout(tmp_path):
+def test_an_online_teacher_runs_the_stored_adapter_without_dropout(tmp_path):
     alone = tiny_peft(seed=5)
     alone.save_pretrained(tmp_path)
     model = attach_adapter(tiny_peft(dropout=0.5).train(), tmp_path, "teacher")
@@ -68,7 +69,7 @@ def test_online_teacher_is_the_stored_adapter_without_dropout(tmp_path):
 
 def test_cached_states_equal_online_within_bfloat16(tmp_path):
     rows, model = examples(5), tiny_peft()
-    online = store(tmp_path, model, rows)
+    online = write_cache(tmp_path, model, rows)
     cached = CachedTeacher(tmp_path, "cpu", **DIGESTS)
     batch = collate([rows[3], rows[1], rows[4]])
     stored, expected = cached.states(model, batch).hidden_ND, online.states(model, batch).hidden_ND
@@ -82,14 +83,14 @@ def test_cached_states_equal_online_within_bfloat16(tmp_path):
     for distil in (None, FORWARD):
         states = CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=distil).states(model, batch)
         assert divergences(states).max() < 0.01
-    # Against another's states it is far from it: the bound could be missed.
+    # With the states of other tokens it is far above the bound.
     other = TeacherStates(expected.roll(1, 0))
     assert divergences(other).max() > 0.1
 
 
 def test_cached_mean_embeddings_equal_online(tmp_path):
     rows, model = examples(5), tiny_peft()
-    online = store(tmp_path, model, rows)
+    online = write_cache(tmp_path, model, rows)
     cached = CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=FORWARD)
     batch = collate([rows[3], rows[1], rows[4]])
     hidden = online.states(model, batch).hidden_ND
@@ -108,20 +109,20 @@ def test_cached_mean_embeddings_equal_online(tmp_path):
         (None, "hidden_states"),
     ],
 )
-def test_mean_embeddings_serve_only_what_they_can(tmp_path, distil, form):
-    store(tmp_path, tiny_peft(), examples(2))
+def test_mean_embeddings_are_read_only_for_forward_kl_at_temperature_1(tmp_path, distil, form):
+    write_cache(tmp_path, tiny_peft(), examples(2))
     assert CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=distil).form == form
 
 
-def test_a_soft_capped_head_has_hidden_states_alone(tmp_path):
-    store(tmp_path, tiny_peft("gemma2"), examples(2))
+def test_the_cache_of_a_head_that_soft_caps_has_only_hidden_states(tmp_path):
+    write_cache(tmp_path, tiny_peft("gemma2"), examples(2))
     assert set(load_file(tmp_path / HIDDEN_FILE)) == {"hidden_ND"}
     assert CachedTeacher(tmp_path, "cpu", **DIGESTS, distillation=FORWARD).form == "hidden_states"
 
 
-def test_the_file_is_plain_safetensors_in_the_order_of_ids(tmp_path):
+def test_the_cache_is_a_safetensors_file_in_the_order_of_ids(tmp_path):
     rows, model = examples(4), tiny_peft()
-    online = store(tmp_path, model, rows)
+    online = write_cache(tmp_path, model, rows)
     tensors = load_file(tmp_path / HIDDEN_FILE)
     expected = torch.cat([online.states(model, collate([row])).hidden_ND for row in rows])
     assert torch.equal(tensors["hidden_ND"], expected.bfloat16())
@@ -129,28 +130,28 @@ def test_the_file_is_plain_safetensors_in_the_order_of_ids(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
-def test_the_size_of_a_cache_is_known_before(tmp_path, kind):
+def test_the_size_of_a_cache_is_computed_exactly(tmp_path, kind):
     rows, model = examples(4), tiny_peft(kind)
-    store(tmp_path, model, rows)
+    write_cache(tmp_path, model, rows)
     stored = load_file(tmp_path / HIDDEN_FILE).values()
     expected = sum(tensor.numel() * tensor.element_size() for tensor in stored)
     assert cache_bytes(sum(len(row.positions) for row in rows), head_of(model)) == expected
     assert read_online_reason(tmp_path) is None
 
 
-def test_a_folder_without_a_cache_says_why(tmp_path):
+def test_a_folder_without_a_cache_holds_the_reason(tmp_path):
     why = write_online_marker(tmp_path / "new", 72_500_000_000, 50_000_000_000)
     assert why == read_online_reason(tmp_path / "new") == "72.5 GB is above the budget of 50 GB"
 
 
 @pytest.mark.parametrize("what", ["dataset", "teacher"])
-def test_a_cache_of_another_origin_is_refused(tmp_path, what):
-    store(tmp_path, tiny_peft(), examples(2))
+def test_a_cache_of_another_dataset_or_teacher_raises(tmp_path, what):
+    write_cache(tmp_path, tiny_peft(), examples(2))
     with pytest.raises(ValueError, match=f"holds states for {what} .*materialise teacher_hidden again"):
         CachedTeacher(tmp_path, "cpu", **{**DIGESTS, f"{what}_digest": "other"})
 
 
-def test_an_unfinished_cache_takes_no_name(tmp_path):
+def test_an_incomplete_cache_leaves_no_file(tmp_path):
     rows, model = examples(2), tiny_peft()
     with (
         pytest.raises(ValueError, match="states of 2 examples were not put"),
@@ -162,7 +163,7 @@ def test_an_unfinished_cache_takes_no_name(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_separate_teacher_has_its_own_head():
+def test_a_separate_teacher_uses_its_own_model_and_head():
     other = tiny_model(seed=3)
     batch = collate(examples(2))
     teacher = SeparateTeacher(other)

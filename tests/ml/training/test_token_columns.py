@@ -1,4 +1,4 @@
-"""Columns of the token tables in the order of a batch, and tables that do not fit refused."""
+"""Columns of the token tables come in the order of a batch; incomplete tables raise."""
 
 import polars as pl
 import pytest
@@ -23,7 +23,7 @@ def table():
     )
 
 
-def test_values_follow_the_batch():
+def test_columns_are_in_the_order_of_the_batch():
     shuffled = table().sample(fraction=1.0, shuffle=True, seed=1)
     columns = TokenColumns(["teacher_loss", "category"], {"token_losses": shuffled}, ROWS)
     got = columns.of([ROWS[2], ROWS[0]])
@@ -36,7 +36,7 @@ def test_values_follow_the_batch():
     assert columns.of([])["teacher_loss"].shape == torch.Size([0])
 
 
-def test_a_table_that_does_not_fit_is_refused():
+def test_a_token_without_a_row_or_with_several_raises():
     with pytest.raises(InputError, match=r"token_losses.loss: 1 of \d+ response tokens .* have no row, e.g. toy/"):
         TokenColumns(["teacher_loss"], {"token_losses": table()[1:]}, ROWS)
     double = pl.concat([table(), table()[:1]])

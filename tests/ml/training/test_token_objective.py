@@ -1,4 +1,4 @@
-"""The objective as a mixin over a user's own Trainer: its data, its collator, its loop."""
+"""The objective as a mixin over a user's own Trainer, with its own data, collator and loop."""
 
 import pytest
 import torch
@@ -11,7 +11,9 @@ from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
 
 
-class Mine(TokenObjective, Trainer):
+class MyTrainer(TokenObjective, Trainer):
+    """A Trainer that keeps the loss of each micro-batch."""
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.losses = []
@@ -27,7 +29,7 @@ def rows(count=8):
 
 
 def collator(side):
-    """As users' collators are: padded with pad id and -100, an attention mask beside."""
+    """A user's collator: pads with the pad id and -100 on a side, and adds an attention mask."""
 
     def join(batch):
         longest = max(len(row["input_ids"]) for row in batch)
@@ -57,7 +59,7 @@ def trainer_of(folder, model, ablation, micro=8, side="right", **kwargs):
         use_cpu=True,
         save_strategy="no",
     )
-    return Mine(
+    return MyTrainer(
         model=model, args=arguments, train_dataset=rows(), data_collator=collator(side), ablation=ablation, **kwargs
     )
 
@@ -72,7 +74,7 @@ def test_the_loss_is_the_objective_of_the_batch(ablation, side, tmp_path):
 
 
 @pytest.mark.parametrize("ablation", [MLE, PAPER], ids=lambda a: a.name)
-def test_micro_batches_change_nothing(ablation, tmp_path):
+def test_the_micro_batch_size_does_not_change_losses_and_weights(ablation, tmp_path):
     whole, split = trainer_of(tmp_path, tiny_peft(), ablation), trainer_of(tmp_path, tiny_peft(), ablation, micro=2)
     whole.train(), split.train()
     assert sum(split.losses) == pytest.approx(whole.losses[0], rel=1e-5)
@@ -82,16 +84,16 @@ def test_micro_batches_change_nothing(ablation, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_dict_says_the_ablation_as_the_yaml_does(tmp_path):
-    said = {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}
-    trainer = trainer_of(tmp_path, tiny_peft(), said)
+def test_an_ablation_may_be_a_dict_as_in_the_yaml(tmp_path):
+    entry = {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}
+    trainer = trainer_of(tmp_path, tiny_peft(), entry)
     trainer.train()
     expected = plain_objective(tiny_peft(), collate(examples(8)), PAPER).item()
     assert trainer.losses[0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_all_parameters_may_be_trained_with_a_teacher_of_its_own(tmp_path):
-    """No adapter, a trainable head: gradients reach it, and the teacher keeps its own."""
+def test_a_student_without_adapter_learns_from_a_separate_teacher(tmp_path):
+    """All parameters get gradients, the head's included, and the teacher keeps its own head."""
     student, teacher = tiny_model(seed=1).requires_grad_(True), tiny_model(seed=2)
     batch = collate(examples(8))
     logits = student(batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
@@ -122,12 +124,12 @@ def test_all_parameters_may_be_trained_with_a_teacher_of_its_own(tmp_path):
         torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5)
 
 
-def test_distilling_without_any_teacher_is_refused(tmp_path):
+def test_distilling_without_adapter_or_teacher_raises(tmp_path):
     with pytest.raises(InputError, match="pass teacher=SeparateTeacher"):
         trainer_of(tmp_path, tiny_model().requires_grad_(True), PAPER)
 
 
-def test_evaluation_stays_the_trainers_own(tmp_path):
+def test_evaluation_uses_the_trainers_own_loss(tmp_path):
     trainer = trainer_of(tmp_path, tiny_peft(), PAPER)
     trainer.eval_dataset = rows()
     trainer.train()
@@ -136,8 +138,8 @@ def test_evaluation_stays_the_trainers_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_trl_sft_trainer_takes_it(tmp_path):
-    """Where TRL is installed (extra `bench`): SFTTrainer's own data handling, our objective."""
+def test_trl_sft_trainer_gets_the_objective(tmp_path):
+    """With SFTTrainer's own data handling; needs TRL (extra `bench`)."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 

@@ -1,0 +1,88 @@
+"""A training that is killed or interrupted resumes from its last complete checkpoint with the same result."""
+
+import os
+import signal
+
+import polars as pl
+import pytest
+import torch
+
+from tests.support.reporter import RecordingReporter
+from tests.support.tiny_models import tiny_peft
+from tests.support.training import assert_same_adapter, kill_training, setup_with_teacher, training_setup
+from tokenuq_ml.training.checkpoints import MARKER, latest_checkpoint
+from tokenuq_ml.training.recorder import StepRecorder
+from tokenuq_ml.training.trainer import train
+
+
+@pytest.mark.parametrize("micro", [4, 2])
+@pytest.mark.parametrize("die_at", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 5))])
+def test_a_training_resumed_after_a_kill_gives_the_same_adapter_and_tables(micro, die_at, tmp_path):
+    """Trap 13. With dropout, killed within an epoch and at an epoch's end."""
+    uninterrupted = tiny_peft(dropout=0.2)
+    expected = train(uninterrupted, training_setup(micro=micro, save_steps=1), tmp_path / "a", RecordingReporter(), "x")
+    kill_training(die_at, tiny_peft(dropout=0.2), training_setup(micro=micro, save_steps=1), tmp_path / "b")
+    torch.manual_seed(99)
+    resumed = tiny_peft(dropout=0.2)
+    reporter = RecordingReporter()
+    got = train(resumed, training_setup(micro=micro, save_steps=1), tmp_path / "b", reporter, "x")
+    assert any("resuming from step" in line for line in reporter.lines)
+    assert_same_adapter(resumed, uninterrupted)
+    assert got.training_log().equals(expected.training_log())
+    assert got.selections().equals(expected.selections())
+
+
+def test_a_finished_training_takes_no_further_step(tmp_path):
+    """The process was killed after its last checkpoint and before the adapter was published."""
+    first, again = tiny_peft(dropout=0.2), tiny_peft(dropout=0.2)
+    expected = train(first, training_setup(), tmp_path, RecordingReporter(), "x")
+    got = train(again, training_setup(), tmp_path, RecordingReporter(), "x")
+    assert got.costs is None
+    assert got.training_log().equals(expected.training_log()) and got.selections().equals(expected.selections())
+    assert_same_adapter(again, first)
+
+
+def test_a_training_with_an_online_teacher_resumes_and_its_snapshots_hold_only_the_student(tmp_path):
+    tiny_peft(seed=5).save_pretrained(tmp_path)
+    uninterrupted, setup = setup_with_teacher(tmp_path, "online", dropout=0.2)
+    expected = train(uninterrupted, setup, tmp_path / "a", RecordingReporter(), "x")
+    killed, setup = setup_with_teacher(tmp_path, "online", dropout=0.2)
+    kill_training(4, killed, setup, tmp_path / "b")
+    resumed, setup = setup_with_teacher(tmp_path, "online", dropout=0.2)
+    got = train(resumed, setup, tmp_path / "b", RecordingReporter(), "x")
+    assert got.training_log().equals(expected.training_log())
+    assert_same_adapter(resumed, uninterrupted)
+    (snapshot,) = (tmp_path / "b" / "snapshots").iterdir()
+    assert not (snapshot / "teacher").exists() and (snapshot / "adapter_model.safetensors").exists()
+
+
+def test_the_latest_checkpoint_is_the_last_one_with_a_marker(tmp_path):
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / MARKER).touch()
+    (tmp_path / "checkpoint-12").mkdir()
+    assert latest_checkpoint(tmp_path).name == "checkpoint-4"
+    assert latest_checkpoint(tmp_path / "nothing") is None
+
+
+def test_sigint_stops_after_the_step_with_a_checkpoint(tmp_path, monkeypatch):
+    end_step = StepRecorder.end_step
+
+    def interrupt_at_step_3(self, *args):
+        row = end_step(self, *args)
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return row
+
+    monkeypatch.setattr(StepRecorder, "end_step", interrupt_at_step_3)
+    with pytest.raises(KeyboardInterrupt, match="a checkpoint holds the state"):
+        train(tiny_peft(), training_setup(epochs=20), tmp_path, RecordingReporter(), "x")
+    checkpoint = latest_checkpoint(tmp_path)
+    step = int(checkpoint.name.split("-")[1])
+    assert step in (3, 4)
+    assert len(pl.read_parquet(checkpoint / "training_log.parquet")) == step
+
+
+def test_snapshots_are_written_within_training_but_not_at_its_ends(tmp_path):
+    setup = training_setup(snapshot_fractions=(0.0, 0.25, 0.5, 1.0))
+    train(tiny_peft(), setup, tmp_path, RecordingReporter(), "x")
+    assert sorted(p.name for p in (tmp_path / "snapshots").iterdir()) == ["step-000002", "step-000003"]

@@ -1,0 +1,238 @@
+"""Every shipped ablation against plain PyTorch: the selected set and the loss of an optimiser batch."""
+
+from math import ceil, log
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from tests.support.paths import ROOT
+from tests.support.reporter import RecordingReporter
+from tests.support.tiny_models import FLOAT32, examples, tiny_peft
+from tokenuq_ml.config import TrainSpec
+from tokenuq_ml.config.load import load_config
+from tokenuq_ml.data.batching import collate
+from tokenuq_ml.data.token_categories import CATEGORIES
+from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.training.setup import TrainingSetup
+from tokenuq_ml.training.teacher import OnlineTeacher
+from tokenuq_ml.training.token_columns import TokenColumns
+from tokenuq_ml.training.trainer import train
+
+ABLATIONS = load_config(ROOT / "config").ablations
+STEPS = 3
+ROWS = examples(8 * STEPS, seed=4)
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
+
+
+def full_logits(model, batch):
+    return model(input_ids=batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
+
+
+@pytest.fixture(scope="module")
+def teacher_and_tables(tmp_path_factory):
+    """A teacher's adapter on disk, and tables with its losses and random base losses, uncertainties and categories."""
+    folder = tmp_path_factory.mktemp("teacher")
+    teacher = tiny_peft(seed=5)
+    teacher.save_pretrained(folder)
+    draw, frames = np.random.default_rng(3), []
+    for row in ROWS:
+        batch = collate([row])
+        with torch.no_grad():
+            logp = full_logits(teacher, batch).log_softmax(-1)
+        count = len(row.positions)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "example_id": [row.example_id] * count,
+                    "position": pl.Series(row.positions, dtype=pl.Int32),
+                    "loss": -logp.gather(1, batch.label_N[:, None])[:, 0].numpy(),
+                    "base_loss": draw.exponential(size=count).astype(np.float32),
+                    "entropy": -(logp.exp() * logp).sum(1).numpy(),
+                    "category": draw.choice(CATEGORIES, count).tolist(),
+                    "bald": draw.random(count, dtype=np.float32),
+                    "expected_entropy": draw.random(count, dtype=np.float32),
+                }
+            )
+        )
+    table = pl.concat(frames)
+    return folder, {"token_losses": table, "token_uncertainty": table}
+
+
+def run(ablation, teacher_and_tables, tmp_path, batch_size=8, micro=8):
+    folder, tables = teacher_and_tables
+    spec = TrainSpec(
+        epochs=1, batch_size=batch_size, micro_batch_size=micro, learning_rate=1e-3, lora=LORA, warmup_ratio=0.0
+    )
+    model = attach_adapter(tiny_peft(seed=2), folder, "teacher")
+    setup = TrainingSetup(ROWS, spec, ablation, ablation.seed, FLOAT32, OnlineTeacher("teacher", FLOAT32))
+    if ablation.columns_read:
+        setup.columns = TokenColumns(ablation.columns_read, tables, ROWS)
+    growth = ablation.rank_growth
+    if growth is not None:
+        ablation = ablation.model_copy(update={"rank_growth": growth.model_copy(update={"start": 4})})
+        setup.ablation = ablation
+    return train(model, setup, tmp_path, RecordingReporter(), "x")
+
+
+class FirstBatch:
+    """The first optimiser batch from full logits: every quantity that an ablation may name."""
+
+    def __init__(self, recorder, teacher_and_tables):
+        folder, tables = teacher_and_tables
+        first = recorder.selections().filter(pl.col("step") == 1)
+        wanted = first["example_id"].unique(maintain_order=True).to_list()
+        by_id = {row.example_id: row for row in ROWS}
+        batch = collate([by_id[name] for name in wanted])
+        model = attach_adapter(tiny_peft(seed=2), folder, "teacher")
+        self.logits = full_logits(model, batch).detach()
+        model.base_model.set_adapter("teacher", inference_mode=True)
+        q = full_logits(model, batch).detach().log_softmax(-1)
+        logp = self.logits.log_softmax(-1)
+        self.loss = -logp.gather(1, batch.label_N[:, None])[:, 0]
+        self.kl = (q.exp() * (q - logp)).sum(1)
+        keys = pl.DataFrame({"example_id": [k for k, _ in batch.keys], "position": [p for _, p in batch.keys]})
+        keys = keys.with_columns(pl.col("position").cast(pl.Int32))
+        rows = keys.join(tables["token_losses"], on=["example_id", "position"], how="left", maintain_order="left")
+        self.table = {name: torch.tensor(rows[name].to_list()) for name in rows.columns if rows[name].dtype.is_float()}
+        self.category, self.example = rows["category"].to_list(), rows["example_id"].to_list()
+        self.positions = rows["position"].to_list()
+        self.everything = tables["token_losses"]
+        logged = first.select("example_id", "position", "selected", recorded="loss")
+        logged = keys.join(logged, on=["example_id", "position"], how="left", maintain_order="left")
+        self.selected, self.recorded = torch.tensor(logged["selected"].to_list()), logged["recorded"].to_list()
+
+    def top(self, score, share, largest=True):
+        k = ceil(round(share * len(score), 9))
+        mask = torch.zeros(len(score), dtype=torch.bool)
+        mask[torch.topk(score, k, largest=largest).indices] = True
+        return mask
+
+    def documents(self, share):
+        names = list(dict.fromkeys(self.example))
+        at = {n: torch.tensor([e == n for e in self.example]) for n in names}
+        mean = torch.stack([self.loss[at[n]].mean() for n in names])
+        chosen = {names[i] for i in mean.topk(ceil(share * len(names))).indices}
+        return torch.tensor([e in chosen for e in self.example])
+
+    def dataset_top(self, share):
+        losses = self.everything.sort("loss", descending=True).head(ceil(share * len(self.everything)))
+        chosen = set(losses.select("example_id", "position").iter_rows())
+        return torch.tensor([pair in chosen for pair in zip(self.example, self.positions, strict=True)])
+
+    def top20_entropy(self):
+        p = torch.softmax(torch.sort(self.logits, dim=1, descending=True).values[:, :20], -1)
+        return -(p * p.log()).sum(1)
+
+
+ALL = lambda w: torch.ones(len(w.loss), dtype=torch.bool)  # noqa: E731
+MASKS = {
+    "mle": ALL,
+    "distill_all": ALL,
+    "dft": ALL,
+    "eaft": ALL,
+    **{
+        f"{name}_top{q}": (lambda w, q=q: w.top(w.loss, q / 100))
+        for name in ("paper", "masked_mle")
+        for q in (10, 25, 50, 75)
+    },
+    "masked_mle_bottom25": lambda w: w.top(w.loss, 0.25, largest=False),
+    "document_top25": lambda w: w.documents(0.25),
+    "bald_top25": lambda w: w.top(w.table["bald"], 0.25),
+    "entropy_top25": lambda w: w.top(w.table["entropy"], 0.25),
+    "aleatoric_top25": lambda w: w.top(w.table["expected_entropy"], 0.25),
+    "global_top25": lambda w: w.dataset_top(0.25),
+    "excess_top60": lambda w: w.top(w.loss - w.table["loss"], 0.6),
+    "stm": lambda w: w.table["base_loss"] <= log(2.5),
+    "complexity_curriculum": lambda w: torch.tensor(
+        [c in ("special", "whitespace", "punctuation") for c in w.category]
+    ),
+    "quantile_anneal": lambda w: w.top(w.loss, 0.75),
+    "quantile_adaptive": lambda w: w.loss > w.everything["loss"].mean(),
+    "rank_growth": lambda w: w.top(w.loss, 0.25),
+}
+FACTORS = {"dft": lambda w: torch.exp(-w.loss), "eaft": lambda w: w.top20_entropy() / 3}
+DISTILS = {"distill_all"} | {
+    name
+    for name in MASKS
+    if name.startswith("paper") or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank")
+}
+RANDOM = ("random25", "fixed_random25")
+
+
+def objective(name, w, mask):
+    trained = FACTORS.get(name, lambda w: 1.0)(w) * w.loss
+    if name == "distill_all":
+        return w.kl.mean()
+    return torch.where(mask, trained, w.kl if name in DISTILS else torch.zeros(())).sum() / len(mask)
+
+
+def test_every_shipped_ablation_is_tested():
+    assert {a.family for a in ABLATIONS.values()} == {*MASKS, *RANDOM}
+
+
+@pytest.mark.parametrize("name", [*MASKS])
+def test_selected_set_and_loss_equal_plain_pytorch(name, teacher_and_tables, tmp_path):
+    recorder = run(ABLATIONS[name], teacher_and_tables, tmp_path)
+    w = FirstBatch(recorder, teacher_and_tables)
+    mask = MASKS[name](w)
+    assert 0 < mask.sum() and torch.equal(w.selected, mask)
+    assert recorder.log_rows[0]["loss"] == pytest.approx(objective(name, w, mask).item(), rel=1e-4)
+    # Every token's loss is recorded, trained or not.
+    assert w.recorded == pytest.approx(w.loss.tolist(), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_controls_select_as_many_tokens_as_the_paper(name, teacher_and_tables, tmp_path):
+    recorder = run(ABLATIONS[name], teacher_and_tables, tmp_path / "a")
+    w = FirstBatch(recorder, teacher_and_tables)
+    assert w.selected.sum() == ceil(0.25 * len(w.loss))
+    assert recorder.log_rows[0]["loss"] == pytest.approx(objective(name, w, w.selected).item(), rel=1e-4)
+    # The same seed selects the same tokens, another seed others.
+    again, other = (
+        FirstBatch(
+            run(ABLATIONS[name].model_copy(update={"seed": seed}), teacher_and_tables, tmp_path / str(seed)),
+            teacher_and_tables,
+        )
+        for seed in (0, 1)
+    )
+    assert torch.equal(again.selected, w.selected)
+    assert other.example != w.example or not torch.equal(other.selected, w.selected)
+
+
+@pytest.mark.parametrize(
+    "name", ["paper_top25", "document_top25", "bald_top25", "random25", "quantile_adaptive", "dft"]
+)
+def test_the_micro_batch_size_does_not_change_the_selection_and_the_loss(name, teacher_and_tables, tmp_path):
+    """There is one selection over the optimiser batch, whatever its score and its unit."""
+    whole = run(ABLATIONS[name], teacher_and_tables, tmp_path / "a")
+    split = run(ABLATIONS[name], teacher_and_tables, tmp_path / "b", micro=2)
+    same = lambda recorder: recorder.selections().filter(pl.col("step") == 1).sort("example_id", "position")  # noqa: E731
+    assert same(whole)["selected"].to_list() == same(split)["selected"].to_list()
+    assert split.log_rows[0]["loss"] == pytest.approx(whole.log_rows[0]["loss"], rel=1e-6)
+    # A pass only to select is made if the student's losses decide, and not otherwise.
+    assert split.costs.selection_passes == (1 if ABLATIONS[name].selection_kind == "dynamic" else 0)
+
+
+def test_ablations_with_the_same_seed_see_the_same_data_in_the_same_order(teacher_and_tables, tmp_path):
+    """Only the objective differs: each step has the same tokens and examples."""
+    runs = [
+        run(ABLATIONS[name], teacher_and_tables, tmp_path / name).selections()
+        for name in ("mle", "paper_top25", "random25")
+    ]
+    keys = ["step", "example_id", "position"]
+    assert runs[0].select(keys).rows() == runs[1].select(keys).rows() == runs[2].select(keys).rows()
+    counts = [r.group_by("step").agg(pl.col("selected").sum()).sort("step")["selected"].to_list() for r in runs[1:]]
+    assert counts[0] == counts[1] and len(counts[0]) == STEPS
+
+
+def test_a_schedule_moves_from_its_start_to_its_end(teacher_and_tables, tmp_path):
+    annealed = run(ABLATIONS["quantile_anneal"], teacher_and_tables, tmp_path / "a").log_rows
+    assert [round(row["selected_share"], 1) for row in annealed] == pytest.approx([0.8, 0.5, 0.3], abs=0.06)
+    _, tables = teacher_and_tables
+    rows = run(ABLATIONS["complexity_curriculum"], teacher_and_tables, tmp_path / "b").selections()
+    rows = rows.join(tables["token_losses"].select("example_id", "position", "category"), on=["example_id", "position"])
+    seen = [set(rows.filter(pl.col("step") == step, "selected")["category"]) for step in (1, 2, 3)]
+    structure = {"special", "whitespace", "punctuation"}
+    assert seen == [structure, structure | {"word", "subword"}, set(CATEGORIES)]
