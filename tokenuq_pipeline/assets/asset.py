@@ -1,4 +1,4 @@
-"""One asset of the graph as plain data: what makes it, from what, and where it lies."""
+"""One asset of the graph as plain data: what makes it, from what, and where it is stored."""
 
 import re
 from collections.abc import Callable

@@ -25,7 +25,7 @@ from tokenuq_pipeline.assets.uncertainty_checks import (
 
 
 def build_checks(config: Config) -> list[dg.AssetChecksDefinition]:
-    """Return every check that has an op of its own."""
+    """Return every check that runs in its own op."""
     checks = [_check(("datasets", name), no_question_in_two_splits, name) for name in config.datasets]
     for study in config.studies.values():
         checks += _study_checks(study)

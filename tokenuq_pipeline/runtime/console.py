@@ -30,7 +30,7 @@ INDENT = "         "
 
 
 class Console:
-    """Where lines are printed. `tokenuq run` gives it a stream of its own and prints the events itself."""
+    """Where lines are printed. `tokenuq run` gives it another stream and prints the events itself."""
 
     def __init__(self) -> None:
         self.stream: TextIO | None = None

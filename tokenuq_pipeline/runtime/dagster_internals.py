@@ -106,9 +106,11 @@ def passed_on_latest(instance: dg.DagsterInstance, checks: Iterable[dg.AssetChec
 
 
 def _passed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, execution: AssetCheckExecutionRecord | None) -> bool:
-    if execution is None or execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
+    if execution is None or execution.event is None:
         return False
-    target = execution.event.dagster_event.event_specific_data.target_materialization_data
+    if execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
+        return False
+    target = execution.event.get_dagster_event().asset_check_evaluation_data.target_materialization_data
     latest = instance.get_latest_materialization_event(check.asset_key)
     return target is not None and latest is not None and target.run_id == latest.run_id
 

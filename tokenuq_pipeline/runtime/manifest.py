@@ -1,6 +1,6 @@
 """The manifest of an asset: what it was made from and with, and every file of it.
 
-A manifest lies in the store at `.manifests/<asset>.json`. It is written after the files, so an asset with a manifest
+A manifest is stored at `.manifests/<asset>.json`. It is written after the files, so an asset with a manifest
 whose files all exist is complete.
 """
 

@@ -240,7 +240,7 @@ def selections(steps):
         ("all", [[T, T], [F]], False),
         ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, T, F, F, F]], True),  # ceil(1.25) = 2
         ({"by": "loss", "quantile": 0.25}, [[T, F, F, F], [T, F, F, F, F]], False),
-        ({"by": "loss", "quantile": 0.25}, [[T, T, F, F], [F, F, F, F]], False),  # right on the whole, wrong in each
+        ({"by": "loss", "quantile": 0.25}, [[T, T, F, F], [F, F, F, F]], False),  # right in total, wrong in each step
         ({"by": "loss", "quantile": 0.1}, [[T] * 3 + [F] * 27], True),  # 0.1 * 30 is above 3 in binary
         ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [T, T, F, F]], True),
         ({"by": "loss", "quantile": 0.5, "scope": "dataset"}, [[T, T, F, F], [F, F, T, T]], False),

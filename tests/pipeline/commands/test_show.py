@@ -40,8 +40,8 @@ def store(tmp_path_factory):
         "evaluation_tokens/study=toy/ablation=top": tiny_tables.evaluation_tokens(losses, 0.1),
         "examples/dataset=toy": tiny_tables.examples_table(),
     }
-    for place, frame in frames.items():
-        write_table(frame, place.partition("/")[0], home / place, spec_hash="s", code_version="c")
+    for path, frame in frames.items():
+        write_table(frame, path.partition("/")[0], home / path, spec_hash="s", code_version="c")
     return home
 
 
