@@ -4,14 +4,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 from peft import PeftModel
 
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.models.adapters import adapter_digest
-from tokenuq_ml.progress import Reporter
 from tokenuq_ml.reports import plots
-from tokenuq_ml.stages.request import AssetRequest
+from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tensor_digest import tensors_digest
 from tokenuq_ml.training.checkpoints import latest_checkpoint
@@ -35,50 +35,53 @@ def model_digest(folder: str | Path) -> str:
     return "-".join(tensors_digest(path) for path in sorted(Path(folder).glob("*.safetensors")))
 
 
-def checkpoint_dir(work_dir: str | Path, asset: AssetRequest, setup: TrainingSetup, **inputs: str) -> Path:
+def checkpoint_dir(context: StageContext, **inputs: str) -> Path:
     """Return the folder of a training's checkpoints.
 
     Its name is a hash of everything that affects the result: the spec, the content of the inputs, device, precision
     and thread count. It does not depend on the run, so that a rerun resumes.
+
+    Args:
+        context: of the training stage.
+        **inputs: input -> its content digest.
     """
-    key = spec_hash({"spec": asset.spec_hash, "code": asset.code_version, **setup.numerics.fields(), **inputs})
-    folder = Path(work_dir, key)
+    asset = context.asset
+    key = spec_hash({"spec": asset.spec_hash, "code": asset.code_version, **context.numerics.fields(), **inputs})
+    folder = Path(context.request.work_dir, key)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def train_and_store(
-    model: PeftModel, setup: TrainingSetup, asset: AssetRequest, work_dir: Path, reporter: Reporter, name: str
-) -> TrainedAdapter:
+def train_and_store(context: StageContext, model: PeftModel, setup: TrainingSetup, work_dir: Path) -> TrainedAdapter:
     """Train, and fill the outputs `adapter`, `training_log`, `plots`, and `snapshots` and `costs` if there are any."""
     resumed_from = _latest_step(work_dir)
-    recorder = train(model, setup, work_dir, reporter, name)
-    outputs = {key: Path(folder) for key, folder in asset.outputs.items()}
-    model.save_pretrained(outputs["adapter"], selected_adapters=[model.active_adapter])
-    if "snapshots" in outputs:
-        snapshots = work_dir / "snapshots"
-        if snapshots.is_dir():
-            shutil.copytree(snapshots, outputs["snapshots"], dirs_exist_ok=True)
+    recorder = train(model, setup, work_dir, context.reporter, context.name)
+    model.save_pretrained(context.output("adapter"), selected_adapters=[model.active_adapter])
+    if "snapshots" in context.asset.outputs and (work_dir / "snapshots").is_dir():
+        shutil.copytree(work_dir / "snapshots", context.output("snapshots"), dirs_exist_ok=True)
+    if "costs" in context.asset.outputs and recorder.costs is not None:
+        recorder.costs.write(context.output("costs") / COSTS_FILE)
     log = recorder.training_log()
-    log_digest = write_table(log, "training_log", outputs["training_log"], **asset.stamp)
-    plots.training_curve(log, outputs["plots"] / "training_curve.png")
+    log_digest = write_table(log, "training_log", context.output("training_log"), **context.asset.stamp)
+    plots.training_curve(log, context.output("plots") / "training_curve.png")
+    figures = {"resumed_from_step": resumed_from, **_figures(recorder, log)}
+    return TrainedAdapter(recorder, adapter_digest(context.output("adapter")), log_digest, figures)
+
+
+def _figures(recorder: StepRecorder, log: pl.DataFrame) -> dict[str, float | int | str]:
     last = log.tail(max(1, len(log) // 5))
     figures = {
         "steps": len(log),
-        "resumed_from_step": resumed_from,
         "response_tokens_trained": int(log["tokens"].sum()),
         "selected_tokens": recorder.selections().select("selected").sum().item(),
         "first_loss": float(log["loss"][0]),
         "final_loss": float(last["loss"].mean()),
         "batching": recorder.batching,
-        **setup.numerics.fields(),
     }
     if recorder.costs is not None:
         figures["selection_pass_seconds"] = round(recorder.costs.seconds.selection, 3)
         figures["seconds_a_step"] = round(recorder.costs.seconds.total / recorder.costs.steps, 3)
-        if "costs" in outputs:
-            recorder.costs.write(outputs["costs"] / COSTS_FILE)
-    return TrainedAdapter(recorder, adapter_digest(outputs["adapter"]), log_digest, figures)
+    return figures
 
 
 def _latest_step(work_dir: Path) -> int:

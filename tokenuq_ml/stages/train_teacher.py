@@ -7,7 +7,8 @@ from tokenuq_ml.data.batching import read_examples
 from tokenuq_ml.models.adapters import add_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
+from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, train_and_store
 from tokenuq_ml.tables.parquet import content_of
 from tokenuq_ml.tensor_digest import joined_digest
@@ -18,27 +19,23 @@ VANILLA_MLE = AblationSpec(name="vanilla", select=SelectSpec(by="all"))
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fill the outputs `adapter`, `training_log` and `plots`."""
-    asset = request.assets["baseline_teacher"]
-    spec, seed = TrainSpec(**asset.fields["train"]), asset.fields["seed"]
-    base, numerics = load_model(request.inputs["model"], asset.fields["precision"])
-    examples = read_examples(request.inputs["tokenized_dataset"], ["train"])
-    setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
+    fields = request.assets["baseline_teacher"].fields
+    spec, seed = TrainSpec(**fields["train"]), fields["seed"]
+    base, numerics = load_model(request.inputs["model"], fields["precision"])
+    context = StageContext("baseline_teacher", request, reporter, numerics)
+    examples = read_examples(context.input("tokenized_dataset"), ["train"])
     work_dir = checkpoint_dir(
-        request.work_dir,
-        asset,
-        setup,
-        model=model_digest(request.inputs["model"]),
-        dataset=content_of(request.inputs["tokenized_dataset"]),
+        context,
+        model=model_digest(context.input("model")),
+        dataset=content_of(context.input("tokenized_dataset")),
     )
     model = add_adapter(base, spec.lora, seed)
-    trained = train_and_store(model, setup, asset, work_dir, reporter, f"{request.study}/baseline_teacher")
-    reporter.done(
-        AssetResult(
-            stage="baseline_teacher",
-            data_version=joined_digest(trained.digest, trained.log_digest),
-            metrics=trained.figures,
-            plots={"Training curve": "plots/training_curve.png"},
-        )
+    setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
+    trained = train_and_store(context, model, setup, work_dir)
+    context.done(
+        joined_digest(trained.digest, trained.log_digest),
+        trained.figures,
+        plots={"Training curve": "plots/training_curve.png"},
     )
     # Only after the report: an interrupted training resumes, a forced rerun trains from the first step.
     shutil.rmtree(work_dir)
