@@ -2,14 +2,17 @@
 
 Replaces only how a training loss is computed. Loop, optimiser, schedule, data and evaluation stay the Trainer's.
 
-How a quantile gets from an ablation to the loss, top to bottom:
+How a quantile gets from the configuration to the loss, top to bottom:
 
+0. `config/ablations.yaml` is read into `AblationSpec.select.quantile`; the ablation is an argument of `TokenObjective`.
 1. `get_batch_samples` wraps each micro-batch of the optimiser step in a `MicroBatch`, with a `SelectionRule`.
 2. `compute_loss` runs the model. If the optimiser batch has several micro-batches or ranks, `_decide_together` comes
    first: it selects over all of them (`decisions.decide`) and replaces each rule by its part of the decision.
 3. `_share_of_loss` runs inside the model's forward pass and calls `training_loss` with the rule.
-4. `training_loss` asks the rule. This is the one call back up: a `SelectionRule` now calls `decisions.decide`.
+4. `training_loss` asks the rule. This is the one call back up: a `SelectionRule` calls `decisions.decide` now, with the
+   losses that the kernel computed; a part of a decision returns itself.
 5. `decisions.decide` calls `selection.select`, which takes the quantile, and `objectives.token_weights`.
+6. `training_loss` computes the gradient of the tokens that have weight, and returns weights and mask for `record`.
 
 Shapes: B sequences, T positions, N response tokens of a micro-batch, D hidden size.
 """
