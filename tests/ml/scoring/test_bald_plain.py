@@ -81,6 +81,7 @@ def test_plain_peft_with_the_same_masks_gives_the_same_bald(kind, mask):
     assert np.abs(ours["bald"] - plain["bald"]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_plain_peft_with_independent_masks_gives_the_same_mean_bald():
     """One feature mask per layer and sequence from PyTorch's generator: other draws from the same distribution."""
     model, rows, samples, p = tiny_peft(), examples(30), 20, 0.1
@@ -100,7 +101,7 @@ def test_plain_peft_with_independent_masks_gives_the_same_mean_bald():
     assert spearmanr(ours["bald"], one["bald"])[0] > spearmanr(one["bald"], two["bald"])[0] - 0.03
 
 
-@pytest.mark.parametrize("samples", [5, 20])
+@pytest.mark.parametrize("samples", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_the_standard_error_matches_the_spread_over_seeds(samples):
     model, rows = tiny_peft(), examples(4)
     tables = [

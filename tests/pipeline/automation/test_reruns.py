@@ -139,6 +139,7 @@ def test_a_failed_run_ends_the_waves_until_the_next_tick(world, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_the_next_wave_waits_for_other_runs_and_is_requested_once(made_world, data_file):
     edited = World(made_world.toy, config_with(data_file.parent, quantile=0.5), made_world.instance)
     edited.cursors = made_world.cursors
@@ -154,6 +155,7 @@ def test_the_next_wave_waits_for_other_runs_and_is_requested_once(made_world, da
     assert not edited.sensor("next_wave").run_requests
 
 
+@pytest.mark.slow
 def test_a_changed_data_file_is_requested_once_when_it_is_complete(made_world, data_file):
     assert "no longer change" in made_world.sensor("data_files").skip_message
     assert made_world.sensor("data_files").skip_message == "no data file has changed"
@@ -173,6 +175,7 @@ def test_a_changed_data_file_is_requested_once_when_it_is_complete(made_world, d
     assert not made_world.sensor("data_files").run_requests and not made_world.sensor("data_files").run_requests
 
 
+@pytest.mark.slow
 def test_a_changed_file_that_another_run_has_read_is_not_requested_again(made_world, data_file):
     made_world.sensor("data_files")
     data_file.write_text('{"rows": 2}\n')
@@ -219,6 +222,7 @@ def test_a_disabled_study_has_a_job_but_no_automation(toy, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_cheap_assets_are_requested_when_their_inputs_change(made_world):
     graph = made_world.defs.resolve_asset_graph()
     automated = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}

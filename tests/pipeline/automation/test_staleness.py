@@ -44,6 +44,7 @@ def toy(made, tmp_path):
     return copy
 
 
+@pytest.mark.slow
 def test_a_fresh_study_is_up_to_date(made, tmp_path):
     config = config_with(made.folder.parent)
     assert rows(made, config) == {} and materialised(made, config) == []

@@ -19,11 +19,13 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_unknown_study_is_a_one_line_error(folders, capsys):
     assert cli.main(["run", "--study", "nope"]) == 2
     assert capsys.readouterr().err.startswith("error: studies.yaml: no study 'nope'; there are quickstart, ")
 
 
+@pytest.mark.slow
 def test_an_unknown_ablation_is_a_one_line_error(folders, capsys):
     assert cli.main(["run", "--study", "quickstart", "--ablation", "mle", "nope"]) == 2
     assert capsys.readouterr().err == (

@@ -54,6 +54,7 @@ def test_every_stage_of_an_empty_store_is_planned_and_totals_add_up(toy):
     assert [source["name"] for source in made.sources][:1] == ["tiny"] and not made.sources[0]["ready"]
 
 
+@pytest.mark.slow
 def test_fresh_stages_cost_nothing(made_study):
     def never(*_):
         raise AssertionError("nothing to compute, and the machine is measured")
@@ -84,6 +85,7 @@ def test_the_text_warns_of_disk_and_memory(toy):
     assert "This machine has" in plan.as_text(made, 10**12)
 
 
+@pytest.mark.slow
 def test_the_command_writes_json_and_text(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
     monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path / "store"))
