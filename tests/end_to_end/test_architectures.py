@@ -27,7 +27,7 @@ from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.data.batching import pack, read_examples
 from tokenuq_ml.data.tokenization import default_template
-from tokenuq_ml.evaluation.generation import generate
+from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.models.adapters import add_adapter
 from tokenuq_ml.models.forward import head_of, hidden_states, packing_is_exact
@@ -237,7 +237,7 @@ def check_answers(kind, studies, base, examples):
     prompts = [
         list(map(int, example.input_ids[:length])) for example, length in zip(examples, (30, 12, 21), strict=False)
     ]
-    answers = generate(base, tokenizer, prompts, max_new_tokens=6, batch_size=3)
+    answers = generate(base, tokenizer, prompts, GreedyDecoding(max_new_tokens=6, batch_size=3))
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = list(prompt)
         while len(ids) < len(prompt) + 6:

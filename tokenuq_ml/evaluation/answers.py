@@ -6,18 +6,15 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.evaluation.answer_cache import AnswerCache, key_of
-from tokenuq_ml.evaluation.generation import generate
+from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
 
 
 def resumable_answers(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
+    decoding: GreedyDecoding,
     cache: AnswerCache,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    stop: Sequence[str] = (),
     progress: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[int]]:
     """Return the answers that `generate` gives; only prompts without an answer in `cache` are generated.
@@ -26,13 +23,11 @@ def resumable_answers(
     generates the same batches as one without interruption.
 
     Args:
-        model: see `generate`, as for the arguments without description here.
-        tokenizer: see `generate`.
-        prompts: token ids of each prompt.
-        cache: answers of the same model with the same settings.
-        max_new_tokens: see `generate`.
-        batch_size: see `generate`.
-        stop: see `generate`.
+        model: a causal language model, with or without adapter.
+        tokenizer: its tokenizer.
+        prompts: token ids of each prompt, with the chat template applied; none may be empty.
+        decoding: lengths, batches and stop strings.
+        cache: answers of the same model under the same decoding.
         progress: receives the number of prompts that got their answers.
     """
     keys = [key_of(ids) for ids in prompts]
@@ -44,13 +39,5 @@ def resumable_answers(
         cache.put({names[index]: ids for index, ids in answers.items()})
         progress(len(answers))
 
-    generate(
-        model,
-        tokenizer,
-        list(todo.values()),
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        stop=stop,
-        finished=finished,
-    )
+    generate(model, tokenizer, list(todo.values()), decoding, finished)
     return [cache[key] for key in keys]

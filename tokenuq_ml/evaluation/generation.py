@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -15,14 +16,23 @@ from transformers import (
 from transformers.utils import logging
 
 
+@dataclass(frozen=True)
+class GreedyDecoding:
+    """How answers are generated: always the argmax, up to a length or a stop string."""
+
+    max_new_tokens: int
+    """Most tokens per answer."""
+    batch_size: int
+    """Prompts per batch; batches hold prompts of similar length."""
+    stop: Sequence[str] = ()
+    """Strings that end an answer. An answer's last token completes the string; `cut` removes it from the text."""
+
+
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    stop: Sequence[str] = (),
+    decoding: GreedyDecoding,
     finished: Callable[[Mapping[int, list[int]]], None] = lambda answers: None,
 ) -> list[list[int]]:
     """Return the greedy continuation of each prompt, under the active adapter, with dropout off.
@@ -34,9 +44,7 @@ def generate(
         model: a causal language model, with or without adapter.
         tokenizer: its tokenizer.
         prompts: token ids of each prompt, with the chat template applied; none may be empty.
-        max_new_tokens: most tokens per answer.
-        batch_size: prompts per batch; batches hold prompts of similar length.
-        stop: strings that end an answer. An answer's last token completes the string; `cut` removes it from the text.
+        decoding: lengths, batches and stop strings.
         finished: receives the answers of each batch, index of the prompt -> new ids, as soon as it is generated.
 
     Returns:
@@ -53,10 +61,10 @@ def generate(
     causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
     ends = _end_ids(causal_lm, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    greedy = GenerationConfig(
+    config = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=decoding.max_new_tokens,
         use_cache=True,
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
@@ -64,13 +72,12 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     # Longest first: a batch that does not fit in memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    with _quiet(), _evaluating(causal_lm, greedy), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            stops = _StopStrings(tokenizer, stop, len(batch)) if stop else None
-            for index, new_ids in zip(
-                batch, generate_batch(causal_lm, [prompts[i] for i in batch], pad, stops), strict=True
-            ):
+    with _quiet(), _evaluating(causal_lm, config), torch.no_grad():
+        for start in range(0, len(order), decoding.batch_size):
+            batch = order[start : start + decoding.batch_size]
+            stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
+            new = generate_batch(causal_lm, [prompts[index] for index in batch], pad, stops)
+            for index, new_ids in zip(batch, new, strict=True):
                 end = next((place for place, token in enumerate(new_ids) if token in ends), len(new_ids))
                 answers[index] = new_ids[:end]
             finished({index: answers[index] for index in batch})

@@ -1,6 +1,7 @@
 """Generated answers of a model under evaluation: resumable, and cut where a prompt exceeds the model's context."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -8,7 +9,7 @@ import polars as pl
 from tokenuq_ml.config import GenerationSpec
 from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.answers import resumable_answers
-from tokenuq_ml.evaluation.generation import cut
+from tokenuq_ml.evaluation.generation import GreedyDecoding, cut
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate
@@ -47,23 +48,23 @@ def answer_prompts(
         spec: length of answers and size of batches.
         stop: strings that end an answer; they are cut off.
     """
-    settings = {"max_new_tokens": spec.max_new_tokens, "batch_size": spec.batch_size, "stop": list(stop)}
+    decoding = GreedyDecoding(spec.max_new_tokens, spec.batch_size, list(stop))
     cache = AnswerCache(
         answers_dir(context.request),
         model=model_digest(context.input("model")),
         adapter=None if candidate.adapter is None else adapter_digest(candidate.adapter),
         numerics=context.numerics.fields(),
         code=context.asset.code_version,
-        **settings,
+        **asdict(decoding),
     )
     # Base and adapter have one dtype, so inference runs without autocast and its cost per product.
     answers = resumable_answers(
         candidate.model,
         candidate.tokenizer,
         _fitting_prompts(context, candidate, what, prompts, spec),
+        decoding,
         cache,
         progress=Progress(context.reporter, f"{candidate.name} {what}", len(prompts), "prompts").add,
-        **settings,
     )
     texts = [cut(candidate.tokenizer.decode(ids, skip_special_tokens=True), stop) for ids in answers]
     return texts, pl.Series([len(ids) for ids in answers], dtype=pl.Int32)

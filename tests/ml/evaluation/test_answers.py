@@ -7,13 +7,13 @@ from tests.support.tiny_models import tiny_model, tiny_peft
 from tokenuq_ml.evaluation import answers as answers_module
 from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.answers import resumable_answers
-from tokenuq_ml.evaluation.generation import generate
+from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
 
-SETTINGS = {"max_new_tokens": 6, "batch_size": 3}
+DECODING = GreedyDecoding(max_new_tokens=6, batch_size=3)
 
 
 def run(model, cache: AnswerCache, asked, progress=lambda prompts: None):
-    return resumable_answers(model, TOKENIZER, asked, cache, progress=progress, **SETTINGS)
+    return resumable_answers(model, TOKENIZER, asked, DECODING, cache, progress)
 
 
 def interrupt_after(batches: int):
@@ -32,14 +32,14 @@ def interrupt_after(batches: int):
 @pytest.mark.parametrize("batches", [1, 2])
 def test_a_resumed_run_generates_only_the_remaining_batches(tmp_path, monkeypatch, batches):
     model, asked = tiny_model(), prompts(8)
-    expected = generate(model, TOKENIZER, asked, **SETTINGS)
+    expected = generate(model, TOKENIZER, asked, DECODING)
     with pytest.raises(KeyboardInterrupt):
         run(model, AnswerCache(tmp_path, model="m"), asked, interrupt_after(batches))
     continued = []
 
-    def counting(model, tokenizer, todo, **settings):
+    def counting(model, tokenizer, todo, *rest):
         continued.extend(todo)
-        return generate(model, tokenizer, todo, **settings)
+        return generate(model, tokenizer, todo, *rest)
 
     monkeypatch.setattr(answers_module, "generate", counting)
     told = []
@@ -58,12 +58,10 @@ def test_two_models_in_one_folder_do_not_share_answers(tmp_path):
     student, base, asked = tiny_peft(), tiny_model(), prompts(5)
     with pytest.raises(KeyboardInterrupt):
         run(base, AnswerCache(tmp_path, adapter=None), asked, interrupt_after(1))
-    expected = generate(student, TOKENIZER, asked, **SETTINGS)
+    expected = generate(student, TOKENIZER, asked, DECODING)
     assert run(student, AnswerCache(tmp_path, adapter="d"), asked) == expected
     assert (
-        run(base, AnswerCache(tmp_path, adapter=None), asked)
-        == generate(base, TOKENIZER, asked, **SETTINGS)
-        != expected
+        run(base, AnswerCache(tmp_path, adapter=None), asked) == generate(base, TOKENIZER, asked, DECODING) != expected
     )
 
 
@@ -71,5 +69,5 @@ def test_equal_prompts_are_answered_once(tmp_path):
     model, told = tiny_model(), []
     asked = [*prompts(3), *prompts(3)]
     cache = AnswerCache(tmp_path, model="m")
-    assert run(model, cache, asked, told.append) == 2 * generate(model, TOKENIZER, prompts(3), **SETTINGS)
+    assert run(model, cache, asked, told.append) == 2 * generate(model, TOKENIZER, prompts(3), DECODING)
     assert len(cache) == 3 and sum(told) == 6

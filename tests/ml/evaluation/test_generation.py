@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from tests.support.generation_prompts import TOKENIZER, prompts
 from tests.support.tiny_models import tiny_model, tiny_peft
-from tokenuq_ml.evaluation.generation import cut, generate
+from tokenuq_ml.evaluation.generation import GreedyDecoding, cut, generate
 
 NEW = 12
 
@@ -26,8 +26,8 @@ def one_by_one(model, prompt: list[int], ends: set[int]) -> list[int]:
     return ids[len(prompt) :]
 
 
-def run(model, batch_size: int, tokenizer=TOKENIZER, **kwargs) -> list[list[int]]:
-    return generate(model, tokenizer, prompts(), max_new_tokens=NEW, batch_size=batch_size, **kwargs)
+def run(model, batch_size: int, tokenizer=TOKENIZER, stop=(), **kwargs) -> list[list[int]]:
+    return generate(model, tokenizer, prompts(), GreedyDecoding(NEW, batch_size, stop), **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
@@ -140,7 +140,7 @@ def test_transformers_warnings_are_silenced_and_the_verbosity_is_restored():
     logging.add_handler(handler)
     logging.set_verbosity_warning()
     try:
-        generate(tiny_model(), TOKENIZER, [[5] * 510, [7]], max_new_tokens=8, batch_size=2)
+        generate(tiny_model(), TOKENIZER, [[5] * 510, [7]], GreedyDecoding(8, 2))
         assert logging.get_verbosity() == logging.WARNING
     finally:
         logging.remove_handler(handler)
@@ -157,6 +157,6 @@ def test_runs_under_bfloat16_autocast():
 
 def test_no_prompts_give_no_answers_and_an_empty_prompt_is_refused():
     model = tiny_model()
-    assert generate(model, TOKENIZER, [], max_new_tokens=2, batch_size=2) == []
+    assert generate(model, TOKENIZER, [], GreedyDecoding(2, 2)) == []
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
-        generate(model, TOKENIZER, [[5], []], max_new_tokens=2, batch_size=2)
+        generate(model, TOKENIZER, [[5], []], GreedyDecoding(2, 2))
