@@ -16,6 +16,12 @@ for name in ("DAGSTER_HOME", "TOKENUQ_HOME", "TOKENUQ_CONFIG"):
     os.environ.pop(name, None)
 
 
+def pytest_collection_modifyitems(items):
+    """Run files with slow tests first. The short files at the end then keep both processes busy until the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """Prepare the process for many small tests, once all modules are imported."""
     if torch := sys.modules.get("torch"):

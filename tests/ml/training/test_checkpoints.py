@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import cache
 
 import polars as pl
 import pytest
@@ -15,12 +16,25 @@ from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.trainer import train
 
 
+@pytest.fixture(scope="module")
+def train_uninterrupted(tmp_path_factory):
+    """Return a function from the size of micro-batches to the adapter and the recorder of a complete training."""
+
+    @cache
+    def train_with(micro: int):
+        model, folder = tiny_peft(dropout=0.2), tmp_path_factory.mktemp("uninterrupted")
+        return model, train(model, training_setup(micro=micro, save_steps=1), folder, RecordingReporter(), "x")
+
+    return train_with
+
+
 @pytest.mark.parametrize("micro", [4, 2])
 @pytest.mark.parametrize("die_at", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 5))])
-def test_a_training_resumed_after_a_kill_gives_the_same_adapter_and_tables(micro, die_at, tmp_path):
+def test_a_training_resumed_after_a_kill_gives_the_same_adapter_and_tables(
+    micro, die_at, train_uninterrupted, tmp_path
+):
     """Trap 13. With dropout, killed within an epoch and at an epoch's end."""
-    uninterrupted = tiny_peft(dropout=0.2)
-    expected = train(uninterrupted, training_setup(micro=micro, save_steps=1), tmp_path / "a", RecordingReporter(), "x")
+    uninterrupted, expected = train_uninterrupted(micro)
     kill_training(die_at, tiny_peft(dropout=0.2), training_setup(micro=micro, save_steps=1), tmp_path / "b")
     torch.manual_seed(99)
     resumed = tiny_peft(dropout=0.2)
