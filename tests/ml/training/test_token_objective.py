@@ -7,8 +7,10 @@ from transformers import Trainer, TrainingArguments
 from tests.support.tiny_models import examples, tiny_model, tiny_peft
 from tests.support.training import MASKED, MLE, PAPER, plain_objective
 from tokenuq_ml import SeparateTeacher, TokenObjective
+from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
 
 
 class MyTrainer(TokenObjective, Trainer):
@@ -122,6 +124,31 @@ def test_a_student_without_adapter_learns_from_a_separate_teacher(tmp_path):
     assert trainer.losses[0] == pytest.approx(expected.item(), rel=1e-4)
     for name, grad in reference.items():
         torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_users_own_teacher_source_needs_only_states(tmp_path):
+    class OwnTeacher(TeacherSource):
+        def states(self, model, batch):
+            return OnlineTeacher().states(model, batch)
+
+    trainer = trainer_of(tmp_path, tiny_peft(), PAPER, teacher=OwnTeacher())
+    trainer.train()
+    expected = plain_objective(tiny_peft(), collate(examples(8)), PAPER).item()
+    assert trainer.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_record_gets_what_was_computed_for_each_micro_batch(tmp_path):
+    trainer, recorded = trainer_of(tmp_path, tiny_peft(), PAPER, micro=2), []
+    trainer.record = lambda batch, out, tokens_of_step: recorded.append((batch, out, tokens_of_step))
+    trainer.train()
+    tokens = sum(len(example.positions) for example in examples(8))
+    assert len(recorded) == 4
+    assert all(tokens_of_step == tokens for _, _, tokens_of_step in recorded)
+    assert sum(batch.tokens for batch, _, _ in recorded) == tokens
+    assert sum(int(out.selected_N.sum()) for _, out, _ in recorded) == count_selected(0.25, tokens)
+    for _, out, _ in recorded:
+        assert torch.equal(out.weights.mle_N > 0, out.selected_N)
+        assert torch.equal(out.weights.distill_N > 0, ~out.selected_N)
 
 
 def test_distilling_without_adapter_or_teacher_raises(tmp_path):
