@@ -33,6 +33,12 @@ def manifest(asset: str, **parts) -> Manifest:
     return Manifest(**{"asset": asset, **known, "metrics": {}, "outputs": {}, "files": [], **parts})
 
 
+def put(store: Store, table: str, rows, **partitions: str) -> None:
+    """Write one table from rows, without a manifest; by default that of the study `s`."""
+    path = table_path(table, **(partitions or {"study": "s"}))
+    write_table(pl.DataFrame(rows), table, store.path(path), spec_hash="h", code_version="1-h")
+
+
 def make_store(home: Path) -> Store:
     """Examples, token tables, selections and evaluations; other tables have not been made."""
     store = Store(home)
