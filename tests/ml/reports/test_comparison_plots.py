@@ -6,19 +6,7 @@ from matplotlib.colors import to_hex
 
 from tests.support import tiny_tables
 from tokenuq_ml.evaluation.selection_overlap import selection_overlap
-from tokenuq_ml.reports import canvas, comparison_plots
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    figures, save = [], canvas.save
-
-    def keep(figure, path, **options):
-        save(figure, path, **options)
-        figures.append(figure)
-
-    monkeypatch.setattr(canvas, "save", keep)
-    return figures
+from tokenuq_ml.reports import comparison_plots
 
 
 def points(*rows: tuple[str, float, float]) -> pl.DataFrame:

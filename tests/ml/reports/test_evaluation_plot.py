@@ -1,9 +1,7 @@
 """The plot of an evaluation: each metric is drawn at its value, with its interval."""
 
 import polars as pl
-import pytest
 
-from tokenuq_ml.reports import canvas
 from tokenuq_ml.reports.evaluation_plot import metric_intervals
 
 
@@ -12,13 +10,6 @@ def frame(shift=0.0, null=False):
     rows.append(("o", "ood", "win_rate", None if null else 0.25, None if null else 0.0, None if null else 0.5))
     names = ("dataset", "split", "metric", "value", "ci_low", "ci_high")
     return pl.DataFrame(rows, schema=names, orient="row").with_columns(pl.col("value") + shift)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    figures, save = [], canvas.save
-    monkeypatch.setattr(canvas, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
-    return figures
 
 
 def points(axis):

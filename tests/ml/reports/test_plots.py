@@ -3,27 +3,12 @@
 import numpy as np
 import polars as pl
 import pytest
-from matplotlib.figure import Figure
 
 from tests.support import tiny_tables
 from tokenuq_ml.config import EvaluationSpec
-from tokenuq_ml.reports import canvas, plots, token_plots
+from tokenuq_ml.reports import plots, token_plots
 from tokenuq_ml.scoring.correlations import correlation_table
 from tokenuq_ml.stages.correlate import joined_tokens
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as they were saved, to look at what is in them."""
-    figures: list[Figure] = []
-    save = canvas.save
-
-    def keep(figure, path, **options):
-        save(figure, path, **options)
-        figures.append(figure)
-
-    monkeypatch.setattr(canvas, "save", keep)
-    return figures
 
 
 @pytest.fixture
