@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 
 import dagster as dg
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from tests.support.paths import ROOT
 from tests.support.pictures import draw_each_layout_once
 from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_inputs
-from tokenuq_ml.config.load import load_config
+from tokenuq_ml.config.load import Config, load_config
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_pipeline.assets.inputs import costs_path
@@ -23,8 +24,20 @@ SHIPPED = ROOT / "config" / "ablations.yaml"
 STEPS = 3
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """The study of all ablations after one run."""
+
+    config: Config
+    names: tuple[str, ...]
+    defs: dg.Definitions
+    store: Store
+    instance: dg.DagsterInstance
+    result: dg.ExecuteInProcessResult
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def matrix(tmp_path_factory):
     folder = tmp_path_factory.mktemp("matrix")
     write_inputs(folder)
     shutil.copy(SHIPPED, folder / "ablations.yaml")
@@ -46,20 +59,20 @@ def world(tmp_path_factory):
         draw_each_layout_once(patch)
         job = defs.resolve_job_def(STUDY)
         result = job.execute_in_process(instance=instance, raise_on_error=False)
-        yield {"config": config, "defs": defs, "store": store, "result": result, "names": names, "instance": instance}
+        yield Matrix(config, names, defs, store, instance, result)
 
 
-def test_the_whole_graph_succeeds_and_nothing_is_stale(world):
-    assert world["result"].success, [e.message for e in world["result"].all_events if e.is_failure]
-    graph = world["defs"].resolve_asset_graph()
-    assert not staleness(graph, graph.materializable_asset_keys, world["instance"], world["store"])
-    checks = world["result"].get_asset_check_evaluations()
+def test_the_whole_graph_succeeds_and_nothing_is_stale(matrix):
+    assert matrix.result.success, [e.message for e in matrix.result.all_events if e.is_failure]
+    graph = matrix.defs.resolve_asset_graph()
+    assert not staleness(graph, graph.materializable_asset_keys, matrix.instance, matrix.store)
+    checks = matrix.result.get_asset_check_evaluations()
     assert {c.check_name for c in checks} >= {"selected_share", "bald_above_noise", "one_row_per_response_token"}
     assert [c for c in checks if not c.passed and c.severity == dg.AssetCheckSeverity.ERROR] == []
 
 
-def test_every_ablation_has_its_student_its_rows_and_its_costs(world):
-    home, names, config = world["store"].home, world["names"], world["config"]
+def test_every_ablation_has_its_student_its_rows_and_its_costs(matrix):
+    home, names, config = matrix.store.home, matrix.names, matrix.config
     assert len(names) == len({config.ablations[name].family for name in names}) + 1 >= 25
     evaluations = scan("evaluations", home).collect()
     assert set(evaluations["ablation"]) == {"base", "teacher", *names}
@@ -67,15 +80,15 @@ def test_every_ablation_has_its_student_its_rows_and_its_costs(world):
     steps = log.group_by("ablation").len()
     assert set(steps["len"]) == {STEPS}
     for name in names:
-        record = CostRecord.read(world["store"].path(costs_path(STUDY, name)) / "costs.json")
+        record = CostRecord.read(matrix.store.path(costs_path(STUDY, name)) / "costs.json")
         ablation = config.ablations[name]
         assert record.steps == STEPS and record.selection == ablation.selection_kind
         assert (record.distilled_tokens > 0) == (ablation.distillation is not None)
         assert record.seconds.total > 0 and record.mle_tokens + record.distilled_tokens <= record.response_tokens
 
 
-def test_lineage_names_what_each_student_was_made_from(world):
-    graph = world["defs"].resolve_asset_graph()
+def test_lineage_names_what_each_student_was_made_from(matrix):
+    graph = matrix.defs.resolve_asset_graph()
     parents = lambda name: {k.path[-1] for k in graph.get(dg.AssetKey([STUDY, name, "student"])).parent_keys}  # noqa: E731
     common = {"tiny_llama", "tokenized_dataset"}
     assert parents("mle") == parents("random25") == common
@@ -84,10 +97,10 @@ def test_lineage_names_what_each_student_was_made_from(world):
     assert parents("stm") == common | {"token_losses"}
 
 
-def test_the_report_has_a_row_for_each(world):
-    folder = world["store"].home / f"ablation_report/study={STUDY}"
+def test_the_report_has_a_row_for_each(matrix):
+    folder = matrix.store.home / f"ablation_report/study={STUDY}"
     page = (folder / "report.html").read_text()
     rows = json.loads((folder / "ablation_table.json").read_text())
-    assert {row["model"] for row in rows} == {"base", "teacher", *world["names"]}
-    assert all(f">{name}<" in page for name in world["names"])
+    assert {row["model"] for row in rows} == {"base", "teacher", *matrix.names}
+    assert all(f">{name}<" in page for name in matrix.names)
     assert len(page) < 10e6

@@ -33,7 +33,7 @@ def messages(number: int) -> list[dict[str, str]]:
     ]
 
 
-class World:
+class Evaluator:
     """A tiny model with two adapters, a dataset, and requests to evaluate on it."""
 
     def __init__(self, folder: Path):
@@ -90,14 +90,14 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("evaluation"))
+def evaluator(tmp_path_factory):
+    return Evaluator(tmp_path_factory.mktemp("evaluation"))
 
 
 @pytest.fixture(autouse=True)
-def fresh(world):
+def fresh(evaluator):
     yield
-    forget_answers(world.request)
+    forget_answers(evaluator.request)
 
 
 @pytest.fixture
@@ -120,43 +120,43 @@ def metrics(out: Path) -> dict[str, dict]:
     return {row["metric"]: row for row in read_table(out / "evaluations").iter_rows(named=True)}
 
 
-def test_an_interrupted_evaluation_resumes_to_the_same_tables(world, batches, tmp_path):
-    digest, _ = world.evaluate(tmp_path / "whole", {"gsm8k": GSM8K})
+def test_an_interrupted_evaluation_resumes_to_the_same_tables(evaluator, batches, tmp_path):
+    digest, _ = evaluator.evaluate(tmp_path / "whole", {"gsm8k": GSM8K})
     whole = list(batches.made)
     assert [len(batch) for batch in whole] == [3, 1]
-    forget_answers(world.request)
+    forget_answers(evaluator.request)
     batches.made.clear()
     batches.stop.append(1)
     with pytest.raises(KeyboardInterrupt):
-        world.evaluate(tmp_path / "halted", {"gsm8k": GSM8K})
+        evaluator.evaluate(tmp_path / "halted", {"gsm8k": GSM8K})
     assert not (tmp_path / "halted/evaluations").exists()
     batches.stop.clear()
-    assert world.evaluate(tmp_path / "resumed", {"gsm8k": GSM8K})[0] == digest
+    assert evaluator.evaluate(tmp_path / "resumed", {"gsm8k": GSM8K})[0] == digest
     assert batches.made == whole
     assert read_table(tmp_path / "resumed/gsm8k_answers").equals(read_table(tmp_path / "whole/gsm8k_answers"))
 
 
-def test_cached_answers_of_another_model_or_other_settings_are_not_used(world, batches, tmp_path):
+def test_cached_answers_of_another_model_or_other_settings_are_not_used(evaluator, batches, tmp_path):
     alone = {}
     for adapter in (1, 2, None):
-        world.evaluate(tmp_path / f"alone{adapter}", {"gsm8k": GSM8K}, adapter)
+        evaluator.evaluate(tmp_path / f"alone{adapter}", {"gsm8k": GSM8K}, adapter)
         alone[adapter] = read_table(tmp_path / f"alone{adapter}/gsm8k_answers")
-        forget_answers(world.request)
+        forget_answers(evaluator.request)
     assert not alone[1].equals(alone[2]) and not alone[1].equals(alone[None])
     batches.made.clear()
     for adapter in (1, 2, None):
-        world.evaluate(tmp_path / "after", {"gsm8k": GSM8K}, adapter)
+        evaluator.evaluate(tmp_path / "after", {"gsm8k": GSM8K}, adapter)
         assert read_table(tmp_path / "after/gsm8k_answers").equals(alone[adapter])
     assert len(batches.made) == 6
-    world.evaluate(tmp_path / "longer", {"gsm8k": {**GSM8K, "max_new_tokens": 7}}, 1)
+    evaluator.evaluate(tmp_path / "longer", {"gsm8k": {**GSM8K, "max_new_tokens": 7}}, 1)
     assert len(batches.made) == 8
-    world.evaluate(tmp_path / "again", {"gsm8k": GSM8K}, 1)
+    evaluator.evaluate(tmp_path / "again", {"gsm8k": GSM8K}, 1)
     assert len(batches.made) == 8
 
 
 @pytest.mark.parametrize("split", ["test", "ood"])
-def test_gsm8k_asks_the_held_out_rows_and_counts_as_its_split(world, tmp_path, split):
-    world.evaluate(tmp_path, {"gsm8k": {**GSM8K, "split": split, "chat": split == "test"}})
+def test_gsm8k_asks_the_held_out_rows_and_counts_as_its_split(evaluator, tmp_path, split):
+    evaluator.evaluate(tmp_path, {"gsm8k": {**GSM8K, "split": split, "chat": split == "test"}})
     answers = read_table(tmp_path / "gsm8k_answers")
     assert answers["example_id"].to_list() == [f"sums/{number}" for number in range(3, 7)]
     assert answers["prompt"].to_list() == SUMS[3:] and (answers["n_tokens"] <= 6).all()
@@ -165,13 +165,13 @@ def test_gsm8k_asks_the_held_out_rows_and_counts_as_its_split(world, tmp_path, s
     assert row["value"] == answers["strict_match"].mean()
 
 
-def test_calibration_error_follows_from_the_models_probabilities(world, tmp_path):
+def test_calibration_error_follows_from_the_models_probabilities(evaluator, tmp_path):
     """Ten bins filled by hand, from plain forward passes."""
-    world.evaluate(tmp_path, {"calibration_bins": 10})
+    evaluator.evaluate(tmp_path, {"calibration_bins": 10})
     confidence, right = [], []
-    for example in world.examples[3:]:
+    for example in evaluator.examples[3:]:
         with torch.no_grad():
-            p = world.adapters[1](torch.tensor([example.input_ids])).logits[0].softmax(-1)
+            p = evaluator.adapters[1](torch.tensor([example.input_ids])).logits[0].softmax(-1)
         for position in example.positions:
             top = p[position - 1].max(0)
             confidence.append(top.values.item())
@@ -191,15 +191,15 @@ JUDGES = [
 
 
 @pytest.mark.parametrize("judge, why", JUDGES)
-def test_without_a_judge_nothing_is_generated_and_the_note_says_why(world, batches, tmp_path, judge, why):
-    _, figures = world.evaluate(tmp_path, {"alpaca_eval": {**ALPACA, "judge": judge}})
+def test_without_a_judge_nothing_is_generated_and_the_note_says_why(evaluator, batches, tmp_path, judge, why):
+    _, figures = evaluator.evaluate(tmp_path, {"alpaca_eval": {**ALPACA, "judge": judge}})
     assert figures["alpaca_eval"].startswith("left out: no win rate: ") and why in figures["alpaca_eval"]
-    assert any(why in line for line in world.reporter.lines)
+    assert any(why in line for line in evaluator.reporter.lines)
     assert not batches.made and len(read_table(tmp_path / "alpaca_eval_verdicts")) == 0
     assert not {"win_rate", "position_bias"} & set(metrics(tmp_path)) and "sums_win_rate" not in figures
 
 
-def test_an_endpoint_that_fails_midway_is_asked_again_but_answers_are_cached(world, batches, tmp_path, monkeypatch):
+def test_an_endpoint_that_fails_midway_is_asked_again_but_answers_are_cached(evaluator, batches, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     asked = []
 
@@ -214,10 +214,10 @@ def test_an_endpoint_that_fails_midway_is_asked_again_but_answers_are_cached(wor
     with endpoint(answer) as served:
         judge = {"base_url": served.url, "model": "j", "api_key_env": "JUDGE_KEY"}
         evaluation = {"alpaca_eval": {**ALPACA, "judge": judge}}
-        _, figures = world.evaluate(tmp_path / "one", evaluation)
+        _, figures = evaluator.evaluate(tmp_path / "one", evaluation)
         assert "out of credit" in figures["alpaca_eval"] and "win_rate" not in metrics(tmp_path / "one")
         generated = len(batches.made)
-        _, figures = world.evaluate(tmp_path / "two", evaluation)
+        _, figures = evaluator.evaluate(tmp_path / "two", evaluation)
     # The answers were there; no verdict was, since they are kept a batch at a time.
     assert len(batches.made) == generated
     rows = metrics(tmp_path / "two")
@@ -227,28 +227,28 @@ def test_an_endpoint_that_fails_midway_is_asked_again_but_answers_are_cached(wor
     assert figures["length_controlled_win_rate"].startswith("left out: no length-controlled win rate: ")
     assert "length_controlled_win_rate" not in rows
     # The key is nowhere in what is stored.
-    stored = [path for path in (*tmp_path.rglob("*"), *Path(world.request.work_dir).rglob("*")) if path.is_file()]
+    stored = [path for path in (*tmp_path.rglob("*"), *Path(evaluator.request.work_dir).rglob("*")) if path.is_file()]
     assert len(stored) > 5 and not any(KEY.encode() in path.read_bytes() for path in stored)
 
 
-def test_a_local_model_judges(world, tmp_path):
+def test_a_local_model_judges(evaluator, tmp_path):
     judge = {"local_model": "tiny"}
-    world.evaluate(tmp_path, {"alpaca_eval": {**ALPACA, "judge": judge}}, judge=str(world.folder / "model"))
+    evaluator.evaluate(tmp_path, {"alpaca_eval": {**ALPACA, "judge": judge}}, judge=str(evaluator.folder / "model"))
     table = read_table(tmp_path / "alpaca_eval_verdicts")
     assert len(table) == 4 and table["preferred"].is_between(0, 1).all()
     assert metrics(tmp_path)["win_rate"]["value"] == pytest.approx(table["preferred"].mean())
     assert metrics(tmp_path)["position_bias"]["value"] == table["flipped"].mean()
 
 
-def test_a_prompt_beyond_the_models_context_loses_its_beginning_with_a_warning(world, batches, tmp_path):
-    world.evaluate(tmp_path, {"gsm8k": {**GSM8K, "max_new_tokens": 500}})
+def test_a_prompt_beyond_the_models_context_loses_its_beginning_with_a_warning(evaluator, batches, tmp_path):
+    evaluator.evaluate(tmp_path, {"gsm8k": {**GSM8K, "max_new_tokens": 500}})
     assert all(len(ids) == 12 for batch in batches.made for ids in batch)
-    assert any("4 of 4 prompts lose their beginning" in line for line in world.reporter.lines)
+    assert any("4 of 4 prompts lose their beginning" in line for line in evaluator.reporter.lines)
 
 
-def test_forget_answers_deletes_the_caches(world, tmp_path):
-    world.evaluate(tmp_path, {"gsm8k": GSM8K})
-    kept = list(Path(world.request.work_dir).rglob("*.jsonl"))
+def test_forget_answers_deletes_the_caches(evaluator, tmp_path):
+    evaluator.evaluate(tmp_path, {"gsm8k": GSM8K})
+    kept = list(Path(evaluator.request.work_dir).rglob("*.jsonl"))
     assert len(kept) == 1 and len(json.loads(kept[0].read_text().splitlines()[0])) == 3
-    forget_answers(world.request)
-    assert not list(Path(world.request.work_dir).rglob("*.jsonl"))
+    forget_answers(evaluator.request)
+    assert not list(Path(evaluator.request.work_dir).rglob("*.jsonl"))

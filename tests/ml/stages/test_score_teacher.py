@@ -36,7 +36,7 @@ OUTPUTS = {
 }
 
 
-class World:
+class StudyMadeTwice:
     """The tiny study up to one student, made twice: with a cache, then with a budget that none fits."""
 
     def __init__(self, folder):
@@ -87,17 +87,17 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("measure"))
+def made_twice(tmp_path_factory):
+    return StudyMadeTwice(tmp_path_factory.mktemp("measure"))
 
 
-def test_above_the_budget_the_metadata_says_that_nothing_is_cached(world):
-    cached, online = (manifests["teacher_hidden"] for manifests in world.manifests)
+def test_above_the_budget_the_metadata_says_that_nothing_is_cached(made_twice):
+    cached, online = (manifests["teacher_hidden"] for manifests in made_twice.manifests)
     assert cached.metrics["stored"] == "hidden_states, mean_embeddings" and cached.metrics["cached"]
     assert online.metrics["tokens"] == cached.metrics["tokens"]
     # 32 numbers of 2 bytes, 32 of 4 and one of 4: of a token.
     needed = cached.metrics["tokens"] * (64 + 128 + 4)
-    folder = world.store.home / f"teacher_hidden/study={STUDY}"
+    folder = made_twice.store.home / f"teacher_hidden/study={STUDY}"
     assert [path.name for path in folder.iterdir()] == ["online.json"]
     marker = json.loads((folder / "online.json").read_text())
     assert (marker["bytes"], marker["budget_bytes"]) == (needed, 1000)
@@ -106,39 +106,39 @@ def test_above_the_budget_the_metadata_says_that_nothing_is_cached(world):
     assert online.data_version != cached.data_version
 
 
-def test_the_cache_check_passes_with_a_description(world):
-    cached, online = (checks["cached_teacher_matches_online"] for checks in world.checks)
+def test_the_cache_check_passes_with_a_description(made_twice):
+    cached, online = (checks["cached_teacher_matches_online"] for checks in made_twice.checks)
     assert cached.passed and "apart" in cached.description
     assert online.passed and "students run the teacher online" in online.description
 
 
-def test_without_a_cache_the_student_runs_the_teacher_online_and_records_why(world):
-    cached, online = (manifests[f"{ABLATION}/student"].metrics for manifests in world.manifests)
+def test_without_a_cache_the_student_runs_the_teacher_online_and_records_why(made_twice):
+    cached, online = (manifests[f"{ABLATION}/student"].metrics for manifests in made_twice.manifests)
     assert cached["teacher_states"] == "mean_embeddings" and "teacher_states_reason" not in cached
     assert online["teacher_states"] == "online" and "above the budget" in online["teacher_states_reason"]
-    first, second = (log["distill_loss"].to_numpy() for log in world.logs)
+    first, second = (log["distill_loss"].to_numpy() for log in made_twice.logs)
     assert first.shape == second.shape and abs(first - second).max() < 0.02 and first.max() > 0.05
 
 
-def test_the_budget_affects_only_the_version_of_the_cache(world):
-    before, after = world.manifests
+def test_the_budget_affects_only_the_version_of_the_cache(made_twice):
+    before, after = made_twice.manifests
     assert before["teacher_hidden"].code_version != after["teacher_hidden"].code_version
     for name in ("token_losses", f"{ABLATION}/student"):
         assert before[name].code_version == after[name].code_version
 
 
-def test_a_cache_of_exactly_the_budget_is_written(world, tmp_path):
-    needed = world.manifests[0]["teacher_hidden"].metrics["tokens"] * (64 + 128 + 4)
+def test_a_cache_of_exactly_the_budget_is_written(made_twice, tmp_path):
+    needed = made_twice.manifests[0]["teacher_hidden"].metrics["tokens"] * (64 + 128 + 4)
     for gigabytes, kept in ((needed / 1e9, True), ((needed - 1) / 1e9, False)):
         folder, reporter = tmp_path / str(kept), RecordingReporter()
-        score_teacher.run(world.request(folder, teacher_hidden={"teacher_cache_gigabytes": gigabytes}), reporter)
+        score_teacher.run(made_twice.request(folder, teacher_hidden={"teacher_cache_gigabytes": gigabytes}), reporter)
         assert reporter.results[0].metrics["cached"] is kept
         assert (folder / "teacher_hidden/hidden.safetensors").exists() is kept
 
 
-def test_alternatives_are_those_of_held_out_tokens_and_agree_with_the_losses(world):
+def test_alternatives_are_those_of_held_out_tokens_and_agree_with_the_losses(made_twice):
     losses, alternatives = (
-        scan(name, world.store.home, study=STUDY).collect().cast({"token": pl.String})
+        scan(name, made_twice.store.home, study=STUDY).collect().cast({"token": pl.String})
         for name in ("token_losses", "token_alternatives")
     )
     held_out = losses.filter(pl.col("split").cast(pl.String) != "train")
@@ -155,7 +155,7 @@ def test_alternatives_are_those_of_held_out_tokens_and_agree_with_the_losses(wor
     assert same["token"].equals(same["token_token"], check_names=False)
 
 
-def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
+def test_shards_of_any_size_give_the_same_tables(made_twice, tmp_path, monkeypatch):
     spec = {"samples": 3, "dropout": 0.2}
     monkeypatch.setattr(losses_and_states, "batch_tokens", lambda _: 20)
     tables = []
@@ -164,7 +164,8 @@ def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
         folder, count = tmp_path / str(shard_batches), []
         monkeypatch.setattr(losses_and_states, "release_free_memory", lambda count=count: count.append(1))
         score_teacher.run(
-            world.request(folder, token_losses={}, token_uncertainty={"uncertainty": spec}), RecordingReporter()
+            made_twice.request(folder, token_losses={}, token_uncertainty={"uncertainty": spec}),
+            RecordingReporter(),
         )
         assert (len(count) > 10) == (shard_batches == 1)
         tables.append([read_table(folder / name) for name in ("token_losses", "token_uncertainty")])
@@ -177,10 +178,10 @@ def test_shards_of_any_size_give_the_same_tables(world, tmp_path, monkeypatch):
             assert (small[name] - large[name]).abs().max() < 1e-4
 
 
-def test_bald_is_float32_and_its_reference_samples_its_rows(world, tmp_path):
+def test_bald_is_float32_and_its_reference_samples_its_rows(made_twice, tmp_path):
     reporter, spec = RecordingReporter(), {"samples": 3, "dropout": 0.2}
     score_teacher.run(
-        world.request(tmp_path, token_uncertainty={"uncertainty": spec, "precision": "bfloat16"}), reporter
+        made_twice.request(tmp_path, token_uncertainty={"uncertainty": spec, "precision": "bfloat16"}), reporter
     )
     metrics, keys = reporter.results[0].metrics, ["example_id", "position"]
     assert metrics["precision"] == "float32" and metrics["precision_reason"].startswith("BALD is a difference")
@@ -197,13 +198,13 @@ def test_bald_is_float32_and_its_reference_samples_its_rows(world, tmp_path):
     assert metrics["mean_bald_std_error"] == pytest.approx(rows["bald_std_error"].mean(), rel=1e-4)
 
 
-def test_the_noise_check_fails_for_bald_computed_in_bfloat16(world, tmp_path, monkeypatch):
+def test_the_noise_check_fails_for_bald_computed_in_bfloat16(made_twice, tmp_path, monkeypatch):
     """As token_uncertainty was computed before: the passes round differently, and that is what is measured."""
     monkeypatch.setattr(score_teacher.AdaptedModel, "for_bald", lambda self: self.at("bfloat16"))
     monkeypatch.setattr(score_teacher, "token_uncertainty", uncertainty_in_model_dtype)
     store = Store(tmp_path)
     places = {name: store.path(table_path(name, study=STUDY)) for name in ("token_uncertainty", "bald_reference")}
-    request = world.request(tmp_path, token_uncertainty={"uncertainty": {"samples": 3, "dropout": 0.01}})
+    request = made_twice.request(tmp_path, token_uncertainty={"uncertainty": {"samples": 3, "dropout": 0.01}})
     request.assets["token_uncertainty"].outputs.update({name: str(place) for name, place in places.items()})
     reporter = RecordingReporter()
     score_teacher.run(request, reporter)
@@ -213,16 +214,16 @@ def test_the_noise_check_fails_for_bald_computed_in_bfloat16(world, tmp_path, mo
 
 
 class TestPrecisionOfTables:
-    """Training and tables are of one precision in the first world; here the tables are not."""
+    """Training and tables are of one precision in the first made_twice; here the tables are not."""
 
     @pytest.fixture(scope="class")
-    def made(self, world, tmp_path_factory):
+    def made(self, made_twice, tmp_path_factory):
         """Both stages: in one pass of bfloat16, in a pass each, and the states alone."""
         budget, made = {"teacher_cache_gigabytes": 1.0, "precision": "bfloat16"}, {}
         for name, tables in {"both": "bfloat16", "apart": "float32", "states": None}.items():
             folder, reporter = tmp_path_factory.mktemp(name), RecordingReporter()
             stages = {"teacher_hidden": budget} if tables is None else {"token_losses": {"precision": tables}}
-            score_teacher.run(world.request(folder, **{**stages, "teacher_hidden": budget}), reporter)
+            score_teacher.run(made_twice.request(folder, **{**stages, "teacher_hidden": budget}), reporter)
             made[name] = folder, {result.stage: result for result in reporter.results}
         return made
 
@@ -236,28 +237,28 @@ class TestPrecisionOfTables:
         """So that no student is trained again for another precision of the tables."""
         assert len({results["teacher_hidden"].data_version for _, results in made.values()}) == 1
 
-    def test_losses_have_the_precision_of_tables(self, made, world):
-        truth = scan("token_losses", world.store.home, study=STUDY).collect()
+    def test_losses_have_the_precision_of_tables(self, made, made_twice):
+        truth = scan("token_losses", made_twice.store.home, study=STUDY).collect()
         apart, both = (read_table(made[name][0] / "token_losses") for name in ("apart", "both"))
         assert (apart["loss"] - truth["loss"]).abs().max() < 1e-5
         assert (both["loss"] - truth["loss"]).abs().max() > 1e-3
 
 
-def test_the_curriculum_of_a_bfloat16_student_is_measured_in_float32(world, tmp_path):
+def test_the_curriculum_of_a_bfloat16_student_is_measured_in_float32(made_twice, tmp_path):
     """One child makes all three: training as the study says, evaluation as its tables, BALD in float32."""
     outputs = {
         "student": ("adapter", "snapshots", "selections", "training_log", "plots", "costs"),
         "evaluation": ("evaluations", "evaluation_examples", "evaluation_tokens", "plots"),
         "curriculum": ("curriculum", "curriculum_uncertainty", "plots"),
     }
-    config = load_config(world.folder)
+    config = load_config(made_twice.folder)
     fields = {
         stage: ablation_fields(config, config.studies[STUDY], config.ablations[ABLATION], stage) for stage in outputs
     }
     fields["student"] |= {"precision": "bfloat16", "teacher_states": "online", "fractions": [0.0, 1.0]}
     fields["evaluation"]["precision"] = "bfloat16"
     fields["curriculum"]["curriculum"]["fractions"] = [0.0, 1.0]
-    home, study = world.store.home, f"study={STUDY}"
+    home, study = made_twice.store.home, f"study={STUDY}"
     request = StageRequest(
         entrypoint="train_student",
         study=STUDY,

@@ -20,7 +20,7 @@ def toy(tmp_path):
     return Toy(tmp_path / "toy")
 
 
-class World:
+class Daemon:
     """The toy's definitions and instance; carries run requests out as the daemon would."""
 
     def __init__(self, toy, config, instance):
@@ -70,10 +70,10 @@ class World:
 
 
 @pytest.fixture
-def world(toy, tmp_path):
+def daemon(toy, tmp_path):
     """Nothing is materialised."""
     with toy.instance() as instance:
-        yield World(toy, config_with(tmp_path), instance)
+        yield Daemon(toy, config_with(tmp_path), instance)
 
 
 @pytest.fixture
@@ -86,28 +86,28 @@ def data_file(made_study_with_file):
 
 
 @pytest.fixture
-def made_world(made_study_with_file, data_file, tmp_path):
+def fresh_daemon(made_study_with_file, data_file, tmp_path):
     """The study is materialised, and everything is fresh."""
     toy = made_study_with_file.copy(tmp_path / "made")
     with toy.instance() as instance:
-        yield World(toy, config_with(data_file.parent), instance)
+        yield Daemon(toy, config_with(data_file.parent), instance)
 
 
 @pytest.mark.slow
-def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(world):
-    (request,) = world.schedule().run_requests
+def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(daemon):
+    (request,) = daemon.schedule().run_requests
     assert request.tags["study"] == STUDY and request.tags[RERUN_TAG] == "schedule" and request.tags[WAVE_TAG] == "1"
-    waves, said = world.until_fresh(request)
+    waves, said = daemon.until_fresh(request)
     assert len(set().union(*waves)) == 17 and said == "study: everything is fresh after 1 wave"
-    tick = world.schedule()
+    tick = daemon.schedule()
     assert not tick.run_requests and tick.skip_message == "study: nothing is stale"
-    assert world.sensor("next_wave").skip_message == "no rerun is in progress"
+    assert daemon.sensor("next_wave").skip_message == "no rerun is in progress"
 
 
 @pytest.mark.slow
-def test_a_schedule_reruns_what_is_stale_in_waves(made_world, data_file):
-    edited = World(made_world.toy, config_with(data_file.parent, quantile=0.5), made_world.instance)
-    edited.cursors = made_world.cursors
+def test_a_schedule_reruns_what_is_stale_in_waves(fresh_daemon, data_file):
+    edited = Daemon(fresh_daemon.toy, config_with(data_file.parent, quantile=0.5), fresh_daemon.instance)
+    edited.cursors = fresh_daemon.cursors
     waves, said = edited.until_fresh(edited.schedule().run_requests[0])
     assert waves == [
         {"study/top/student"},
@@ -116,96 +116,96 @@ def test_a_schedule_reruns_what_is_stale_in_waves(made_world, data_file):
     assert said == "study: everything is fresh after 2 waves"
 
 
-def test_a_schedule_skips_a_study_with_a_run_in_progress(world):
-    job = world.defs.resolve_job_def(STUDY)
-    run = world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
-    tick = world.schedule()
+def test_a_schedule_skips_a_study_with_a_run_in_progress(daemon):
+    job = daemon.defs.resolve_job_def(STUDY)
+    run = daemon.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
+    tick = daemon.schedule()
     assert not tick.run_requests and f"run {run.run_id[:8]} is in progress" in tick.skip_message
 
 
 @pytest.mark.slow
-def test_a_failed_run_ends_the_waves_until_the_next_tick(world, monkeypatch):
-    request = world.schedule().run_requests[0]
+def test_a_failed_run_ends_the_waves_until_the_next_tick(daemon, monkeypatch):
+    request = daemon.schedule().run_requests[0]
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"spoil": "token_losses"}))
-    world.carry_out(request)
-    tick = world.sensor("next_wave")
+    daemon.carry_out(request)
+    tick = daemon.sensor("next_wave")
     assert not tick.run_requests and "did not succeed; its rerun ends here" in tick.skip_message
-    assert world.sensor("next_wave").skip_message == "no rerun is in progress"
+    assert daemon.sensor("next_wave").skip_message == "no rerun is in progress"
     # The next tick of the schedule takes it up: first the check that failed, alone.
     monkeypatch.delenv("FAKE_STAGE")
-    request = world.schedule().run_requests[0]
+    request = daemon.schedule().run_requests[0]
     assert not request.asset_selection and {key.name for key in request.asset_check_keys} >= {
         "one_row_per_response_token"
     }
 
 
 @pytest.mark.slow
-def test_the_next_wave_waits_for_other_runs_and_is_requested_once(made_world, data_file):
-    edited = World(made_world.toy, config_with(data_file.parent, quantile=0.5), made_world.instance)
-    edited.cursors = made_world.cursors
+def test_the_next_wave_waits_for_other_runs_and_is_requested_once(fresh_daemon, data_file):
+    edited = Daemon(fresh_daemon.toy, config_with(data_file.parent, quantile=0.5), fresh_daemon.instance)
+    edited.cursors = fresh_daemon.cursors
     edited.carry_out(edited.schedule().run_requests[0])
-    job = made_world.defs.resolve_job_def(STUDY)
-    other = made_world.instance.create_run_for_job(
+    job = fresh_daemon.defs.resolve_job_def(STUDY)
+    other = fresh_daemon.instance.create_run_for_job(
         job, tags={"study": STUDY, PROCESS_TAG: f"{os.getpid()}-0"}, status=dg.DagsterRunStatus.STARTED
     )
     assert edited.sensor("next_wave").skip_message == f"study: waits for run {other.run_id[:8]}"
-    made_world.instance.report_run_canceled(other)
+    fresh_daemon.instance.report_run_canceled(other)
     (request,) = edited.sensor("next_wave").run_requests
     assert request.tags[WAVE_TAG] == "2" and request.run_key.startswith("study-after-")
     assert not edited.sensor("next_wave").run_requests
 
 
 @pytest.mark.slow
-def test_a_changed_data_file_is_requested_once_when_it_is_complete(made_world, data_file):
-    assert "no longer change" in made_world.sensor("data_files").skip_message
-    assert made_world.sensor("data_files").skip_message == "no data file has changed"
+def test_a_changed_data_file_is_requested_once_when_it_is_complete(fresh_daemon, data_file):
+    assert "no longer change" in fresh_daemon.sensor("data_files").skip_message
+    assert fresh_daemon.sensor("data_files").skip_message == "no data file has changed"
     with open(data_file, "a") as file:
         file.write('{"rows": 2')
-    assert made_world.sensor("data_files").skip_message == "extra: waits until its files no longer change"
-    assert made_world.sensor("data_files").skip_message == "extra: extra.jsonl does not end with a complete line"
+    assert fresh_daemon.sensor("data_files").skip_message == "extra: waits until its files no longer change"
+    assert fresh_daemon.sensor("data_files").skip_message == "extra: extra.jsonl does not end with a complete line"
     with open(data_file, "a") as file:
         file.write("}\n")
-    assert not made_world.sensor("data_files").run_requests
-    (request,) = made_world.sensor("data_files").run_requests
+    assert not fresh_daemon.sensor("data_files").run_requests
+    (request,) = fresh_daemon.sensor("data_files").run_requests
     assert request.tags[RERUN_TAG] == "data file of extra" and request.run_key.startswith("extra-")
-    assert not made_world.sensor("data_files").run_requests
-    waves, said = made_world.until_fresh(request)
+    assert not fresh_daemon.sensor("data_files").run_requests
+    waves, said = fresh_daemon.until_fresh(request)
     assert waves == [{"datasets/extra"}] and said == "study: everything is fresh after 1 wave"
     data_file.touch()
-    assert not made_world.sensor("data_files").run_requests and not made_world.sensor("data_files").run_requests
+    assert not fresh_daemon.sensor("data_files").run_requests and not fresh_daemon.sensor("data_files").run_requests
 
 
 @pytest.mark.slow
-def test_a_changed_file_that_another_run_has_read_is_not_requested_again(made_world, data_file):
-    made_world.sensor("data_files")
+def test_a_changed_file_that_another_run_has_read_is_not_requested_again(fresh_daemon, data_file):
+    fresh_daemon.sensor("data_files")
     data_file.write_text('{"rows": 2}\n')
-    made_world.sensor("data_files")
-    (request,) = made_world.schedule().run_requests
-    job = made_world.defs.resolve_job_def(STUDY)
-    run = made_world.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
-    assert made_world.sensor("data_files").skip_message == f"extra: waits for run {run.run_id[:8]}"
-    made_world.instance.report_run_canceled(run)
-    assert made_world.carry_out(request) == {"datasets/extra"}
-    assert made_world.sensor("data_files").skip_message == "no data file has changed"
+    fresh_daemon.sensor("data_files")
+    (request,) = fresh_daemon.schedule().run_requests
+    job = fresh_daemon.defs.resolve_job_def(STUDY)
+    run = fresh_daemon.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
+    assert fresh_daemon.sensor("data_files").skip_message == f"extra: waits for run {run.run_id[:8]}"
+    fresh_daemon.instance.report_run_canceled(run)
+    assert fresh_daemon.carry_out(request) == {"datasets/extra"}
+    assert fresh_daemon.sensor("data_files").skip_message == "no data file has changed"
 
 
-def test_going_back_to_earlier_content_requests_it_again(world, tmp_path):
+def test_going_back_to_earlier_content_requests_it_again(daemon, tmp_path):
     path, keys = tmp_path / "extra.jsonl", []
     for text in ("1\n", "2\n", "1\n"):
         path.write_text(text)
-        world.sensor("data_files")
-        keys += [request.run_key for request in world.sensor("data_files").run_requests]
+        daemon.sensor("data_files")
+        keys += [request.run_key for request in daemon.sensor("data_files").run_requests]
     assert len(set(keys)) == 3
 
 
-def test_a_missing_data_file_is_requested_once_it_exists(world, tmp_path):
+def test_a_missing_data_file_is_requested_once_it_exists(daemon, tmp_path):
     path = tmp_path / "extra.jsonl"
     path.unlink()
-    assert not world.sensor("data_files").run_requests
-    assert world.sensor("data_files").skip_message == "extra: no data file exists"
+    assert not daemon.sensor("data_files").run_requests
+    assert daemon.sensor("data_files").skip_message == "extra: no data file exists"
     path.write_text('{"rows": 1}\n')
-    world.sensor("data_files")
-    assert [key.path for key in world.sensor("data_files").run_requests[0].asset_selection] == [["datasets", "extra"]]
+    daemon.sensor("data_files")
+    assert [key.path for key in daemon.sensor("data_files").run_requests[0].asset_selection] == [["datasets", "extra"]]
 
 
 def test_a_disabled_study_has_a_job_but_no_automation(toy, tmp_path):
@@ -223,23 +223,23 @@ def test_a_disabled_study_has_a_job_but_no_automation(toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_cheap_assets_are_requested_when_their_inputs_change(made_world):
-    graph = made_world.defs.resolve_asset_graph()
+def test_cheap_assets_are_requested_when_their_inputs_change(fresh_daemon):
+    graph = fresh_daemon.defs.resolve_asset_graph()
     automated = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}
     assert automated == {"study/uncertainty_analysis", "study/ablation_report"}
-    first = dg.evaluate_automation_conditions(made_world.defs, made_world.instance)
+    first = dg.evaluate_automation_conditions(fresh_daemon.defs, fresh_daemon.instance)
     assert first.total_requested == 0
-    job = made_world.defs.resolve_job_def(STUDY)
+    job = fresh_daemon.defs.resolve_job_def(STUDY)
     forced = [dg.AssetKey([STUDY, "mle", "evaluation"])]
     os.environ["FAKE_STAGE"] = json.dumps({"spoil": "evaluation"})
     try:
-        assert job.execute_in_process(instance=made_world.instance, asset_selection=forced).success
+        assert job.execute_in_process(instance=fresh_daemon.instance, asset_selection=forced).success
     finally:
         del os.environ["FAKE_STAGE"]
-    second = dg.evaluate_automation_conditions(made_world.defs, made_world.instance, cursor=first.cursor)
+    second = dg.evaluate_automation_conditions(fresh_daemon.defs, fresh_daemon.instance, cursor=first.cursor)
     asked = {key.to_user_string() for key in automated_keys(second)}
     assert asked == {"study/ablation_report"}
-    third = dg.evaluate_automation_conditions(made_world.defs, made_world.instance, cursor=second.cursor)
+    third = dg.evaluate_automation_conditions(fresh_daemon.defs, fresh_daemon.instance, cursor=second.cursor)
     assert third.total_requested == 0
 
 
