@@ -103,6 +103,7 @@ try:
 except FileNotFoundError as error:
     scanned = str(error)
 print(json.dumps({
+    "version": tokenuq_ml.__version__,
     "packages": [tokenuq_ml.__file__, tokenuq_pipeline.__file__],
     "folders": [str(folder) for folder in config_folders(os.environ)],
     "studies": sorted(config.studies),
@@ -116,6 +117,7 @@ print(json.dumps({
 }))
 """
     found = json.loads(run_installed("python", "-c", code, folder=tmp_path).splitlines()[-1])
+    assert found["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert not any(Path(path).is_relative_to(ROOT) for path in [*found["packages"], *found["folders"]])
     assert Path(found["chat_template"]).read_text() == (ROOT / "config/chat_templates/gemma.jinja").read_text()
     assert found["studies"] == sorted(yaml.safe_load((ROOT / "config/studies.yaml").read_text()))
