@@ -66,12 +66,13 @@ def _published(home: Path) -> Iterator[PurePosixPath]:
         if manifest.name.startswith("."):
             continue
         try:
-            files = json.loads(manifest.read_text())["files"]
-        except (FileNotFoundError, json.JSONDecodeError):
-            # Removed since the folder was listed: its asset is being replaced.
+            files = [(file["path"], file["bytes"]) for file in json.loads(manifest.read_text())["files"]]
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            # Removed since the folder was listed, because its asset is being replaced; or damaged, which
+            # `tokenuq status` reports. Either way the asset is not complete.
             continue
-        if all(_has_size(home / file["path"], file["bytes"]) for file in files):
-            yield from (PurePosixPath(file["path"]) for file in files)
+        if all(_has_size(home / path, size) for path, size in files):
+            yield from (PurePosixPath(path) for path, _ in files)
 
 
 def _has_size(path: Path, size: int) -> bool:

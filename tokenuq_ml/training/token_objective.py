@@ -55,7 +55,8 @@ class TokenObjective:
         **kwargs: arguments of the Trainer.
 
     Raises:
-        InputError: the ablation distils, the model has no adapter, and `teacher` is None.
+        InputError: the ablation distils, the model has no adapter, and `teacher` is None; or `teacher` is no
+            `TeacherSource`.
 
     Example:
         Train the quarter of tokens with the highest loss, and distil the rest to the model without its adapter:
@@ -93,6 +94,11 @@ class TokenObjective:
             raise InputError(
                 "the ablation distils, but the model has no adapter whose base model could be the teacher; "
                 "pass teacher=SeparateTeacher(model)"
+            )
+        if teacher is not None and not (hasattr(teacher, "form") and hasattr(teacher, "head")):
+            raise InputError(
+                f"teacher is a {type(teacher).__name__}, which has no `form` and `head`; make it a subclass of "
+                "tokenuq_ml.training.teacher.TeacherSource"
             )
         self.teacher = teacher or OnlineTeacher()
         self.clock = PhaseClock(self.args.device)

@@ -50,6 +50,13 @@ def test_an_asset_is_incomplete_without_all_its_files_in_their_sizes(store):
     assert places(store, "token_uncertainty") == ["study=quickstart"]
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"files": [{"path": "x"}]}'])
+def test_an_asset_with_a_damaged_manifest_is_incomplete(store, text):
+    for manifest in (store.home / ".manifests/other").rglob("*.json"):
+        manifest.write_text(text)
+    assert places(store, "token_losses") == ["study=quickstart"]
+
+
 def test_a_pipelines_store_without_manifests_has_no_files(store):
     (store.home / ".manifests").rename(store.home / "elsewhere")
     assert not any(complete_files(store.home).values())

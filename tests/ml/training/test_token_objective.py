@@ -156,6 +156,15 @@ def test_distilling_without_adapter_or_teacher_raises(tmp_path):
         trainer_of(tmp_path, tiny_model().requires_grad_(True), PAPER)
 
 
+def test_a_teacher_that_is_no_teacher_source_raises(tmp_path):
+    class States:
+        def states(self, model, batch):
+            raise AssertionError("asked although it was refused")
+
+    with pytest.raises(InputError, match="teacher is a States, which has no `form` and `head`"):
+        trainer_of(tmp_path, tiny_peft(), PAPER, teacher=States())
+
+
 def test_evaluation_uses_the_trainers_own_loss(tmp_path):
     trainer = trainer_of(tmp_path, tiny_peft(), PAPER)
     trainer.eval_dataset = rows()
