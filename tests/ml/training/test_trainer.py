@@ -86,6 +86,7 @@ def test_both_tables_have_their_schemas_and_a_row_per_token_and_epoch(tmp_path):
     assert set(TABLES["selections"].columns) == set(selections.columns)
 
 
+@pytest.mark.slow
 def test_cached_and_online_teachers_give_the_same_losses(tmp_path):
     """Hidden states are cached in bfloat16, so losses agree to its precision; mean embeddings in the head's dtype."""
     tiny_peft(seed=5).save_pretrained(tmp_path)

@@ -14,6 +14,8 @@ from tokenuq_pipeline.commands import run as run_command
 from tokenuq_pipeline.runtime.console import CONSOLE
 from tokenuq_pipeline.runtime.git import git_state
 
+pytestmark = pytest.mark.slow
+
 
 def bring_up_to_date(toy, config=None, ablations=()):
     """Exit code, and the names of what each run so far has made."""
@@ -131,7 +133,6 @@ def test_every_materialisation_records_spec_inputs_and_packages(made_study):
     assert seeds["datasets/toy"] == 0 and seeds["models/tiny"] is None
 
 
-@pytest.mark.slow
 def test_an_edited_ablation_reruns_alone_then_what_follows(copy):
     config = toy_config(quantile=0.5)
     reasons, _ = stale(copy, config)
@@ -175,7 +176,6 @@ def test_bad_input_fails_with_its_message_and_leaves_no_file(copy, monkeypatch, 
     assert copy.store.is_complete("study/top/student")
 
 
-@pytest.mark.slow
 def test_a_crash_keeps_what_was_done_before_it(copy, monkeypatch, capfd):
     misbehave(monkeypatch, crash="token_uncertainty")
     for stage in ("token_losses", "token_uncertainty"):
@@ -190,7 +190,6 @@ def test_a_crash_keeps_what_was_done_before_it(copy, monkeypatch, capfd):
     assert code == 0 and runs[2:] == [[], ["study/token_uncertainty"]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "asset, stage, check, follows",
     [
@@ -221,7 +220,6 @@ def test_a_failed_blocking_check_stops_what_is_downstream(copy, monkeypatch, cap
         assert code == 0 and runs[3][0] == asset and stale(copy) == ({}, frozenset())
 
 
-@pytest.mark.slow
 def test_a_warning_of_a_check_stops_nothing(copy, monkeypatch, capfd):
     misbehave(monkeypatch, spoil="evaluation")
     copy.store.forget("study/top/evaluation")
