@@ -208,7 +208,14 @@ class _Loader:
         by_line = self.format.numbered_by_line and record.line
         location = {"line": record.line} if by_line else {"row": record.index + 1}
         source = {"file": name, **location, **parsed.source} if self.format.stores_location else parsed.source
-        example = Example(example_id(self.spec.name, number, part), "", parsed.messages, source)
+        example = Example(
+            example_id(self.spec.name, number, part),
+            "",
+            parsed.messages,
+            source,
+            parsed.turn_weights,
+            parsed.template,
+        )
         # Parts of the configuration have priority over the split that a row names.
         self.pool.add(example, part or parsed.split, name, record.location)
 

@@ -43,7 +43,8 @@ class TableWriter:
         code_version: code version of the asset, stored in the file's metadata.
 
     Raises:
-        ValueError: a column is missing, unknown or cannot be cast; or a frame is out of order.
+        ValueError: a column is missing that is not optional, or is unknown, or cannot be cast; or a frame is out of
+            order.
     """
 
     def __init__(self, table: str, folder: str | Path, *, spec_hash: str, code_version: str):
@@ -51,7 +52,7 @@ class TableWriter:
         self.path = self.folder / "part-0.parquet"
         self._stamp = {"tokenuq.spec_hash": spec_hash, "tokenuq.code_version": code_version}
         self._definition, self._schema = TABLES[table], TABLES[table].schema
-        self._hash = ContentHash(self._schema)
+        self._hash = ContentHash(self._schema, self._definition.optional)
         self._pending: list[pa.Table] = []
         self._last: tuple[Any, ...] | None = None
 
@@ -70,6 +71,9 @@ class TableWriter:
     def append(self, frame: pl.DataFrame | pa.Table) -> None:
         """Add rows; their keys must come after those of the rows before."""
         data = frame.to_arrow() if isinstance(frame, pl.DataFrame) else frame
+        for name in self._definition.optional:
+            if name not in data.column_names:
+                data = data.append_column(name, pa.nulls(data.num_rows, self._schema.field(name).type))
         names, keys = self._schema.names, self._definition.keys
         if set(data.column_names) != set(names):
             odd = sorted(set(data.column_names) ^ set(names))

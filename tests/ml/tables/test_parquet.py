@@ -189,6 +189,34 @@ class TestContentHash:
         assert content_hash(pa.table({"l": [[1], [2, 3]]})) != content_hash(pa.table({"l": [[1, 2], [3]]}))
         assert content_hash(pa.table({"s": ["ab", "c"]})) != content_hash(pa.table({"s": ["a", "bc"]}))
 
+    def test_an_optional_column_counts_only_if_it_holds_a_value(self, tmp_path):
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+        examples = {
+            "example_id": ["d/000000", "d/000001"],
+            "split": ["train", "test"],
+            "messages": [turns, turns],
+            "source": ["{}", '{"row": 2}'],
+        }
+        tokens = {"example_id": ["d/000000"], "dataset": ["d"], "split": ["train"]}
+        tokens |= {"input_ids": [[1, 2, 3]], "response_mask": [[False, True, True]]}
+
+        def digest(rows, table):
+            return write_table(pl.DataFrame(rows), table, tmp_path / table, **STAMP)
+
+        # The hashes of version 0.1.0, which had no optional columns.
+        assert digest(examples, "examples") == "2bdc7ceba5e1b2bd"
+        assert digest(tokens, "tokenized_dataset") == "3541271e0fda8751"
+        assert read_table(tmp_path / "examples")["turn_weights"].to_list() == [None, None]
+        assert digest({**examples, "turn_weights": [None, None], "template": [None, None]}, "examples") == (
+            "2bdc7ceba5e1b2bd"
+        )
+        weighted = digest({**examples, "turn_weights": [None, [0.0, 0.5]]}, "examples")
+        assert weighted not in (
+            "2bdc7ceba5e1b2bd",
+            digest({**examples, "turn_weights": [[0.0, 0.5], None]}, "examples"),
+        )
+        assert digest({**tokens, "token_weight": [[0.0, 1.0, 0.5]]}, "tokenized_dataset") != "3541271e0fda8751"
+
     def test_the_writer_returns_the_hash(self, tmp_path):
         first = write_table(pl.DataFrame(LOG), "curriculum", tmp_path / "a", **STAMP)
         shuffled = write_table(pl.DataFrame(LOG)[::-1], "curriculum", tmp_path / "b", spec_hash="t", code_version="d")

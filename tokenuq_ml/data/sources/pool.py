@@ -68,9 +68,10 @@ class ExamplePool:
 
     def add(self, example: Example, part: str, file: str, location: RowLocation) -> None:
         """Add an example; `file` and `location` say where it is, in case it is rejected."""
-        turns = _encode([[turn["role"], turn["content"]] for turn in example.messages])
+        turns = _encode(example.messages)
+        about = [example.id, example.source, example.turn_weights, example.template, file, *location]
         # JSON escapes tabs, so that a tab can be the separator.
-        row = f"{_encode([example.id, example.source, file, *location])}\t{turns}\n".encode()
+        row = f"{_encode(about)}\t{turns}\n".encode()
         self._offsets.append(self._end)
         self._file.write(row)
         self._end += len(row)
@@ -140,9 +141,9 @@ class ExamplePool:
     def _read(self, row: int) -> tuple[Example, str, RowLocation]:
         self._file.seek(self._offsets[row])
         about, turns = self._file.readline().split(b"\t")
-        example_id, source, file, *location = json.loads(about)
-        messages = [{"role": role, "content": content} for role, content in json.loads(turns)]
-        return Example(example_id, "", messages, source), file, RowLocation(*location)
+        example_id, source, turn_weights, template, file, *location = json.loads(about)
+        example = Example(example_id, "", json.loads(turns), source, turn_weights, template)
+        return example, file, RowLocation(*location)
 
 
 def _drawn(spec: DatasetSpec, usable: NDArray[np.intp], sizes: Mapping[Split, int], where: str) -> dict[int, Split]:

@@ -1,6 +1,6 @@
 """Records, broken rows and truncated files, and the checks of fields that all row formats share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MAX_TEXT = 1_000_000
@@ -61,11 +61,16 @@ class RowLocation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ParsedRow:
-    """A parsed row: turns with role and content, fields of the example's `source`, and the split that it names."""
+    """A parsed row: its turns, fields of the example's `source`, and the split that it names.
 
-    messages: list[dict[str, str]]
+    `turn_weights` and `template` are those of `Example`.
+    """
+
+    messages: list[dict[str, Any]]
     source: dict[str, Any]
     split: str = ""
+    turn_weights: list[float] | None = None
+    template: dict[str, Any] = field(default_factory=dict)
 
 
 def question_and_answer(question: str, answer: str, **source: Any) -> ParsedRow:
