@@ -12,8 +12,8 @@ class ContentHash:
     """Sixteen hex digits over names, types and values in row order, computed piece by piece.
 
     Independent of how rows are cut into pieces, and of encoding, compression and file metadata: tables with equal rows
-    have equal hashes. An `optional` column counts only if it holds a value, so that tables without it have the same hash
-    as tables where it is null.
+    have equal hashes. An `optional` column counts only if it holds a value: tables without it have the hash of tables
+    where it is null.
     """
 
     def __init__(self, schema: pa.Schema, optional: Collection[str] = ()):
