@@ -10,7 +10,7 @@ from tokenuq_ml.data.examples import Example, example_id, rows_by_split, templat
 from tokenuq_ml.data.formats import FORMATS, reasoning_gym, sharegpt
 from tokenuq_ml.data.sources import hub, json_records, locate, table_records
 from tokenuq_ml.data.sources.pool import ExamplePool
-from tokenuq_ml.data.sources.records import BrokenRow, Record, RowLocation, TruncatedFile
+from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, RowLocation, TruncatedFile
 from tokenuq_ml.data.sources.rejected_rows import RejectedRows
 from tokenuq_ml.errors import InputError
 
@@ -201,6 +201,9 @@ class _Loader:
             if not isinstance(record.value, dict):
                 raise BrokenRow("not an object", "not a JSON object")
             parsed = self.format.parse(record.value)
+        except LeftOutRow as left_out:
+            self.rejected.add_left_out(name, record.location, left_out.reason, str(left_out))
+            return
         except BrokenRow as broken:
             self.rejected.add_broken(where, name, record.location, broken.reason, str(broken))
             return

@@ -29,9 +29,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     if "truncated" in loaded.metrics:
         reporter.warning(f"{spec.name}: {loaded.metrics['truncated']}; these rows are used (on_truncated: keep)")
     if loaded.rejected.count:
-        reporter.warning(
-            f"{spec.name}: {loaded.rejected.count:,} rows were left out; the first:\n{loaded.metrics['left_out']}"
-        )
+        reporter.warning(f"{spec.name}: {loaded.rejected.summary}; the first:\n{loaded.metrics['left_out']}")
     reporter.info(f"{spec.name}: {', '.join(f'{count} {split}' for split, count in spec.sizes.items())}")
     reporter.done(AssetResult(stage="datasets", data_version=digest, metrics=loaded.metrics))
 

@@ -114,7 +114,7 @@ class ExamplePool:
         in_two_splits = np.sort(np.concatenate(shared))
         for row in in_two_splits:
             _, file, location = self._read(int(row))
-            rejected.add(file, location, "in two splits", "asks a question that a split held out asks too")
+            rejected.add_left_out(file, location, "in two splits", "asks a question that a split held out asks too")
         examples = [replace(self._read(row)[0], split=split_of[row]) for row in sorted(split_of)]
         return SplitDraw(examples, repeated, conversations, len(in_two_splits))
 
@@ -130,7 +130,9 @@ class ExamplePool:
             _, file, location = self._read(int(row))
             _, first_file, first_location = self._read(int(first))
             what = "conversation" if same else "question"
-            rejected.add(file, location, f"repeated {what}", f"the same {what} as {first_file}: {first_location}")
+            rejected.add_left_out(
+                file, location, f"repeated {what}", f"the same {what} as {first_file}: {first_location}"
+            )
         return len(pairs), int(equal.sum())
 
     def locations(self, part: str) -> Iterator[tuple[str, RowLocation]]:

@@ -15,6 +15,13 @@ class BrokenRow(ValueError):
         self.reason = reason
 
 
+class LeftOutRow(BrokenRow):
+    """A row that is fine and not used, by a rule that the user chose: `reason` is the rule, such as "label false".
+
+    It is listed and counted apart from broken rows, and does not count against `max_broken_share`.
+    """
+
+
 class TruncatedFile(Exception):
     """The file ends in the middle of a record.
 
