@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import Spec, Split, check_name
+from tokenuq_ml.config.row_keys import ROW_KEYS, RowKeys
 
 
 class ModelSpec(Spec):
@@ -52,8 +53,10 @@ class ModelSpec(Spec):
         return fields
 
 
-class DatasetSpec(Spec):
+class DatasetSpec(RowKeys):
     """The source of examples, and how many go into each split."""
+
+    ADDED_LATER: ClassVar[frozenset[str]] = ROW_KEYS
 
     name: Annotated[str, AfterValidator(check_name)]
     format: Literal[
@@ -104,6 +107,7 @@ class DatasetSpec(Spec):
             raise ValueError(f"format {self.format!r} needs 'path', or 'package' with 'file', or 'id' of the hub")
         if self.package is not None and self.file is None:
             raise ValueError("'package' needs 'file', the path inside it")
+        self.check_columns(self.format)
         if not self.sizes:
             raise ValueError("'sizes' is empty: name at least one split")
         if self.drawn_from is not None:

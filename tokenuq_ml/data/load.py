@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenuq_ml.config import DatasetSpec, Split
 from tokenuq_ml.data.examples import Example, example_id, rows_by_split, template_overlap
 from tokenuq_ml.data.formats import FORMATS, reasoning_gym, sharegpt
+from tokenuq_ml.data.row_reader import RowReader, kind_of
 from tokenuq_ml.data.sources import hub, json_records, locate, table_records
 from tokenuq_ml.data.sources.pool import ExamplePool
 from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, RowLocation, TruncatedFile
@@ -26,6 +27,8 @@ class LoadedExamples:
     examples: list[Example]
     metrics: dict[str, int | str]
     rejected: RejectedRows
+    warnings: tuple[str, ...] = ()
+    """Sentences about what a user should look at."""
 
     @property
     def duplicates_dropped(self) -> int:
@@ -76,14 +79,13 @@ def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[lis
     if spec.format == "reasoning_gym":
         few = spec.model_copy(update={"sizes": {split: count}})
         return [example.messages for example in reasoning_gym.generate_examples(few)[0]]
-    part = (spec.drawn_from or {}).get(split, "")
+    part, reader = (spec.drawn_from or {}).get(split, ""), RowReader(spec)
     found: list[list[dict[str, str]]] = []
     for file in locate.files_by_part(spec)[part]:
         try:
             for record in _records(spec, file):
                 with contextlib.suppress(BrokenRow):
-                    if isinstance(record.value, dict):
-                        found.append(FORMATS[spec.format].parse(record.value).messages)
+                    found.append(reader.parse(record.value, kind_of(file.name)).messages)
                 if len(found) == count:
                     return found
         except TruncatedFile:
@@ -125,6 +127,7 @@ class _Loader:
     def __init__(self, spec: DatasetSpec, scratch: str | Path | None, progress: Callable[[str], None]):
         self.spec, self.format, self.progress = spec, FORMATS[spec.format], progress
         self.pool, self.rejected, self.hub = ExamplePool(scratch), RejectedRows(scratch), hub.HubSource(spec)
+        self.rows = RowReader(spec)
         self.read, self.trimmed = 0, 0
         self.truncated: list[str] = []
 
@@ -142,11 +145,12 @@ class _Loader:
             "duplicate_conversations": drawn.repeated_conversations,
             "questions_in_two_splits": drawn.in_two_splits,
             **self.rejected.metrics,
+            **self.rows.metrics,
             **({"conversations_trimmed": self.trimmed} if self.spec.format == "sharegpt" else {}),
             **({"hub_commit": self.hub.commit} if self.hub.commit else {}),
             **({"truncated": "; ".join(self.truncated)} if self.truncated else {}),
         }
-        return LoadedExamples(drawn.examples, metrics, self.rejected)
+        return LoadedExamples(drawn.examples, metrics, self.rejected, tuple(self.rows.warnings))
 
     def _read_all(self) -> str:
         """Read every part; return the name of the source for messages."""
@@ -198,9 +202,7 @@ class _Loader:
         try:
             if isinstance(record.value, BrokenRow):
                 raise record.value
-            if not isinstance(record.value, dict):
-                raise BrokenRow("not an object", "not a JSON object")
-            parsed = self.format.parse(record.value)
+            parsed = self.rows.parse(record.value, kind_of(name))
         except LeftOutRow as left_out:
             self.rejected.add_left_out(name, record.location, left_out.reason, str(left_out))
             return

@@ -26,6 +26,8 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     table = pa.Table.from_pylist(rows, schema=TABLES["examples"].schema)
     digest = write_table(table, "examples", asset.outputs["examples"], **asset.stamp)
     _write_rejected(loaded.rejected, asset)
+    for warning in loaded.warnings:
+        reporter.warning(f"{spec.name}: {warning}")
     if "truncated" in loaded.metrics:
         reporter.warning(f"{spec.name}: {loaded.metrics['truncated']}; these rows are used (on_truncated: keep)")
     if loaded.rejected.count:

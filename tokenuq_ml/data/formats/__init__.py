@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tokenuq_ml.data.formats import (
     alpaca,
@@ -17,6 +16,7 @@ from tokenuq_ml.data.formats import (
     prompt_completion,
     sharegpt,
 )
+from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.sources.records import ParsedRow
 
 
@@ -24,7 +24,7 @@ from tokenuq_ml.data.sources.records import ParsedRow
 class Format:
     """How a row becomes an example."""
 
-    parse: Callable[[dict[str, Any]], ParsedRow]
+    parse: Callable[[Row], ParsedRow]
     numbered_by_line: bool = False
     """Whether example ids count lines of the file; if not, they count rows."""
     stores_location: bool = True

@@ -1,4 +1,4 @@
-"""Records, broken rows and truncated files, and the checks of fields that all row formats share."""
+"""Records, parsed and broken rows, truncated files, and the checks of text that all row formats share."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -80,41 +80,20 @@ class ParsedRow:
     template: dict[str, Any] = field(default_factory=dict)
 
 
-def question_and_answer(question: str, answer: str, **source: Any) -> ParsedRow:
-    """Return a conversation of one user turn and one assistant turn."""
-    return ParsedRow([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], source)
-
-
-def text_field(row: dict[str, Any], key: str, where: str = "") -> str:
-    """Return a field that must be non-blank text; `where` is its location inside the row, such as `turn 2`.
+def check_text(value: Any, at: str, blank: bool = False) -> str:
+    """Return a value that must be text; `at` names it in errors, and `blank` allows it to be blank.
 
     Raises:
-        BrokenRow: it is missing, of another type, blank, too long, or not valid Unicode.
+        BrokenRow: it is of another type, blank, too long, or not valid Unicode.
     """
-    value = row.get(key)
-    at = f"{where}: {key!r}" if where else repr(key)
-    if value is None:
-        raise BrokenRow("missing field", f"{at} is {'null' if key in row else 'missing'}")
     if not isinstance(value, str):
         raise BrokenRow("wrong type", f"{at} is not text")
     if len(value) > MAX_TEXT:
         raise BrokenRow("text too long", f"{at} holds {len(value):,} characters, more than {MAX_TEXT:,}")
-    if not value.strip():
+    if not blank and not value.strip():
         raise BrokenRow("empty text", f"{at} is empty")
     require_unicode(value, at)
     return value
-
-
-def optional_text(row: dict[str, Any], key: str) -> str:
-    """Return a field that must be text, or empty text if it is missing, null or blank.
-
-    Raises:
-        BrokenRow: it is of another type, too long, or not valid Unicode.
-    """
-    value = row.get(key)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return ""
-    return text_field(row, key)
 
 
 def require_unicode(value: Any, where: str) -> None:
@@ -137,20 +116,3 @@ def require_unicode(value: Any, where: str) -> None:
         for key, one in value.items():
             require_unicode(key, where)
             require_unicode(one, where)
-
-
-def require_turns(messages: list[dict[str, str]]) -> None:
-    """Check that roles are an optional system turn, then user and assistant in turn, ending with the assistant.
-
-    Raises:
-        BrokenRow: roles have another order, or another role occurs.
-    """
-    roles = [turn["role"] for turn in messages]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        shown = ", ".join(roles[:8]) + (", ..." if len(roles) > 8 else "")
-        raise BrokenRow(
-            "roles out of order",
-            "roles must be an optional system turn, then user and assistant in turn, ending "
-            f"with the assistant; are {shown}",
-        )

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tiny_datasets import write_lines
+from tests.support.tiny_datasets import parse_row, write_lines
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.formats import FORMATS
 from tokenuq_ml.data.load import load_examples
@@ -170,7 +170,8 @@ COMPLETION = [{"role": "assistant", "content": "Ho"}]
     ],
 )
 def test_a_row_becomes_a_conversation(format, row, messages, source):
-    parsed = FORMATS[format].parse(row)
+    parsed = parse_row(format, row)
+    assert (parsed.turn_weights, parsed.template) == (None, {})
     assert parsed.messages == messages and parsed.source == source
 
 
@@ -186,7 +187,7 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
         ("gsm8k", {"question": "2+2?", "answer": "4"}, "no final answer", "'#### <number>'"),
         ("gsm8k", {"question": "2+2?", "answer": "#### 4\nor 5"}, "no final answer", "'answer' does not end"),
         ("sharegpt", {"id": 1}, "missing field", "'conversations' is missing"),
-        ("sharegpt", {"conversations": "a"}, "wrong type", "'conversations' is not a list"),
+        ("sharegpt", {"conversations": "a"}, "wrong type", "'conversations' must be a list"),
         ("sharegpt", said(), "no exchange", "no question with an answer"),
         ("sharegpt", said(("gpt", "a")), "no exchange", "no question with an answer"),
         (
@@ -195,7 +196,7 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
             "roles out of order",
             "are user, user, assist",
         ),
-        ("sharegpt", said(("human", "a"), ("tool", "b")), "unknown role", "turn 2: 'from' is 'tool', none of human"),
+        ("sharegpt", said(("human", "a"), ("narrator", "b")), "unknown role", "turn 2: 'from' is 'narrator', none of"),
         ("sharegpt", said(("human", "a"), ("gpt", "")), "empty text", "turn 2: 'value' is empty"),
         ("sharegpt", said(("human", "a"), ("gpt", ["b"])), "wrong type", "turn 2: 'value' is not text"),
         ("sharegpt", {"conversations": [["human", "a"]]}, "wrong type", "turn 1: not an object"),
@@ -206,7 +207,7 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
 )
 def test_a_broken_row_has_a_reason_and_a_detail(format, row, reason, detail):
     with pytest.raises(BrokenRow) as caught:
-        FORMATS[format].parse(row)
+        parse_row(format, row)
     assert caught.value.reason == reason and detail in str(caught.value)
 
 
