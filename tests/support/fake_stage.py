@@ -80,6 +80,8 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
         )
     if name == "rejected_rows":
         return pl.DataFrame([{"number": 0, "file": "a", "row": 1, "line": 1, "reason": "empty text", "detail": "x"}])
+    if name == "rejected_examples":
+        return pl.DataFrame(schema=dict.fromkeys(TABLES[name].columns, pl.String))
     if name == "tokenized_dataset":
         read = [
             (key.removeprefix("examples/"), read_table(folder))

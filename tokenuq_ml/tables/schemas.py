@@ -84,6 +84,17 @@ TABLES = {
         keys=("example_id",),
         optional=("token_weight",),
     ),
+    "rejected_examples": Table(
+        "One row per example of a study's datasets that is not in tokenized_dataset, with the reason.",
+        {
+            "example_id": (pa.string(), "the example; starts with the name of its dataset"),
+            "dataset": (pa.string(), "name of the dataset"),
+            "split": (pa.string(), "train, validation, test or ood"),
+            "reason": (pa.string(), "kind of fault, or the rule that left it out"),
+            "detail": (pa.string(), "the fault in detail, with the turn"),
+        },
+        keys=("example_id",),
+    ),
     "token_losses": Table(
         "One row per response token, all splits: loss, entropy and rank under teacher and base model, without dropout.",
         {

@@ -29,7 +29,10 @@ GSM = {
 
 
 def request(stage: str, fields: dict, folder: Path, inputs: dict | None = None) -> StageRequest:
-    outputs = {"datasets": ("examples", "rejected_rows"), "tokenized_dataset": ("tokenized_dataset",)}[stage]
+    outputs = {
+        "datasets": ("examples", "rejected_rows"),
+        "tokenized_dataset": ("tokenized_dataset", "rejected_examples"),
+    }[stage]
     for output in outputs:
         (folder / output).mkdir(parents=True)
     asset = AssetRequest(
@@ -168,13 +171,13 @@ MAIN = [
 ]
 
 
-def tokenize(tmp_path, tokenizer_dir, main=MAIN, other=(("validation", "Why?", "So."),), max_length=256):
+def tokenize(tmp_path, tokenizer_dir, main=MAIN, other=(("validation", "Why?", "So."),), max_length=256, **keys):
     inputs = {
         "model": tokenizer_dir,
         "examples/main": examples_table(tmp_path / "main", "main", list(main)),
         "examples/other": examples_table(tmp_path / "other", "other", list(other)),
     }
-    fields = {"model": "tiny", "dataset": "main", "ood": ["other"], "max_length": max_length}
+    fields = {"model": "tiny", "dataset": "main", "ood": ["other"], "max_length": max_length, **keys}
     recorder = RecordingReporter()
     tokenize_dataset.run(request("tokenized_dataset", fields, tmp_path / "out", inputs), recorder)
     (result,) = recorder.results
@@ -210,7 +213,11 @@ def test_tokenize_dataset_cuts_long_examples_and_drops_those_without_response(tm
     limit = whole["input_ids"].list.len().to_list()[2] - 1
     long_question = ("train", "apples " * limit, "12")
     table, result = tokenize(
-        tmp_path, tokenizer_dir, [*MAIN, long_question, ("train", "No answer", None)], max_length=limit
+        tmp_path,
+        tokenizer_dir,
+        [*MAIN, long_question, ("train", "No answer", None)],
+        max_length=limit,
+        max_truncated_share=0.5,
     )
     assert "main/000004" not in table["example_id"] and "main/000005" not in table["example_id"]
     assert (result.metrics["truncated"], result.metrics["dropped"]) == (2, 2)
@@ -237,9 +244,9 @@ def test_tokenize_dataset_names_a_split_without_response_tokens(tmp_path, tokeni
     assert not list((tmp_path / "out" / "tokenized_dataset").iterdir())
 
 
-def test_tokenize_dataset_errors_name_model_and_example(tmp_path):
+def test_tokenize_dataset_errors_name_the_model(tmp_path):
     write_model(tmp_path / "tokenizer", chat_template=None)
-    with pytest.raises(InputError, match=r"model tiny, example main/000000: the model has no chat template"):
+    with pytest.raises(InputError, match=r"model tiny: the model has no chat template"):
         tokenize(tmp_path, tmp_path / "tokenizer")
 
 
