@@ -47,7 +47,7 @@ class RowReader:
         _require_good_label(row)
         parsed = self.format.parse(row)
         parsed = replace(parsed, split=row.split())
-        self._read.update(key for key in row.read if value.get(key) is not None)
+        self._read.update(row.read_columns())
         self._unread.update(row.unread())
         self._cells.update(row.empty_cells)
         self._counts.update(row.counts)

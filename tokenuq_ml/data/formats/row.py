@@ -7,7 +7,7 @@ it. The cells are counted. Where the format requires text, `nan` and `<NA>` make
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tokenuq_ml.config import SPLITS, DatasetSpec
@@ -128,9 +128,17 @@ class Row:
         return repr(key) if theirs == key else f"{key!r} (column {theirs!r})"
 
     def unread(self) -> set[str]:
-        """Return the columns with a value that the format did not ask for."""
-        found = {key for key, value in self.values.items() if value is not None and key not in self.read}
-        return found | self.unread_turn_fields
+        """Return the columns with a value that the format did not ask for, and such fields of turns."""
+        return {key for key in self._filled() if key not in self.read} | self.unread_turn_fields
+
+    def read_columns(self) -> set[str]:
+        """Return the columns with a value that the format asked for."""
+        return {key for key in self._filled() if key in self.read}
+
+    def _filled(self) -> Iterator[str]:
+        for key, value in self.values.items():
+            if value is not None and not (isinstance(value, str) and not value.strip()):
+                yield key
 
     def _is_missing(self, value: Any) -> bool:
         return self.kind == "csv" and value in MISSING_IN_CSV
