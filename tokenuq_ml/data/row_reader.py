@@ -108,7 +108,8 @@ def _require_good_label(row: Row) -> None:
 
 
 def _listed(counter: Counter[str]) -> str:
-    shown = [f"{name} ({count:,})" for name, count in counter.most_common(_SHOWN)]
+    ordered = sorted(counter.items(), key=lambda one: (-one[1], one[0]))
+    shown = [f"{name} ({count:,})" for name, count in ordered[:_SHOWN]]
     return ", ".join(shown) + (f", and {len(counter) - _SHOWN:,} more" if len(counter) > _SHOWN else "")
 
 
