@@ -42,8 +42,22 @@ class Config:
         return list(dict.fromkeys((study.model, *self.evaluation_models(study))))
 
     def datasets_of(self, study: StudySpec) -> list[str]:
-        """Return every dataset that the study needs: for training first, then `ood`, then for evaluations."""
-        return list(dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))))
+        """Return every dataset that the study needs: for training first, then `ood`, then for evaluations.
+
+        Datasets that a mix is made of stand before it.
+        """
+        needed: list[str] = []
+        for name in dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))):
+            needed += [one for one in self.with_sources(name) if one not in needed]
+        return needed
+
+    def with_sources(self, dataset: str) -> list[str]:
+        """Return the datasets that a dataset is made of, those that they are made of, and itself, in that order."""
+        found: list[str] = []
+        spec = self.datasets.get(dataset)
+        for name in (spec and spec.mix) or ():
+            found += [one for one in self.with_sources(name) if one not in found]
+        return [*found, dataset]
 
 
 def load_config(*folders: str | Path) -> Config:
@@ -60,6 +74,7 @@ def load_config(*folders: str | Path) -> Config:
     studies, ablations = reader.entries("studies", StudySpec), reader.entries("ablations", AblationSpec)
     studies = {name: reader.with_single_ablations(study, ablations) for name, study in studies.items()}
     config = Config(models, datasets, studies, ablations)
+    reader.check_mixes(config)
     reader.check_studies(config)
     reader.check_model_files(config)
     return config
@@ -135,6 +150,29 @@ class _Reader:
                 families.setdefault(family, []).append(name)
         return families
 
+    def check_mixes(self, config: Config) -> None:
+        """Check that the datasets that mixes name exist, and that no mix is made of itself.
+
+        Raises:
+            InputError: one does not, or is.
+        """
+        for name, spec in config.datasets.items():
+            where = f"{self._origins['datasets', name]}: {name}.mix"
+            for part in spec.mix or ():
+                if part not in config.datasets:
+                    raise InputError(
+                        f"{where}: {part!r} is not in datasets.yaml; allowed: "
+                        f"{', '.join(other for other in config.datasets if other != name) or 'none'}"
+                    )
+            seen, following = set[str](), list(spec.mix or ())
+            while following:
+                part = following.pop()
+                if part == name:
+                    raise InputError(f"{where}: {name} is made of itself; remove it from the mixes that it names")
+                if part not in seen and part in config.datasets:
+                    seen.add(part)
+                    following += config.datasets[part].mix or ()
+
     def check_studies(self, config: Config) -> None:
         """Check that the models, datasets and splits that studies name exist.
 
@@ -153,8 +191,8 @@ class _Reader:
                         f"{self._origins['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
                         f"allowed: {', '.join(getattr(config, kind)) or 'none'}"
                     )
-            splits = config.datasets[study.dataset].sizes
-            missing = [split for split in ("train", "validation", "test") if split not in splits]
+            splits = config.datasets[study.dataset].splits
+            missing = [split for split in ("train", "validation", "test") if splits is not None and split not in splits]
             if missing:
                 raise InputError(
                     f"{self._origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "

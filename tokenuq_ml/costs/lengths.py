@@ -27,6 +27,7 @@ ASSUMED_TOKENS = {
     "reasoning_gym": (110, 90),
     "alpaca_eval": (60, 300),
     "ifeval": (60, 0),
+    "raw_text": (0, 500),
 }
 """Format -> tokens of a row's prompt and response, for datasets whose rows cannot be read."""
 

@@ -11,6 +11,9 @@ Turn = dict[str, Any]
 
 TURN_FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 
+TEXT_ROLE = "text"
+"""Role of the only turn of an example that is text and no conversation (format `raw_text`)."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -27,11 +30,22 @@ class Example:
     """The weight of each turn in training; None: 1 for assistant turns. Turns of other roles have weight 0."""
     template: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the chat template: `tools`, `chat_template_kwargs`."""
+    untrained_spans: list[list[int]] | None = None
+    """`[turn, start, end]`: characters of a trained turn's content that are not trained; turns count from 0."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the example is text and no conversation: it has one turn, of the role `text`."""
+        return [turn["role"] for turn in self.messages] == [TEXT_ROLE]
 
     @property
     def question(self) -> str:
-        """The first user message, without case and extra white space; a dataset uses each question once."""
-        first = next((message["content"] for message in self.messages if message["role"] == "user"), "")
+        """The first user message, or the text of raw text, without case and extra white space.
+
+        No question is in two splits of a dataset.
+        """
+        asks = ("user", TEXT_ROLE)
+        first = next((message["content"] for message in self.messages if message["role"] in asks), "")
         return " ".join(first.casefold().split())
 
     @property
@@ -47,6 +61,7 @@ class Example:
             "turn_weights": self.turn_weights,
             # Keys keep their order: templates print tools as they are.
             "template": json.dumps(self.template, ensure_ascii=False) if self.template else None,
+            "untrained_spans": self.untrained_spans,
         }
 
     @classmethod
@@ -60,6 +75,7 @@ class Example:
             json.loads(row.get("source") or "{}"),
             row.get("turn_weights"),
             json.loads(template) if template else {},
+            row.get("untrained_spans"),
         )
 
 

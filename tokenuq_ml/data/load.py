@@ -1,15 +1,18 @@
 """Load a dataset: read or generate its rows, parse them by its format, and draw examples for each split."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenuq_ml.config import DatasetSpec, Split
+from tokenuq_ml.config.split_sizes import are_counts
 from tokenuq_ml.data.examples import Example, example_id, rows_by_split, template_overlap
 from tokenuq_ml.data.formats import FORMATS, reasoning_gym, sharegpt
 from tokenuq_ml.data.row_reader import RowReader, kind_of
 from tokenuq_ml.data.sources import hub, json_records, locate, table_records
+from tokenuq_ml.data.sources.draw import requested_rows
 from tokenuq_ml.data.sources.pool import ExamplePool
 from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, RowLocation, TruncatedFile
 from tokenuq_ml.data.sources.rejected_rows import RejectedRows
@@ -49,6 +52,8 @@ def load_examples(
     Raises:
         InputError: a package or file is missing, too many rows are broken, or there are too few rows.
     """
+    if spec.format == "mix":
+        raise InputError(f"dataset {spec.name}: is made of other datasets: use load_mix with their tables")
     if spec.format == "reasoning_gym":
         return _load_generated(spec)
     return _Loader(spec, scratch, progress).load()
@@ -98,6 +103,7 @@ def _load_generated(spec: DatasetSpec) -> LoadedExamples:
     pool, rejected = ExamplePool(), RejectedRows()
     for number, example in enumerate(examples):
         pool.add(example, "", str(spec.task), RowLocation(number + 1, None))
+    assert spec.sizes != "all"
     drawn = pool.draw(spec, {"": spec.sizes}, f"dataset {spec.name}: task {spec.task!r}", rejected)
     metrics: dict[str, int | str] = {
         **rows_by_split(drawn.examples),
@@ -128,7 +134,7 @@ class _Loader:
         self.spec, self.format, self.progress = spec, FORMATS[spec.format], progress
         self.pool, self.rejected, self.hub = ExamplePool(scratch), RejectedRows(scratch), hub.HubSource(spec)
         self.rows = RowReader(spec)
-        self.read, self.trimmed = 0, 0
+        self.read, self.trimmed, self.misplaced = 0, 0, 0
         self.truncated: list[str] = []
 
     def load(self) -> LoadedExamples:
@@ -137,20 +143,40 @@ class _Loader:
             raise InputError(f"{where}: holds no rows; name a file with examples")
         self._reject_rows_without_split(where)
         self.rejected.require_few_broken(self.spec, self.read, where)
-        drawn = self.pool.draw(self.spec, self._requested_rows(), where, self.rejected)
+        groups, at_most = requested_rows(self.spec, self.pool.parts)
+        drawn = self.pool.draw(self.spec, groups, where, self.rejected, at_most)
+        fewer = self._fewer_than_sizes(drawn.examples)
         metrics: dict[str, int | str] = {
             **rows_by_split(drawn.examples),
             "rows_read": self.read,
-            "duplicate_questions_dropped": drawn.repeated,
-            "duplicate_conversations": drawn.repeated_conversations,
-            "questions_in_two_splits": drawn.in_two_splits,
+            **drawn.metrics,
             **self.rejected.metrics,
             **self.rows.metrics,
+            **({"rows_naming_another_split": self.misplaced} if self.misplaced else {}),
+            **({"fewer_rows_than_sizes": fewer} if fewer else {}),
             **({"conversations_trimmed": self.trimmed} if self.spec.format == "sharegpt" else {}),
             **({"hub_commit": self.hub.commit} if self.hub.commit else {}),
             **({"truncated": "; ".join(self.truncated)} if self.truncated else {}),
         }
-        return LoadedExamples(drawn.examples, metrics, self.rejected, tuple(self.rows.warnings))
+        warnings = self.rows.warnings
+        if fewer:
+            warnings.append(f"the rows name fewer rows of a split than `sizes` asks for: {fewer}")
+        if self.misplaced:
+            warnings.append(
+                f"{self.misplaced:,} rows name another split than that of their part; `drawn_from` decides over the "
+                "column 'split'"
+            )
+        return LoadedExamples(drawn.examples, metrics, self.rejected, tuple(warnings))
+
+    def _fewer_than_sizes(self, examples: Sequence[Example]) -> str:
+        """Return `train 900 of 1,000` for the splits with fewer rows than their counts; empty if there are none."""
+        sizes = self.spec.sizes
+        if sizes == "all" or not are_counts(sizes):
+            return ""
+        drawn = Counter(example.split for example in examples)
+        return ", ".join(
+            f"{split} {drawn[split]:,} of {size:,}" for split, size in sizes.items() if drawn[split] < size
+        )
 
     def _read_all(self) -> str:
         """Read every part; return the name of the source for messages."""
@@ -222,17 +248,11 @@ class _Loader:
             parsed.template,
         )
         # Parts of the configuration have priority over the split that a row names.
+        self.misplaced += bool(part and parsed.split and parsed.split not in self._splits_of(part))
         self.pool.add(example, part or parsed.split, name, record.location)
 
-    def _requested_rows(self) -> dict[str, dict[Split, int]]:
-        """Return part -> split -> rows: by `drawn_from`, by the splits that rows name, or all from one part."""
-        sizes, drawn_from = self.spec.sizes, self.spec.drawn_from
-        if drawn_from:
-            parts = dict.fromkeys(drawn_from.values())
-            return {part: {split: sizes[split] for split, of in drawn_from.items() if of == part} for part in parts}
-        if any(self.pool.parts):
-            return {split: {split: size} for split, size in sizes.items()}
-        return {"": sizes}
+    def _splits_of(self, part: str) -> list[Split]:
+        return [split for split, of in (self.spec.drawn_from or {}).items() if of == part]
 
     def _reject_rows_without_split(self, where: str) -> None:
         """Reject the rows that name no split if others do."""

@@ -89,6 +89,9 @@ def test_load_dataset_counts_duplicates_and_omits_unknown_templates(tmp_path):
         "duplicate_questions_dropped": 1,
         "duplicate_conversations": 0,
         "questions_in_two_splits": 0,
+        "rows_left_out": 1,
+        "left_out_repeated_question": 1,
+        "columns_read": "messages (4)",
         "left_out": "a.jsonl: line 3: repeated question: the same question as a.jsonl: line 1",
     }
     assert table["messages"].to_list() == [turns[0], turns[1], turns[3]]

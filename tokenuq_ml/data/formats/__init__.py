@@ -1,6 +1,7 @@
 """Row formats: one module per format, each with a parser from a row to an example; `FORMATS` lists them.
 
-`reasoning_gym` is the exception: it generates examples and has no rows.
+Two formats have no rows of their own: `reasoning_gym` generates examples, and `mix` takes those of other datasets
+(`data/mix.py`).
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tokenuq_ml.data.formats import (
     ifeval,
     messages,
     prompt_completion,
+    raw_text,
     sharegpt,
 )
 from tokenuq_ml.data.formats.row import Row
@@ -40,6 +42,7 @@ FORMATS = {
     "dolly": Format(dolly.parse),
     "messages": Format(messages.parse, numbered_by_line=True, nested=True),
     "prompt_completion": Format(prompt_completion.parse),
+    "raw_text": Format(raw_text.parse),
     "alpaca_eval": Format(alpaca_eval.parse),
     "ifeval": Format(ifeval.parse, numbered_by_line=True, stores_location=False, nested=True),
 }
