@@ -20,7 +20,9 @@ SplitSizes = Mapping[Split, int | float]
 """Split -> rows: an int is a count, a float a share of the rows that can be drawn."""
 
 
-def requested_rows(spec: DatasetSpec, parts: Sequence[str]) -> tuple[dict[str, SplitSizes], bool]:
+def requested_rows(
+    spec: DatasetSpec, parts: Sequence[str], drawn_from: Mapping[Split, str] | None = None
+) -> tuple[dict[str, SplitSizes], bool]:
     """Return part -> split -> rows to draw, and whether counts are upper limits.
 
     Splits are drawn from the parts of `drawn_from`; else from the rows that name them, of which `sizes` may take fewer;
@@ -29,8 +31,9 @@ def requested_rows(spec: DatasetSpec, parts: Sequence[str]) -> tuple[dict[str, S
     Args:
         spec: the dataset.
         parts: the parts of its rows: of `drawn_from`, the splits that rows name, or `""`.
+        drawn_from: split -> part, if the source has its own; default: as the configuration says.
     """
-    sizes, drawn_from = spec.sizes, spec.drawn_from
+    sizes, drawn_from = spec.sizes, drawn_from or spec.drawn_from
     if drawn_from:
         given: SplitSizes = dict.fromkeys(drawn_from, 1.0) if sizes == "all" else sizes
         groups = dict.fromkeys(drawn_from.values())

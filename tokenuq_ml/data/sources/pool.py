@@ -8,7 +8,7 @@ import json
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,9 @@ from tokenuq_ml.data.sources.rejected_rows import RejectedRows
 
 _IN_MEMORY = 2**25
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_STORED = [field.name for field in fields(Example) if field.name != "messages"]
+_TRAINED_BY = [name for name in _STORED if name not in ("id", "split", "source")]
+"""Fields that decide what is trained, next to the turns."""
 _PRIORITY = ("test", "ood", "validation", "train")
 """Which split keeps a question that two parts have: an evaluation split before train."""
 
@@ -87,7 +90,7 @@ class ExamplePool:
             dataset: in a mix, the dataset that it comes from.
         """
         turns = _encode(example.messages)
-        about = [example.id, example.source, example.turn_weights, example.template, file, *location]
+        about = [[getattr(example, name) for name in _STORED], file, *location]
         # JSON escapes tabs, so that a tab can be the separator.
         row = f"{_encode(about)}\t{turns}\n".encode()
         self._offsets.append(self._end)
@@ -95,7 +98,7 @@ class ExamplePool:
         self._end += len(row)
         self._questions.append(_hash(example.question))
         # The same turns with other tools are another prompt, with other weights another training example.
-        more = [example.turn_weights, example.template]
+        more = [getattr(example, name) for name in _TRAINED_BY]
         self._conversations.append(_hash(f"{turns}\t{_encode(more)}" if any(more) else turns))
         self._parts.append(self._part_numbers.setdefault(part, len(self._part_numbers)))
         self._datasets.append(self._dataset_numbers.setdefault(dataset, len(self._dataset_numbers)))
@@ -209,8 +212,8 @@ class ExamplePool:
     def _read(self, row: int) -> tuple[Example, str, RowLocation]:
         self._file.seek(self._offsets[row])
         about, turns = self._file.readline().split(b"\t")
-        example_id, source, turn_weights, template, file, *location = json.loads(about)
-        example = Example(example_id, "", json.loads(turns), source, turn_weights, template)
+        values, file, *location = json.loads(about)
+        example = Example(messages=json.loads(turns), **dict(zip(_STORED, values, strict=True)))
         return example, file, RowLocation(*location)
 
 
