@@ -29,6 +29,7 @@ from tokenuq_ml.tables.schemas import TABLES
 ENTRYPOINTS = (
     "convert_model",
     "load_dataset",
+    "curate_dataset",
     "tokenize_dataset",
     "train_teacher",
     "score_teacher",

@@ -27,9 +27,12 @@ TRAINED_ROLES = ("assistant", TEXT_ROLE)
 KEEP_FALSE = "curated: keep is false"
 """Reason of a row in the table `rejected_rows`."""
 
-_WORDS = {"": True, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_CHARACTERS = re.compile(r"(?:(\d+):)?(\d+)-(\d+)")
-_TOKENS = re.compile(r"t(\d+)(?:-(\d+))?")
+_WORDS = {
+    **dict.fromkeys(("", "true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
+_CHARACTERS = re.compile(r"(?:(\d+):)?(\d+)(?:\.\.|-)(\d+)")
+_TOKENS = re.compile(r"t(\d+)(?:(?:\.\.|-)(\d+))?")
 
 
 class Span(NamedTuple):
@@ -121,7 +124,8 @@ def _frame(path: Path) -> pl.DataFrame:
         if path.suffix.lower() == ".parquet":
             return pl.read_parquet(path)
         # Spreadsheets write semicolons where the comma is the decimal point.
-        header = path.open(encoding="utf-8-sig").readline()
+        with path.open(encoding="utf-8-sig") as opened:
+            header = opened.readline()
         separator = max(",;\t", key=header.count)
         return pl.read_csv(path, infer_schema=False, separator=separator)
     except UnicodeDecodeError:
@@ -162,7 +166,9 @@ def _weight(given: Any) -> float | None:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    """Return a cell as text; null, and the NaN that pandas writes for it, is empty."""
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if is_missing else str(value).strip()
 
 
 # Applying.
@@ -216,9 +222,10 @@ def _changed(example: Example, decision: Decision, review: Review, old_id: str) 
 def mask_spans(mask: str, example: Example, token_spans: str = "") -> list[Span]:
     """Return the spans that a cell of `mask` names.
 
-    A cell holds spans, separated by white space, commas or semicolons: `START-END` are characters of the answer's
-    text, counted from 0, the end not included; `TURN:START-END` the same in the conversation's turn TURN, counted from
-    1; `tN` or `tN-M` are token positions as in the token tables, the last included.
+    A cell holds spans, separated by white space, commas or semicolons: `START..END` are characters of the answer's
+    text, counted from 0, the end not included; `TURN:START..END` the same in the conversation's turn TURN, counted from
+    1; `tN` or `tN..M` are token positions as in the token tables, the last included. `-` may stand for `..`, but
+    spreadsheets turn `3-12` into a date.
 
     Args:
         mask: the cell.
@@ -235,7 +242,7 @@ def mask_spans(mask: str, example: Example, token_spans: str = "") -> list[Span]
         if turn["role"] in TRAINED_ROLES and weight
     ]
     spans: list[Span] = []
-    for word in re.split(r"[\s,;]+", mask.strip(" \t\r\n,;")):
+    for word in filter(None, re.split(r"[\s,;]+", mask)):
         if found := _TOKENS.fullmatch(word):
             spans += _of_tokens(int(found[1]), int(found[2] or found[1]), token_spans)
         elif found := _CHARACTERS.fullmatch(word):
@@ -243,7 +250,7 @@ def mask_spans(mask: str, example: Example, token_spans: str = "") -> list[Span]
                 raise ValueError(f"{word} names no turn, and {len(trained)} turns are trained; write TURN:{word}")
             spans.append(Span(int(found[1]) - 1 if found[1] else trained[0], int(found[2]), int(found[3])))
         else:
-            raise ValueError(f"{word!r} is not a span; write START-END, TURN:START-END, or tPOSITION")
+            raise ValueError(f"{word!r} is not a span; write START..END, TURN:START..END, or tPOSITION")
     for span in spans:
         _check(span, example, trained)
     return spans
@@ -251,7 +258,7 @@ def mask_spans(mask: str, example: Example, token_spans: str = "") -> list[Span]
 
 def span_text(turn: int, start: int, end: int, several: bool) -> str:
     """Return a span as `mask_spans` reads it; `several`: the conversation has several trained turns."""
-    return f"{turn + 1}:{start}-{end}" if several else f"{start}-{end}"
+    return f"{turn + 1}:{start}..{end}" if several else f"{start}..{end}"
 
 
 def _of_tokens(first: int, last: int, token_spans: str) -> list[Span]:

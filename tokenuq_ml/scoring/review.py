@@ -177,7 +177,7 @@ class _RowWriter:
 
 def _token_words(token: dict, spans: Mapping[int, TokenSpan]) -> str:
     span = spans.get(token["position"])
-    where = f"token {token['position']}" if span is None else f"characters {span.start}-{span.end}"
+    where = f"token {token['position']}" if span is None else f"characters {span.start}..{span.end}"
     choice = ""
     if token["choice"] is not None and token["choice"] != token["token"]:
         choice = f", and {token['choice']!r} has probability {token['probability']:.2f}"

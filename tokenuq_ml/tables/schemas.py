@@ -53,10 +53,14 @@ TABLES = {
             "turns": (pa.string(), "JSON: the turns, if one has more than role and content (tool calls, reasoning)"),
             "turn_weights": (pa.list_(pa.float32()), "weight of each turn in training; null: 1 for assistant turns"),
             "template": (pa.string(), "JSON: tools and chat_template_kwargs, which the chat template gets"),
+            "untrained_spans": (
+                pa.list_(pa.list_(pa.int32())),
+                "[turn, start, end]: characters of trained turns, counted from 0, that are not trained",
+            ),
         },
         keys=("example_id",),
         partitions=("dataset",),
-        optional=("turns", "turn_weights", "template"),
+        optional=("turns", "turn_weights", "template", "untrained_spans"),
     ),
     "rejected_rows": Table(
         "One row per rejected row of a dataset's source, with the reason.",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenuq_ml.atomic_files import atomic_write
-from tokenuq_ml.config import SPLITS
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import configuration, known_study
 from tokenuq_pipeline.runtime.paths import store_home
@@ -41,7 +40,10 @@ def add_parser(commands) -> None:
         help=f"share of the examples that each signal may list; default: {DEFAULT_TOP}",
     )
     parser.add_argument(
-        "--split", choices=SPLITS, default="train", help="whose examples of the study's dataset; default: train"
+        "--split",
+        choices=("train", "validation", "test"),
+        default="train",
+        help="which examples of the study's dataset; default: train",
     )
     parser.add_argument(
         "--output",

@@ -31,7 +31,7 @@ def applied(path, *examples: Example) -> list:
 
 
 def test_decisions_of_a_csv(tmp_path):
-    path = csv(tmp_path, "d/1,false,,,", "d/2,TRUE,0.5,,", 'd/3,,,"0-2, 6-7",')
+    path = csv(tmp_path, "d/1,false,,,", "d/2,TRUE,0.5,,", 'd/3,,,"0..2, 6-7",')
     left_out, weighted, masked, same = applied(path, *map(example, range(1, 5)))
     assert isinstance(left_out, LeftOut) and left_out.example.id == "d/1" and left_out.row == 1
     assert weighted.id == "clean/2" and weighted.turn_weights == [0.0, 0.5]
@@ -45,6 +45,14 @@ def test_a_parquet_file_with_its_own_types(tmp_path):
     frame.write_parquet(tmp_path / "review.parquet")
     left_out, weighted = applied(tmp_path / "review.parquet", example(1), example(2))
     assert isinstance(left_out, LeftOut) and weighted.turn_weights == [0.0, 2.0]
+
+
+def test_missing_values_of_pandas_are_empty(tmp_path):
+    nan = float("nan")
+    frame = pl.DataFrame({"example_id": ["d/1", "d/2"], "keep": [0.0, nan], "weight": [nan, nan], "mask": [None, None]})
+    frame.write_parquet(tmp_path / "review.parquet")
+    left_out, same = applied(tmp_path / "review.parquet", example(1), example(2))
+    assert isinstance(left_out, LeftOut) and same.turn_weights is None
 
 
 @pytest.mark.parametrize(
@@ -85,12 +93,15 @@ def test_columns_that_are_not_read_are_named(tmp_path):
         (["d/1,,heavy,,"], "row 1 (example d/1): weight is 'heavy'; give a number above 0"),
         (["d/1,,0,,"], "set keep to false"),
         (["d/1,,inf,,"], "weight is 'inf'"),
-        (["d/2,,,,", "d/1,,,4-90,"], "row 2 (example d/1): mask '4-90': 2:4-90 is not inside the text, which has 8 ch"),
+        (
+            ["d/2,,,,", "d/1,,,4-90,"],
+            "row 2 (example d/1): mask '4-90': 2:4..90 is not inside the text, which has 8 ch",
+        ),
         (["d/1,,,5-5,"], "is not inside the text"),
-        (["d/1,,,1:0-2,"], "mask '1:0-2': 1:0-2: turn 1 is not trained; trained turns: 2"),
+        (["d/1,,,1:0-2,"], "mask '1:0-2': 1:0..2: turn 1 is not trained; trained turns: 2"),
         (["d/1,,,7:0-2,"], "turn 7 is not trained"),
         (["d/1,,,0:0-2,"], "turn 0 is not trained"),
-        (["d/1,,,all of it,"], "'all' is not a span; write START-END, TURN:START-END, or tPOSITION"),
+        (["d/1,,,all of it,"], "'all' is not a span; write START..END, TURN:START..END, or tPOSITION"),
         (["d/1,,,t5,"], "t5 is a token position, which needs the column token_spans"),
         (['d/1,,,t5,"[[4,1,0,2]]"'], "t5 is no response token with text"),
         (["d/1,,,t5,[[4"], "the column token_spans was changed"),
@@ -137,7 +148,7 @@ def test_files_in_another_encoding(tmp_path):
 
 def test_token_positions_are_those_of_the_tables():
     spans = json.dumps([[7, 1, 0, 2], [8, 1, 2, 5], [9, 1, 5, 8]])
-    assert mask_spans("t7-8; 6-7", example(1), spans) == [(1, 0, 2), (1, 2, 5), (1, 6, 7)]
+    assert mask_spans("t7..8; 6-7;", example(1), spans) == [(1, 0, 2), (1, 2, 5), (1, 6, 7)]
 
 
 # Masked text is not trained.

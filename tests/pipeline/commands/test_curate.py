@@ -121,10 +121,10 @@ def test_the_wrong_token_is_first_with_its_reason_and_place(run, tmp_path):
     rows = review(run, tmp_path / "review.parquet")
     row = rows[f"toy/{WRONG:06d}"]
     start = "".join(ANSWER).index(" 5")
-    assert row["rank"] == 1 and row["suspect_spans"] == f"{start}-{start + 2}"
+    assert row["rank"] == 1 and row["suspect_spans"] == f"{start}..{start + 2}"
     assert row["answer"] == "The sum of 2 and 2 is⟦ 5⟧." and row["question"] == question(WRONG)
     assert row["reasons"].startswith(
-        f"label noise: ' 5' (characters {start}-{start + 2}) has probability {math.exp(-9):.2g} under the teacher, "
+        f"label noise: ' 5' (characters {start}..{start + 2}) has probability {math.exp(-9):.2g} under the teacher, "
         "whose entropy is 0.05 nats"
     )
     assert [row[name] for name in ("keep", "weight", "mask")] == [None] * 3
@@ -182,7 +182,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(run, store, t
 
 
 def test_wrong_studies_splits_and_shares(run, monkeypatch, tmp_path, capsys):
-    assert "no token of dataset toy is in split 'ood'" in run("--split", "ood")[2]
+    assert "no token of dataset toy is in split 'test'" in run("--split", "test")[2]
     with pytest.raises(SystemExit):
         run("--top", "2")
     assert "not a share above 0" in capsys.readouterr().err
