@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.support.chat_templates import LATE_SYSTEM, OPENS_THINK, QWEN3, R1_DISTILL, TRIMMED_TOOLS
+from tests.support.chat_templates import LATE_SYSTEM, OPENS_THINK, PHI_3, QWEN3, R1_DISTILL, TRIMMED_TOOLS
 from tests.support.model_folders import folder_model, folder_spec, run_conversion
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tests.support.tokenizing import examples_of, tokenize, trained_texts, turns
@@ -228,6 +228,16 @@ def test_qwen3_cuts_the_reasoning_of_earlier_answers(tmp_path):
     tokenizer, first = tiny_tokenizer(), made.table.row(0, named=True)
     trained = trained_texts(tokenizer, first["input_ids"], first["response_mask"])
     assert trained == ["1<|im_end|>", f"{think}2<|im_end|>"]
+
+
+def test_phi_3_ends_a_text_with_another_token():
+    tokenizer = tiny_tokenizer(chat_template=PHI_3)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|user|>", "<|assistant|>"]})
+    messages = turns("One?", "First.", "Two?", "Second.")
+    (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("d/0", "train", messages)])
+    assert not tokens.faults and tokens.input_ids == tokenizer.apply_chat_template(messages)["input_ids"]
+    trained = trained_texts(tokenizer, tokens.input_ids, tokens.response_mask)
+    assert trained == ["First.<|end|>", "Second.<|end|>\n<|im_end|>"]
 
 
 def test_a_template_that_moves_the_system_turn_is_refused_for_several_turns():

@@ -4,6 +4,7 @@ An answer is what generation would write: everything after the generation prompt
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from tokenuq_ml.data.examples import Turn
 RENDERED_EACH = 8
 """Answers of a conversation up to which the prompt of each is rendered. Longer conversations take a sample of as many,
 so that the time is linear in the number of turns."""
+
+_ANCHOR = 16
+"""Characters of an answer that are searched for first."""
 
 Locations = dict[int, tuple[int | None, int | None]]
 
@@ -48,7 +52,7 @@ def render_conversation(
     located = template.locate(messages, arguments, text)
     finder = _AnswerFinder(template, messages, arguments, text, located)
     finder.find(list(trained))
-    missing = list(_missing_texts(messages, arguments, text, located))
+    missing = list(missing_texts(messages, arguments, text, located))
     missing_turns = {fault.turn for fault in missing}
     others = [fault for fault in finder.faults if fault.turn not in missing_turns]
     return RenderedConversation(text, finder.answers, sorted([*missing, *others], key=lambda fault: fault.turn or 0))
@@ -102,7 +106,8 @@ class _AnswerFinder:
     def _by_text(self, turn: int, prompt: str, up_to: str) -> None:
         """Find an answer that the template renders in another way than after its prompt, from its own text."""
         text, before = self.text, self.template.render(self.messages[:turn], self.arguments)
-        same_context = text.startswith(before)
+        continues = text.startswith(prompt)
+        same_context = continues or text.startswith(before)
         if not same_context:
             self._fault(
                 turn,
@@ -110,7 +115,7 @@ class _AnswerFinder:
                 "the chat template changes a turn before it when more turns follow, so that training has another "
                 "context than generation",
             )
-        elif not text.startswith(prompt) and not up_to.startswith(prompt):
+        elif not continues and not up_to.startswith(prompt):
             rest = prompt.removeprefix(before).removeprefix(self.template.earlier_header)
             self._fault(
                 turn,
@@ -118,12 +123,13 @@ class _AnswerFinder:
                 f"the generation prompt ends in {rest!r}, which the rendered answer does not have",
             )
         start, stop = self.located.get(turn, (None, None))
-        if text.startswith(prompt):
+        if continues:
             start = len(prompt)
         elif same_context and text.startswith(self.template.earlier_header, len(before)):
             # A template may leave out its own think block in earlier turns, and generation prompts hold it.
             start = len(before) + len(self.template.earlier_header)
-        end = None if start is None else self._end_of_turn(start, stop, up_to.removeprefix(before))
+        alone = up_to.removeprefix(prompt if continues else before)
+        end = None if start is None else self._end_of_turn(start, stop, alone)
         if start is None or end is None:
             self._fault(turn, "answer not found", "the answer or its end cannot be found in the rendered conversation")
         else:
@@ -140,12 +146,20 @@ class _AnswerFinder:
         text, end = self.text, self.template.end_of_answer
         least = max((stop or start) - start, 1) + len(end)
         # The longest end of the turn that the answer begins with: tool calls may follow the text.
-        for length in range(len(alone), least - 1, -1):
-            if text.startswith(alone[len(alone) - length :], start):
-                return start + length
-        while stop is not None and not text.startswith(end, stop):
-            stop = stop + 1 if text[stop : stop + 1].isspace() else None
-        return None if stop is None else stop + len(end)
+        first = text[start : start + min(least, _ANCHOR)]
+        place = alone.find(first)
+        while 0 <= place <= len(alone) - least:
+            if text.startswith(alone[place:], start):
+                return start + len(alone) - place
+            place = alone.find(first, place + 1)
+        while stop is not None and stop < len(text):
+            # The end of an earlier turn may be the beginning of a last one's: Phi-3 ends the text with another token.
+            common = os.path.commonprefix([end, text[stop : stop + len(end)]])
+            complete = [match.end() for match in self.template.special.finditer(end) if match.end() <= len(common)]
+            if common == end or complete:
+                return stop + (len(end) if common == end else complete[-1])
+            stop = stop + 1 if text[stop].isspace() else None
+        return None
 
     def _fault(self, turn: int, reason: str, detail: str) -> None:
         self.faults.append(Fault(turn, reason, detail))
@@ -183,10 +197,17 @@ class _AnswerFinder:
         return self.located.get(turn - 1, (None, None))[1], self.located.get(turn + 1, (None, None))[0]
 
 
-def _missing_texts(
+def missing_texts(
     messages: Sequence[Turn], arguments: Mapping[str, Any], text: str, located: Locations | None
 ) -> Iterable[Fault]:
-    """Yield the turns of which the rendered conversation lacks a text, a tool call or the reasoning."""
+    """Yield the turns of which the rendered conversation lacks a text, a tool call or the reasoning.
+
+    Args:
+        messages: the turns.
+        arguments: `tools` of the conversation, if it has any.
+        text: the rendered conversation.
+        located: where `ChatTemplate.locate` finds each turn in it.
+    """
     end = 0
     for number, turn in enumerate(messages):
         start, stop = (located or {}).get(number, (None, None))

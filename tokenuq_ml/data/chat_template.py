@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenuq_ml.data.examples import Turn
+from tokenuq_ml.data.token_categories import special_ids
 from tokenuq_ml.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ class ChatTemplate:
     def header(self) -> str:
         """What stands between a question and its answer, as far as generation prompts hold it, without white space."""
         try:
-            return self.prompt(_PROBE).removeprefix(self.render(_PROBE)).strip()
+            prompt = self.prompt(_PROBE)
+            return prompt[len(os.path.commonprefix([prompt, self.render(_PROBE)])) :].strip()
         except TemplateError:
             return ""
 
@@ -127,6 +129,12 @@ class ChatTemplate:
             return self.render(answered("Apple")).rpartition("Apple")[2].rstrip()
         except TemplateError:
             return ""
+
+    @cached_property
+    def special(self) -> re.Pattern[str]:
+        """Special tokens of the tokenizer, as text; longer ones first, as the tokenizer finds them."""
+        names = {self._tokenizer.convert_ids_to_tokens(id_) for id_ in special_ids(self._tokenizer)}
+        return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name) or r"(?!)")
 
     @cached_property
     def _reserved(self) -> frozenset[str]:

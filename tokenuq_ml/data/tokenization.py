@@ -3,24 +3,26 @@
 Response tokens are those of an assistant's turn with its end-of-turn token, without the template before and after it.
 """
 
-import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tokenuq_ml.data.answers import Fault, RenderedConversation, render_conversation
+from tokenuq_ml.data.answers import Fault, RenderedConversation, missing_texts, render_conversation
 from tokenuq_ml.data.chat_template import ChatTemplate, Span, TemplateError, default_template
 from tokenuq_ml.data.encoding import Encoded, Text, TextEncoder
-from tokenuq_ml.data.examples import Example, Turn
-from tokenuq_ml.data.token_categories import special_ids
+from tokenuq_ml.data.examples import TEXT_ROLE, Example, Turn
+from tokenuq_ml.data.untrained_spans import untrained_tokens
 from tokenuq_ml.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["ConversationTokenizer", "Fault", "default_template", "prompt_ids", "tokenize_example"]
+
+
+_REMEDY = "correct the example, or use a chat template that renders it"
 
 
 class TokenizedConversation(NamedTuple):
@@ -93,8 +95,14 @@ class ConversationTokenizer:
         ]
 
     def prompt_ids(self, messages: Sequence[Turn]) -> list[int]:
-        """Return the ids of a conversation and of the header of the assistant's next turn, as input for generation."""
+        """Return the ids of a conversation and of the header of the assistant's next turn, as input for generation.
+
+        Raises:
+            InputError: the template rejects the conversation, or leaves out a part of it.
+        """
         text = self.template.prompt(messages)
+        for fault in missing_texts(messages, {}, text, self.template.locate(messages, {}, text, header=True)):
+            raise InputError(f"{describe(fault)}; {_REMEDY}")
         answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
         borders: list[int] = []
         if answers:
@@ -109,6 +117,12 @@ class ConversationTokenizer:
     def _rendered(self, example: Example) -> tuple[Text | None, RenderedConversation]:
         """Return the text to encode, None if there is none, and the conversation with its faults."""
         messages, arguments = example.messages, example.template
+        if example.is_text:
+            text = messages[0]["content"]
+            matches = self.template.special.finditer(text) if self._encodes_special else ()
+            # One more character, for the end of the sequence.
+            conversation = RenderedConversation(text, {0: Span(0, len(text) + 1)})
+            return Text(text, (), [Span(*match.span()) for match in matches]), conversation
         weights = _turn_weights(example)
         try:
             conversation = render_conversation(
@@ -130,7 +144,7 @@ class ConversationTokenizer:
         if encoded is None or isinstance(encoded, InputError):
             faults += () if encoded is None else (Fault(None, "not encodable", str(encoded)),)
             return ConversationTokens(faults=faults, **noticed)
-        ids, offsets = encoded
+        ids, offsets = self._as_sequence(conversation.text, encoded) if example.is_text else encoded
         mask, weights, turn_weights = [False] * len(ids), [0.0] * len(ids), _turn_weights(example)
         for turn, span in conversation.answers.items():
             first, last = (bisect_left(offsets, (position,)) for position in span)
@@ -139,14 +153,25 @@ class ConversationTokenizer:
         if mask:
             # Nothing predicts the first token.
             mask[0] = False
+        for untrained in untrained_tokens(example, conversation, offsets):
+            if isinstance(untrained, Fault):
+                faults += (untrained,)
+                continue
+            for token in untrained:
+                mask[token], weights[token] = False, 0.0
         is_weighted = any(weight not in (0, 1) for weight in turn_weights)
         return ConversationTokens(ids, mask, weights if is_weighted else None, faults, **noticed)
 
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        """Special tokens of the tokenizer, as text; longer ones first, as the tokenizer finds them."""
-        names = {self._tokenizer.convert_ids_to_tokens(id_) for id_ in special_ids(self._tokenizer)}
-        return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name) or r"(?!)")
+    def _as_sequence(self, text: str, encoded: Encoded) -> Encoded:
+        """Return the tokens of a text with what the tokenizer adds to texts, and with the end of the sequence."""
+        alone, added = (self._tokenizer("x", add_special_tokens=adds)["input_ids"] for adds in (False, True))
+        first = next((at for at in range(len(added)) if added[at : at + len(alone)] == alone), 0)
+        before, after = added[:first], added[first + len(alone) :]
+        end = self._tokenizer.eos_token_id
+        if end is not None and end not in after:
+            after = [*after, end]
+        places = [(len(text), len(text))] * len(after)
+        return Encoded([*before, *encoded.ids, *after], [*([(0, 0)] * len(before)), *encoded.offsets, *places])
 
     @cached_property
     def _header(self) -> str:
@@ -157,7 +182,7 @@ class ConversationTokenizer:
     def _noticed(self, messages: Sequence[Turn]) -> dict[str, bool]:
         texts = [turn["content"] for turn in messages]
         return {
-            "has_special_tokens": any(self._special_pattern.search(text) for text in texts),
+            "has_special_tokens": any(self.template.special.search(text) for text in texts),
             "looks_templated": bool(self._header) and any(self._header in text for text in texts),
         }
 
@@ -167,9 +192,9 @@ class ConversationTokenizer:
         Raises:
             InputError: they cannot be told from the template's own.
         """
-        if not self._encodes_special or not self._special_pattern.search("\n".join(_texts([*messages, arguments]))):
+        if not self._encodes_special or not self.template.special.search("\n".join(_texts([*messages, arguments]))):
             return []
-        found = self.template.locate_parts(messages, arguments, text, self._special_pattern, header)
+        found = self.template.locate_parts(messages, arguments, text, self.template.special, header)
         if found is None:
             raise InputError(
                 "special tokens in its text cannot be told from those of the chat template; remove them, or set "
@@ -194,7 +219,7 @@ def tokenize_example(
     """
     (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("", "", list(messages))])
     for fault in tokens.faults:
-        raise InputError(f"{describe(fault)}; correct the example, or use a chat template that renders it")
+        raise InputError(f"{describe(fault)}; {_REMEDY}")
     ids, mask = tokens.input_ids, tokens.response_mask
     return TokenizedConversation(ids[:max_length], mask[:max_length], len(ids) > max_length)
 
@@ -205,10 +230,10 @@ def describe(fault: Fault) -> str:
 
 
 def _turn_weights(example: Example) -> list[float]:
-    """Return the weight of each turn; only assistant turns have one other than 0."""
+    """Return the weight of each turn; only assistant turns, and raw text, have one other than 0."""
     given = example.turn_weights or [1.0] * len(example.messages)
     pairs = zip(example.messages, given, strict=True)
-    return [weight if message["role"] == "assistant" else 0.0 for message, weight in pairs]
+    return [weight if message["role"] in ("assistant", TEXT_ROLE) else 0.0 for message, weight in pairs]
 
 
 def _texts(value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from tests.support.chat_templates import QWEN3
@@ -249,6 +250,23 @@ def test_text_that_is_templated_already_is_noticed(tokenizer):
     assert tokens.looks_templated and tokens.has_special_tokens and not tokens.faults
 
 
+# Raw text
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_raw_text_is_trained_whole_without_a_template(tokenizer, bos):
+    text = "the price\n\nis <|im_end|> 3"
+    if bos:
+        frame = processors.TemplateProcessing("<|im_start|> $0", special_tokens=[("<|im_start|>", 0)])
+        before, tokenizer.backend_tokenizer.post_processor = tokenizer.backend_tokenizer.post_processor, frame
+    plain = tokenizer(text, split_special_tokens=True)["input_ids"]
+    (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("", "", [{"role": "text", "content": text}])])
+    if bos:
+        tokenizer.backend_tokenizer.post_processor = before
+    assert tokens.input_ids == [*plain, tokenizer.eos_token_id] and (plain[0] == tokenizer.bos_token_id) == bos
+    assert tokens.response_mask == [False] + [True] * len(plain) and not tokens.faults
+
+
 # Long conversations
 
 
@@ -325,6 +343,15 @@ def test_a_template_that_rewrites_earlier_turns_is_rejected(tokenizer):
 def test_the_message_of_a_template_that_rejects_a_role_is_shown(tokenizer):
     with pytest.raises(InputError, match=r"rejects the conversation: System role not supported; correct"):
         tokenize_example(with_template(tokenizer, GEMMA), LONG, 999)
+
+
+def test_a_prompt_that_loses_a_turn_is_rejected(tokenizer):
+    with_template(tokenizer, CHATML.replace("for message in messages", "for message in messages[-1:]"))
+    with pytest.raises(
+        InputError, match="turn 1: the chat template leaves out the system's text, or a part of it; corr"
+    ):
+        prompt_ids(tokenizer, LONG[:2])
+    assert prompt_ids(tokenizer, SHORT[:1])
 
 
 def test_a_slow_tokenizer_is_rejected(tokenizer):

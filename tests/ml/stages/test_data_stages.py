@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.data import tokenizer_files
 from tokenuq_ml.data.tokenization import tokenize_example
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages import load_dataset, tokenize_dataset
@@ -268,7 +269,7 @@ def test_tokenize_dataset_refuses_a_token_that_the_model_has_no_embedding_for(tm
 def test_the_tokenizer_loaded_without_torch_is_that_of_models(tokenizer_dir):
     from tokenuq_ml.models.load import load_tokenizer
 
-    ours, theirs = tokenize_dataset.load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)
+    ours, theirs = tokenizer_files.load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)
     assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
     assert (ours.chat_template, ours.all_special_ids) == (theirs.chat_template, theirs.all_special_ids)
 
