@@ -9,11 +9,12 @@ from tokenuq_ml.config.base import Spec
 _ROW = ("split", "label", "kto_tag")
 _TURN = ("role", "content", "weight", "train")
 _CHAT = ("system", "system_prompt", "tools", "functions", "chat_template_kwargs", "chosen", "rejected", *_TURN, *_ROW)
+_ANSWER = ("history", "reasoning_content", "thinking")
 FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "alpaca": ("instruction", "input", "context", "output", "history", *_CHAT),
-    "dolly": ("instruction", "context", "response", "category", "history", *_CHAT),
+    "alpaca": ("instruction", "input", "context", "output", *_ANSWER, *_CHAT),
+    "dolly": ("instruction", "context", "response", "category", *_ANSWER, *_CHAT),
     "gsm8k": ("question", "answer", *_ROW),
-    "prompt_completion": ("prompt", "completion", "context", "history", *_CHAT),
+    "prompt_completion": ("prompt", "completion", "context", *_ANSWER, *_CHAT),
     "sharegpt": ("conversations", "id", *_CHAT),
     "messages": ("messages", "prompt", "id", *_CHAT),
     "alpaca_eval": ("instruction", "output", "generator", *_ROW),

@@ -18,6 +18,7 @@ CHANGES_MEANING = {"images", "image", "videos", "audios", "documents", "chosen",
 }
 """Columns that a user would expect to be trained on: if a format does not read them, that is a warning."""
 _SHOWN = 40
+_PATTERNS = 1000
 
 
 class RowReader:
@@ -25,6 +26,8 @@ class RowReader:
 
     def __init__(self, spec: DatasetSpec):
         self.spec, self.format = spec, FORMATS[spec.format]
+        self._patterns: Counter[tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = Counter()
+        """Filled columns, those that were read, and fields of turns that were not -> rows."""
         self._read: Counter[str] = Counter()
         self._unread: Counter[str] = Counter()
         self._cells: Counter[str] = Counter()
@@ -41,21 +44,48 @@ class RowReader:
             BrokenRow: the row cannot be used.
             LeftOutRow: a rule leaves it out.
         """
+        row, parsed = self._parse(value, kind)
+        self._patterns[tuple(row.filled()), frozenset(row.read), frozenset(row.unread_turn_fields)] += 1
+        if len(self._patterns) > _PATTERNS:
+            self._count_columns()
+        if row.empty_cells:
+            self._cells.update(row.empty_cells)
+        if row.counts:
+            self._counts.update(row.counts)
+        return parsed
+
+    def is_row(self, value: Any) -> bool:
+        """Return whether a JSON value is a row of the format, also if a rule leaves it out; counts nothing."""
+        try:
+            self._parse(value, "json")
+        except BrokenRow as error:
+            return isinstance(error, LeftOutRow)
+        return True
+
+    def _parse(self, value: Any, kind: str) -> tuple[Row, ParsedRow]:
+        if isinstance(value, BrokenRow):
+            raise value
         if not isinstance(value, dict):
             raise BrokenRow("not an object", "not a JSON object")
         row = Row(value, self.spec, kind)
         _require_good_label(row)
         parsed = self.format.parse(row)
-        parsed = replace(parsed, split=row.split())
-        self._read.update(row.read_columns())
-        self._unread.update(row.unread())
-        self._cells.update(row.empty_cells)
-        self._counts.update(row.counts)
-        return parsed
+        split = row.split()
+        return row, replace(parsed, split=split) if split else parsed
+
+    def _count_columns(self) -> None:
+        """Add the counted patterns to the counts of columns: most rows have one of few patterns."""
+        for (filled, read, fields), count in self._patterns.items():
+            for key in filled:
+                (self._read if key in read else self._unread)[key] += count
+            for key in fields:
+                self._unread[key] += count
+        self._patterns.clear()
 
     @property
     def metrics(self) -> dict[str, int | str]:
         """What was read, what was not, and counts of what formats changed, for the asset's metadata."""
+        self._count_columns()
         texts = {
             "columns_read": self._read,
             "columns_not_read": self._unread,
@@ -67,6 +97,7 @@ class RowReader:
     @property
     def warnings(self) -> list[str]:
         """Sentences about what a user should look at."""
+        self._count_columns()
         found = []
         if self._cells:
             found.append(

@@ -8,7 +8,15 @@ from tokenuq_ml.data.formats.turns import assistant, read_turn, user
 from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, ParsedRow, require_unicode
 
 SYSTEM_COLUMNS = ("system", "system_prompt")
-NEXT_ROLES = {"system": {"user"}, "user": {"assistant"}, "assistant": {"user", "tool"}, "tool": {"tool", "assistant"}}
+SYSTEM_ROLES = ("system", "developer")
+"""`developer` occurs only if `roles` maps to it, for templates that know it."""
+REASONING_COLUMNS = ("reasoning_content", "thinking")
+NEXT_ROLES = {
+    **dict.fromkeys(SYSTEM_ROLES, {"user"}),
+    "user": {"assistant"},
+    "assistant": {"user", "tool"},
+    "tool": {"tool", "assistant"},
+}
 """Role -> roles of the turn after it."""
 
 
@@ -25,8 +33,8 @@ def conversation(row: Row, turns: list[Turn], source: dict[str, Any], trim: bool
         BrokenRow: roles come out of order, or a field contradicts another.
         LeftOutRow: every turn of the assistant has weight 0.
     """
-    spoken = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
-    row.counts["empty_system_turns"] += len(turns) - len(spoken)
+    spoken = [turn for turn in turns if turn["role"] not in SYSTEM_ROLES or turn["content"].strip()]
+    row.count("empty_system_turns", len(turns) - len(spoken))
     spoken = _with_system(row, spoken)
     if row.spec.merge_turns:
         spoken = _merged(row, spoken)
@@ -39,7 +47,11 @@ def conversation(row: Row, turns: list[Turn], source: dict[str, Any], trim: bool
 
 
 def question_and_answer(row: Row, question: str, answer: list[Turn], **source: Any) -> ParsedRow:
-    """Return a conversation of earlier turns (`history`), a question and its answer."""
+    """Return a conversation of earlier turns (`history`), a question, and its answer with the row's reasoning."""
+    if reasoning := row.first(REASONING_COLUMNS):
+        own = answer[-1].setdefault("reasoning_content", reasoning)
+        if own != reasoning:
+            raise BrokenRow("contradicting fields", "the answer and its row have different reasoning")
     return conversation(row, [*_history(row), user(question), *answer], source)
 
 
@@ -47,7 +59,7 @@ def _with_system(row: Row, turns: list[Turn]) -> list[Turn]:
     text = row.first(SYSTEM_COLUMNS)
     if not text:
         return turns
-    if turns[:1] and turns[0]["role"] == "system":
+    if turns[:1] and turns[0]["role"] in SYSTEM_ROLES:
         if turns[0]["content"] != text:
             raise BrokenRow("contradicting fields", "'system' and the system turn have different texts")
         return turns
@@ -83,7 +95,7 @@ def _merged(row: Row, turns: list[Turn]) -> list[Turn]:
             continue
         if last.get("weight") != turn.get("weight"):
             raise BrokenRow("contradicting fields", "turns to be merged (`merge_turns`) have different weights")
-        row.counts["turns_merged"] += 1
+        row.count("turns_merged")
         for key in ("content", "reasoning_content"):
             if texts := [text for one in (last, turn) if (text := one.get(key))]:
                 last[key] = "\n\n".join(texts)
@@ -93,9 +105,9 @@ def _merged(row: Row, turns: list[Turn]) -> list[Turn]:
 
 
 def _trimmed(turns: list[Turn]) -> list[Turn]:
-    opening = turns[:1] if turns and turns[0]["role"] == "system" else []
+    opening = turns[:1] if turns and turns[0]["role"] in SYSTEM_ROLES else []
     spoken = turns[len(opening) :]
-    while spoken and spoken[0]["role"] not in ("user", "system"):
+    while spoken and spoken[0]["role"] not in ("user", *SYSTEM_ROLES):
         spoken = spoken[1:]
     while spoken and spoken[-1]["role"] in ("user", "tool"):
         spoken = spoken[:-1]
@@ -107,7 +119,7 @@ def _trimmed(turns: list[Turn]) -> list[Turn]:
 def _require_order(turns: list[Turn]) -> None:
     """Check that roles are an optional system turn, then user and assistant in turn, ending with the assistant."""
     roles = [turn["role"] for turn in turns]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    spoken = roles[1:] if roles and roles[0] in SYSTEM_ROLES else roles
     follows = all(second in NEXT_ROLES[first] for first, second in zip(spoken, spoken[1:], strict=False))
     if spoken and spoken[0] == "user" and spoken[-1] == "assistant" and follows:
         return
@@ -142,7 +154,8 @@ def _template(row: Row) -> dict[str, Any]:
     given = {"tools": tools and [_tool(tool) for tool in tools]}
     given["chat_template_kwargs"] = row.json("chat_template_kwargs", dict)
     template = {key: value for key, value in given.items() if value}
-    require_unicode(template, "'tools' or 'chat_template_kwargs'")
+    if template:
+        require_unicode(template, "'tools' or 'chat_template_kwargs'")
     return template
 
 

@@ -26,5 +26,5 @@ def parse(row: Row) -> ParsedRow:
     found = _FINAL.search(answer)
     if not found:
         raise BrokenRow("no final answer", "'answer' does not end with a line '#### <number>'")
-    row.counts[NOT_NUMBERS] += not _NUMBER.fullmatch(found.group(1))
+    row.count(NOT_NUMBERS, not _NUMBER.fullmatch(found.group(1)))
     return ParsedRow([user(question), assistant(answer)], {"final": found.group(1)})

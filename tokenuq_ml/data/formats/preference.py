@@ -29,7 +29,7 @@ def answer(row: Row, column: str) -> list[Turn]:
 def chosen_answer(row: Row) -> list[Turn]:
     """Return the chosen answer, without what comes before it: text, a turn, or turns."""
     given = row.get("chosen")
-    row.counts[COUNT] += 1
+    row.count(COUNT)
     if isinstance(given, dict) and not _is_columnar(given):
         return [read_turn(row, given, "'chosen'", "chosen")]
     if isinstance(given, str) and not given.lstrip().startswith("[{"):

@@ -6,8 +6,7 @@ it. The cells are counted. Where the format requires text, `nan` and `<NA>` make
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from tokenuq_ml.config import SPLITS, DatasetSpec
@@ -28,22 +27,28 @@ class Row:
 
     def __init__(self, values: dict[str, Any], spec: DatasetSpec, kind: str = "json"):
         self.values, self.spec, self.kind = values, spec, kind
+        self._columns = spec.columns
         self.read: set[str] = set()
-        """Columns that the format asked for, present or not, under the names that they have in the file."""
+        """Columns with a value that the format asked for, under the names that they have in the file."""
         self.unread_turn_fields: set[str] = set()
         self.empty_cells: list[str] = []
         """Cells of CSV that hold a word for a missing value, as `column 'word'`."""
-        self.counts: Counter[str] = Counter()
+        self.counts: dict[str, int] = {}
         """Further figures for the dataset's metadata."""
 
     def get(self, key: str) -> Any:
         """Return the value of one of our columns; None if it is missing, null, or mapped to another name."""
-        theirs = self.spec.columns.get(key, key)
-        if theirs is None or (key not in self.spec.columns and key in self.spec.columns.values()):
+        columns = self._columns
+        if columns:
+            theirs = columns.get(key, key)
+            if theirs is None or (key not in columns and key in columns.values()):
+                return None
+            key = theirs
+        value = self.values.get(key)
+        if value is None:
             return None
-        self.read.add(theirs)
-        value = self.values.get(theirs)
-        return None if isinstance(value, float) and value != value else value
+        self.read.add(key)
+        return None if value != value else value
 
     def has(self, key: str) -> bool:
         """Return whether the row has a value that is not blank."""
@@ -85,7 +90,7 @@ class Row:
             BrokenRow: two of them have different texts, or one is not text.
         """
         texts = {key: text for key in keys if (text := self.optional(key))}
-        if len(set(texts.values())) > 1:
+        if len(texts) > 1 and len(set(texts.values())) > 1:
             raise BrokenRow("contradicting fields", f"{' and '.join(map(repr, texts))} have different texts")
         return next(iter(texts.values()), "")
 
@@ -96,6 +101,8 @@ class Row:
             BrokenRow: it is of another type, or not JSON.
         """
         value = self.get(key)
+        if value is None:
+            return None
         if isinstance(value, str):
             value = from_json(value, self.name(key)) if value.strip() and not self._is_missing(value) else None
         if value is None or value in ([], {}):
@@ -104,6 +111,11 @@ class Row:
             what = "a list" if kind is list else "an object"
             raise BrokenRow("wrong type", f"{self.name(key)} must be {what}, or JSON text of one")
         return without_nulls(value) if self.kind == "arrow" else value
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a figure of the dataset's metadata."""
+        if number:
+            self.counts[name] = self.counts.get(name, 0) + number
 
     def split(self) -> str:
         """Return the split that the row names; empty if it names none.
@@ -129,16 +141,11 @@ class Row:
 
     def unread(self) -> set[str]:
         """Return the columns with a value that the format did not ask for, and such fields of turns."""
-        return {key for key in self._filled() if key not in self.read} | self.unread_turn_fields
+        return {key for key in self.filled() if key not in self.read} | self.unread_turn_fields
 
-    def read_columns(self) -> set[str]:
-        """Return the columns with a value that the format asked for."""
-        return {key for key in self._filled() if key in self.read}
-
-    def _filled(self) -> Iterator[str]:
-        for key, value in self.values.items():
-            if value is not None and not (isinstance(value, str) and not value.strip()):
-                yield key
+    def filled(self) -> list[str]:
+        """Return the columns with a value; empty text is none."""
+        return [key for key, value in self.values.items() if value is not None and value != ""]
 
     def _is_missing(self, value: Any) -> bool:
         return self.kind == "csv" and value in MISSING_IN_CSV

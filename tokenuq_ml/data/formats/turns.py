@@ -202,7 +202,7 @@ def _weight(row: Row, turn: dict[str, Any], role: str, where: str) -> float | No
 
 def _require_content(read: Turn, turn: dict[str, Any], key: str, where: str) -> None:
     """Check that the turn says something; a tool's result and a system turn may be empty."""
-    if read["content"].strip() or read["role"] in ("tool", "system"):
+    if read["content"].strip() or read["role"] in ("tool", "system", "developer"):
         return
     if read.get("tool_calls") or read.get("reasoning_content"):
         return

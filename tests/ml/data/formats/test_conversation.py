@@ -260,7 +260,19 @@ def test_formats_read_the_columns_that_may_be_mapped(format):
     assert row.unread() <= {"prompt"}
 
 
+def test_a_role_may_be_mapped_to_developer():
+    row = dialogue(turn("developer", "s"), *chat("a")["messages"])
+    assert parse_row("messages", row, roles={"developer": "developer"}).messages == row["messages"]
+
+
 # What stands beside the conversation
+
+
+def test_a_column_of_reasoning_belongs_to_the_answer():
+    row = {"prompt": "a", "completion": "b", "thinking": "hm"}
+    assert parse_row("prompt_completion", row).messages[1] == turn("assistant", "b", reasoning_content="hm")
+    with pytest.raises(BrokenRow, match="different texts"):
+        parse_row("prompt_completion", {**row, "reasoning_content": "so"})
 
 
 def test_tools_and_arguments_reach_the_template():
