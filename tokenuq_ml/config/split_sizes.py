@@ -50,6 +50,21 @@ def are_counts(sizes: Sizes) -> bool:
     return sizes != "all" and all(isinstance(size, int) for size in sizes.values())
 
 
+def check_shares(sizes: Mapping[Split, int | float], of: str) -> None:
+    """Check that the shares of one source are at most all of it. Counts are not checked.
+
+    Args:
+        sizes: of the splits that are drawn from the source.
+        of: the source, for errors.
+
+    Raises:
+        ValueError: they add up to more than 1.
+    """
+    total = sum(exact(size) for size in sizes.values() if isinstance(size, float))
+    if total > 1:
+        raise ValueError(f"'sizes': the shares of {of} for {', '.join(sizes)} add up to {float(total):g}, above 1")
+
+
 def exact(number: float) -> Fraction:
     """Return the decimal number that a user wrote, so that 0.9 + 0.05 + 0.05 is 1."""
     return Fraction(str(number))

@@ -57,6 +57,10 @@ class DatasetTokens:
     incomplete: int = 0
     """Examples that the template does not render as their rows say."""
     first_fault: str = ""
+    splits: set[str] = field(default_factory=set)
+    """Splits that its examples are in."""
+    divided: int = 0
+    """Raw texts that are divided, since they have more than `max_length` tokens."""
     losing: int = 0
     """Examples that lose response tokens by truncation."""
     needed: array = field(default_factory=lambda: array("I"))
@@ -65,6 +69,7 @@ class DatasetTokens:
     def decide(self, example: Example, tokens: ConversationTokens) -> Rejection | None:
         """Count an example; return why it is left out, or None if it is kept, cut after `max_length`."""
         self.read += 1
+        self.splits.add(example.split)
         self.special += tokens.has_special_tokens
         self.templated += tokens.looks_templated
         rejection = self._fault(example, tokens) or self._truncation(tokens)
@@ -150,6 +155,7 @@ class DatasetTokens:
         """Counts for the asset's metadata, without those that are 0."""
         counts = {
             f"losing_tokens_{self.name}": self.losing,
+            f"divided_texts_{self.name}": self.divided,
             f"rendered_incompletely_{self.name}": self.incomplete,
             f"special_tokens_in_text_{self.name}": self.special,
             f"templated_text_{self.name}": self.templated,

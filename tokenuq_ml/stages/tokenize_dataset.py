@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from tokenuq_ml.data.examples import Example
+from tokenuq_ml.data.raw_text import divide
 from tokenuq_ml.data.tokenization import ConversationTokenizer, ConversationTokens
+from tokenuq_ml.data.tokenizer_files import load_tokenizer
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
@@ -63,7 +65,7 @@ def _write(request: StageRequest, asset: AssetRequest, datasets: dict[str, Datas
     ):
         conversations = _ConversationReader(request, tokenizer, next(iter(datasets.values())).rules)
         for name, dataset in datasets.items():
-            for batch in conversations.read(name):
+            for batch in conversations.read(name, dataset):
                 decided = [(example, tokens, dataset.decide(example, tokens)) for example, tokens in batch]
                 rows = [_row(name, dataset, *each) for each in decided if each[2] is None]
                 left_out = [_rejected(name, dataset, example, why) for example, _, why in decided if why is not None]
@@ -88,15 +90,18 @@ class _ConversationReader:
         except InputError as error:
             raise InputError(f"model {rules.model}: {error}") from None
 
-    def read(self, dataset: str) -> Iterator[list[tuple[Example, ConversationTokens]]]:
-        """Yield the examples of a dataset in batches."""
+    def read(self, name: str, dataset: DatasetTokens) -> Iterator[list[tuple[Example, ConversationTokens]]]:
+        """Yield the examples of a dataset in batches; long texts in pieces, which are counted."""
         columns = list(TABLES["examples"].columns)
-        for rows in stream_table(self.request.inputs[f"examples/{dataset}"], columns, BATCH):
+        for rows in stream_table(self.request.inputs[f"examples/{name}"], columns, BATCH):
             examples = [Example.from_row(row) for row in rows.to_pylist()]
             tokenized = self.conversations.tokenize(examples)
             for example, tokens in zip(examples, tokenized, strict=True):
                 self._require_embeddings(example, tokens.input_ids)
-            yield list(zip(examples, tokenized, strict=True))
+            pairs = zip(examples, tokenized, strict=True)
+            pieces = [list(divide(example, tokens, dataset.rules.max_length)) for example, tokens in pairs]
+            dataset.divided += sum(len(parts) > 1 for parts in pieces)
+            yield [piece for parts in pieces for piece in parts]
 
     def _require_embeddings(self, example: Example, ids: Sequence[int]) -> None:
         token = max(ids, default=0)
@@ -128,19 +133,6 @@ def _row(name: str, dataset: DatasetTokens, example: Example, tokens: Conversati
 def _rejected(name: str, dataset: DatasetTokens, example: Example, why: Rejection) -> dict[str, str]:
     """Return the example's row of `rejected_examples`."""
     return {"example_id": example.id, "dataset": name, "split": _split(example, dataset), **why._asdict()}
-
-
-def load_tokenizer(folder: str | Path):
-    """Load the tokenizer as `models.load_tokenizer` does, without torch if possible: torch takes half of the start."""
-    config = Path(folder, "tokenizer_config.json")
-    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
-    if named in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def _vocabulary(folder: str | Path) -> int:
@@ -188,6 +180,11 @@ def _require_every_split(totals: _Totals, datasets: dict[str, DatasetTokens]) ->
     for name, dataset in datasets.items():
         length, words = dataset.rules.max_length, f" ({dataset.truncation_words})" if dataset.losing else ""
         for split in ("train", "validation", "test") if dataset.limited else ():
+            if split not in dataset.splits:
+                raise InputError(
+                    f"dataset {name}: has no rows of split {split!r}, which the study needs; ask for it in `sizes` of "
+                    f"{name} in datasets.yaml, or name it in the column 'split' of some rows"
+                )
             if not totals.examples[split]:
                 raise InputError(
                     f"dataset {name}: split {split!r} has no response token within {length} tokens; raise "

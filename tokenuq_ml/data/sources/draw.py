@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenuq_ml.config import SPLITS, DatasetSpec, Split
-from tokenuq_ml.config.split_sizes import apportion, are_counts, exact
+from tokenuq_ml.config.split_sizes import apportion, are_counts, check_shares, exact
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.seeding import shuffle_dataset
 
@@ -132,6 +132,11 @@ def draw_splits(
     if are_counts(dict(sizes)):
         counts = {split: int(sizes[split]) for split in splits}
     else:
+        try:
+            # Rows and folders may name splits, so that a sum above 1 is known only here.
+            check_shares(sizes, "the rows")
+        except ValueError as error:
+            raise InputError(f"{where}: {spec.name}: {error}; lower them in datasets.yaml") from None
         counts = apportion(total, {split: exact(sizes[split]) for split in splits})
     for split in splits:
         if are_counts(dict(sizes)):
