@@ -11,7 +11,7 @@ from tokenuq_ml.config.split_sizes import are_counts
 from tokenuq_ml.data.examples import Example, example_id, rows_by_split, template_overlap
 from tokenuq_ml.data.formats import FORMATS, reasoning_gym, sharegpt
 from tokenuq_ml.data.row_reader import RowReader, kind_of
-from tokenuq_ml.data.sources import hub, json_records, locate, table_records
+from tokenuq_ml.data.sources import hub, locate, read_file
 from tokenuq_ml.data.sources.draw import requested_rows
 from tokenuq_ml.data.sources.pool import ExamplePool
 from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, RowLocation, TruncatedFile
@@ -68,11 +68,7 @@ def why_unavailable(spec: DatasetSpec) -> str | None:
         return reasoning_gym.why_unavailable(spec)
     if spec.on_hub:
         return hub.why_unavailable(spec)
-    try:
-        locate.files_by_part(spec)
-    except InputError as error:
-        return str(error)
-    return None
+    return locate.why_missing(spec)
 
 
 def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[list[dict[str, str]]]:
@@ -84,9 +80,9 @@ def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[lis
     if spec.format == "reasoning_gym":
         few = spec.model_copy(update={"sizes": {split: count}})
         return [example.messages for example in reasoning_gym.generate_examples(few)[0]]
-    part, reader = (spec.drawn_from or {}).get(split, ""), RowReader(spec)
+    data, reader = locate.find_files(spec), RowReader(spec)
     found: list[list[dict[str, str]]] = []
-    for file in locate.files_by_part(spec)[part]:
+    for file in data.parts[(data.drawn_from or {}).get(split, "")]:
         try:
             for record in _records(spec, file):
                 with contextlib.suppress(BrokenRow):
@@ -114,17 +110,14 @@ def _load_generated(spec: DatasetSpec) -> LoadedExamples:
 
 
 def _records(spec: DatasetSpec, file: Path) -> Iterator[Record]:
-    kind = file.suffix.lower()
-    if kind == ".csv" and FORMATS[spec.format].nested:
-        raise InputError(f"{file}: CSV cannot hold lists, which format {spec.format!r} needs; use JSON or Parquet")
-    readers = {
-        ".csv": table_records.csv_rows,
-        ".parquet": table_records.parquet_rows,
-        ".arrow": table_records.arrow_rows,
-    }
-    if kind in readers:
-        return readers[kind](file)
-    return json_records.json_list(file) if json_records.is_list(file) else json_records.json_lines(file)
+    def is_row(value: object) -> bool:
+        try:
+            RowReader(spec).parse(value)
+        except (BrokenRow, LeftOutRow) as error:
+            return isinstance(error, LeftOutRow)
+        return True
+
+    return read_file.records(spec, file, is_row)
 
 
 class _Loader:
@@ -136,6 +129,7 @@ class _Loader:
         self.rows = RowReader(spec)
         self.read, self.trimmed, self.misplaced = 0, 0, 0
         self.truncated: list[str] = []
+        self.unread_files: dict[str, int | str] = {}
 
     def load(self) -> LoadedExamples:
         where = self._read_all()
@@ -152,6 +146,7 @@ class _Loader:
             **drawn.metrics,
             **self.rejected.metrics,
             **self.rows.metrics,
+            **self.unread_files,
             **({"rows_naming_another_split": self.misplaced} if self.misplaced else {}),
             **({"fewer_rows_than_sizes": fewer} if fewer else {}),
             **({"conversations_trimmed": self.trimmed} if self.spec.format == "sharegpt" else {}),
@@ -159,6 +154,8 @@ class _Loader:
             **({"truncated": "; ".join(self.truncated)} if self.truncated else {}),
         }
         warnings = self.rows.warnings
+        if self.unread_files:
+            warnings.append(f"files of the folder that are not read: {self.unread_files['files_not_read']}")
         if fewer:
             warnings.append(f"the rows name fewer rows of a split than `sizes` asks for: {fewer}")
         if self.misplaced:
@@ -186,13 +183,22 @@ class _Loader:
                 where = f"hub dataset {spec.id}, split {part}"
                 self._add_records(self.hub.rows(part), part if spec.drawn_from else "", where, f"{spec.id}:{part}", 0)
             return f"hub dataset {spec.id}"
-        parts = {"": [self.hub.download_file()]} if spec.on_hub else locate.files_by_part(spec)
-        for part, files in parts.items():
+        data = self._find_files()
+        for part, files in data.parts.items():
             offset = 0
             for file in files:
-                offset = self._add_records(_records(self.spec, file), part, str(file), file.name, offset)
-        every = [file for files in parts.values() for file in files]
-        return str(every[0] if len(every) == 1 else every[0].parent)
+                offset = self._add_records(_records(spec, file), part, str(file), data.name(file), offset)
+        return str(data.files[0] if len(data.files) == 1 else data.root)
+
+    def _find_files(self) -> locate.DataFiles:
+        """Find the files; a folder's own splits become those that are drawn from."""
+        if self.spec.on_hub:
+            file = self.hub.download_file()
+            return locate.DataFiles(file, {"": [file]}, None, {})
+        data = locate.find_files(self.spec)
+        self.spec = self.spec.model_copy(update={"drawn_from": data.drawn_from})
+        self.unread_files = data.metrics
+        return data
 
     def _add_records(self, records: Iterator[Record], part: str, where: str, name: str, offset: int) -> int:
         """Add the rows of a file or of a hub split; return the offset of the part's next file.

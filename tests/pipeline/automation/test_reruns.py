@@ -199,7 +199,7 @@ def test_a_file_that_is_not_there_yet_is_waited_for(world, tmp_path):
     path = tmp_path / "extra.jsonl"
     path.unlink()
     assert not world.sensor("data_files").run_requests
-    assert world.sensor("data_files").skip_message == "extra: no data file exists"
+    assert "extra.jsonl: no such file; correct `path:` of extra" in world.sensor("data_files").skip_message
     path.write_text('{"rows": 1}\n')
     world.sensor("data_files")
     assert [key.path for key in world.sensor("data_files").run_requests[0].asset_selection] == [["datasets", "extra"]]
