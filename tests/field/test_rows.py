@@ -31,13 +31,13 @@ def test_alpaca_rows_have_system_text_and_earlier_turns(tmp_path):
             "input": "",
             "output": f"Cold {i}.",
             "system": "You are a weather desk.",
-            "history": [[f"Is it warm in summer {i}?", "Yes, warm."]],
+            "history": [["Is it warm in summer?", "Yes, warm."]],
         }
         for i in range(10)
     ]
     loaded = load(tmp_path, "alpaca", rows)
     assert [example.messages for example in loaded.examples] == [
-        said(f"Is it warm in summer {i}?", "Yes, warm.", f"And in winter {i}?", f"Cold {i}.", system=rows[0]["system"])
+        said("Is it warm in summer?", "Yes, warm.", f"And in winter {i}?", f"Cold {i}.", system=rows[0]["system"])
         for i in range(10)
     ]
     assert "columns_not_read" not in loaded.metrics and not loaded.warnings

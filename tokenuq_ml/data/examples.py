@@ -15,6 +15,10 @@ TEXT_ROLE = "text"
 """Role of the only turn of an example that is text and no conversation (format `raw_text`)."""
 
 
+QUESTION_TURN = "question_turn"
+"""Key of `source`: the index of the user's turn that asks, if a history or an untrained prompt comes before it."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One conversation, and its origin in `source`.
@@ -42,11 +46,13 @@ class Example:
     def question(self) -> str:
         """The first user message, or the text of raw text, without case and extra white space.
 
-        No question is in two splits of a dataset.
+        If turns come before the one that asks (`QUESTION_TURN`), all user messages up to it. No question is in two
+        splits of a dataset.
         """
-        asks = ("user", TEXT_ROLE)
-        first = next((message["content"] for message in self.messages if message["role"] in asks), "")
-        return " ".join(first.casefold().split())
+        asks, asked = ("user", TEXT_ROLE), self.source.get(QUESTION_TURN)
+        turns = self.messages if asked is None else self.messages[: asked + 1]
+        texts = [turn["content"] for turn in turns if turn["role"] in asks]
+        return " ".join(" ".join(texts[:1] if asked is None else texts).casefold().split())
 
     @property
     def row(self) -> dict[str, Any]:

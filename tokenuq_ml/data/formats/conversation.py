@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tokenuq_ml.data.examples import TURN_FIELDS, Turn
+from tokenuq_ml.data.examples import QUESTION_TURN, TURN_FIELDS, Turn
 from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.formats.turns import assistant, read_turn, user
 from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, ParsedRow, require_unicode
@@ -10,6 +10,8 @@ from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, ParsedRow, re
 SYSTEM_COLUMNS = ("system", "system_prompt")
 SYSTEM_ROLES = ("system", "developer")
 """`developer` occurs only if `roles` maps to it, for templates that know it."""
+_ASKS = "asks"
+"""Mark of the turn that asks, after a history."""
 REASONING_COLUMNS = ("reasoning_content", "thinking")
 NEXT_ROLES = {
     **dict.fromkeys(SYSTEM_ROLES, {"user"}),
@@ -43,7 +45,8 @@ def conversation(row: Row, turns: list[Turn], source: dict[str, Any], trim: bool
         source = {**source, **({"trimmed": before - len(spoken)} if before > len(spoken) else {})}
     _require_order(spoken)
     messages = [{key: turn[key] for key in TURN_FIELDS if key in turn} for turn in spoken]
-    return ParsedRow(messages, source, turn_weights=_weights(row, spoken), template=_template(row))
+    weights = _weights(row, spoken)
+    return ParsedRow(messages, {**source, **_question(spoken, weights)}, turn_weights=weights, template=_template(row))
 
 
 def question_and_answer(row: Row, question: str, answer: list[Turn], **source: Any) -> ParsedRow:
@@ -52,7 +55,7 @@ def question_and_answer(row: Row, question: str, answer: list[Turn], **source: A
         own = answer[-1].setdefault("reasoning_content", reasoning)
         if own != reasoning:
             raise BrokenRow("contradicting fields", "the answer and its row have different reasoning")
-    return conversation(row, [*_history(row), user(question), *answer], source)
+    return conversation(row, [*_history(row), {**user(question), _ASKS: True}, *answer], source)
 
 
 def _with_system(row: Row, turns: list[Turn]) -> list[Turn]:
@@ -101,6 +104,8 @@ def _merged(row: Row, turns: list[Turn]) -> list[Turn]:
                 last[key] = "\n\n".join(texts)
         if calls := [*last.get("tool_calls", []), *turn.get("tool_calls", [])]:
             last["tool_calls"] = calls
+        if turn.get(_ASKS):
+            last[_ASKS] = True
     return merged
 
 
@@ -131,6 +136,21 @@ def _require_order(turns: list[Turn]) -> None:
         f"assistant's turn, ending with the assistant; are {shown}"
         + ("; `merge_turns: true` joins consecutive turns of one role" if repeats else ""),
     )
+
+
+def _question(turns: list[Turn], weights: list[float] | None) -> dict[str, int]:
+    """Return which turn asks, if it is not the user's first: that after a history, or before the first trained answer.
+
+    Otherwise all rows with the same examples before their questions would count as one question.
+    """
+    asking = [number for number, turn in enumerate(turns) if turn["role"] == "user"]
+    marked = [number for number in asking if turns[number].get(_ASKS)]
+    if marked or weights is None:
+        asked = marked[-1] if marked else asking[0]
+    else:
+        trained = next(number for number, weight in enumerate(weights) if weight)
+        asked = max(number for number in asking if number < trained)
+    return {} if asked == asking[0] else {QUESTION_TURN: asked}
 
 
 def _weights(row: Row, turns: list[Turn]) -> list[float] | None:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from tests.support.tiny_datasets import chat, parse_row, write_lines
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.config.row_keys import FORMAT_COLUMNS
+from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.formats import FORMATS
 from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.load import load_examples
@@ -85,6 +86,27 @@ def test_rows_that_train_nothing_or_state_nonsense(row, keys, error, reason, det
     with pytest.raises(BrokenRow) as caught:
         parse_row("messages", row, **keys)
     assert type(caught.value) is error and caught.value.reason == reason and detail in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "keys", "question"),
+    [
+        ("messages", two_answers({}, {}), {}, "a"),
+        ("messages", two_answers({"train": False}, {}), {}, "a c"),
+        ("messages", two_answers({}, {"train": False}), {}, "a"),
+        ("messages", two_answers({}, {}), {"train_on": "last"}, "a c"),
+        ("alpaca", {"instruction": "C", "history": [["A", "b"]], "output": "d", "system": "s"}, {}, "a c"),
+        (
+            "prompt_completion",
+            {"prompt": chat("a")["messages"] + [turn("user", "c")], "completion": [turn("gpt", "d")]},
+            {},
+            "a c",
+        ),
+    ],
+)
+def test_turns_before_the_question_do_not_make_rows_repeats(format, row, keys, question):
+    parsed = parse_row(format, row, **keys)
+    assert Example("d/0", "", parsed.messages, parsed.source).question == question
 
 
 # Roles and turns
