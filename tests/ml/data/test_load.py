@@ -250,7 +250,7 @@ def test_every_container_holds_the_same_rows(tmp_path, suffix):
 
 def test_csv_holds_lists_as_json_text_only(tmp_path):
     (tmp_path / "a.csv").write_text("messages\nx\n")
-    with pytest.raises(InputError, match=r"a\.csv: line 2 \(row 1\): 'messages' must be a list of turns, or JSON"):
+    with pytest.raises(InputError, match=r"a\.csv: line 2 \(row 1\): 'messages' is text; it must be a list"):
         load_examples(messages_spec(tmp_path / "a.csv"))
 
 

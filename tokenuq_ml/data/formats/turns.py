@@ -54,7 +54,7 @@ def turns_of(row: Row, key: str) -> list[Turn]:
             raise BrokenRow("wrong type", f"{row.name(key)} is an object of lists of different lengths")
         given = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
     if isinstance(given, str):
-        raise BrokenRow("wrong type", f"{row.name(key)} must be a list of turns, or JSON text of one")
+        raise BrokenRow("wrong type", f"{row.name(key)} is text; it must be a list of turns, or JSON text of one")
     if not isinstance(given, list) or not given:
         reason = "missing field" if given is None else "empty text" if given == [] else "wrong type"
         raise BrokenRow(reason, f"{row.name(key)} must be a list of turns, not empty")
