@@ -25,9 +25,9 @@ def untrained_tokens(
             # The turn is not trained at all, or a fault says why it was not found.
             continue
         content = example.messages[turn]["content"]
-        # Templates strip white space around the content.
+        # Templates strip white space around the content, and place reasoning before it.
         text = content.strip()
-        place = conversation.text.find(text, answer.start, answer.end)
+        place = conversation.text.rfind(text, answer.start, answer.stop)
         if place < 0:
             yield Fault(turn, NOT_FOUND, "the template changes the text of the turn, so that `mask` cannot be applied")
             continue

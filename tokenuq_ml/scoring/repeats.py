@@ -17,7 +17,6 @@ SIMILARITY = 0.8
 """Jaccard similarity of word triples from which a text is a near repeat."""
 _WORDS, _BANDS, _ROWS = 3, 16, 4
 """Two texts of similarity s share a band with probability 1 - (1 - s^4)^16: 0.9998 at 0.8."""
-_PRIME = np.uint64(2**61 - 1)
 
 
 def near_repeats(texts: Mapping[str, str], similarity: float = SIMILARITY) -> pl.DataFrame:
@@ -56,15 +55,20 @@ def _shingles(text: str) -> NDArray[np.uint64]:
 
 def _buckets(shingles: list[NDArray[np.uint64]]) -> list[list[int]]:
     """Return the numbers of texts whose signatures agree in a band, for every band."""
-    draw = np.random.default_rng(0)
-    factor, offset = (draw.integers(1, 2**31, _BANDS * _ROWS, dtype=np.uint64) for _ in range(2))
+    seeds = np.random.default_rng(0).integers(2**64, size=_BANDS * _ROWS, dtype=np.uint64)
     found: dict[tuple[int, bytes], list[int]] = {}
     for number, hashes in enumerate(shingles):
-        # Below 2^63: hashes have 32 bits and factors 31.
-        signature = ((hashes[:, None] * factor + offset) % _PRIME).min(axis=0).reshape(_BANDS, _ROWS)
+        signature = _mixed(hashes[:, None] + seeds).min(axis=0).reshape(_BANDS, _ROWS)
         for band in range(_BANDS):
             found.setdefault((band, signature[band].tobytes()), []).append(number)
     return [bucket for bucket in found.values() if len(bucket) > 1]
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the values, mixed by SplitMix64's finaliser: a linear function would keep the order of most values."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))
 
 
 def _jaccard(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:

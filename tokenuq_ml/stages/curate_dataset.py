@@ -23,7 +23,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     name, made_from, file = asset.fields["name"], asset.fields["from"], Path(request.inputs["curation"])
     if not file.is_file():
         raise InputError(f"{file}: no such file; restore it, or remove dataset {name} from datasets.yaml")
-    version, review = fingerprint(file), read_review(file)
+    version, review = fingerprint(file, [file]), read_review(file)
     rows = read_table(request.inputs[f"examples/{made_from}"]).iter_rows(named=True)
     found = list(curated(map(Example.from_row, rows), review, made_from, name))
     examples = [item for item in found if isinstance(item, Example)]

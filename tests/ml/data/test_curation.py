@@ -154,8 +154,8 @@ def test_token_positions_are_those_of_the_tables():
 # Masked text is not trained.
 
 
-def texts(tokens) -> str:
-    return "|".join(trained_texts(tiny_tokenizer(), tokens.input_ids, tokens.response_mask))
+def texts(tokens) -> list[str]:
+    return trained_texts(tiny_tokenizer(), tokens.input_ids, tokens.response_mask)
 
 
 def test_masked_characters_are_not_trained_and_all_others_are():
@@ -165,17 +165,17 @@ def test_masked_characters_are_not_trained_and_all_others_are():
     masked = Example("d/1", "train", turns("How many?", text), untrained_spans=[[1, start, start + 2]])
     before, after = ConversationTokenizer(tiny_tokenizer()).tokenize([plain, masked])
     assert before.input_ids == after.input_ids and not after.faults
-    head, tail = texts(after).split("|")
-    # A token that reaches into the span is not trained either.
-    assert text[:start].startswith(head) and len(text[:start]) - len(head) <= 1
-    assert tail.startswith(" in all.") and texts(before) == f"{text}{tail.removeprefix(' in all.')}"
+    head, tail = texts(after)
+    # The space before the number may be part of its token.
+    assert head.rstrip() == text[:start].rstrip() and tail == " in all.<|im_end|>"
+    assert texts(before) == [f"{text}<|im_end|>"]
 
 
 def test_the_masked_turn_is_the_one_that_is_named():
     conversation = turns("a?", "same words", "b?", "same words")
     masked = Example("d/1", "train", conversation, untrained_spans=[[3, 0, 10]])
     (found,) = ConversationTokenizer(tiny_tokenizer()).tokenize([masked])
-    assert [run.startswith("same words") for run in texts(found).split("|")] == [True, False]
+    assert texts(found) == ["same words<|im_end|>", "<|im_end|>"]
 
 
 def test_masked_examples_survive_the_table():

@@ -40,6 +40,7 @@ def run(folder: Path, review: str):
 
 
 def test_kept_rows_keep_splits_and_provenance_and_the_others_are_listed(tmp_path):
+    reviewed = tmp_path / "reviewed.csv"
     review = "example_id,keep,weight,mask,reasons,remark\nd/000001,false,,,wrong sum,x\nd/000000,,0.5,0-2,,\n"
     examples, rejected, recorder = run(tmp_path, review)
     assert examples["example_id"].to_list() == ["clean/000000", "clean/000002", "clean/000003"]
@@ -58,7 +59,7 @@ def test_kept_rows_keep_splits_and_provenance_and_the_others_are_listed(tmp_path
         "rows_weighted": 1,
         "rows_masked": 1,
         "columns_not_read": "remark",
-        "curation_version": fingerprint(tmp_path / "reviewed.csv"),
+        "curation_version": fingerprint(reviewed, [reviewed]),
     }
     assert expected.items() <= result.metrics.items()
     assert any("columns" in line and "remark" in line for line in recorder.lines)
