@@ -107,8 +107,8 @@ def test_ifeval_bad_rows_are_named(tmp_path, more, reason):
 def test_ifeval_names_a_missing_key(tmp_path):
     row = ifeval_row(1)
     del row["key"]
-    with pytest.raises(InputError, match=r"line 1: 'key' is missing"):
-        load_examples(ifeval_spec(write_lines(tmp_path / "a.jsonl", [row])))
+    with pytest.raises(InputError, match=r"line 2: 'key' is missing"):
+        load_examples(ifeval_spec(write_lines(tmp_path / "a.jsonl", [ifeval_row(2), row])))
 
 
 # the others: one row each
@@ -187,7 +187,7 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
         ("gsm8k", {"question": "2+2?", "answer": "4"}, "no final answer", "'#### <number>'"),
         ("gsm8k", {"question": "2+2?", "answer": "#### 4\nor 5"}, "no final answer", "'answer' does not end"),
         ("sharegpt", {"id": 1}, "missing field", "'conversations' is missing"),
-        ("sharegpt", {"conversations": "a"}, "wrong type", "'conversations' must be a list"),
+        ("sharegpt", {"conversations": "a"}, "wrong type", "must be a list of turns"),
         ("sharegpt", said(), "no exchange", "no question with an answer"),
         ("sharegpt", said(("gpt", "a")), "no exchange", "no question with an answer"),
         (
@@ -201,7 +201,7 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
         ("sharegpt", said(("human", "a"), ("gpt", ["b"])), "wrong type", "turn 2: 'value' is not text"),
         ("sharegpt", {"conversations": [["human", "a"]]}, "wrong type", "turn 1: not an object"),
         ("prompt_completion", {"prompt": "a"}, "missing field", "'completion' is missing"),
-        ("prompt_completion", {"prompt": PROMPT, "completion": "b"}, "wrong type", "'completion' must be a list"),
+        ("prompt_completion", {"prompt": PROMPT, "completion": "b"}, "wrong type", "must be a list of turns"),
         ("prompt_completion", {"prompt": COMPLETION, "completion": PROMPT}, "roles out of order", "roles must be"),
     ],
 )
