@@ -15,6 +15,8 @@ from tokenuq_ml.content_hash import ContentHash
 from tokenuq_ml.tables.schemas import TABLES
 
 ROW_GROUP_ROWS = 128 * 1024
+ROW_GROUP_LIST_BYTES = 2**24
+"""Size of a group's columns of lists, whose rows may have thousands of values; a group has fewer rows then."""
 _READ_BYTES = 2**20
 
 
@@ -54,6 +56,7 @@ class TableWriter:
         self._definition, self._schema = TABLES[table], TABLES[table].schema
         self._hash = ContentHash(self._schema, self._definition.optional)
         self._pending: list[pa.Table] = []
+        self._pending_lists = 0
         self._last: tuple[Any, ...] | None = None
 
     def __enter__(self) -> Self:
@@ -88,7 +91,10 @@ class TableWriter:
         self._last = last
         self._hash.update(data)
         self._pending.append(data)
-        if sum(part.num_rows for part in self._pending) >= ROW_GROUP_ROWS:
+        self._pending_lists += sum(column.nbytes for column in data.columns if pa.types.is_nested(column.type))
+        if self._pending_lists >= ROW_GROUP_LIST_BYTES:
+            self._flush(rest=True)
+        elif sum(part.num_rows for part in self._pending) >= ROW_GROUP_ROWS:
             self._flush()
 
     def _flush(self, rest: bool = False) -> None:
@@ -100,6 +106,7 @@ class TableWriter:
             written = rows.slice(0, full).unify_dictionaries().combine_chunks()
             self._parquet.write_table(written, row_group_size=ROW_GROUP_ROWS)
             self._pending = [rows.slice(full)] if full < len(rows) else []
+            self._pending_lists = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

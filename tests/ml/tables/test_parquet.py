@@ -76,6 +76,29 @@ def test_a_table_written_in_pieces_equals_one_written_at_once(tmp_path, monkeypa
     assert pq.read_metadata(tmp_path / "pieces" / "part-0.parquet").num_row_groups > 5
 
 
+def test_long_lists_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
+    rows = pl.DataFrame(
+        [
+            {
+                "example_id": f"d/{n:03d}",
+                "dataset": "d",
+                "split": "train",
+                "input_ids": [n] * 9,
+                "response_mask": [True] * 9,
+            }
+            for n in range(60)
+        ]
+    )
+    whole = write_table(rows, "tokenized_dataset", tmp_path / "whole", **STAMP)
+    monkeypatch.setattr(parquet, "ROW_GROUP_LIST_BYTES", 900)
+    with TableWriter("tokenized_dataset", tmp_path / "pieces", **STAMP) as writer:
+        for first in range(0, 60, 10):
+            writer.append(rows.slice(first, 10))
+    assert writer.digest == whole and read_table(tmp_path / "pieces").equals(read_table(tmp_path / "whole"))
+    groups = [pq.read_metadata(tmp_path / name / "part-0.parquet").num_row_groups for name in ("whole", "pieces")]
+    assert groups == [1, 3]
+
+
 def losses(first, count):
     """Rows of `token_losses`, whose dictionaries differ from piece to piece."""
     frame = tokens(first, count).select("example_id", "position", loss="bald", entropy="mc_loss")
