@@ -5,6 +5,7 @@ Checks read tables with polars and manifests, but no tensors.
 
 import polars as pl
 
+from tokenuq_ml.data.examples import TEXT_ROLE
 from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
 
@@ -15,7 +16,7 @@ def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
     texts = (
         pl.col("messages")
         .list.head(asked.fill_null(2**31 - 1) + 1)
-        .list.eval(pl.element().filter(pl.element().struct["role"] == "user").struct["content"])
+        .list.eval(pl.element().filter(pl.element().struct["role"].is_in(["user", TEXT_ROLE])).struct["content"])
     )
     questions = read(store, "examples", dataset=dataset).select(
         "split",

@@ -117,6 +117,14 @@ def test_no_question_in_two_splits(store, question, passed):
     assert data_checks.no_question_in_two_splits(store, "d").passed is passed
 
 
+@pytest.mark.parametrize("text, passed", [("other", True), ("The  SAME text", False)])
+def test_no_raw_text_is_in_two_splits(store, text, passed):
+    texts = {"train": "the same text", "test": text}
+    examples = [Example(f"d/{split}", split, [{"role": "text", "content": one}]) for split, one in texts.items()]
+    put(store, "examples", [example.row for example in examples], dataset="d")
+    assert data_checks.no_question_in_two_splits(store, "d").passed is passed
+
+
 @pytest.mark.parametrize("question, passed", [("other?", True), ("  How\nMANY? ", False)])
 def test_the_question_may_come_after_turns_that_all_rows_share(store, question, passed):
     examples = [
