@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
@@ -252,7 +252,7 @@ def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpe
                 # The variable is not set, and the dataset is on the hub as well.
                 raw.pop(key)
     if issubclass(spec_class, DatasetSpec) and set(KEYS) & set(raw):
-        return _parse(CuratedEntry, path, name, raw)
+        return cast(AnySpec, _parse(CuratedEntry, path, name, raw))
     try:
         return spec_class(**{**raw, "name": name})
     except ValidationError as error:

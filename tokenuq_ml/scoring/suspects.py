@@ -99,6 +99,6 @@ def selected_shares(selections: Mapping[str, pl.LazyFrame]) -> tuple[pl.DataFram
             partial.append(name)
     if not tokens:
         return pl.DataFrame(schema={"example_id": pl.String, "selected_share": pl.Float64}), []
-    ever = pl.concat(tokens).group_by(TOKEN_KEY).agg(pl.col("selected").any())
-    shares = ever.group_by("example_id").agg(selected_share=pl.col("selected").mean())
+    by_any = pl.concat(tokens).group_by(TOKEN_KEY).agg(pl.col("selected").any())
+    shares = by_any.group_by("example_id").agg(selected_share=pl.col("selected").mean())
     return shares.sort("example_id"), partial
