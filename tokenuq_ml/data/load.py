@@ -137,6 +137,7 @@ class _Loader:
             raise InputError(f"{where}: holds no rows; name a file with examples")
         self._reject_rows_without_split(where)
         self.rejected.require_few_broken(self.spec, self.read, where)
+        self._require_parts(where)
         groups, at_most = requested_rows(self.spec, self.pool.parts)
         drawn = self.pool.draw(self.spec, groups, where, self.rejected, at_most)
         fewer = self._fewer_than_sizes(drawn.examples)
@@ -196,7 +197,7 @@ class _Loader:
             file = self.hub.download_file()
             return locate.DataFiles(file, {"": [file]}, None, {})
         data = locate.find_files(self.spec)
-        self.spec = self.spec.model_copy(update={"drawn_from": data.drawn_from})
+        self.spec = self.spec.model_copy(update={"drawn_from": data.drawn_from or self.spec.drawn_from})
         self.unread_files = data.metrics
         return data
 
@@ -256,6 +257,20 @@ class _Loader:
         # Parts of the configuration have priority over the split that a row names.
         self.misplaced += bool(part and parsed.split and parsed.split not in self._splits_of(part))
         self.pool.add(example, part or parsed.split, name, record.location)
+
+    def _require_parts(self, where: str) -> None:
+        """Check that every part of `drawn_from` has rows: in a single file, the rows name their parts."""
+        if self.spec.drawn_from is None or not len(self.pool):
+            return
+        missing = [part for part in self.spec.drawn_from.values() if part not in self.pool.parts]
+        if missing:
+            named = ", ".join(part for part in self.pool.parts if part)
+            said = f"rows name the splits {named}" if named else "rows name no split"
+            raise InputError(
+                f"{where}: no row belongs to {missing[0]!r}, which `drawn_from` of {self.spec.name} names ({said}); "
+                "`drawn_from` tells apart files of a folder by name, or rows by their column 'split': name the folder, "
+                "or remove `drawn_from`"
+            )
 
     def _splits_of(self, part: str) -> list[Split]:
         return [split for split, of in (self.spec.drawn_from or {}).items() if of == part]

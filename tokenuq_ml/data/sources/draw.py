@@ -130,7 +130,7 @@ def draw_splits(
     total, begin, border = len(shuffled.rows), 0, 0
     splits = [split for split in SPLITS if split in sizes]
     if are_counts(dict(sizes)):
-        counts = {split: int(sizes[split]) for split in splits}
+        counts: Mapping[str, int] = {split: int(sizes[split]) for split in splits}
     else:
         try:
             # Rows and folders may name splits, so that a sum above 1 is known only here.

@@ -70,11 +70,7 @@ def find_files(spec: DatasetSpec) -> DataFiles:
             raise InputError(
                 f"dataset {spec.name}: {path}: no such file; correct `path:` of {spec.name} in datasets.yaml"
             )
-        if spec.drawn_from is not None:
-            raise InputError(
-                f"dataset {spec.name}: {path}: `drawn_from` needs a folder, whose files it tells apart by name; name "
-                "the folder, or remove `drawn_from`"
-            )
+        # The rows of a single file may name the parts of `drawn_from`.
         return DataFiles(path, {"": [path]}, None, {})
     kinds = (*SUFFIXES, TEXT) if spec.format == "raw_text" else SUFFIXES
     try:

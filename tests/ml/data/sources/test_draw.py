@@ -121,6 +121,22 @@ def test_all_rows_go_to_train_or_to_the_splits_that_they_name(tmp_path):
     assert by_split(shares) == {"train": 3, "test": 1}, "shares of each split; 1.5 rows are 1"
 
 
+def test_a_split_that_rows_do_not_name_is_drawn_from_one_that_they_do(tmp_path):
+    rows = [chat(f"Q{i}", split=("test", "train")[i % 2]) for i in range(40)]
+    drawn_from = {"train": "train", "validation": "train", "test": "test"}
+    for sizes, expected in (
+        ({"train": 12, "validation": 8, "test": 10}, {"train": 12, "validation": 8, "test": 10}),
+        ({"train": 0.8, "validation": 0.2, "test": 1.0}, {"train": 16, "validation": 4, "test": 20}),
+    ):
+        examples = load(tmp_path, rows, sizes, drawn_from=drawn_from).examples
+        assert by_split(examples) == expected
+        assert all((example.source["line"] % 2 == 1) == (example.split == "test") for example in examples)
+    with pytest.raises(
+        InputError, match=r"no row belongs to 'train', which `drawn_from` of chats names \(rows name no s"
+    ):
+        load(tmp_path, [chat(f"Q{i}") for i in range(40)], sizes, drawn_from=drawn_from)
+
+
 def test_shares_of_parts(tmp_path):
     for name, count in (("train", 20), ("test", 5)):
         write_lines(tmp_path / f"{name}.jsonl", [chat(f"{name} {i}") for i in range(count)])
