@@ -145,6 +145,31 @@ def test_turns_are_read_however_a_table_holds_them(tmp_path, kind, way):
     assert [example.messages for example in loaded.examples] == TURNS
 
 
+@pytest.mark.parametrize("kind", ["struct of lists", "list of structs", "JSON text in CSV"])
+def test_prompts_of_turns_are_read_however_a_table_holds_them(tmp_path, kind):
+    given = [{"prompt": turns[:-1], "completion": turns[-1:]} for turns in TURNS]
+    as_lists = [
+        {name: {key: [turn[key] for turn in turns] for key in ("role", "content")} for name, turns in row.items()}
+        for row in given
+    ]
+    if kind == "JSON text in CSV":
+        path = tmp_path / "a.csv"
+        pl.DataFrame([{name: json.dumps(turns) for name, turns in row.items()} for row in given]).write_csv(path)
+    else:
+        path = tmp_path / "a.parquet"
+        pl.DataFrame(given if kind == "list of structs" else as_lists).write_parquet(path)
+    loaded = load_examples(spec(path))
+    assert [example.messages for example in loaded.examples] == TURNS
+    weights = [None if len(turns) == 2 else [0.0] * (len(turns) - 1) + [1.0] for turns in TURNS]
+    assert [example.turn_weights for example in loaded.examples] == weights
+
+
+@pytest.mark.parametrize("text", ['[{"name": "price"}]', "[{not JSON", "[1, 2]", '[{"role": "user"}]'])
+def test_text_that_looks_like_json_stays_text(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(jsonl([{"prompt": text, "completion": text}]))
+    assert pairs(load_examples(spec(tmp_path / "a.jsonl"))) == [(text, text)]
+
+
 def test_rows_under_a_key_are_read_if_field_names_it(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"version": "1.1", "data": rows(9)}))

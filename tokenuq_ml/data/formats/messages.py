@@ -6,7 +6,7 @@ Rows of `prompt`?, `chosen` and `rejected` without `messages` are preference pai
 from tokenuq_ml.data.formats.conversation import conversation
 from tokenuq_ml.data.formats.preference import is_pair, pair
 from tokenuq_ml.data.formats.row import Row
-from tokenuq_ml.data.formats.turns import turns_of, user
+from tokenuq_ml.data.formats.turns import holds_turns, turns_of, user
 from tokenuq_ml.data.sources.records import ParsedRow, require_unicode
 
 
@@ -31,4 +31,4 @@ def prompt_turns(row: Row) -> list[dict]:
     """Return the turns of the column `prompt`, which may be text or turns; empty if there is none."""
     if not row.has("prompt"):
         return []
-    return turns_of(row, "prompt") if isinstance(row.get("prompt"), list) else [user(row.text("prompt"))]
+    return turns_of(row, "prompt") if holds_turns(row.get("prompt")) else [user(row.text("prompt"))]

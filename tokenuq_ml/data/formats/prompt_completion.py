@@ -8,7 +8,7 @@ from tokenuq_ml.data.formats.conversation import conversation, question_and_answ
 from tokenuq_ml.data.formats.messages import prompt_turns
 from tokenuq_ml.data.formats.preference import is_pair, pair, untrained
 from tokenuq_ml.data.formats.row import Row
-from tokenuq_ml.data.formats.turns import assistant, turns_of
+from tokenuq_ml.data.formats.turns import assistant, holds_turns, turns_of
 from tokenuq_ml.data.sources.records import ParsedRow
 
 
@@ -23,10 +23,10 @@ def parse(row: Row) -> ParsedRow:
     """
     if row.get("completion") is None and is_pair(row):
         return conversation(row, pair(row, prompt_turns(row)), {})
-    if isinstance(row.get("prompt"), list):
+    if holds_turns(row.get("prompt")):
         return conversation(row, [*untrained(turns_of(row, "prompt")), *turns_of(row, "completion")], {})
     prompt, context = row.text("prompt"), row.optional("context")
     question = f"{prompt}\n\n{context}" if context else prompt
-    if isinstance(row.get("completion"), list):
+    if holds_turns(row.get("completion")):
         return question_and_answer(row, question, turns_of(row, "completion"))
     return question_and_answer(row, question, [assistant(row.text("completion"))])

@@ -1,5 +1,6 @@
 """Turns of a conversation: roles, content, reasoning, tool calls and weights, under the names that peers' data use."""
 
+import json
 import math
 from typing import Any
 
@@ -36,6 +37,21 @@ def user(content: str) -> Turn:
 def assistant(content: str) -> Turn:
     """Return a turn of the assistant."""
     return {"role": "assistant", "content": content}
+
+
+def holds_turns(value: Any) -> bool:
+    """Return whether a column that may be text holds turns: a list, an object of lists, or JSON text of turns.
+
+    JSON text counts only if each object has a role and a content: other text that looks like JSON is meant as text.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+        fields = {*ROLE_KEYS, *CONTENT_KEYS}
+        return all(isinstance(turn, dict) and len(fields & turn.keys()) == 2 for turn in value)
+    return isinstance(value, list | dict)
 
 
 def turns_of(row: Row, key: str) -> list[Turn]:

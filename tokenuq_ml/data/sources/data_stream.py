@@ -36,7 +36,7 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _ARROW_CHUNK = 2**16
-"""Bytes per call of pyarrow's streams: one that meets the end of a truncated file returns nothing of what it has read."""
+"""Bytes per call of pyarrow's streams: a call that meets the end of a truncated file returns nothing."""
 _DAMAGED = (OSError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
