@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from peft import PeftModel
 
 from benchmarks.common import LORA, model_folder
 from tokenuq_ml.config import AblationSpec, SelectSpec, TrainSpec, UncertaintySpec
@@ -168,8 +169,11 @@ class _Log:
         pass
 
 
-def measure(examples: list[TokenizedExample], seed: int, log: _Log):
-    """Fine-tune a teacher on the examples; return it and the tables `token_losses` and `token_uncertainty`, joined."""
+def measure(examples: list[TokenizedExample], seed: int, path: Path, log: _Log) -> PeftModel:
+    """Fine-tune a teacher on the examples, write both token tables, joined, to `path`, and return the teacher.
+
+    The file appears without BALD first, whose passes take longest.
+    """
     base, numerics = load_model(model_folder())
     model = add_adapter(base, LORA, seed)
     setup = TrainingSetup(examples, TRAINING, AblationSpec(name="vanilla", select=SelectSpec(by="all")), seed, numerics)
@@ -181,15 +185,17 @@ def measure(examples: list[TokenizedExample], seed: int, log: _Log):
     with use_adapter(model, None):
         before = score_examples(model, examples, numerics).sort(TOKEN_KEY)
     log.info("base model's losses")
-    spec = UncertaintySpec(samples=SAMPLES)
-    bald = token_uncertainty(model, examples, spec, resolve_numerics("float32")).sort(TOKEN_KEY)
-    log.info("BALD")
     losses = teacher.with_columns(base_loss=before["loss"], base_entropy=before["entropy"])
-    return model, losses.join(bald, on=TOKEN_KEY, how="inner", validate="1:1")
+    losses.write_parquet(path)
+    spec = UncertaintySpec(samples=SAMPLES)
+    bald = token_uncertainty(model, examples, spec, resolve_numerics("float32"))
+    losses.join(bald, on=TOKEN_KEY, how="inner", validate="1:1").write_parquet(path)
+    log.info("BALD")
+    return model
 
 
 @torch.no_grad()
-def cleanlab_qualities(model, examples: list[TokenizedExample]) -> pl.DataFrame:
+def cleanlab_qualities(model: PeftModel, examples: list[TokenizedExample]) -> pl.DataFrame:
     """Return cleanlab's label quality of each response token by each of its methods, from complete distributions."""
     from cleanlab.rank import get_label_quality_scores
 
@@ -227,8 +233,7 @@ def main() -> None:
     planted = {examples[number].example_id: kind for number, kind in sorted(kinds.items())}
     (folder / "planted.json").write_text(json.dumps({"planted": planted, "rows": rows}, indent=1))
     log.info(f"{len(rows)} rows, {sum(len(example.input_ids) for example in examples):,} tokens, {len(planted)} errors")
-    model, tokens = measure(examples, options.seed, log)
-    tokens.write_parquet(folder / "tokens.parquet")
+    model = measure(examples, options.seed, folder / "tokens.parquet", log)
     if not options.no_cleanlab:
         others = [example.example_id for example in examples if example.example_id not in planted]
         chosen = {*planted, *others[: CLEANLAB_ROWS - len(planted)]}

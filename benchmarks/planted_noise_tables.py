@@ -34,6 +34,8 @@ class Seed:
     def measures(self, scores: pl.DataFrame, kind: str) -> tuple[float, float, float]:
         """Return the measures of `example_id, score` for the errors of a kind among correct rows."""
         rows = scores.filter(pl.col("example_id").map_elements(lambda i: self.planted.get(i, kind) == kind, pl.Boolean))
+        # Shuffled, so that ties are in no order.
+        rows = rows.sample(fraction=1, shuffle=True, seed=0)
         wrong = [example_id in self.planted for example_id in rows["example_id"]]
         top = rows.with_columns(wrong=pl.Series(wrong)).sort("score", descending=True).head(round(TOP * len(rows)))
         score = rows["score"].to_numpy()
@@ -68,13 +70,13 @@ def main() -> None:
     seeds = [
         Seed(folder) for folder in sorted(Path(sys.argv[1]).glob("seed-*")) if (folder / "tokens.parquet").exists()
     ]
+    has_bald = all("bald" in seed.tokens.columns for seed in seeds)
+    names = [score for score in TOKEN_SCORES if has_bald or "bald" not in score]
     columns = ["score", *(f"{kind}: {measure}" for kind in KINDS for measure in MEASURES)]
-    every = {
-        score: [example_scores(token_scores(seed.tokens, score), AGGREGATE) for seed in seeds] for score in TOKEN_SCORES
-    }
+    every = {score: [example_scores(token_scores(seed.tokens, score), AGGREGATE) for seed in seeds] for score in names}
     print(table(f"All rows, {AGGREGATE} of the tokens", columns, measured(seeds, every)))
     rows = []
-    for score in TOKEN_SCORES:
+    for score in names:
         row = [score]
         for kind in KINDS:
             for aggregate in AGGREGATES:
