@@ -93,7 +93,8 @@ def study_tables(home: Path, study: str, dataset: str, split: str) -> "StudyTabl
     """Read what a review needs.
 
     Raises:
-        InputError: the store lacks the study's token tables, the dataset, or examples of the split.
+        InputError: the store lacks the study's token tables, the dataset, or examples of the split; or raw texts are
+            divided into pieces.
     """
     import polars as pl
 
@@ -112,6 +113,12 @@ def study_tables(home: Path, study: str, dataset: str, split: str) -> "StudyTabl
         examples = scan("examples", home, dataset=dataset).collect()
     except FileNotFoundError as error:
         raise InputError(f"dataset {dataset}: its examples are not in the store: {error}") from None
+    divided = tokens.join(examples, on="example_id", how="anti")["example_id"].n_unique()
+    if divided:
+        raise InputError(
+            f"dataset {dataset}: {divided} pieces of raw texts that are longer than the study's `max_length` have no "
+            "row of their own to review; divide these texts into rows, or raise `max_length` in studies.yaml"
+        )
     alternatives = tables.alternatives().filter(pl.col("example_id").is_in(tokens["example_id"].unique().to_list()))
     return StudyTables(study, tokens, examples, tables.selections(), alternatives.collect())
 

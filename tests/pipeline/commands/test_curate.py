@@ -191,6 +191,16 @@ def test_wrong_studies_splits_and_shares(run, monkeypatch, tmp_path, capsys):
     assert main(["curate", "--study", "nope"]) == 2
 
 
+def test_pieces_of_raw_texts_cannot_be_reviewed(run, monkeypatch, tmp_path):
+    write(tmp_path)
+    folder = tmp_path / "examples" / "dataset=toy"
+    rows = pl.read_parquet(folder / "part-0.parquet").filter(pl.col("example_id") != "toy/000000")
+    write_table(rows, "examples", folder, spec_hash="s", code_version="c")
+    monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path))
+    code, _, error = run()
+    assert code == 2 and "dataset toy: 1 pieces of raw texts that are longer than the study's `max_length`" in error
+
+
 def test_the_page_explains_every_column():
     from tests.support.paths import ROOT
 
