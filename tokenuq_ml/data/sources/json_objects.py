@@ -12,6 +12,7 @@ from tokenuq_ml.errors import InputError
 
 _TURNS = {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "history", "tools"}
 """Keys of rows that hold lists of objects; such a list is not a list of rows."""
+_ROWS, _TURN_LIST, _NESTED = "rows", "turns", "nested"
 _SHOWN = 10
 
 
@@ -22,6 +23,8 @@ class SingleObject:
     keys: list[str]
     lists: list[str]
     """Keys that hold a list of objects, but no list of turns."""
+    is_nested: bool
+    """Whether it holds an object, or a list of anything but turns: rows do so too."""
     on_one_line: bool
 
     def problem(self, name: str) -> str:
@@ -72,14 +75,18 @@ def single_object(path: Path) -> SingleObject | None:
                 f"{path}: line {window.line}: holds several JSON objects that extend over lines; write one object per "
                 "line, or one list of objects"
             )
-    return SingleObject(list(found), [key for key, is_rows in found.items() if is_rows], not second)
+    lists = [key for key, holds in found.items() if holds == _ROWS]
+    return SingleObject(list(found), lists, bool({_ROWS, _NESTED} & set(found.values())), not second)
 
 
-def _keys(window: Window) -> dict[str, bool]:
-    """Return key -> whether it holds a list of objects, which are no turns."""
+def _keys(window: Window) -> dict[str, str]:
+    """Return key -> what it holds: `_ROWS`, `_TURN_LIST`, `_NESTED` or nothing of these."""
     found = {}
     for key, opens in window.keys():
-        found[key] = opens == "[" and key not in _TURNS and window.opens_list_of_objects()
+        if opens == "[" and window.opens_list_of_objects():
+            found[key] = _TURN_LIST if key in _TURNS else _ROWS
+        else:
+            found[key] = _NESTED if opens in "[{" else ""
     return found
 
 

@@ -61,10 +61,6 @@ def _require_rows(spec: DatasetSpec, file: Path, is_row: Callable[[object], bool
     found = json_objects.single_object(file)
     if found is None:
         return
-    if found.on_one_line:
-        if not found.lists:
-            return
-        value = next(json_records.json_lines(file)).value
-        if is_row(value):
-            return
+    if found.on_one_line and (not found.is_nested or is_row(next(json_records.json_lines(file)).value)):
+        return
     raise InputError(f"{file}: {found.problem(spec.name)} in datasets.yaml")

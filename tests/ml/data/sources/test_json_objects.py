@@ -92,6 +92,11 @@ def test_field_needs_json(tmp_path):
             r"\(keys: version, about, numbers, none, data\).*if its key 'data' holds the rows, set "
             r"`field: data` of a in datasets\.yaml",
         ),
+        (
+            {"instruction": ["a", "b"], "output": ["c", "d"]},
+            r"and no list of rows; write one object per line, or one li",
+        ),
+        ({"data": {"rows": ROWS}}, r"\(keys: data\), and no list of rows; write one object per line"),
         ({"train": ROWS, "test": ROWS}, r"name the key that holds the rows as `field:` of a: train, test"),
     ],
 )
