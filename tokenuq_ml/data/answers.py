@@ -214,7 +214,8 @@ def missing_texts(
         following = (located or {}).get(number + 1, (None, None))[0]
         region = text[end : len(text) if following is None else following]
         lacking = []
-        if turn["content"].strip() and (start is None or stop is None) and not _occurs(turn["content"], region):
+        # Between both marks a template may still change the text.
+        if not _occurs(turn["content"], region if start is None or stop is None else text[start:stop]):
             lacking.append("text")
         if not _occurs(turn.get("reasoning_content") or "", region):
             lacking.append("reasoning_content")
@@ -254,7 +255,9 @@ def _value_occurs(value: Any, text: str) -> bool:
     if not isinstance(value, str):
         # Templates write true, True or 1.0; the call is compared by its texts and integers.
         return not isinstance(value, int) or isinstance(value, bool) or str(value) in text
-    return any(_occurs(form, text) for form in (value, *(json.dumps(value, ensure_ascii=x)[1:-1] for x in (0, 1))))
+    return any(
+        _occurs(form, text) for form in (value, *(json.dumps(value, ensure_ascii=x)[1:-1] for x in (False, True)))
+    )
 
 
 def _function(tool: Any) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class ChatTemplate:
     @cached_property
     def special(self) -> re.Pattern[str]:
         """Special tokens of the tokenizer, as text; longer ones first, as the tokenizer finds them."""
-        names = {self._tokenizer.convert_ids_to_tokens(id_) for id_ in special_ids(self._tokenizer)}
+        names = {str(self._tokenizer.convert_ids_to_tokens(id_)) for id_ in special_ids(self._tokenizer)}
         return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name) or r"(?!)")
 
     @cached_property

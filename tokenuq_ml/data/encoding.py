@@ -56,7 +56,7 @@ class TextEncoder:
                 f"{type(tokenizer).__name__} returns no character offsets; use a model with a fast tokenizer"
             )
         self._tokenizer = tokenizer
-        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self._backend: Any = tokenizer.backend_tokenizer
         self._special = frozenset(special_ids(tokenizer))
         self._headers: dict[str, list[int]] = {}
 

@@ -106,6 +106,10 @@ def _notes(tokenizer: "PreTrainedTokenizerBase", probe: _Probe, answer: Turn) ->
         yield f"it ignores add_generation_prompt: the header {header!r} is added to prompts, and not trained"
     if probe.fault([_QUESTION, _ANSWER]) is None and (added := probe.added_before([_QUESTION, _ANSWER]).strip()):
         yield f"it writes {added!r} before an answer, which generation prompts do not hold: trained"
+    bos = tokenizer.bos_token_id
+    begins = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
+    if begins and probe.tokens([_QUESTION, answer]).input_ids[:1] != [bos]:
+        yield f"it does not begin with {tokenizer.bos_token!r}, as the tokenizer's plain texts do: nor do prompts"
     template = str(tokenizer.chat_template)
     others: dict[str, list[Turn]] = {
         "system turns": [{"role": "system", "content": "Be brief and clear."}, _QUESTION, answer],

@@ -143,7 +143,7 @@ class ConversationTokenizer:
         faults = tuple(conversation.faults)
         if encoded is None or isinstance(encoded, InputError):
             faults += () if encoded is None else (Fault(None, "not encodable", str(encoded)),)
-            return ConversationTokens(faults=faults, **noticed)
+            return ConversationTokens([], [], None, faults, **noticed)
         ids, offsets = self._as_sequence(conversation.text, encoded) if example.is_text else encoded
         mask, weights, turn_weights = [False] * len(ids), [0.0] * len(ids), _turn_weights(example)
         for turn, span in conversation.answers.items():
