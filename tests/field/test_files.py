@@ -194,6 +194,14 @@ def test_a_quotation_that_is_not_closed_fails_with_its_line(tmp_path):
     assert len(load_examples(spec(tmp_path / "a.csv")).examples) == 500
 
 
+def test_a_file_in_an_encoding_without_a_mark_says_what_to_do(tmp_path):
+    (tmp_path / "a.csv").write_bytes("prompt,completion\nWho?,René\n".encode("cp1252"))
+    with pytest.raises(
+        InputError, match=r"line 2 \(row 1\): 'completion': is not valid Unicode .*save the file as UTF-8"
+    ):
+        load_examples(spec(tmp_path / "a.csv"))
+
+
 def test_a_list_as_pandas_writes_it_into_csv_is_refused(tmp_path):
     pl.DataFrame({"messages": [str(turns) for turns in TURNS]}).write_csv(tmp_path / "a.csv")
     with pytest.raises(

@@ -107,7 +107,8 @@ def require_unicode(value: Any, where: str) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise BrokenRow(
-                "invalid Unicode", f"{where}: is not valid Unicode (a lone surrogate or a broken byte)"
+                "invalid Unicode",
+                f"{where}: is not valid Unicode (a lone surrogate, or bytes that are no UTF-8: save the file as UTF-8)",
             ) from None
     elif isinstance(value, list):
         for one in value:
