@@ -2,8 +2,9 @@
 
 Rows are synthetic: random words of AlpacaEval, in texts whose numbers of characters follow the log-normal distributions
 that were fitted to Alpaca's. Runs the stage's own parts, from a stored table to a stored table, with masks and checks
-of every row. The rival renders and encodes each row with one call of plain transformers, and finds no masks: a
-mask takes three renderings of a row. Each measurement runs in its own process: `python -m benchmarks.tokenization ROWS OUTPUT` prints a line of JSON.
+of every row. The rival renders and encodes each row with one call of plain transformers, and finds no masks: a mask
+takes three renderings of a row. Each measurement runs in its own process: `python -m benchmarks.tokenization EXAMPLES
+OUTPUT` prints a line of JSON.
 """
 
 import json
