@@ -1,6 +1,7 @@
 """Content hashes of Arrow tables: a hash of the rows, independent of the layout of a file."""
 
 import hashlib
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +12,13 @@ class ContentHash:
     """Sixteen hex digits over names, types and values in row order, computed piece by piece.
 
     Independent of how rows are cut into pieces, and of encoding, compression and file metadata: tables with equal rows
-    have equal hashes.
+    have equal hashes. An `optional` column counts only if it holds a value: tables without it have the hash of tables
+    where it is null.
     """
 
-    def __init__(self, schema: pa.Schema):
+    def __init__(self, schema: pa.Schema, optional: Collection[str] = ()):
         self._rows = 0
+        self._null = set(optional)
         self._columns = {field.name: _column_hash(field.type) for field in schema}
 
     def update(self, data: pa.Table) -> None:
@@ -24,10 +27,13 @@ class ContentHash:
         for name, column in self._columns.items():
             for chunk in data.column(name).chunks:
                 column.update(chunk)
+                if chunk.null_count < len(chunk):
+                    self._null.discard(name)
 
     def hexdigest(self) -> str:
         """Return the hash of the rows so far."""
-        parts = (f"|{name}|{column.digest()}" for name, column in self._columns.items())
+        counted = ((name, column) for name, column in self._columns.items() if name not in self._null)
+        parts = (f"|{name}|{column.digest()}" for name, column in counted)
         return hashlib.sha256((str(self._rows) + "".join(parts)).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, plan, prune, query, run, show, status, verify
+from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, curate, plan, prune, query, run, show, status, verify
 
 COMMANDS = (
     plan,
@@ -15,6 +15,7 @@ COMMANDS = (
     verify,
     prune,
     query,
+    curate,
 )
 
 

@@ -27,6 +27,7 @@ from tokenuq_ml.tables.schemas import TABLES
 ENTRYPOINTS = (
     "convert_model",
     "load_dataset",
+    "curate_dataset",
     "tokenize_dataset",
     "train_teacher",
     "score_teacher",
@@ -43,6 +44,7 @@ def write_package(folder: Path) -> None:
     (package / "__init__.py").touch()
     for name in ENTRYPOINTS:
         (package / f"{name}.py").write_text("from tests.support import fake_stage\n\nfake_stage.main()\n")
+
 
 
 def run(request, reporter) -> None:

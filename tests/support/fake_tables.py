@@ -4,6 +4,7 @@ import polars as pl
 
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.tables.parquet import read_table
+from tokenuq_ml.tables.schemas import TABLES
 
 MASK = [False, False, True, True, True, False]
 
@@ -12,6 +13,8 @@ def table(name: str, stage: str, request, spoil: bool) -> pl.DataFrame:
     """Return the stage's table, filled with what a check must reject if `spoil`."""
     if name in CONSTANT:
         return pl.DataFrame(CONSTANT[name])
+    if name == "rejected_examples":
+        return pl.DataFrame(schema=dict.fromkeys(TABLES[name].columns, pl.String))
     if name == "examples":
         return examples(request.assets[stage].fields, spoil)
     if name == "tokenized_dataset":

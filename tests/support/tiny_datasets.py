@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.examples import Example
+from tokenuq_ml.data.row_reader import RowReader
 
 SIZES = {"train": 6, "validation": 2, "test": 4}
 GOOD = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
@@ -33,3 +34,9 @@ def gym_spec(**more) -> DatasetSpec:
 def by_split(examples: Iterable[Example]) -> dict[str, int]:
     """Count examples by split."""
     return dict(Counter(example.split for example in examples))
+
+
+def parse_row(format: str, row, kind: str = "json", **keys):
+    """Return a row as its format parses it, with further `keys` of its entry in datasets.yaml."""
+    spec = DatasetSpec(name="rows", format=format, path="rows.jsonl", sizes={"train": 1}, **keys)
+    return RowReader(spec).parse(row, kind)

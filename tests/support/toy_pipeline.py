@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 from tokenuq_ml.config import AblationSpec, DatasetSpec, DistillSpec, ModelSpec, ObjectiveSpec, StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages import runner
+from tokenuq_ml.stages import curate_dataset, runner
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage
@@ -58,12 +58,13 @@ def config_with(tmp_path, **changes):
 
 
 class FakeStagesInProcess(dg.ConfigurableResource):
-    """Fake stages without a child process each: for tests of what is run, not of how."""
+    """Fake stages without a child process each: for tests of what is run, not of how. Datasets are really curated."""
 
     def run(self, context, request, staging):
         reporter = Reported(context)
         try:
-            fake_stage.run(request, reporter)
+            program = curate_dataset if request.entrypoint == "curate_dataset" else fake_stage
+            program.run(request, reporter)
         except InputError as error:
             yield from reporter.results
             raise StageFailure(str(error)) from None

@@ -43,12 +43,13 @@ def plain_objective(model, batch, ablation):
     kl = torch.nn.functional.kl_div(
         logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
+    weight = torch.cat([torch.tensor(e.weights or [1.0] * len(e.input_ids))[e.positions] for e in batch.examples])
     if ablation.select.by == "all":
-        return ce.mean()
+        return (weight * ce).mean()
     k = count_selected(ablation.select.quantile, len(ce))
     top = torch.zeros_like(ce, dtype=torch.bool)
     top[ce.detach().topk(k).indices] = True
-    return torch.where(top, ce, kl if ablation.rest.kind == "distill" else 0.0).sum() / len(ce)
+    return (weight * torch.where(top, ce, kl if ablation.rest.kind == "distill" else 0.0)).sum() / len(ce)
 
 
 def assert_same_adapter(model, expected) -> None:

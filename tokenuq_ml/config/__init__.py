@@ -24,6 +24,7 @@ from tokenuq_ml.config.base import (
     check_name,
     spec_hash,
 )
+from tokenuq_ml.config.curated import CuratedDatasetSpec
 from tokenuq_ml.config.evaluation import (
     AlpacaEvalSpec,
     EvaluationSpec,
@@ -44,6 +45,7 @@ __all__ = [
     "TEACHER_ROW",
     "AblationSpec",
     "AlpacaEvalSpec",
+    "CuratedDatasetSpec",
     "CurriculumSpec",
     "DatasetSpec",
     "DistillSpec",

@@ -4,14 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from tokenuq_ml.config import user_code
 
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
-RESERVED_STUDIES = {"models", "datasets", "files", "comparisons"}
+RESERVED_STUDIES = {"models", "datasets", "files", "curation", "comparisons"}
 Split = Literal["train", "validation", "test", "ood"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -64,9 +64,18 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
+    """Keys that earlier versions lack. `fields()` leaves them out while they have their default, so that the code
+    versions of existing entries stay the same."""
+
     def fields(self) -> dict[str, Any]:
-        """Return this spec as plain JSON values."""
-        return self.model_dump(mode="json")
+        """Return this spec as plain JSON values, without keys of `ADDED_LATER` that have their default."""
+        unset = {name for name in self.ADDED_LATER if getattr(self, name) == self._default(name)}
+        return self.model_dump(mode="json", exclude=unset)
+
+    @classmethod
+    def _default(cls, key: str) -> Any:
+        return cls.model_fields[key].get_default(call_default_factory=True)
 
 
 def spec_hash(fields: dict[str, Any]) -> str:

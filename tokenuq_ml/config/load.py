@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
 
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
+from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
 from tokenuq_ml.config.sweeps import expand
 from tokenuq_ml.errors import InputError
 
@@ -42,8 +43,22 @@ class Config:
         return list(dict.fromkeys((study.model, *self.evaluation_models(study))))
 
     def datasets_of(self, study: StudySpec) -> list[str]:
-        """Return every dataset that the study needs: for training first, then `ood`, then for evaluations."""
-        return list(dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))))
+        """Return every dataset that the study needs: for training first, then `ood`, then for evaluations.
+
+        Datasets that another one is made of stand before it.
+        """
+        needed: list[str] = []
+        for name in dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))):
+            needed += [one for one in self.with_sources(name) if one not in needed]
+        return needed
+
+    def with_sources(self, dataset: str) -> list[str]:
+        """Return the datasets that a dataset is made of, those that they are made of, and itself, in that order."""
+        found: list[str] = []
+        spec = self.datasets.get(dataset)
+        for name in spec.made_of if spec else ():
+            found += [one for one in self.with_sources(name) if one not in found]
+        return [*found, dataset]
 
 
 def load_config(*folders: str | Path) -> Config:
@@ -56,10 +71,11 @@ def load_config(*folders: str | Path) -> Config:
         InputError: a file is missing or invalid; the message names the file and the key, and says what is allowed.
     """
     reader = _Reader([Path(folder) for folder in folders])
-    models, datasets = reader.entries("models", ModelSpec), reader.entries("datasets", DatasetSpec)
+    models, datasets = reader.entries("models", ModelSpec), reader.datasets()
     studies, ablations = reader.entries("studies", StudySpec), reader.entries("ablations", AblationSpec)
     studies = {name: reader.with_single_ablations(study, ablations) for name, study in studies.items()}
     config = Config(models, datasets, studies, ablations)
+    reader.check_mixes(config)
     reader.check_studies(config)
     reader.check_model_files(config)
     return config
@@ -93,6 +109,10 @@ class _Reader:
                     self._origins[kind, full_name] = path
                     specs[full_name] = _parse(spec_class, path, full_name, single)
         return specs
+
+    def datasets(self) -> dict[str, DatasetSpec]:
+        """Return the checked entries of `datasets.yaml`, also those that are made from others by a reviewed file."""
+        return with_curated(self.entries("datasets", DatasetSpec), self._origins, self._folders)
 
     def _files(self, kind: str) -> Iterator[Path]:
         for number, folder in enumerate(self._folders):
@@ -135,6 +155,31 @@ class _Reader:
                 families.setdefault(family, []).append(name)
         return families
 
+    def check_mixes(self, config: Config) -> None:
+        """Check that the datasets that mixes name exist, and that no mix is made of itself, also by way of others.
+
+        Raises:
+            InputError: one does not, or is.
+        """
+        for name, spec in config.datasets.items():
+            where = f"{self._origins['datasets', name]}: {name}.mix"
+            if isinstance(spec, CuratedDatasetSpec):
+                continue
+            for part in spec.made_of:
+                if part not in config.datasets:
+                    raise InputError(
+                        f"{where}: {part!r} is not in datasets.yaml; allowed: "
+                        f"{', '.join(other for other in config.datasets if other != name) or 'none'}"
+                    )
+            seen, following = set[str](), list(spec.made_of)
+            while following:
+                part = following.pop()
+                if part == name:
+                    raise InputError(f"{where}: {name} is made of itself; remove it from the mixes that it names")
+                if part not in seen and part in config.datasets:
+                    seen.add(part)
+                    following += config.datasets[part].made_of
+
     def check_studies(self, config: Config) -> None:
         """Check that the models, datasets and splits that studies name exist.
 
@@ -153,8 +198,8 @@ class _Reader:
                         f"{self._origins['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
                         f"allowed: {', '.join(getattr(config, kind)) or 'none'}"
                     )
-            splits = config.datasets[study.dataset].sizes
-            missing = [split for split in ("train", "validation", "test") if split not in splits]
+            splits = config.datasets[study.dataset].splits
+            missing = [split for split in ("train", "validation", "test") if splits is not None and split not in splits]
             if missing:
                 raise InputError(
                     f"{self._origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
@@ -206,6 +251,8 @@ def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpe
             if "$" in raw[key] and raw.get("id") is not None:
                 # The variable is not set, and the dataset is on the hub as well.
                 raw.pop(key)
+    if issubclass(spec_class, DatasetSpec) and set(KEYS) & set(raw):
+        return cast(AnySpec, _parse(CuratedEntry, path, name, raw))
     try:
         return spec_class(**{**raw, "name": name})
     except ValidationError as error:
@@ -228,11 +275,14 @@ def _absolute(folder: Path, written: str) -> str:
     """Return the absolute path that `written` stands for, with environment variables replaced.
 
     A relative path starts at `folder`, that of the YAML file; one that begins with a variable starts at the working
-    directory. If a variable is not set, `written` is returned unchanged, and its user reports the error.
+    directory. If a variable is not set, `written` is returned unchanged, and its user reports the error. An address
+    (`s3://...`) is absolute.
     """
     folder = Path.cwd() if written.startswith("$") else folder
     expanded = os.path.expandvars(written)
-    return written if "$" in expanded or not expanded.strip() else str((folder / Path(expanded).expanduser()).resolve())
+    if "$" in expanded or not expanded.strip():
+        return written
+    return expanded if "://" in expanded else str((folder / Path(expanded).expanduser()).resolve())
 
 
 def _allowed_keys(spec_class: type[Spec], loc: tuple[int | str, ...]) -> list[str]:
@@ -243,4 +293,4 @@ def _allowed_keys(spec_class: type[Spec], loc: tuple[int | str, ...]) -> list[st
             break
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         spec_class = next((c for c in candidates if isinstance(c, type) and issubclass(c, Spec)), spec_class)
-    return [key for key in spec_class.model_fields if key != "name"]
+    return [field.alias or key for key, field in spec_class.model_fields.items() if key != "name"]

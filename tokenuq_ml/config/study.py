@@ -3,7 +3,7 @@
 `stages/versions.py` lists the fields that each stage depends on.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -104,11 +104,29 @@ class PrecisionSpec(Spec):
 class StudySpec(Spec):
     """One model, one dataset and one training budget, with the ablations to compare."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
+        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text"}
+    )
+
     name: Annotated[str, AfterValidator(check_name)]
     model: str
     dataset: str
     ood: tuple[str, ...] = ()
     max_length: Annotated[int, Field(gt=1, description="tokens per example; longer ones are cut")] = 1024
+    truncation: Literal["right", "reject"] = Field(
+        default="right", description="right: cut longer examples; reject: leave out those that lose response tokens"
+    )
+    max_truncated_share: Annotated[
+        float, Field(ge=0, le=1, description="share of the dataset's examples that may lose response tokens")
+    ] = 0.05
+    template_drops: Literal["refuse", "reject", "allow"] = Field(
+        default="refuse",
+        description="examples that the chat template renders incompletely: refuse the dataset, leave them out, or "
+        "train what is rendered",
+    )
+    special_tokens_in_text: Literal["encode", "keep"] = Field(
+        default="encode", description="special tokens in the text of turns: encode as text, or keep as special tokens"
+    )
     precision: PrecisionSpec = PrecisionSpec()
     train: TrainSpec = TrainSpec()
     teacher_seed: int = 1000

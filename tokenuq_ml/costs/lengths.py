@@ -1,17 +1,18 @@
 """Lengths of a dataset's rows in tokens: measured, estimated from its first rows, or assumed for its format."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.config import CuratedDatasetSpec, DatasetSpec
+from tokenuq_ml.config.split_sizes import are_counts
+from tokenuq_ml.costs.dataset_rows import FIRST_ROWS, expected_rows, rows_of_mix
 from tokenuq_ml.data import load
+from tokenuq_ml.data.examples import TEXT_ROLE
 from tokenuq_ml.errors import InputError
 
-FIRST_ROWS = 200
-"""Rows whose characters are counted."""
 CHARACTERS_PER_TOKEN = {"gsm8k": 2.5, "reasoning_gym": 2.5}
 """By format; digits and calculator marks take tokens of their own."""
 CHARACTERS_PER_TOKEN_OF_PROSE = 4.0
@@ -27,6 +28,7 @@ ASSUMED_TOKENS = {
     "reasoning_gym": (110, 90),
     "alpaca_eval": (60, 300),
     "ifeval": (60, 0),
+    "raw_text": (0, 500),
 }
 """Format -> tokens of a row's prompt and response, for datasets whose rows cannot be read."""
 
@@ -73,14 +75,61 @@ def measured_lengths(tables: Iterable[Path]) -> dict[tuple[str, str], Lengths]:
     return found
 
 
-def lengths(spec: DatasetSpec, split: str, max_length: float, measured: dict[tuple[str, str], Lengths]) -> Lengths:
-    """Return the lengths of a split: as measured, else by the characters of its first rows, else by its format."""
-    rows = spec.sizes[split]
+def lengths(
+    spec: DatasetSpec,
+    split: str,
+    max_length: float,
+    measured: Mapping[tuple[str, str], Lengths],
+    datasets: Mapping[str, DatasetSpec] | None = None,
+) -> Lengths:
+    """Return the lengths of a split: as measured, else by the characters of its first rows, else by its format.
+
+    Args:
+        spec: the dataset.
+        split: one of its splits.
+        max_length: tokens after which rows are cut.
+        measured: (dataset, split) -> lengths, of what is already tokenised.
+        datasets: all datasets, for a mix.
+    """
     if (spec.name, split) in measured:
         known = measured[spec.name, split]
+        rows = expected_rows(spec, split, datasets or {})[0] if are_counts(spec.sizes) else known.rows
         return Lengths(rows, known.tokens, known.response, known.squares, known.origin)
+    if isinstance(spec, CuratedDatasetSpec):
+        # A reviewed file holds no rows of its own.
+        spec = spec.original
+    rows, origin = expected_rows(spec, split, datasets or {})
+    if spec.mix:
+        found = _mixed(spec, split, max_length, measured, datasets or {})
+    else:
+        found = _of_source(spec, split, rows, max_length)
+    return replace(found, rows=rows, origin=f"{origin}; {found.origin}" if origin else found.origin)
+
+
+def _mixed(
+    spec: DatasetSpec,
+    split: str,
+    max_length: float,
+    measured: Mapping[tuple[str, str], Lengths],
+    datasets: Mapping[str, DatasetSpec],
+) -> Lengths:
+    """Return the mean lengths of a mix, by the rows that each dataset gives."""
+    rows = rows_of_mix(spec, split, datasets)
+    parts = {
+        name: lengths(datasets[name], split, max_length, measured, datasets) for name, count in rows.items() if count
+    }
+    total = sum(rows[name] for name in parts)
+
+    def weighted(field: str) -> float:
+        return sum(rows[name] * getattr(one, field) for name, one in parts.items()) / max(total, 1)
+
+    origins = ", ".join(f"{name} {one.origin}" for name, one in parts.items())
+    return Lengths(total, weighted("tokens"), weighted("response"), weighted("squares"), f"a mix: {origins}")
+
+
+def _of_source(spec: DatasetSpec, split: str, rows: int, max_length: float) -> Lengths:
     try:
-        sample = [] if spec.on_hub else load.first_conversations(spec, split, min(FIRST_ROWS, rows))
+        sample = [] if spec.on_hub or not rows else load.first_conversations(spec, split, min(FIRST_ROWS, rows))
     except (InputError, OSError):
         sample = []
     return _estimated(spec, rows, sample, max_length) if sample else _assumed(spec, rows, max_length)
@@ -110,6 +159,9 @@ def _assumed(spec: DatasetSpec, rows: int, max_length: float) -> Lengths:
 
 def _tokens(turns: list[dict[str, str]], characters: float) -> tuple[float, float]:
     """Return the tokens of a conversation, and of its answers, each with the token that ends it."""
+    if [turn["role"] for turn in turns] == [TEXT_ROLE]:
+        every = len(turns[0]["content"]) / characters + 1
+        return every, every
     answers = [len(turn["content"]) / characters + 1 for turn in turns if turn["role"] == "assistant"]
     return sum(len(turn["content"]) / characters for turn in turns) + TURN_TOKENS * len(turns), sum(answers)
 

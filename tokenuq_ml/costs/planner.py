@@ -8,9 +8,10 @@ Does not import torch.
 
 from collections.abc import Mapping
 
-from tokenuq_ml.config import AblationSpec, StudySpec
+from tokenuq_ml.config import AblationSpec, DatasetSpec, StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.costs.ablation_step import ablation_step
+from tokenuq_ml.costs.dataset_rows import splits_of
 from tokenuq_ml.costs.flops import Architecture, Step, flops
 from tokenuq_ml.costs.lengths import Lengths, lengths
 from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
@@ -63,7 +64,7 @@ class Planner:
         self.held_out = [self._lengths(study.dataset, "test", measured)]
         for name in study.ood:
             # All splits of an out-of-distribution dataset count as one.
-            self.held_out += [self._lengths(name, split, measured) for split in config.datasets[name].sizes]
+            self.held_out += [self._lengths(name, split, measured) for split in splits_of(config.datasets[name])]
         self.validation = self._lengths(study.dataset, "validation", measured)
         self.data = [self.train_data, self.validation, *self.held_out]
         self.generated_evaluations = self._generated_evaluations()
@@ -108,7 +109,10 @@ class Planner:
         return self.study.train.lora.rank
 
     def _lengths(self, dataset: str, split: str, measured: Mapping[tuple[str, str], Lengths]) -> Lengths:
-        return lengths(self.config.datasets[dataset], split, self.study.max_length, measured)
+        return lengths(self.config.datasets[dataset], split, self.study.max_length, measured, self.config.datasets)
+
+    def _full_lengths(self, dataset: DatasetSpec, split: str) -> Lengths:
+        return lengths(dataset, split, float("inf"), {}, self.config.datasets)
 
     def _generated_evaluations(self) -> list[GeneratedEvaluation]:
         spec, found = self.study.evaluation, []
@@ -117,13 +121,13 @@ class Planner:
             if one is None:
                 continue
             dataset = self.config.datasets[one.dataset]
-            splits = [lengths(dataset, split, float("inf"), {}) for split in dataset.sizes if split in ("test", "ood")]
+            splits = [self._full_lengths(dataset, split) for split in splits_of(dataset) if split in ("test", "ood")]
             rows = sum(split.rows for split in splits)
             prompt = sum(split.rows * split.prompt for split in splits) / max(rows, 1)
             if name == "GSM8K" and one.num_fewshot:
                 shots = self.config.datasets[one.fewshot_dataset or one.dataset]
-                if "train" in shots.sizes:
-                    prompt += one.num_fewshot * lengths(shots, "train", float("inf"), {}).tokens
+                if "train" in splits_of(shots):
+                    prompt += one.num_fewshot * self._full_lengths(shots, "train").tokens
             found.append(GeneratedEvaluation(name, rows, prompt, one.max_new_tokens))
         return found
 
@@ -183,7 +187,7 @@ class Planner:
 
     def _dataset(self, name: str) -> Work:
         spec = self.config.datasets[name]
-        tokens = total_tokens([lengths(spec, split, float("inf"), {}) for split in spec.sizes])
+        tokens = total_tokens([self._full_lengths(spec, split) for split in splits_of(spec)])
         return Work(disk={"examples": TABLE_BYTES["examples"] * tokens}, memory={"process": PROCESS_BYTES})
 
     def _baseline_teacher(self) -> Work:

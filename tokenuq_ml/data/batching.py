@@ -28,6 +28,8 @@ class TokenizedExample:
     split: str
     input_ids: Sequence[int]
     response_mask: Sequence[bool]
+    weights: Sequence[float] | None = None
+    """Factor of each token's term in training, for all of `input_ids`; None: 1."""
 
     @property
     def positions(self) -> list[int]:
@@ -81,6 +83,19 @@ class Batch:
         return torch.repeat_interleave(torch.arange(len(self.examples)), lengths)
 
     @property
+    def weight_N(self) -> Tensor | None:
+        """float32: the factor of each token's term in training; None if all are 1."""
+        if all(example.weights is None for example in self.examples):
+            return None
+        parts = [
+            np.ones(len(example.positions), np.float32)
+            if example.weights is None
+            else np.asarray(example.weights, np.float32)[example.positions]
+            for example in self.examples
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+    @property
     def keys(self) -> list[tuple[str, int]]:
         """The pairs (example_id, position) of the N tokens."""
         return [(example.example_id, position) for example in self.examples for position in example.positions]
@@ -98,13 +113,21 @@ class StoredExamples:
         self.folder, self.splits = Path(folder), splits
 
     def __iter__(self) -> Iterator[TokenizedExample]:
-        for rows in stream_table(self.folder, self._COLUMNS):
+        for rows in stream_table(self.folder, [*self._COLUMNS, _WEIGHTS]):
             names = zip(*(rows.column(name).to_pylist() for name in self._COLUMNS[:3]), strict=True)
             lists = [_arrays(rows.column(name)) for name in self._COLUMNS[3:]]
-            for (example_id, dataset, split), ids, mask in zip(names, *lists, strict=True):
+            # Tables of earlier versions have no weights; pyarrow leaves out a column that a file lacks.
+            weights = _arrays(rows.column(_WEIGHTS)) if _WEIGHTS in rows.schema.names else [_NONE] * rows.num_rows
+            for (example_id, dataset, split), ids, mask, weight in zip(names, *lists, weights, strict=True):
                 if self.splits is None or split in self.splits:
                     # Copies: a view would keep all rows in memory that were read with it.
-                    yield TokenizedExample(example_id, sys.intern(dataset), sys.intern(split), ids.copy(), mask.copy())
+                    arrays = ids.copy(), mask.copy(), weight.copy() if len(weight) else None
+                    yield TokenizedExample(example_id, sys.intern(dataset), sys.intern(split), *arrays)
+
+
+_WEIGHTS = "token_weight"
+_NONE = np.empty(0, np.float32)
+"""The weights of an example that has none: Arrow reads null as an empty list."""
 
 
 def _arrays(lists: pa.ListArray) -> list[np.ndarray]:

@@ -1,16 +1,20 @@
 """Load a dataset: read or generate its rows, parse them by its format, and draw examples for each split."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenuq_ml.config import DatasetSpec, Split
+from tokenuq_ml.config.split_sizes import are_counts
 from tokenuq_ml.data.examples import Example, example_id, rows_by_split, template_overlap
 from tokenuq_ml.data.formats import FORMATS, reasoning_gym, sharegpt
-from tokenuq_ml.data.sources import hub, json_records, locate, table_records
+from tokenuq_ml.data.row_reader import RowReader, kind_of
+from tokenuq_ml.data.sources import hub, locate, read_file
+from tokenuq_ml.data.sources.draw import requested_rows
 from tokenuq_ml.data.sources.pool import ExamplePool
-from tokenuq_ml.data.sources.records import BrokenRow, Record, RowLocation, TruncatedFile
+from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, RowLocation, TruncatedFile
 from tokenuq_ml.data.sources.rejected_rows import RejectedRows
 from tokenuq_ml.errors import InputError
 
@@ -26,6 +30,8 @@ class LoadedExamples:
     examples: list[Example]
     metrics: dict[str, int | str]
     rejected: RejectedRows
+    warnings: tuple[str, ...] = ()
+    """Sentences about what a user should look at."""
 
     @property
     def duplicates_dropped(self) -> int:
@@ -46,6 +52,8 @@ def load_examples(
     Raises:
         InputError: a package or file is missing, too many rows are broken, or there are too few rows.
     """
+    if spec.format == "mix":
+        raise InputError(f"dataset {spec.name}: is made of other datasets: use load_mix with their tables")
     if spec.format == "reasoning_gym":
         return _load_generated(spec)
     return _Loader(spec, scratch, progress).load()
@@ -60,11 +68,7 @@ def why_unavailable(spec: DatasetSpec) -> str | None:
         return reasoning_gym.why_unavailable(spec)
     if spec.on_hub:
         return hub.why_unavailable(spec)
-    try:
-        locate.files_by_part(spec)
-    except InputError as error:
-        return str(error)
-    return None
+    return locate.why_missing(spec)
 
 
 def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[list[dict[str, str]]]:
@@ -76,14 +80,13 @@ def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[lis
     if spec.format == "reasoning_gym":
         few = spec.model_copy(update={"sizes": {split: count}})
         return [example.messages for example in reasoning_gym.generate_examples(few)[0]]
-    part = (spec.drawn_from or {}).get(split, "")
+    data, reader = locate.find_files(spec), RowReader(spec)
     found: list[list[dict[str, str]]] = []
-    for file in locate.files_by_part(spec)[part]:
+    for file in data.parts[(data.drawn_from or {}).get(split, "")]:
         try:
             for record in _records(spec, file):
                 with contextlib.suppress(BrokenRow):
-                    if isinstance(record.value, dict):
-                        found.append(FORMATS[spec.format].parse(record.value).messages)
+                    found.append(reader.parse(record.value, kind_of(file.name)).messages)
                 if len(found) == count:
                     return found
         except TruncatedFile:
@@ -96,6 +99,7 @@ def _load_generated(spec: DatasetSpec) -> LoadedExamples:
     pool, rejected = ExamplePool(), RejectedRows()
     for number, example in enumerate(examples):
         pool.add(example, "", str(spec.task), RowLocation(number + 1, None))
+    assert spec.sizes != "all"
     drawn = pool.draw(spec, {"": spec.sizes}, f"dataset {spec.name}: task {spec.task!r}", rejected)
     metrics: dict[str, int | str] = {
         **rows_by_split(drawn.examples),
@@ -106,17 +110,14 @@ def _load_generated(spec: DatasetSpec) -> LoadedExamples:
 
 
 def _records(spec: DatasetSpec, file: Path) -> Iterator[Record]:
-    kind = file.suffix.lower()
-    if kind == ".csv" and FORMATS[spec.format].nested:
-        raise InputError(f"{file}: CSV cannot hold lists, which format {spec.format!r} needs; use JSON or Parquet")
-    readers = {
-        ".csv": table_records.csv_rows,
-        ".parquet": table_records.parquet_rows,
-        ".arrow": table_records.arrow_rows,
-    }
-    if kind in readers:
-        return readers[kind](file)
-    return json_records.json_list(file) if json_records.is_list(file) else json_records.json_lines(file)
+    def is_row(value: object) -> bool:
+        try:
+            RowReader(spec).parse(value)
+        except (BrokenRow, LeftOutRow) as error:
+            return isinstance(error, LeftOutRow)
+        return True
+
+    return read_file.records(spec, file, is_row)
 
 
 class _Loader:
@@ -125,8 +126,10 @@ class _Loader:
     def __init__(self, spec: DatasetSpec, scratch: str | Path | None, progress: Callable[[str], None]):
         self.spec, self.format, self.progress = spec, FORMATS[spec.format], progress
         self.pool, self.rejected, self.hub = ExamplePool(scratch), RejectedRows(scratch), hub.HubSource(spec)
-        self.read, self.trimmed = 0, 0
+        self.rows = RowReader(spec)
+        self.read, self.trimmed, self.misplaced = 0, 0, 0
         self.truncated: list[str] = []
+        self.unread_files: dict[str, int | str] = {}
 
     def load(self) -> LoadedExamples:
         where = self._read_all()
@@ -134,19 +137,44 @@ class _Loader:
             raise InputError(f"{where}: holds no rows; name a file with examples")
         self._reject_rows_without_split(where)
         self.rejected.require_few_broken(self.spec, self.read, where)
-        drawn = self.pool.draw(self.spec, self._requested_rows(), where, self.rejected)
+        self._require_parts(where)
+        groups, at_most = requested_rows(self.spec, self.pool.parts)
+        drawn = self.pool.draw(self.spec, groups, where, self.rejected, at_most)
+        fewer = self._fewer_than_sizes(drawn.examples)
         metrics: dict[str, int | str] = {
             **rows_by_split(drawn.examples),
             "rows_read": self.read,
-            "duplicate_questions_dropped": drawn.repeated,
-            "duplicate_conversations": drawn.repeated_conversations,
-            "questions_in_two_splits": drawn.in_two_splits,
+            **drawn.metrics,
             **self.rejected.metrics,
+            **self.rows.metrics,
+            **self.unread_files,
+            **({"rows_naming_another_split": self.misplaced} if self.misplaced else {}),
+            **({"fewer_rows_than_sizes": fewer} if fewer else {}),
             **({"conversations_trimmed": self.trimmed} if self.spec.format == "sharegpt" else {}),
             **({"hub_commit": self.hub.commit} if self.hub.commit else {}),
             **({"truncated": "; ".join(self.truncated)} if self.truncated else {}),
         }
-        return LoadedExamples(drawn.examples, metrics, self.rejected)
+        warnings = self.rows.warnings
+        if self.unread_files:
+            warnings.append(f"files of the folder that are not read: {self.unread_files['files_not_read']}")
+        if fewer:
+            warnings.append(f"the rows name fewer rows of a split than `sizes` asks for: {fewer}")
+        if self.misplaced:
+            warnings.append(
+                f"{self.misplaced:,} rows name another split than that of their part; `drawn_from` decides over the "
+                "column 'split'"
+            )
+        return LoadedExamples(drawn.examples, metrics, self.rejected, tuple(warnings))
+
+    def _fewer_than_sizes(self, examples: Sequence[Example]) -> str:
+        """Return `train 900 of 1,000` for the splits with fewer rows than their counts; empty if there are none."""
+        sizes = self.spec.sizes
+        if sizes == "all" or not are_counts(sizes):
+            return ""
+        drawn = Counter(example.split for example in examples)
+        return ", ".join(
+            f"{split} {drawn[split]:,} of {size:,}" for split, size in sizes.items() if drawn[split] < size
+        )
 
     def _read_all(self) -> str:
         """Read every part; return the name of the source for messages."""
@@ -156,13 +184,22 @@ class _Loader:
                 where = f"hub dataset {spec.id}, split {part}"
                 self._add_records(self.hub.rows(part), part if spec.drawn_from else "", where, f"{spec.id}:{part}", 0)
             return f"hub dataset {spec.id}"
-        parts = {"": [self.hub.download_file()]} if spec.on_hub else locate.files_by_part(spec)
-        for part, files in parts.items():
+        data = self._find_files()
+        for part, files in data.parts.items():
             offset = 0
             for file in files:
-                offset = self._add_records(_records(self.spec, file), part, str(file), file.name, offset)
-        every = [file for files in parts.values() for file in files]
-        return str(every[0] if len(every) == 1 else every[0].parent)
+                offset = self._add_records(_records(spec, file), part, str(file), data.name(file), offset)
+        return str(data.files[0] if len(data.files) == 1 else data.root)
+
+    def _find_files(self) -> locate.DataFiles:
+        """Find the files; a folder's own splits become those that are drawn from."""
+        if self.spec.on_hub:
+            file = self.hub.download_file()
+            return locate.DataFiles(file, {"": [file]}, None, {})
+        data = locate.find_files(self.spec)
+        self.spec = self.spec.model_copy(update={"drawn_from": data.drawn_from or self.spec.drawn_from})
+        self.unread_files = data.metrics
+        return data
 
     def _add_records(self, records: Iterator[Record], part: str, where: str, name: str, offset: int) -> int:
         """Add the rows of a file or of a hub split; return the offset of the part's next file.
@@ -198,9 +235,10 @@ class _Loader:
         try:
             if isinstance(record.value, BrokenRow):
                 raise record.value
-            if not isinstance(record.value, dict):
-                raise BrokenRow("not an object", "not a JSON object")
-            parsed = self.format.parse(record.value)
+            parsed = self.rows.parse(record.value, kind_of(name))
+        except LeftOutRow as left_out:
+            self.rejected.add_left_out(name, record.location, left_out.reason, str(left_out))
+            return
         except BrokenRow as broken:
             self.rejected.add_broken(where, name, record.location, broken.reason, str(broken))
             return
@@ -208,19 +246,34 @@ class _Loader:
         by_line = self.format.numbered_by_line and record.line
         location = {"line": record.line} if by_line else {"row": record.index + 1}
         source = {"file": name, **location, **parsed.source} if self.format.stores_location else parsed.source
-        example = Example(example_id(self.spec.name, number, part), "", parsed.messages, source)
+        example = Example(
+            example_id(self.spec.name, number, part),
+            "",
+            parsed.messages,
+            source,
+            parsed.turn_weights,
+            parsed.template,
+        )
         # Parts of the configuration have priority over the split that a row names.
+        self.misplaced += bool(part and parsed.split and parsed.split not in self._splits_of(part))
         self.pool.add(example, part or parsed.split, name, record.location)
 
-    def _requested_rows(self) -> dict[str, dict[Split, int]]:
-        """Return part -> split -> rows: by `drawn_from`, by the splits that rows name, or all from one part."""
-        sizes, drawn_from = self.spec.sizes, self.spec.drawn_from
-        if drawn_from:
-            parts = dict.fromkeys(drawn_from.values())
-            return {part: {split: sizes[split] for split, of in drawn_from.items() if of == part} for part in parts}
-        if any(self.pool.parts):
-            return {split: {split: size} for split, size in sizes.items()}
-        return {"": sizes}
+    def _require_parts(self, where: str) -> None:
+        """Check that every part of `drawn_from` has rows: in a single file, the rows name their parts."""
+        if self.spec.drawn_from is None or not len(self.pool):
+            return
+        missing = [part for part in self.spec.drawn_from.values() if part not in self.pool.parts]
+        if missing:
+            named = ", ".join(part for part in self.pool.parts if part)
+            said = f"rows name the splits {named}" if named else "rows name no split"
+            raise InputError(
+                f"{where}: no row belongs to {missing[0]!r}, which `drawn_from` of {self.spec.name} names ({said}); "
+                "`drawn_from` tells apart files of a folder by name, or rows by their column 'split': name the folder, "
+                "or remove `drawn_from`"
+            )
+
+    def _splits_of(self, part: str) -> list[Split]:
+        return [split for split, of in (self.spec.drawn_from or {}).items() if of == part]
 
     def _reject_rows_without_split(self, where: str) -> None:
         """Reject the rows that name no split if others do."""

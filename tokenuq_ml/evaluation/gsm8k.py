@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -21,6 +22,8 @@ from tokenuq_ml.evaluation.metrics import example_rows
 FEWSHOT_SEED = 1234
 """lm-eval's default. The same documents in the same order give the same few-shot examples as its command line."""
 ROLES = ("user", "assistant")
+_PLAIN_NUMBER = re.compile(r"-?[0-9][0-9,]*(\.[0-9]+)?")
+"""Answers that every filter of lm-eval extracts; others are tried."""
 FILTERS = {"strict-match": "strict", "flexible-extract": "flexible"}
 
 ANSWER_SCHEMA = {
@@ -39,6 +42,9 @@ ANSWER_SCHEMA = {
 class Gsm8k:
     """The task over some examples.
 
+    Questions whose answer no filter of lm-eval extracts from any response (`3/4`, `20%`, `5 apples`) are left out,
+    since every response would count as wrong. `unscorable` lists their ids.
+
     Args:
         examples: rows of the `examples` table to answer. Each has a question, and an answer that ends in
             `#### number`.
@@ -48,7 +54,8 @@ class Gsm8k:
             if not, a prompt is one text.
 
     Raises:
-        InputError: a package is missing, a row has no question or no such answer, or there are too few examples.
+        InputError: a package is missing, a row has no question or no such answer, there are too few examples, or
+            lm-eval extracts none of the answers.
     """
 
     def __init__(self, examples: pl.DataFrame, shots: pl.DataFrame, *, num_fewshot: int, chat: bool):
@@ -62,8 +69,16 @@ class Gsm8k:
                 f"evaluation.gsm8k: {num_fewshot} few-shot examples are drawn from rows of split train, which has only "
                 f"{len(shots)}; name a `fewshot_dataset` with more, or set `num_fewshot: 0`"
             )
+        unscorable = self._unscorable(self.documents)
+        self.unscorable = [document["id"] for document in unscorable]
+        self.documents = [document for document in self.documents if document not in unscorable]
+        if not self.documents:
+            raise InputError(
+                f"evaluation.gsm8k: no filter of lm-eval extracts the answer of any question, such as "
+                f"{_final(unscorable[0])!r} of {self.unscorable[0]}; name a dataset whose answers end in `#### number`"
+            )
         pool = [_document(row) for row in shots.iter_rows(named=True)] if num_fewshot else self.documents
-        self._task = self._build_task(pool, num_fewshot)
+        self._task = self._build_task(self.documents, pool, num_fewshot)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -83,27 +98,35 @@ class Gsm8k:
         """
         if len(responses) != len(self.documents):
             raise ValueError(f"{len(responses)} responses for {len(self.documents)} examples")
-        for instance, response in zip(self._task.instances, responses, strict=True):
-            instance.resps = [response]
-        self._task.apply_filters()
-        rows = []
-        for document, instance, response in zip(self.documents, self._task.instances, responses, strict=True):
-            row = {"example_id": document["id"], "prompt": document["question"], "target": document["answer"]}
-            row["response"] = response
-            for name, short in FILTERS.items():
-                answer = instance.filtered_resps[name]
-                right = self._task.process_results(instance.doc, [answer])["exact_match"]
-                row |= {f"{short}_answer": str(answer), f"{short}_match": bool(right)}
-            rows.append(row)
+        scored = _score(self._task, responses)
+        rows = [
+            {"example_id": document["id"], "prompt": document["question"], "target": document["answer"]}
+            | {"response": response, **filtered}
+            for document, response, filtered in zip(self.documents, responses, scored, strict=True)
+        ]
         return pl.DataFrame(rows, schema=ANSWER_SCHEMA)
 
-    def _build_task(self, pool: list[dict], num_fewshot: int):
+    def _unscorable(self, documents: list[dict]) -> list[dict]:
+        """Return the documents for which a response that states exactly their answer counts as wrong."""
+        suspects = [document for document in documents if not _PLAIN_NUMBER.fullmatch(_final(document))]
+        if not suspects:
+            return []
+        task = self._build_task(suspects, suspects, 0)
+        # As written, and as lm-eval compares it: without commas and dollars.
+        finals = [_final(document) for document in suspects]
+        tries = [finals, [re.sub(r"[,$]", "", final) for final in finals]]
+        right = [
+            [any(row[f"{short}_match"] for short in FILTERS.values()) for row in _score(task, responses)]
+            for responses in ([f"#### {final}" for final in one] for one in tries)
+        ]
+        return [document for document, *found in zip(suspects, *right, strict=True) if not any(found)]
+
+    def _build_task(self, documents: list[dict], pool: list[dict], num_fewshot: int):
         import datasets
 
-        documents = {"train": pool, "test": self.documents}
         by_split = {
             split: datasets.Dataset.from_list([{key: row[key] for key in ("question", "answer")} for row in rows])
-            for split, rows in documents.items()
+            for split, rows in {"train": pool, "test": documents}.items()
         }
         config = {**self._config, "num_fewshot": num_fewshot, "custom_dataset": lambda **_: by_split}
         with _quiet():
@@ -116,6 +139,26 @@ class Gsm8k:
                 chat_template=lambda turns, add_generation_prompt=True: json.dumps(turns),
             )
         return task
+
+
+def _score(task, responses: Sequence[str]) -> list[dict[str, str | bool]]:
+    """Return what lm-eval's filters extract from each response, and whether it equals the document's answer."""
+    for instance, response in zip(task.instances, responses, strict=True):
+        instance.resps = [response]
+    task.apply_filters()
+    rows = []
+    for instance in task.instances:
+        row: dict[str, str | bool] = {}
+        for name, short in FILTERS.items():
+            answer = instance.filtered_resps[name]
+            right = task.process_results(instance.doc, [answer])["exact_match"]
+            row |= {f"{short}_answer": str(answer), f"{short}_match": bool(right)}
+        rows.append(row)
+    return rows
+
+
+def _final(document: dict[str, str]) -> str:
+    return document["answer"].rpartition("####")[2].strip()
 
 
 def gsm8k_examples(answers: pl.DataFrame, dataset: str, split: str) -> pl.DataFrame:

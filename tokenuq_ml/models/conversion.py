@@ -12,7 +12,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.config import ModelSpec
-from tokenuq_ml.data.tokenization import default_template, end_of_turn
+from tokenuq_ml.data.template_probe import probe_template
+from tokenuq_ml.data.tokenization import default_template
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.forward import head_of, hidden_states
 from tokenuq_ml.models.model_sources import load_source
@@ -24,19 +25,22 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
     Returns:
         Figures of the model: `parameters`, `vocabulary` (rows of the head), `tokens` (of the tokenizer), `hidden_size`,
         `architecture`, `stored_dtype`, `chat_template` (where it is from), `end_of_turn` (the token that ends a turn;
-        None if no special token does), and the `commit` of a model from the Hugging Face Hub.
+        None if no special token does), `chat_template_notes` (what it does otherwise than usual templates, one
+        sentence per line), and the `commit` of a model from the Hugging Face Hub.
 
     Raises:
-        InputError: The source cannot be loaded or is not a plain causal language model; its chat template leaves out
-            the answers; or its logits are not those of an output layer with scaling and soft-capping.
+        InputError: The source cannot be loaded or is not a plain causal language model; its chat template does not
+            render answers as they are generated; or its logits are not those of an output layer with scaling
+            and soft-capping.
     """
     folder = Path(folder)
     model, tokenizer, commit = load_source(spec)
     template = _set_template(spec, tokenizer)
     try:
-        end = end_of_turn(tokenizer)
+        report = probe_template(tokenizer)
     except InputError as error:
         raise InputError(f"model {spec.name}: {error}") from None
+    end = report.end_of_turn
     _stop_generation_at(model, end)
     _check_head(spec, model)
     model.save_pretrained(folder)
@@ -51,6 +55,7 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
         "stored_dtype": str(model.dtype).removeprefix("torch."),
         "chat_template": template,
         "end_of_turn": None if end is None else tokenizer.convert_ids_to_tokens(end),
+        **({"chat_template_notes": "\n".join(report.notes)} if report.notes else {}),
         **({"commit": commit} if commit else {}),
     }
 

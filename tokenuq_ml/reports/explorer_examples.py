@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from tokenuq_ml.data.examples import TEXT_ROLE
+
 SPLITS = ("test", "validation", "ood", "train")
 """In the order in which the explorer lists them."""
 MAX_EXAMPLES = 200
@@ -14,6 +16,7 @@ MAX_BYTES = 5_000_000
 TOKEN_BYTES, ALTERNATIVE_BYTES, STUDENT_LOSS_BYTES, PASS_BYTES = 22, 6, 2, 3
 """Bytes per token: of its own numbers, of an alternative, of its loss under a student, and of its loss and selection at
 a step of training."""
+_TRAINED = ("assistant", TEXT_ROLE)
 
 
 def most_uncertain(tokens: pl.LazyFrame, count: int = MAX_EXAMPLES) -> pl.DataFrame:
@@ -67,9 +70,9 @@ def within_budget(examples: pl.DataFrame, students: int, alternatives: int, pass
 
 
 def prompts_of(tables: Iterable[pl.DataFrame]) -> dict[str, str]:
-    """Return example_id -> all turns but the assistant's, of tables `examples`."""
+    """Return example_id -> all turns but the assistant's, of tables `examples`; raw text has none."""
     return {
-        example_id: "\n\n".join(turn["content"] for turn in messages if turn["role"] != "assistant")
+        example_id: "\n\n".join(turn["content"] for turn in messages if turn["role"] not in _TRAINED)
         for table in tables
         for example_id, messages in table.select("example_id", "messages").iter_rows()
     }

@@ -18,6 +18,8 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     figures = convert(spec, folder)
     reporter.info(f"{spec.name}: {figures['parameters']:,} parameters, stored as {figures['stored_dtype']} safetensors")
     reporter.info(f"{spec.name}: chat template: {figures['chat_template']}; a turn ends with {figures['end_of_turn']}")
+    for note in str(figures.get("chat_template_notes", "")).splitlines():
+        reporter.warning(f"{spec.name}: chat template: {note}")
     if figures["end_of_turn"] is None:
         reporter.warning(
             f"{spec.name}: its chat template ends an answer without a special token, so generated answers do not end; "

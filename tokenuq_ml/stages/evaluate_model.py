@@ -23,6 +23,9 @@ from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.tensor_digest import joined_digest
 
+_SHOWN = 20
+"""Examples that a note names."""
+
 
 def evaluate_and_store(
     context: StageContext, candidate: Candidate, examples: list[TokenizedExample], suffix: str = ""
@@ -109,4 +112,12 @@ def _gsm8k(context: StageContext, candidate: Candidate, spec: Gsm8kSpec) -> Eval
     ids = [prompt_ids(tokenizer, p) if spec.chat else tokenizer(p)["input_ids"] for p in task.prompts()]
     texts, lengths = answer_prompts(context, candidate, "GSM8K", ids, spec, task.stop)
     answers = task.score(texts).with_columns(n_tokens=lengths)
-    return EvaluationPart({"gsm8k_answers": answers}, (gsm8k_examples(answers, spec.dataset, spec.split),))
+    notes: dict[str, int | str] = {}
+    if task.unscorable:
+        shown = ", ".join(task.unscorable[:_SHOWN]) + (", ..." if len(task.unscorable) > _SHOWN else "")
+        notes = {"gsm8k_unscorable": len(task.unscorable), "gsm8k_unscorable_examples": shown}
+        context.reporter.warning(
+            f"{candidate.name}: GSM8K: {len(task.unscorable)} questions are left out, because no filter of lm-eval "
+            f"extracts their answers, and {len(texts)} are asked: {shown}"
+        )
+    return EvaluationPart({"gsm8k_answers": answers}, (gsm8k_examples(answers, spec.dataset, spec.split),), notes)

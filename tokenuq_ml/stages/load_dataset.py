@@ -1,12 +1,14 @@
 """Child process of `datasets/<dataset>`: read or generate the examples; store them, and the rows that were left out."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 
-from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.config import SPLITS, DatasetSpec
 from tokenuq_ml.data.load import load_examples
+from tokenuq_ml.data.mix import load_mix
 from tokenuq_ml.data.sources.rejected_rows import RejectedRows
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
@@ -21,18 +23,23 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     asset = request.assets["datasets"]
     spec = DatasetSpec(**asset.fields)
     Path(request.work_dir).mkdir(parents=True, exist_ok=True)
-    loaded = load_examples(spec, request.work_dir, reporter.info)
+    if spec.mix is None:
+        loaded = load_examples(spec, request.work_dir, reporter.info)
+    else:
+        tables = {name: request.inputs[f"examples/{name}"] for name in spec.mix}
+        loaded = load_mix(spec, tables, request.work_dir, reporter.info)
     rows = [example.row for example in loaded.examples]
     table = pa.Table.from_pylist(rows, schema=TABLES["examples"].schema)
     digest = write_table(table, "examples", asset.outputs["examples"], **asset.stamp)
     _write_rejected(loaded.rejected, asset)
+    for warning in loaded.warnings:
+        reporter.warning(f"{spec.name}: {warning}")
     if "truncated" in loaded.metrics:
         reporter.warning(f"{spec.name}: {loaded.metrics['truncated']}; these rows are used (on_truncated: keep)")
     if loaded.rejected.count:
-        reporter.warning(
-            f"{spec.name}: {loaded.rejected.count:,} rows were left out; the first:\n{loaded.metrics['left_out']}"
-        )
-    reporter.info(f"{spec.name}: {', '.join(f'{count} {split}' for split, count in spec.sizes.items())}")
+        reporter.warning(f"{spec.name}: {loaded.rejected.summary}; the first:\n{loaded.metrics['left_out']}")
+    drawn = Counter(example.split for example in loaded.examples)
+    reporter.info(f"{spec.name}: {', '.join(f'{drawn[split]:,} {split}' for split in SPLITS if split in drawn)}")
     reporter.done(AssetResult(stage="datasets", data_version=digest, metrics=loaded.metrics))
 
 

@@ -1,77 +1,138 @@
-"""Child process of `<study>/tokenized_dataset`: every example in the tokens of the model."""
+"""Child process of `<study>/tokenized_dataset`: every example in the tokens of the model.
+
+Examples are read, tokenised and written a batch at a time, so that memory does not grow with the data.
+"""
 
 import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
+from typing import Any
 
-import polars as pl
+import pyarrow as pa
 
-from tokenuq_ml.data.tokenization import tokenize_example
+from tokenuq_ml.data.examples import Example
+from tokenuq_ml.data.raw_text import divide
+from tokenuq_ml.data.tokenization import ConversationTokenizer, ConversationTokens
+from tokenuq_ml.data.tokenizer_files import load_tokenizer
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
-from tokenuq_ml.tables.parquet import read_table, write_table
+from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
+from tokenuq_ml.stages.token_rows import DatasetTokens, Rejection, TokenizationRules
+from tokenuq_ml.tables.parquet import TableWriter, stream_table
+from tokenuq_ml.tables.schemas import TABLES
 
-SCHEMA = {
-    "example_id": pl.String,
-    "dataset": pl.String,
-    "split": pl.String,
-    "input_ids": pl.List(pl.Int32),
-    "response_mask": pl.List(pl.Boolean),
-}
+BATCH = 512
+"""Examples per call of the tokenizer, which encodes them in parallel."""
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fill the output `tokenized_dataset`."""
+    """Fill the outputs `tokenized_dataset` and `rejected_examples`."""
     asset = request.assets["tokenized_dataset"]
-    frame, truncated, dropped = _tokenize(request, asset.fields)
-    max_length = asset.fields["max_length"]
-    _require_every_split(frame, asset.fields, max_length)
-    digest = write_table(frame, "tokenized_dataset", asset.outputs["tokenized_dataset"], **asset.stamp)
+    rules = TokenizationRules(**{key: value for key, value in asset.fields.items() if key not in ("dataset", "ood")})
+    # Tables are written in the order of ids, which begin with the dataset's name and a slash.
+    names = sorted((asset.fields["dataset"], *asset.fields["ood"]), key=lambda name: f"{name}/")
+    datasets = {name: DatasetTokens(name, rules, limited=name == asset.fields["dataset"]) for name in names}
+    totals = _Totals()
+    digest = _write(request, asset, datasets, totals)
+    for dataset in datasets.values():
+        for warning in dataset.warnings:
+            reporter.warning(f"{request.study}: {warning}")
+    truncated = sum(dataset.truncated for dataset in datasets.values())
+    dropped = sum(dataset.rejected.total() for dataset in datasets.values())
     reporter.info(
-        f"{request.study}: {len(frame):,} examples, {truncated} cut at {max_length} tokens, {dropped} dropped"
+        f"{request.study}: {totals.examples.total():,} examples, {truncated} cut at {rules.max_length} tokens, "
+        f"{dropped} dropped"
     )
-    reporter.done(
-        AssetResult(
-            stage="tokenized_dataset",
-            data_version=digest,
-            metrics={**_counts(frame), "truncated": truncated, "dropped": dropped},
-        )
-    )
+    found = [dataset.metrics for dataset in datasets.values()]
+    metrics = {**totals.metrics, "truncated": truncated, "dropped": dropped}
+    for each in found:
+        metrics |= each
+    reporter.done(AssetResult(stage="tokenized_dataset", data_version=digest, metrics=metrics))
 
 
-def _tokenize(request: StageRequest, fields: dict) -> tuple[pl.DataFrame, int, int]:
-    """Return the tokenised examples, how many were cut, and how many were dropped since no response token is left."""
+def _write(request: StageRequest, asset: AssetRequest, datasets: dict[str, DatasetTokens], totals: "_Totals") -> str:
+    """Write both tables; return the content hash of `tokenized_dataset`.
+
+    Raises:
+        InputError: the examples of a dataset cannot be used; no table is written then.
+    """
     tokenizer = load_tokenizer(request.inputs["model"])
-    vocabulary = _vocabulary(request.inputs["model"])
-    rows, truncated, dropped = [], 0, 0
-    for dataset in (fields["dataset"], *fields["ood"]):
-        for example in read_table(request.inputs[f"examples/{dataset}"]).iter_rows(named=True):
-            try:
-                tokens = tokenize_example(tokenizer, example["messages"], fields["max_length"])
-                _require_embeddings(tokens.input_ids, vocabulary, tokenizer)
-            except InputError as error:
-                raise InputError(f"model {fields['model']}, example {example['example_id']}: {error}") from None
-            truncated += tokens.truncated
-            if not any(tokens.response_mask):
-                dropped += 1
-                continue
-            split = "ood" if dataset in fields["ood"] else example["split"]
-            rows.append((example["example_id"], dataset, split, tokens.input_ids, tokens.response_mask))
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row"), truncated, dropped
+    with (
+        TableWriter("tokenized_dataset", asset.outputs["tokenized_dataset"], **asset.stamp) as table,
+        TableWriter("rejected_examples", asset.outputs["rejected_examples"], **asset.stamp) as rejected,
+    ):
+        conversations = _ConversationReader(request, tokenizer, next(iter(datasets.values())).rules)
+        for name, dataset in datasets.items():
+            for batch in conversations.read(name, dataset):
+                decided = [(example, tokens, dataset.decide(example, tokens)) for example, tokens in batch]
+                rows = [_row(name, dataset, *each) for each in decided if each[2] is None]
+                left_out = [_rejected(name, dataset, example, why) for example, _, why in decided if why is not None]
+                totals.add(rows)
+                table.append(pa.Table.from_pylist(rows, schema=TABLES["tokenized_dataset"].schema))
+                rejected.append(pa.Table.from_pylist(left_out, schema=TABLES["rejected_examples"].schema))
+            dataset.require_rendered()
+        _require_every_split(totals, datasets)
+        for dataset in datasets.values():
+            dataset.require_untruncated()
+    return table.digest
 
 
-def load_tokenizer(folder: str | Path):
-    """Load the tokenizer as `models.load_tokenizer` does, without torch if possible: torch takes half of the start."""
-    config = Path(folder, "tokenizer_config.json")
-    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
-    if named in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-        from transformers import PreTrainedTokenizerFast
+class _ConversationReader:
+    """Reads the examples of datasets with their tokens."""
 
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    from transformers import AutoTokenizer
+    def __init__(self, request: StageRequest, tokenizer, rules: TokenizationRules):
+        self.request, self.tokenizer, self.model = request, tokenizer, rules.model
+        self.vocabulary = _vocabulary(request.inputs["model"])
+        try:
+            self.conversations = ConversationTokenizer(tokenizer, rules.special_tokens_in_text)
+        except InputError as error:
+            raise InputError(f"model {rules.model}: {error}") from None
 
-    return AutoTokenizer.from_pretrained(folder)
+    def read(self, name: str, dataset: DatasetTokens) -> Iterator[list[tuple[Example, ConversationTokens]]]:
+        """Yield the examples of a dataset in batches; long texts in pieces, which are counted."""
+        columns = list(TABLES["examples"].columns)
+        for rows in stream_table(self.request.inputs[f"examples/{name}"], columns, BATCH):
+            examples = [Example.from_row(row) for row in rows.to_pylist()]
+            tokenized = self.conversations.tokenize(examples)
+            for example, tokens in zip(examples, tokenized, strict=True):
+                self._require_embeddings(example, tokens.input_ids)
+            pairs = zip(examples, tokenized, strict=True)
+            pieces = [list(divide(example, tokens, dataset.rules.max_length)) for example, tokens in pairs]
+            dataset.divided += sum(len(parts) > 1 for parts in pieces)
+            yield [piece for parts in pieces for piece in parts]
+
+    def _require_embeddings(self, example: Example, ids: Sequence[int]) -> None:
+        token = max(ids, default=0)
+        if token >= self.vocabulary:
+            raise InputError(
+                f"model {self.model}, example {example.id}: the token {self.tokenizer.convert_ids_to_tokens(token)!r} "
+                f"has the id {token}, and the model has only {self.vocabulary} embeddings; remove it from the text or "
+                "the chat template, or resize the model's embeddings"
+            )
+
+
+def _split(example: Example, dataset: DatasetTokens) -> str:
+    return example.split if dataset.limited else "ood"
+
+
+def _row(name: str, dataset: DatasetTokens, example: Example, tokens: ConversationTokens, _: None) -> dict[str, Any]:
+    """Return the example's row of `tokenized_dataset`."""
+    length, weights = dataset.rules.max_length, tokens.weights
+    return {
+        "example_id": example.id,
+        "dataset": name,
+        "split": _split(example, dataset),
+        "input_ids": tokens.input_ids[:length],
+        "response_mask": tokens.response_mask[:length],
+        "token_weight": None if weights is None else weights[:length],
+    }
+
+
+def _rejected(name: str, dataset: DatasetTokens, example: Example, why: Rejection) -> dict[str, str]:
+    """Return the example's row of `rejected_examples`."""
+    return {"example_id": example.id, "dataset": name, "split": _split(example, dataset), **why._asdict()}
 
 
 def _vocabulary(folder: str | Path) -> int:
@@ -79,42 +140,61 @@ def _vocabulary(folder: str | Path) -> int:
     return json.loads(Path(folder, "config.json").read_text())["vocab_size"]
 
 
-def _require_embeddings(ids: list[int], vocabulary: int, tokenizer) -> None:
-    if max(ids, default=0) >= vocabulary:
-        token = max(ids)
-        raise InputError(
-            f"the token {tokenizer.convert_ids_to_tokens(token)!r} has the id {token}, and the model has only "
-            f"{vocabulary} embeddings; remove it from the text or the chat template, or resize the model's embeddings"
-        )
+@dataclass
+class _Totals:
+    """Figures of the examples that are written."""
+
+    examples: Counter[str] = field(default_factory=Counter)
+    """Split -> number of examples."""
+    responses: Counter[str] = field(default_factory=Counter)
+    """Split -> number of response tokens."""
+    by_dataset: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    longest: int = 0
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Count rows of `tokenized_dataset`."""
+        for row in rows:
+            length = len(row["input_ids"])
+            self.examples[row["split"]] += 1
+            self.responses[row["split"]] += sum(row["response_mask"])
+            self.by_dataset[row["dataset"]] += 1
+            self.tokens += length
+            self.longest = max(self.longest, length)
+
+    @property
+    def metrics(self) -> dict[str, int | float]:
+        """The figures, by name."""
+        counts: dict[str, int | float] = {}
+        for split in sorted(self.examples):
+            counts |= {f"examples_{split}": self.examples[split], f"response_tokens_{split}": self.responses[split]}
+        return {
+            **counts,
+            "longest": self.longest,
+            "mean_length": self.tokens / self.examples.total(),
+            "response_share": self.responses.total() / self.tokens,
+        }
 
 
-def _require_every_split(frame: pl.DataFrame, fields: dict, max_length: int) -> None:
-    for split in ("train", "validation", "test"):
-        if frame.filter(pl.col("split") == split).is_empty():
+def _require_every_split(totals: _Totals, datasets: dict[str, DatasetTokens]) -> None:
+    for name, dataset in datasets.items():
+        length, words = dataset.rules.max_length, f" ({dataset.truncation_words})" if dataset.losing else ""
+        for split in ("train", "validation", "test") if dataset.limited else ():
+            if split not in dataset.splits:
+                raise InputError(
+                    f"dataset {name}: has no rows of split {split!r}, which the study needs; ask for it in `sizes` of "
+                    f"{name} in datasets.yaml, or name it in the column 'split' of some rows"
+                )
+            if not totals.examples[split]:
+                raise InputError(
+                    f"dataset {name}: split {split!r} has no response token within {length} tokens; raise "
+                    f"`max_length` of the study in studies.yaml{words}"
+                )
+        if not dataset.limited and not totals.by_dataset[name]:
             raise InputError(
-                f"dataset {fields['dataset']}: split {split!r} has no response token within {max_length} "
-                "tokens; raise `max_length` of the study in studies.yaml"
+                f"dataset {name}: no response token within {length} tokens; raise `max_length` of the study in "
+                f"studies.yaml{words}, or name a dataset with answers"
             )
-    for dataset in fields["ood"]:
-        if frame.filter(pl.col("dataset") == dataset).is_empty():
-            raise InputError(
-                f"dataset {dataset}: no response token within {max_length} tokens; raise `max_length` "
-                "of the study in studies.yaml, or name a dataset with answers"
-            )
-
-
-def _counts(frame: pl.DataFrame) -> dict[str, int | float]:
-    lengths = frame["input_ids"].list.len().to_list()
-    by_split = frame.group_by("split").agg(pl.len(), tokens=pl.col("response_mask").list.sum().sum()).sort("split")
-    counts = {}
-    for split, examples, tokens in by_split.iter_rows():
-        counts |= {f"examples_{split}": examples, f"response_tokens_{split}": tokens}
-    return {
-        **counts,
-        "longest": max(lengths),
-        "mean_length": mean(lengths),
-        "response_share": frame["response_mask"].list.sum().sum() / sum(lengths),
-    }
 
 
 if __name__ == "__main__":

@@ -10,19 +10,25 @@ from tokenuq_ml.config.user_code import source_hash
 # Raise a stage's revision when a code change alters what it computes.
 REVISIONS = {
     "models": 2,
-    "datasets": 1,
-    "tokenized_dataset": 1,
+    "datasets": 2,
+    "tokenized_dataset": 2,
     "baseline_teacher": 3,
     "token_losses": 6,
     "teacher_hidden": 5,
     "token_uncertainty": 7,
-    "reference_evaluation": 7,
+    "reference_evaluation": 8,
     "uncertainty_analysis": 2,
     "student": 3,
     "curriculum": 5,
-    "evaluation": 7,
+    "evaluation": 8,
     "ablation_report": 5,
 }
+
+_TOKENIZATION = ("truncation", "max_truncated_share", "template_drops", "special_tokens_in_text")
+"""Keys of a study that its tokens depend on; left out of the fields while they have their default."""
+
+_WITHOUT_RESULT = ("enabled", "max_truncated_share")
+"""Keys that decide whether a study runs, and affect no result."""
 
 
 def model_fields(config: Config, model: str) -> dict:
@@ -40,7 +46,14 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     training = {"model": study.model, "precision": study.precision.training}
     tables = {"model": study.model, "precision": study.precision.tables}
     if stage == "tokenized_dataset":
-        return {"model": study.model, "dataset": study.dataset, "ood": list(study.ood), "max_length": study.max_length}
+        given = study.fields()
+        return {
+            "model": study.model,
+            "dataset": study.dataset,
+            "ood": list(study.ood),
+            "max_length": study.max_length,
+            **{key: given[key] for key in _TOKENIZATION if key in given},
+        }
     if stage == "baseline_teacher":
         return {**training, "train": study.train.fields(), "seed": study.teacher_seed}
     if stage == "token_losses":
@@ -57,8 +70,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         return {"evaluation": study.evaluation.interval_fields()}
     if stage == "ablation_report":
         return {
-            # `enabled` decides whether automation runs the study, which does not affect the report.
-            "study": {name: value for name, value in study.fields().items() if name != "enabled"},
+            "study": {name: value for name, value in study.fields().items() if name not in _WITHOUT_RESULT},
             "ablations": {name: config.ablations[name].fields() for name in study.ablations},
         }
     raise KeyError(stage)

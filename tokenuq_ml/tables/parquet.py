@@ -15,6 +15,8 @@ from tokenuq_ml.content_hash import ContentHash
 from tokenuq_ml.tables.schemas import TABLES
 
 ROW_GROUP_ROWS = 128 * 1024
+ROW_GROUP_LIST_BYTES = 2**24
+"""Size of a group's columns of lists, whose rows may have thousands of values; a group has fewer rows then."""
 _READ_BYTES = 2**20
 
 
@@ -43,7 +45,8 @@ class TableWriter:
         code_version: code version of the asset, stored in the file's metadata.
 
     Raises:
-        ValueError: a column is missing, unknown or cannot be cast; or a frame is out of order.
+        ValueError: a column is missing that is not optional, or is unknown, or cannot be cast; or a frame is out of
+            order.
     """
 
     def __init__(self, table: str, folder: str | Path, *, spec_hash: str, code_version: str):
@@ -51,8 +54,9 @@ class TableWriter:
         self.path = self.folder / "part-0.parquet"
         self._stamp = {"tokenuq.spec_hash": spec_hash, "tokenuq.code_version": code_version}
         self._definition, self._schema = TABLES[table], TABLES[table].schema
-        self._hash = ContentHash(self._schema)
+        self._hash = ContentHash(self._schema, self._definition.optional)
         self._pending: list[pa.Table] = []
+        self._pending_lists = 0
         self._last: tuple[Any, ...] | None = None
 
     def __enter__(self) -> Self:
@@ -70,6 +74,9 @@ class TableWriter:
     def append(self, frame: pl.DataFrame | pa.Table) -> None:
         """Add rows; their keys must come after those of the rows before."""
         data = frame.to_arrow() if isinstance(frame, pl.DataFrame) else frame
+        for name in self._definition.optional:
+            if name not in data.column_names:
+                data = data.append_column(name, pa.nulls(data.num_rows, self._schema.field(name).type))
         names, keys = self._schema.names, self._definition.keys
         if set(data.column_names) != set(names):
             odd = sorted(set(data.column_names) ^ set(names))
@@ -84,7 +91,10 @@ class TableWriter:
         self._last = last
         self._hash.update(data)
         self._pending.append(data)
-        if sum(part.num_rows for part in self._pending) >= ROW_GROUP_ROWS:
+        self._pending_lists += sum(column.nbytes for column in data.columns if pa.types.is_nested(column.type))
+        if self._pending_lists >= ROW_GROUP_LIST_BYTES:
+            self._flush(rest=True)
+        elif sum(part.num_rows for part in self._pending) >= ROW_GROUP_ROWS:
             self._flush()
 
     def _flush(self, rest: bool = False) -> None:
@@ -96,6 +106,7 @@ class TableWriter:
             written = rows.slice(0, full).unify_dictionaries().combine_chunks()
             self._parquet.write_table(written, row_group_size=ROW_GROUP_ROWS)
             self._pending = [rows.slice(full)] if full < len(rows) else []
+            self._pending_lists = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

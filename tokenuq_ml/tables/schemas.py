@@ -15,12 +15,17 @@ _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]
 
 @dataclass(frozen=True)
 class Table:
-    """A table's columns (name -> type, meaning), its sort key and its partition columns."""
+    """A table's columns (name -> type, meaning), its sort key and its partition columns.
+
+    `optional` columns were added after stores had been written. Writers may leave them out, which writes null, and a
+    column of nulls does not change a table's content hash.
+    """
 
     description: str
     columns: dict[str, tuple[pa.DataType, str]]
     keys: tuple[str, ...]
     partitions: tuple[str, ...] = ("study",)
+    optional: tuple[str, ...] = ()
 
     @property
     def schema(self) -> pa.Schema:
@@ -45,9 +50,17 @@ TABLES = {
             "split": (pa.string(), "train, validation, test or ood"),
             "messages": (_MESSAGES, "the conversation, as role and content"),
             "source": (pa.string(), "JSON: origin of the example, and further fields of its format"),
+            "turns": (pa.string(), "JSON: the turns, if one has more than role and content (tool calls, reasoning)"),
+            "turn_weights": (pa.list_(pa.float32()), "weight of each turn in training; null: 1 for assistant turns"),
+            "template": (pa.string(), "JSON: tools and chat_template_kwargs, which the chat template gets"),
+            "untrained_spans": (
+                pa.list_(pa.list_(pa.int32())),
+                "[turn, start, end]: characters of trained turns, counted from 0, that are not trained",
+            ),
         },
         keys=("example_id",),
         partitions=("dataset",),
+        optional=("turns", "turn_weights", "template", "untrained_spans"),
     ),
     "rejected_rows": Table(
         "One row per rejected row of a dataset's source, with the reason.",
@@ -70,6 +83,19 @@ TABLES = {
             "split": (pa.string(), "train, validation, test or ood"),
             "input_ids": (pa.list_(pa.int32()), "token ids, chat template applied"),
             "response_mask": (pa.list_(pa.bool_()), "true for tokens that are trained and scored"),
+            "token_weight": (pa.list_(pa.float32()), "factor of each token's term in training; null: 1"),
+        },
+        keys=("example_id",),
+        optional=("token_weight",),
+    ),
+    "rejected_examples": Table(
+        "One row per example of a study's datasets that is not in tokenized_dataset, with the reason.",
+        {
+            "example_id": (pa.string(), "the example; starts with the name of its dataset"),
+            "dataset": (pa.string(), "name of the dataset"),
+            "split": (pa.string(), "train, validation, test or ood"),
+            "reason": (pa.string(), "kind of fault, or the rule that left it out"),
+            "detail": (pa.string(), "the fault in detail, with the turn"),
         },
         keys=("example_id",),
     ),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
-from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule
+from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule, Weights
 from tokenuq_ml.training.objectives import token_weights
 from tokenuq_ml.training.selection import Tokens, select
 from tokenuq_ml.training.token_batch import TokenBatch
@@ -23,6 +23,8 @@ from tokenuq_ml.training.token_batch import TokenBatch
 
 def decide(ablation: AblationSpec, tokens: Tokens, static_N: Tensor | None = None) -> BatchDecision:
     """Return which of the tokens are selected, and the weights of all.
+
+    Weights that the data give tokens multiply those of the objectives. They have no influence on selection.
 
     Args:
         ablation: which tokens are selected, and how selected tokens and the rest are trained.
@@ -33,7 +35,10 @@ def decide(ablation: AblationSpec, tokens: Tokens, static_N: Tensor | None = Non
         InputError: the ablation needs what the Trainer does not give, or a user's function returns a wrong result.
     """
     selected_N = select(ablation.select, tokens) if static_N is None else static_N.to(tokens.loss_N.device)
-    return BatchDecision(token_weights(ablation, selected_N, tokens), selected_N)
+    weights = token_weights(ablation, selected_N, tokens)
+    if tokens.weight_N is not None:
+        weights = Weights(*(column_N * tokens.weight_N.to(column_N) for column_N in weights))
+    return BatchDecision(weights, selected_N)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class Tokens:
     steps: int = 1
     """Optimiser steps of the training."""
     seed: int = 0
+    weight_N: Tensor | None = None
+    """float32: the factor that the data give each token's term of the objective; None if all are 1."""
 
     @property
     def progress(self) -> float:
@@ -73,7 +75,14 @@ def join(parts: Sequence[Tokens]) -> Tokens:
         example_N=torch.cat([part.example_N + offset for part, offset in zip(parts, offsets, strict=False)]),
         example_ids=tuple(name for part in parts for name in part.example_ids),
         columns={name: torch.cat([part.columns[name] for part in parts]) for name in first.columns},
+        weight_N=_joined_weights(parts),
     )
+
+
+def _joined_weights(parts: Sequence[Tokens]) -> Tensor | None:
+    if all(part.weight_N is None for part in parts):
+        return None
+    return torch.cat([torch.ones_like(p.loss_N) if p.weight_N is None else p.weight_N.to(p.loss_N) for p in parts])
 
 
 def _examples(tokens: Tokens) -> int:

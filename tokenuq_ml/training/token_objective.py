@@ -43,8 +43,9 @@ class TokenObjective:
     """Mixin that gives a Trainer the token-level objective: `class MyTrainer(TokenObjective, SFTTrainer)`.
 
     The objective of an optimiser batch with N response tokens over all micro-batches and ranks is
-    `(1/N) * sum_n selected_n ? CE_n : weight * divergence(teacher_n, student_n)` (arXiv 2503.16511). Selection and
-    division are over the complete optimiser batch, so accumulation, padding and the number of ranks change nothing.
+    `(1/N) * sum_n selected_n ? CE_n : weight * divergence(teacher_n, student_n)` (arXiv 2503.16511). Weights that the
+    data give tokens (`data_weights`) multiply their terms, and change neither selection nor N. Selection and division
+    are over the complete optimiser batch, so accumulation, padding and the number of ranks change nothing.
     The logged loss is that number; evaluation losses stay the Trainer's own.
 
     Args:
@@ -127,6 +128,10 @@ class TokenObjective:
         """Return the ids of the micro-batch's examples; empty if they have none."""
         return ()
 
+    def data_weights(self, batch) -> Tensor | None:
+        """Return `weight_N`, factors of the tokens' terms of the objective; None if all are 1."""
+        return None
+
     teacher_mean = float("nan")
     """Mean of the teacher's loss over the train split in nats, for the threshold `teacher_mean`."""
 
@@ -194,7 +199,7 @@ class TokenObjective:
 
     def _tokens(self, batch: TokenBatch, loss_N: Tensor) -> Tokens:
         """Return what selectors and users' objectives read of the micro-batch, on the device of `loss_N`."""
-        device = loss_N.device
+        device, weight_N = loss_N.device, self.data_weights(batch)
         return Tokens(
             loss_N,
             batch.example_N.to(device),
@@ -204,6 +209,7 @@ class TokenObjective:
             self.state.global_step + 1,
             self.state.max_steps,
             self.ablation.seed,
+            None if weight_N is None else weight_N.to(device),
         )
 
     @property

@@ -79,6 +79,10 @@ class TokenTrainer(TokenObjective, Trainer):
         """Return the columns of the token tables that the ablation reads."""
         return self.setup.columns.of(batch.examples) if self.setup.columns else {}
 
+    def data_weights(self, batch: Batch) -> Tensor | None:
+        """Return the weights that the examples give their tokens."""
+        return batch.weight_N
+
     def static_mask(self, batch: Batch) -> Tensor | None:
         """Return `mask_N` if the selection was decided before training."""
         if self._static_masks is None:

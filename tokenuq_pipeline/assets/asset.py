@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dagster as dg
 
@@ -42,7 +42,9 @@ class StageAsset:
     ablation: str | None = None
     checks: tuple[StageCheck, ...] = ()
     observed: tuple[AssetPath, ...] = ()
-    """Inputs that no stage makes (`files/<dataset>`). Dagster compares them; the store does not hold them."""
+    """Inputs that no stage makes (`files/<dataset>`, `curation/<name>`): Dagster compares them, the store has none."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Input name -> path of a user's file that is observed. Not part of the fields, so that it may be moved."""
     needs_model: bool = False
     """The stage loads a model, so it takes a slot of the pool `accelerator`."""
     follows_inputs: bool = False

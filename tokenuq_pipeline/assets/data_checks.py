@@ -5,17 +5,24 @@ Checks read tables with polars and manifests, but no tensors.
 
 import polars as pl
 
+from tokenuq_ml.data.examples import TEXT_ROLE
 from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
 
 
 def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
-    """Check that no first user message is in two splits; letter case and white space are ignored."""
+    """Check that no question (`Example.question`) is in two splits; letter case and white space are ignored."""
+    asked = pl.col("source").str.json_path_match("$.question_turn").cast(pl.Int64)
+    texts = (
+        pl.col("messages")
+        .list.head(asked.fill_null(2**31 - 1) + 1)
+        .list.eval(pl.element().filter(pl.element().struct["role"].is_in(["user", TEXT_ROLE])).struct["content"])
+    )
     questions = read(store, "examples", dataset=dataset).select(
         "split",
-        question=pl.col("messages")
-        .list.eval(pl.element().filter(pl.element().struct["role"] == "user").struct["content"].first())
-        .list.first()
+        question=pl.when(asked.is_null())
+        .then(texts.list.first())
+        .otherwise(texts.list.join(" "))
         .str.to_lowercase()
         .str.replace_all(r"\s+", " ")
         .str.strip_chars(),

@@ -26,7 +26,9 @@ class StageGroup(NamedTuple):
 def stage_groups(config: Config) -> list[StageGroup]:
     """Return the groups of a configuration, in the order in which data flows."""
     groups = [StageGroup("convert_model", "__".join(asset.path), [asset]) for asset in model_assets(config)]
-    groups += [StageGroup("load_dataset", "__".join(asset.path), [asset]) for asset in dataset_assets(config)]
+    for asset in dataset_assets(config):
+        program = "curate_dataset" if "curation" in asset.files else "load_dataset"
+        groups.append(StageGroup(program, "__".join(asset.path), [asset]))
     for study in config.studies.values():
         name = study.name
         groups += [

@@ -1,28 +1,36 @@
-"""`files/<dataset>`: the user's own files that a dataset is read from. Observed, not made."""
+"""`files/<dataset>` and `curation/<name>`: the user's own files that datasets are made from. Observed, not made."""
 
 import warnings
 
 import dagster as dg
 
+from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.data.sources.locate import why_missing
 from tokenuq_pipeline.runtime.data_files import current_version, file_key, watched
 
 
 def file_assets(config: Config) -> list[dg.SourceAsset]:
-    """Return one observable asset per dataset with a `path`; its data version is the fingerprint of the content."""
-    return [_observable(dataset, path) for dataset, path in watched(config).items()]
+    """Return one observable asset per dataset with a `path`, and per reviewed file that datasets are made by.
+
+    The data version is the fingerprint of the content.
+    """
+    specs = {file_key(config.datasets[name]): config.datasets[name] for name in watched(config)}
+    return [_observable(spec, str(spec.path)) for spec in specs.values()]
 
 
-def _observable(dataset: str, path: str) -> dg.SourceAsset:
+def _observable(spec: DatasetSpec, path: str) -> dg.SourceAsset:
     with warnings.catch_warnings():
         # Observable source assets have been in beta for years. Without them only a run would tell Dagster of a change.
         warnings.simplefilter("ignore", dg.BetaWarning)
-        return _define(dataset, path)
+        return _define(spec, path)
 
 
-def _define(dataset: str, path: str) -> dg.SourceAsset:
+def _define(spec: DatasetSpec, path: str) -> dg.SourceAsset:
+    dataset = spec.name
+
     @dg.observable_source_asset(
-        key=file_key(dataset),
+        key=file_key(spec),
         group_name="datasets",
         description=f"The files at {path}. An observation takes their fingerprint; if it changes, {dataset} is stale.",
         tags={"dagster/kind/file": ""},
@@ -30,9 +38,10 @@ def _define(dataset: str, path: str) -> dg.SourceAsset:
         required_resource_keys={"store"},
     )
     def observe_files(context):
-        version = current_version(path, context.resources.store)
+        version = current_version(spec, context.resources.store)
         if version is None:
-            raise dg.Failure(f"{path}: no data file; correct `path` of {dataset} in datasets.yaml", allow_retries=False)
+            reason = why_missing(spec) or f"{path}: no data file; correct `path:` of {dataset} in datasets.yaml"
+            raise dg.Failure(reason, allow_retries=False)
         return dg.DataVersion(version)
 
     return observe_files

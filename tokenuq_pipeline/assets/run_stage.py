@@ -175,6 +175,8 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
         for item in asset.inputs
         if item.path not in made
     }
+    for asset in wanted.values():
+        inputs |= asset.files
     first = next(iter(wanted.values()))
     return StageRequest(
         entrypoint=group.entrypoint,

@@ -14,7 +14,7 @@ def root_asset_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
     return [
         *(dg.AssetKey(["models", name]) for name in config.models_of(study)),
         *(dg.AssetKey(["datasets", name]) for name in datasets),
-        *(file_key(name) for name in datasets if name in watched(config)),
+        *dict.fromkeys(file_key(config.datasets[name]) for name in datasets if name in watched(config)),
     ]
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from tokenuq_ml.data.sources.fingerprint import signature, why_incomplete
+from tokenuq_ml.data.sources.locate import find_files
+from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG, Reruns, rerun_of
 from tokenuq_pipeline.automation.staleness import MAX_WAVES, Key
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
@@ -71,10 +73,10 @@ class _FilesTick:
 def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.SensorResult:
     """Look once at the files of every dataset, and request a rerun for those that have changed."""
     tick = _FilesTick(json.loads(context.cursor or "{}"))
-    for dataset, path in watched(reruns.config).items():
+    for dataset in watched(reruns.config):
         studies = _studies_of(reruns, dataset)
         if studies:
-            _look_at(dataset, path, studies, context.instance, reruns, tick)
+            _look_at(dataset, studies, context.instance, reruns, tick)
     skip = None if tick.requests else dg.SkipReason("; ".join(tick.waits) or "no data file has changed")
     return dg.SensorResult(
         run_requests=tick.requests, skip_reason=skip, asset_events=tick.events, cursor=json.dumps(tick.cursor)
@@ -82,15 +84,18 @@ def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.S
 
 
 def _look_at(
-    dataset: str, path: str, studies: list[str], instance: dg.DagsterInstance, reruns: Reruns, tick: _FilesTick
+    dataset: str, studies: list[str], instance: dg.DagsterInstance, reruns: Reruns, tick: _FilesTick
 ) -> None:
-    known = tick.cursor.get(dataset)
+    spec, known = reruns.config.datasets[dataset], tick.cursor.get(dataset)
     if known is None:
         # Files that existed before the sensor are what the study was last built from, if it was built at all.
-        known = {"signature": None, "version": observed_version(instance, dataset), "asked": 0}
+        known = {"signature": None, "version": observed_version(instance, spec), "asked": 0}
     try:
-        now, incomplete = signature(path), why_incomplete(path)
-    except OSError as error:
+        data = find_files(spec)
+        now, incomplete = signature(data.root, data.files), why_incomplete(data.files)
+        if data.being_written:
+            incomplete = f"{data.being_written} is still being written"
+    except (OSError, InputError) as error:
         now, incomplete = None, str(error)
     if now != known["signature"]:
         tick.waits.append(f"{dataset}: waits until its files no longer change")
@@ -100,19 +105,19 @@ def _look_at(
     if incomplete is not None:
         tick.waits.append(f"{dataset}: {incomplete}")
         return
-    version = current_version(path, reruns.store)
+    version = current_version(spec, reruns.store)
     if version is None or version == known["version"]:
         return
     if busy := next(filter(None, (reruns.run_in_progress(instance, study) for study in studies)), None):
         tick.waits.append(f"{dataset}: waits for run {busy[:8]}")
         return
-    if built_from_version(instance, dataset) == version:
+    if built_from_version(instance, spec) == version:
         # Another run, of a person or a schedule, has read the change meanwhile.
         tick.cursor[dataset] = {**known, "version": version}
         return
     asked = known["asked"] + 1
     tick.cursor[dataset] = {**known, "version": version, "asked": asked}
-    tick.events.append(observation(dataset, path, version))
+    tick.events.append(observation(spec, version))
     tick.requests += _requests(studies, dataset, f"{dataset}-{version}-{asked}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import project
 from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions
+from tokenuq_pipeline.runtime.store_layout import table_path
 
 STATES = {"waiting": "may follow", "unchecked": FRESH}
 """States of `tokenuq status` that a plan names otherwise: an asset that may follow is counted, and one whose check is
@@ -85,6 +86,7 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
         [vars(source) for source in sources],
         assumptions(planner, sizes, spec) if states else [],
         _totals(stages),
+        _template_findings(config, spec, store) if f"{study}/tokenized_dataset" in states else [],
     )
 
 
@@ -141,6 +143,26 @@ def _sources(config, spec, store) -> tuple[list, dict]:
     ]
     sizes = {name: found for name, (_, found) in models.items()}
     return [*(source for source, _ in models.values()), *datasets], sizes
+
+
+def _template_findings(config, spec, store) -> list[str]:
+    """Return what the chat template makes of the study's rows, as far as tokenizer and rows are here."""
+    from tokenuq_ml.costs.template_check import CHECKED_ROWS, template_findings, tokenizer_folder
+    from tokenuq_ml.data.examples import Example
+    from tokenuq_ml.tables.parquet import stream_table
+    from tokenuq_ml.tables.schemas import TABLES
+
+    model = config.models[spec.model]
+    folder = tokenizer_folder(model, store.path(f"models/{spec.model}"))
+    if folder is None:
+        return []
+    examples = {}
+    for name in (spec.dataset, *spec.ood):
+        if store.is_complete(f"datasets/{name}"):
+            table = store.path(table_path("examples", dataset=name))
+            first = next(stream_table(table, list(TABLES["examples"].columns), CHECKED_ROWS), None)
+            examples[name] = [Example.from_row(row) for row in first.to_pylist()] if first is not None else []
+    return list(template_findings(spec, model, folder, examples))
 
 
 def _groups(config, study: str) -> list[list]:

@@ -25,6 +25,8 @@ class Plan:
     sources: list[dict]
     assumptions: list[str]
     totals: dict = field(default_factory=dict)
+    template: list[str] = field(default_factory=list)
+    """What the chat template makes of the study's rows, if it is not as usual."""
 
 
 def assumptions(planner, sizes: dict, spec) -> list[str]:
@@ -95,6 +97,8 @@ def as_text(plan: Plan, free: int) -> str:
     for source in plan.sources:
         ready = "ready" if source["ready"] else "missing"
         lines.append(f"  {source['kind']:<7}  {source['name']:<{width}}  {ready:<7}  {source['words']}")
+    if plan.template:
+        lines += ["", "Chat template", *(f"  - {one}" for one in plan.template)]
     if plan.assumptions:
         lines += ["", "Assumptions", *(f"  - {one}" for one in plan.assumptions)]
     return "\n".join(lines)

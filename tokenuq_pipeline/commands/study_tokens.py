@@ -1,5 +1,6 @@
 """What `tokenuq show` reads of a study: token tables, selections, prompts."""
 
+import contextlib
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
@@ -124,6 +125,14 @@ class StudyTokens:
             return scan("token_alternatives", self._home, study=self._study)
         except FileNotFoundError:
             return pl.from_arrow(TABLES["token_alternatives"].schema.empty_table()).lazy()
+
+    def selections(self) -> dict[str, pl.LazyFrame]:
+        """Return ablation -> its table `selections`, for students that are complete."""
+        found = {}
+        for name in self._ablations("selections"):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = scan("selections", self._home, study=self._study, ablation=name)
+        return found
 
     def students(self, first: str | None) -> Students:
         """Return the tables of every ablation of the study, with the ablation `first` at the beginning."""

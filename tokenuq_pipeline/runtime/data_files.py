@@ -1,51 +1,70 @@
 """Versions of the user's data files, as Dagster knows them.
 
-Each dataset with a `path` in datasets.yaml has an asset `files/<dataset>`. Its observations hold the fingerprint of the
-files' content as data version, so that a changed file makes its dataset stale as a changed asset would.
+Each dataset with a local `path` in datasets.yaml has an asset `files/<dataset>`, and each reviewed file that datasets
+are made by an asset `curation/<name>`. Its observations hold the fingerprint of the content of the files that are read
+as data version, so that a changed file makes its dataset stale as a changed asset would.
 """
 
 import contextlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 import dagster as dg
 
 from tokenuq_ml.atomic_files import atomic_write
+from tokenuq_ml.config import CuratedDatasetSpec, DatasetSpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.data.sources.fingerprint import fingerprint, signature
+from tokenuq_ml.data.sources.locate import DataFiles, find_files
+from tokenuq_ml.data.sources.remote import is_address
+from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.dagster_internals import DATA_VERSION_TAG, input_data_version_tag
 from tokenuq_pipeline.runtime.store import Store
 
 
-def file_key(dataset: str) -> dg.AssetKey:
-    """Return the key of the asset for a dataset's files."""
-    return dg.AssetKey(["files", dataset])
+def file_key(spec: DatasetSpec) -> dg.AssetKey:
+    """Return the key of the asset for a dataset's files: `files/<dataset>`, or `curation/<name>` of a reviewed one."""
+    if isinstance(spec, CuratedDatasetSpec):
+        return dg.AssetKey(["curation", spec.curated_by])
+    return dg.AssetKey(["files", spec.name])
 
 
 def watched(config: Config) -> dict[str, str]:
-    """Return the path of each dataset that is read from the user's own files."""
-    return {name: spec.path for name, spec in config.datasets.items() if spec.path is not None}
+    """Return the path of each dataset that is read from the user's own files.
+
+    Files at an address are not watched: to look at them takes a request, and to compare them a download.
+    """
+    paths = {name: spec.path for name, spec in config.datasets.items() if spec.path is not None}
+    return {name: path for name, path in paths.items() if not is_address(path)}
 
 
-def current_version(path: str | Path, store: Store) -> str | None:
-    """Return the fingerprint of the files at `path`; None if there are none.
+def local_files(spec: DatasetSpec) -> DataFiles | None:
+    """Return the files that a watched dataset is read from; None if there are none, or not those that it asks for."""
+    try:
+        return find_files(spec)
+    except InputError:
+        return None
+
+
+def current_version(spec: DatasetSpec, store: Store) -> str | None:
+    """Return the fingerprint of the files that a dataset is read from; None if there are none.
 
     Files are read only if a name, size or modification time has changed since the last fingerprint, which the store
     keeps in `.fingerprints.json`.
     """
-    cache, key = store.home / ".fingerprints.json", str(Path(path))
+    data = local_files(spec)
+    if data is None:
+        return None
+    cache, key = store.home / ".fingerprints.json", f"{spec.name}: {data.root}"
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
         known = {}
-    now = signature(path)
-    if not now:
-        return None
+    now = signature(data.root, data.files)
     if known.get(key, {}).get("signature") == now:
         return str(known[key]["fingerprint"])
-    version = fingerprint(path)
-    if signature(path) == now:
+    version = fingerprint(data.root, data.files)
+    if signature(data.root, data.files) == now:
         cache.parent.mkdir(parents=True, exist_ok=True)
         # Not durable: a lost fingerprint is computed again.
         with atomic_write(cache, durable=False) as file:
@@ -53,24 +72,24 @@ def current_version(path: str | Path, store: Store) -> str | None:
     return version
 
 
-def observed_version(instance: dg.DagsterInstance, dataset: str) -> str | None:
+def observed_version(instance: dg.DagsterInstance, spec: DatasetSpec) -> str | None:
     """Return the fingerprint in the last observation of a dataset's files."""
-    records = instance.fetch_observations(file_key(dataset), limit=1).records
+    records = instance.fetch_observations(file_key(spec), limit=1).records
     observation = records[0].asset_observation if records else None
     return (observation.tags or {}).get(DATA_VERSION_TAG) if observation else None
 
 
-def built_from_version(instance: dg.DagsterInstance, dataset: str) -> str | None:
+def built_from_version(instance: dg.DagsterInstance, spec: DatasetSpec) -> str | None:
     """Return the fingerprint of the files that a dataset was last built from, as observed when its run started."""
-    event = instance.get_latest_materialization_event(dg.AssetKey(["datasets", dataset]))
+    event = instance.get_latest_materialization_event(dg.AssetKey(["datasets", spec.name]))
     materialization = event.asset_materialization if event else None
-    return (materialization.tags or {}).get(input_data_version_tag(file_key(dataset))) if materialization else None
+    return (materialization.tags or {}).get(input_data_version_tag(file_key(spec))) if materialization else None
 
 
-def observation(dataset: str, path: str, version: str) -> dg.AssetObservation:
+def observation(spec: DatasetSpec, version: str) -> dg.AssetObservation:
     """Return the event that records the current version of a dataset's files."""
     return dg.AssetObservation(
-        file_key(dataset), metadata={"path": dg.MetadataValue.path(path)}, tags={DATA_VERSION_TAG: version}
+        file_key(spec), metadata={"path": dg.MetadataValue.path(str(spec.path))}, tags={DATA_VERSION_TAG: version}
     )
 
 
@@ -88,13 +107,13 @@ def observe(config: Config, instance: dg.DagsterInstance, store: Store, datasets
     """
     changed = []
     names = set(datasets)
-    for dataset, path in watched(config).items():
+    for dataset in watched(config):
         if names and dataset not in names:
             continue
-        version = None
+        version, spec = None, config.datasets[dataset]
         with contextlib.suppress(OSError):
-            version = current_version(path, store)
-        if version is not None and version != observed_version(instance, dataset):
-            instance.report_runless_asset_event(observation(dataset, path, version))
+            version = current_version(spec, store)
+        if version is not None and version != observed_version(instance, spec):
+            instance.report_runless_asset_event(observation(spec, version))
             changed.append(dataset)
     return changed

@@ -187,3 +187,25 @@ def test_the_order_of_batches_depends_only_on_seed_and_epoch():
     b.set_epoch(0)
     assert list(a) != list(b)
     assert sorted(i for batch in a for i in batch) == list(range(39)) and len(list(a)) == len(a)
+
+
+def test_token_weights_are_read_if_the_table_has_them(tmp_path):
+    rows = [
+        replace(row, weights=[0.5] * len(row.input_ids) if number else None) for number, row in enumerate(examples(3))
+    ]
+    rows[2].weights[-1] = 2.0
+    frame = pl.DataFrame(
+        [(r.example_id, r.dataset, r.split, r.input_ids, r.response_mask, r.weights) for r in rows],
+        schema=["example_id", "dataset", "split", "input_ids", "response_mask", "token_weight"],
+        orient="row",
+    )
+    write_table(frame, "tokenized_dataset", tmp_path, spec_hash="s", code_version="c")
+    read = read_examples(tmp_path)
+    assert [None if r.weights is None else list(r.weights) for r in read] == [r.weights for r in rows]
+    counts = [len(row.positions) for row in rows]
+    expected = [1.0] * counts[0] + [0.5] * (counts[1] + counts[2] - 1) + [2.0]
+    assert collate(read).weight_N.tolist() == pack(read).weight_N.tolist() == expected
+    assert collate(read[:1]).weight_N is None and collate([]).weight_N is None
+    # A file of an earlier version lacks the column.
+    frame.drop("token_weight").write_parquet(tmp_path / "part-0.parquet")
+    assert [r.weights for r in read_examples(tmp_path)] == [None] * 3

@@ -248,9 +248,9 @@ def test_every_container_holds_the_same_rows(tmp_path, suffix):
     assert all(e.question == f"do {int(e.id[2:])}" for e in examples)
 
 
-def test_csv_is_rejected_for_formats_with_lists(tmp_path):
+def test_csv_holds_lists_as_json_text_only(tmp_path):
     (tmp_path / "a.csv").write_text("messages\nx\n")
-    with pytest.raises(InputError, match=r"a\.csv: CSV cannot hold lists, which format 'messages' needs"):
+    with pytest.raises(InputError, match=r"a\.csv: line 2 \(row 1\): 'messages' is text; it must be a list"):
         load_examples(messages_spec(tmp_path / "a.csv"))
 
 

@@ -1,10 +1,17 @@
 """Tokenisation: the ids of `apply_chat_template`, and a mask that holds the assistants' text and no more."""
 
-import pytest
+import inspect
 
+import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerBase
+
+from tests.support.chat_templates import QWEN3
 from tests.support.paths import ROOT
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
-from tokenuq_ml.data.tokenization import default_template, end_of_turn, prompt_ids, tokenize_example
+from tokenuq_ml.data.examples import Example
+from tokenuq_ml.data.template_probe import probe_template
+from tokenuq_ml.data.tokenization import ConversationTokenizer, default_template, prompt_ids, tokenize_example
 from tokenuq_ml.errors import InputError
 
 SHIPPED_GEMMA = ROOT / "config" / "chat_templates" / "gemma.jinja"
@@ -64,7 +71,7 @@ def restore_template(tokenizer):
 @pytest.mark.parametrize(
     "template", [CHATML, LLAMA, GEMMA, default_template()], ids="chatml llama gemma default".split()
 )
-@pytest.mark.parametrize("messages", [SHORT, LONG, AWKWARD], ids=["short", "long", "awkward"])
+@pytest.mark.parametrize("messages", [SHORT, LONG], ids=["short", "long"])
 def test_ids_are_those_of_apply_chat_template(tokenizer, template, messages):
     with_template(tokenizer, template)
     messages = messages[1:] if template == GEMMA and messages[0]["role"] == "system" else messages
@@ -101,7 +108,7 @@ def test_the_default_template_trains_every_answer_with_its_end(tokenizer):
         LONG[-1]["content"] + "<|im_end|>",
     ]
     assert tokenizer.decode(prompt_ids(tokenizer, LONG[:2])).endswith("apples?\n\n### Assistant:\n")
-    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    assert probe_template(tokenizer).end_of_turn == tokenizer.eos_token_id
 
 
 def test_the_default_template_needs_no_beginning_of_sequence():
@@ -124,13 +131,17 @@ def test_the_template_shipped_for_gemma():
     assert spoken(tokenizer, tokens) == ["12 apples.<end_of_turn>", LONG[-1]["content"] + "<end_of_turn>"]
     prompt = prompt_ids(tokenizer, LONG[:-1])
     assert tokens.input_ids[: len(prompt)] == prompt
-    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<end_of_turn>") != tokenizer.eos_token_id
+    assert (
+        probe_template(tokenizer).end_of_turn
+        == tokenizer.convert_tokens_to_ids("<end_of_turn>")
+        != tokenizer.eos_token_id
+    )
 
 
 def test_an_end_of_turn_is_a_special_token_or_none(tokenizer):
-    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert probe_template(tokenizer).end_of_turn == tokenizer.convert_tokens_to_ids("<|im_end|>")
     with_template(tokenizer, default_template().replace("eos_token", "'.'"))
-    assert end_of_turn(tokenizer) is None
+    assert probe_template(tokenizer).end_of_turn is None
 
 
 def test_the_trimming_tokenizer_trims():
@@ -160,41 +171,141 @@ def test_the_end_of_turn_is_scored_though_it_is_the_padding_too(tokenizer):
     assert scored == [False, False, True, False, True]
 
 
-def test_a_token_over_the_border_counts_to_the_prompt(tokenizer):
+@pytest.mark.parametrize(
+    ("header", "answer"),
+    [("assistant: t", "he price"), ("assistant: ", "the price"), ("assistant: ", "7 apples.")],
+)
+def test_an_answer_is_trained_whole_where_a_token_would_stand_across_its_border(tokenizer, header, answer):
     with_template(
         tokenizer,
-        "{% for m in messages %}{{ m['role'] + ': t' if m['role'] == 'assistant' else '' }}"
-        "{{ m['content'] + '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: t' }}{% endif %}",
+        "{% for m in messages %}{{ (header if m['role'] == 'assistant' else '') + m['content'] + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ header }}{% endif %}".replace("header", repr(header)),
     )
-    messages = [SHORT[0], {"role": "assistant", "content": "he price"}]
+    messages = [SHORT[0], {"role": "assistant", "content": answer}]
     tokens = tokenize_example(tokenizer, messages, 999)
-    texts = [tokenizer.decode([i]) for i in tokens.input_ids]
-    border = next(i for i, text in enumerate(texts) if text.startswith(" t") and i and texts[i - 1] == ":")
-    assert len(texts[border]) > len(" t"), "no token over the border: the test shows nothing"
-    assert not tokens.response_mask[border]
-    assert texts[border] + spoken(tokenizer, tokens)[0] == " the price<|im_end|>"
+    assert spoken(tokenizer, tokens) == [answer + "<|im_end|>"]
+    # Plain transformers: the prompt that a model continues, and then the answer by itself.
+    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+    assert tokens.input_ids == prompt + tokenizer(answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert tokens.response_mask == [False] * len(prompt) + [True] * (len(tokens.input_ids) - len(prompt))
+    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    assert (tokens.input_ids == whole) == (answer[0] == "7"), "the case shows nothing"
 
 
-@pytest.mark.parametrize(("answer", "first"), [("7 apples.", "7 apples."), ("the price", " price")])
-def test_a_header_that_ends_in_a_space(tokenizer, answer, first):
-    # The space is a token by itself before 7, and one with `the`; neither begins in the response.
+def test_two_answers_across_borders_are_both_trained_whole(tokenizer):
     with_template(
         tokenizer,
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
     )
-    tokens = tokenize_example(tokenizer, [SHORT[0], {"role": "assistant", "content": answer}], 999)
-    assert spoken(tokenizer, tokens) == [first + "<|im_end|>"]
+    messages = [SHORT[0], {"role": "assistant", "content": "the price"}] * 2
+    tokens = tokenize_example(tokenizer, messages, 999)
+    assert spoken(tokenizer, tokens) == ["the price<|im_end|>"] * 2
+    # The history of a prompt has the same tokens as in training.
+    prompt = prompt_ids(tokenizer, messages[:-1])
+    assert tokens.input_ids[: len(prompt)] == prompt and tokens.response_mask[len(prompt)]
 
 
 def test_nothing_predicts_the_first_token(tokenizer):
-    # A template that leaves out what the user says.
-    with_template(
-        tokenizer, "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
-    )
-    tokens = tokenize_example(tokenizer, SHORT, 999)
-    assert tokens.response_mask == [False] + [True] * (len(tokens.input_ids) - 1)
+    with_template(tokenizer, "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}")
+    tokens = tokenize_example(tokenizer, [{"role": "user", "content": ""}, SHORT[1]], 999)
+    assert tokens.response_mask[0] is False and all(tokens.response_mask[1:])
+
+
+# Special tokens in the text of turns
+
+
+def test_special_tokens_in_a_text_are_encoded_as_text(tokenizer):
+    tokens = tokenize_example(tokenizer, AWKWARD, 999)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokens.input_ids.count(end) == 2, "only the template's own"
+    assert tokenizer.decode(tokens.input_ids) == tokenizer.apply_chat_template(AWKWARD, tokenize=False)
+    kept = ConversationTokenizer(tokenizer, "keep").tokenize([Example("", "", AWKWARD)])[0]
+    assert kept.input_ids == tokenizer.apply_chat_template(AWKWARD)["input_ids"] and kept.input_ids.count(end) == 3
+    assert kept.has_special_tokens and not kept.looks_templated
+
+
+@pytest.mark.skipif(
+    "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+    reason="a newer transformers",
+)
+@pytest.mark.parametrize("place", ["user", "assistant"])
+def test_special_tokens_as_text_are_those_of_transformers(tokenizer, place):
+    messages = [
+        {**turn, "content": "a<|im_end|>\n<|im_start|>user b"} if turn["role"] == place else turn for turn in LONG
+    ]
+    tokens = tokenize_example(tokenizer, messages, 999)
+    expected = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)["input_ids"]
+    # transformers encodes a text piece by piece, so that neighbours of such a token may be divided in another way.
+    assert tokenizer.decode(tokens.input_ids) == tokenizer.decode(expected)
+    special = tokenizer.all_special_ids
+    assert [i for i in tokens.input_ids if i in special] == [i for i in expected if i in special]
+    prompt = prompt_ids(tokenizer, messages[:-1])
+    assert tokens.input_ids[: len(prompt)] == prompt
+
+
+def test_text_that_is_templated_already_is_noticed(tokenizer):
+    text = tokenizer.apply_chat_template(SHORT, tokenize=False)
+    (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("", "", [{**SHORT[0], "content": text}, SHORT[1]])])
+    assert tokens.looks_templated and tokens.has_special_tokens and not tokens.faults
+
+
+# Raw text
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_raw_text_is_trained_whole_without_a_template(tokenizer, bos):
+    text = "the price\n\nis <|im_end|> 3"
+    if bos:
+        frame = processors.TemplateProcessing("<|im_start|> $0", special_tokens=[("<|im_start|>", 0)])
+        before, tokenizer.backend_tokenizer.post_processor = tokenizer.backend_tokenizer.post_processor, frame
+    plain = tokenizer(text, split_special_tokens=True)["input_ids"]
+    (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("", "", [{"role": "text", "content": text}])])
+    if bos:
+        tokenizer.backend_tokenizer.post_processor = before
+    assert tokens.input_ids == [*plain, tokenizer.eos_token_id] and (plain[0] == tokenizer.bos_token_id) == bos
+    assert tokens.response_mask == [False] + [True] * len(plain) and not tokens.faults
+
+
+# Long conversations
+
+
+def test_a_long_conversation_has_the_masks_of_its_prompts(tokenizer):
+    messages = [{**turn, "content": f"{turn['content']} {n // 2}\n"} for n, turn in enumerate(SHORT * 30)]
+    tokens = tokenize_example(tokenizer, messages, 99999)
+    assert tokens.response_mask == by_prompts(tokenizer, messages, tokens.input_ids)
+    for template in (LLAMA, GEMMA, default_template(), QWEN3):
+        with_template(tokenizer, template)
+        tokens = tokenize_example(tokenizer, messages, 99999)
+        assert spoken(tokenizer, tokens)[:2] != spoken(tokenizer, tokens)[1:3] and len(spoken(tokenizer, tokens)) == 30
+        if template != QWEN3:
+            assert tokens.response_mask == by_prompts(tokenizer, messages, tokens.input_ids)
+
+
+def by_prompts(tokenizer, messages, ids):
+    """The mask by plain transformers: one prompt per answer, up to the end of turn after it."""
+    mask, end = [False] * len(ids), tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for turn in range(1, len(messages), 2):
+        prompt = tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True)["input_ids"]
+        assert ids[: len(prompt)] == prompt
+        stop = ids.index(end, len(prompt)) + 1
+        mask[len(prompt) : stop] = [True] * (stop - len(prompt))
+    return mask
+
+
+def test_the_number_of_renderings_does_not_grow_with_the_turns(tokenizer):
+    rendered, apply = [], tokenizer.apply_chat_template
+    tokenizer.apply_chat_template = lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)
+    try:
+        counts = []
+        for exchanges in (20, 80):
+            rendered.clear()
+            messages = [{**turn, "content": f"{turn['content']} {n}"} for n, turn in enumerate(SHORT * exchanges)]
+            tokenize_example(tokenizer, messages, 99999)
+            counts.append(len(rendered))
+    finally:
+        del tokenizer.apply_chat_template
+    assert counts[0] == counts[1]
 
 
 def test_tokens_after_the_maximum_are_cut(tokenizer):
@@ -225,13 +336,22 @@ def test_a_missing_chat_template_says_what_to_do(tokenizer):
 def test_a_template_that_rewrites_earlier_turns_is_rejected(tokenizer):
     with_template(tokenizer, FORGETFUL)
     assert spoken(tokenizer, tokenize_example(tokenizer, SHORT, 999)) == ["12 apples.<|im_end|>"]
-    with pytest.raises(InputError, match=r"chat template .*models\.yaml"):
+    with pytest.raises(InputError, match=r"turn 2: the chat template leaves out the assistant's text"):
         tokenize_example(tokenizer, LONG[1:], 999)
 
 
 def test_the_message_of_a_template_that_rejects_a_role_is_shown(tokenizer):
     with pytest.raises(InputError, match=r"rejects the conversation: System role not supported; correct"):
         tokenize_example(with_template(tokenizer, GEMMA), LONG, 999)
+
+
+def test_a_prompt_that_loses_a_turn_is_rejected(tokenizer):
+    with_template(tokenizer, CHATML.replace("for message in messages", "for message in messages[-1:]"))
+    with pytest.raises(
+        InputError, match="turn 1: the chat template leaves out the system's text, or a part of it; corr"
+    ):
+        prompt_ids(tokenizer, LONG[:2])
+    assert prompt_ids(tokenizer, SHORT[:1])
 
 
 def test_a_slow_tokenizer_is_rejected(tokenizer):

@@ -128,6 +128,28 @@ def test_answers_have_the_columns_of_the_table_and_give_the_metrics():
     assert set(examples["split"]) == {"test"}
 
 
+def test_questions_whose_answers_no_filter_extracts_are_left_out():
+    finals = ["$1,000", "3/4", "20%", "5 apples", "1,234.50", "-7", "$.5", "12."]
+    examples = TRAIN[: len(finals)].with_columns(
+        messages=pl.Series(
+            [
+                [{"role": "user", "content": f"Q{i}"}, {"role": "assistant", "content": f"so\n#### {final}"}]
+                for i, final in enumerate(finals)
+            ]
+        )
+    )
+    task = Gsm8k(examples, TRAIN, num_fewshot=2, chat=True)
+    assert task.unscorable == ["train/001", "train/002", "train/003"]
+    answers = task.score(["#### 1000", "#### 1234.50", "#### -7", "It is .5", "#### 12"])
+    assert answers["example_id"].to_list() == ["train/000", *(f"train/00{i}" for i in range(4, 8))]
+    assert answers["target"].to_list() == [
+        f"so\n#### {final}" for final in finals if final[:2] not in ("3/", "20", "5 ")
+    ]
+    assert answers["flexible_match"].all() and answers["strict_match"].sum() == 4
+    with pytest.raises(InputError, match=r"no filter of lm-eval extracts.*'3/4' of train/001"):
+        Gsm8k(examples[1:4], TRAIN, num_fewshot=0, chat=True)
+
+
 @pytest.mark.parametrize(
     "examples, shots, message",
     [

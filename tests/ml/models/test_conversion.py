@@ -69,7 +69,7 @@ def test_the_text_of_a_template_is_a_field_and_its_path_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("template", "error"),
     [
-        ("{{ bos_token }}", "leaves out the assistant's text"),
+        ("{{ bos_token }}", "leaves out the user's text"),
         ("{{ raise_exception('never') }}", "rejects the conversation: never"),
     ],
 )

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.data import tokenizer_files
 from tokenuq_ml.data.tokenization import tokenize_example
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages import load_dataset, tokenize_dataset
@@ -29,7 +30,10 @@ GSM = {
 
 
 def request(stage: str, fields: dict, folder: Path, inputs: dict | None = None) -> StageRequest:
-    outputs = {"datasets": ("examples", "rejected_rows"), "tokenized_dataset": ("tokenized_dataset",)}[stage]
+    outputs = {
+        "datasets": ("examples", "rejected_rows"),
+        "tokenized_dataset": ("tokenized_dataset", "rejected_examples"),
+    }[stage]
     for output in outputs:
         (folder / output).mkdir(parents=True)
     asset = AssetRequest(
@@ -86,6 +90,9 @@ def test_load_dataset_counts_duplicates_and_omits_unknown_templates(tmp_path):
         "duplicate_questions_dropped": 1,
         "duplicate_conversations": 0,
         "questions_in_two_splits": 0,
+        "rows_left_out": 1,
+        "left_out_repeated_question": 1,
+        "columns_read": "messages (4)",
         "left_out": "a.jsonl: line 3: repeated question: the same question as a.jsonl: line 1",
     }
     assert table["messages"].to_list() == [turns[0], turns[1], turns[3]]
@@ -168,13 +175,13 @@ MAIN = [
 ]
 
 
-def tokenize(tmp_path, tokenizer_dir, main=MAIN, other=(("validation", "Why?", "So."),), max_length=256):
+def tokenize(tmp_path, tokenizer_dir, main=MAIN, other=(("validation", "Why?", "So."),), max_length=256, **keys):
     inputs = {
         "model": tokenizer_dir,
         "examples/main": examples_table(tmp_path / "main", "main", list(main)),
         "examples/other": examples_table(tmp_path / "other", "other", list(other)),
     }
-    fields = {"model": "tiny", "dataset": "main", "ood": ["other"], "max_length": max_length}
+    fields = {"model": "tiny", "dataset": "main", "ood": ["other"], "max_length": max_length, **keys}
     recorder = RecordingReporter()
     tokenize_dataset.run(request("tokenized_dataset", fields, tmp_path / "out", inputs), recorder)
     (result,) = recorder.results
@@ -210,7 +217,11 @@ def test_tokenize_dataset_cuts_long_examples_and_drops_those_without_response(tm
     limit = whole["input_ids"].list.len().to_list()[2] - 1
     long_question = ("train", "apples " * limit, "12")
     table, result = tokenize(
-        tmp_path, tokenizer_dir, [*MAIN, long_question, ("train", "No answer", None)], max_length=limit
+        tmp_path,
+        tokenizer_dir,
+        [*MAIN, long_question, ("train", "No answer", None)],
+        max_length=limit,
+        max_truncated_share=0.5,
     )
     assert "main/000004" not in table["example_id"] and "main/000005" not in table["example_id"]
     assert (result.metrics["truncated"], result.metrics["dropped"]) == (2, 2)
@@ -237,9 +248,9 @@ def test_tokenize_dataset_names_a_split_without_response_tokens(tmp_path, tokeni
     assert not list((tmp_path / "out" / "tokenized_dataset").iterdir())
 
 
-def test_tokenize_dataset_errors_name_model_and_example(tmp_path):
+def test_tokenize_dataset_errors_name_the_model(tmp_path):
     write_model(tmp_path / "tokenizer", chat_template=None)
-    with pytest.raises(InputError, match=r"model tiny, example main/000000: the model has no chat template"):
+    with pytest.raises(InputError, match=r"model tiny: the model has no chat template"):
         tokenize(tmp_path, tmp_path / "tokenizer")
 
 
@@ -258,7 +269,7 @@ def test_tokenize_dataset_refuses_a_token_that_the_model_has_no_embedding_for(tm
 def test_the_tokenizer_loaded_without_torch_is_that_of_models(tokenizer_dir):
     from tokenuq_ml.models.load import load_tokenizer
 
-    ours, theirs = tokenize_dataset.load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)
+    ours, theirs = tokenizer_files.load_tokenizer(tokenizer_dir), load_tokenizer(tokenizer_dir)
     assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
     assert (ours.chat_template, ours.all_special_ids) == (theirs.chat_template, theirs.all_special_ids)
 

@@ -76,6 +76,29 @@ def test_a_table_written_in_pieces_equals_one_written_at_once(tmp_path, monkeypa
     assert pq.read_metadata(tmp_path / "pieces" / "part-0.parquet").num_row_groups > 5
 
 
+def test_long_lists_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
+    rows = pl.DataFrame(
+        [
+            {
+                "example_id": f"d/{n:03d}",
+                "dataset": "d",
+                "split": "train",
+                "input_ids": [n] * 9,
+                "response_mask": [True] * 9,
+            }
+            for n in range(60)
+        ]
+    )
+    whole = write_table(rows, "tokenized_dataset", tmp_path / "whole", **STAMP)
+    monkeypatch.setattr(parquet, "ROW_GROUP_LIST_BYTES", 900)
+    with TableWriter("tokenized_dataset", tmp_path / "pieces", **STAMP) as writer:
+        for first in range(0, 60, 10):
+            writer.append(rows.slice(first, 10))
+    assert writer.digest == whole and read_table(tmp_path / "pieces").equals(read_table(tmp_path / "whole"))
+    groups = [pq.read_metadata(tmp_path / name / "part-0.parquet").num_row_groups for name in ("whole", "pieces")]
+    assert groups == [1, 3]
+
+
 def losses(first, count):
     """Rows of `token_losses`, whose dictionaries differ from piece to piece."""
     frame = tokens(first, count).select("example_id", "position", loss="bald", entropy="mc_loss")
@@ -188,6 +211,34 @@ class TestContentHash:
     def test_the_hash_depends_on_the_borders_of_lists(self):
         assert content_hash(pa.table({"l": [[1], [2, 3]]})) != content_hash(pa.table({"l": [[1, 2], [3]]}))
         assert content_hash(pa.table({"s": ["ab", "c"]})) != content_hash(pa.table({"s": ["a", "bc"]}))
+
+    def test_an_optional_column_counts_only_if_it_holds_a_value(self, tmp_path):
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+        examples = {
+            "example_id": ["d/000000", "d/000001"],
+            "split": ["train", "test"],
+            "messages": [turns, turns],
+            "source": ["{}", '{"row": 2}'],
+        }
+        tokens = {"example_id": ["d/000000"], "dataset": ["d"], "split": ["train"]}
+        tokens |= {"input_ids": [[1, 2, 3]], "response_mask": [[False, True, True]]}
+
+        def digest(rows, table):
+            return write_table(pl.DataFrame(rows), table, tmp_path / table, **STAMP)
+
+        # The hashes of version 0.1.0, which had no optional columns.
+        assert digest(examples, "examples") == "2bdc7ceba5e1b2bd"
+        assert digest(tokens, "tokenized_dataset") == "3541271e0fda8751"
+        assert read_table(tmp_path / "examples")["turn_weights"].to_list() == [None, None]
+        assert digest({**examples, "turn_weights": [None, None], "template": [None, None]}, "examples") == (
+            "2bdc7ceba5e1b2bd"
+        )
+        weighted = digest({**examples, "turn_weights": [None, [0.0, 0.5]]}, "examples")
+        assert weighted not in (
+            "2bdc7ceba5e1b2bd",
+            digest({**examples, "turn_weights": [[0.0, 0.5], None]}, "examples"),
+        )
+        assert digest({**tokens, "token_weight": [[0.0, 1.0, 0.5]]}, "tokenized_dataset") != "3541271e0fda8751"
 
     def test_the_writer_returns_the_hash(self, tmp_path):
         first = write_table(pl.DataFrame(LOG), "curriculum", tmp_path / "a", **STAMP)

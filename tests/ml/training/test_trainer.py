@@ -1,5 +1,8 @@
 """Training by our Trainer equals plain PyTorch, and its tables have the documented rows."""
 
+import random
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -17,11 +20,23 @@ from tokenuq_ml.training.token_columns import TokenColumns
 from tokenuq_ml.training.trainer import train
 
 
+def weighted(rows, seed=0):
+    """Return the examples with token weights between 0 and 2; every third example keeps none."""
+    draw = random.Random(seed)
+    return [
+        row if number % 3 == 2 else replace(row, weights=[draw.choice([0.25, 1.0, 2.0]) for _ in row.input_ids])
+        for number, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("ablation", [MLE, MASKED, PAPER], ids=lambda a: a.name)
-def test_training_equals_a_plain_loop(ablation, tmp_path):
+def test_training_equals_a_plain_loop(ablation, weights, tmp_path):
     """Two epochs of Trainer and of twenty lines of PyTorch give the same losses and the same adapter."""
     ours = tiny_peft(trained=True)
     s = training_setup(ablation)
+    if weights:
+        s = replace(s, examples=weighted(s.examples))
     recorder = train(ours, s, tmp_path, RecordingReporter(), "x")
     plain = tiny_peft(trained=True)
     parameters = [p for p in plain.parameters() if p.requires_grad]
@@ -49,9 +64,12 @@ def test_training_equals_a_plain_loop(ablation, tmp_path):
 @pytest.mark.parametrize("micro", [2, 1])
 def test_the_micro_batch_size_does_not_change_losses_and_selection(micro, tmp_path):
     """Traps: a mean of means is not the batch mean; a quantile per micro-batch is not the quantile of the batch."""
-    whole, split = tiny_peft(), tiny_peft()
-    a = train(whole, training_setup(PAPER, 4), tmp_path / "a", RecordingReporter(), "x").training_log()
-    b = train(split, training_setup(PAPER, micro), tmp_path / "b", RecordingReporter(), "x").training_log()
+    logs = []
+    for size in (4, micro):
+        s = training_setup(PAPER, size)
+        s = replace(s, examples=weighted(s.examples))
+        logs.append(train(tiny_peft(), s, tmp_path / str(size), RecordingReporter(), "x").training_log())
+    a, b = logs
     # From the second step on the weights differ by rounding, and with them the losses.
     assert b["loss"][0] == pytest.approx(a["loss"][0], rel=1e-6)
     torch.testing.assert_close(
@@ -93,6 +111,7 @@ def test_cached_and_online_teachers_give_the_same_losses(tmp_path):
     logs = {}
     for states, form in (("cached", "hidden_states"), ("cached", "mean_embeddings"), ("online", "")):
         student, s = setup_with_teacher(tmp_path, states, form=form)
+        s = replace(s, examples=weighted(s.examples))
         logs[form] = train(student, s, tmp_path / f"{states}{form}", RecordingReporter(), "x").training_log()
     assert logs[""]["distill_loss"].min() > 0.01
     for column in ("loss", "distill_loss"):

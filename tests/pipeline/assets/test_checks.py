@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.tiny_store import manifest, put
 from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.data.examples import Example
 from tokenuq_pipeline.assets import data_checks, selection_checks, uncertainty_checks
 from tokenuq_pipeline.runtime.store import Store
 
@@ -105,6 +106,33 @@ def test_no_question_in_two_splits(store, question, passed):
         ],
         dataset="d",
     )
+    assert data_checks.no_question_in_two_splits(store, "d").passed is passed
+
+
+@pytest.mark.parametrize("text, passed", [("other", True), ("The  SAME text", False)])
+def test_no_raw_text_is_in_two_splits(store, text, passed):
+    texts = {"train": "the same text", "test": text}
+    examples = [Example(f"d/{split}", split, [{"role": "text", "content": one}]) for split, one in texts.items()]
+    put(store, "examples", [example.row for example in examples], dataset="d")
+    assert data_checks.no_question_in_two_splits(store, "d").passed is passed
+
+
+@pytest.mark.parametrize("question, passed", [("other?", True), ("  How\nMANY? ", False)])
+def test_the_question_may_come_after_turns_that_all_rows_share(store, question, passed):
+    examples = [
+        Example(
+            f"d/{split}",
+            split,
+            [
+                {"role": ("user", "assistant")[i % 2], "content": each}
+                for i, each in enumerate(("Shared?", "Yes", text, "3"))
+            ],
+            {"question_turn": 2},
+        )
+        for split, text in (("train", "How many?"), ("test", question))
+    ]
+    put(store, "examples", [example.row for example in examples], dataset="d")
+    assert (examples[0].question != examples[1].question) is passed
     assert data_checks.no_question_in_two_splits(store, "d").passed is passed
 
 

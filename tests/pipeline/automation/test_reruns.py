@@ -202,7 +202,7 @@ def test_a_missing_data_file_is_requested_once_it_exists(daemon, tmp_path):
     path = tmp_path / "extra.jsonl"
     path.unlink()
     assert not daemon.sensor("data_files").run_requests
-    assert daemon.sensor("data_files").skip_message == "extra: no data file exists"
+    assert "extra.jsonl: no such file; correct `path:` of extra" in daemon.sensor("data_files").skip_message
     path.write_text('{"rows": 1}\n')
     daemon.sensor("data_files")
     assert [key.path for key in daemon.sensor("data_files").run_requests[0].asset_selection] == [["datasets", "extra"]]

@@ -1,11 +1,11 @@
 """Row formats: one module per format, each with a parser from a row to an example; `FORMATS` lists them.
 
-`reasoning_gym` is the exception: it generates examples and has no rows.
+Two formats have no rows of their own: `reasoning_gym` generates examples, and `mix` takes those of other datasets
+(`data/mix.py`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tokenuq_ml.data.formats import (
     alpaca,
@@ -15,8 +15,10 @@ from tokenuq_ml.data.formats import (
     ifeval,
     messages,
     prompt_completion,
+    raw_text,
     sharegpt,
 )
+from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.sources.records import ParsedRow
 
 
@@ -24,7 +26,7 @@ from tokenuq_ml.data.sources.records import ParsedRow
 class Format:
     """How a row becomes an example."""
 
-    parse: Callable[[dict[str, Any]], ParsedRow]
+    parse: Callable[[Row], ParsedRow]
     numbered_by_line: bool = False
     """Whether example ids count lines of the file; if not, they count rows."""
     stores_location: bool = True
@@ -40,6 +42,7 @@ FORMATS = {
     "dolly": Format(dolly.parse),
     "messages": Format(messages.parse, numbered_by_line=True, nested=True),
     "prompt_completion": Format(prompt_completion.parse),
+    "raw_text": Format(raw_text.parse),
     "alpaca_eval": Format(alpaca_eval.parse),
     "ifeval": Format(ifeval.parse, numbered_by_line=True, stores_location=False, nested=True),
 }

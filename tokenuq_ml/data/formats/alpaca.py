@@ -1,17 +1,20 @@
-"""Format `alpaca`: `{"instruction", "input"?, "output"}`. A non-empty input follows the
-instruction after a blank line.
+"""Format `alpaca`: `{"instruction", "input"?, "output"}`, and LLaMA-Factory's `system`?, `history`?, `tools`?.
+
+A non-empty input follows the instruction after a blank line; `context` is another name of it.
 """
 
-from typing import Any
+from tokenuq_ml.data.formats.conversation import question_and_answer
+from tokenuq_ml.data.formats.preference import answer
+from tokenuq_ml.data.formats.row import Row
+from tokenuq_ml.data.sources.records import ParsedRow
 
-from tokenuq_ml.data.sources.records import ParsedRow, optional_text, question_and_answer, text_field
 
-
-def parse(row: dict[str, Any]) -> ParsedRow:
+def parse(row: Row) -> ParsedRow:
     """Parse the instruction with its input as the user's turn and the output as the assistant's.
 
     Raises:
         BrokenRow: a field is missing, empty or not text.
+        LeftOutRow: nothing is trained.
     """
-    task, given = text_field(row, "instruction"), optional_text(row, "input")
-    return question_and_answer(f"{task}\n\n{given}" if given else task, text_field(row, "output"))
+    task, given = row.text("instruction"), row.first(("input", "context"))
+    return question_and_answer(row, f"{task}\n\n{given}" if given else task, answer(row, "output"))

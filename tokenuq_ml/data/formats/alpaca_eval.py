@@ -1,17 +1,17 @@
 """Format `alpaca_eval`: `{"instruction", "output", "generator"?}`, as in AlpacaEval with outputs of GPT-4."""
 
-from typing import Any
+from tokenuq_ml.data.formats.row import Row
+from tokenuq_ml.data.formats.turns import assistant, user
+from tokenuq_ml.data.sources.records import ParsedRow, require_unicode
 
-from tokenuq_ml.data.sources.records import ParsedRow, question_and_answer, require_unicode, text_field
 
-
-def parse(row: dict[str, Any]) -> ParsedRow:
+def parse(row: Row) -> ParsedRow:
     """Parse the instruction as the user's turn and the output as the assistant's.
 
     Raises:
         BrokenRow: a field is missing, empty or not text.
     """
-    require_unicode(row.get("generator"), "'generator'")
-    return question_and_answer(
-        text_field(row, "instruction"), text_field(row, "output"), output_by=row.get("generator")
-    )
+    output_by = row.get("generator")
+    require_unicode(output_by, "'generator'")
+    turns = [user(row.text("instruction")), assistant(row.text("output"))]
+    return ParsedRow(turns, {"output_by": output_by})

@@ -2,17 +2,19 @@
 instruction after a blank line.
 """
 
-from typing import Any
+from tokenuq_ml.data.formats.conversation import question_and_answer
+from tokenuq_ml.data.formats.preference import answer
+from tokenuq_ml.data.formats.row import Row
+from tokenuq_ml.data.sources.records import ParsedRow
 
-from tokenuq_ml.data.sources.records import ParsedRow, optional_text, question_and_answer, text_field
 
-
-def parse(row: dict[str, Any]) -> ParsedRow:
+def parse(row: Row) -> ParsedRow:
     """Parse the instruction with its context as the user's turn and the response as the assistant's.
 
     Raises:
         BrokenRow: a field is missing, empty or not text.
+        LeftOutRow: nothing is trained.
     """
-    task, context = text_field(row, "instruction"), optional_text(row, "context")
+    task, context = row.text("instruction"), row.optional("context")
     question = f"{task}\n\n{context}" if context else task
-    return question_and_answer(question, text_field(row, "response"), category=optional_text(row, "category"))
+    return question_and_answer(row, question, answer(row, "response"), category=row.optional("category"))

@@ -1,40 +1,34 @@
-"""Format `messages`: one conversation per row, `{"messages": [{"role", "content"}, ...], "split"?, "id"?}`."""
+"""Format `messages`: one conversation per row, `{"messages": [{"role", "content"}, ...], "split"?, "id"?}`.
 
-from typing import Any
+Rows of `prompt`?, `chosen` and `rejected` without `messages` are preference pairs.
+"""
 
-from tokenuq_ml.config import SPLITS
-from tokenuq_ml.data.sources.records import BrokenRow, ParsedRow, require_turns, require_unicode, text_field
-
-
-def parse(row: dict[str, Any]) -> ParsedRow:
-    """Parse every turn as it is, with the split that the row names.
-
-    Raises:
-        BrokenRow: turns are missing, empty or out of order, or the split is unknown.
-    """
-    split = row.get("split")
-    if split is not None and split not in SPLITS:
-        raise BrokenRow("unknown split", f"split {str(split)[:40]!r} is none of {', '.join(SPLITS)}")
-    require_unicode(row.get("id"), "'id'")
-    conversation = turns_of(row, "messages")
-    require_turns(conversation)
-    return ParsedRow(conversation, {"id": row.get("id")}, split or "")
+from tokenuq_ml.data.formats.conversation import conversation
+from tokenuq_ml.data.formats.preference import is_pair, pair
+from tokenuq_ml.data.formats.row import Row
+from tokenuq_ml.data.formats.turns import holds_turns, turns_of, user
+from tokenuq_ml.data.sources.records import ParsedRow, require_unicode
 
 
-def turns_of(row: dict[str, Any], key: str) -> list[dict[str, str]]:
-    """Return the turns in the field `key`, each with role and content.
+def parse(row: Row) -> ParsedRow:
+    """Parse every turn as it is.
 
     Raises:
-        BrokenRow: the field is not such a list, or is empty.
+        BrokenRow: turns are missing, empty or out of order.
+        LeftOutRow: nothing is trained.
     """
-    turns = row.get(key)
-    if not isinstance(turns, list) or not turns:
-        reason = "missing field" if turns is None else "empty text" if turns == [] else "wrong type"
-        raise BrokenRow(reason, f"{key!r} must be a list of turns, not empty")
-    conversation = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise BrokenRow("wrong type", f"turn {number}: not an object with 'role' and 'content'")
-        at = f"turn {number}"
-        conversation.append({"role": text_field(turn, "role", at), "content": text_field(turn, "content", at)})
-    return conversation
+    source = {"id": row.get("id")}
+    require_unicode(source["id"], "'id'")
+    if row.get("messages") is None and is_pair(row):
+        return conversation(row, pair(row, prompt_turns(row)), source)
+    turns = turns_of(row, "messages")
+    if turns[-1]["role"] == "user" and is_pair(row):
+        turns = pair(row, turns)
+    return conversation(row, turns, source)
+
+
+def prompt_turns(row: Row) -> list[dict]:
+    """Return the turns of the column `prompt`, which may be text or turns; empty if there is none."""
+    if not row.has("prompt"):
+        return []
+    return turns_of(row, "prompt") if holds_turns(row.get("prompt")) else [user(row.text("prompt"))]

@@ -6,6 +6,7 @@ The same seed gives the same problems on every machine.
 import importlib.util
 
 from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.config.split_sizes import are_counts
 from tokenuq_ml.data.examples import Example, example_id
 from tokenuq_ml.errors import InputError
 
@@ -32,7 +33,8 @@ def generate_examples(spec: DatasetSpec) -> tuple[list[Example], int]:
         import reasoning_gym
     except ImportError:
         raise InputError(why_unavailable(spec)) from None
-    wanted = sum(spec.sizes.values())
+    assert spec.sizes != "all" and are_counts(spec.sizes)
+    wanted = int(sum(spec.sizes.values()))
     try:
         made = reasoning_gym.create_dataset(spec.task, size=OVERSAMPLING * wanted, seed=spec.seed)
     except (ValueError, AssertionError) as error:

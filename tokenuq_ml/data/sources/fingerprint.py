@@ -1,46 +1,55 @@
-"""Data files as bytes: which files a path names, whether they are complete, and a fingerprint of their content.
+"""Data files as bytes: whether they are complete, and a fingerprint of their content.
 
-Asset definitions load this module, so it imports only the standard library.
+Asset definitions load this module, so it imports nothing that is slow to load. `datasets` is loaded only for folders
+whose names or README.md follow its conventions (`layout.py`).
 """
 
 import hashlib
 import json
 from pathlib import Path
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv")
+TEXT = ".txt"
+"""Text without structure, for `raw_text`."""
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+BINARY = (".parquet", ".arrow")
+"""Kinds of files that compress their content themselves."""
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".incomplete", ".swp", "~")
 """Endings that programs give to files while they write them."""
 _TAIL_BYTES = 1 << 16
+_UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
-def files_of(path: str | Path) -> list[Path]:
-    """Return the data files at `path`: the file itself, or those directly inside the folder, sorted by name.
-
-    In a folder only files with an ending of `SUFFIXES` count, and no hidden ones. The list is empty if `path` does not
-    exist.
-    """
-    path = Path(path)
-    if path.is_dir():
-        inside = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        return sorted(file for file in inside if file.suffix.lower() in SUFFIXES)
-    return [path] if path.is_file() else []
+def kind_of(file: Path) -> str:
+    """Return the ending that says what a file holds, without that of its compression."""
+    inner = Path(file.stem) if file.suffix.lower() in COMPRESSIONS else file
+    return inner.suffix.lower()
 
 
-def signature(path: str | Path) -> list[list[str | int]]:
+def is_data_file(file: Path, kinds: tuple[str, ...] = SUFFIXES) -> bool:
+    """Return whether a file has an ending of `kinds`; kinds of text may be compressed."""
+    compressed = file.suffix.lower() in COMPRESSIONS
+    return kind_of(file) in kinds and not (compressed and kind_of(file) in BINARY)
+
+
+def signature(root: Path, files: list[Path]) -> list[list[str | int]]:
     """Return name, bytes and modification time (ns) of each file.
 
     Equal signatures mean equal content, unless somebody resets the modification time on purpose.
     """
-    stats = [(file, file.stat()) for file in files_of(path)]
-    return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    stats = [(file, file.stat()) for file in files]
+    return [[_name(root, file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
-def fingerprint(path: str | Path) -> str | None:
+def fingerprint(root: Path, files: list[Path]) -> str | None:
     """Return sixteen hex digits over the content of all files, in order; None if there is no file.
 
     The name of a single file does not count, so that a copy under another name has the same fingerprint.
+
+    Args:
+        root: the file, or the folder that holds the files.
+        files: the files that are read.
     """
-    files = files_of(path)
     if not files:
         return None
     digests = []
@@ -48,22 +57,20 @@ def fingerprint(path: str | Path) -> str | None:
         with open(file, "rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         # The order of files in a folder, and so of rows, depends on their names.
-        digests.append(f"{file.name}:{digest}" if Path(path).is_dir() else digest)
+        digests.append(f"{_name(root, file)}:{digest}" if file != root else digest)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
-def why_incomplete(path: str | Path) -> str | None:
-    """Return why the data cannot be read yet: missing, empty or still being written; None if all files are complete.
+def _name(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix() if file != root and file.is_relative_to(root) else file.name
 
-    Only the end of a large file is read, so a JSON list that is cut right after an inner list counts as complete.
+
+def why_incomplete(files: list[Path]) -> str | None:
+    """Return why files cannot be read yet: empty, or cut; None if all are complete.
+
+    Only the end of a large file is read, so a JSON list that is cut right after an inner list counts as complete. Of a
+    compressed file, nothing but its size is known.
     """
-    path = Path(path)
-    writing = [file for file in path.iterdir() if file.name.endswith(UNFINISHED)] if path.is_dir() else []
-    if writing:
-        return f"{writing[0].name} is still being written"
-    files = files_of(path)
-    if not files:
-        return "no data file exists"
     return next((f"{file.name} {reason}" for file in files if (reason := _unfinished(file))), None)
 
 
@@ -75,7 +82,9 @@ def _unfinished(file: Path) -> str | None:
         head = opened.read(8)
         opened.seek(max(0, size - _TAIL_BYTES))
         tail = opened.read()
-    kind = file.suffix.lower()
+    kind = kind_of(file)
+    if file.suffix.lower() in COMPRESSIONS:
+        return None
     if kind == ".parquet":
         return None if head[:4] == tail[-4:] == b"PAR1" and size >= 12 else "does not end as Parquet does"
     if kind == ".arrow":
@@ -85,7 +94,14 @@ def _unfinished(file: Path) -> str | None:
         else:
             ends = tail.endswith(b"\xff\xff\xff\xff\0\0\0\0")
         return None if ends else "does not end as Arrow does"
-    if kind == ".csv":
+    if encoding := _UTF16.get(head[:2]):
+        if size % 2:
+            return "ends inside a character"
+        head, tail = (part.decode(encoding, "replace").encode() for part in (head, tail[len(tail) % 2 :]))
+        tail = tail.removeprefix(b"\xef\xbb\xbf")
+    if kind == TEXT:
+        return None
+    if kind in (".csv", ".tsv"):
         return None if tail.endswith((b"\n", b"\r")) else "does not end with a complete line"
     text = tail.rstrip()
     if kind == ".json" and head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":

@@ -1,37 +1,30 @@
 """Read JSON record by record, from one list or from one object per line: memory holds a chunk, never the file.
 
-A record that is not JSON is reported as broken and skipped. ijson cannot do this: it streams too, but its parsers stop
-at the first error and do not report lines, and a truncated file must be told from a broken one. Values are decoded by
-Python's own decoder, in C.
+A record that is not JSON is reported as broken and skipped. No library does this: the JSON reader of `datasets` stops
+at the first broken record, and so does ijson, which streams too. Neither reports lines, and a truncated file must be
+told from a broken one. Values are decoded by Python's own decoder, in C.
 """
 
-import codecs
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from tokenuq_ml.data.sources import json_window
+from tokenuq_ml.data.sources.data_stream import open_data
+from tokenuq_ml.data.sources.json_window import EndOfFile, Window, is_cut_off, not_json
 from tokenuq_ml.data.sources.records import BrokenRow, Record, TruncatedFile
 from tokenuq_ml.errors import InputError
 
-MAX_RECORD = 64 * 2**20
-"""Largest number of characters of a record; a longer one is skipped and not held in memory."""
-CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
-_SPACE = re.compile(r"[ \t\r\n]*")
-_NEXT_OBJECT = re.compile(r"\}[ \t\r\n]*(,)[ \t\r\n]*(?=\{)")
-_OUTSIDE, _QUOTED = re.compile(r'["{}\[\],]'), re.compile(r'["\\]')
-_BEGINNINGS = ("true", "false", "null", "NaN", "Infinity", "-Infinity", ".", "e+", "e-", "E+", "E-")
-_decode = json.JSONDecoder().raw_decode
 
 
 def is_list(path: Path) -> bool:
     """Return whether the first character that is not white space opens a list."""
-    with open(path, "rb") as file:
+    with open_data(path) as file:
         head = file.read(len(_BOM)).removeprefix(_BOM)
         while not head.strip():
-            head = file.read(CHUNK)
+            head = file.read(json_window.CHUNK)
             if not head:
                 return False
     return head.lstrip().startswith(b"[")
@@ -43,11 +36,12 @@ def json_lines(path: Path) -> Iterator[Record]:
     Raises:
         TruncatedFile: the last line has no line end and is not complete.
     """
-    index = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(_lines(file), 1):
+    index = number = 0
+    with open_data(path) as file:
+        for number, line in enumerate(lines(file), 1):
             if line is None:
-                yield Record(index, number, BrokenRow("too large", f"holds more than {MAX_RECORD:,} bytes"))
+                detail = f"holds more than {json_window.MAX_RECORD:,} bytes"
+                yield Record(index, number, BrokenRow("too large", detail))
                 index += 1
                 continue
             if not line.strip():
@@ -56,212 +50,100 @@ def json_lines(path: Path) -> Iterator[Record]:
             try:
                 value = json.loads(text)
             except (ValueError, RecursionError) as error:
-                if not line.endswith(b"\n") and _is_truncated(error, text):
+                if not line.endswith(b"\n") and (is_cut_off(error, text) or file.is_truncated):
                     raise TruncatedFile(f"line {number} (byte {file.tell() - len(line):,})", index) from None
-                value = _not_json(error)
+                value = not_json(error)
             yield Record(index, number, value)
             index += 1
+        if file.is_truncated:
+            raise TruncatedFile(f"line {number + 1} (byte {file.tell():,})", index)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+def lines(file: BinaryIO) -> Iterator[bytes | None]:
     """Yield lines with their line ends, without a byte order mark; None for a line that is too long."""
-    line = file.readline(MAX_RECORD + 1).removeprefix(_BOM)
+    most = json_window.MAX_RECORD + 1
+    line = file.readline(most).removeprefix(_BOM)
     while line:
-        if len(line) > MAX_RECORD and not line.endswith(b"\n"):
+        if len(line) >= most and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
-                line = file.readline(CHUNK)
+                line = file.readline(json_window.CHUNK)
             yield None
         else:
             yield line
-        line = file.readline(MAX_RECORD + 1)
+        line = file.readline(most)
 
 
-def json_list(path: Path) -> Iterator[Record]:
+def json_list(path: Path, field: str | None = None) -> Iterator[Record]:
     """Yield a record per value of the list.
+
+    Args:
+        path: the file.
+        field: the key of the list in the file's only object; None if the file is the list.
 
     Raises:
         TruncatedFile: the file ends before the list does.
-        InputError: text follows the list.
+        InputError: text follows the list; the object lacks the key, or it holds no list.
     """
-    with open(path, "rb") as file:
-        window, index = _Window(file), 0
+    with open_data(path) as file:
+        window, index = Window(file), 0
         window.next()
+        if field is not None:
+            _move_to_field(window, path, field)
         window.move(window.at + 1)
         follows = window.next()
         while follows != "]":
             line = window.line
             try:
                 if not follows:
-                    raise _EndOfFile(window.byte_offset())
+                    raise EndOfFile(window.byte_offset())
                 yield Record(index, line, window.value())
                 index += 1
                 follows = window.next()
                 while follows not in (",", "]"):
                     line = window.line
                     if not follows:
-                        raise _EndOfFile(window.byte_offset())
+                        raise EndOfFile(window.byte_offset())
                     window.skip()
                     yield Record(index, line, BrokenRow("not JSON", "not JSON (a comma is missing before it)"))
                     index += 1
                     follows = window.next()
-            except _EndOfFile as end:
+            except EndOfFile as end:
                 raise TruncatedFile(f"line {line} (byte {end.byte:,})", index) from None
             if follows == ",":
                 window.move(window.at + 1)
                 follows = window.next()
         window.move(window.at + 1)
-        if window.next():
-            raise InputError(
-                f"{path}: line {window.line}: text follows the end of the list; use one list, or one object per line"
-            )
+        _require_end(window, path, field, index)
+        if file.is_truncated:
+            raise TruncatedFile(f"line {window.line} (byte {file.tell():,})", index)
 
 
-class _EndOfFile(Exception):
-    """The file ends although the value that begins at `byte` is not complete."""
-
-    def __init__(self, byte: int):
-        super().__init__(byte)
-        self.byte = byte
-
-
-class _Window:
-    """A part of a file's text, which moves and grows as needed.
-
-    Attributes:
-        text: the part in memory.
-        at: index in `text` of the next character to read.
-        line: number of that character's line, from 1.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.text, self.at, self.line = "", 0, 1
-        self._ended = False
-        self._keys: set[str] = set()
-        """Keys of the last complete object."""
-        self._more(len(_BOM))
-        self.text = self.text.removeprefix("\ufeff")
-
-    def _more(self, least: int = 0) -> bool:
-        """Read a chunk, or `least` bytes, and drop the text before `at`; return False at the end of the file."""
-        before = len(self.text) - self.at
-        raw = self._file.read(max(CHUNK, least))
-        self._ended = not raw
-        self.text, self.at = self.text[self.at :] + self._decoder.decode(raw, final=self._ended), 0
-        return len(self.text) > before or not self._ended
-
-    def byte_offset(self) -> int:
-        """Return the offset in the file of the next character. Slow: for messages."""
-        ahead = len(self.text[self.at :].encode("utf-8", "surrogateescape")) + len(self._decoder.getstate()[0])
-        return self._file.tell() - ahead
-
-    def move(self, to: int) -> None:
-        """Move to the index `to` of `text`."""
-        self.line += self.text.count("\n", self.at, to)
-        self.at = to
-
-    def next(self) -> str:
-        """Move to the next character that is not white space and return it; empty at the end."""
-        while True:
-            space = _SPACE.match(self.text, self.at)
-            self.move(space.end() if space else self.at)
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self._more():
-                return ""
-
-    def value(self) -> Any:
-        """Return the value that begins here and move behind it; a BrokenRow if it is not JSON.
-
-        Raises:
-            _EndOfFile: the file ends inside it.
-        """
-        while True:
-            try:
-                value, end = _decode(self.text, self.at)
-            except (ValueError, RecursionError) as error:
-                if not _is_truncated(error, self.text):
-                    self._skip_broken()
-                    return _not_json(error)
-            else:
-                # More digits of a bare number may follow.
-                if end < len(self.text) or isinstance(value, dict | list | str) or self._ended:
-                    self.move(end)
-                    self._keys = set(value) if isinstance(value, dict) else self._keys
-                    return value
-            held = len(self.text) - self.at
-            if held > MAX_RECORD:
-                self.skip()
-                return BrokenRow("too large", f"holds more than {MAX_RECORD:,} characters")
-            # Twice as much text each time, so that a long record is decoded only a few times.
-            if not self._more(held) and held == len(self.text) - self.at:
-                raise _EndOfFile(self.byte_offset())
-
-    def _skip_broken(self) -> None:
-        """Move to the comma before the next object with similar keys as the last complete one.
-
-        If a quotation mark is missing, brackets do not show where the broken record ends. They decide only if no
-        similar object follows, as for the last record.
-        """
-        searched = 0
-        while self._keys:
-            found = _NEXT_OBJECT.search(self.text, self.at + searched)
-            error: Exception | None = None
-            if found:
-                try:
-                    value = _decode(self.text, found.end())[0]
-                    if 2 * len(self._keys & set(value)) >= len(self._keys):
-                        self.move(found.start(1))
-                        return
-                except (ValueError, RecursionError) as raised:
-                    error = raised
-                if error is None or not _is_truncated(error, self.text):
-                    searched = found.end() - self.at
-                    continue
-            elif len(self.text) - self.at < MAX_RECORD:
-                # The text so far was searched, except for a comma that may be cut off from its bracket.
-                searched = max(searched, self.text.rfind("}", self.at) - self.at)
-            if len(self.text) - self.at >= MAX_RECORD or not self._more(len(self.text) - self.at):
-                break
-        self.skip()
-
-    def skip(self) -> None:
-        """Move to the comma or bracket after the value that begins here, with at most a chunk in memory.
-
-        Raises:
-            _EndOfFile: there is none.
-        """
-        begun, depth, quoted = self.byte_offset(), 0, False
-        while True:
-            found = (_QUOTED if quoted else _OUTSIDE).search(self.text, self.at)
-            character = found.group() if found else ""
-            if not found or (character == "\\" and found.end() == len(self.text)):
-                self.move(found.start() if found else len(self.text))
-                if not self._more():
-                    raise _EndOfFile(begun)
-                continue
-            if not quoted and not depth and character in ",]":
-                self.move(found.start())
-                return
-            if character == '"':
-                quoted = not quoted
-            elif character in "{[":
-                depth += 1
-            elif character in "}]":
-                depth = max(0, depth - 1)
-            self.move(found.end() + (character == "\\"))
+def _move_to_field(window: Window, path: Path, field: str) -> None:
+    """Move to the bracket that opens the list in the field of the object that begins here."""
+    if window.next() != "{":
+        raise InputError(f"{path}: `field: {field}` names a key of one JSON object, which the file is not; remove it")
+    keys = []
+    try:
+        for key, follows in window.keys():
+            if key == field:
+                if follows == "[":
+                    return
+                raise InputError(f"{path}: the key {field!r}, which `field:` names, does not hold a list of rows")
+            keys.append(key)
+    except EndOfFile as end:
+        raise TruncatedFile(f"line {window.line} (byte {end.byte:,})", 0) from None
+    raise InputError(f"{path}: has no key {field!r}, which `field:` names; its keys are {', '.join(keys[:20])}")
 
 
-def _is_truncated(error: Exception, text: str) -> bool:
-    """Return whether the value is cut off and not broken: more text could complete it."""
-    if not isinstance(error, json.JSONDecodeError):
-        return False
-    rest = text[error.pos :].rstrip()
-    if error.msg.startswith("Invalid \\u"):
-        return len(rest) <= len("\\u0000")
-    return not rest or error.msg.startswith("Unterminated string") or any(b.startswith(rest) for b in _BEGINNINGS)
-
-
-def _not_json(error: Exception) -> BrokenRow:
-    what = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
-    return BrokenRow("not JSON", f"not JSON ({what})")
+def _require_end(window: Window, path: Path, field: str | None, complete: int) -> None:
+    """Check that nothing follows the list but the rest of the object that holds it."""
+    try:
+        if field is not None:
+            for _ in window.keys(is_open=True):
+                pass
+            window.move(window.at + 1)
+    except EndOfFile as end:
+        raise TruncatedFile(f"line {window.line} (byte {end.byte:,})", complete) from None
+    if window.next():
+        what = "list; use one list, or one object per line" if field is None else "object; `field:` needs a single one"
+        raise InputError(f"{path}: line {window.line}: text follows the end of the {what}")

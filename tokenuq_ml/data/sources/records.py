@@ -1,6 +1,6 @@
-"""Records, broken rows and truncated files, and the checks of fields that all row formats share."""
+"""Records, parsed and broken rows, truncated files, and the checks of text that all row formats share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MAX_TEXT = 1_000_000
@@ -13,6 +13,13 @@ class BrokenRow(ValueError):
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
         self.reason = reason
+
+
+class LeftOutRow(BrokenRow):
+    """A row that is fine and not used, by a rule that the user chose: `reason` is the rule, such as "label false".
+
+    It is listed and counted apart from broken rows, and does not count against `max_broken_share`.
+    """
 
 
 class TruncatedFile(Exception):
@@ -61,48 +68,32 @@ class RowLocation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ParsedRow:
-    """A parsed row: turns with role and content, fields of the example's `source`, and the split that it names."""
+    """A parsed row: its turns, fields of the example's `source`, and the split that it names.
 
-    messages: list[dict[str, str]]
+    `turn_weights` and `template` are those of `Example`.
+    """
+
+    messages: list[dict[str, Any]]
     source: dict[str, Any]
     split: str = ""
+    turn_weights: list[float] | None = None
+    template: dict[str, Any] = field(default_factory=dict)
 
 
-def question_and_answer(question: str, answer: str, **source: Any) -> ParsedRow:
-    """Return a conversation of one user turn and one assistant turn."""
-    return ParsedRow([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], source)
-
-
-def text_field(row: dict[str, Any], key: str, where: str = "") -> str:
-    """Return a field that must be non-blank text; `where` is its location inside the row, such as `turn 2`.
+def check_text(value: Any, at: str, blank: bool = False) -> str:
+    """Return a value that must be text; `at` names it in errors, and `blank` allows it to be blank.
 
     Raises:
-        BrokenRow: it is missing, of another type, blank, too long, or not valid Unicode.
+        BrokenRow: it is of another type, blank, too long, or not valid Unicode.
     """
-    value = row.get(key)
-    at = f"{where}: {key!r}" if where else repr(key)
-    if value is None:
-        raise BrokenRow("missing field", f"{at} is {'null' if key in row else 'missing'}")
     if not isinstance(value, str):
         raise BrokenRow("wrong type", f"{at} is not text")
     if len(value) > MAX_TEXT:
         raise BrokenRow("text too long", f"{at} holds {len(value):,} characters, more than {MAX_TEXT:,}")
-    if not value.strip():
+    if not blank and not value.strip():
         raise BrokenRow("empty text", f"{at} is empty")
     require_unicode(value, at)
     return value
-
-
-def optional_text(row: dict[str, Any], key: str) -> str:
-    """Return a field that must be text, or empty text if it is missing, null or blank.
-
-    Raises:
-        BrokenRow: it is of another type, too long, or not valid Unicode.
-    """
-    value = row.get(key)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return ""
-    return text_field(row, key)
 
 
 def require_unicode(value: Any, where: str) -> None:
@@ -116,7 +107,8 @@ def require_unicode(value: Any, where: str) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise BrokenRow(
-                "invalid Unicode", f"{where}: is not valid Unicode (a lone surrogate or a broken byte)"
+                "invalid Unicode",
+                f"{where}: is not valid Unicode (a lone surrogate, or bytes that are no UTF-8: save the file as UTF-8)",
             ) from None
     elif isinstance(value, list):
         for one in value:
@@ -125,20 +117,3 @@ def require_unicode(value: Any, where: str) -> None:
         for key, one in value.items():
             require_unicode(key, where)
             require_unicode(one, where)
-
-
-def require_turns(messages: list[dict[str, str]]) -> None:
-    """Check that roles are an optional system turn, then user and assistant in turn, ending with the assistant.
-
-    Raises:
-        BrokenRow: roles have another order, or another role occurs.
-    """
-    roles = [turn["role"] for turn in messages]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        shown = ", ".join(roles[:8]) + (", ..." if len(roles) > 8 else "")
-        raise BrokenRow(
-            "roles out of order",
-            "roles must be an optional system turn, then user and assistant in turn, ending "
-            f"with the assistant; are {shown}",
-        )

@@ -1,6 +1,7 @@
 """The rows of a dataset that are not used: counted by reason, listed, and limited in number.
 
-The list is in a temporary file: memory holds the counts and the first rows.
+Broken rows cannot be used; rows that are left out could, and a rule says not to: repeats, for example. Only broken rows
+are limited. The list is in a temporary file: memory holds the counts and the first rows.
 """
 
 import json
@@ -24,22 +25,30 @@ class RejectedRows:
 
     def __init__(self, scratch: str | Path | None = None):
         self.broken: Counter[str] = Counter()
-        self.count = 0
+        self.left_out: Counter[str] = Counter()
         self._first: list[dict[str, Any]] = []
         self._first_broken: list[str] = []
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=None if scratch is None else str(scratch))
 
     def add_broken(self, where: str, file: str, location: RowLocation, reason: str, detail: str) -> None:
         """Add a row that cannot be used; `where` is the full path of its file, for errors."""
-        self.broken[reason] += 1
         if len(self._first_broken) < _IN_ERROR:
             self._first_broken.append(f"{where}: {location}: {detail}")
-        self.add(file, location, reason, detail)
+        self._add(file, location, reason, detail)
+        self.broken[reason] += 1
 
-    def add(self, file: str, location: RowLocation, reason: str, detail: str) -> None:
-        """Add a row that is not used, for example because it repeats another."""
+    def add_left_out(self, file: str, location: RowLocation, rule: str, detail: str) -> None:
+        """Add a row that a rule leaves out, for example because it repeats another."""
+        self._add(file, location, rule, detail)
+        self.left_out[rule] += 1
+
+    @property
+    def count(self) -> int:
+        """Number of rows, broken or left out."""
+        return self.broken.total() + self.left_out.total()
+
+    def _add(self, file: str, location: RowLocation, reason: str, detail: str) -> None:
         row = {"number": self.count, "file": file, **location._asdict(), "reason": reason, "detail": detail}
-        self.count += 1
         if len(self._first) < SHOWN:
             self._first.append(row)
         self._file.write(json.dumps(row).encode() + b"\n")
@@ -59,21 +68,42 @@ class RejectedRows:
         broken = self.broken.total()
         if broken <= spec.max_broken_share * read:
             return
-        kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.broken.most_common())
         raise InputError(
-            f"{where}: {broken:,} of {read:,} rows are broken ({kinds}), more than the allowed "
+            f"{where}: {broken:,} of {read:,} rows are broken ({counts_in_words(self.broken)}), more than the allowed "
             f"share of {spec.max_broken_share:g}: {'; '.join(self._first_broken)}; correct them, or raise "
             f"`max_broken_share:` of {spec.name} in datasets.yaml"
         )
 
     @property
     def metrics(self) -> dict[str, int | str]:
-        """Broken rows by reason, and the first rejected rows, one per line."""
-        counts = {f"broken_{reason.lower().replace(' ', '_')}": count for reason, count in sorted(self.broken.items())}
+        """Broken rows by reason, rows left out by rule, and the first of both, one per line."""
         shown = [
             f"{row['file']}: {RowLocation(row['row'], row['line'])}: {row['reason']}: {row['detail']}"
             for row in self._first
         ]
         if self.count > len(shown):
             shown.append(f"and {self.count - len(shown):,} more: see the table rejected_rows")
-        return {"rows_broken": self.broken.total(), **counts, **({"left_out": "\n".join(shown)} if shown else {})}
+        return {
+            "rows_broken": self.broken.total(),
+            **_by_reason("broken", self.broken),
+            "rows_left_out": self.left_out.total(),
+            **_by_reason("left_out", self.left_out),
+            **({"left_out": "\n".join(shown)} if shown else {}),
+        }
+
+    @property
+    def summary(self) -> str:
+        """How many rows are not used, by reason: one sentence."""
+        kinds = [("are broken", self.broken), ("are left out", self.left_out)]
+        said = (f"{count.total():,} rows {what} ({counts_in_words(count)})" for what, count in kinds if count)
+        return ", ".join(said)
+
+
+def counts_in_words(counts: Counter[str]) -> str:
+    """Return `3 empty text, 1 wrong type`, the most frequent first."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+
+
+def _by_reason(prefix: str, counts: Counter[str]) -> dict[str, int]:
+    """Return `<prefix>_<reason>` -> count, in the order of reasons."""
+    return {f"{prefix}_{reason.lower().replace(' ', '_')}": count for reason, count in sorted(counts.items())}

@@ -1,8 +1,11 @@
-"""Read Parquet, Arrow and CSV record by record: memory holds a batch, never the file."""
+"""Read Parquet and Arrow record by record: memory holds a batch, never the file.
 
-import contextlib
-import csv
-from collections.abc import Iterator
+pyarrow reads the batches, and `datasets` decodes the types of column that it adds. `datasets.load_dataset` would copy
+the files into its cache first, and neither it nor `load_from_disk` skips a row that cannot be read or keeps the
+complete rows of a truncated file.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,6 @@ from tokenuq_ml.errors import InputError
 
 _BATCH = 256
 _BUFFER = 2**20
-_MAX_CELL = 64 * 2**20
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MAGIC = b"ARROW1"
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -32,8 +34,9 @@ def parquet_rows(path: Path) -> Iterator[Record]:
     try:
         # Without a buffer, a column of a row group would be read at once.
         with pq.ParquetFile(path, buffer_size=_BUFFER) as file:
+            decode = _decoder(file.schema_arrow)
             for batch in file.iter_batches(_BATCH, use_threads=False):
-                for value in _rows(batch):
+                for value in _rows(batch, decode):
                     yield Record(index, None, value)
                     index += 1
     except _UNREADABLE as error:
@@ -57,7 +60,7 @@ def arrow_rows(path: Path) -> Iterator[Record]:
         ended = size > 2 * len(_MAGIC) and file.read().endswith(_MAGIC if framed else _STREAM_END)
         try:
             for batch in _batches(file, framed, ended):
-                for value in _rows(batch):
+                for value in _rows(batch, _decoder(batch.schema)):
                     yield Record(index, None, value)
                     index += 1
         except _UNREADABLE as error:
@@ -81,90 +84,48 @@ def _batches(file: pa.NativeFile, framed: bool, ended: bool) -> Iterator[pa.Reco
         yield from reader
 
 
-def csv_rows(path: Path) -> Iterator[Record]:
-    """Yield a record per row: column name of the first row -> text.
-
-    Raises:
-        TruncatedFile: a quotation is open at the end, or the last line has no line end and too few cells.
-        InputError: the first row names a column twice, or none.
-    """
-    index, before = 0, csv.field_size_limit()
-    with contextlib.ExitStack() as stack:
-        csv.field_size_limit(_MAX_CELL)
-        stack.callback(csv.field_size_limit, before)
-        with open(path, "rb") as raw:
-            raw.seek(-1, 2) if path.stat().st_size else None
-            ended = raw.read(1) in (b"\n", b"\r")
-        file = stack.enter_context(open(path, encoding="utf-8-sig", errors="surrogateescape", newline=""))
-        reader = csv.reader(file, strict=True)
-        names = _header(path, reader)
-        short: Record | None = None
-        for line, cells in _csv_lines(reader):
-            if short:
-                yield short
-                index, short = index + 1, None
-            if isinstance(cells, csv.Error):
-                if "unexpected end" in str(cells):
-                    raise TruncatedFile(f"line {line}", index)
-                yield Record(index, line, BrokenRow("not CSV", f"not CSV ({cells})"))
-            elif len(cells) == len(names):
-                yield Record(index, line, dict(zip(names, cells, strict=True)))
-            else:
-                detail = f"has {len(cells)} cells, the first row names {len(names)} columns"
-                wrong_length = Record(index, line, BrokenRow("not CSV", detail))
-                if len(cells) < len(names):
-                    # Broken if lines follow; if it is the last line, perhaps truncated.
-                    short = wrong_length
-                    continue
-                yield wrong_length
-            index += 1
-        if short and not ended:
-            raise TruncatedFile(f"line {short.line}", index)
-        if short:
-            yield short
+_Decode = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _csv_lines(reader: Any) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Yield the line on which each non-blank row begins, with its cells or the error that reading it raised."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, error
-            continue
-        if cells:
-            yield line, cells
+def _decoder(schema: pa.Schema) -> _Decode | None:
+    """Return what decodes a row that `datasets` has written with columns of JSON; None if there are none."""
+    if b'"Json"' not in (schema.metadata or {}).get(b"huggingface", b""):
+        return None
+    from datasets import Features
+
+    decode: _Decode = Features.from_arrow_schema(schema).decode_example
+    return decode
 
 
-def _header(path: Path, reader: Any) -> list[str]:
-    try:
-        names: list[str] = next(reader, [])
-    except csv.Error as error:
-        raise InputError(f"{path}: line 1: not CSV ({error})") from None
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"{path}: the first row must name each column once; names {', '.join(names) or 'none'}")
-    return names
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BrokenRow]:
+def _rows(batch: pa.RecordBatch, decode: _Decode | None) -> Iterator[dict[str, Any] | BrokenRow]:
     try:
         # Before any value is read: lengths in a damaged file may point outside of it.
         batch.validate(full=True)
-        yield from batch.to_pylist()
+        rows = batch.to_pylist()
     except _UNREADABLE:
-        for number in range(batch.num_rows):
-            row = batch.slice(number, 1)
-            try:
-                row.validate(full=True)
-                yield from row.to_pylist()
-            except _UNREADABLE as error:
-                if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError):
-                    yield BrokenRow("invalid Unicode", "is not valid Unicode (a broken byte)")
-                else:
-                    yield BrokenRow("unreadable", f"cannot be read ({_first_line(error)})")
+        rows = _one_by_one(batch)
+    for row in rows:
+        if decode is None or isinstance(row, BrokenRow):
+            yield row
+            continue
+        try:
+            yield decode(row)
+        except ValueError as error:
+            yield BrokenRow("not JSON", f"a column of JSON holds something else ({_first_line(error)})")
+
+
+def _one_by_one(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BrokenRow]:
+    """Yield each row of a damaged batch that can be read, and a BrokenRow for each that cannot."""
+    for number in range(batch.num_rows):
+        row = batch.slice(number, 1)
+        try:
+            row.validate(full=True)
+            yield from row.to_pylist()
+        except _UNREADABLE as error:
+            if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError):
+                yield BrokenRow("invalid Unicode", "is not valid Unicode (a broken byte)")
+            else:
+                yield BrokenRow("unreadable", f"cannot be read ({_first_line(error)})")
 
 
 def _first_line(error: Exception) -> str:

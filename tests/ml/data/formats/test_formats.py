@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tiny_datasets import write_lines
+from tests.support.tiny_datasets import parse_row, write_lines
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.formats import FORMATS
 from tokenuq_ml.data.load import load_examples
@@ -107,8 +107,8 @@ def test_ifeval_bad_rows_are_named(tmp_path, more, reason):
 def test_ifeval_names_a_missing_key(tmp_path):
     row = ifeval_row(1)
     del row["key"]
-    with pytest.raises(InputError, match=r"line 1: 'key' is missing"):
-        load_examples(ifeval_spec(write_lines(tmp_path / "a.jsonl", [row])))
+    with pytest.raises(InputError, match=r"line 2: 'key' is missing"):
+        load_examples(ifeval_spec(write_lines(tmp_path / "a.jsonl", [ifeval_row(2), row])))
 
 
 # the others: one row each
@@ -170,7 +170,8 @@ COMPLETION = [{"role": "assistant", "content": "Ho"}]
     ],
 )
 def test_a_row_becomes_a_conversation(format, row, messages, source):
-    parsed = FORMATS[format].parse(row)
+    parsed = parse_row(format, row)
+    assert (parsed.turn_weights, parsed.template) == (None, {})
     assert parsed.messages == messages and parsed.source == source
 
 
@@ -186,7 +187,7 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
         ("gsm8k", {"question": "2+2?", "answer": "4"}, "no final answer", "'#### <number>'"),
         ("gsm8k", {"question": "2+2?", "answer": "#### 4\nor 5"}, "no final answer", "'answer' does not end"),
         ("sharegpt", {"id": 1}, "missing field", "'conversations' is missing"),
-        ("sharegpt", {"conversations": "a"}, "wrong type", "'conversations' is not a list"),
+        ("sharegpt", {"conversations": "a"}, "wrong type", "must be a list of turns"),
         ("sharegpt", said(), "no exchange", "no question with an answer"),
         ("sharegpt", said(("gpt", "a")), "no exchange", "no question with an answer"),
         (
@@ -195,18 +196,18 @@ def test_a_row_becomes_a_conversation(format, row, messages, source):
             "roles out of order",
             "are user, user, assist",
         ),
-        ("sharegpt", said(("human", "a"), ("tool", "b")), "unknown role", "turn 2: 'from' is 'tool', none of human"),
+        ("sharegpt", said(("human", "a"), ("narrator", "b")), "unknown role", "turn 2: 'from' is 'narrator', none of"),
         ("sharegpt", said(("human", "a"), ("gpt", "")), "empty text", "turn 2: 'value' is empty"),
         ("sharegpt", said(("human", "a"), ("gpt", ["b"])), "wrong type", "turn 2: 'value' is not text"),
         ("sharegpt", {"conversations": [["human", "a"]]}, "wrong type", "turn 1: not an object"),
         ("prompt_completion", {"prompt": "a"}, "missing field", "'completion' is missing"),
-        ("prompt_completion", {"prompt": PROMPT, "completion": "b"}, "wrong type", "'completion' must be a list"),
+        ("prompt_completion", {"prompt": PROMPT, "completion": "b"}, "wrong type", "must be a list of turns"),
         ("prompt_completion", {"prompt": COMPLETION, "completion": PROMPT}, "roles out of order", "roles must be"),
     ],
 )
 def test_a_broken_row_has_a_reason_and_a_detail(format, row, reason, detail):
     with pytest.raises(BrokenRow) as caught:
-        FORMATS[format].parse(row)
+        parse_row(format, row)
     assert caught.value.reason == reason and detail in str(caught.value)
 
 
@@ -218,6 +219,6 @@ def test_trimmed_conversations_are_counted(tmp_path):
 
 def test_every_format_is_implemented_and_documented():
     allowed = set(get_args(DatasetSpec.model_fields["format"].annotation))
-    assert allowed == {*FORMATS, "reasoning_gym"}
+    assert allowed == {*FORMATS, "reasoning_gym", "mix"}
     page = (ROOT / "docs" / "data.md").read_text()
     assert all(f"| `{name}` |" in page for name in allowed)

@@ -1,5 +1,6 @@
 """Data files: which files count, when they are complete, and what their fingerprint depends on."""
 
+import hashlib
 import io
 import json
 
@@ -7,7 +8,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from tokenuq_ml.data.sources.fingerprint import files_of, fingerprint, signature, why_incomplete
+from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.data.sources.fingerprint import fingerprint, signature, why_incomplete
+from tokenuq_ml.data.sources.locate import find_files
 
 ROWS = [{"a": "x" * 20, "b": [{"c": "}"}]} for _ in range(5)]
 
@@ -46,11 +49,29 @@ CONTENTS = {
 }
 
 
+def found(path, **more):
+    return find_files(DatasetSpec(name="a", format="gsm8k", path=str(path), sizes={"train": 1}, **more))
+
+
+def why_incomplete_at(path):
+    return why_incomplete([path])
+
+
+def fingerprint_of(path, **more):
+    data = found(path, **more)
+    return fingerprint(data.root, data.files)
+
+
+def signature_of(path):
+    data = found(path)
+    return signature(data.root, data.files)
+
+
 @pytest.mark.parametrize("name", CONTENTS)
 def test_a_complete_file_is_complete_and_a_cut_one_is_not(tmp_path, name):
     content, path = CONTENTS[name], tmp_path / name
     path.write_bytes(content)
-    assert why_incomplete(path) is None
+    assert why_incomplete_at(path) is None
     whole_rows = name.endswith((".jsonl", ".csv"))
     # All but white space at the end; the shorter ends of a long file are tried in steps.
     body = len(content.rstrip(b"\n")) if not name.endswith((".parquet", ".arrow", ".csv")) else len(content)
@@ -59,40 +80,58 @@ def test_a_complete_file_is_complete_and_a_cut_one_is_not(tmp_path, name):
         cut = content[:end]
         at_a_row = whole_rows and cut and (cut.endswith(b"\n") or content[end : end + 1] == b"\n")
         if not at_a_row:
-            assert why_incomplete(path) is not None, end
+            assert why_incomplete_at(path) is not None, end
 
 
 def test_a_cut_between_rows_of_jsonl_is_not_noticed(tmp_path):
     """Why the sensor also waits until the size stands still."""
     (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    assert why_incomplete(tmp_path / "a.jsonl") is None
+    assert why_incomplete_at(tmp_path / "a.jsonl") is None
 
 
-def test_a_folder_stands_for_its_data_files_sorted_by_name(tmp_path):
-    for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl", "notes.txt"):
-        (tmp_path / name).write_text("{}\n")
-    (tmp_path / "inner").mkdir()
-    assert [file.name for file in files_of(tmp_path)] == ["a.jsonl", "b.jsonl"]
-    assert why_incomplete(tmp_path) is None
-    (tmp_path / "c.jsonl.part").write_text("{}")
-    assert why_incomplete(tmp_path) == "c.jsonl.part is still being written"
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_file_of_utf16_is_judged_by_its_text(tmp_path, encoding):
+    text, path = "\ufeff" + "\n".join(map(json.dumps, ROWS)), tmp_path / "a.jsonl"
+    path.write_bytes(text.encode(encoding))
+    assert why_incomplete_at(path) is None
+    path.write_bytes(text[:-5].encode(encoding))
+    assert why_incomplete_at(path) == "a.jsonl does not end with a complete line"
+    path.write_bytes(text.encode(encoding)[:-1])
+    assert why_incomplete_at(path) == "a.jsonl ends inside a character"
 
 
-def test_missing_and_empty_files_are_incomplete(tmp_path):
-    assert files_of(tmp_path / "no") == [] and fingerprint(tmp_path / "no") is None
-    assert why_incomplete(tmp_path / "no") == "no data file exists" == why_incomplete(tmp_path)
+def test_an_empty_file_is_incomplete(tmp_path):
+    assert fingerprint(tmp_path, []) is None
     (tmp_path / "a.json").touch()
-    assert why_incomplete(tmp_path / "a.json") == "a.json is empty"
+    assert why_incomplete_at(tmp_path / "a.json") == "a.json is empty"
 
 
 def test_a_fingerprint_depends_only_on_content(tmp_path):
     one, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     one.write_text("{}\n")
     other.write_text("{}\n")
-    assert fingerprint(one) == fingerprint(other)
-    before, folder = signature(one), fingerprint(tmp_path)
+    assert fingerprint_of(one) == fingerprint_of(other)
+    before, folder = signature_of(one), fingerprint_of(tmp_path)
     other.write_text('{"a": 1}\n')
-    assert fingerprint(one) != fingerprint(other) and fingerprint(tmp_path) != folder
-    assert signature(one) == before and signature(other) != before
+    assert fingerprint_of(one) != fingerprint_of(other) and fingerprint_of(tmp_path) != folder
+    assert signature_of(one) == before and signature_of(other) != before
     other.rename(tmp_path / "0.jsonl")
-    assert fingerprint(tmp_path) not in (folder, None)
+    assert fingerprint_of(tmp_path) not in (folder, None)
+
+
+def test_a_fingerprint_covers_the_files_that_are_read(tmp_path):
+    """Fingerprints of flat folders are those of earlier versions: names and digests in the order of names."""
+    for name in ("b.jsonl", "a.jsonl", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    digests = [f"{name}:{hashlib.sha256(name.encode()).hexdigest()}" for name in ("a.jsonl", "b.jsonl")]
+    assert fingerprint_of(tmp_path) == hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    whole, part = fingerprint_of(tmp_path), fingerprint_of(tmp_path, drawn_from={"train": "a"})
+    (tmp_path / "notes.txt").write_text("other")
+    assert fingerprint_of(tmp_path) == whole
+    (tmp_path / "b.jsonl").write_text("other")
+    assert fingerprint_of(tmp_path) != whole and fingerprint_of(tmp_path, drawn_from={"train": "a"}) == part
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    whole = fingerprint_of(tmp_path)
+    (inner / "a.jsonl.gz").write_bytes(b"x")
+    assert fingerprint_of(tmp_path) != whole

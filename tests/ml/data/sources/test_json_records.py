@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from tokenuq_ml.data.sources import json_records
+from tokenuq_ml.data.sources import json_window
 from tokenuq_ml.data.sources.json_records import is_list, json_lines, json_list
 from tokenuq_ml.data.sources.records import BrokenRow, TruncatedFile
 from tokenuq_ml.errors import InputError
@@ -27,7 +27,7 @@ TEXTS = {
 
 @pytest.fixture(params=[1, 3, 64, 2**20])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(json_records, "CHUNK", request.param)
+    monkeypatch.setattr(json_window, "CHUNK", request.param)
 
 
 def read(path):
@@ -75,7 +75,7 @@ def whole_within(text: str, cut: int) -> int:
 @pytest.mark.parametrize("size", [5, 2**20])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_list_cut_at_any_byte_reports_its_complete_records(tmp_path, monkeypatch, size, text):
-    monkeypatch.setattr(json_records, "CHUNK", size)
+    monkeypatch.setattr(json_window, "CHUNK", size)
     path, content = tmp_path / "a.json", text.encode()
     for cut in range(1, len(content.rstrip())):
         path.write_bytes(content[:cut])
@@ -185,8 +185,8 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["list", "lines"])
 def test_a_huge_record_is_skipped(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(json_records, "MAX_RECORD", 1000)
-    monkeypatch.setattr(json_records, "CHUNK", 100)
+    monkeypatch.setattr(json_window, "MAX_RECORD", 1000)
+    monkeypatch.setattr(json_window, "CHUNK", 100)
     rows = [json.dumps({"a": text}) for text in ("x", 'y, "]}' * 1000, "z")]
     (tmp_path / "a.json").write_text("[" + ",\n".join(rows) + "]" if kind == "list" else "\n".join(rows))
     values, end = read(tmp_path / "a.json")

@@ -1,6 +1,5 @@
-"""Parquet, Arrow and CSV record by record give what polars gives; cut files are reported."""
+"""Parquet and Arrow record by record give what polars gives; cut files are reported."""
 
-import csv
 import io
 import random
 
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tokenuq_ml.data.sources.records import BrokenRow, TruncatedFile
-from tokenuq_ml.data.sources.table_records import arrow_rows, csv_rows, parquet_rows
+from tokenuq_ml.data.sources.table_records import arrow_rows, parquet_rows
 from tokenuq_ml.errors import InputError
 
 ROWS = [{"q": f'Q{i}, "é"\nand {i}', "a": f"A{i}", "n": [{"x": i}, {"x": None}]} for i in range(600)]
@@ -83,7 +82,6 @@ CONTENTS = {
     "file": (lambda: arrow(ROWS[:20], pa.ipc.new_file), arrow_rows),
     "stream": (lambda: arrow(ROWS[:20], pa.ipc.new_stream), arrow_rows),
     "parquet": (lambda: parquet(ROWS[:20]), parquet_rows),
-    "csv": (lambda: pl.DataFrame(FLAT * 4).write_csv().encode(), csv_rows),
 }
 
 
@@ -113,7 +111,7 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path, kind):
             refused += 1
         else:
             broken += any(isinstance(value, BrokenRow) for value in values)
-    assert broken > 0 and (refused > 0 or kind == "csv")
+    assert broken > 0 and refused > 0
 
 
 @pytest.mark.parametrize("read_rows", [parquet_rows, arrow_rows])
@@ -138,57 +136,3 @@ def arrow_table(table) -> bytes:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
-
-
-# CSV
-
-
-def test_csv_rows_are_those_of_the_table_with_the_lines_they_begin_on(tmp_path):
-    path = tmp_path / "a.csv"
-    pl.DataFrame(FLAT).write_csv(path, include_bom=True)
-    records = list(csv_rows(path))
-    assert [record.value for record in records] == FLAT
-    # Each row holds a line break.
-    assert [record.line for record in records] == [2, 4, 6, 8, 10]
-
-
-def test_broken_csv_rows_are_named(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_bytes(b'q,a\none\n1,2,3\n\nx,"y"z\nok,\xff\n5,6\n7')
-    values, end = read(csv_rows(path))
-    assert [str(value) for value in values[:3]] == [
-        "has 1 cells, the first row names 2 columns",
-        "has 3 cells, the first row names 2 columns",
-        "not CSV (',' expected after '\"')",
-    ]
-    assert values[3:] == [{"q": "ok", "a": "\udcff"}, {"q": "5", "a": "6"}]
-    assert end.complete == 5 and "line 8" in str(end)
-    path.write_text("q,a\n1,2\n7\n")
-    assert read(csv_rows(path))[1] is None, "the last line has an end: it is broken, not cut"
-
-
-def test_csv_cut_at_any_byte_reports_its_complete_rows(tmp_path):
-    path = tmp_path / "a.csv"
-    content = b'q,a\nQ0,A0\n"Q1, ""x""\ny","A1"\nQ2,A2\n'
-    rows = [{"q": "Q0", "a": "A0"}, {"q": 'Q1, "x"\ny', "a": "A1"}, {"q": "Q2", "a": "A2"}]
-    for cut in range(4, len(content)):
-        path.write_bytes(content[:cut])
-        values, end = read(csv_rows(path))
-        whole = values if end else values[:-1]
-        assert whole == rows[: len(whole)] and (end is None or end.complete == len(whole)), cut
-        # What no reader can tell: a last cell that is cut, but all cells are there.
-        assert end is not None or cut == 4 or content[:cut].count(b",") in (2, 4, 5), cut
-
-
-def test_csv_long_cells_are_read_and_the_global_limit_is_restored(tmp_path):
-    before = csv.field_size_limit()
-    (tmp_path / "a.csv").write_text(f"q\n{'x' * 300_000}\n")
-    (record,) = csv_rows(tmp_path / "a.csv")
-    assert len(record.value["q"]) == 300_000 and csv.field_size_limit() == before
-
-
-@pytest.mark.parametrize("text", ["", "q,q\n1,2\n"])
-def test_csv_must_name_its_columns(tmp_path, text):
-    (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(InputError, match=r"a\.csv: the first row must name each column once"):
-        list(csv_rows(tmp_path / "a.csv"))

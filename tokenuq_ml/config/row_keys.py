@@ -1,0 +1,55 @@
+"""The keys of a `datasets.yaml` entry that say how rows are read, and the columns that each format reads."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tokenuq_ml.config.base import Spec
+
+_ROW = ("split", "label", "kto_tag")
+_TURN = ("role", "content", "weight", "train")
+_CHAT = ("system", "system_prompt", "tools", "functions", "chat_template_kwargs", "chosen", "rejected", *_TURN, *_ROW)
+_ANSWER = ("history", "reasoning_content", "thinking")
+FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "alpaca": ("instruction", "input", "context", "output", *_ANSWER, *_CHAT),
+    "dolly": ("instruction", "context", "response", "category", *_ANSWER, *_CHAT),
+    "gsm8k": ("question", "answer", *_ROW),
+    "prompt_completion": ("prompt", "completion", "context", *_ANSWER, *_CHAT),
+    "sharegpt": ("conversations", "id", *_CHAT),
+    "messages": ("messages", "prompt", "id", *_CHAT),
+    "alpaca_eval": ("instruction", "output", "generator", *_ROW),
+    "raw_text": ("text", *_ROW),
+    "ifeval": ("prompt", "key", "instruction_id_list", "kwargs", *_ROW),
+}
+"""Format -> the columns, and the fields of turns, that it reads and that `columns` may map."""
+
+ROW_KEYS = frozenset({"columns", "roles", "train_on", "merge_turns"})
+
+
+class RowKeys(Spec):
+    """How the rows of a dataset are read."""
+
+    columns: dict[str, str | None] = Field(
+        default_factory=dict, description="the format's name of a column or turn field -> the data's; null: do not read"
+    )
+    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(
+        default_factory=dict, description="the data's name of a role -> ours"
+    )
+    train_on: Literal["all", "last"] = Field(
+        default="all", description="last: of each conversation, only the last answer is trained and scored"
+    )
+    merge_turns: bool = Field(default=False, description="join consecutive turns of one role")
+
+    def check_columns(self, row_format: str) -> None:
+        """Check that `columns` names only columns that the format reads.
+
+        Raises:
+            ValueError: it names another.
+        """
+        allowed = FORMAT_COLUMNS.get(row_format, ())
+        for name in self.columns:
+            if name not in allowed:
+                raise ValueError(
+                    f"'columns': format {row_format!r} reads no column {name!r}; the format's name goes on the left, "
+                    f"one of {', '.join(allowed) or 'none'}"
+                )
