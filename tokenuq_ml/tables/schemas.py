@@ -4,108 +4,24 @@ Files are at `<home>/<table>/study=<study>/[ablation=<ablation>/]part-*.parquet`
 as a hive-partitioned dataset. All losses are in nats.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from tokenuq_ml.tables.data_schemas import DATA_TABLES
+from tokenuq_ml.tables.table import TOKEN_COLUMNS, TOKEN_KEY, Table
+
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table's columns (name -> type, meaning), its sort key and its partition columns.
-
-    `optional` columns were added after stores had been written. Writers may leave them out, which writes null, and a
-    column of nulls does not change a table's content hash.
-    """
-
-    description: str
-    columns: dict[str, tuple[pa.DataType, str]]
-    keys: tuple[str, ...]
-    partitions: tuple[str, ...] = ("study",)
-    optional: tuple[str, ...] = ()
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The Arrow schema, with meanings as metadata."""
-        return pa.schema(
-            [pa.field(name, dtype, metadata={"description": text}) for name, (dtype, text) in self.columns.items()]
-        )
-
-
-_TOKEN_COLUMNS = {
-    "example_id": (pa.string(), "the example; starts with the name of its dataset"),
-    "position": (pa.int32(), "index in input_ids of the token, which the tokens before it predict"),
-}
-TOKEN_KEY = tuple(_TOKEN_COLUMNS)
-"""The key of a response token, `example_id, position`, in every table with one row per token."""
 
 TABLES = {
-    "examples": Table(
-        "One row per example of a dataset, in a common format.",
-        {
-            "example_id": (pa.string(), "unique; starts with the name of the dataset"),
-            "split": (pa.string(), "train, validation, test or ood"),
-            "messages": (_MESSAGES, "the conversation, as role and content"),
-            "source": (pa.string(), "JSON: origin of the example, and further fields of its format"),
-            "turns": (pa.string(), "JSON: the turns, if one has more than role and content (tool calls, reasoning)"),
-            "turn_weights": (pa.list_(pa.float32()), "weight of each turn in training; null: 1 for assistant turns"),
-            "template": (pa.string(), "JSON: tools and chat_template_kwargs, which the chat template gets"),
-            "untrained_spans": (
-                pa.list_(pa.list_(pa.int32())),
-                "[turn, start, end]: characters of trained turns, counted from 0, that are not trained",
-            ),
-        },
-        keys=("example_id",),
-        partitions=("dataset",),
-        optional=("turns", "turn_weights", "template", "untrained_spans"),
-    ),
-    "rejected_rows": Table(
-        "One row per rejected row of a dataset's source, with the reason.",
-        {
-            "number": (pa.int64(), "order in which rows were rejected, from 0"),
-            "file": (pa.string(), "name of the file, or of the hub dataset"),
-            "row": (pa.int64(), "number of the row in the file, from 1"),
-            "line": (pa.int64(), "line on which it begins, from 1; null if the format has no lines"),
-            "reason": (pa.string(), "kind of fault or of repetition"),
-            "detail": (pa.string(), "the fault or repetition in detail"),
-        },
-        keys=("number",),
-        partitions=("dataset",),
-    ),
-    "tokenized_dataset": Table(
-        "One row per example, as tokens of the study's model.",
-        {
-            "example_id": (pa.string(), "unique; starts with the name of the dataset"),
-            "dataset": (pa.string(), "name of the dataset"),
-            "split": (pa.string(), "train, validation, test or ood"),
-            "input_ids": (pa.list_(pa.int32()), "token ids, chat template applied"),
-            "response_mask": (pa.list_(pa.bool_()), "true for tokens that are trained and scored"),
-            "token_weight": (pa.list_(pa.float32()), "factor of each token's term in training; null: 1"),
-        },
-        keys=("example_id",),
-        optional=("token_weight",),
-    ),
-    "rejected_examples": Table(
-        "One row per example of a study's datasets that is not in tokenized_dataset, with the reason.",
-        {
-            "example_id": (pa.string(), "the example; starts with the name of its dataset"),
-            "dataset": (pa.string(), "name of the dataset"),
-            "split": (pa.string(), "train, validation, test or ood"),
-            "reason": (pa.string(), "kind of fault, or the rule that left it out"),
-            "detail": (pa.string(), "the fault in detail, with the turn"),
-        },
-        keys=("example_id",),
-    ),
+    **DATA_TABLES,
     "token_losses": Table(
         "One row per response token, all splits: loss, entropy and rank under teacher and base model, without dropout.",
         {
-            "example_id": _TOKEN_COLUMNS["example_id"],
+            "example_id": TOKEN_COLUMNS["example_id"],
             "dataset": (_CATEGORY, "name of the dataset"),
             "split": (_CATEGORY, "train, validation, test or ood"),
-            "position": _TOKEN_COLUMNS["position"],
+            "position": TOKEN_COLUMNS["position"],
             "token_id": (pa.int32(), "id of the predicted token"),
             "token": (_CATEGORY, "text of that token"),
             "category": (_CATEGORY, "special, whitespace, punctuation, number, word, subword or code"),
@@ -120,7 +36,7 @@ TABLES = {
     "token_alternatives": Table(
         "The tokens that the teacher finds likeliest at the position of each held-out response token.",
         {
-            **_TOKEN_COLUMNS,
+            **TOKEN_COLUMNS,
             "choice": (pa.int8(), "rank by probability; 0 is the teacher's first choice"),
             "token_id": (pa.int32(), "id of the alternative; may be the token itself"),
             "token": (_CATEGORY, "text of that token"),
@@ -131,7 +47,7 @@ TABLES = {
     "token_uncertainty": Table(
         "One row per response token, as in token_losses: Monte-Carlo dropout over the teacher's adapter.",
         {
-            **_TOKEN_COLUMNS,
+            **TOKEN_COLUMNS,
             "predictive_entropy": (pa.float32(), "H[mean_k p_k], nats"),
             "expected_entropy": (pa.float32(), "mean_k H[p_k], the aleatoric part, nats"),
             "bald": (pa.float32(), "mean_k KL(p_k || mean p), the epistemic part, nats, >= 0"),
@@ -144,7 +60,7 @@ TABLES = {
     "bald_reference": Table(
         "BALD of a small sample of tokens, also computed in float64 with the same masks: measures rounding.",
         {
-            **_TOKEN_COLUMNS,
+            **TOKEN_COLUMNS,
             "bald": (pa.float32(), "as in token_uncertainty, nats"),
             "bald_float64": (pa.float64(), "in float64 with the same masks, nats"),
         },
@@ -175,7 +91,7 @@ TABLES = {
         {
             "step": (pa.int32(), "optimiser step, from 1"),
             "epoch": (pa.float32(), "epochs completed after the step"),
-            **_TOKEN_COLUMNS,
+            **TOKEN_COLUMNS,
             "loss": (pa.float32(), "the student's cross-entropy at that step, nats"),
             "selected": (pa.bool_(), "whether the token was selected"),
             "objective": (pa.string(), "mle, dft, eaft, distill, none, or module:function"),
@@ -244,7 +160,7 @@ TABLES = {
     "evaluation_tokens": Table(
         "One row per response token of test and ood: a model's loss and entropy, without dropout.",
         {
-            **_TOKEN_COLUMNS,
+            **TOKEN_COLUMNS,
             "loss": (pa.float32(), "cross-entropy under the model, nats"),
             "entropy": (pa.float32(), "entropy of the model's distribution, nats"),
         },
