@@ -46,7 +46,6 @@ def write_package(folder: Path) -> None:
         (package / f"{name}.py").write_text("from tests.support import fake_stage\n\nfake_stage.main()\n")
 
 
-
 def run(request, reporter) -> None:
     """Make the assets of a request, or misbehave."""
     text = os.environ.get("FAKE_STAGE", "{}")

@@ -6,66 +6,17 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
+from tests.support.chat_conversations import AWKWARD, GEMMA, LLAMA, LONG, SHORT, spoken, with_template
 from tests.support.chat_templates import QWEN3
 from tests.support.paths import ROOT
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.template_probe import probe_template
 from tokenuq_ml.data.tokenization import ConversationTokenizer, default_template, prompt_ids, tokenize_example
-from tokenuq_ml.errors import InputError
 
 SHIPPED_GEMMA = ROOT / "config" / "chat_templates" / "gemma.jinja"
 
-LLAMA = (
-    "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n\n' + m['content'] | trim + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\n\n' }}{% endif %}"
-)
-GEMMA = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role\nnot supported') }}"
-    "{% endif %}{{ '<t>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim "
-    "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<t>model\n' }}{% endif %}"
-)
-FORGETFUL = (
-    "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ '[' + m['role'] + ']' + m['content'] "
-    "+ '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
-)
-
-SHORT = [{"role": "user", "content": "How many apples?"}, {"role": "assistant", "content": "12 apples."}]
-LONG = [
-    {"role": "system", "content": "Answer."},
-    *SHORT,
-    {"role": "user", "content": "12 apples."},
-    {"role": "assistant", "content": "The price\n\n is  3 \n🍎 é x   \n y"},
-]
-AWKWARD = [{"role": "user", "content": "x"}, {"role": "assistant", "content": " a  <|im_end|> b\n"}]
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["whole_offsets", "trimmed_offsets"])
-def tokenizer(request):
-    return tiny_tokenizer(trim_offsets=request.param)
-
-
-def spoken(tokenizer, tokens) -> list[str]:
-    """Text of each run of response tokens."""
-    runs, run = [], []
-    for token, scored in [*zip(tokens.input_ids, tokens.response_mask, strict=True), (None, False)]:
-        if scored:
-            run.append(token)
-        elif run:
-            runs.append(tokenizer.decode(run))
-            run = []
-    return runs
-
-
-def with_template(tokenizer, template):
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-@pytest.fixture(autouse=True)
-def restore_template(tokenizer):
-    yield
-    tokenizer.chat_template = CHATML
+pytestmark = pytest.mark.usefixtures("restore_template")
 
 
 @pytest.mark.parametrize(
@@ -306,57 +257,3 @@ def test_the_number_of_renderings_does_not_grow_with_the_turns(tokenizer):
     finally:
         del tokenizer.apply_chat_template
     assert counts[0] == counts[1]
-
-
-def test_tokens_after_the_maximum_are_cut(tokenizer):
-    whole = tokenize_example(tokenizer, LONG, 999)
-    length = len(whole.input_ids)
-    assert not tokenize_example(tokenizer, LONG, length).truncated
-    for cut in (length - 1, 5, 1):
-        tokens = tokenize_example(tokenizer, LONG, cut)
-        assert tokens == (whole.input_ids[:cut], whole.response_mask[:cut], True)
-
-
-def test_the_tokenizer_is_unchanged_afterwards():
-    tokenizer = tiny_tokenizer(trim_offsets=True)
-    before = tokenizer.backend_tokenizer.to_str()
-    tokenize_example(tokenizer, LONG, 999)
-    with pytest.raises(InputError):
-        tokenize_example(with_template(tokenizer, GEMMA), LONG, 999)
-    assert tokenizer.backend_tokenizer.to_str() == before
-
-
-def test_a_missing_chat_template_says_what_to_do(tokenizer):
-    with_template(tokenizer, None)
-    for call in (lambda: tokenize_example(tokenizer, SHORT, 99), lambda: prompt_ids(tokenizer, SHORT[:1])):
-        with pytest.raises(InputError, match=r"no chat template; set its `chat_template:` in models\.yaml"):
-            call()
-
-
-def test_a_template_that_rewrites_earlier_turns_is_rejected(tokenizer):
-    with_template(tokenizer, FORGETFUL)
-    assert spoken(tokenizer, tokenize_example(tokenizer, SHORT, 999)) == ["12 apples.<|im_end|>"]
-    with pytest.raises(InputError, match=r"turn 2: the chat template leaves out the assistant's text"):
-        tokenize_example(tokenizer, LONG[1:], 999)
-
-
-def test_the_message_of_a_template_that_rejects_a_role_is_shown(tokenizer):
-    with pytest.raises(InputError, match=r"rejects the conversation: System role not supported; correct"):
-        tokenize_example(with_template(tokenizer, GEMMA), LONG, 999)
-
-
-def test_a_prompt_that_loses_a_turn_is_rejected(tokenizer):
-    with_template(tokenizer, CHATML.replace("for message in messages", "for message in messages[-1:]"))
-    with pytest.raises(
-        InputError, match="turn 1: the chat template leaves out the system's text, or a part of it; corr"
-    ):
-        prompt_ids(tokenizer, LONG[:2])
-    assert prompt_ids(tokenizer, SHORT[:1])
-
-
-def test_a_slow_tokenizer_is_rejected(tokenizer):
-    class Slow:
-        is_fast, chat_template, apply_chat_template = False, CHATML, tokenizer.apply_chat_template
-
-    with pytest.raises(InputError, match="Slow returns no character offsets"):
-        tokenize_example(Slow(), SHORT, 99)
