@@ -19,8 +19,6 @@ def tokenized_dataset(config: Config, study: StudySpec) -> StageAsset:
         description=f"{', '.join(datasets)} in the tokens of {study.model}, with a mask of the response tokens.",
         kinds=frozenset({"python", "polars", "parquet"}),
         table="tokenized_dataset",
-        outputs={
-            table: table_path(table, study=study.name) for table in ("tokenized_dataset", "rejected_examples")
-        },
+        outputs={table: table_path(table, study=study.name) for table in ("tokenized_dataset", "rejected_examples")},
         inputs=(inputs.model(study.model), *inputs.examples(*datasets)),
     )

@@ -83,9 +83,7 @@ def data_files_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.S
     )
 
 
-def _look_at(
-    dataset: str, studies: list[str], instance: dg.DagsterInstance, reruns: Reruns, tick: _FilesTick
-) -> None:
+def _look_at(dataset: str, studies: list[str], instance: dg.DagsterInstance, reruns: Reruns, tick: _FilesTick) -> None:
     spec, known = reruns.config.datasets[dataset], tick.cursor.get(dataset)
     if known is None:
         # Files that existed before the sensor are what the study was last built from, if it was built at all.
