@@ -20,6 +20,8 @@ from tokenuq_ml.training.teacher import OnlineTeacher
 from tokenuq_ml.training.token_columns import TokenColumns
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 ABLATIONS = load_config(ROOT / "config").ablations
 STEPS = 3
 ROWS = examples(8 * STEPS, seed=4)

@@ -14,6 +14,8 @@ from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
 from tokenuq_pipeline.runtime.dagster_internals import run_job
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def toy(tmp_path):
@@ -93,7 +95,6 @@ def fresh_daemon(made_study_with_file, data_file, tmp_path):
         yield Daemon(toy, config_with(data_file.parent), instance)
 
 
-@pytest.mark.slow
 def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(daemon):
     (request,) = daemon.schedule().run_requests
     assert request.tags["study"] == STUDY and request.tags[RERUN_TAG] == "schedule" and request.tags[WAVE_TAG] == "1"
@@ -104,7 +105,6 @@ def test_a_schedule_makes_the_study_and_then_has_nothing_to_do(daemon):
     assert daemon.sensor("next_wave").skip_message == "no rerun is in progress"
 
 
-@pytest.mark.slow
 def test_a_schedule_reruns_what_is_stale_in_waves(fresh_daemon, data_file):
     edited = Daemon(fresh_daemon.toy, config_with(data_file.parent, quantile=0.5), fresh_daemon.instance)
     edited.cursors = fresh_daemon.cursors
@@ -123,7 +123,6 @@ def test_a_schedule_skips_a_study_with_a_run_in_progress(daemon):
     assert not tick.run_requests and f"run {run.run_id[:8]} is in progress" in tick.skip_message
 
 
-@pytest.mark.slow
 def test_a_failed_run_ends_the_waves_until_the_next_tick(daemon, monkeypatch):
     request = daemon.schedule().run_requests[0]
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"spoil": "token_losses"}))
@@ -139,7 +138,6 @@ def test_a_failed_run_ends_the_waves_until_the_next_tick(daemon, monkeypatch):
     }
 
 
-@pytest.mark.slow
 def test_the_next_wave_waits_for_other_runs_and_is_requested_once(fresh_daemon, data_file):
     edited = Daemon(fresh_daemon.toy, config_with(data_file.parent, quantile=0.5), fresh_daemon.instance)
     edited.cursors = fresh_daemon.cursors
@@ -155,7 +153,6 @@ def test_the_next_wave_waits_for_other_runs_and_is_requested_once(fresh_daemon, 
     assert not edited.sensor("next_wave").run_requests
 
 
-@pytest.mark.slow
 def test_a_changed_data_file_is_requested_once_when_it_is_complete(fresh_daemon, data_file):
     assert "no longer change" in fresh_daemon.sensor("data_files").skip_message
     assert fresh_daemon.sensor("data_files").skip_message == "no data file has changed"
@@ -175,7 +172,6 @@ def test_a_changed_data_file_is_requested_once_when_it_is_complete(fresh_daemon,
     assert not fresh_daemon.sensor("data_files").run_requests and not fresh_daemon.sensor("data_files").run_requests
 
 
-@pytest.mark.slow
 def test_a_changed_file_that_another_run_has_read_is_not_requested_again(fresh_daemon, data_file):
     fresh_daemon.sensor("data_files")
     data_file.write_text('{"rows": 2}\n')
@@ -222,7 +218,6 @@ def test_a_disabled_study_has_a_job_but_no_automation(toy, tmp_path):
     ]
 
 
-@pytest.mark.slow
 def test_cheap_assets_are_requested_when_their_inputs_change(fresh_daemon):
     graph = fresh_daemon.defs.resolve_asset_graph()
     automated = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}

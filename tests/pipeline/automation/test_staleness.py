@@ -12,6 +12,8 @@ from tokenuq_pipeline.automation.staleness import ancestors, next_wave
 from tokenuq_pipeline.commands import run as run_command
 from tokenuq_pipeline.commands import status
 
+pytestmark = pytest.mark.slow
+
 
 def materialised(toy, config):
     """What each further run made, after the runs that there were."""
@@ -44,14 +46,12 @@ def toy(made, tmp_path):
     return copy
 
 
-@pytest.mark.slow
 def test_a_fresh_study_is_up_to_date(made, tmp_path):
     config = config_with(made.folder.parent)
     assert rows(made, config) == {} and materialised(made, config) == []
     assert status.as_text([], [STUDY]) == "up to date: study"
 
 
-@pytest.mark.slow
 def test_an_edited_ablation_recomputes_it_and_the_report(made, toy, tmp_path):
     config = config_with(made.folder.parent, quantile=0.5)
     assert rows(toy, config) == {
@@ -66,7 +66,6 @@ def test_an_edited_ablation_recomputes_it_and_the_report(made, toy, tmp_path):
     ]
 
 
-@pytest.mark.slow
 def test_an_edited_seed_recomputes_that_ablation(made, toy):
     config = config_with(made.folder.parent)
     config.ablations["mle"] = config.ablations["mle"].model_copy(update={"seed": 7})
@@ -77,7 +76,6 @@ def test_an_edited_seed_recomputes_that_ablation(made, toy):
     }
 
 
-@pytest.mark.slow
 def test_an_edited_stage_recomputes_its_assets_and_what_follows(made, toy, monkeypatch):
     config = config_with(made.folder.parent)
     monkeypatch.setitem(versions.REVISIONS, "uncertainty_analysis", 99)
@@ -89,7 +87,6 @@ def test_an_edited_stage_recomputes_its_assets_and_what_follows(made, toy, monke
     assert set().union(*materialised(toy, config)) == {f"study/{ablation}/student" for ablation in ("mle", "top")}
 
 
-@pytest.mark.slow
 def test_a_changed_data_file_recomputes_what_was_made_from_it(toy, made, tmp_path):
     path = made.folder.parent / "extra.jsonl"
     config, before = config_with(made.folder.parent), path.read_text()
@@ -104,7 +101,6 @@ def test_a_changed_data_file_recomputes_what_was_made_from_it(toy, made, tmp_pat
         path.write_text(before)
 
 
-@pytest.mark.slow
 def test_more_data_recomputes_the_whole_study_but_not_the_model(made, toy):
     config = config_with(made.folder.parent)
     config.datasets["toy"] = config.datasets["toy"].model_copy(
@@ -116,7 +112,6 @@ def test_more_data_recomputes_the_whole_study_but_not_the_model(made, toy):
     assert not remade & {"models/tiny", "datasets/extra"}
 
 
-@pytest.mark.slow
 def test_another_ablation_is_one_student_more_and_one_less_leaves_the_report(made, toy):
     config = config_with(made.folder.parent, ablations=["mle", "top", "more"])
     config.ablations["more"] = config.ablations["top"].model_copy(update={"name": "more", "seed": 3})

@@ -8,6 +8,8 @@ from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.commands import prune
 from tokenuq_pipeline.runtime.pruning import removable, remove
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(made_study, tmp_path, monkeypatch):
