@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 import dagster as dg
 
+from tokenuq_pipeline.runtime.interrupts import hold_interrupts
+
 TAIL_LINES = 30
 
 
@@ -40,7 +42,8 @@ class MessageFile(dg.PipesMessageReader):
         while self._lines:
             with contextlib.suppress(json.JSONDecodeError):
                 message = json.loads(self._lines.popleft())
-                self._handler.handle_message(message)
+                with hold_interrupts():
+                    self._handler.handle_message(message)
                 if message["method"] == "report_custom_message":
                     yield message["params"]["payload"]
 

@@ -21,6 +21,7 @@ from tokenuq_ml.stages.request import AssetResult, StageRequest
 from tokenuq_ml.stages.runner import BAD_INPUT, INTERRUPTED, PARENT_PIPE
 from tokenuq_pipeline.runtime.child_output import ChildOutput, MessageFile
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
+from tokenuq_pipeline.runtime.interrupts import hold_interrupts
 
 POLL_S = 0.05
 
@@ -115,7 +116,8 @@ class StageLauncher(dg.ConfigurableResource):
         try:
             if child.process.poll() is None:
                 child.signal_group(signal.SIGINT)
-                context.log.info(f"stopping; the stage has {self.termination_timeout:.0f} s to write a checkpoint")
+                with hold_interrupts():
+                    context.log.info(f"stopping; the stage has {self.termination_timeout:.0f} s to write a checkpoint")
                 deadline = time.monotonic() + self.termination_timeout
                 while child.process.poll() is None and time.monotonic() < deadline:
                     child.messages.drain()
