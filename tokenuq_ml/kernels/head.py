@@ -29,6 +29,21 @@ class Head:
     softcap: float | None = None
     scale: float = 1.0
 
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of logits."""
+        return self.weight_VD.shape[0]
+
+    @property
+    def features(self) -> int:
+        """D, the width of the states that the head takes."""
+        return self.weight_VD.shape[1]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are linear in the states, so that mean embeddings exist."""
+        return self.softcap is None
+
     def product(self, hidden_CD: Tensor) -> Tensor:
         """Return `hidden @ weight.T` in the head's dtype; `hidden_CD` may have more leading dimensions."""
         rows_CD = hidden_CD.reshape(-1, hidden_CD.shape[-1]).to(self.weight_VD.dtype)
@@ -60,15 +75,46 @@ class Head:
             return grad_CV @ self.weight_VD
 
 
+class LogitsHead(Head):
+    """The head of a model whose own forward pass computes the logits: the states are the logits, and D is V.
+
+    For output layers that `Head` cannot express, e.g. with a LoRA adapter. Autograd carries the gradient of the logits
+    on to whatever computed them. All N x V logits are in memory. `weight_VD` is `[V, 0]` and has their dtype.
+    """
+
+    @classmethod
+    def of(cls, vocabulary: int, dtype: torch.dtype, device: torch.device) -> "LogitsHead":
+        """Return the head of logits `[.., vocabulary]`."""
+        return cls(torch.empty(vocabulary, 0, dtype=dtype, device=device))
+
+    @property
+    def features(self) -> int:
+        """V, the width of the states."""
+        return self.vocabulary
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are linear in states of a useful width: they are not."""
+        return False
+
+    def product(self, hidden_CD: Tensor) -> Tensor:
+        """Return the logits as they are."""
+        return hidden_CD
+
+    def hidden_gradient(self, grad_CV: Tensor) -> Tensor:
+        """Return the gradient as it is."""
+        return grad_CV
+
+
 def chunks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
     """Yield the rows of each matrix product, so that `copies` matrices of logits fit the budget."""
-    size = max(1, CHUNK_BYTES // (head.weight_VD.element_size() * head.weight_VD.shape[0] * copies))
+    size = max(1, CHUNK_BYTES // (head.weight_VD.element_size() * head.vocabulary * copies))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def blocks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
     """Yield the rows that are reduced together within a chunk of `rows`."""
-    size = max(1, BLOCK_BYTES // (4 * head.weight_VD.shape[0] * copies))
+    size = max(1, BLOCK_BYTES // (4 * head.vocabulary * copies))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 

@@ -61,12 +61,10 @@ def mean_embeddings(hidden_ND: Tensor, head: Head, label_N: Tensor | None = None
         label_N: ids of the tokens, if their losses are wanted.
 
     Raises:
-        ValueError: the head soft-caps, so its logits are not linear in the hidden state.
+        ValueError: the head's logits are not linear in the hidden state, e.g. because it soft-caps them.
     """
-    if head.softcap is not None:
-        raise ValueError(
-            "mean embeddings need logits that are linear in the hidden state, but this head soft-caps them"
-        )
+    if not head.is_linear:
+        raise ValueError("mean embeddings need logits that are linear in the hidden state, and this head's are not")
     means, rows = [], []
     for chunk in chunks(len(hidden_ND), head):
         product_CV = head.product(hidden_ND[chunk])

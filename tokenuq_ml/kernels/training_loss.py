@@ -229,13 +229,13 @@ def _check_mean_embeddings_suffice(batch: _MicroBatch, teacher: TeacherTerm, gai
     if (
         teacher.divergence != "forward_kl"
         or teacher.temperature != 1.0
-        or batch.head.softcap is not None
+        or not batch.head.is_linear
         or batch.grads.head_is_trained
         or gain is not None
     ):
         raise ValueError(
-            "mean embeddings give only forward KL at temperature 1 of a frozen head without soft-capping, and "
+            "mean embeddings give only forward KL at temperature 1 of a frozen linear head, and "
             f"cross-entropy without a gain (divergence {teacher.divergence}, temperature {teacher.temperature}, "
-            f"softcap {batch.head.softcap}, trainable head {batch.grads.head_is_trained}, gain {gain is not None}); "
+            f"linear head {batch.head.is_linear}, trainable head {batch.grads.head_is_trained}, gain {gain is not None}); "
             "use hidden states"
         )

@@ -129,7 +129,7 @@ def uncertainty_in_model_dtype(
     dtype.
     """
     head = head_of(model)
-    bytes_per_token = spec.samples * head.weight_VD.shape[1] * head.weight_VD.element_size()
+    bytes_per_token = spec.samples * head.features * head.weight_VD.element_size()
     max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // bytes_per_token))
     rows: list[pl.DataFrame] = []
     # Before dropout is replaced: fast passes are compared with the model's own, which must not drop anything.

@@ -44,7 +44,7 @@ def states_fit_budget(context: StageContext, model: PeftModel) -> bool:
     context.done(
         # Students then read the dataset and the teacher, so these decide the version, and no size does.
         joined_digest("online", *_source_digests(context).values()),
-        {"tokens": tokens, "hidden_size": head.weight_VD.shape[1], "cached": False, "stored": stored},
+        {"tokens": tokens, "hidden_size": head.features, "cached": False, "stored": stored},
         checks={ONLINE_CHECK: CheckOutcome(passed=True, description=stored)},
     )
     return False
@@ -69,9 +69,9 @@ def report_cache(context: StageContext, model: PeftModel, tokens: int) -> None:
         joined_digest(tensors_digest(path), _source_digests(context)["dataset_digest"]),
         {
             "tokens": tokens,
-            "hidden_size": head.weight_VD.shape[1],
+            "hidden_size": head.features,
             "cached": True,
-            "stored": "hidden_states" if head.softcap else "hidden_states, mean_embeddings",
+            "stored": "hidden_states, mean_embeddings" if head.is_linear else "hidden_states",
             "megabytes": path.stat().st_size / 1e6,
         },
         checks={ONLINE_CHECK: _online_check(context, model)},

@@ -194,9 +194,9 @@ def read_online_reason(folder: str | Path) -> str | None:
 
 def _cached_tensors(tokens: int, head: Head) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Return dtype and shape of each tensor, the widest dtype first, which keeps every tensor aligned."""
-    size = head.weight_VD.shape[1]
+    size = head.features
     hidden = {"hidden_ND": (torch.bfloat16, (tokens, size))}
-    if head.softcap is not None:
+    if not head.is_linear:
         return hidden
     return {"offset_N": (torch.float32, (tokens,)), "mean_ND": (head.weight_VD.dtype, (tokens, size)), **hidden}
 
