@@ -153,3 +153,50 @@ TRIMMED_TOOLS = r"""
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n\n' }}{%- endif -%}
 """
 """Like Llama 3's: headers end in two line breaks, texts are trimmed, and a turn has one tool call at most."""
+
+GPT_OSS = r"""
+{{- '<|start|>system<|message|>You are ChatGPT.<|end|>' -}}
+{%- if messages[0].role == 'developer' or messages[0].role == 'system' -%}
+    {%- set developer_message, loop_messages = messages[0].content, messages[1:] -%}
+{%- else -%}
+    {%- set developer_message, loop_messages = '', messages -%}
+{%- endif -%}
+{%- if developer_message -%}
+    {{- '<|start|>developer<|message|># Instructions\n\n' + developer_message + '\n\n<|end|>' -}}
+{%- endif -%}
+{%- set last_tool_call = namespace(name=none) -%}
+{%- for message in loop_messages -%}
+    {%- if message.role == 'assistant' -%}
+        {%- if "tool_calls" in message -%}
+            {%- set future = namespace(found=false) -%}
+            {%- for later in loop_messages[loop.index:] -%}
+                {%- if later.role == 'assistant' and "tool_calls" not in later -%}{%- set future.found = true -%}{%- endif -%}
+            {%- endfor -%}
+            {%- set tool_call = message.tool_calls[0].function -%}
+            {%- if message.content and message.thinking -%}
+                {{- raise_exception("Cannot pass both content and thinking in an assistant message with tool calls!") -}}
+            {%- elif message.content and not future.found -%}
+                {{- '<|start|>assistant<|channel|>analysis<|message|>' + message.content + '<|end|>' -}}
+            {%- elif message.thinking and not future.found -%}
+                {{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' -}}
+            {%- endif -%}
+            {{- '<|start|>assistant to=functions.' + tool_call.name + '<|channel|>commentary json<|message|>' + tool_call.arguments | tojson + '<|call|>' -}}
+            {%- set last_tool_call.name = tool_call.name -%}
+        {%- elif loop.last and not add_generation_prompt -%}
+            {%- if "thinking" in message -%}
+                {{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' -}}
+            {%- endif -%}
+            {{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|return|>' -}}
+        {%- else -%}
+            {{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' -}}
+        {%- endif -%}
+    {%- elif message.role == 'tool' -%}
+        {{- '<|start|>functions.' + last_tool_call.name + ' to=assistant<|channel|>commentary<|message|>' + message.content | tojson + '<|end|>' -}}
+    {%- elif message.role == 'user' -%}
+        {{- '<|start|>user<|message|>' + message.content + '<|end|>' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}
+"""
+"""gpt-oss, without its tools: reasoning is `thinking`, and only that of a last answer, or of a call without one, is rendered."""
+GPT_OSS_TOKENS = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"]

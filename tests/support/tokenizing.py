@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
+from transformers import PreTrainedTokenizerFast
 
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.data.examples import Example, Turn
+from tokenuq_ml.data.tokenization import ConversationTokenizer, ConversationTokens
 from tokenuq_ml.stages import tokenize_dataset
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
 from tokenuq_ml.tables.parquet import read_table, write_table
@@ -58,6 +60,16 @@ def tokenize(folder: Path, template: str, examples: Sequence[Example], **keys: A
     tokenize_dataset.run(request, recorder)
     (result,) = recorder.results
     return Tokenized(*(read_table(path) for path in outputs.values()), result, recorder.lines)
+
+
+def tokens_of(
+    chat_template: str, messages: list[Turn], *, special: Sequence[str] = (), **fields: Any
+) -> tuple[PreTrainedTokenizerFast, ConversationTokens]:
+    """Return a tiny tokenizer with the template and the special tokens, and the tokens of one example."""
+    tokenizer = tiny_tokenizer(chat_template=chat_template)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("d/0", "train", messages, **fields)])
+    return tokenizer, tokens
 
 
 def trained_texts(tokenizer: Any, ids: Sequence[int], mask: Sequence[bool]) -> list[str]:

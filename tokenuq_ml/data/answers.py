@@ -19,6 +19,11 @@ so that the time is linear in the number of turns."""
 _ANCHOR = 16
 """Characters of an answer that are searched for first."""
 
+_TRAIN_LAST = (
+    ", perhaps because the chat template ends earlier answers as it ends no last one; `train_on: last` of the dataset "
+    "trains the last answer alone"
+)
+
 Locations = dict[int, tuple[int | None, int | None]]
 
 
@@ -131,7 +136,9 @@ class _AnswerFinder:
         alone = up_to.removeprefix(prompt if continues else before)
         end = None if start is None else self._end_of_turn(start, stop, alone)
         if start is None or end is None:
-            self._fault(turn, "answer not found", "the answer or its end cannot be found in the rendered conversation")
+            remedy = "" if turn == len(self.messages) - 1 else _TRAIN_LAST
+            detail = f"the answer or its end cannot be found in the rendered conversation{remedy}"
+            self._fault(turn, "answer not found", detail)
         else:
             self.answers[turn] = Span(start, end)
 

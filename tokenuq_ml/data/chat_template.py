@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _MARK = re.compile("\ufdd0(/?)([0-9]+)\ufdd1")
 """Marks around a turn's text: Unicode reserves these two code points for such internal use, so that texts lack them."""
 _PROBE = [{"role": "user", "content": "Which one?"}]
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Names that templates have for a turn's reasoning: Qwen3 reads the first one, gpt-oss the second one."""
 
 
 class TemplateError(InputError):
@@ -67,7 +69,7 @@ class ChatTemplate:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages),
+                    [_with_reasoning_names(turn) for turn in messages],
                     tools=arguments.get("tools"),
                     tokenize=False,
                     add_generation_prompt=header,
@@ -200,6 +202,15 @@ class ChatTemplate:
 def answered(answer: str, **fields: Any) -> list[Turn]:
     """Return a question with an answer."""
     return [*_PROBE, {"role": "assistant", "content": answer, **fields}]
+
+
+def _with_reasoning_names(turn: Turn) -> Turn:
+    """Return a turn with its reasoning under every name that templates have for it.
+
+    transformers does this too, but not in its first versions of 5, and not for `reasoning`.
+    """
+    reasoning = turn.get("reasoning_content")
+    return {**turn, **dict.fromkeys(REASONING_KEYS, reasoning)} if reasoning else turn
 
 
 def _marked(turn: Turn, number: int, trim: bool) -> Turn:

@@ -4,6 +4,7 @@ Required: an answer is trained from its first character to its end of turn, and 
 generation prompt are a prefix of the ids that are trained. What else a template does is named in `notes`.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ _QUESTION = {"role": "user", "content": "Which fruit is red?"}
 _ANSWER = {"role": "assistant", "content": "Apples are red."}
 _REASONING = "They look red."
 _THINKING = {"role": "assistant", "content": f"<think>\n{_REASONING}\n</think>\n\n{_ANSWER['content']}"}
+_READS_REASONING = re.compile(r"reasoning_content|message\.thinking|['\"]thinking['\"]")
 _SEVERAL = [_QUESTION, _ANSWER, {"role": "user", "content": "And yellow?"}, {"role": "assistant", "content": "Pears."}]
 
 
@@ -121,7 +123,7 @@ def _notes(tokenizer: "PreTrainedTokenizerBase", probe: _Probe, answer: Turn) ->
         others["conversations of several turns"] = _SEVERAL
         if probe.fault(others["system turns"]) is None:
             others["several turns after a system turn"] = [others["system turns"][0], *_SEVERAL]
-    if "reasoning_content" in template:
+    if _READS_REASONING.search(template):
         others["reasoning_content"] = [_QUESTION, {**_ANSWER, "reasoning_content": _REASONING}]
     for what, messages in others.items():
         if (fault := probe.fault(messages)) is not None:
