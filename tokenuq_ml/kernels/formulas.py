@@ -104,6 +104,20 @@ def cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
     return loss_R, grad_RV
 
 
+def entropy(logits_RV: Tensor) -> Tensor:
+    """Return the entropy, without a gradient."""
+    logp_RV = torch.log_softmax(logits_RV, -1)
+    return -logp_RV.exp().mul_(logp_RV).sum(1)
+
+
+def entropy_from_gradient(loss_R: Tensor, grad_RV: Tensor, logits_RV: Tensor) -> Tensor:
+    """Return the entropy, given the cross-entropy and its gradient.
+
+    With the gradient `g = p - onehot(label)`, `H = lse - p . z = (loss + z_label) - (g . z + z_label) = loss - g . z`.
+    """
+    return loss_R - (grad_RV * logits_RV).sum(1)
+
+
 def probability_gain(logits_RV: Tensor, loss_R: Tensor) -> Tensor:
     """Return the label's probability (dynamic fine-tuning, Wu et al. 2025, arXiv 2508.05629)."""
     return torch.exp(-loss_R)

@@ -3,6 +3,7 @@
 Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,12 @@ class MeanEmbeddings(NamedTuple):
 
 
 @torch.no_grad()
-def mean_embeddings(hidden_ND: Tensor, head: Head, label_N: Tensor | None = None) -> MeanEmbeddings:
+def mean_embeddings(
+    hidden_ND: Tensor,
+    head: Head,
+    label_N: Tensor | None = None,
+    observe: Callable[[slice, Tensor], None] | None = None,
+) -> MeanEmbeddings:
     """Return the mean output embedding `mu` under each token's distribution p: the gradient of log-sum-exp.
 
     Log-sum-exp `lse` is convex in the hidden state h, and forward KL is its Bregman divergence:
@@ -59,6 +65,7 @@ def mean_embeddings(hidden_ND: Tensor, head: Head, label_N: Tensor | None = None
         hidden_ND: states after the final norm.
         head: the head, without soft-capping.
         label_N: ids of the tokens, if their losses are wanted.
+        observe: `observe(rows, logits_RV)` is called for each block; `rows` are its tokens among the N.
 
     Raises:
         ValueError: the head's logits are not linear in the hidden state, e.g. because it soft-caps them.
@@ -70,6 +77,8 @@ def mean_embeddings(hidden_ND: Tensor, head: Head, label_N: Tensor | None = None
         product_CV = head.product(hidden_ND[chunk])
         for block in blocks(len(product_CV), head, copies=2):
             z_RV = head.finish(product_CV[block])
+            if observe is not None:
+                observe(slice(chunk.start + block.start, chunk.start + block.stop), z_RV)
             max_R1 = z_RV.amax(1, keepdim=True)
             z_RV -= max_R1
             row = () if label_N is None else (z_RV.gather(1, label_N[chunk][block, None])[:, 0],)

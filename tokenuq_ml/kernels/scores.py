@@ -4,6 +4,7 @@ Shapes: N response tokens, C of them in one product, R of those reduced at a tim
 K samples; M of the N tokens, with A likeliest tokens each.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -58,14 +59,25 @@ def token_scores(
 
 
 @torch.no_grad()
-def token_losses(hidden_ND: Tensor, head: Head, label_N: Tensor) -> Tensor:
-    """Return `loss_N` in nats, without a gradient. Costs one head product per token."""
+def token_losses(
+    hidden_ND: Tensor, head: Head, label_N: Tensor, observe: Callable[[slice, Tensor], None] | None = None
+) -> Tensor:
+    """Return `loss_N` in nats, without a gradient. Costs one head product per token.
+
+    Args:
+        hidden_ND: states from which the tokens are predicted, after the final norm.
+        head: the output head.
+        label_N: ids of the tokens.
+        observe: `observe(rows, logits_RV)` is called for each block; `rows` are its tokens among the N.
+    """
     rows = []
     for chunk in chunks(len(label_N), head):
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
         for block in blocks(len(label_C), head):
             z_RV = head.finish(product_CV[block])
             rows.append((formulas.label_loss(z_RV, label_C[block]),))
+            if observe is not None:
+                observe(slice(chunk.start + block.start, chunk.start + block.stop), z_RV)
     return concatenate_blocks(rows, hidden_ND, (None,))[0]
 
 

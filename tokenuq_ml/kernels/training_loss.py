@@ -16,6 +16,7 @@ from tokenuq_ml.kernels.gradients import Gradients
 from tokenuq_ml.kernels.head import Head, accumulation_dtype, blocks, chunks
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings, row_dot
 from tokenuq_ml.kernels.scores import token_losses
+from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, WeightRule, Weights
 
 
@@ -60,6 +61,7 @@ def training_loss(
     teacher: TeacherTerm | None = None,
     gain: Gain | None = None,
     every_loss: bool = False,
+    statistics: TokenStatistics | None = None,
 ) -> TrainingLoss:
     """Return `sum_n mle_n * gain_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
 
@@ -82,11 +84,13 @@ def training_loss(
         gain: a factor per token for its cross-entropy; default: 1. Not with mean embeddings.
         every_loss: also compute the cross-entropy of tokens without an `mle` weight, for the record. Costs 1 product
             for each token with neither weight, and none for the others.
+        statistics: gets the entropy and top-1 accuracy of every token whose logits are computed: of all tokens if the
+            rule needs losses or with `every_loss`, else of those with a weight. Costs no product.
 
     Raises:
         ValueError: a token is to be distilled and `teacher` is None, or mean embeddings cannot give what is asked.
     """
-    micro_batch = _MicroBatch(hidden_ND, head, label_N)
+    micro_batch = _MicroBatch(hidden_ND, head, label_N, statistics)
     with torch.no_grad():
         if teacher is not None and teacher.has_mean_embeddings:
             decision = _add_terms_from_mean_embeddings(micro_batch, rule, teacher, gain)
@@ -104,7 +108,8 @@ def training_loss(
 class _MicroBatch:
     """The tokens of a micro-batch, with the values and gradients that the terms of the loss add."""
 
-    def __init__(self, hidden_ND: Tensor, head: Head, label_N: Tensor):
+    def __init__(self, hidden_ND: Tensor, head: Head, label_N: Tensor, statistics: TokenStatistics | None):
+        self.statistics = statistics
         self.grads = Gradients(hidden_ND, head)
         self.hidden_ND, self.head, self.label_N = hidden_ND.detach(), head, label_N
         self.loss_N = torch.zeros(len(label_N), dtype=accumulation_dtype(hidden_ND), device=hidden_ND.device)
@@ -113,7 +118,20 @@ class _MicroBatch:
     def fill_losses(self, mask_N: Tensor) -> None:
         """Compute the cross-entropy of some tokens, without a gradient."""
         index_M = mask_N.nonzero()[:, 0]
-        self.loss_N[index_M] = token_losses(self.hidden_ND[index_M], self.head, self.label_N[index_M])
+        observe = self.observer(index_M)
+        self.loss_N[index_M] = token_losses(self.hidden_ND[index_M], self.head, self.label_N[index_M], observe)
+
+    def observer(self, index_M: Tensor) -> Callable[[slice, Tensor], None] | None:
+        """Return the function that adds blocks of M of the tokens to the statistics, if there are any."""
+        statistics = self.statistics
+        if statistics is None:
+            return None
+        return lambda rows, logits_RV: statistics.add(index_M[rows], logits_RV, self.label_N[index_M[rows]])
+
+    @property
+    def every_token(self) -> Tensor:
+        """The indices of the N tokens."""
+        return torch.arange(len(self.label_N), device=self.hidden_ND.device)
 
     def total(self, weights: Weights) -> Tensor:
         """Return the weighted sum of cross-entropies and divergences."""
@@ -126,7 +144,9 @@ def _add_terms_from_logits(
 ) -> BatchDecision:
     """Add both terms from logits: losses if the rule needs them, then the decision, then a pass per term."""
     if rule.needs_losses:
-        batch.loss_N.copy_(token_losses(batch.hidden_ND, batch.head, batch.label_N))
+        observe = batch.observer(batch.every_token)
+        batch.loss_N.copy_(token_losses(batch.hidden_ND, batch.head, batch.label_N, observe))
+        batch.statistics = None
     decision = rule.decide(batch.loss_N)
     if teacher is None and decision.weights.distill_N.any():
         raise ValueError("tokens are to be distilled, and there is no teacher")
@@ -142,7 +162,10 @@ def _add_cross_entropy(batch: _MicroBatch, decision: BatchDecision, gain: Gain |
     gain_N = torch.ones_like(batch.loss_N)
 
     def cross_entropy(index_R: Tensor, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
-        loss_R, grad_RV = formulas.cross_entropy(logits_RV, batch.label_N[index_R])
+        label_R = batch.label_N[index_R]
+        loss_R, grad_RV = formulas.cross_entropy(logits_RV, label_R)
+        if batch.statistics is not None:
+            batch.statistics.add_trained(index_R, logits_RV, label_R, loss_R, grad_RV)
         if gain is not None:
             gain_N[index_R] = gain(logits_RV, loss_R, decision.selected_N[index_R])
             grad_RV *= gain_N[index_R, None]
@@ -161,11 +184,26 @@ def _add_divergence(batch: _MicroBatch, weights: Weights, teacher: TeacherTerm, 
     def divergence(index_R: Tensor, logits_RV: Tensor, teacher_RV: Tensor) -> tuple[Tensor, Tensor]:
         if record_losses:
             batch.loss_N[index_R] = formulas.label_loss(logits_RV, batch.label_N[index_R])
-        return formulas.divergence(teacher.divergence, logits_RV, teacher_RV, teacher.temperature)
+        if batch.statistics is not None:
+            batch.statistics.add(index_R, logits_RV, batch.label_N[index_R])
+        return _divergence(logits_RV, teacher_RV, teacher)
 
     assert teacher.states.hidden_ND is not None
     source = (teacher.states.hidden_ND, teacher.head or batch.head)
     _add_term(batch, weights.distill_N, batch.divergence_N, divergence, source)
+
+
+def _divergence(logits_RV: Tensor, teacher_RV: Tensor, teacher: TeacherTerm) -> tuple[Tensor, Tensor]:
+    """Return divergence and gradient; of different vocabularies, over the ids that both have.
+
+    One model may have more padding rows after the tokens than the other. With V' the smaller number of logits, both
+    distributions are softmaxes of the first V' logits; the student's other logits have no gradient.
+    """
+    ours, common = logits_RV.shape[1], min(logits_RV.shape[1], teacher_RV.shape[1])
+    value_R, grad_RV = formulas.divergence(
+        teacher.divergence, logits_RV[:, :common], teacher_RV[:, :common], teacher.temperature
+    )
+    return value_R, grad_RV if common == ours else torch.nn.functional.pad(grad_RV, (0, ours - common))
 
 
 def _add_term(
@@ -202,12 +240,12 @@ def _add_terms_from_mean_embeddings(
     """Add both terms in one pass over the head: losses, then the decision, then both gradients from mean embeddings."""
     _check_mean_embeddings_suffice(batch, teacher, gain)
     if rule.needs_losses:
-        trained_M = torch.arange(len(batch.label_N), device=batch.hidden_ND.device)
+        trained_M = batch.every_token
     else:
         decision = rule.decide(batch.loss_N)
         trained_M = (decision.weights.mle_N + decision.weights.distill_N).nonzero()[:, 0]
     hidden_MD, label_M = batch.hidden_ND[trained_M], batch.label_N[trained_M]
-    student = mean_embeddings(hidden_MD, batch.head, label_M)
+    student = mean_embeddings(hidden_MD, batch.head, label_M, batch.observer(trained_M))
     assert student.loss_N is not None
     batch.loss_N[trained_M] = student.loss_N
     if rule.needs_losses:
@@ -236,6 +274,6 @@ def _check_mean_embeddings_suffice(batch: _MicroBatch, teacher: TeacherTerm, gai
         raise ValueError(
             "mean embeddings give only forward KL at temperature 1 of a frozen linear head, and "
             f"cross-entropy without a gain (divergence {teacher.divergence}, temperature {teacher.temperature}, "
-            f"linear head {batch.head.is_linear}, trainable head {batch.grads.head_is_trained}, gain {gain is not None}); "
-            "use hidden states"
+            f"linear head {batch.head.is_linear}, trainable head {batch.grads.head_is_trained}, "
+            f"gain {gain is not None}); use hidden states"
         )
