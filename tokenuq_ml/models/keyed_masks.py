@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.study import MASK_LEVELS
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.lora_dropout import apply_mask
 from tokenuq_ml.models.philox import random_draws
 from tokenuq_ml.seeding import example_key
@@ -61,9 +62,29 @@ class KeyedMasks:
         """Set the sample and the examples of the calling thread's next forward pass."""
         self._pass.sample = sample
         self._pass.keys = [example_key(self.spec.seed, example_id) for example_id in example_ids]
+        self._pass.positions = None
         if self.spec.mask == "sequence" and self.features:
             # All layers at once: one generator per layer would cost more than its few draws.
             self._pass.kept_B1F = self._kept((0, sample, _FEATURES), self.spec.dropout, self.features)[:, None]
+
+    def by_example(self, x: Tensor) -> Tensor:
+        """Return a layer's input as `[B, T, I]`: some layers get all tokens in one row, or several rows per token.
+
+        Raises:
+            InputError: the rows are not those of the pass in its order, as inside an expert that gets some tokens.
+        """
+        examples, masks = len(self._pass.keys), self._pass
+        if x.dim() == 3 and x.shape[0] == examples:
+            masks.positions = masks.positions or x.shape[1]
+            return x
+        whole_pass = x.dim() == 2 and masks.positions is not None and x.shape[0] == examples * masks.positions
+        if whole_pass or x.shape[0] == examples:
+            return x.reshape(examples, -1, x.shape[-1])
+        raise InputError(
+            f"an adapted layer gets an input of the shape {list(x.shape)} for {examples} examples, so its dropout "
+            "masks cannot be drawn by example, as in an expert that gets some of the tokens; leave the layer out of "
+            "the adapter's target_modules"
+        )
 
     def per_sequence(self, features: slice) -> Tensor:
         """Return int16 `[B, 1, I]`, all ones where kept, for the layer with these input features."""
@@ -111,10 +132,12 @@ class KeyedDropout(nn.Module):
         # A model may be spread over devices; masks are drawn on its first one.
         return kept.to(x_BTI.device)
 
-    def forward(self, x_BTI: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the input with features dropped and the others scaled."""
-        return apply_mask(x_BTI, self.kept(x_BTI)) * self.scale
+        x_BTI = self.masks.by_example(x)
+        return (apply_mask(x_BTI, self.kept(x_BTI)) * self.scale).reshape(x.shape)
 
-    def project(self, x_BTI: Tensor, a_rI: Tensor, scaling: float) -> Tensor:
-        """Return `scaling * dropout(x) @ a.T`; scales the small product, not the input."""
+    def project(self, x: Tensor, a_rI: Tensor, scaling: float) -> Tensor:
+        """Return `scaling * dropout(x) @ a.T`, `[B, T, r]`; scales the small product, not the input."""
+        x_BTI = self.masks.by_example(x)
         return (apply_mask(x_BTI, self.kept(x_BTI)) @ a_rI.to(x_BTI.dtype).T).mul_(self.scale * scaling)
