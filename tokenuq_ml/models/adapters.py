@@ -1,6 +1,7 @@
 """LoRA adapters through PEFT: add, attach, switch and freeze them, several on one base model."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tokenuq_ml.config import LoraSpec
+from tokenuq_ml.models.adapter_kinds import active_adapters
+from tokenuq_ml.models.adapter_targets import ALL_LINEAR, adapter_targets
+from tokenuq_ml.models.flags import restored_flags
 from tokenuq_ml.models.forward import causal_lm
 from tokenuq_ml.models.lora_dropout import use_bit_mask_dropout
 from tokenuq_ml.models.lora_linear import use_fused_lora
@@ -18,7 +22,7 @@ from tokenuq_ml.tensor_digest import tensors_digest
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
-    """Add a new trainable LoRA adapter to every linear layer except the output head.
+    """Add a new trainable LoRA adapter to every linear layer except the output head (`adapter_targets.py`).
 
     Args:
         model: The base model; changed in place.
@@ -26,26 +30,26 @@ def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:
         seed: Decides the initial weights. Also seeds torch's global generators.
     """
     seed_torch(seed)
-    config = lora_config(lora)
+    config = lora_config(lora, adapter_targets(model))
     # GPT-2's linear layers store their weights transposed; PEFT warns if the adapter's config does not say so.
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     return use_fused_lora(use_bit_mask_dropout(get_peft_model(model, config)))
 
 
-def lora_config(lora: LoraSpec) -> LoraConfig:
-    """Return PEFT's configuration of the adapter."""
+def lora_config(lora: LoraSpec, targets: str | list[str] = ALL_LINEAR) -> LoraConfig:
+    """Return PEFT's configuration of an adapter of the layers `targets`."""
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules="all-linear",
+        target_modules=targets,
         bias="none",
         task_type="CAUSAL_LM",
     )
 
 
 def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name: str) -> PeftModel:
-    """Load a stored adapter, frozen. On a `PeftModel`, the active adapter stays active and trainable.
+    """Load a stored adapter, frozen. On a `PeftModel`, the active adapters stay active, and all flags what they are.
 
     Args:
         model: A base model, or one that has adapters already; changed in place.
@@ -55,12 +59,10 @@ def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name:
     if not isinstance(model, PeftModel):
         loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
         return _prepare_for_inference(loaded.eval(), name)
-    active, was_training = model.active_adapter, model.training
-    # `PeftModel.set_adapter(name)` would make the new adapter trainable and freeze the active one.
-    model.load_adapter(folder, adapter_name=name, is_trainable=False)
-    model.set_adapter(active)
-    # Loading for inference also puts the complete model into eval mode.
-    return _prepare_for_inference(model, name).train(was_training)
+    # Loading puts the complete model into eval mode, and changes what is trainable.
+    with restored_flags(model), _restored_adapters(model):
+        model.load_adapter(folder, adapter_name=name, is_trainable=False)
+    return _prepare_for_inference(model, name)
 
 
 def freeze_adapter(model: PeftModel) -> PeftModel:
@@ -79,23 +81,51 @@ def _prepare_for_inference(model: PeftModel, name: str) -> PeftModel:
 
 
 @contextmanager
-def use_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
+def use_adapter(model: PeftModel | PreTrainedModel, name: str | None) -> Iterator[None]:
     """Run forward passes inside the context with adapter `name`, or with the base model alone if None.
 
-    For inference only. Afterwards the previous adapter is active again, and trainable if it was.
+    For inference only. Afterwards the active adapters, the mode of each module and `requires_grad` of each parameter
+    are what they were: PEFT would make all parameters of the active adapter trainable.
+
+    Args:
+        model: With adapters that are neither merged nor disabled, by PEFT or by transformers' `add_adapter`.
+        name: An adapter of the model.
     """
-    if name is None:
-        with model.disable_adapter():
+    with restored_flags(model), _restored_adapters(model), _without_warnings():
+        if name is not None:
+            tuner = model.base_model if isinstance(model, PeftModel) else model
+            tuner.set_adapter(name)
             yield
-        return
-    active = model.active_adapter
-    trainable = any(p.requires_grad for path, p in model.named_parameters() if f".{active}." in path)
-    model.base_model.set_adapter(name, inference_mode=True)
+        elif isinstance(model, PeftModel):
+            with model.disable_adapter():
+                yield
+        else:
+            model.disable_adapters()
+            try:
+                yield
+            finally:
+                model.enable_adapters()
+
+
+@contextmanager
+def _restored_adapters(model: PeftModel | PreTrainedModel) -> Iterator[None]:
+    """Activate afterwards the adapters that are active now; flags are left as PEFT then sets them."""
+    before = active_adapters(model)
     try:
         yield
     finally:
-        model.base_model.set_adapter(active, inference_mode=not trainable)
-        model.active_adapter = active
+        if active_adapters(model) != before:
+            # Not `PeftModel.set_adapter`, which takes one name.
+            tuner = model.base_model if isinstance(model, PeftModel) else model
+            tuner.set_adapter(before)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide PEFT's warning that trained biases stay when adapters are disabled; `OnlineTeacher` puts them back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+        yield
 
 
 def adapter_digest(folder: str | Path) -> str:

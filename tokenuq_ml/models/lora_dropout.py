@@ -122,5 +122,5 @@ def use_bit_mask_dropout(model: PeftModel) -> PeftModel:
             module.cast_input_dtype_enabled = False
             for name, dropout in module.lora_dropout.items():
                 if isinstance(dropout, nn.Dropout):
-                    module.lora_dropout[name] = BitMaskDropout(dropout.p)
+                    module.lora_dropout[name] = BitMaskDropout(dropout.p).train(dropout.training)
     return model

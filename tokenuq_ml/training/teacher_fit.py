@@ -1,0 +1,71 @@
+"""Does a teacher that is another model fit the student? Its vocabulary, tokenizer, dtype and weights are compared."""
+
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.forward import causal_lm, head_of
+
+
+def check_teacher_fits(
+    teacher: PreTrainedModel | PeftModel,
+    student: PreTrainedModel | PeftModel,
+    teacher_tokenizer: Any = None,
+    student_tokenizer: Any = None,
+) -> None:
+    """Check that distributions of the teacher can be compared with the student's, id by id.
+
+    Args:
+        teacher: another model.
+        student: the model that is trained.
+        teacher_tokenizer: a tokenizer, or a processor that has one; None: unknown.
+        student_tokenizer: the same of the student.
+
+    Raises:
+        InputError: teacher and student share weights, or differ in dtype, tokenizer or (with unknown tokenizers) in
+            the number of logits.
+    """
+    if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
+        # Also the base model that `get_peft_model` was given: PEFT adds its layers in place.
+        raise InputError(
+            "the teacher is a model that shares weights with the student, so it would be trained and frozen at once; "
+            "leave teacher out for the model without its adapter, or load the teacher a second time"
+        )
+    dtypes = causal_lm(teacher).dtype, causal_lm(student).dtype
+    if dtypes[0] != dtypes[1]:
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        raise InputError(
+            f"the teacher's weights are {names[0]} and the student's {names[1]}, so their rounding would be part of "
+            f"the divergence; load both in one dtype, e.g. teacher.to(torch.{names[1]})"
+        )
+    tokenizers = [getattr(tokenizer, "tokenizer", tokenizer) for tokenizer in (teacher_tokenizer, student_tokenizer)]
+    _check_vocabularies(head_of(teacher).vocabulary, head_of(student).vocabulary, *tokenizers)
+
+
+def _check_vocabularies(theirs: int, ours: int, teacher_tokenizer: Any, student_tokenizer: Any) -> None:
+    """Compare the tokens of every id; padding rows after them may differ in number."""
+    if teacher_tokenizer is None or student_tokenizer is None:
+        if theirs != ours:
+            raise InputError(
+                f"the teacher has {theirs} logits and the student {ours}; if they have one tokenizer and differ in "
+                "padding rows only, pass it twice: SeparateTeacher(model, tokenizer=...) and the Trainer's "
+                "processing_class=...; otherwise use a teacher with the student's vocabulary"
+            )
+        return
+    their_tokens, our_tokens = teacher_tokenizer.get_vocab(), student_tokenizer.get_vocab()
+    different = dict(our_tokens.items() ^ their_tokens.items())
+    if different:
+        token = min(different, key=different.__getitem__)
+        raise InputError(
+            f"the teacher's tokenizer differs from the student's in {len(different)} tokens: {token!r} is "
+            f"{their_tokens.get(token, 'no token')} for the teacher and {our_tokens.get(token, 'no token')} for the "
+            "student; use a teacher with the student's tokenizer"
+        )
+    last = max(our_tokens.values())
+    if last >= min(theirs, ours):
+        raise InputError(
+            f"the tokenizer has ids up to {last}, but the teacher has {theirs} logits and the student {ours}; resize "
+            "the model that has too few (resize_token_embeddings)"
+        )
