@@ -114,14 +114,21 @@ def parsed_once_gguf() -> Iterator[None]:
 def replaced_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
     """Replace the forward pass of `module` by `forward(module, ...)`; other modules of its class are not affected.
 
+    A forward pass that the instance had is put back. One that another library has wrapped around ours meanwhile (as
+    accelerate does for mixed precision) stays, so `forward` must go on to work as the module's own.
+
     For torch 2.13 with transformers 5.23: transformers has no way to replace the forward pass of one module with a
     faster one, or with one that returns per-token values. Remove when it has.
     """
-    module.forward = types.MethodType(forward, module)
+    before, ours = vars(module).get("forward"), types.MethodType(forward, module)
+    module.forward = ours
     try:
         yield
     finally:
-        del module.forward
+        if vars(module).get("forward") is ours:
+            del module.forward
+            if before is not None:
+                module.forward = before
 
 
 def change_class(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -1,21 +1,18 @@
 """Store base models in one form: safetensors, config, tokenizer.
 
-Also ensures what later stages rely on: a chat template, generation that stops at the end of a turn, and a head whose
-logits are computed here as the model computes them.
-
-Shapes: B sequences, T positions, V vocabulary.
+Also ensures what later stages rely on: a chat template, generation that stops at the end of a turn, and logits that
+are computed here as the model computes them (`gate.py`).
 """
 
 from pathlib import Path
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.data.template_probe import probe_template
 from tokenuq_ml.data.tokenization import default_template
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.models.forward import head_of, hidden_states
+from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.model_sources import load_source
 
 
@@ -26,12 +23,12 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
         Figures of the model: `parameters`, `vocabulary` (rows of the head), `tokens` (of the tokenizer), `hidden_size`,
         `architecture`, `stored_dtype`, `chat_template` (where it is from), `end_of_turn` (the token that ends a turn;
         None if no special token does), `chat_template_notes` (what it does otherwise than usual templates, one
-        sentence per line), and the `commit` of a model from the Hugging Face Hub.
+        sentence per line), `logits` (why the model's own forward pass computes them, if it has to), and the `commit` of
+        a model from the Hugging Face Hub.
 
     Raises:
         InputError: The source cannot be loaded or is not a plain causal language model; its chat template does not
-            render answers as they are generated; or its logits are not those of an output layer with scaling
-            and soft-capping.
+            render answers as they are generated; or the gate refuses it.
     """
     folder = Path(folder)
     model, tokenizer, commit = load_source(spec)
@@ -42,19 +39,22 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
         raise InputError(f"model {spec.name}: {error}") from None
     end = report.end_of_turn
     _stop_generation_at(model, end)
-    _check_head(spec, model)
+    try:
+        path = output_path(model)
+    except InputError as error:
+        raise InputError(f"model {spec.name}: {error}") from None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    head = model.get_output_embeddings().weight
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "vocabulary": head.shape[0],
+        "vocabulary": path.vocabulary,
         "tokens": len(tokenizer),
-        "hidden_size": head.shape[1],
+        "hidden_size": model.config.get_text_config().hidden_size,
         "architecture": type(model).__name__,
         "stored_dtype": str(model.dtype).removeprefix("torch."),
         "chat_template": template,
         "end_of_turn": None if end is None else tokenizer.convert_ids_to_tokens(end),
+        **({"logits": f"by the model's own forward pass, because {path.reason}"} if path.from_logits else {}),
         **({"chat_template_notes": "\n".join(report.notes)} if report.notes else {}),
         **({"commit": commit} if commit else {}),
     }
@@ -88,25 +88,3 @@ def _stop_generation_at(model: PreTrainedModel, end: int | None) -> None:
     ends = set(own) if isinstance(own, (list, tuple)) else {own}
     ends = sorted((ends | {end}) - {None})
     model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
-
-
-@torch.no_grad()
-def _check_head(spec: ModelSpec, model: PreTrainedModel) -> None:
-    """Compare logits from the last hidden states and the head with the model's own.
-
-    Every loss is computed from hidden states and the head. Gemma-2 soft-caps its logits, Cohere and Granite scale them;
-    an architecture that does something else fails here.
-    """
-    model.eval()
-    ids_BT = torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0]
-    head = head_of(model)
-    ours_BTV = head.finish(head.product(hidden_states(model, {"input_ids": ids_BT})))
-    own_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
-    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
-    # `not <=` instead of `>`: numbers that are not finite fail too.
-    if not (ours_BTV - own_BTV).norm() <= tolerance * own_BTV.norm():
-        raise InputError(
-            f"model {spec.name}: the logits of {type(model).__name__} are not those of its output layer with scaling "
-            "and soft-capping, or they are not finite; tokenuq would optimise a different objective, so use another "
-            "model"
-        )

@@ -1,11 +1,12 @@
-"""Forward passes without the output head, on any causal language model of transformers.
+"""Forward passes up to the output head, on any causal language model of transformers.
 
 Shapes: B sequences, T positions, D hidden size.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,49 +14,57 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.head import Head, LogitsHead
+from tokenuq_ml.models.flags import evaluation_mode
+from tokenuq_ml.models.gate import linear_head, output_path
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.output_layer import causal_lm, decoder_states, own_logits
 from tokenuq_ml.patches import replaced_forward
-
-
-def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Return the transformers model inside any PEFT wrapping."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def head_of(model: PreTrainedModel | PeftModel) -> Head:
     """Return the output head, with soft-capping and scaling where the architecture has them.
 
     Gemma-2 soft-caps its final logits, Cohere multiplies them, Granite divides them. A loss without these steps would
-    optimise a different objective.
+    optimise a different objective. The head of a model whose logits its own forward pass has to compute is a
+    `LogitsHead`.
+
+    Raises:
+        InputError: the gate refuses the model (`gate.output_path`).
     """
-    model = causal_lm(model)
-    config = model.config.get_text_config()
-    output = model.get_output_embeddings()
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(
-        output.weight,
-        getattr(output, "bias", None),
-        softcap=getattr(config, "final_logit_softcapping", None),
-        scale=scale,
-    )
+    path, lm = output_path(model), causal_lm(model)
+    return LogitsHead.of(path.vocabulary, path.logits_dtype, lm.device) if path.from_logits else linear_head(lm, path)
 
 
 def hidden_states(
-    model: PreTrainedModel | PeftModel, inputs: dict[str, Tensor], numerics: Numerics | None = None
+    model: PreTrainedModel | PeftModel, inputs: dict[str, Any], numerics: Numerics | None = None
 ) -> Tensor:
-    """Return `hidden_BTD` after the final norm: a forward pass without the head.
+    """Return the states that `head_of(model)` turns into logits.
+
+    These are `hidden_BTD` after the final norm, from a forward pass without the head; or `logits_BTV`, where the
+    model's own forward pass has to compute them (`gate.output_path`).
 
     Args:
         model: With or without adapters.
         inputs: As in `Batch.model_inputs`.
         numerics: Its dtype is used for autocast where a weight has another dtype; None for no autocast.
+
+    Raises:
+        InputError: the gate refuses the model.
     """
-    decoder = getattr(causal_lm(model), causal_lm(model).base_model_prefix)
+    return _states(model, inputs, numerics, causal_lm(model))
+
+
+def _states(
+    model: PreTrainedModel | PeftModel, inputs: dict[str, Any], numerics: Numerics | None, own_forward: Callable
+) -> Tensor:
+    """Return the states; `own_forward` computes logits where hidden states would not do."""
+    # Before autocast is switched on: the gate runs passes of its own when it meets a model.
+    path, lm = output_path(model), causal_lm(model)
     # If all weights have the dtype already, autocast would only slow every operation and round deliberate float32.
     casts = numerics is not None and numerics.dtype != torch.float32 and _dtypes(model) != {numerics.dtype}
     with numerics.autocast() if casts else nullcontext():
-        return decoder(**inputs, use_cache=False).last_hidden_state
+        return own_logits(lm, inputs, own_forward) if path.from_logits else decoder_states(lm, inputs)
 
 
 _cached_dtypes: WeakKeyDictionary[PreTrainedModel, set[torch.dtype]] = WeakKeyDictionary()
@@ -87,35 +96,37 @@ def packing_is_exact(model: PreTrainedModel | PeftModel, numerics: Numerics) -> 
     Some attention implementations read the ends of sequences off the position ids. The others silently let sequences
     attend to each other, so this compares three short sequences.
     """
-    model, ids, device = causal_lm(model), torch.arange(12) % model.config.get_text_config().vocab_size, numerics.device
+    ids, device = torch.arange(12) % model.config.get_text_config().vocab_size, numerics.device
     parts = [ids[:5], ids[5:9], ids[9:]]
     packed = {
         "input_ids": ids[None].to(device),
         "position_ids": torch.cat([torch.arange(len(part)) for part in parts])[None].to(device),
     }
-    was_training = model.training
-    model.eval()
-    together = hidden_states(model, packed, numerics)[0].float()
-    alone = torch.cat([hidden_states(model, {"input_ids": part[None].to(device)}, numerics)[0] for part in parts])
-    model.train(was_training)
+    with evaluation_mode(model):
+        together = hidden_states(model, packed, numerics)[0].float()
+        alone = torch.cat([hidden_states(model, {"input_ids": part[None].to(device)}, numerics)[0] for part in parts])
     tolerance = 1e-3 if numerics.dtype == torch.float32 else 0.1
     return bool((together - alone.float()).abs().max() <= tolerance * alone.float().abs().max())
 
 
 @contextmanager
 def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
-    """Let `model(input_ids=..., token_function=f)` return `f(hidden_BTD, head)`; without `f`, the model's own output.
+    """Let `model(input_ids=..., token_function=f)` return `f(states, head)`; without `f`, the model's own output.
 
-    The head is used within the forward pass of the wrapped model, because wrappers for many devices (DDP's gradient
-    hooks, FSDP's gathering of shards) act only there.
+    States and head are those of `hidden_states` and `head_of`. A forward pass that the instance has already (TRL's,
+    accelerate's) is the one that runs without `f`, and is put back afterwards. The head is used within the forward
+    pass of the wrapped model, because wrappers for many devices (DDP's gradient hooks, FSDP's gathering of shards) act
+    only there.
     """
+    # Now, because the gate runs passes of its own, which must not happen inside a wrapped pass.
+    output_path(model)
     lm = causal_lm(model)
     plain = lm.forward
 
     def forward(self, *args, token_function=None, **inputs):
         if token_function is None:
             return plain(*args, **inputs)
-        return token_function(hidden_states(self, inputs), head_of(self))
+        return token_function(_states(self, inputs, None, plain), head_of(self))
 
     # Trainer reads the signature to find the dataset columns that the model takes.
     signature = inspect.signature(plain)

@@ -20,7 +20,7 @@ from tests.support.kernels import (
     train_all,
 )
 from tokenuq_ml.kernels import formulas
-from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.scores import token_scores
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
@@ -216,3 +216,20 @@ def test_large_logits_have_a_finite_loss_and_gradient(name):
     out = training_loss(hidden, head, labels, decision, teacher=TeacherTerm(TeacherStates(teacher * 1e4), name))
     out.total.backward()
     assert out.total.isfinite() and hidden.grad.isfinite().all()
+
+
+def test_a_model_s_own_logits_give_the_same_loss_and_the_gradient_of_the_logits():
+    """`LogitsHead`: autograd carries the gradient on to what computed the logits."""
+    head, hidden, labels, teacher = random_inputs(bias=True, scale=0.7, rows=6)
+    decision = BatchDecision.of_weights(torch.tensor([1.0, 0, 1, 0, 2, 0]), torch.tensor([0, 1.0, 0, 0.5, 0, 1]))
+    leaf = hidden.detach().requires_grad_()
+    expected = training_loss(leaf, head, labels, decision, teacher=TeacherTerm(TeacherStates(teacher)))
+    expected.total.backward()
+    own = hidden.detach().requires_grad_()
+    logits, of_teacher = full_logits(head, own), full_logits(head, teacher)
+    logits_head = LogitsHead.of(head.vocabulary, logits.dtype, logits.device)
+    got = training_loss(logits, logits_head, labels, decision, teacher=TeacherTerm(TeacherStates(of_teacher)))
+    got.total.backward()
+    assert torch.allclose(got.total, expected.total) and torch.allclose(got.loss_N, expected.loss_N)
+    assert torch.allclose(own.grad, leaf.grad, atol=1e-6)
+    assert logits_head.features == head.vocabulary and not logits_head.is_linear

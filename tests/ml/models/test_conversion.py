@@ -140,16 +140,26 @@ def test_the_models_of_the_paper_are_configured_from_the_hub():
     assert "<end_of_turn>" in models["gemma_2b"].fields()["chat_template"]
 
 
-def test_an_unknown_operation_after_the_head_is_rejected(tmp_path, monkeypatch):
-    """Trap 1, for future architectures: logits are scaled without an entry in the configuration."""
+def test_an_unknown_operation_after_the_head_is_left_to_the_model(tmp_path, monkeypatch):
+    """Trap 1, for future architectures: something else is done to the logits."""
     folder_model(tmp_path / "in")
     original = LlamaForCausalLM.forward
 
     def scaled(self, *args, **kwargs):
         out = original(self, *args, **kwargs)
-        out.logits = out.logits * 0.5
+        out.logits = out.logits.abs()
         return out
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
-    with pytest.raises(InputError, match="model m: the logits of LlamaForCausalLM are not those"):
+    figures = convert(folder_spec(tmp_path / "in"), tmp_path / "out")
+    assert figures["logits"].startswith("by the model's own forward pass, because its logits are not those")
+
+
+def test_weights_that_are_not_finite_are_rejected(tmp_path):
+    folder_model(tmp_path / "in")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "in")
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    model.save_pretrained(tmp_path / "in")
+    with pytest.raises(InputError, match="model m: LlamaForCausalLM gives logits that are not finite"):
         convert(folder_spec(tmp_path / "in"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -42,6 +42,7 @@ def test_a_token_function_runs_inside_the_wrapped_forward():
     model, seen = tiny_peft(), []
     model.get_base_model().register_forward_pre_hook(lambda *_: seen.append("forward"))
     with accept_token_function(model):
+        seen.clear()
         out = model(input_ids=torch.ones(1, 3, dtype=torch.long), token_function=lambda h, head: h.shape)
     assert seen == ["forward"] and out == (1, 3, 32)
     assert model(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 3, 97)
