@@ -96,6 +96,12 @@ class EvaluationSpec(Spec):
         return named
 
     @property
+    def prompted(self) -> tuple[str, ...]:
+        """Datasets whose rows are asked in the model's chat template, each once."""
+        specs = (self.ifeval, self.gsm8k if self.gsm8k and self.gsm8k.chat else None, self.alpaca_eval)
+        return tuple(dict.fromkeys(spec.dataset for spec in specs if spec is not None))
+
+    @property
     def judge_model(self) -> str | None:
         """The entry of `models.yaml` that is the judge; None if no local model is."""
         judge = self.alpaca_eval.judge if self.alpaca_eval else None

@@ -8,18 +8,19 @@ from tokenuq_ml.config.base import Spec
 
 _ROW = ("split", "label", "kto_tag")
 _TURN = ("role", "content", "weight", "train")
-_CHAT = ("system", "system_prompt", "tools", "functions", "chat_template_kwargs", "chosen", "rejected", *_TURN, *_ROW)
+_PROMPT = ("system", "system_prompt", "tools", "functions", "chat_template_kwargs", *_ROW)
+_CHAT = (*_PROMPT, "chosen", "rejected", *_TURN)
 _ANSWER = ("history", "reasoning_content", "thinking")
 FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "input", "context", "output", *_ANSWER, *_CHAT),
     "dolly": ("instruction", "context", "response", "category", *_ANSWER, *_CHAT),
-    "gsm8k": ("question", "answer", *_ROW),
+    "gsm8k": ("question", "answer", *_PROMPT),
     "prompt_completion": ("prompt", "completion", "context", *_ANSWER, *_CHAT),
     "sharegpt": ("conversations", "id", *_CHAT),
     "messages": ("messages", "prompt", "id", *_CHAT),
-    "alpaca_eval": ("instruction", "output", "generator", *_ROW),
+    "alpaca_eval": ("instruction", "output", "generator", *_PROMPT),
     "raw_text": ("text", *_ROW),
-    "ifeval": ("prompt", "key", "instruction_id_list", "kwargs", *_ROW),
+    "ifeval": ("prompt", "key", "instruction_id_list", "kwargs", *_PROMPT),
 }
 """Format -> the columns, and the fields of turns, that it reads and that `columns` may map."""
 

@@ -25,7 +25,11 @@ def tokenizer_folder(spec: ModelSpec, converted: Path) -> Path | None:
 
 
 def template_findings(
-    study: StudySpec, model: ModelSpec, folder: Path, examples: Mapping[str, Sequence[Example]]
+    study: StudySpec,
+    model: ModelSpec,
+    folder: Path,
+    examples: Mapping[str, Sequence[Example]],
+    asked: Mapping[str, Sequence[Example]] | None = None,
 ) -> Iterator[str]:
     """Yield what the chat template makes of probe conversations and of the first examples of each dataset.
 
@@ -34,6 +38,7 @@ def template_findings(
         model: the study's model.
         folder: with its tokenizer.
         examples: dataset -> its first examples.
+        asked: the same of the datasets whose questions are answered in evaluations.
     """
     tokenizer = load_tokenizer(folder)
     if model.chat_template is not None:
@@ -46,6 +51,8 @@ def template_findings(
         yield f"{model.name}: rejected: {error}"
         return
     conversations = ConversationTokenizer(tokenizer, study.special_tokens_in_text)
+    for name, rows in (asked or {}).items():
+        yield from _prompt_findings(name, rows, conversations, study.template_drops == "allow")
     for name, rows in examples.items():
         tokens = conversations.tokenize(rows)
         faults = [(row, each.faults[0]) for row, each in zip(rows, tokens, strict=True) if each.faults]
@@ -61,3 +68,15 @@ def template_findings(
                 f"{name}: {losing} of its first {len(rows)} examples lose response tokens at max_length "
                 f"{study.max_length}, more than max_truncated_share {study.max_truncated_share:g}"
             )
+
+
+def _prompt_findings(
+    name: str, rows: Sequence[Example], conversations: ConversationTokenizer, allow_drops: bool
+) -> Iterator[str]:
+    """Yield why an evaluation fails at the first prompt of a dataset that the chat template does not render."""
+    for row in rows:
+        try:
+            conversations.prompt_of(row, allow_drops)
+        except InputError as error:
+            yield f"{name}: evaluations cannot ask its questions: example {row.id}: {error}"
+            return

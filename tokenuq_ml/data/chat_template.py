@@ -162,7 +162,7 @@ class ChatTemplate:
     def locate_parts(
         self, messages: Sequence[Turn], arguments: Mapping[str, Any], text: str, part: re.Pattern[str], header: bool
     ) -> list[Span] | None:
-        """Return where the turns' texts match `part`, for example special tokens, in the rendered conversation.
+        """Return where texts of turns and tools match `part`, for example special tokens, in the rendered conversation.
 
         A template's own tokens are not among them. Returns None if marks around them change what the template writes.
         """
@@ -174,7 +174,7 @@ class ChatTemplate:
             return f"\ufdd0{count}\ufdd1{match[0]}\ufdd0/{count}\ufdd1"
 
         marked = [_each_text(turn, lambda value: part.sub(mark, value)) for turn in messages]
-        found = self._positions(marked, arguments, text, header)
+        found = self._positions(marked, _each_text(dict(arguments), lambda value: part.sub(mark, value)), text, header)
         if found is None:
             return None
         return [Span(ends[""], ends["/"]) for ends in found.values() if len(ends) == 2]

@@ -4,7 +4,7 @@ Response tokens are those of an assistant's turn with its end-of-turn token, wit
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -94,25 +94,54 @@ class ConversationTokenizer:
             self._tokens(example, rendered[number][1], encoded.get(number)) for number, example in enumerate(examples)
         ]
 
-    def prompt_ids(self, messages: Sequence[Turn]) -> list[int]:
+    def prompt_ids(
+        self,
+        messages: Sequence[Turn],
+        arguments: Mapping[str, Any] | None = None,
+        trained: Iterable[int] | None = None,
+        allow_drops: bool = False,
+    ) -> list[int]:
         """Return the ids of a conversation and of the header of the assistant's next turn, as input for generation.
+
+        Args:
+            messages: the turns.
+            arguments: `tools` and `chat_template_kwargs` of the conversation, if it has any.
+            trained: which of the turns are trained; default: all of the assistant's.
+            allow_drops: whether the template may leave out a part of the conversation.
 
         Raises:
             InputError: the template rejects the conversation, or leaves out a part of it.
         """
-        text = self.template.prompt(messages)
-        for fault in missing_texts(messages, {}, text, self.template.locate(messages, {}, text, header=True)):
+        given = arguments or {}
+        text = self.template.prompt(messages, given)
+        located = None if allow_drops else self.template.locate(messages, given, text, header=True)
+        for fault in () if allow_drops else missing_texts(messages, given, text, located):
             raise InputError(f"{describe(fault)}; {_REMEDY}")
         answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        if trained is not None:
+            answers = sorted(set(answers) & set(trained))
         borders: list[int] = []
         if answers:
-            before = render_conversation(self.template, messages, {}, answers)
+            before = render_conversation(self.template, messages, given, answers)
             if text.startswith(before.text.rstrip()):
                 borders = [span.start for span in before.answers.values()]
-        encoded = self._encoder.encode([Text(text, borders, self._literal(messages, {}, text, True))])[0]
+        encoded = self._encoder.encode([Text(text, borders, self._literal(messages, given, text, True))])[0]
         if isinstance(encoded, InputError):
             raise encoded
         return encoded.ids
+
+    def prompt_of(self, example: Example, allow_drops: bool = False) -> list[int]:
+        """Return the ids from which the last answer of an example is generated; of all its turns if it has no answer.
+
+        They are the first ones of the ids that are trained, if the example is tokenised without a fault.
+
+        Raises:
+            InputError: as `prompt_ids`.
+        """
+        messages, weights = example.messages, _turn_weights(example)
+        before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        trained = [turn for turn, weight in enumerate(weights) if weight]
+        return self.prompt_ids(before, example.template, trained, allow_drops)
 
     def _rendered(self, example: Example) -> tuple[Text | None, RenderedConversation]:
         """Return the text to encode, None if there is none, and the conversation with its faults."""

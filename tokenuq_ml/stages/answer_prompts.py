@@ -5,8 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
+from transformers import PreTrainedTokenizerBase
 
 from tokenuq_ml.config import GenerationSpec
+from tokenuq_ml.data.examples import Example
+from tokenuq_ml.data.tokenization import ConversationTokenizer
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.answers import resumable_answers
 from tokenuq_ml.evaluation.generation import GreedyDecoding, cut
@@ -28,6 +32,36 @@ def held_out_rows(context: StageContext, dataset: str) -> pl.DataFrame:
     """Return the rows of a dataset's table `examples` that are evaluated on."""
     examples = read_table(context.input(f"examples/{dataset}"))
     return examples.filter(pl.col("split").is_in(HELD_OUT))
+
+
+def held_out(context: StageContext, dataset: str) -> list[Example]:
+    """Return the same rows as examples, with everything that their chat template reads."""
+    return [Example.from_row(row) for row in held_out_rows(context, dataset).iter_rows(named=True)]
+
+
+class PromptEncoder:
+    """Token ids of the prompts of evaluation examples, rendered and encoded as their rows are for training.
+
+    Args:
+        context: of the evaluation; its fields have the study's keys about chat templates.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, context: StageContext, tokenizer: PreTrainedTokenizerBase):
+        fields = context.asset.fields
+        self._conversations = ConversationTokenizer(tokenizer, fields.get("special_tokens_in_text", "encode"))
+        self._allow_drops = fields.get("template_drops") == "allow"
+
+    def ids(self, example: Example) -> list[int]:
+        """Return the ids from which the last answer of an example is generated.
+
+        Raises:
+            InputError: the chat template rejects the conversation, or leaves out a part of it.
+        """
+        try:
+            return self._conversations.prompt_of(example, self._allow_drops)
+        except InputError as error:
+            raise InputError(f"example {example.id}: {error}") from None
 
 
 def answer_prompts(

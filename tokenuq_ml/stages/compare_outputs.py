@@ -3,14 +3,13 @@
 import polars as pl
 
 from tokenuq_ml.config import AlpacaEvalSpec
-from tokenuq_ml.data.tokenization import prompt_ids
 from tokenuq_ml.evaluation.alpaca_eval import VERDICT_SCHEMA, alpaca_eval_examples, references, verdicts
 from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.judge import Judge, JudgeUnavailable, local_completions
 from tokenuq_ml.evaluation.length_control import LENGTH_CONTROLLED, LeftOut, length_controlled_examples
 from tokenuq_ml.models.load import load_model, load_tokenizer
 from tokenuq_ml.progress import Progress
-from tokenuq_ml.stages.answer_prompts import answer_prompts, answers_dir, held_out_rows
+from tokenuq_ml.stages.answer_prompts import PromptEncoder, answer_prompts, answers_dir, held_out, held_out_rows
 from tokenuq_ml.stages.candidate import Candidate, EvaluationPart
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.train_adapter import model_digest
@@ -44,8 +43,8 @@ def _judged(context: StageContext, candidate: Candidate, spec: AlpacaEvalSpec) -
     asked = references(held_out_rows(context, spec.dataset))
     # The judge comes first, so that no answer is generated without one.
     judge, cache = _judge(context, spec)
-    messages = [[{"role": "user", "content": prompt}] for prompt in asked["prompt"]]
-    ids = [prompt_ids(candidate.tokenizer, turns) for turns in messages]
+    encoder, examples = PromptEncoder(context, candidate.tokenizer), held_out(context, spec.dataset)
+    ids = [encoder.ids(example) for example in examples]
     texts, lengths = answer_prompts(context, candidate, "AlpacaEval", ids, spec)
     progress = Progress(context.reporter, f"{candidate.name} AlpacaEval's judge", 2 * len(asked), "pairs")
     return verdicts(asked, texts, judge, cache, progress.add).with_columns(n_tokens=lengths)

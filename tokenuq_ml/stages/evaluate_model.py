@@ -1,20 +1,21 @@
 """Evaluation of one model: every metric of the study, and its tables. Shared by base, teacher and students."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from tokenuq_ml.config import EvaluationSpec, Gsm8kSpec, IfEvalSpec
 from tokenuq_ml.data.batching import TokenizedExample
-from tokenuq_ml.data.tokenization import prompt_ids
+from tokenuq_ml.data.examples import Example, Turn
 from tokenuq_ml.evaluation.gsm8k import Gsm8k, gsm8k_examples
 from tokenuq_ml.evaluation.held_out import held_out_examples
 from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
 from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.scoring.token_losses import scored_batches
-from tokenuq_ml.stages.answer_prompts import answer_prompts, answers_dir, held_out_rows
+from tokenuq_ml.stages.answer_prompts import PromptEncoder, answer_prompts, answers_dir, held_out, held_out_rows
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate, EvaluationPart
 from tokenuq_ml.stages.compare_outputs import compare_outputs
 from tokenuq_ml.stages.context import StageContext
@@ -97,7 +98,8 @@ def _held_out(
 def _ifeval(context: StageContext, candidate: Candidate, spec: IfEvalSpec) -> EvaluationPart:
     """Return the accuracies of IF-Eval."""
     prompts = held_out_rows(context, spec.dataset)
-    ids = [prompt_ids(candidate.tokenizer, messages) for messages in prompts["messages"].to_list()]
+    encoder = PromptEncoder(context, candidate.tokenizer)
+    ids = [encoder.ids(example) for example in held_out(context, spec.dataset)]
     texts, lengths = answer_prompts(context, candidate, "IF-Eval", ids, spec)
     generations = check(prompts, texts).with_columns(n_tokens=lengths)
     return EvaluationPart({"generations": generations}, (ifeval_examples(generations, spec.dataset),))
@@ -108,8 +110,7 @@ def _gsm8k(context: StageContext, candidate: Candidate, spec: Gsm8kSpec) -> Eval
     shots = read_table(context.input(f"examples/{spec.fewshot_dataset or spec.dataset}"))
     shots = shots.filter(pl.col("split") == "train")
     task = Gsm8k(held_out_rows(context, spec.dataset), shots, num_fewshot=spec.num_fewshot, chat=spec.chat)
-    tokenizer = candidate.tokenizer
-    ids = [prompt_ids(tokenizer, p) if spec.chat else tokenizer(p)["input_ids"] for p in task.prompts()]
+    ids = _gsm8k_prompts(context, candidate, spec, task)
     texts, lengths = answer_prompts(context, candidate, "GSM8K", ids, spec, task.stop)
     answers = task.score(texts).with_columns(n_tokens=lengths)
     notes: dict[str, int | str] = {}
@@ -121,3 +122,25 @@ def _gsm8k(context: StageContext, candidate: Candidate, spec: Gsm8kSpec) -> Eval
             f"extracts their answers, and {len(texts)} are asked: {shown}"
         )
     return EvaluationPart({"gsm8k_answers": answers}, (gsm8k_examples(answers, spec.dataset, spec.split),), notes)
+
+
+def _gsm8k_prompts(context: StageContext, candidate: Candidate, spec: Gsm8kSpec, task: Gsm8k) -> list[list[int]]:
+    """Return the ids of lm-eval's prompts; in a chat, with each row's system turn before the few-shot examples."""
+    by_id = {example.id: example for example in held_out(context, spec.dataset)}
+    asked = [by_id[document["id"]] for document in task.documents]
+    if spec.chat:
+        encoder = PromptEncoder(context, candidate.tokenizer)
+        return [
+            encoder.ids(replace(example, messages=[*_system(example), *turns], turn_weights=None))
+            for example, turns in zip(asked, task.prompts(), strict=True)
+        ]
+    if unused := sum(bool(_system(example) or example.template) for example in asked):
+        context.reporter.warning(
+            f"{candidate.name}: GSM8K: `chat: false` asks in plain text, without the system turns, tools and "
+            f"`chat_template_kwargs` of {unused} of {len(asked)} rows"
+        )
+    return [candidate.tokenizer(prompt)["input_ids"] for prompt in task.prompts()]
+
+
+def _system(example: Example) -> list[Turn]:
+    return [turn for turn in example.messages[:1] if turn["role"] in ("system", "developer")]

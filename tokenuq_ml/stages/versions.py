@@ -27,6 +27,9 @@ REVISIONS = {
 _TOKENIZATION = ("truncation", "max_truncated_share", "template_drops", "special_tokens_in_text")
 """Keys of a study that its tokens depend on; left out of the fields while they have their default."""
 
+_PROMPTS = ("template_drops", "special_tokens_in_text")
+"""Those of them on which prompts of evaluations depend."""
+
 _WITHOUT_RESULT = ("enabled", "max_truncated_share")
 """Keys that decide whether a study runs, and affect no result."""
 
@@ -65,7 +68,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         # Computed in float32, whatever the study's precision is.
         return {"model": study.model, "uncertainty": study.uncertainty.fields()}
     if stage == "reference_evaluation":
-        return {**tables, "evaluation": study.evaluation.fields()}
+        return {**tables, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     if stage == "uncertainty_analysis":
         return {"evaluation": study.evaluation.interval_fields()}
     if stage == "ablation_report":
@@ -98,8 +101,14 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         }
     if stage == "evaluation":
         precision = {"model": study.model, "precision": study.precision.tables}
-        return {**precision, **identity, "evaluation": study.evaluation.fields()}
+        return {**precision, **identity, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     raise KeyError(stage)
+
+
+def _prompt_fields(study: StudySpec) -> dict:
+    """Return the keys about chat templates if the study generates answers, without those that have their default."""
+    given = study.fields() if study.evaluation.datasets else {}
+    return {key: given[key] for key in _PROMPTS if key in given}
 
 
 def code_version(stage: str, fields: dict) -> str:

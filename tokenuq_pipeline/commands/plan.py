@@ -147,22 +147,29 @@ def _sources(config, spec, store) -> tuple[list, dict]:
 
 def _template_findings(config, spec, store) -> list[str]:
     """Return what the chat template makes of the study's rows, as far as tokenizer and rows are here."""
-    from tokenuq_ml.costs.template_check import CHECKED_ROWS, template_findings, tokenizer_folder
-    from tokenuq_ml.data.examples import Example
-    from tokenuq_ml.tables.parquet import stream_table
-    from tokenuq_ml.tables.schemas import TABLES
+    from tokenuq_ml.costs.template_check import template_findings, tokenizer_folder
 
     model = config.models[spec.model]
     folder = tokenizer_folder(model, store.path(f"models/{spec.model}"))
     if folder is None:
         return []
-    examples = {}
-    for name in (spec.dataset, *spec.ood):
-        if store.is_complete(f"datasets/{name}"):
-            table = store.path(table_path("examples", dataset=name))
-            first = next(stream_table(table, list(TABLES["examples"].columns), CHECKED_ROWS), None)
-            examples[name] = [Example.from_row(row) for row in first.to_pylist()] if first is not None else []
-    return list(template_findings(spec, model, folder, examples))
+    examples = {name: _first_examples(store, name) for name in (spec.dataset, *spec.ood)}
+    asked = {name: _first_examples(store, name) for name in spec.evaluation.prompted}
+    return list(template_findings(spec, model, folder, examples, asked))
+
+
+def _first_examples(store, dataset: str) -> list:
+    """Return the first examples of a dataset; none if it is not made."""
+    from tokenuq_ml.costs.template_check import CHECKED_ROWS
+    from tokenuq_ml.data.examples import Example
+    from tokenuq_ml.tables.parquet import stream_table
+    from tokenuq_ml.tables.schemas import TABLES
+
+    if not store.is_complete(f"datasets/{dataset}"):
+        return []
+    table = store.path(table_path("examples", dataset=dataset))
+    first = next(stream_table(table, list(TABLES["examples"].columns), CHECKED_ROWS), None)
+    return [Example.from_row(row) for row in first.to_pylist()] if first is not None else []
 
 
 def _groups(config, study: str) -> list[list]:

@@ -1,5 +1,6 @@
 """Format `alpaca_eval`: `{"instruction", "output", "generator"?}`, as in AlpacaEval with outputs of GPT-4."""
 
+from tokenuq_ml.data.formats.conversation import conversation
 from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.formats.turns import assistant, user
 from tokenuq_ml.data.sources.records import ParsedRow, require_unicode
@@ -14,4 +15,4 @@ def parse(row: Row) -> ParsedRow:
     output_by = row.get("generator")
     require_unicode(output_by, "'generator'")
     turns = [user(row.text("instruction")), assistant(row.text("output"))]
-    return ParsedRow(turns, {"output_by": output_by})
+    return conversation(row, turns, {"output_by": output_by})

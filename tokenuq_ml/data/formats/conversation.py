@@ -58,6 +58,11 @@ def question_and_answer(row: Row, question: str, answer: list[Turn], **source: A
     return conversation(row, [*_history(row), {**user(question), _ASKS: True}, *answer], source)
 
 
+def question_alone(row: Row, question: str, source: dict[str, Any]) -> ParsedRow:
+    """Return a question without an answer, with the row's system text and tools."""
+    return ParsedRow(_with_system(row, [user(question)]), source, template=_template(row))
+
+
 def _with_system(row: Row, turns: list[Turn]) -> list[Turn]:
     text = row.first(SYSTEM_COLUMNS)
     if not text:

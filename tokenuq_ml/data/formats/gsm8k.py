@@ -7,6 +7,7 @@ numbers only and cannot score it (`evaluation/gsm8k.py`).
 
 import re
 
+from tokenuq_ml.data.formats.conversation import conversation
 from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.formats.turns import assistant, user
 from tokenuq_ml.data.sources.records import BrokenRow, ParsedRow
@@ -27,4 +28,4 @@ def parse(row: Row) -> ParsedRow:
     if not found:
         raise BrokenRow("no final answer", "'answer' does not end with a line '#### <number>'")
     row.count(NOT_NUMBERS, not _NUMBER.fullmatch(found.group(1)))
-    return ParsedRow([user(question), assistant(answer)], {"final": found.group(1)})
+    return conversation(row, [user(question), assistant(answer)], {"final": found.group(1)})

@@ -3,8 +3,8 @@
 Examples are prompts only: they have no answer to train on or to score.
 """
 
+from tokenuq_ml.data.formats.conversation import question_alone
 from tokenuq_ml.data.formats.row import Row
-from tokenuq_ml.data.formats.turns import user
 from tokenuq_ml.data.sources.records import BrokenRow, ParsedRow, require_unicode
 
 CHECKED_BY = ("key", "instruction_id_list", "kwargs")
@@ -30,4 +30,4 @@ def parse(row: Row) -> ParsedRow:
     source["kwargs"] = [one and {key: value for key, value in one.items() if value is not None} for one in kwargs]
     for name, value in source.items():
         require_unicode(value, repr(name))
-    return ParsedRow([user(row.text("prompt"))], source)
+    return question_alone(row, row.text("prompt"), source)
