@@ -1,4 +1,4 @@
-"""Package `config/` inside `tokenuq_pipeline`, so that an installed wheel finds the shipped configuration.
+"""Package `config/` inside `tokenuq_ml`, so that an installed wheel finds the shipped configuration.
 
 All other metadata is in pyproject.toml, which cannot map a folder outside a package into it.
 """
@@ -6,6 +6,6 @@ All other metadata is in pyproject.toml, which cannot map a folder outside a pac
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["tokenuq_ml*", "tokenuq_pipeline*"]), "tokenuq_pipeline.config"],
-    package_dir={"tokenuq_pipeline.config": "config"},
+    packages=[*find_packages(include=["tokenuq_ml*", "tokenuq_pipeline*"]), "tokenuq_ml.config.shipped_files"],
+    package_dir={"tokenuq_ml.config.shipped_files": "config"},
 )

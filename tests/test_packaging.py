@@ -72,7 +72,7 @@ def test_the_wheel_holds_the_packages_their_data_and_the_configuration(wheel):
         names = set(archive.namelist())
     modules = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     config = [path for path in (ROOT / "config").rglob("*") if path.suffix in (".yaml", ".jinja")]
-    shipped = {f"tokenuq_pipeline/{path.relative_to(ROOT)}" for path in config}
+    shipped = {f"tokenuq_ml/config/shipped_files/{path.relative_to(ROOT / 'config')}" for path in config}
     assert modules | shipped | PACKAGE_FILES <= names
     top_level = {name.split("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == set(PACKAGES)

@@ -34,6 +34,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import MutableSequence, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,13 @@ def seed_torch(seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
+
+
+def restored_generators() -> AbstractContextManager[None]:
+    """Return a context that leaves torch's global generators, of the CPU and the current GPU, as they were."""
+    import torch
+
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 def part_bits(draw: int, part: int, words: int) -> NDArray[np.uint64]:

@@ -81,6 +81,15 @@ def load_config(*folders: str | Path) -> Config:
     return config
 
 
+def load_ablations(folder: str | Path) -> dict[str, AblationSpec]:
+    """Read and check `ablations.yaml` in a folder, without what studies need of the other files.
+
+    Raises:
+        InputError: the file is missing or invalid.
+    """
+    return _Reader([Path(folder)]).entries("ablations", AblationSpec)
+
+
 class _Reader:
     """The YAML files of some folders, and where each entry was found."""
 

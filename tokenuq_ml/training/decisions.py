@@ -9,15 +9,18 @@
 Shapes: N response tokens of a micro-batch or an optimiser batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule, Weights
 from tokenuq_ml.training.objectives import token_weights
-from tokenuq_ml.training.selection import Tokens, select
+from tokenuq_ml.training.selection import Tokens, join, select
 from tokenuq_ml.training.token_batch import TokenBatch
 
 
@@ -70,3 +73,29 @@ class MicroBatch:
     """Decides its tokens: a `SelectionRule`, or its part of a decision over the optimiser batch."""
     loss_N: Tensor | None = None
     """The losses by which the optimiser batch was decided; None if no pass was made for them."""
+
+
+def decide_together(
+    ablation: AblationSpec,
+    micro_batches: Sequence[MicroBatch],
+    tokens: Sequence[Tokens],
+    masks: Sequence[Tensor | None],
+    accelerator: Accelerator,
+) -> None:
+    """Decide all micro-batches of all ranks as one batch, and give each micro-batch its part as its rule.
+
+    Args:
+        ablation: which tokens are selected, and how selected tokens and the rest are trained.
+        micro_batches: those of this rank.
+        tokens: the tokens of each, on the CPU.
+        masks: the mask of each, if the selection was decided before training.
+        accelerator: gathers from the ranks.
+    """
+    gather = gather_object if accelerator.num_processes > 1 else list
+    ranks = gather([join(tokens)])
+    static_N = None if masks[0] is None else torch.cat(gather([torch.cat([m for m in masks if m is not None])]))
+    decision = decide(ablation, join(ranks), static_N)
+    start = sum(len(rank.loss_N) for rank in ranks[: accelerator.process_index])
+    for micro_batch, part in zip(micro_batches, tokens, strict=True):
+        rows = slice(start, start := start + len(part.loss_N))
+        micro_batch.rule = decision.part(rows, accelerator.device)

@@ -70,5 +70,4 @@ def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> Training
         remove_unused_columns=False,
         use_cpu=setup.numerics.device == "cpu",
         dataloader_pin_memory=setup.numerics.device == "cuda",
-        average_tokens_across_devices=False,
     )

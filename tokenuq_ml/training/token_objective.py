@@ -17,26 +17,28 @@ How a quantile gets from the configuration to the loss, top to bottom:
 Shapes: B sequences, T positions, N response tokens of a micro-batch, D hidden size.
 """
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
-from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.kernels.training_loss import TeacherTerm, TrainingLoss, training_loss
 from tokenuq_ml.models.forward import accept_token_function
-from tokenuq_ml.training.decisions import MicroBatch, SelectionRule, decide
+from tokenuq_ml.seeding import restored_generators
+from tokenuq_ml.training.decisions import MicroBatch, SelectionRule, decide_together
+from tokenuq_ml.training.mixin_arguments import as_ablation, as_teacher, check_ablation, prepare_model
 from tokenuq_ml.training.objectives import token_gain
 from tokenuq_ml.training.phase_clock import PhaseClock
-from tokenuq_ml.training.selection import Tokens, join
-from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
+from tokenuq_ml.training.selection import Tokens
+from tokenuq_ml.training.step_batches import StepBatches
+from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.token_batch import LabelledInputs, TokenBatch
+from tokenuq_ml.training.trainer_options import check_options, switch_off_liger_loss
 
 
 class TokenObjective:
@@ -50,14 +52,15 @@ class TokenObjective:
 
     Args:
         *args: arguments of the Trainer.
-        ablation: which tokens are trained and how; a dict is an entry of `config/ablations.yaml`, without its name.
-        teacher: gives the distributions that tokens are distilled to, whichever teacher the ablation names; default:
-            the model without its adapter.
+        ablation: which tokens are trained and how; a dict is an entry of `config/ablations.yaml`, without its name; a
+            string is the name of a shipped ablation.
+        teacher: gives the distributions that tokens are distilled to, whichever teacher the ablation names; a model is
+            wrapped in `SeparateTeacher`; default: the model without its adapter.
         **kwargs: arguments of the Trainer.
 
     Raises:
-        InputError: the ablation distils, the model has no adapter, and `teacher` is None; or `teacher` is no
-            `TeacherSource`.
+        InputError: the ablation distils, the model has no adapter, and `teacher` is None; `teacher` is no
+            `TeacherSource`; or the ablation or the Trainer has an option that would be ignored (`trainer_options.py`).
 
     Example:
         Train the quarter of tokens with the highest loss, and distil the rest to the model without its adapter:
@@ -85,29 +88,28 @@ class TokenObjective:
 
     # The loss is divided by the optimiser batch's tokens already.
     loss_is_scaled_for_ga = True
+    _forwards: ExitStack | None = None
+    """Holds the replaced forward pass of the model while it is trained."""
 
-    def __init__(self, *args, ablation: AblationSpec | dict, teacher: TeacherSource | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        ablation: AblationSpec | dict | str,
+        teacher: TeacherSource | torch.nn.Module | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        if isinstance(ablation, dict):
-            ablation = AblationSpec(**{"name": "custom", **ablation})
-        self.ablation = ablation
-        if ablation.distillation and teacher is None and not isinstance(self.model, PeftModel):
-            raise InputError(
-                "the ablation distils, but the model has no adapter whose base model could be the teacher; "
-                "pass teacher=SeparateTeacher(model)"
-            )
-        if teacher is not None and not (hasattr(teacher, "form") and hasattr(teacher, "head")):
-            raise InputError(
-                f"teacher is a {type(teacher).__name__}, which has no `form` and `head`; make it a subclass of "
-                "tokenuq_ml.training.teacher.TeacherSource"
-            )
-        self.teacher = teacher or OnlineTeacher()
+        self.ablation = as_ablation(ablation)
+        check_options(self)
+        switch_off_liger_loss(self)
+        check_ablation(self)
+        self.teacher = as_teacher(teacher, self.ablation, self.model)
+        prepare_model(self, self.model)
         self.clock = PhaseClock(self.args.device)
         """Seconds by phase: forward, head, backward, teacher, selection, other."""
         self.selection_passes = 0
         """Forward passes made only to select: none with one micro-batch on one rank."""
-        self._micro_batches: list[MicroBatch] = []
-        self._next = 0
+        self._step_batches = StepBatches()
 
     @property
     def selection_seconds(self) -> float:
@@ -139,11 +141,14 @@ class TokenObjective:
         """Return `mask_N` if the selection was decided before training."""
         return None
 
+    applied_keys: frozenset[str] = frozenset()
+    """Keys of an ablation that the subclass applies to the adapter itself: `lora`, `rank_growth`."""
+
     records_losses = False
     """Whether `record` reads the loss of every token, including those that are not trained."""
 
     def record(self, batch, out: TrainingLoss, tokens_of_step: int) -> None:
-        """Record what was computed for a micro-batch; called once for each.
+        """Record what was computed for a micro-batch; called for each forward pass, of which it has one.
 
         Args:
             batch: what `token_batch` returned.
@@ -155,20 +160,34 @@ class TokenObjective:
 
     def train(self, *args, **kwargs):
         """Train as the Trainer does, with this objective."""
-        with accept_token_function(self.model):
-            try:
-                return super().train(*args, **kwargs)
-            finally:
-                self.clock.stop()
+        with ExitStack() as self._forwards:
+            self._forwards.callback(self._end_training)
+            if self.model_init is None:
+                self._forwards.enter_context(accept_token_function(self.model))
+            return super().train(*args, **kwargs)
+
+    def _end_training(self) -> None:
+        self.clock.stop()
+        self._forwards, self._step_batches = None, StepBatches()
+
+    def call_model_init(self, trial=None):
+        """Return a new model, on whose forward pass the objective is computed if a training starts."""
+        model = super().call_model_init(trial)
+        if self._forwards is not None:
+            prepare_model(self, model)
+            self._forwards.enter_context(accept_token_function(model))
+        return model
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Return the micro-batches of an optimiser step, and its number of response tokens over all ranks."""
         self.clock.start()
+        # A hyper-parameter search sets options, and `model_init` the model, after the Trainer was made.
+        check_options(self)
+        check_ablation(self)
         samples = [inputs for _, inputs in zip(range(num_batches), epoch_iterator, strict=False)]
         samples = [self._prepare_inputs(inputs) for inputs in samples]
-        self._micro_batches = [self._undecided(self.token_batch(inputs)) for inputs in samples]
-        self._next = 0
-        tokens = torch.tensor(sum(micro_batch.batch.tokens for micro_batch in self._micro_batches), device=device)
+        self._step_batches = StepBatches(samples, lambda inputs: self._undecided(self.token_batch(inputs)))
+        tokens = torch.tensor(sum(micro_batch.batch.tokens for micro_batch in self._step_batches), device=device)
         # A step without any response token has the loss 0, not 0 / 0.
         return samples, self.accelerator.gather(tokens).sum().clamp(min=1)
 
@@ -181,17 +200,24 @@ class TokenObjective:
         """Return the next micro-batch's share of the objective; in evaluation, the Trainer's own loss."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        micro_batch = self._step_batches.of(inputs)
         # Here rather than where batches are fetched: on resumption, Trainer restores the generators in between.
-        if self._next == 0 and self._must_decide_together:
+        if not self._step_batches.is_decided and self._must_decide_together:
             with self.clock.phase("selection"):
                 self._decide_together(model)
-        micro_batch = self._micro_batches[self._next]
-        self._next += 1
+        outputs = self._outputs(model, micro_batch.batch) if return_outputs else None
         share = partial(self._share_of_loss, micro_batch, num_items_in_batch)
         with self.clock.phase("forward"):
             loss = model(**micro_batch.batch.model_inputs, token_function=share)
         # DDP averages gradients over ranks; the division is by the tokens of all of them.
-        return loss * self.accelerator.num_processes
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _outputs(self, model, batch: TokenBatch):
+        """Return the model's own outputs, by a pass before that of the loss, with the same dropout masks."""
+        with restored_generators():
+            return model(**batch.model_inputs)
 
     def _undecided(self, batch: TokenBatch) -> MicroBatch:
         rule = SelectionRule(self.ablation, partial(self._tokens, batch), self.static_mask(batch))
@@ -215,39 +241,30 @@ class TokenObjective:
     @property
     def _must_decide_together(self) -> bool:
         """Whether a token's treatment depends on tokens outside its micro-batch."""
-        if len(self._micro_batches) == 1 and self.accelerator.num_processes == 1:
+        if len(self._step_batches) == 1 and self.accelerator.num_processes == 1:
             return False
-        is_static = self.static_mask(self._micro_batches[0].batch) is not None
+        is_static = self.static_mask(self._step_batches.micro_batches[0].batch) is not None
         return bool(self.ablation.functions) or not (self.ablation.select.takes_all or is_static)
 
     @torch.no_grad()
     def _decide_together(self, model) -> None:
-        """Decide all micro-batches of all ranks as one batch, and give each micro-batch its part as its rule."""
-        batches = [micro_batch.batch for micro_batch in self._micro_batches]
+        batches = [micro_batch.batch for micro_batch in self._step_batches]
         needs_losses = self.ablation.needs_student_losses
         losses = self._loss_pass(model) if needs_losses else [torch.zeros(batch.tokens) for batch in batches]
-        own = join([self._tokens(batch, loss_N.cpu()) for batch, loss_N in zip(batches, losses, strict=True)])
-        ranks = self._gather_from_ranks(own)
+        tokens = [self._tokens(batch, loss_N.cpu()) for batch, loss_N in zip(batches, losses, strict=True)]
         masks = [self.static_mask(batch) for batch in batches]
-        static_N = None if masks[0] is None else torch.cat(self._gather_from_ranks(torch.cat(masks)))
-        decision = decide(self.ablation, join(ranks), static_N)
-        start = sum(len(rank.loss_N) for rank in ranks[: self.accelerator.process_index])
-        for micro_batch, loss_N in zip(self._micro_batches, losses, strict=True):
-            rows = slice(start, start := start + len(loss_N))
-            micro_batch.rule = decision.part(rows, self.args.device)
+        decide_together(self.ablation, self._step_batches.micro_batches, tokens, masks, self.accelerator)
+        for micro_batch, loss_N in zip(self._step_batches, losses, strict=True):
             micro_batch.loss_N = loss_N if needs_losses else None
+        self._step_batches.is_decided = True
 
     def _loss_pass(self, model) -> list[Tensor]:
         """Return `loss_N` of each micro-batch by a forward pass that leaves the random generators as they were."""
-        batches = [micro_batch.batch for micro_batch in self._micro_batches]
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
+        batches = [micro_batch.batch for micro_batch in self._step_batches]
+        with restored_generators():
             losses = [model(**batch.model_inputs, token_function=partial(_losses, batch)) for batch in batches]
         self.selection_passes += len(batches)
         return losses
-
-    def _gather_from_ranks(self, item) -> list:
-        return gather_object([item]) if self.accelerator.num_processes > 1 else [item]
 
     def _share_of_loss(self, micro_batch: MicroBatch, tokens_of_step: Tensor, hidden_BTD: Tensor, head: Head) -> Tensor:
         """Return the micro-batch's share of the optimiser batch's loss; runs inside the wrapped model's forward."""

@@ -66,6 +66,7 @@ class TokenTrainer(TokenObjective, Trainer):
     # What TokenObjective lets a subclass override.
 
     records_losses = True
+    applied_keys = frozenset({"lora", "rank_growth"})
 
     def token_batch(self, inputs: dict[str, Batch]) -> Batch:
         """Return the micro-batch that the data collator made, on the training device."""

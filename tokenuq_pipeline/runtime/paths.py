@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tokenuq_ml.config.shipped import shipped_config
 from tokenuq_ml.errors import InputError
 
 SETTINGS = """\
@@ -38,12 +39,6 @@ def checkout() -> Path:
     """Return the checkout that holds this file, or the working directory if tokenuq is installed without one."""
     here = Path(__file__).resolve().parents[2]
     return here if (here / "pyproject.toml").is_file() else Path.cwd()
-
-
-def shipped_config() -> Path:
-    """Return the folder of the shipped configuration: the checkout's `config/`, or its copy in the installed wheel."""
-    installed = Path(__file__).resolve().parents[1] / "config"
-    return installed if installed.is_dir() else checkout() / "config"
 
 
 def config_folders(environment: Mapping[str, str]) -> list[Path]:

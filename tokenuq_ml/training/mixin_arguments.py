@@ -1,0 +1,112 @@
+"""The arguments that `TokenObjective` adds to a Trainer's, in every form that they may have: ablation and teacher."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.config.shipped import shipped_ablations
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_configs, check_training, has_adapter
+from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher, TeacherSource
+
+if TYPE_CHECKING:
+    from tokenuq_ml.training.token_objective import TokenObjective
+
+ADAPTER_KEYS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+"""Key of an ablation's `lora` -> attribute of PEFT's `LoraConfig`."""
+
+
+def as_ablation(ablation: AblationSpec | dict[str, Any] | str) -> AblationSpec:
+    """Return the ablation: itself, made of an entry of `ablations.yaml` without its name, or shipped under a name.
+
+    Raises:
+        InputError: no shipped ablation has the name; or it is neither.
+        pydantic.ValidationError: the entry is wrong.
+    """
+    if isinstance(ablation, AblationSpec):
+        return ablation
+    if isinstance(ablation, dict):
+        return AblationSpec(**{"name": "custom", **ablation})
+    if not isinstance(ablation, str):
+        raise InputError(
+            f"ablation is a {type(ablation).__name__}; pass an AblationSpec, a dict as in ablations.yaml, or the name "
+            "of a shipped ablation"
+        )
+    shipped = shipped_ablations()
+    if ablation not in shipped:
+        raise InputError(f"ablation {ablation!r} is not shipped; pass a dict, or one of: {', '.join(shipped)}")
+    return shipped[ablation]
+
+
+def as_teacher(teacher: TeacherSource | nn.Module | None, ablation: AblationSpec, student: nn.Module) -> TeacherSource:
+    """Return the source of the teacher's distributions; a model is wrapped in `SeparateTeacher`, which freezes it.
+
+    Raises:
+        InputError: there is none and the ablation needs one, or it is no source.
+    """
+    if teacher is None:
+        if ablation.distillation and not has_adapter(student):
+            raise InputError(
+                "the ablation distils, but the model has no adapter whose base model could be the teacher; "
+                "pass teacher=SeparateTeacher(model)"
+            )
+        return OnlineTeacher()
+    if isinstance(teacher, nn.Module):
+        return SeparateTeacher(teacher)
+    if not (hasattr(teacher, "form") and hasattr(teacher, "head")):
+        raise InputError(
+            f"teacher is a {type(teacher).__name__}, which has no `form` and `head`; make it a subclass of "
+            "tokenuq_ml.training.teacher.TeacherSource"
+        )
+    return teacher
+
+
+def prepare_model(trainer: "TokenObjective", model: nn.Module) -> None:
+    """Check the model's adapters and the teacher against it, before it is trained.
+
+    Raises:
+        InputError: see `adapter_kinds.check_training` and the `prepare` of the teacher.
+    """
+    check_training(model)
+    # A source that is no subclass of `TeacherSource` may not have it.
+    prepare = getattr(trainer.teacher, "prepare", None)
+    if trainer.ablation.distillation and prepare is not None:
+        prepare(model, trainer.processing_class)
+
+
+def check_ablation(trainer: "TokenObjective") -> None:
+    """Check that the Trainer applies every key of its ablation.
+
+    Raises:
+        InputError: a key would be ignored: `scope: dataset`, `rank_growth`, or `lora` with another value than the
+            adapter's.
+    """
+    from tokenuq_ml.training.token_objective import TokenObjective
+
+    ablation = trainer.ablation
+    if ablation.select.is_decided_before_training and type(trainer).static_mask is TokenObjective.static_mask:
+        raise InputError(
+            "the ablation has scope 'dataset', which selects before training among the complete train split; override "
+            "`static_mask` to return that selection, or use scope 'batch'"
+        )
+    if ablation.rank_growth is not None and "rank_growth" not in trainer.applied_keys:
+        raise InputError(
+            "the ablation has rank_growth, which only a study applies (`tokenuq run`); remove the key, or grow the "
+            "rank yourself and add it to `applied_keys`"
+        )
+    if "lora" not in trainer.applied_keys:
+        _check_adapter(trainer)
+
+
+def _check_adapter(trainer: "TokenObjective") -> None:
+    """Compare the keys of `lora` with the adapter that the user made."""
+    model, wanted = trainer.model, trainer.ablation.lora.model_dump(exclude_none=True)
+    config = next((adapter_configs(model)[name] for name in active_adapters(model)), None)
+    for key, value in wanted.items():
+        found = getattr(config, ADAPTER_KEYS[key], None)
+        if found != value:
+            raise InputError(
+                f"the ablation has lora.{key} {value}, and the model's adapter has {found}; "
+                f"make it with LoraConfig({ADAPTER_KEYS[key]}={value}), or remove the key"
+            )

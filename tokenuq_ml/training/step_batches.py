@@ -1,0 +1,79 @@
+"""The micro-batches of an optimiser step, found again by the inputs that they were made of.
+
+The step's tokens are counted and selected before its first forward pass. What a subclass changes in the inputs after
+that would have no effect, so it is refused.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.training.decisions import MicroBatch
+
+Values = dict[str, tuple[Any, int | None]]
+"""Name of an input -> itself, and for a tensor how often it was changed in place."""
+
+
+class StepBatches:
+    """The micro-batches of an optimiser step.
+
+    Args:
+        samples: the inputs of each, on the training device.
+        make: makes a micro-batch of its inputs; may change them.
+    """
+
+    def __init__(self, samples: Sequence[Mapping[str, Any]] = (), make: Callable[[Any], MicroBatch] | None = None):
+        self.micro_batches = [make(inputs) for inputs in samples] if make else []
+        self.is_decided = False
+        """Whether the tokens of all micro-batches were selected together."""
+        self._made_of = [dict(_values(inputs)) for inputs in samples]
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.micro_batches)
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    def of(self, inputs: Mapping[str, Any]) -> MicroBatch:
+        """Return the micro-batch that was made of `inputs`. It may be asked for again, as adversarial training does.
+
+        Raises:
+            InputError: there is none, because a subclass changed the inputs, or because no training runs.
+        """
+        if not self.micro_batches:
+            raise InputError(
+                "compute_loss was called outside train(), where no optimiser batch is known; call train(), or put the "
+                "model in eval mode for the Trainer's own loss"
+            )
+        values = dict(_values(inputs))
+        changed = [_changed(values, made_of) for made_of in self._made_of]
+        for micro_batch, names in zip(self.micro_batches, changed, strict=True):
+            if not names:
+                return micro_batch
+        raise InputError(
+            f"{', '.join(min(changed, key=len))}: changed after the tokens of the optimiser batch were counted and "
+            "selected (in training_step, compute_loss or _prepare_inputs of a subclass), so the change would have no "
+            "effect; make it in `token_batch` or in the data collator"
+        )
+
+
+def _values(value: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, int | None]]]:
+    """Yield the values of nested inputs. Their containers do not count: Trainer makes them anew for each step."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _values(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, tuple | list):
+        for number, item in enumerate(value):
+            yield from _values(item, f"{name}[{number}]")
+    else:
+        counts_changes = isinstance(value, Tensor) and not value.is_inference()
+        yield name, (value, value._version if counts_changes else None)
+
+
+def _changed(values: Values, made_of: Values) -> list[str]:
+    """Return the names of the inputs that were replaced, changed in place, added or removed."""
+    absent = (None, -1)
+    pairs = {name: (values.get(name, absent), made_of.get(name, absent)) for name in (*made_of, *values)}
+    return [name for name, (now, before) in pairs.items() if now[0] is not before[0] or now[1] != before[1]]
