@@ -16,7 +16,10 @@ from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.token_categories import token_texts
 from tokenuq_ml.data.tokenization import tokenize_example
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.adapter_kinds import check_forward, has_adapter
+from tokenuq_ml.models.flags import restored_flags
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.sampled_layers import sampled_layers
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.schemas import TOKEN_KEY
@@ -51,7 +54,8 @@ def score_tokens(
         `entropy` in nats, and `rank`, the number of tokens that the model finds more likely.
 
     Raises:
-        InputError: No text has a token to score, or a conversation does not fit the chat template.
+        InputError: No text has a token to score, a conversation does not fit the chat template, or the model or its
+            adapter is one whose numbers would be wrong.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -68,17 +72,15 @@ def score_tokens(
         >>> table.select("text", "position", "token").rows()
         [(0, 1, 'cat'), (0, 2, 'sat'), (1, 1, 'sat')]
     """
+    check_forward(model)
     examples = _tokenize(tokenizer, texts, max_length)
-    was_training = model.training
-    try:
+    with restored_flags(model):
         rows = score_examples(model, examples, _numerics(model), max_tokens=max_tokens)
-    finally:
-        model.train(was_training)
     return _with_tokens(rows.drop("dataset", "split"), examples, tokenizer)
 
 
 def measure_bald(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Text],
     *,
@@ -94,7 +96,7 @@ def measure_bald(
     afterwards. The masks of a text depend on its index in `texts`, not on the batch.
 
     Args:
-        model: A model with an active LoRA adapter.
+        model: A model with active adapters, all of whose layers are LoRA's linear layers (DoRA too).
         tokenizer: Its tokenizer; a conversation needs a chat template.
         texts: As for `score_tokens`.
         samples: Forward passes per text (K). The expected estimate is about (K - 1) / K of BALD.
@@ -109,9 +111,9 @@ def measure_bald(
         nats, and `n_samples`.
 
     Raises:
-        InputError: The model has no adapter, no text has a token to score, or a conversation does not fit the chat
-            template.
-        ValueError: The adapter has no LoRA layer, so that BALD would be 0 everywhere; or a field of `spec` is invalid.
+        InputError: The model has no adapter, or one with an active layer that is not sampled; no text has a token to
+            score; or a conversation does not fit the chat template.
+        ValueError: A field of `spec` is invalid.
 
     Example:
         >>> from peft import LoraConfig, get_peft_model
@@ -130,8 +132,9 @@ def measure_bald(
         >>> table.columns[4:8]
         ['predictive_entropy', 'expected_entropy', 'bald', 'bald_std_error']
     """
-    if not isinstance(model, PeftModel):
+    if not has_adapter(model):
         raise InputError(f"a {type(model).__name__} has no LoRA adapter to sample dropout of; pass a PeftModel")
+    sampled_layers(model)
     examples = _tokenize(tokenizer, texts, max_length)
     uncertainty = UncertaintySpec(samples=samples, dropout=dropout, **spec)
     rows = token_uncertainty(model, examples, uncertainty, _numerics(model), max_tokens=max_tokens)

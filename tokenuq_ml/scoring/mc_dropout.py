@@ -1,21 +1,21 @@
 """Monte-Carlo dropout over LoRA adapters: K stochastic forward passes, and BALD of each response token.
 
 Llama and Gemma have no dropout that `train()` would switch on, so `KeyedDropout` replaces PEFT's `lora_dropout` modules
-while the model stays in `eval()`. Masks are keyed (`keyed_masks.py`), and passes are float32 on every device
+while the model stays in `eval()`. All layers of the active adapters are sampled, or the model is refused
+(`sampled_layers.py`). Masks are keyed (`keyed_masks.py`), and passes are float32 on every device
 (`float32_passes.py` says why, and what it costs).
 
 Shapes: B sequences, T positions, D features, N response tokens, K samples.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import cast
 
 import polars as pl
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tokenuq_ml.config import UncertaintySpec
@@ -23,10 +23,12 @@ from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels.scores import MonteCarloScores, monte_carlo_scores
 from tokenuq_ml.models.attention_dropout import attention_dropout
 from tokenuq_ml.models.fast_inference import fast_inference
+from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.sampled_layers import drops_only_in_training, sampled_layers
 from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
 
 StartPass = Callable[[int, list[str]], None]
@@ -37,32 +39,26 @@ STATES_BYTES = 256 * 2**20
 
 @contextmanager
 def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[StartPass]:
-    """Replace the dropouts of the active adapter inside the context, and restore them afterwards.
+    """Replace the dropouts of the active adapters inside the context, and restore them afterwards.
 
     Yields:
         `start_pass(sample, example_ids)`, to be called before each forward pass.
 
     Raises:
-        ValueError: The active adapter has no LoRA layer, and attention is not dropped either.
+        InputError: An active layer of an adapter is not sampled, or adapters are merged or disabled.
     """
-    name, masks = model.active_adapter, KeyedMasks(spec, model.device)
-    replaced: list[tuple[nn.ModuleDict, nn.Module]] = []
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and name in module.lora_dropout:
-            replaced.append((module.lora_dropout, module.lora_dropout[name]))
-            module.lora_dropout[name] = KeyedDropout(cast(int, module.in_features), masks)
-    if not replaced and not spec.attention_dropout:
-        raise ValueError(f"adapter {name!r} has no LoRA layer to drop features of: BALD would be 0 everywhere")
-
-    was_training = model.training
-    model.eval()
-    try:
-        with attention_dropout(causal_lm(model), masks) if spec.attention_dropout else nullcontext():
-            yield masks.start_pass
-    finally:
-        for dropouts, original in replaced:
-            dropouts[name] = original
-        model.train(was_training)
+    layers, masks = sampled_layers(model), KeyedMasks(spec, model.device)
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        for layer, name in layers:
+            stack.callback(layer.lora_dropout.__setitem__, name, layer.lora_dropout[name])
+            layer.lora_dropout[name] = KeyedDropout(cast(int, layer.in_features), masks)
+            if drops_only_in_training(layer, name):
+                # The mode of this layer only: inside, no dropout is on but this one.
+                cast(nn.Module, layer).training = True
+        if spec.attention_dropout:
+            stack.enter_context(attention_dropout(causal_lm(model), masks))
+        yield masks.start_pass
 
 
 @torch.no_grad()

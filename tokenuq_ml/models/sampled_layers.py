@@ -1,0 +1,85 @@
+"""Which layers of an adapter Monte-Carlo dropout samples: all that are active, or the model is refused.
+
+BALD is about the adapter's weights, which are sampled by dropping the input features of LoRA's linear layers. An active
+layer that nothing is dropped in would be held fixed: with only such layers BALD would be 0 everywhere, and with some of
+them it would be the uncertainty of a part of the adapter.
+"""
+
+from collections import Counter
+
+from peft import PeftModel
+from peft.tuners.adalora import SVDLinear
+from peft.tuners.lora import Linear, LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.adapter_kinds import (
+    active_adapters,
+    adapter_configs,
+    adapter_modules,
+    check_forward,
+    check_in_use,
+)
+
+SAMPLED_KINDS = ("LORA", "ADALORA")
+SAMPLED_LAYERS = (Linear, SVDLinear)
+DORA = "DoraLinearVariant"
+"""The variant that applies its dropout only if `training` of the layer is set."""
+SAMPLED_VARIANTS = (DORA, "MiCALinearVariant", "VeloraLinearVariant", "BdLoraLinearVariant", "KasaLinearVariant")
+"""Variants of LoRA's linear layer that apply its dropout. By name, because earlier releases of PEFT lack some."""
+
+
+def sampled_layers(model: PeftModel | PreTrainedModel) -> list[tuple[LoraLayer, str]]:
+    """Return layer and adapter name of each LoRA dropout that a forward pass uses, in the order of the modules.
+
+    Raises:
+        InputError: the model has no active adapter, or one with an active layer whose features are not dropped.
+    """
+    check_forward(model)
+    check_in_use(model, "BALD")
+    configs = adapter_configs(model)
+    for name in active_adapters(model):
+        kind = configs[name].peft_type.value
+        if kind not in SAMPLED_KINDS:
+            raise InputError(
+                f"adapter {name!r} is {kind}, which has no LoRA layer to drop features of, so BALD would be 0 "
+                "everywhere; measure it under a LoRA adapter"
+            )
+    found: list[tuple[LoraLayer, str]] = []
+    fixed: Counter[str] = Counter()
+    for path, module in adapter_modules(model):
+        for name in module.active_adapters:
+            if name not in module._get_available_adapters():
+                continue
+            if isinstance(module, SAMPLED_LAYERS) and _is_sampled(module, name):
+                found.append((module, name))
+            elif ".token_adapter" not in path:
+                fixed[_describe(module, name)] += 1
+    if fixed or not found:
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in fixed.items()) or "no layer at all"
+        raise InputError(
+            f"BALD drops input features of LoRA's linear layers, and the active adapters have {kinds}, where it drops "
+            f"none: it would be the uncertainty of {'a part of the adapter' if found else 'nothing'}; measure it under "
+            "an adapter of LoRA's linear layers alone"
+        )
+    return found
+
+
+def drops_only_in_training(layer: LoraLayer, name: str) -> bool:
+    """Return whether the layer applies its dropout only if its own `training` is set: DoRA's."""
+    return type(layer.lora_variant.get(name)).__name__ == DORA
+
+
+def _is_sampled(layer: LoraLayer, name: str) -> bool:
+    variant = layer.lora_variant.get(name)
+    return variant is None or type(variant).__name__ in SAMPLED_VARIANTS
+
+
+def _describe(module: nn.Module, name: str) -> str:
+    """Return the kind of a layer as PEFT's users know it: `lora.Embedding`, `modules_to_save`, a variant."""
+    if isinstance(module, LoraLayer) and name in module.lora_variant:
+        return type(module.lora_variant[name]).__name__
+    known = {"ModulesToSaveWrapper": "modules_to_save", "TrainableTokensWrapper": "trainable_token_indices"}
+    kind = type(module)
+    return known.get(kind.__name__) or f"{kind.__module__.split('.')[-2]}.{kind.__name__}"
