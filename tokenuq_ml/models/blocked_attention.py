@@ -8,14 +8,18 @@ Shapes: B sequences, T positions, G key heads, R query heads per key head, F fea
 a block.
 """
 
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "tokenuq_blocked"
-"""Name of this attention in a model's configuration."""
+SDPA = "sdpa"
+"""Name in a model's configuration of the attention that this one takes the place of."""
 QUERIES = 32
 """Queries per block: fewer make the products too small, more compute scores that the causal mask discards."""
 BLOCK_SCORES = 2**18
@@ -71,13 +75,48 @@ def is_faster(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported())
 
 
+_users: Counter[int] = Counter()
+"""Contexts by the id of each module inside them."""
+_lock = threading.Lock()
+
+
+@contextmanager
+def used_by(model: nn.Module) -> Iterator[None]:
+    """Compute the attention of a model whose configuration says `sdpa` by blocks inside the context.
+
+    The configuration goes on to say `sdpa`. Under a new name, architectures that ask for the name would skip a step:
+    sparse attention (DeepSeek-V3.2, GLM-MoE-DSA, MiniMax-M3) builds its mask for `eager` and `sdpa` only.
+    """
+    modules = [id(module) for module in model.modules()]
+    with _lock:
+        if not _users:
+            ALL_ATTENTION_FUNCTIONS.register(SDPA, _attention)
+        _users.update(modules)
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                _users[module] -= 1
+                if not _users[module]:
+                    del _users[module]
+            if not _users:
+                ALL_ATTENTION_FUNCTIONS.register(SDPA, sdpa_attention_forward)
+
+
+def is_used_by(module: nn.Module) -> bool:
+    """Return whether the module is part of a model inside `used_by`."""
+    return id(module) in _users
+
+
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
     """Implement Transformers' interface: `[B, T, H, F]` from queries `[B, H, T, F]`, and None for the weights."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     plain = attention_mask is None and causal and not dropout and query.device.type == "cpu"
-    known = all(kwargs.get(name) is None for name in ("position_bias", "s_aux", "cache"))
+    known = all(kwargs.get(name) is None for name in ("position_bias", "s_aux", "cache", "softcap"))
     square = query.shape[2] == key.shape[2] and query.shape[-1] == value.shape[-1]
-    if not (plain and known and square) or not is_faster(query.dtype) or _needs_gradient(query, key, value):
+    ours = is_used_by(module) and is_faster(query.dtype)
+    if not (plain and known and square and ours) or _needs_gradient(query, key, value):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
@@ -89,7 +128,3 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
 def _needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

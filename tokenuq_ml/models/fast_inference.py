@@ -49,14 +49,14 @@ def fast_inference(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _fast_modules(model: PreTrainedModel) -> Iterator[None]:
-    before = model.config._attn_implementation
-    if model.device.type != "cpu" or before != "sdpa" or model.dtype not in (torch.float32, torch.bfloat16):
+    attention, is_inside = model.config._attn_implementation, blocked_attention.is_used_by(model)
+    known = attention == blocked_attention.SDPA and model.dtype in (torch.float32, torch.bfloat16)
+    if model.device.type != "cpu" or not known or is_inside:
         yield
         return
     with ExitStack() as stack:
-        stack.callback(model.set_attn_implementation, before)
         if blocked_attention.is_faster(model.dtype):
-            model.set_attn_implementation(blocked_attention.NAME)
+            stack.enter_context(blocked_attention.used_by(model))
         # Norms before layers: a layer is compared with its norms already replaced.
         for fast in (_NORM, _LAYER):
             for module in _exact_modules(model, fast):
@@ -70,8 +70,9 @@ class _FastPass(NamedTuple):
     matches: Callable[[nn.Module], bool]
     """Whether a module looks like one whose forward pass can be replaced."""
     forward: Callable[..., Tensor]
-    trial_inputs: Callable[[PreTrainedModel, nn.Module], tuple[Tensor, dict]]
-    """Random hidden states, and other arguments, for the comparison with the module's own forward pass."""
+    trial_inputs: Callable[[PreTrainedModel, nn.Module], tuple[Tensor, dict] | None]
+    """Random hidden states, and other arguments, for the comparison with the module's own forward pass; None if there
+    can be none."""
 
 
 def _exact_modules(model: PreTrainedModel, fast: _FastPass) -> list[nn.Module]:
@@ -105,7 +106,10 @@ def _is_exact(model: PreTrainedModel, module: nn.Module, fast: _FastPass) -> boo
 @torch.no_grad()
 def _agrees(model: PreTrainedModel, module: nn.Module, fast: _FastPass) -> bool:
     """Return whether `fast` and the module's own forward pass agree on two random sequences."""
-    hidden, others = fast.trial_inputs(model, module)
+    inputs = fast.trial_inputs(model, module)
+    if inputs is None:
+        return False
+    hidden, others = inputs
     # Positional: norms differ in the name of the argument.
     expected, got = type(module).forward(module, hidden, **others), fast.forward(module, hidden, **others)
     tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
@@ -161,7 +165,7 @@ def _layer(
 ) -> Tensor:
     """Return what a decoder layer of Transformers returns."""
     attention, mlp = self.self_attn, self.mlp
-    known = attention.config._attn_implementation in ("sdpa", blocked_attention.NAME)
+    known = attention.config._attn_implementation == blocked_attention.SDPA
     plain = attention_mask is None and past_key_values is None and position_embeddings is not None
     if torch.is_grad_enabled() or self.training or not known or not plain:
         return type(self).forward(
@@ -183,10 +187,20 @@ def _layer(
     return add_projection(hidden_BTD, mlp.down_proj, gate_BTI.mul_(mlp.up_proj(normed_BTD)))
 
 
-def _layer_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[Tensor, dict]:
+def _layer_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[Tensor, dict] | None:
+    # A model of more than text holds its decoder deeper inside.
+    decoder = next((decoder for decoder in model.modules() if _has_layer(decoder, module)), None)
+    rotary = getattr(decoder, "rotary_emb", None)
+    if rotary is None:
+        return None
     hidden_BTD = _random_hidden_BTD(model, model.config.get_text_config().hidden_size)
     positions = torch.arange(hidden_BTD.shape[1])[None]
-    return hidden_BTD, {"position_embeddings": model.base_model.rotary_emb(hidden_BTD, position_ids=positions)}
+    return hidden_BTD, {"position_embeddings": rotary(hidden_BTD, position_ids=positions)}
+
+
+def _has_layer(decoder: nn.Module, layer: nn.Module) -> bool:
+    layers = getattr(decoder, "layers", None)
+    return isinstance(layers, nn.ModuleList) and any(own is layer for own in layers)
 
 
 _LAYER = _FastPass(_is_layer, _layer, _layer_inputs)
@@ -205,7 +219,7 @@ def _attend(attention: nn.Module, x_BTD: Tensor, cos_BTF: Tensor, sin_BTF: Tenso
     cos_B1TF, sin_B1TF = cos_BTF[:, None].float(), sin_BTF[:, None].float()
     key_BGTF = _rotated(key_BTGF.transpose(1, 2), cos_B1TF, sin_B1TF)
     value_BGTF = value_BTGF.transpose(1, 2)
-    if attention.config._attn_implementation == blocked_attention.NAME:
+    if blocked_attention.is_used_by(attention):
         query_BGTRF = query_BTHF.unflatten(2, (key_BGTF.shape[1], -1)).transpose(1, 2)
         turns = [turn[:, :, :, None] * attention.scaling for turn in (cos_B1TF, sin_B1TF)]
         return blocked_attention.causal_attention(_rotated(query_BGTRF, *turns), key_BGTF, value_BGTF)

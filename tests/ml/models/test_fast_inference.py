@@ -3,8 +3,11 @@
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+from tests.support.zoo import tiny_zoo_model
 from tokenuq_ml.config import LoraSpec
 from tokenuq_ml.data.batching import collate, length_batches
 from tokenuq_ml.kernels.scores import token_losses
@@ -80,12 +83,12 @@ def test_known_architectures_are_fast_inside_and_restored_afterwards(kind):
     model = model_of(kind)
     with fast_inference(model):
         assert set(model.model.layers) <= set(own_forwards(model))
-        assert model.config._attn_implementation == blocked_attention.NAME
+        assert blocked_attention.is_used_by(model)
         fast = own_forwards(model)
         with fast_inference(model):
             pass
         assert own_forwards(model) == fast
-    assert not own_forwards(model) and model.config._attn_implementation == "sdpa"
+    assert not own_forwards(model) and not blocked_attention.is_used_by(model)
 
 
 @pytest.mark.parametrize("kind", LLAMA_LIKE)
@@ -98,7 +101,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(kind, amx, monkeypatc
     plain = (losses(model, BFLOAT16) - truth).abs().mean()
     with fast_inference(model):
         assert own_forwards(model)
-        assert (model.config._attn_implementation == "sdpa") is amx
+        assert blocked_attention.is_used_by(model) is not amx
         fast = (losses(model, BFLOAT16) - truth).abs().mean()
     assert 0 < fast <= 1.1 * plain
 
@@ -194,16 +197,17 @@ def test_a_class_is_compared_once_and_again_under_an_adapter(monkeypatch):
             assert len(own_forwards(model)) == 5 + 2
     assert compared == ["LlamaRMSNorm", "LlamaDecoderLayer"]
     adapted = freeze_adapter(add_adapter(model, LoraSpec(rank=2, alpha=2), 0))
+    compared.clear()
     with fast_inference(causal_lm(adapted)):
         pass
-    assert compared == ["LlamaRMSNorm", "LlamaDecoderLayer", "LlamaDecoderLayer"]
+    assert compared == ["LlamaDecoderLayer"]
 
 
 def test_an_error_inside_restores_the_model():
     model = model_of("llama")
     with pytest.raises(KeyError), fast_inference(model):
         raise KeyError("stop")
-    assert not own_forwards(model) and model.config._attn_implementation == "sdpa"
+    assert not own_forwards(model) and not blocked_attention.is_used_by(model)
 
 
 def test_batches_do_not_depend_on_each_other():
@@ -219,4 +223,23 @@ def test_batches_do_not_depend_on_each_other():
 def test_a_model_in_another_dtype_is_left_alone():
     model = model_of("llama", torch.float64)
     with fast_inference(model):
-        assert not own_forwards(model) and model.config._attn_implementation == "sdpa"
+        assert not own_forwards(model) and not blocked_attention.is_used_by(model)
+
+
+def test_sparse_attention_keeps_its_mask():
+    """DeepSeek-V3.2 masks keys outside its index for attention that is called `sdpa` or `eager`, and no other."""
+    model = tiny_zoo_model("deepseek_v32")
+    expected = states(model)
+    with fast_inference(model):
+        assert blocked_attention.is_used_by(model)
+        got = states(model)
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_another_model_keeps_its_attention_meanwhile():
+    model, other = model_of("llama"), model_of("gpt2")
+    expected = states(other)
+    with fast_inference(model):
+        assert not blocked_attention.is_used_by(other)
+        assert torch.equal(states(other), expected)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
