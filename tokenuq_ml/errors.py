@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Entry points print the message without a traceback. Bugs raise other exceptions, which keep theirs.
     """
+
+
+class NonFiniteError(InputError):
+    """A loss, gradient, weight or score is NaN or infinite: the message names where, and for which examples."""

@@ -33,8 +33,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import MutableSequence, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, MutableSequence, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +68,26 @@ def restored_generators() -> AbstractContextManager[None]:
     import torch
 
     return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
+
+
+def generator_states() -> list[torch.Tensor]:
+    """Return the states of torch's global generators, of the CPU and the current GPU."""
+    import torch
+
+    gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *gpu]
+
+
+@contextmanager
+def replayed_generators(states: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Draw inside the context what was drawn after `generator_states` returned `states`; restore them afterwards."""
+    import torch
+
+    with restored_generators():
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state)
+        yield
 
 
 def part_bits(draw: int, part: int, words: int) -> NDArray[np.uint64]:

@@ -6,6 +6,8 @@ vocabulary for all tokens.
 Shapes: N response tokens, R of those reduced at a time, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,15 @@ class TokenStatistics:
         """Whether the label is the likeliest token; of several likeliest ones, the first counts."""
         self.counted_N = torch.zeros(len(like), dtype=torch.bool, device=like.device)
         """Whether the token's logits were computed."""
+
+    def observer(self, label_N: Tensor, index_M: Tensor | None = None) -> Callable[[slice, Tensor], None]:
+        """Return the function that adds a block of the N tokens, or of M of them, by its rows and logits."""
+
+        def observe(rows: slice, logits_RV: Tensor) -> None:
+            index_R = rows if index_M is None else index_M[rows]
+            self.add(index_R, logits_RV, label_N[index_R])
+
+        return observe
 
     def add(self, rows: Rows, logits_RV: Tensor, label_R: Tensor) -> None:
         """Add a block by its logits: two further passes over them, and an exponential."""

@@ -122,11 +122,8 @@ class _MicroBatch:
         self.loss_N[index_M] = token_losses(self.hidden_ND[index_M], self.head, self.label_N[index_M], observe)
 
     def observer(self, index_M: Tensor) -> Callable[[slice, Tensor], None] | None:
-        """Return the function that adds blocks of M of the tokens to the statistics, if there are any."""
-        statistics = self.statistics
-        if statistics is None:
-            return None
-        return lambda rows, logits_RV: statistics.add(index_M[rows], logits_RV, self.label_N[index_M[rows]])
+        """Return the function that adds blocks of M of the tokens to the statistics, if they are wanted."""
+        return None if self.statistics is None else self.statistics.observer(self.label_N, index_M)
 
     @property
     def every_token(self) -> Tensor:

@@ -18,6 +18,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.kernels.token_statistics import TokenStatistics
+from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule, Weights
 from tokenuq_ml.training.objectives import token_weights
 from tokenuq_ml.training.selection import Tokens, join, select
@@ -61,6 +63,9 @@ class SelectionRule:
 
     def decide(self, loss_N: Tensor) -> BatchDecision:
         """Select among the micro-batch's tokens."""
+        if self.ablation.functions and not torch.isfinite(loss_N).all():
+            # Training stops at this loss; a user's function is not asked, so that its error does not come first.
+            return BatchDecision(Weights(loss_N, torch.zeros_like(loss_N)), torch.zeros_like(loss_N, dtype=torch.bool))
         return decide(self.ablation, self.tokens(loss_N), self.static_N)
 
 
@@ -73,6 +78,14 @@ class MicroBatch:
     """Decides its tokens: a `SelectionRule`, or its part of a decision over the optimiser batch."""
     loss_N: Tensor | None = None
     """The losses by which the optimiser batch was decided; None if no pass was made for them."""
+    statistics: TokenStatistics | None = None
+    """The statistics of that pass; None if it was not made, or the log does not have them."""
+    generators: Sequence[Tensor] = ()
+    """States of torch's generators before the last forward pass, for a repetition of it."""
+    is_finite: bool = True
+    """Whether the loss of the last forward pass was finite."""
+    out: TrainingLoss | None = None
+    """What that pass computed, if it was not."""
 
 
 def decide_together(

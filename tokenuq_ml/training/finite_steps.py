@@ -1,0 +1,183 @@
+"""Stop a training at the step whose loss, gradient or weights are not finite, by name.
+
+The Trainer trains on with NaN, and hides it from its log (`logging_nan_inf_filter`). Here a step is checked before its
+result is used: the loss of each micro-batch after its forward pass, the norm of the gradient before the optimiser's
+step, and the trained weights before they are saved and at the end. The last good checkpoint stays the last one.
+
+The host reads one flag per micro-batch, with the step's number of tokens, and the norm once per step. The Trainer's
+filter, which waits for the device twice per micro-batch, is off meanwhile.
+
+Shapes: N response tokens of a micro-batch.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenuq_ml.errors import NonFiniteError
+from tokenuq_ml.kernels.training_loss import TrainingLoss
+from tokenuq_ml.models.non_finite import first_non_finite_module, is_finite, non_finite_weights, output_layer_name
+from tokenuq_ml.seeding import replayed_generators
+from tokenuq_ml.training.decisions import MicroBatch
+
+NAMED_EXAMPLES = 5
+"""How many examples a message names."""
+
+LOSS, DIVERGENCE, WEIGHT = "the loss", "the divergence to the teacher", "the weight in the objective"
+
+
+class FiniteSteps:
+    """Mixin of `TokenObjective`: raises `NonFiniteError` instead of training on."""
+
+    # What Trainer calls.
+
+    def train(self, *args, **kwargs):
+        """Train as the Trainer does.
+
+        Raises:
+            NonFiniteError: a loss, the gradient or a trained weight was not finite.
+        """
+        # The filter would replace in the log what is raised here.
+        filters, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            self.args.logging_nan_inf_filter = filters
+        self._require_finite_weights()
+        return result
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # A scaler for float16 finds its scale by gradients that overflow, and skips their steps.
+        if getattr(self.accelerator, "scaler", None) is None and not math.isfinite(float(norm)):
+            raise NonFiniteError(self._gradient_message(float(norm)))
+        return norm
+
+    def _save_checkpoint(self, *args, **kwargs):
+        self._require_finite_weights()
+        return super()._save_checkpoint(*args, **kwargs)
+
+    # What `TokenObjective` calls.
+
+    def require_finite_loss(self, micro_batch: MicroBatch) -> None:
+        """Raise if the micro-batch, whose forward pass has just run, has a loss that is not finite."""
+        if not micro_batch.is_finite:
+            assert micro_batch.out is not None
+            raise NonFiniteError(self._loss_message(micro_batch, *_cause(micro_batch.out)))
+
+    def require_finite_losses(self, micro_batches: Sequence[MicroBatch], losses: Sequence[Tensor]) -> None:
+        """Raise if a loss by which the optimiser batch is selected is not finite; `losses` are on the CPU."""
+        for micro_batch, loss_N in zip(micro_batches, losses, strict=True):
+            if not is_finite(loss_N):
+                raise NonFiniteError(self._loss_message(micro_batch, LOSS, ~torch.isfinite(loss_N)))
+
+    def _require_finite_weights(self) -> None:
+        """Raise if a trained weight is not finite; run before weights are saved."""
+        trained = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        broken = non_finite_weights(trained)
+        if broken:
+            raise NonFiniteError(
+                f"after step {self.state.global_step}, {len(broken)} of {len(trained)} trained weights are not finite "
+                f"(first: {broken[0]}), although loss and gradient were: the optimiser's update overflowed; lower the "
+                "learning rate, or train weights in float32. Nothing was saved after the step"
+            )
+
+    # The messages.
+
+    def _loss_message(self, micro_batch: MicroBatch, what: str, bad_N: Tensor) -> str:
+        origin = self._origin([micro_batch])
+        if origin is None and what == LOSS:
+            origin = f"the outputs of all modules are finite but the logits of {output_layer_name(self.model)}"
+        elif origin is None and what == DIVERGENCE:
+            origin = "the outputs of all modules of the student are finite, so the teacher's distributions are not"
+        elif origin is None:
+            origin = "the outputs of all modules are finite; check `data_weights` and your objective"
+        return (
+            f"step {self._step}: {what} is not finite for {int(bad_N.sum())} of {len(bad_N)} response tokens "
+            f"({self._examples([micro_batch], bad_N)}); {origin}. Training stopped before the step changed the weights"
+        )
+
+    def _gradient_message(self, norm: float) -> str:
+        micro_batches = list(self._step_batches)
+        origin = self._origin(micro_batches) or (
+            "losses and the outputs of all modules are finite, so the backward pass overflowed (in float16? train in "
+            "bfloat16 or float32)"
+        )
+        grads = [(name, weight.grad) for name, weight in self.model.named_parameters() if weight.grad is not None]
+        broken = non_finite_weights(grads)
+        # Clipping by a norm of NaN makes every gradient NaN; one of infinity leaves those NaN that were infinite.
+        first = f", first in {broken[0]}" if 0 < len(broken) < len(grads) else ""
+        return (
+            f"step {self._step}: the norm of the gradient is {norm}{first} ({self._examples(micro_batches)}); "
+            f"{origin}. Training stopped before the step changed the weights"
+        )
+
+    @property
+    def _step(self) -> int:
+        """The step that is being made, from 1."""
+        return self.state.global_step + 1
+
+    def _origin(self, micro_batches: Sequence[MicroBatch]) -> str | None:
+        """Return the first module with an output that is not finite; None if all outputs are finite.
+
+        Repeats the forward passes with the weights and dropout masks of the failure, until one fails.
+        """
+        for micro_batch in micro_batches:
+
+            def run(micro_batch: MicroBatch = micro_batch) -> None:
+                inputs = micro_batch.batch.model_inputs
+                with replayed_generators(micro_batch.generators), self.compute_loss_context_manager():
+                    self.model(**inputs, token_function=lambda states, head: states.sum())
+
+            try:
+                module = first_non_finite_module(self.model, run)
+            except Exception as error:  # Whatever stops the search must not hide what was found.
+                return f"the pass that looks for the module failed ({type(error).__name__}: {error})"
+            if module is not None:
+                return f"the first module whose output is not finite is {module}"
+        return None
+
+    def _examples(self, micro_batches: Sequence[MicroBatch], bad_N: Tensor | None = None) -> str:
+        """Return the ids of the examples, or where they are in the batch; with `bad_N`, of those tokens only."""
+        names = []
+        for number, micro_batch in enumerate(micro_batches):
+            batch, ids = micro_batch.batch, self.example_ids(micro_batch.batch)
+            example_N = batch.example_N if bad_N is None else batch.example_N[bad_N.to(batch.example_N.device)]
+            unit = getattr(batch, "unit", "example")
+            of = f" of micro-batch {number}" if len(micro_batches) > 1 else ""
+            names += [ids[index] if ids else f"{unit} {index}{of}" for index in example_N.unique().tolist()]
+        more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
+        return f"{', '.join(names[:NAMED_EXAMPLES]) or 'no example'}{more}"
+
+
+def _cause(out: TrainingLoss) -> tuple[str, Tensor]:
+    """Return what of a micro-batch is not finite, and for which of the N tokens."""
+    mle_N, distill_N = out.weights
+    for what, values in ((LOSS, [out.loss_N]), (DIVERGENCE, [out.divergence_N]), (WEIGHT, [mle_N, distill_N])):
+        bad_N = ~torch.stack([torch.isfinite(value_N) for value_N in values]).all(0)
+        if bad_N.any():
+            return what, bad_N
+    return "the sum of the losses", torch.ones_like(mle_N, dtype=torch.bool)
+
+
+def read_back(tokens_of_step: Tensor, total: Tensor) -> tuple[int, bool]:
+    """Return the number of tokens and whether the loss is finite, both in one transfer from the device."""
+    tokens, is_finite_loss = torch.stack([tokens_of_step, torch.isfinite(total.detach()).to(tokens_of_step)]).tolist()
+    return int(tokens), bool(is_finite_loss)
+
+
+def finite_columns(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the columns of `token_columns`.
+
+    Raises:
+        NonFiniteError: a column has a number that is not finite, which a selection would take for the largest.
+    """
+    for name, column_N in columns.items():
+        if not is_finite(column_N):
+            bad = int((~torch.isfinite(column_N)).sum())
+            raise NonFiniteError(
+                f"token_columns: {name!r} is not finite for {bad} of {len(column_N)} response tokens of the micro-batch"
+            )
+    return columns
