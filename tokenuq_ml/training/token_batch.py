@@ -12,6 +12,8 @@ from tokenuq_ml.errors import InputError
 
 IGNORED = -100
 """The label of tokens that are not trained, as in transformers."""
+TOKEN_WEIGHTS = "token_weights"
+"""The column of a Trainer's inputs with the factor of each token's term in training, `[B, T]` like `labels`."""
 
 
 class TokenBatch(Protocol):
@@ -45,15 +47,21 @@ class TokenBatch(Protocol):
 class LabelledInputs:
     """A `TokenBatch` made from a Trainer's inputs: tokens whose `labels` are not -100 are trained.
 
+    Args:
+        inputs: `labels`, the arguments of the model's forward pass, and `token_weights` if tokens have them.
+
     Raises:
-        InputError: there are no labels, they are not one per token, or they are shifted already.
+        InputError: there are no labels, they are not one per token, or they are shifted already; or there are weights
+            that are not one finite number of at least 0 per label.
     """
 
     def __init__(self, inputs: dict[str, Any]):
         _check_labels(inputs)
-        self.model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        self.model_inputs = {key: value for key, value in inputs.items() if key not in ("labels", TOKEN_WEIGHTS)}
         self.labels_BT = inputs["labels"]
         self._response_BT = self.labels_BT[:, 1:] != IGNORED
+        self.weight_N = _weights(inputs.get(TOKEN_WEIGHTS), self.labels_BT, self._response_BT)
+        """float32: the factor of each response token's term in training; None if the inputs have none."""
 
     @property
     def tokens(self) -> int:
@@ -90,3 +98,19 @@ def _check_labels(inputs: Mapping[str, Any]) -> None:
     if labels.ndim != 2 or (isinstance(ids, Tensor) and ids.shape != labels.shape):
         shape = f" [batch, tokens], as input_ids {list(ids.shape)}" if isinstance(ids, Tensor) else " [batch, tokens]"
         raise InputError(f"`labels` have the shape {list(labels.shape)}; they need one label per token,{shape}")
+
+
+def _weights(weights_BT: Any, labels_BT: Tensor, response_BT: Tensor) -> Tensor | None:
+    """Return `weight_N`, aligned with the labels: position t weighs the token t, and the first one has no term."""
+    if weights_BT is None:
+        return None
+    shape = tuple(weights_BT.shape) if isinstance(weights_BT, Tensor) else type(weights_BT).__name__
+    if shape != tuple(labels_BT.shape):
+        raise InputError(
+            f"{TOKEN_WEIGHTS} is {shape}, and labels are {tuple(labels_BT.shape)}; give one weight per label, padded "
+            "as labels are"
+        )
+    weight_N = weights_BT[:, 1:][response_BT].float()
+    if not bool(((weight_N >= 0) & weight_N.isfinite()).all()):
+        raise InputError(f"{TOKEN_WEIGHTS} holds a weight below 0, or one that is not finite; correct the dataset")
+    return weight_N
