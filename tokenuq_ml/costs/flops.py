@@ -24,7 +24,9 @@ _NAMES = {
 """Our names of an architecture's sizes -> their keys in Hugging Face configurations."""
 _PLAIN_MLP = {"gpt2", "gptj", "gpt_neox", "phi", "starcoder2"}
 _EAGER = {"gemma2"}
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_RECURRENT = ("state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "lru_width", "linear_num_value_heads")
+"""Sizes of state-space and other recurrent layers."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Architecture:
         """Read the sizes from a Hugging Face `config.json`, its folder, or its contents.
 
         Raises:
-            InputError: it cannot be read, lacks a size, or belongs to a mixture of experts.
+            InputError: it cannot be read, lacks a size, or belongs to a mixture of experts or a recurrent model.
         """
         if isinstance(source, dict):
             config, name = source, "config"
@@ -65,6 +67,8 @@ class Architecture:
         config = config.get("text_config", config)
         if any((config.get(key) or 0) > 1 for key in _EXPERTS):
             raise InputError(f"{name}: the costs of a mixture of experts are not modelled; use a dense model")
+        if any(config.get(key) for key in _RECURRENT) or config.get("model_type") == "rwkv":
+            raise InputError(f"{name}: the costs of recurrent layers are not modelled; use a model with attention only")
         found = {ours: next((config[key] for key in keys if config.get(key)), None) for ours, keys in _NAMES.items()}
         if found["intermediate"] is None and "n_embd" in config:
             found["intermediate"] = 4 * config["n_embd"]

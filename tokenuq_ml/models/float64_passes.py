@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -29,7 +30,22 @@ def float64_passes(model: nn.Module) -> Iterator[None]:
             stack.callback(module.register_forward_hook(widening.restore, always_call=True).remove)
         stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
         stack.enter_context(Float64ForFloat32())
+        stack.enter_context(_eager_experts(model))
         yield
+
+
+@contextmanager
+def _eager_experts(model: nn.Module) -> Iterator[None]:
+    """Compute a mixture of experts one expert at a time: PyTorch's grouped products take no float64."""
+    if not (isinstance(model, PreTrainedModel) and hasattr(model, "set_experts_implementation")):
+        yield
+        return
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
 
 
 def _units(model: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:

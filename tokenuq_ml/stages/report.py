@@ -189,7 +189,10 @@ def _costs(request: StageRequest, ablations: Mapping[str, AblationSpec]) -> tupl
         # A process that resumed after the last step measured no costs.
         if path.exists():
             records[name] = CostRecord.read(path)
-    architecture = Architecture.from_config(request.inputs["model"])
+    try:
+        architecture = Architecture.from_config(request.inputs["model"])
+    except InputError as error:
+        return html.paragraph(f"No costs are shown: {error}."), {}
     content, rows = costs_section(records, architecture, {name: spec.family for name, spec in ablations.items()})
     growing = [name for name, spec in ablations.items() if spec.rank_growth]
     if growing:
