@@ -6,26 +6,30 @@ Inside `fast_inference(model)`:
 - decoder layers of the Llama kind rotate queries and keys where attention reads them, multiply the gate of their MLP
   in place, and add to the residual stream within the product.
 
-A module is recognised by its class and structure. The first module of each class is compared with its own forward pass
-before any is replaced; classes that differ keep their own. Calls that are not plain inference (with a gradient, a cache
-or a mask) also run the module's own forward pass.
+A module is recognised by its class and structure. The first module of each class and structure is compared with its own
+forward pass before any is replaced; those that differ keep their own, and so do modules in which a user's hook or
+forward pass would not run. Calls that are not plain inference (with a gradient, a cache or a mask) also run the
+module's own forward pass.
 
 Shapes: B sequences, T positions, N = B * T rows, D hidden size, I width of the MLP, H heads, G key heads, R = H / G, F
 features of a head.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenuq_ml.models import blocked_attention
 from tokenuq_ml.models.forward import cached_dtypes
 from tokenuq_ml.models.lora_linear import add_projection
+from tokenuq_ml.models.output_layer import has_hooks
 from tokenuq_ml.patches import replaced_forward
 from tokenuq_ml.seeding import probe_generator
 
@@ -73,21 +77,20 @@ class _FastPass(NamedTuple):
     trial_inputs: Callable[[PreTrainedModel, nn.Module], tuple[Tensor, dict] | None]
     """Random hidden states, and other arguments, for the comparison with the module's own forward pass; None if there
     can be none."""
+    bypassed: Callable[[nn.Module], list[nn.Module]]
+    """Modules inside the module whose computation `forward` does itself, without calling them."""
 
 
 def _exact_modules(model: PreTrainedModel, fast: _FastPass) -> list[nn.Module]:
-    """Return the modules that `fast` matches, without those of a class whose first module differs."""
-    exact: dict[type, bool] = {}
-    modules = []
-    for module in model.modules():
-        if not fast.matches(module) or "forward" in vars(module):
-            continue
-        kind = type(module)
-        if kind not in exact:
-            exact[kind] = _is_exact(model, module, fast)
-        if exact[kind]:
-            modules.append(module)
-    return modules
+    """Return the modules that `fast` computes exactly, without those that would skip a user's hook or forward."""
+    return [
+        module
+        for module in model.modules()
+        if fast.matches(module)
+        and "forward" not in vars(module)
+        and not any(has_hooks(inner) or "forward" in vars(inner) for inner in fast.bypassed(module))
+        and _is_exact(model, module, fast)
+    ]
 
 
 _comparisons: WeakKeyDictionary[PreTrainedModel, dict[tuple, bool]] = WeakKeyDictionary()
@@ -96,7 +99,9 @@ _comparisons: WeakKeyDictionary[PreTrainedModel, dict[tuple, bool]] = WeakKeyDic
 
 def _is_exact(model: PreTrainedModel, module: nn.Module, fast: _FastPass) -> bool:
     """Return whether `fast` agrees with the module, compared once per code: an adapter changes the inner modules."""
-    code = (fast.forward, model.dtype, type(module).forward, *map(type, module.modules()))
+    values = (value for inner in module.modules() for value in vars(inner).values())
+    functions = (value for value in values if inspect.isfunction(value) or inspect.isbuiltin(value))
+    code = (fast.forward, model.dtype, type(module).forward, *map(type, module.modules()), *functions)
     known = _comparisons.setdefault(model, {})
     if code not in known:
         known[code] = _agrees(model, module, fast)
@@ -146,7 +151,7 @@ def _norm_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[Tensor, dic
     return _random_hidden_BTD(model, module.weight.shape[0]), {}
 
 
-_NORM = _FastPass(_is_norm, _norm, _norm_inputs)
+_NORM = _FastPass(_is_norm, _norm, _norm_inputs, lambda norm: [])
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -203,7 +208,15 @@ def _has_layer(decoder: nn.Module, layer: nn.Module) -> bool:
     return isinstance(layers, nn.ModuleList) and any(own is layer for own in layers)
 
 
-_LAYER = _FastPass(_is_layer, _layer, _layer_inputs)
+def _bypassed_in_layer(layer: nn.Module) -> list[nn.Module]:
+    """Return what `_layer` does not call: attention, MLP, its activation, and plain projections to the residual."""
+    projections = [layer.self_attn.o_proj, layer.mlp.down_proj]
+    inner = [p.base_layer for p in projections if isinstance(p, BaseTunerLayer)]
+    activation = [layer.mlp.act_fn] if isinstance(layer.mlp.act_fn, nn.Module) else []
+    return [layer.self_attn, layer.mlp, *activation, *projections, *inner]
+
+
+_LAYER = _FastPass(_is_layer, _layer, _layer_inputs, _bypassed_in_layer)
 
 
 def _is_silu(function: Callable) -> bool:

@@ -243,3 +243,56 @@ def test_another_model_keeps_its_attention_meanwhile():
         assert not blocked_attention.is_used_by(other)
         assert torch.equal(states(other), expected)
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+
+
+class Doubled(torch.nn.Module):
+    """Another MLP with the parts of Llama's."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+            mlp.act_fn,
+        )
+
+    def forward(self, x):
+        return 2 * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+def halved(module):
+    plain = module.forward
+    module.forward = lambda *args, **kwargs: plain(*args, **kwargs) / 2
+
+
+def hooked(module):
+    module.register_forward_hook(lambda _, __, out: (out[0] * 3, *out[1:]) if isinstance(out, tuple) else out * 3)
+
+
+CHANGES = {
+    "a hook on the MLP": lambda layer: hooked(layer.mlp),
+    "a hook on attention": lambda layer: hooked(layer.self_attn),
+    "a hook on a projection": lambda layer: hooked(layer.mlp.down_proj),
+    "a hook on the activation": lambda layer: hooked(layer.mlp.act_fn),
+    "a hook on a norm": lambda layer: hooked(layer.input_layernorm),
+    "a hook before the layer": lambda layer: layer.register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:])),
+    "another forward of the MLP": lambda layer: halved(layer.mlp),
+    "another forward of a projection": lambda layer: halved(layer.self_attn.o_proj),
+    "another MLP": lambda layer: setattr(layer, "mlp", Doubled(layer.mlp)),
+    "another activation": lambda layer: (delattr(layer.mlp, "act_fn"), setattr(layer.mlp, "act_fn", torch.abs)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_to_the_second_layer_alone_take_part(change):
+    model = model_of("llama")
+    plain = states(model)
+    with fast_inference(model):
+        states(model)
+    CHANGES[change](model.model.layers[1])
+    expected = states(model)
+    with fast_inference(model):
+        got = states(model)
+    assert (got - expected).norm() < 1e-5 * expected.norm() < (plain - expected).norm()
+    assert model.model.layers[0] not in own_forwards(model)
