@@ -7,7 +7,7 @@ Shapes: B sequences, T positions, N response tokens of a batch.
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,21 +46,37 @@ class Batch:
     response_BT: Tensor
     position_ids_BT: Tensor | None = None
     """Set for packed sequences only: each counts from 0, which shows the model where a sequence begins."""
+    mask_BT: Tensor | None = None
+    """1 for tokens and 0 for padding, for models that count tokens, as a router's loss does."""
 
     def to(self, device: str | torch.device) -> "Batch":
         """Return the batch with its tensors on `device`."""
-        positions_BT = None if self.position_ids_BT is None else self.position_ids_BT.to(device)
-        return Batch(self.examples, self.input_ids_BT.to(device), self.response_BT.to(device), positions_BT)
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("input_ids_BT", "response_BT", "position_ids_BT", "mask_BT")
+            if getattr(self, name) is not None
+        }
+        return replace(self, **moved)
+
+    def with_mask(self) -> "Batch":
+        """Return the batch with `mask_BT`, unless it is packed and so has no padding."""
+        if self.position_ids_BT is not None:
+            return self
+        mask_BT = torch.ones_like(self.input_ids_BT)
+        for row, example in enumerate(self.examples):
+            mask_BT[row, len(example.input_ids) :] = 0
+        return replace(self, mask_BT=mask_BT)
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
         """Arguments of a forward pass.
 
-        They hold no attention mask: the causal mask already hides padding on the right, and with packed sequences
+        Usually without an attention mask: the causal mask already hides padding on the right, and with packed sequences
         an attention mask would make transformers ignore the position ids.
         """
-        packed = {} if self.position_ids_BT is None else {"position_ids": self.position_ids_BT}
-        return {"input_ids": self.input_ids_BT, **packed}
+        optional = {"position_ids": self.position_ids_BT, "attention_mask": self.mask_BT}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {"input_ids": self.input_ids_BT, **given}
 
     @property
     def tokens(self) -> int:

@@ -5,6 +5,7 @@ one of the decisions are needed, so that a file of any origin will do. Polars re
 is what the columns mean. Does not import torch.
 """
 
+import io
 import json
 import math
 import re
@@ -124,10 +125,10 @@ def _frame(path: Path) -> pl.DataFrame:
         if path.suffix.lower() == ".parquet":
             return pl.read_parquet(path)
         # Spreadsheets write semicolons where the comma is the decimal point.
-        with path.open(encoding="utf-8-sig") as opened:
-            header = opened.readline()
-        separator = max(",;\t", key=header.count)
-        return pl.read_csv(path, infer_schema=False, separator=separator)
+        text = path.read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        # Not from the path: polars takes carriage returns alone, with which Excel for Mac ends lines, for text.
+        return pl.read_csv(io.StringIO(text), infer_schema=False, separator=separator)
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8; save it as CSV in UTF-8") from None
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenuq_ml.data.sources.data_stream import open_data
-from tokenuq_ml.data.sources.records import BrokenRow, Record, TruncatedFile
+from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, TruncatedFile
 from tokenuq_ml.errors import InputError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -54,6 +54,9 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Record]:
                 if "unexpected end" in str(cells):
                     raise TruncatedFile(f"line {line}", index)
                 yield Record(index, line, BrokenRow("not CSV", f"not CSV ({cells}{_extent(line, rows)})"))
+            elif [cells[0].removeprefix("\ufeff"), *cells[1:]] == names:
+                detail = "repeats the first row, which names the columns, as joined files do"
+                yield Record(index, line, LeftOutRow("repeated header", detail))
             elif len(cells) == len(names):
                 yield Record(index, line, dict(zip(names, cells, strict=True)))
             else:

@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import io
 import lzma
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ _BOMS = {
 }
 _ARROW_CHUNK = 2**16
 """Bytes per call of pyarrow's streams: a call that meets the end of a truncated file returns nothing."""
+_LONE_RETURN = re.compile(rb"\r(?!\n)")
+_ROOM = 16
+"""Bytes of a chunk that are left for those that follow carriage returns at its end."""
 _DAMAGED = (OSError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
@@ -47,6 +51,14 @@ class DataStream(io.BufferedReader):
     def is_truncated(self) -> bool:
         """Whether the compressed file has ended too early; known at the end of the stream."""
         return bool(getattr(self.raw, "is_truncated", False))
+
+
+def open_lines(path: Path) -> DataStream:
+    r"""Open a file of JSON or plain text as `open_data` does; carriage returns alone end lines too, as `\n` does.
+
+    Not for CSV, whose quoted cells may hold them. JSON texts hold none as they are.
+    """
+    return DataStream(_WithLineEnds(open_data(path)), CHUNK)
 
 
 def open_data(path: Path) -> DataStream:
@@ -204,6 +216,37 @@ class _Recoded(io.RawIOBase):
                 f"{self._path}: is not valid {self._encoding.upper()} after byte {self._position:,} of its text "
                 f"({error.reason}); save it as UTF-8"
             ) from None
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+class _WithLineEnds(io.RawIOBase):
+    r"""The bytes of a stream with `\n` for each `\r` that none follows; their number stays the same."""
+
+    def __init__(self, source: DataStream):
+        self._source = source
+
+    @property
+    def is_truncated(self) -> bool:
+        return self._source.is_truncated
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._source.read1(max(1, len(buffer) - _ROOM))
+        # The byte after a carriage return decides what it is.
+        while data.endswith(b"\r") and len(data) < len(buffer) and (following := self._source.read1(1)):
+            data += following
+        if b"\r" in data:
+            data = _LONE_RETURN.sub(b"\n", data)
+        buffer[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         self._source.close()

@@ -103,7 +103,7 @@ def _unfinished(file: Path) -> str | None:
         return None
     if kind in (".csv", ".tsv"):
         return None if tail.endswith((b"\n", b"\r")) else "does not end with a complete line"
-    text = tail.rstrip()
+    text = tail.rstrip().replace(b"\r", b"\n")
     if kind == ".json" and head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
         complete = _is_json(text) if size <= _TAIL_BYTES else text.endswith(b"]")
         return None if complete else "does not end its list"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenuq_ml.data.sources import json_records
-from tokenuq_ml.data.sources.data_stream import open_data
+from tokenuq_ml.data.sources.data_stream import open_lines
 from tokenuq_ml.data.sources.json_window import EndOfFile, Window, is_cut_off
 from tokenuq_ml.data.sources.records import TruncatedFile
 from tokenuq_ml.errors import InputError
@@ -47,7 +47,7 @@ def single_object(path: Path) -> SingleObject | None:
         InputError: objects extend over several lines, and there are several.
         TruncatedFile: the file ends inside the object.
     """
-    with open_data(path) as file:
+    with open_lines(path) as file:
         lines = (line for line in json_records.lines(file) if line is None or line.strip())
         first, second = next(lines, b""), next(lines, b"")
     if first is not None and not first.lstrip().startswith(b"{"):
@@ -56,7 +56,7 @@ def single_object(path: Path) -> SingleObject | None:
         return None
     if first and second and not _is_cut_off(first):
         return None
-    with open_data(path) as file:
+    with open_lines(path) as file:
         window = Window(file)
         window.next()
         try:

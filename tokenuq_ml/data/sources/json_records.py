@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tokenuq_ml.data.sources import json_window
-from tokenuq_ml.data.sources.data_stream import open_data
+from tokenuq_ml.data.sources.data_stream import open_lines
 from tokenuq_ml.data.sources.json_window import EndOfFile, Window, is_cut_off, not_json
 from tokenuq_ml.data.sources.records import BrokenRow, Record, TruncatedFile
 from tokenuq_ml.errors import InputError
@@ -21,7 +21,7 @@ _BOM = b"\xef\xbb\xbf"
 
 def is_list(path: Path) -> bool:
     """Return whether the first character that is not white space opens a list."""
-    with open_data(path) as file:
+    with open_lines(path) as file:
         head = file.read(len(_BOM)).removeprefix(_BOM)
         while not head.strip():
             head = file.read(json_window.CHUNK)
@@ -37,7 +37,7 @@ def json_lines(path: Path) -> Iterator[Record]:
         TruncatedFile: the last line has no line end and is not complete.
     """
     index = number = 0
-    with open_data(path) as file:
+    with open_lines(path) as file:
         for number, line in enumerate(lines(file), 1):
             if line is None:
                 detail = f"holds more than {json_window.MAX_RECORD:,} bytes"
@@ -60,16 +60,19 @@ def json_lines(path: Path) -> Iterator[Record]:
 
 
 def lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Yield lines with their line ends, without a byte order mark; None for a line that is too long."""
+    """Yield lines with their line ends, without byte order marks; None for a line that is too long.
+
+    Files that were joined may have marks at several lines.
+    """
     most = json_window.MAX_RECORD + 1
-    line = file.readline(most).removeprefix(_BOM)
+    line = file.readline(most)
     while line:
         if len(line) >= most and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
                 line = file.readline(json_window.CHUNK)
             yield None
         else:
-            yield line
+            yield line.removeprefix(_BOM)
         line = file.readline(most)
 
 
@@ -84,7 +87,7 @@ def json_list(path: Path, field: str | None = None) -> Iterator[Record]:
         TruncatedFile: the file ends before the list does.
         InputError: text follows the list; the object lacks the key, or it holds no list.
     """
-    with open_data(path) as file:
+    with open_lines(path) as file:
         window, index = Window(file), 0
         window.next()
         if field is not None:

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenuq_ml.data.sources.data_stream import open_data
+from tokenuq_ml.data.sources.data_stream import open_lines
 from tokenuq_ml.data.sources.json_records import lines
 from tokenuq_ml.data.sources.records import MAX_TEXT, BrokenRow, Record, TruncatedFile
 
@@ -19,7 +19,7 @@ def paragraphs(path: Path) -> Iterator[Record]:
     """
     index = number = 0
     held = _Paragraph()
-    with open_data(path) as file:
+    with open_lines(path) as file:
         for number, line in enumerate(lines(file), 1):
             if line is None or line.strip():
                 held.add(number, line)
