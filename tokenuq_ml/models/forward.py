@@ -6,6 +6,7 @@ Shapes: B sequences, T positions, D hidden size.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.gate import linear_head, output_path
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm, decoder_states, own_logits
+from tokenuq_ml.models.router_loss import states_and_router_loss
 from tokenuq_ml.patches import replaced_forward
 
 
@@ -113,7 +115,8 @@ def packing_is_exact(model: PreTrainedModel | PeftModel, numerics: Numerics) -> 
 def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
     """Let `model(input_ids=..., token_function=f)` return `f(states, head)`; without `f`, the model's own output.
 
-    States and head are those of `hidden_states` and `head_of`. A forward pass that the instance has already (TRL's,
+    States and head are those of `hidden_states` and `head_of`. With `router_term=g`, `g(load_balancing_loss)` of a
+    mixture of experts is added to the result. A forward pass that the instance has already (TRL's,
     accelerate's) is the one that runs without `f`, and is put back afterwards. The head is used within the forward
     pass of the wrapped model, because wrappers for many devices (DDP's gradient hooks, FSDP's gathering of shards) act
     only there.
@@ -123,10 +126,18 @@ def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTra
     lm = causal_lm(model)
     plain = lm.forward
 
-    def forward(self, *args, token_function=None, **inputs):
+    # Under torch.compile, the layers are compiled; this function, the gate and the token function run as they are.
+    @partial(torch.compiler.disable, recursive=False)
+    def forward(self, *args, token_function=None, router_term=None, **inputs):
         if token_function is None:
             return plain(*args, **inputs)
-        return token_function(_states(self, inputs, None, plain), head_of(self))
+        head, aux_loss = torch.compiler.disable(head_of)(self), None
+        if router_term is None:
+            states = _states(self, inputs, None, plain)
+        else:
+            states, aux_loss = states_and_router_loss(lm, inputs, plain, output_path(self).from_logits)
+        total = torch.compiler.disable(token_function)(states, head)
+        return total if aux_loss is None else total + router_term(aux_loss).to(total)
 
     # Trainer reads the signature to find the dataset columns that the model takes.
     signature = inspect.signature(plain)

@@ -65,6 +65,7 @@ _decided: WeakKeyDictionary[PreTrainedModel, dict[tuple, OutputPath]] = WeakKeyD
 _lock = threading.RLock()
 
 
+@torch.compiler.disable
 def output_path(model: PreTrainedModel | PeftModel) -> OutputPath:
     """Return how the model's logits are computed, decided once for each state of its adapters.
 

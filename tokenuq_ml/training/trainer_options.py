@@ -66,13 +66,21 @@ def _average_tokens(value: Any, trainer: Any) -> str | None:
     )
 
 
+def _packing_strategy(value: Any, trainer: Any) -> str | None:
+    return (
+        value == "wrapped"
+        and getattr(trainer.args, "packing", False)
+        and trainer.ablation.select.unit == "document"
+        and (
+            "packing_strategy='wrapped' cuts documents without a mark, so the ablation's `unit: document` cannot see "
+            "them; use packing_strategy='bfd', or unit: token"
+        )
+    )
+
+
 def _fp16(value: Any, trainer: Any) -> str | None:
     # accelerate trains in float32 then, without a word.
-    return (
-        value
-        and trainer.args.device.type == "cpu"
-        and "fp16=True: there is no float16 training on a CPU; use bf16=True"
-    )
+    return value and trainer.args.device.type == "cpu" and "fp16=True: a CPU does not train in float16; use bf16=True"
 
 
 def _liger(value: Any, trainer: Any) -> str | None:
@@ -145,7 +153,7 @@ OPTIONS = {
     "label_names": Option("for evaluation; training reads `labels`"),
     "include_num_input_tokens_seen": Option("as in the Trainer"),
     "packing": Option("as in TRL"),
-    "packing_strategy": Option("as in TRL"),
+    "packing_strategy": Option("as in TRL; `wrapped` is refused with `unit: document`", _packing_strategy),
     "padding_free": Option("as in TRL"),
     "pad_to_multiple_of": Option("as in TRL"),
     "max_length": Option("as in TRL"),
