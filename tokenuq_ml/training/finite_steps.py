@@ -21,6 +21,7 @@ from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.models.non_finite import first_non_finite_module, is_finite, non_finite_weights, output_layer_name
 from tokenuq_ml.seeding import replayed_generators
 from tokenuq_ml.training.decisions import MicroBatch
+from tokenuq_ml.training.token_batch import TokenBatch
 
 NAMED_EXAMPLES = 5
 """How many examples a message names."""
@@ -73,6 +74,14 @@ class FiniteSteps:
             if not is_finite(loss_N):
                 raise NonFiniteError(self._loss_message(micro_batch, LOSS, ~torch.isfinite(loss_N)))
 
+    def require_finite_values(self, batch: TokenBatch, columns: dict[str, Tensor], weight_N: Tensor | None) -> None:
+        """Raise if a column or a weight of the data is not finite: a selection would take NaN for the largest score."""
+        given = {f"token_columns[{name!r}]": column_N for name, column_N in columns.items()}
+        for name, value_N in (given if weight_N is None else given | {"data_weights": weight_N}).items():
+            if not is_finite(value_N):
+                bad_N = ~torch.isfinite(value_N)
+                raise NonFiniteError(f"step {self._step}: {name} is not finite for {self._tokens_of(batch, bad_N)}")
+
     def _require_finite_weights(self) -> None:
         """Raise if a trained weight is not finite; run before weights are saved."""
         trained = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
@@ -93,14 +102,15 @@ class FiniteSteps:
         elif origin is None and what == DIVERGENCE:
             origin = "the outputs of all modules of the student are finite, so the teacher's distributions are not"
         elif origin is None:
-            origin = "the outputs of all modules are finite; check `data_weights` and your objective"
+            origin = "the outputs of all modules are finite; check your objective"
         return (
-            f"step {self._step}: {what} is not finite for {int(bad_N.sum())} of {len(bad_N)} response tokens "
-            f"({self._examples([micro_batch], bad_N)}); {origin}. Training stopped before the step changed the weights"
+            f"step {self._step}: {what} is not finite for {self._tokens_of(micro_batch.batch, bad_N)}; {origin}. "
+            "Training stopped before the step changed the weights"
         )
 
     def _gradient_message(self, norm: float) -> str:
         micro_batches = list(self._step_batches)
+        examples = [name for number, one in enumerate(micro_batches) for name in self._examples(one.batch, number)]
         origin = self._origin(micro_batches) or (
             "losses and the outputs of all modules are finite, so the backward pass overflowed (in float16? train in "
             "bfloat16 or float32)"
@@ -110,7 +120,7 @@ class FiniteSteps:
         # Clipping by a norm of NaN makes every gradient NaN; one of infinity leaves those NaN that were infinite.
         first = f", first in {broken[0]}" if 0 < len(broken) < len(grads) else ""
         return (
-            f"step {self._step}: the norm of the gradient is {norm}{first} ({self._examples(micro_batches)}); "
+            f"step {self._step}: the norm of the gradient is {norm}{first} ({_listed(examples)}); "
             f"{origin}. Training stopped before the step changed the weights"
         )
 
@@ -139,17 +149,23 @@ class FiniteSteps:
                 return f"the first module whose output is not finite is {module}"
         return None
 
-    def _examples(self, micro_batches: Sequence[MicroBatch], bad_N: Tensor | None = None) -> str:
+    def _tokens_of(self, batch: TokenBatch, bad_N: Tensor) -> str:
+        """Return how many of a micro-batch's tokens are marked, and of which examples."""
+        return f"{int(bad_N.sum())} of {len(bad_N)} response tokens ({_listed(self._examples(batch, bad_N=bad_N))})"
+
+    def _examples(self, batch: TokenBatch, number: int = 0, bad_N: Tensor | None = None) -> list[str]:
         """Return the ids of the examples, or where they are in the batch; with `bad_N`, of those tokens only."""
-        names = []
-        for number, micro_batch in enumerate(micro_batches):
-            batch, ids = micro_batch.batch, self.example_ids(micro_batch.batch)
-            example_N = batch.example_N if bad_N is None else batch.example_N[bad_N.to(batch.example_N.device)]
-            unit = getattr(batch, "unit", "example")
-            of = f" of micro-batch {number}" if len(micro_batches) > 1 else ""
-            names += [ids[index] if ids else f"{unit} {index}{of}" for index in example_N.unique().tolist()]
-        more = f" and {len(names) - NAMED_EXAMPLES} more" if len(names) > NAMED_EXAMPLES else ""
-        return f"{', '.join(names[:NAMED_EXAMPLES]) or 'no example'}{more}"
+        example_N, ids = batch.example_N, self.example_ids(batch)
+        if bad_N is not None:
+            example_N = example_N[bad_N.to(example_N.device)]
+        place = f" of micro-batch {number}" if len(self._step_batches) > 1 and bad_N is None else ""
+        unit = getattr(batch, "unit", "example")
+        return [ids[index] if ids else f"{unit} {index}{place}" for index in example_N.unique().tolist()]
+
+
+def _listed(examples: list[str]) -> str:
+    more = f" and {len(examples) - NAMED_EXAMPLES} more" if len(examples) > NAMED_EXAMPLES else ""
+    return (", ".join(examples[:NAMED_EXAMPLES]) or "no example") + more
 
 
 def _cause(out: TrainingLoss) -> tuple[str, Tensor]:
@@ -166,18 +182,3 @@ def read_back(tokens_of_step: Tensor, total: Tensor) -> tuple[int, bool]:
     """Return the number of tokens and whether the loss is finite, both in one transfer from the device."""
     tokens, is_finite_loss = torch.stack([tokens_of_step, torch.isfinite(total.detach()).to(tokens_of_step)]).tolist()
     return int(tokens), bool(is_finite_loss)
-
-
-def finite_columns(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the columns of `token_columns`.
-
-    Raises:
-        NonFiniteError: a column has a number that is not finite, which a selection would take for the largest.
-    """
-    for name, column_N in columns.items():
-        if not is_finite(column_N):
-            bad = int((~torch.isfinite(column_N)).sum())
-            raise NonFiniteError(
-                f"token_columns: {name!r} is not finite for {bad} of {len(column_N)} response tokens of the micro-batch"
-            )
-    return columns

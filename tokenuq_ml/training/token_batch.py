@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.training.document_borders import document_numbers
 
 IGNORED = -100
 """The label of tokens that are not trained, as in transformers."""
@@ -58,7 +59,7 @@ class LabelledInputs:
     def __init__(self, inputs: dict[str, Any]):
         _check_labels(inputs)
         self.model_inputs = {key: value for key, value in inputs.items() if key not in ("labels", TOKEN_WEIGHTS)}
-        self.labels_BT = inputs["labels"]
+        self._inputs, self.labels_BT = inputs, inputs["labels"]
         self._response_BT = self.labels_BT[:, 1:] != IGNORED
         self.weight_N = _weights(inputs.get(TOKEN_WEIGHTS), self.labels_BT, self._response_BT)
         """float32: the factor of each response token's term in training; None if the inputs have none."""
@@ -75,8 +76,14 @@ class LabelledInputs:
 
     @property
     def example_N(self) -> Tensor:
-        """int64: the row of each token."""
-        return self._response_BT.nonzero()[:, 0]
+        """int64: the document of each token: its row, or one of several in the row (`document_borders.py`)."""
+        number_BT = document_numbers(self._inputs, self.labels_BT)
+        return self._response_BT.nonzero()[:, 0] if number_BT is None else number_BT[:, 1:][self._response_BT]
+
+    @property
+    def unit(self) -> str:
+        """What `example_N` counts, for messages."""
+        return "row" if document_numbers(self._inputs, self.labels_BT) is None else "document"
 
     def predicting(self, hidden_BTD: Tensor) -> Tensor:
         """Return `hidden_ND`, the states from which the response tokens are predicted."""

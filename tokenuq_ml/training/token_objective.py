@@ -19,7 +19,6 @@ Shapes: B sequences, T positions, N response tokens of a micro-batch, D hidden s
 
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,21 +26,26 @@ from torch import Tensor
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.scores import token_losses
-from tokenuq_ml.kernels.training_loss import TeacherTerm, TrainingLoss, training_loss
+from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.models.forward import accept_token_function
-from tokenuq_ml.seeding import restored_generators
+from tokenuq_ml.seeding import generator_states, restored_generators
 from tokenuq_ml.training.decisions import MicroBatch, SelectionRule, decide_together
+from tokenuq_ml.training.document_borders import check_ids
+from tokenuq_ml.training.finite_steps import FiniteSteps, read_back
 from tokenuq_ml.training.mixin_arguments import as_ablation, as_teacher, check_ablation, prepare_model
+from tokenuq_ml.training.objective_hooks import ObjectiveHooks
 from tokenuq_ml.training.objectives import token_gain
 from tokenuq_ml.training.phase_clock import PhaseClock
+from tokenuq_ml.training.router_term import RouterLoss
 from tokenuq_ml.training.selection import Tokens
 from tokenuq_ml.training.step_batches import StepBatches
 from tokenuq_ml.training.teacher import TeacherSource
-from tokenuq_ml.training.token_batch import LabelledInputs, TokenBatch
+from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.trainer_options import check_options, switch_off_liger_loss
+from tokenuq_ml.training.training_metrics import LoggedMetrics
 
 
-class TokenObjective:
+class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
     """Mixin that gives a Trainer the token-level objective: `class MyTrainer(TokenObjective, SFTTrainer)`.
 
     The objective of an optimiser batch with N response tokens over all micro-batches and ranks is
@@ -116,46 +120,6 @@ class TokenObjective:
         """Seconds spent only on selection: 0 with one micro-batch on one rank."""
         return self.clock.seconds().get("selection", 0.0)
 
-    # What a subclass may override.
-
-    def token_batch(self, inputs: dict[str, Any]) -> TokenBatch:
-        """Return the micro-batch made from the data collator's `inputs`."""
-        return LabelledInputs(inputs)
-
-    def token_columns(self, batch) -> dict[str, Tensor]:
-        """Return the columns of the teacher's tables that the ablation reads: `[N]` by names of `registry.COLUMNS`."""
-        return {}
-
-    def example_ids(self, batch) -> tuple[str, ...]:
-        """Return the ids of the micro-batch's examples; empty if they have none."""
-        return ()
-
-    def data_weights(self, batch) -> Tensor | None:
-        """Return `weight_N`, factors of the tokens' terms of the objective; None if all are 1."""
-        return None
-
-    teacher_mean = float("nan")
-    """Mean of the teacher's loss over the train split in nats, for the threshold `teacher_mean`."""
-
-    def static_mask(self, batch) -> Tensor | None:
-        """Return `mask_N` if the selection was decided before training."""
-        return None
-
-    applied_keys: frozenset[str] = frozenset()
-    """Keys of an ablation that the subclass applies to the adapter itself: `lora`, `rank_growth`."""
-
-    records_losses = False
-    """Whether `record` reads the loss of every token, including those that are not trained."""
-
-    def record(self, batch, out: TrainingLoss, tokens_of_step: int) -> None:
-        """Record what was computed for a micro-batch; called for each forward pass, of which it has one.
-
-        Args:
-            batch: what `token_batch` returned.
-            out: losses, divergences, weights and mask of its N tokens.
-            tokens_of_step: response tokens of the optimiser batch.
-        """
-
     # What Trainer calls.
 
     def train(self, *args, **kwargs):
@@ -207,8 +171,11 @@ class TokenObjective:
                 self._decide_together(model)
         outputs = self._outputs(model, micro_batch.batch) if return_outputs else None
         share = partial(self._share_of_loss, micro_batch, num_items_in_batch)
+        micro_batch.generators = generator_states()
+        self.metrics.start_micro_batch()
         with self.clock.phase("forward"):
-            loss = model(**micro_batch.batch.model_inputs, token_function=share)
+            loss = model(**micro_batch.batch.model_inputs, token_function=share, **self.router_inputs())
+        self.require_finite_loss(micro_batch)
         # DDP averages gradients over ranks; the division is by the tokens of all of them.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
@@ -225,12 +192,15 @@ class TokenObjective:
 
     def _tokens(self, batch: TokenBatch, loss_N: Tensor) -> Tokens:
         """Return what selectors and users' objectives read of the micro-batch, on the device of `loss_N`."""
-        device, weight_N = loss_N.device, self.data_weights(batch)
+        device, weight_N, columns = loss_N.device, self.data_weights(batch), self.token_columns(batch)
+        example_N, ids = batch.example_N, tuple(self.example_ids(batch))
+        self.require_finite_values(batch, columns, weight_N)
+        check_ids(example_N, ids)
         return Tokens(
             loss_N,
-            batch.example_N.to(device),
-            tuple(self.example_ids(batch)),
-            {name: column_N.to(device) for name, column_N in self.token_columns(batch).items()},
+            example_N.to(device),
+            ids,
+            {name: column_N.to(device) for name, column_N in columns.items()},
             self.teacher_mean,
             self.state.global_step + 1,
             self.state.max_steps,
@@ -252,6 +222,7 @@ class TokenObjective:
         needs_losses = self.ablation.needs_student_losses
         losses = self._loss_pass(model) if needs_losses else [torch.zeros(batch.tokens) for batch in batches]
         tokens = [self._tokens(batch, loss_N.cpu()) for batch, loss_N in zip(batches, losses, strict=True)]
+        self.require_finite_losses(self._step_batches, [part.loss_N for part in tokens])
         masks = [self.static_mask(batch) for batch in batches]
         decide_together(self.ablation, self._step_batches.micro_batches, tokens, masks, self.accelerator)
         for micro_batch, loss_N in zip(self._step_batches, losses, strict=True):
@@ -260,29 +231,45 @@ class TokenObjective:
 
     def _loss_pass(self, model) -> list[Tensor]:
         """Return `loss_N` of each micro-batch by a forward pass that leaves the random generators as they were."""
-        batches = [micro_batch.batch for micro_batch in self._step_batches]
+        losses = []
         with restored_generators():
-            losses = [model(**batch.model_inputs, token_function=partial(_losses, batch)) for batch in batches]
-        self.selection_passes += len(batches)
+            for micro_batch in self._step_batches:
+                micro_batch.generators = generator_states()
+                losses_of = partial(self._losses, micro_batch)
+                losses.append(model(**micro_batch.batch.model_inputs, token_function=losses_of))
+        self.selection_passes += len(losses)
         return losses
+
+    def _losses(self, micro_batch: MicroBatch, hidden_BTD: Tensor, head: Head) -> Tensor:
+        batch, label_N = micro_batch.batch, micro_batch.batch.label_N
+        micro_batch.statistics = self.new_statistics(label_N, hidden_BTD)
+        observe = micro_batch.statistics and micro_batch.statistics.observer(label_N)
+        return token_losses(batch.predicting(hidden_BTD), head, label_N, observe)
 
     def _share_of_loss(self, micro_batch: MicroBatch, tokens_of_step: Tensor, hidden_BTD: Tensor, head: Head) -> Tensor:
         """Return the micro-batch's share of the optimiser batch's loss; runs inside the wrapped model's forward."""
-        batch = micro_batch.batch
+        batch, label_N, known = micro_batch.batch, micro_batch.batch.label_N, micro_batch.statistics
         teacher = self._teacher_term(batch)
+        statistics = known or self.new_statistics(label_N, hidden_BTD)
         with self.clock.phase("head"):
             out = training_loss(
                 batch.predicting(hidden_BTD),
                 head,
-                batch.label_N,
+                label_N,
                 micro_batch.rule,
                 teacher=teacher,
                 gain=token_gain(self.ablation),
                 every_loss=self.records_losses and micro_batch.loss_N is None,
+                statistics=None if known else statistics,
             )
         if micro_batch.loss_N is not None:
             out = out._replace(loss_N=micro_batch.loss_N)
-        self.record(batch, out, int(tokens_of_step))
+        tokens, micro_batch.is_finite = read_back(tokens_of_step, out.total)
+        if micro_batch.is_finite:
+            self.add_metrics(batch, out, statistics)
+            self.record(batch, out, tokens)
+        else:
+            micro_batch.out = out
         return out.total / tokens_of_step
 
     def _teacher_term(self, batch: TokenBatch) -> TeacherTerm | None:
@@ -292,7 +279,3 @@ class TokenObjective:
         with self.clock.phase("teacher"):
             states = self.teacher.states(self.model, batch)
         return TeacherTerm(states, distillation.divergence, distillation.temperature, self.teacher.head)
-
-
-def _losses(batch: TokenBatch, hidden_BTD: Tensor, head: Head) -> Tensor:
-    return token_losses(batch.predicting(hidden_BTD), head, batch.label_N)

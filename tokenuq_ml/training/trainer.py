@@ -20,6 +20,8 @@ from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.data.batching import Batch, LengthBucketSampler, TokenizedExample, collate, pack
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.models.forward import packing_is_exact
+from tokenuq_ml.models.output_layer import causal_lm
+from tokenuq_ml.models.router_loss import router_coefficient
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.training.checkpoints import CheckpointCallback, latest_checkpoint
 from tokenuq_ml.training.cost_counter import CostCounter
@@ -66,11 +68,20 @@ class TokenTrainer(TokenObjective, Trainer):
     # What TokenObjective lets a subclass override.
 
     records_losses = True
+    logs_metrics = False
     applied_keys = frozenset({"lora", "rank_growth"})
+
+    averages_router_loss = True
+
+    @property
+    def router_loss_weight(self) -> float:
+        """Weight of a mixture's router loss: the model's own coefficient, as with TRL."""
+        return router_coefficient(causal_lm(self.model))
 
     def token_batch(self, inputs: dict[str, Batch]) -> Batch:
         """Return the micro-batch that the data collator made, on the training device."""
-        return inputs["batch"].to(self.args.device)
+        batch = inputs["batch"].to(self.args.device)
+        return batch.with_mask() if self.router_loss_weight else batch
 
     def example_ids(self, batch: Batch) -> tuple[str, ...]:
         """Return the ids of the micro-batch's examples."""
