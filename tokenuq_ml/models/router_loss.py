@@ -1,0 +1,61 @@
+"""The load-balancing loss of a mixture of experts, which its own forward pass computes from the router's logits.
+
+Architectures differ in how they compute it, so their own code does: a forward pass with the output layer for the last
+position only, which also gives the hidden states of all positions.
+
+Shapes: B sequences, T positions.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+SWITCH = "output_router_logits"
+"""The field of a configuration that makes a model add the loss to its own; also an argument of its forward pass."""
+
+
+def has_router_loss(lm: PreTrainedModel) -> bool:
+    """Return whether the model's own forward pass can return the loss."""
+    return hasattr(lm.config.get_text_config(), SWITCH) and SWITCH in _arguments(lm)
+
+
+def router_coefficient(lm: PreTrainedModel) -> float:
+    """Return the weight that the model gives the loss; 0 if it has none."""
+    if not has_router_loss(lm):
+        return 0.0
+    config = lm.config.get_text_config()
+    return float(getattr(lm, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0)) or 0.0)
+
+
+def states_and_router_loss(
+    lm: PreTrainedModel, inputs: Mapping[str, Any], own_forward: Callable, from_logits: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the states that the head turns into logits, and the loss, from one forward pass.
+
+    Args:
+        lm: a model for which `has_router_loss`.
+        inputs: arguments of the forward pass, without labels. The loss leaves out padding by `attention_mask` only.
+        own_forward: the model's own forward pass.
+        from_logits: whether the states are the logits (`gate.output_path`).
+    """
+    inputs = {**inputs, SWITCH: True, "use_cache": False, "return_dict": True}
+    if from_logits:
+        outputs = own_forward(**inputs)
+        return outputs.logits, outputs.aux_loss
+    if "logits_to_keep" in _arguments(lm):
+        inputs["logits_to_keep"] = 1
+    states: list[Tensor] = []
+    decoder = getattr(lm, lm.base_model_prefix)
+    hook = decoder.register_forward_hook(lambda _module, _inputs, output: states.append(output.last_hidden_state))
+    try:
+        outputs = own_forward(**inputs)
+    finally:
+        hook.remove()
+    return states[-1], outputs.aux_loss
+
+
+def _arguments(lm: PreTrainedModel) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(lm).forward).parameters
