@@ -78,6 +78,8 @@ def _figures(recorder: StepRecorder, log: pl.DataFrame) -> dict[str, float | int
         "final_loss": float(last["loss"].mean()),
         "batching": recorder.batching,
     }
+    if recorder.aux_losses:
+        figures["first_aux_loss"], figures["final_aux_loss"] = recorder.aux_losses[0], recorder.aux_losses[-1]
     if recorder.costs is not None:
         figures["selection_pass_seconds"] = round(recorder.costs.seconds.selection, 3)
         figures["seconds_a_step"] = round(recorder.costs.seconds.total / recorder.costs.steps, 3)

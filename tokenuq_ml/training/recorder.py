@@ -57,6 +57,8 @@ class StepRecorder:
         """Concatenates the lists of all ranks."""
         self.costs: CostRecord | None = None
         """Costs of the steps that this process made; set at the end of training."""
+        self.aux_losses: list[float] = []
+        """The router's loss of each step, of a mixture of experts; set at the end of training."""
         self.lora_rank: int | None = None
         """The adapter's active rank."""
         self.batching = "bucket"

@@ -185,6 +185,7 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
             f"{name}: stopped at step {trainer.state.global_step} of {setup.steps}; a checkpoint holds the state"
         )
     recorder.costs = trainer.costs()
+    recorder.aux_losses = [row["aux_loss"] for row in trainer.state.log_history if "aux_loss" in row]
     model.eval()
     return recorder
 
