@@ -7,6 +7,7 @@ import dagster as dg
 
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.config.registry import COLUMNS
+from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.asset import StageAsset
 
 TOKENS = (("tokenized_dataset", "input_ids"), ("tokenized_dataset", "response_mask"))
@@ -25,13 +26,25 @@ _CORRELATED = (
     ("token_uncertainty", "bald"),
 )
 
+_ROOTS = ("datasets", "curation", "files")
+"""First parts of keys that name a kind of asset; other keys end in their stage."""
+_CONVERSATION = tuple(("datasets", column) for column in ("messages", "turns", "template"))
+_REVIEWED = {"example_id": "keep", "turn_weights": "weight", "untrained_spans": "mask"}
+"""Column of the table `examples` -> the column of a reviewed file that decides it."""
+
 SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+    # Of datasets that are made from others: mixed, or curated.
+    "datasets": {
+        column: (("datasets", column), *((("curation", _REVIEWED[column]),) if column in _REVIEWED else ()))
+        for column in TABLES["examples"].columns
+    },
     "tokenized_dataset": {
         "example_id": (("datasets", "example_id"),),
         "dataset": (("datasets", "example_id"),),
         "split": (("datasets", "split"),),
-        "input_ids": (("datasets", "messages"),),
-        "response_mask": (("datasets", "messages"),),
+        "input_ids": _CONVERSATION,
+        "response_mask": (*_CONVERSATION, ("datasets", "turn_weights"), ("datasets", "untrained_spans")),
+        "token_weight": (("datasets", "turn_weights"), ("datasets", "untrained_spans")),
     },
     "baseline_teacher": {column: TOKENS for column in ("loss", "mle_loss", "tokens")},
     "token_losses": {
@@ -77,8 +90,8 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
 def column_lineage(asset: StageAsset) -> dg.TableColumnLineage | None:
     """Return the lineage of an asset's main table from its direct inputs; None if it has no input with columns."""
     above: dict[str, list[dg.AssetKey]] = {}
-    for dep in asset.deps:
-        above.setdefault("datasets" if dep[0] == "datasets" else dep[-1], []).append(dg.AssetKey(dep))
+    for dep in (*asset.deps, *asset.observed):
+        above.setdefault(dep[0] if dep[0] in _ROOTS else dep[-1], []).append(dg.AssetKey(dep))
     sources = SOURCES.get(asset.stage, {})
     if asset.stage == "student":
         read = tuple(COLUMNS[name] for name in AblationSpec(**asset.fields["ablation"]).columns_read)

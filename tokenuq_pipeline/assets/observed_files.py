@@ -4,8 +4,9 @@ import warnings
 
 import dagster as dg
 
-from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.config import CuratedDatasetSpec, DatasetSpec
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.data.curation import EMPTY_DECISIONS
 from tokenuq_ml.data.sources.locate import why_missing
 from tokenuq_pipeline.runtime.data_files import current_version, file_key, watched
 
@@ -34,7 +35,7 @@ def _define(spec: DatasetSpec, path: str) -> dg.SourceAsset:
         group_name="datasets",
         description=f"The files at {path}. An observation takes their fingerprint; if it changes, {dataset} is stale.",
         tags={"dagster/kind/file": ""},
-        metadata={"path": dg.MetadataValue.path(path)},
+        metadata={"path": dg.MetadataValue.path(path), **_columns(spec)},
         required_resource_keys={"store"},
     )
     def observe_files(context):
@@ -45,3 +46,11 @@ def _define(spec: DatasetSpec, path: str) -> dg.SourceAsset:
         return dg.DataVersion(version)
 
     return observe_files
+
+
+def _columns(spec: DatasetSpec) -> dict[str, dg.TableSchema]:
+    """Return the columns of a reviewed file that a dataset is made by, for the column lineage."""
+    if not isinstance(spec, CuratedDatasetSpec):
+        return {}
+    read = {"example_id": "string"} | {name: str(dtype).lower() for name, dtype in EMPTY_DECISIONS.items()}
+    return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(*column) for column in read.items()])}

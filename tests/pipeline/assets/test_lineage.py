@@ -1,22 +1,40 @@
 """Column lineage: every column that it names exists, and every edge is a dependency of the graph."""
 
+from dataclasses import replace
+
 import dagster as dg
 import pytest
 
 from tests.support.toy_pipeline import STUDY, toy_config
-from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.config import AblationSpec, DatasetSpec
+from tokenuq_ml.config.curated import CuratedEntry, with_curated
+from tokenuq_ml.data.curation import EMPTY_DECISIONS
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.lineage import SOURCES, column_lineage
+from tokenuq_pipeline.assets.observed_files import file_assets
 
 
 def assets_of(config):
     return {asset.key: asset for asset in assets_by_name(config).values()}
 
 
+def curated_config(folder):
+    """The toy study on `clean`, which is made from `toy` by a reviewed file, and a mix of both."""
+    parent = toy_config().datasets["toy"]
+    entry = CuratedEntry(**{"name": "clean", "from": "toy", "curated_by": "reviewed"})
+    (folder / "curation").mkdir()
+    (folder / "curation" / "reviewed.csv").write_text("example_id,keep\n")
+    config = toy_config(dataset="clean")
+    origins = {("datasets", "clean"): folder / "datasets.yaml"}
+    mixed = DatasetSpec(name="mixed", format="mix", mix={"toy": 1, "clean": 1}, sizes=parent.sizes)
+    datasets = with_curated({**config.datasets, "clean": entry, "mixed": mixed}, origins, [folder])
+    return replace(config, datasets=datasets)
+
+
 @pytest.fixture(scope="module")
-def assets():
-    return assets_of(toy_config())
+def assets(tmp_path_factory):
+    return assets_of(curated_config(tmp_path_factory.mktemp("config")))
 
 
 def test_columns_and_edges_exist(assets):
@@ -25,19 +43,40 @@ def test_columns_and_edges_exist(assets):
         for column, deps in (lineage.deps_by_column if lineage else {}).items():
             assert column in TABLES[asset.table].columns, (asset.name, column)
             for dep in deps:
-                assert tuple(dep.asset_key.path) in asset.deps, (asset.name, dep)
+                assert tuple(dep.asset_key.path) in (*asset.deps, *asset.observed), (asset.name, dep)
+                if dep.asset_key.path[0] == "curation":
+                    assert dep.column_name in EMPTY_DECISIONS
+                    continue
                 assert dep.column_name in TABLES[assets[dep.asset_key].table].columns, (asset.name, dep)
 
 
 def test_every_source_is_used_by_some_asset(assets):
     """None of the table's rows is about an input that no stage has."""
     for stage, columns in SOURCES.items():
-        found = [column_lineage(asset).deps_by_column for asset in assets.values() if asset.stage == stage]
+        lineages = [column_lineage(asset) for asset in assets.values() if asset.stage == stage]
+        found = [lineage.deps_by_column for lineage in lineages if lineage]
         for column, origins in columns.items():
             names = {dep.column_name for deps in found for dep in deps.get(column, ())}
             assert names, (stage, column)
             if stage not in ("reference_evaluation",):
                 assert names == {name for _, name in origins}, (stage, column)
+
+
+def test_lineage_runs_through_a_curated_dataset(assets, tmp_path):
+    """Before: it stopped there, because only `tokenized_dataset` named columns of datasets."""
+    deps = column_lineage(assets[dg.AssetKey(["datasets", "clean"])]).deps_by_column
+    toy, reviewed = dg.AssetKey(["datasets", "toy"]), dg.AssetKey(["curation", "reviewed"])
+    assert deps["messages"] == [dg.TableColumnDep(toy, "messages")]
+    assert set(deps["turn_weights"]) == {dg.TableColumnDep(toy, "turn_weights"), dg.TableColumnDep(reviewed, "weight")}
+    assert dg.TableColumnDep(reviewed, "keep") in deps["example_id"]
+    clean = dg.AssetKey(["datasets", "clean"])
+    tokens = column_lineage(assets[dg.AssetKey([STUDY, "tokenized_dataset"])]).deps_by_column
+    assert dg.TableColumnDep(clean, "untrained_spans") in tokens["response_mask"]
+    mixed = column_lineage(assets[dg.AssetKey(["datasets", "mixed"])]).deps_by_column
+    assert {dep.asset_key for dep in mixed["messages"]} == {toy, clean}
+    assert column_lineage(assets[toy]) is None
+    file = next(one for one in file_assets(curated_config(tmp_path)) if one.key == reviewed)
+    assert {column.name for column in file.metadata["dagster/column_schema"].schema.columns} >= set(EMPTY_DECISIONS)
 
 
 def test_token_losses_reach_the_evaluation(assets):
