@@ -19,6 +19,7 @@ from tokenuq_ml.data import load
 from tokenuq_ml.data.curation import read_review
 from tokenuq_ml.data.first_rows import why_unusable
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.unsupported import why_unsupported
 
 TIMEOUT_S = 5
 STORED_BYTES = {"float32": 4, "float64": 8}
@@ -61,6 +62,9 @@ def model_source(spec: ModelSpec, folder: Path) -> tuple[Source, ModelSizes | No
         config, origin = spec.config, f"`config:` of {spec.name} in models.yaml"
     if config is None:
         return Source("model", spec.name, ready, words), None
+    refused = why_unsupported(config)
+    if refused is not None:
+        return Source("model", spec.name, False, f"{words}; tokenuq refuses it: {refused}"), None
     try:
         sizes = ModelSizes(
             Architecture.from_config(config),

@@ -12,6 +12,7 @@ from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.data.template_probe import probe_template
 from tokenuq_ml.data.tokenization import default_template
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.adapter_targets import check_adapter, frozen_matrices
 from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.model_sources import load_source
 
@@ -23,12 +24,13 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
         Figures of the model: `parameters`, `vocabulary` (rows of the head), `tokens` (of the tokenizer), `hidden_size`,
         `architecture`, `stored_dtype`, `chat_template` (where it is from), `end_of_turn` (the token that ends a turn;
         None if no special token does), `chat_template_notes` (what it does otherwise than usual templates, one
-        sentence per line), `logits` (why the model's own forward pass computes them, if it has to), and the `commit` of
-        a model from the Hugging Face Hub.
+        sentence per line), `logits` (why the model's own forward pass computes them, if it has to), `not_adapted`
+        (kinds of matrices that the adapter leaves frozen, such as experts), and the `commit` of a model from the
+        Hugging Face Hub.
 
     Raises:
         InputError: The source cannot be loaded or is not a plain causal language model; its chat template does not
-            render answers as they are generated; or the gate refuses it.
+            render answers as they are generated; the gate refuses it, or PEFT cannot adapt it.
     """
     folder = Path(folder)
     model, tokenizer, commit = load_source(spec)
@@ -41,6 +43,7 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
     _stop_generation_at(model, end)
     try:
         path = output_path(model)
+        check_adapter(model)
     except InputError as error:
         raise InputError(f"model {spec.name}: {error}") from None
     model.save_pretrained(folder)
@@ -55,6 +58,7 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
         "chat_template": template,
         "end_of_turn": None if end is None else tokenizer.convert_ids_to_tokens(end),
         **({"logits": f"by the model's own forward pass, because {path.reason}"} if path.from_logits else {}),
+        **({"not_adapted": ", ".join(frozen)} if (frozen := frozen_matrices(model)) else {}),
         **({"chat_template_notes": "\n".join(report.notes)} if report.notes else {}),
         **({"commit": commit} if commit else {}),
     }

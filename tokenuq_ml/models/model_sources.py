@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from transformers import __version__ as transformers_version
 from tokenuq_ml import hub_errors
 from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.unsupported import why_unsupported
 from tokenuq_ml.patches import parsed_once_gguf
 
 
@@ -96,7 +98,10 @@ def _from_pretrained(spec: ModelSpec) -> LoadedSource:
         config = AutoConfig.from_pretrained(where, revision=revision)
         _require_plain(spec, config)
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype="auto")
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            where, revision=revision, dtype="auto", output_loading_info=True
+        )
+        _require_weights(spec, model, loading["missing_keys"])
     except InputError:
         raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
@@ -114,13 +119,17 @@ def _why(spec: ModelSpec, error: Exception) -> str:
 
 
 def _require_plain(spec: ModelSpec, config: PretrainedConfig) -> None:
-    if config.get_text_config() is not config:
+    reason = why_unsupported(config.to_dict())
+    if reason is None and config.get_text_config() is not config:
+        reason = why_unsupported({"model_type": config.model_type, "text_config": {}})
+    if reason is not None:
+        raise InputError(f"model {spec.name}: {reason}")
+
+
+def _require_weights(spec: ModelSpec, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Refuse weights that transformers has drawn at random because the files do not have them."""
+    if missing:
         raise InputError(
-            f"model {spec.name}: {config.model_type} is more than a text decoder (images, sound, an encoder); use a "
-            "text-only model of its family, such as google/gemma-3-1b-it for Gemma-3"
-        )
-    if getattr(config, "quantization_config", None):
-        raise InputError(
-            f"model {spec.name}: the model is quantised, and tokenuq trains adapters on plain weights; use the model "
-            "that it was quantised from, or a GGUF file (`source: gguf`)"
+            f"model {spec.name}: the files have no weights for {len(missing)} tensors of {type(model).__name__}, such "
+            f"as {sorted(missing)[0]}; use a complete causal language model"
         )
