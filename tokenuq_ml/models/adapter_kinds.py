@@ -22,22 +22,25 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml.errors import InputError
 
-OUTSIDE_THE_LAYERS = {
-    "PROMPT_TUNING": "virtual tokens",
-    "MULTITASK_PROMPT_TUNING": "virtual tokens",
-    "P_TUNING": "virtual tokens",
-    "PREFIX_TUNING": "virtual keys and values",
-    "CARTRIDGE": "virtual keys and values",
-    "CPT": "virtual tokens",
-    "POLY": "a choice of modules by task",
-    "XLORA": "a forward pass that mixes adapters",
+_VIRTUAL = "only PEFT's own forward pass adds its virtual tokens"
+REFUSED_KINDS = {
+    "PROMPT_TUNING": _VIRTUAL,
+    "MULTITASK_PROMPT_TUNING": _VIRTUAL,
+    "P_TUNING": _VIRTUAL,
+    "PREFIX_TUNING": _VIRTUAL,
+    "CARTRIDGE": _VIRTUAL,
+    "CPT": _VIRTUAL,
+    "ADAPTION_PROMPT": "it replaces attention modules, and only PEFT's own forward pass runs them",
+    "POLY": "it needs the task of each text, which only PEFT's own forward pass takes",
+    "XLORA": "only PEFT's own forward pass mixes its adapters",
+    "LILY": "it weighs its experts by the mean over all tokens of a batch, so a text depends on its batch and its end",
 }
-"""Kinds that need more than the model's layers, and what PEFT's own forward pass adds."""
+"""Kinds whose numbers a forward pass of the model's layers does not give, and why."""
 
-INSIDE_THE_LAYERS = frozenset(
-    "LORA ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY "
-    "LN_TUNING LOHA LOKR MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA "
-    "TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT".split()
+SUPPORTED_KINDS = frozenset(
+    "LORA ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR MISS "
+    "OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA "
+    "WAVEFT".split()
 )
 """Kinds that are a part of the layers, and without which, disabled, the layers compute what the base model does."""
 
@@ -73,19 +76,19 @@ def check_forward(model: PeftModel | PreTrainedModel) -> None:
     """Check that a forward pass of the model's layers is that of the model with its active adapters.
 
     Raises:
-        InputError: an active adapter adds something outside the layers, or its kind was not compared with PEFT.
+        InputError: the kind of an active adapter is refused, or was not compared with PEFT.
     """
     if isinstance(model, PeftMixedModel):
         raise InputError("the model is a PeftMixedModel; load its adapters with PeftModel, or merge them first")
+    if isinstance(model, PeftModel) and _kind(model) == "XLORA":
+        # The adapters that it mixes are active, not itself.
+        raise InputError(f"the adapter is XLORA: {REFUSED_KINDS['XLORA']}; use another kind, such as LoRA")
     configs = adapter_configs(model)
     for name in active_adapters(model):
         config, kind = configs[name], _kind(configs[name])
-        if kind in OUTSIDE_THE_LAYERS:
-            raise InputError(
-                f"adapter {name!r} is {kind}: {OUTSIDE_THE_LAYERS[kind]} that only PEFT's own forward pass adds; use "
-                "an adapter inside the layers, such as LoRA"
-            )
-        if kind not in INSIDE_THE_LAYERS:
+        if kind in REFUSED_KINDS:
+            raise InputError(f"adapter {name!r} is {kind}: {REFUSED_KINDS[kind]}; use another kind, such as LoRA")
+        if kind not in SUPPORTED_KINDS:
             raise InputError(
                 f"adapter {name!r} is {kind}, a kind that tokenuq was not compared with PEFT for; use LoRA"
             )
@@ -189,5 +192,5 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _kind(config: PeftConfig) -> str:
+def _kind(config: PeftConfig | PeftModel) -> str:
     return getattr(config.peft_type, "value", str(config.peft_type))
