@@ -12,6 +12,7 @@ from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.errors import InputError
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+_BUCKETS = frozenset(_PACKAGES)
 _PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
 _CHECKSUMS = {"ETag", "Content-MD5", "Digest"}
 
@@ -88,6 +89,8 @@ def _open(address: str) -> tuple[Any, str]:
     import fsspec
 
     filesystem, inside = fsspec.url_to_fs(address)
+    # fsspec keeps file systems and their listings for the process; files may have changed since.
+    filesystem.invalidate_cache()
     return filesystem, inside
 
 
@@ -102,7 +105,8 @@ def _input_errors(spec: DatasetSpec) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{where}: no such file; correct `path:` of {spec.name} in datasets.yaml") from None
+        what = "no such file" if _scheme(str(spec.path)) not in _BUCKETS else "no such bucket, folder or file"
+        raise InputError(f"{where}: {what}; correct `path:` of {spec.name} in datasets.yaml") from None
     except (ImportError, ValueError) as error:
         # fsspec raises ValueError for a scheme that it does not know.
         package = _PACKAGES.get(_scheme(str(spec.path)))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from tests.support.tiny_datasets import chat, messages_spec, write_lines
 from tokenuq_ml.config.load import load_config
@@ -80,13 +81,16 @@ def test_a_file_of_a_web_server_is_read(tmp_path, monkeypatch):
     ("address", "said"),
     [
         ("s3://bucket/a.jsonl", r"s3://bucket/a\.jsonl: cannot be opened \(.*\); pip install s3fs"),
+        ("gs://bucket/a.jsonl", r"gs://bucket/a\.jsonl: cannot be opened \(.*\); pip install gcsfs"),
         ("nonsense://a.jsonl", r"cannot be opened \(Protocol not known: nonsense.*\); download the files and name"),
         ("memory://bucket/none.jsonl", r"dataset chats: memory://bucket/none\.jsonl: no such file; correct `path:`"),
     ],
 )
 def test_an_address_that_cannot_be_read_is_explained(memory, monkeypatch, address, said):
-    if address.startswith("s3"):
-        monkeypatch.setitem(sys.modules, "s3fs", None)
+    for scheme, package in {"s3": "s3fs", "gs": "gcsfs"}.items():
+        monkeypatch.setitem(sys.modules, package, None)
+        # A test before may have loaded it.
+        monkeypatch.delitem(_registry, scheme, raising=False)
     with pytest.raises(InputError, match=said) as caught:
         load_examples(messages_spec(address))
     assert why_unavailable(messages_spec(address)) == str(caught.value) and "\n" not in str(caught.value)
