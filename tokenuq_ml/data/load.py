@@ -33,11 +33,6 @@ class LoadedExamples:
     warnings: tuple[str, ...] = ()
     """Sentences about what a user should look at."""
 
-    @property
-    def duplicates_dropped(self) -> int:
-        """Number of examples that were rejected because they repeat a question."""
-        return int(self.metrics["duplicate_questions_dropped"])
-
 
 def load_examples(
     spec: DatasetSpec, scratch: str | Path | None = None, progress: Callable[[str], None] = lambda message: None

@@ -1,6 +1,7 @@
 """Availability of models and datasets, and sizes of models, against a fake hub."""
 
 import json
+import re
 
 import pytest
 from huggingface_hub import constants
@@ -9,6 +10,7 @@ from tests.support import tiny_models
 from tests.support.fake_hub import fake_hub
 from tests.support.tiny_plans import CONFIG, TINY
 from tokenuq_ml.config import DatasetSpec, ModelSpec
+from tokenuq_ml.config.curated import CuratedEntry, with_curated
 from tokenuq_ml.costs import sources
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.sources import dataset_source, model_source
@@ -128,3 +130,31 @@ def test_a_dataset_on_the_hub_is_available_unless_it_is_gated(tmp_path, monkeypa
         with fake_hub(monkeypatch, tmp_path / "cache", tmp_path, refusal):
             assert dataset_source(spec, complete=False).ready is ready
     assert dataset_source(spec, complete=True).words == "already in the store"
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize(
+    ("review", "said"),
+    [
+        ("example_id,keep\na/1,false\n", None),
+        ("example_id,keep\na/1,perhaps\n", r"row 1 \(example a/1\): keep is 'perhaps'; allowed: true, false, or empty"),
+        ("example_id,keep\na/1,no\na/1,\n", r"row 2: example a/1 is in row 1 already; keep one of them"),
+        ("keep\nno\n", r"needs the column example_id and at least one of keep, weight, mask; it has keep"),
+    ],
+    ids=["good", "value", "repeat", "columns"],
+)
+def test_the_reviewed_file_of_a_curated_dataset_is_checked(tmp_path, review, said, complete):
+    """A file that has become wrong is named also if the dataset was made before."""
+    (tmp_path / "curation").mkdir()
+    file = tmp_path / "curation" / "reviewed.csv"
+    file.write_text(review)
+    entry = CuratedEntry(**{"name": "clean", "from": "a", "curated_by": "reviewed"})
+    parent = DatasetSpec(name="a", format="messages", path="/nowhere.jsonl", sizes={"train": 1})
+    origins = {("datasets", "clean"): tmp_path / "datasets.yaml"}
+    spec = with_curated({"a": parent, "clean": entry}, origins, [tmp_path])["clean"]
+    found = dataset_source(spec, complete)
+    assert found.ready == (said is None)
+    if said is None:
+        assert found.words == ("already in the store" if complete else f"a as {file} decides")
+    else:
+        assert re.search(said, found.words) and found.words.startswith(str(file))

@@ -34,7 +34,7 @@ def test_drawn_rows_are_the_first_of_a_seeded_shuffle(tmp_path):
 def test_a_question_twice_in_a_file_is_drawn_once(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [chat(q) for q in ("Is it?", "is  IT? ", "Why?", "Who?", "WHY?\n")])
     loaded = load_examples(messages_spec(path, {"train": 1, "validation": 1, "test": 1}))
-    assert loaded.duplicates_dropped == 2
+    assert loaded.metrics["duplicate_questions_dropped"] == 2
     assert [e.source["line"] for e in loaded.examples] == [1, 3, 4]
 
 

@@ -60,7 +60,7 @@ def test_drops_repeated_questions(monkeypatch):
     monkeypatch.setattr(GSMSymbolicDataset, "__getitem__", repeating)
     loaded = load_examples(gym_spec())
     assert by_split(loaded.examples) == SIZES
-    assert loaded.duplicates_dropped == sum(SIZES.values()) - 1
+    assert loaded.metrics["duplicate_questions_dropped"] == sum(SIZES.values()) - 1
     assert all(example.source["number"] % 2 == 0 for example in loaded.examples)
 
 
