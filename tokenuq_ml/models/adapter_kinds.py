@@ -55,9 +55,11 @@ def has_adapter(model: nn.Module) -> bool:
 
 def active_adapters(model: PeftModel | PreTrainedModel) -> list[str]:
     """Return the names of the adapters that a forward pass uses, unless they are disabled."""
-    if isinstance(model, PeftModel):
-        return list(model.active_adapters)
-    return list(model.active_adapters()) if has_adapter(model) else []
+    if not has_adapter(model):
+        return []
+    # A property of PEFT's models, and a method of transformers'.
+    names = model.active_adapters
+    return list(names() if callable(names) else names)
 
 
 def adapter_configs(model: PeftModel | PreTrainedModel) -> dict[str, PeftConfig]:

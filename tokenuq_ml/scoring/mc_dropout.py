@@ -22,6 +22,7 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels.scores import MonteCarloScores, monte_carlo_scores
 from tokenuq_ml.models.attention_dropout import attention_dropout
+from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.float32_passes import float32_passes
@@ -52,7 +53,7 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Sta
         stack.enter_context(evaluation_mode(model))
         for layer, name in layers:
             stack.callback(layer.lora_dropout.__setitem__, name, layer.lora_dropout[name])
-            layer.lora_dropout[name] = KeyedDropout(cast(int, layer.in_features), masks)
+            layer.lora_dropout[name] = KeyedDropout(cast(int, layer.in_features), masks).eval()
             if drops_only_in_training(layer, name):
                 # The mode of this layer only: inside, no dropout is on but this one.
                 cast(nn.Module, layer).training = True
@@ -135,7 +136,8 @@ def uncertainty_in_model_dtype(
             hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)
             return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
 
-        batches = length_batches(examples, max_tokens, num_workers(model, numerics))
+        shared = shared_length(causal_lm(model))
+        batches = length_batches(examples, max_tokens, num_workers(model, numerics), shared)
         for batch, scores in map_batches(sample_scores, batches, model, numerics):
             rows.append(uncertainty_rows(batch, scores, spec))
             progress(sum(len(example.input_ids) for example in batch.examples) * spec.samples)

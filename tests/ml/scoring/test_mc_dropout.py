@@ -7,6 +7,7 @@ import torch
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import collate
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.attention_dropout import attention_dropout
 from tokenuq_ml.models.forward import head_of, hidden_states
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
@@ -164,5 +165,5 @@ def test_a_model_without_lora_is_rejected():
     from peft import IA3Config, get_peft_model
 
     model = get_peft_model(tiny_model(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
-    with pytest.raises(ValueError, match="BALD would be 0"), monte_carlo_dropout(model, SPEC):
+    with pytest.raises(InputError, match="BALD would be 0"), monte_carlo_dropout(model, SPEC):
         pass
