@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -15,16 +16,29 @@ from tests.support.processes import free_port
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
 from tests.support.training import MLE, PAPER, training_setup
+from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.trainer import train
 
-ABLATIONS = {"mle": (MLE, 1), "paper": (PAPER, 2)}
+WEIGHTED = "weighted"
+ABLATIONS = {"mle": (MLE, 1), "paper": (PAPER, 2), WEIGHTED: (PAPER, 2)}
 """Name -> the ablation and the size of its micro-batches on two ranks."""
+
+
+def setup_of(name: str, micro: int) -> TrainingSetup:
+    """Return the training; of `WEIGHTED`, every third example has weights of tokens, so that a rank may have none."""
+    setup = training_setup(ABLATIONS[name][0], micro)
+    if name == WEIGHTED:
+        setup.examples = [
+            one if number % 3 else replace(one, weights=[place % 3 / 2 for place in range(len(one.input_ids))])
+            for number, one in enumerate(setup.examples)
+        ]
+    return setup
 
 
 def train_here(name: str, micro: int, folder: Path) -> None:
     """Train as one rank, which is the only one without a launcher; rank 0 saves the result in `folder`."""
     model = tiny_peft(trained=True)
-    recorder = train(model, training_setup(ABLATIONS[name][0], micro), folder / "work", RecordingReporter(), "x")
+    recorder = train(model, setup_of(name, micro), folder / "work", RecordingReporter(), "x")
     if int(os.environ.get("RANK", 0)) == 0:
         recorder.save(folder)
         model.save_pretrained(folder)
@@ -74,6 +88,14 @@ def test_two_ranks_give_the_result_of_one(name, two_ranks, tmp_path):
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_weights_of_tokens_count_on_two_ranks(two_ranks):
+    """The first step selects the same tokens with and without weights, and its loss differs."""
+    plain, weighted = (pl.read_parquet(two_ranks / name / "training_log.parquet") for name in ("paper", WEIGHTED))
+    assert weighted["loss"][0] < plain["loss"][0] - 0.01
+    assert weighted["selected_share"][0] == plain["selected_share"][0] and weighted["tokens"][0] == plain["tokens"][0]
 
 
 if __name__ == "__main__":
