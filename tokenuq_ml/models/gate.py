@@ -40,6 +40,8 @@ from tokenuq_ml.seeding import probe_generator
 LENGTHS = (9, 5)
 """Tokens of the two texts of the trial."""
 NARROW = (torch.bfloat16, torch.float16)
+RANDOM_PASSES = {"reformer": "hashes keys at random, so that two passes over a text of several chunks differ"}
+"""Model types that a short trial does not show to be unusable, and why they are."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def _decide(lm: PreTrainedModel) -> OutputPath:
     """Return the path of the model as it is now."""
     if lm.config.is_encoder_decoder:
         raise InputError(_refusal(lm, "is an encoder-decoder", "use a decoder-only language model"))
+    if lm.config.model_type in RANDOM_PASSES:
+        raise InputError(_refusal(lm, RANDOM_PASSES[lm.config.model_type], "use another model"))
     if not lm.config.return_dict:
         raise InputError(_refusal(lm, "returns tuples (`config.return_dict` is False)", "set it to True"))
     batch_BT, texts = _trial(lm)
@@ -119,7 +123,10 @@ def _decide(lm: PreTrainedModel) -> OutputPath:
 
 def _trial(lm: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
     """Return the two texts as a padded batch `[2, T]`, and each alone, `[1, T]`."""
-    rows = lm.get_input_embeddings().weight.shape[0]
+    embeddings = lm.get_input_embeddings()
+    if not hasattr(embeddings, "weight"):
+        raise InputError(_refusal(lm, "has no table of token embeddings", "use a causal language model over text"))
+    rows = embeddings.weight.shape[0]
     ids_T = torch.randint(rows, (sum(LENGTHS),), generator=probe_generator()).to(lm.device)
     texts = list(ids_T[None].split(LENGTHS, dim=1))
     pad = max(LENGTHS)
@@ -144,7 +151,10 @@ def _own(lm: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     """
     try:
         logits_BTV = own_logits(lm, {"input_ids": ids_BT})
-    except (TypeError, ValueError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    # What a model that wants images, an encoder's states or the cache of another model raises.
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         what = f"has no forward pass from token ids alone ({error})"
         raise InputError(_refusal(lm, what, "use a causal language model over text")) from error
     if not isinstance(logits_BTV, Tensor) or logits_BTV.shape[:-1] != ids_BT.shape:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Names in a configuration of a factor of the logits (Cohere, Muse, Falcon-H1)."""
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""Names of a soft cap of the logits (Gemma-2, RecurrentGemma)."""
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Names of a soft cap of the logits (Gemma-2, RecurrentGemma, xLSTM)."""
 
 
 def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -26,7 +26,8 @@ def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def decoder_states(lm: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
     """Return `hidden_BTD` after the final norm: a forward pass of everything but the output layer."""
-    decoder = getattr(lm, lm.base_model_prefix)
+    # Llama-4 names a prefix that is none of its attributes.
+    decoder = lm.base_model if hasattr(lm, lm.base_model_prefix) else lm.model
     return decoder(**inputs, use_cache=False).last_hidden_state
 
 
