@@ -51,21 +51,17 @@ class Batch:
 
     def to(self, device: str | torch.device) -> "Batch":
         """Return the batch with its tensors on `device`."""
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("input_ids_BT", "response_BT", "position_ids_BT", "mask_BT")
-            if getattr(self, name) is not None
-        }
-        return replace(self, **moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def with_mask(self) -> "Batch":
         """Return the batch with `mask_BT`, unless it is packed and so has no padding."""
         if self.position_ids_BT is not None:
             return self
-        mask_BT = torch.ones_like(self.input_ids_BT)
-        for row, example in enumerate(self.examples):
-            mask_BT[row, len(example.input_ids) :] = 0
-        return replace(self, mask_BT=mask_BT)
+        lengths = [len(example.input_ids) for example in self.examples] or [1]
+        length_B1 = torch.tensor(lengths, device=self.input_ids_BT.device)[:, None]
+        position_T = torch.arange(self.input_ids_BT.shape[1], device=length_B1.device)
+        return replace(self, mask_BT=(position_T < length_B1).long())
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
@@ -207,7 +203,9 @@ def shards(examples: Iterable[TokenizedExample], tokens: int) -> Iterator[list[T
         yield shard
 
 
-def length_batches(examples: list[TokenizedExample], max_tokens: int, num_workers: int = 1) -> Iterator[Batch]:
+def length_batches(
+    examples: list[TokenizedExample], max_tokens: int, num_workers: int = 1, shared_length: int | None = None
+) -> Iterator[Batch]:
     """Yield batches for scoring, sorted by length, longest first.
 
     Args:
@@ -215,13 +213,16 @@ def length_batches(examples: list[TokenizedExample], max_tokens: int, num_worker
         max_tokens: padded tokens per batch; a longer example is a batch of its own.
         num_workers: batches that run at the same time. With more than one, the last batches are smaller, down to a
             quarter, so that all workers finish at about the same time.
+        shared_length: longer examples are batches of their own (`models.dynamic_rope.shared_length`).
     """
     ordered = sorted(examples, key=lambda example: (-len(example.input_ids), example.example_id))
     left, start, limit = sum(len(example.input_ids) for example in ordered), 0, max_tokens
     while start < len(ordered):
         if num_workers > 1:
             limit = min(max_tokens, max(max_tokens // 4, left // (2 * num_workers)))
-        taken = ordered[start : start + max(1, limit // len(ordered[start].input_ids))]
+        length = len(ordered[start].input_ids)
+        count = 1 if shared_length is not None and length > shared_length else max(1, limit // length)
+        taken = ordered[start : start + count]
         yield collate(taken)
         left, start = left - sum(len(example.input_ids) for example in taken), start + len(taken)
 

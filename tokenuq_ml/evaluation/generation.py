@@ -15,6 +15,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tokenuq_ml.models.dynamic_rope import forget_lengths, shared_length
+from tokenuq_ml.models.positions import require_positions
+
 
 @dataclass(frozen=True)
 class GreedyDecoding:
@@ -53,6 +56,7 @@ def generate(
 
     Raises:
         ValueError: a prompt is empty.
+        InputError: a prompt and its longest answer have more tokens than the model has positions.
     """
     empty = [index for index, prompt in enumerate(prompts) if not prompt]
     if empty:
@@ -72,9 +76,13 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     # Longest first: a batch that does not fit in memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    if order:
+        what = f"prompt {order[0]} with an answer of {decoding.max_new_tokens:,} tokens"
+        longest, fields = len(prompts[order[0]]) + decoding.max_new_tokens, causal_lm.config.get_text_config().to_dict()
+        require_positions(longest, fields, what, "lower max_new_tokens, or use a model with more positions")
     with _quiet(), _evaluating(causal_lm, config), torch.no_grad():
-        for start in range(0, len(order), decoding.batch_size):
-            batch = order[start : start + decoding.batch_size]
+        for batch in _batches(causal_lm, order, prompts, decoding):
+            forget_lengths(causal_lm)
             stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
             new = generate_batch(causal_lm, [prompts[index] for index in batch], pad, stops)
             for index, new_ids in zip(batch, new, strict=True):
@@ -82,6 +90,17 @@ def generate(
                 answers[index] = new_ids[:end]
             finished({index: answers[index] for index in batch})
     return answers
+
+
+def _batches(
+    causal_lm: PreTrainedModel, order: list[int], prompts: list[list[int]], decoding: GreedyDecoding
+) -> Iterator[list[int]]:
+    """Yield the indices of each batch; a prompt that may pass the length that texts can share is alone."""
+    shared, start = shared_length(causal_lm), 0
+    while start < len(order):
+        alone = shared is not None and len(prompts[order[start]]) + decoding.max_new_tokens > shared
+        yield order[start : start + (1 if alone else decoding.batch_size)]
+        start += 1 if alone else decoding.batch_size
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

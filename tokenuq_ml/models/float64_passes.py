@@ -51,15 +51,16 @@ def _eager_experts(model: nn.Module) -> Iterator[None]:
 def _units(model: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
     """Yield each module that owns tensors, with those tensors.
 
-    A LoRA layer comes with the tensors of all modules inside it, because it reads them itself.
+    A LoRA layer comes with the tensors of all modules inside it, because it reads them itself; so does a state-space
+    layer, which hands the weights of its convolution and projections to its kernels.
     """
-    inside_lora: set[int] = set()
+    inside: set[int] = set()
     for module in model.modules():
-        if id(module) in inside_lora:
+        if id(module) in inside:
             continue
-        recurse = isinstance(module, LoraLayer)
+        recurse = isinstance(module, LoraLayer) or any(isinstance(child, nn.Conv1d) for child in module.children())
         if recurse:
-            inside_lora.update(map(id, module.modules()))
+            inside.update(map(id, module.modules()))
         tensors = [*module.parameters(recurse), *module.buffers(recurse)]
         if tensors := [tensor for tensor in tensors if tensor.is_floating_point()]:
             yield module, tensors

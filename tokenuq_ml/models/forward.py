@@ -20,6 +20,7 @@ from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.gate import linear_head, output_path
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm, decoder_states, own_logits
+from tokenuq_ml.models.pass_inputs import start_pass
 from tokenuq_ml.models.router_loss import states_and_router_loss
 from tokenuq_ml.patches import replaced_forward
 
@@ -63,6 +64,7 @@ def _states(
     """Return the states; `own_forward` computes logits where hidden states would not do."""
     # Before autocast is switched on: the gate runs passes of its own when it meets a model.
     path, lm = output_path(model), causal_lm(model)
+    start_pass(lm, inputs)
     # If all weights have the dtype already, autocast would only slow every operation and round deliberate float32.
     casts = numerics is not None and numerics.dtype != torch.float32 and _dtypes(model) != {numerics.dtype}
     with numerics.autocast() if casts else nullcontext():
@@ -135,6 +137,7 @@ def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTra
         if router_term is None:
             states = _states(self, inputs, None, plain)
         else:
+            start_pass(lm, inputs)
             states, aux_loss = states_and_router_loss(lm, inputs, plain, output_path(self).from_logits)
         total = torch.compiler.disable(token_function)(states, head)
         return total if aux_loss is None else total + router_term(aux_loss).to(total)

@@ -19,6 +19,8 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapter_kinds import check_forward, has_adapter
 from tokenuq_ml.models.flags import restored_flags
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.output_layer import causal_lm
+from tokenuq_ml.models.positions import require_positions
 from tokenuq_ml.models.sampled_layers import sampled_layers
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
@@ -73,7 +75,7 @@ def score_tokens(
         [(0, 1, 'cat'), (0, 2, 'sat'), (1, 1, 'sat')]
     """
     check_forward(model)
-    examples = _tokenize(tokenizer, texts, max_length)
+    examples = _tokenize(model, tokenizer, texts, max_length)
     with restored_flags(model):
         rows = score_examples(model, examples, _numerics(model), max_tokens=max_tokens)
     return _with_tokens(rows.drop("dataset", "split"), examples, tokenizer)
@@ -135,15 +137,17 @@ def measure_bald(
     if not has_adapter(model):
         raise InputError(f"a {type(model).__name__} has no LoRA adapter to sample dropout of; pass a PeftModel")
     sampled_layers(model)
-    examples = _tokenize(tokenizer, texts, max_length)
+    examples = _tokenize(model, tokenizer, texts, max_length)
     uncertainty = UncertaintySpec(samples=samples, dropout=dropout, **spec)
     rows = token_uncertainty(model, examples, uncertainty, _numerics(model), max_tokens=max_tokens)
     return _with_tokens(rows, examples, tokenizer)
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> list[TokenizedExample]:
+def _tokenize(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
+) -> list[TokenizedExample]:
     """Return the texts that have a token to score; their ids sort like their indices."""
-    examples = []
+    examples, config = [], causal_lm(model).config.get_text_config().to_dict()
     for index, text in enumerate(texts):
         if isinstance(text, str):
             ids = tokenizer(text)["input_ids"][:max_length]
@@ -153,6 +157,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_len
                 ids, mask, _ = tokenize_example(tokenizer, list(text), max_length)
             except InputError as error:
                 raise InputError(f"text {index}: {error}") from None
+        require_positions(len(ids), config, f"text {index}", "pass max_length={limit}")
         if any(mask):
             examples.append(TokenizedExample(f"{index:012d}", "texts", "test", ids, mask))
     if not examples:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels.scores import TokenScores, token_scores
+from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
@@ -108,7 +109,8 @@ def scored_batches(
         alternatives: As for `score_batch`.
     """
     model.eval()
-    batches = length_batches(examples, max_tokens or batch_tokens(numerics), num_workers(model, numerics))
+    tokens, shared = max_tokens or batch_tokens(numerics), shared_length(causal_lm(model))
+    batches = length_batches(examples, tokens, num_workers(model, numerics), shared)
     score = partial(score_batch, model, numerics=numerics, alternatives=alternatives)
     with fast_inference(causal_lm(model)):
         for scored in map_batches(score, batches, model, numerics):

@@ -10,7 +10,8 @@ from tokenuq_ml.data.batching import StoredExamples, length_batches
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import adapter_digest
-from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.models.dynamic_rope import shared_length
+from tokenuq_ml.models.forward import causal_lm, head_of
 from tokenuq_ml.scoring.batch_threads import batch_tokens
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER
 from tokenuq_ml.stages.context import StageContext
@@ -89,7 +90,8 @@ def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
     online = OnlineTeacher(TEACHER_ADAPTER, numerics)
     sample = list(islice(_train_examples(context), ONLINE_CHECK_EXAMPLES))
     errors = []
-    for batch in (b.to(numerics.device) for b in length_batches(sample, batch_tokens(numerics))):
+    batches = length_batches(sample, batch_tokens(numerics), shared_length=shared_length(causal_lm(model)))
+    for batch in (b.to(numerics.device) for b in batches):
         hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N
         ones_N = torch.ones_like(label_N, dtype=torch.float32)
         distil_all = BatchDecision.of_weights(0 * ones_N, ones_N)

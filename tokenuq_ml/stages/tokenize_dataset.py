@@ -17,6 +17,7 @@ from tokenuq_ml.data.raw_text import divide
 from tokenuq_ml.data.tokenization import ConversationTokenizer, ConversationTokens
 from tokenuq_ml.data.tokenizer_files import load_tokenizer
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.positions import require_positions
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
 from tokenuq_ml.stages.token_rows import DatasetTokens, Rejection, TokenizationRules
@@ -74,6 +75,7 @@ def _write(request: StageRequest, asset: AssetRequest, datasets: dict[str, Datas
                 rejected.append(pa.Table.from_pylist(left_out, schema=TABLES["rejected_examples"].schema))
             dataset.require_rendered()
         _require_every_split(totals, datasets)
+        _require_positions(request, totals)
         for dataset in datasets.values():
             dataset.require_untruncated()
     return table.digest
@@ -174,6 +176,12 @@ class _Totals:
             "mean_length": self.tokens / self.examples.total(),
             "response_share": self.responses.total() / self.tokens,
         }
+
+
+def _require_positions(request: StageRequest, totals: "_Totals") -> None:
+    config = json.loads(Path(request.inputs["model"], "config.json").read_text())
+    remedy = "set `max_length: {limit}` of the study in studies.yaml"
+    require_positions(totals.longest, config, f"study {request.study}: the longest example", remedy)
 
 
 def _require_every_split(totals: _Totals, datasets: dict[str, DatasetTokens]) -> None:

@@ -6,6 +6,7 @@ Shapes: N response tokens of a micro-batch.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.data.batching import Batch, LengthBucketSampler, TokenizedExample, collate, pack
 from tokenuq_ml.kernels.training_loss import TrainingLoss
+from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.forward import packing_is_exact
 from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.router_loss import router_coefficient
@@ -166,6 +168,7 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     """
     recorder = StepRecorder(setup.ablation)
     recorder.lora_rank = _lora_rank(model)
+    setup = _one_text_a_pass(model, setup, reporter, name)
     join = _collate_function(model, setup, recorder, reporter, name)
     checkpoints = CheckpointCallback(recorder, setup, Path(work_dir), reporter, name)
     callbacks = [checkpoints]
@@ -188,6 +191,18 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     recorder.aux_losses = [row["aux_loss"] for row in trainer.state.log_history if "aux_loss" in row]
     model.eval()
     return recorder
+
+
+def _one_text_a_pass(model: PeftModel, setup: TrainingSetup, reporter: Reporter, name: str) -> TrainingSetup:
+    """Return the setup with micro-batches of one example where a text's loss would depend on the others' lengths."""
+    limit, longest = shared_length(causal_lm(model)), max((len(one.input_ids) for one in setup.examples), default=0)
+    if limit is None or longest <= limit:
+        return setup
+    reporter.info(
+        f"{name}: one text per forward pass, because rotary positions follow the longest text of a pass beyond "
+        f"{limit:,} tokens"
+    )
+    return replace(setup, train=setup.train.model_copy(update={"micro_batch_size": 1}))
 
 
 def _collate_function(

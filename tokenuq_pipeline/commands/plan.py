@@ -86,7 +86,9 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
         [vars(source) for source in sources],
         assumptions(planner, sizes, spec) if states else [],
         _totals(stages),
-        _template_findings(config, spec, store) if f"{study}/tokenized_dataset" in states else [],
+        [*_position_findings(spec, known), *_template_findings(config, spec, store)]
+        if f"{study}/tokenized_dataset" in states
+        else [],
     )
 
 
@@ -170,6 +172,17 @@ def _first_examples(store, dataset: str) -> list:
     table = store.path(table_path("examples", dataset=dataset))
     first = next(stream_table(table, list(TABLES["examples"].columns), CHECKED_ROWS), None)
     return [Example.from_row(row) for row in first.to_pylist()] if first is not None else []
+
+
+def _position_findings(spec, sizes) -> list[str]:
+    """Return that the study's examples may be longer than its model's positions, if they may."""
+    limit = sizes.positions if sizes else None
+    if limit is None or spec.max_length <= limit:
+        return []
+    return [
+        f"{spec.model}: has {limit:,} positions, and max_length of {spec.name} is {spec.max_length:,}: longer examples "
+        f"are refused when they are tokenised; set max_length: {limit}"
+    ]
 
 
 def _groups(config, study: str) -> list[list]:

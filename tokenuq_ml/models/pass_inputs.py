@@ -1,0 +1,39 @@
+"""Checks of the inputs of a forward pass: their length, and whether texts of several lengths may share it."""
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokenuq_ml.models.dynamic_rope import forget_lengths, require_one_length
+from tokenuq_ml.models.positions import most_positions, require_positions
+
+_limits: WeakKeyDictionary[PreTrainedModel, dict[str, Any] | None] = WeakKeyDictionary()
+"""The configuration of models whose positions end; None for others."""
+
+
+def start_pass(lm: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Check the inputs of a pass, and forget what earlier passes have left in the model.
+
+    Raises:
+        InputError: a text is longer than the model's positions, or the texts cannot share a pass.
+    """
+    if lm not in _limits:
+        config = lm.config.get_text_config().to_dict()
+        _limits[lm] = config if most_positions(config) is not None else None
+    config = _limits[lm]
+    if config is not None:
+        remedy = "cut texts at {limit} tokens (max_length), or use a model with more positions"
+        require_positions(_longest(inputs), config, "a text of the batch", remedy)
+    require_one_length(lm, inputs)
+    forget_lengths(lm)
+
+
+def _longest(inputs: Mapping[str, Any]) -> int:
+    """Return the positions that the pass needs."""
+    positions_BT = inputs.get("position_ids")
+    if isinstance(positions_BT, Tensor):
+        return int(positions_BT.max()) + 1
+    return int(inputs.get("input_ids", inputs.get("inputs_embeds")).shape[1])
