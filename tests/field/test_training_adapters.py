@@ -174,6 +174,20 @@ class TestBaseTeacher:
         for (name, got), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=name)
 
+    @pytest.mark.parametrize("with_copies", ["student", "teacher"])
+    def test_a_teachers_adapter_has_its_own_head(self, with_copies, tmp_path):
+        """Either the student or the teacher trains a copy of the head."""
+        options = {with_copies: {"modules_to_save": ["lm_head"]}}
+        trained(tiny_adapter("LORA", **options.get("teacher", {}))).save_pretrained(tmp_path)
+        student = trained(tiny_adapter("LORA", **options.get("student", {})))
+        logits = student_logits(student)
+        attach_adapter(student, tmp_path, "teacher")
+        got = trainer(student, DISTILL, teacher=OnlineTeacher("teacher"))
+        got.train()
+        alone = PeftModel.from_pretrained(tiny_llama(), tmp_path)
+        logq, logp = student_logits(alone).log_softmax(-1), logits.log_softmax(-1)
+        torch.testing.assert_close(got.loss, (logq.exp() * (logq - logp)).sum(-1).mean().item(), rtol=1e-4, atol=1e-6)
+
     def test_an_adapter_that_is_missing_is_named(self):
         with pytest.raises(InputError, match=r"no adapter 'teacher' for the teacher; it has: default"):
             trainer(tiny_adapter("LORA"), DISTILL, teacher=OnlineTeacher("teacher"))

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, LoraGAConfig, MontecloraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 TARGETS = ["q_proj", "v_proj"]
 VOCABULARY = 400
@@ -94,7 +94,7 @@ KINDS: dict[str, dict] = {
 """Arguments of each kind's configuration."""
 
 
-def tiny_adapter(kind: str, base: LlamaForCausalLM | None = None, **options) -> PeftModel:
+def tiny_adapter(kind: str, base: PreTrainedModel | None = None, **options) -> PeftModel:
     """Return a tiny model with a fresh adapter.
 
     Args:
@@ -128,6 +128,13 @@ def _tiny_xlora() -> PeftModel:
         return tiny_adapter("XLORA", base, hidden_size=32, adapters={"0": folder, "1": folder})
 
 
+def _tiny_mixtral() -> MixtralForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(vocab_size=VOCABULARY, **sizes)).eval().requires_grad_(False)
+
+
 def _two_adapters() -> PeftModel:
     model = tiny_adapter("LORA")
     model.add_adapter("second", LoraConfig(r=2, target_modules=["v_proj", "o_proj"], task_type="CAUSAL_LM"))
@@ -147,10 +154,10 @@ class Case:
     """A model with a fresh adapter, and its base model."""
 
     make: Callable[[], torch.nn.Module]
-    base: Callable[[], LlamaForCausalLM] = tiny_llama
+    base: Callable[[], PreTrainedModel] = tiny_llama
 
 
-def _lora(base: Callable[[], LlamaForCausalLM] = tiny_llama, **options) -> Case:
+def _lora(base: Callable[[], PreTrainedModel] = tiny_llama, **options) -> Case:
     return Case(lambda: tiny_adapter("LORA", base(), **options), base)
 
 
@@ -170,6 +177,9 @@ CASES: dict[str, Case] = {kind: Case(partial(tiny_adapter, kind)) for kind in KI
     "alora_invocation_tokens": _lora(alora_invocation_tokens=[5, 6]),
     "layer_replication": _lora(layer_replication=[[0, 1], [0, 1]]),
     "target_parameters": _lora(target_modules=[], target_parameters=["q_proj.weight"]),
+    "target_parameters: experts": _lora(
+        _tiny_mixtral, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    ),
     "target_modules: lm_head": _lora(target_modules=["q_proj", "lm_head"]),
     "target_modules: lm_head, tied": _lora(_tied, target_modules=["q_proj", "lm_head"]),
     "target_modules: lm_head alone": _lora(target_modules=["lm_head"]),

@@ -114,7 +114,7 @@ def check_in_use(model: PeftModel | PreTrainedModel, purpose: str) -> None:
     if not has_adapter(model):
         return
     layers = [module for _, module in adapter_modules(model)]
-    if any(module.merged_adapters for module in layers):
+    if any(getattr(module, "merged_adapters", None) for module in layers):
         raise InputError(
             f"{purpose} needs an adapter apart from the base model, but it is merged into the weights; call "
             "unmerge_adapter(), or merge_and_unload() and add a new one"

@@ -59,9 +59,9 @@ def sampled_layers(model: PeftModel | PreTrainedModel) -> list[tuple[LoraLayer, 
     if fixed or not found:
         kinds = ", ".join(f"{count} of {kind}" for kind, count in fixed.items()) or "no layer at all"
         raise InputError(
-            f"BALD drops input features of LoRA's linear layers, and the active adapters have {kinds}, where it drops "
-            f"none: it would be the uncertainty of {'a part of the adapter' if found else 'nothing'}; measure it under "
-            "an adapter of LoRA's linear layers alone"
+            f"BALD samples dropout of LoRA's linear layers, and the active adapters have {kinds}, which it does not "
+            f"sample: it would be the uncertainty of {'a part of the adapter' if found else 'nothing'}; measure it "
+            "under an adapter of LoRA's plain linear layers alone (target_modules)"
         )
     return found
 
