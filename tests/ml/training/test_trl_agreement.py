@@ -185,3 +185,18 @@ def test_the_objective_over_trls_data_with_its_defaults(tmp_path):
     exact = sft(Ours, tmp_path, options={"max_steps": 2}, ablation=PAPER)
     trainer.train(), exact.train()
     assert trainer.losses == pytest.approx(exact.losses, rel=0.05)
+
+
+def test_activations_are_offloaded_where_trl_offloads_them(tmp_path):
+    """TRL's context needs a GPU; one that copies stands for it."""
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor.shape)
+        return tensor.clone()
+
+    offloading = sft(Ours, tmp_path, options={"max_steps": 2, "gradient_checkpointing": False}, ablation=PAPER)
+    offloading.maybe_activation_offload_context = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    plain = sft(Ours, tmp_path, options={"max_steps": 2, "gradient_checkpointing": False}, ablation=PAPER)
+    offloading.train(), plain.train()
+    assert saved and offloading.losses == plain.losses
