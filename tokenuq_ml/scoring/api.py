@@ -22,6 +22,7 @@ from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.positions import require_positions
 from tokenuq_ml.models.sampled_layers import sampled_layers
+from tokenuq_ml.scoring.finite_scores import named_as_texts
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.schemas import TOKEN_KEY
@@ -76,7 +77,7 @@ def score_tokens(
     """
     check_forward(model)
     examples = _tokenize(model, tokenizer, texts, max_length)
-    with restored_flags(model):
+    with named_as_texts(), restored_flags(model):
         rows = score_examples(model, examples, _numerics(model), max_tokens=max_tokens)
     return _with_tokens(rows.drop("dataset", "split"), examples, tokenizer)
 
@@ -139,7 +140,8 @@ def measure_bald(
     sampled_layers(model)
     examples = _tokenize(model, tokenizer, texts, max_length)
     uncertainty = UncertaintySpec(samples=samples, dropout=dropout, **spec)
-    rows = token_uncertainty(model, examples, uncertainty, _numerics(model), max_tokens=max_tokens)
+    with named_as_texts():
+        rows = token_uncertainty(model, examples, uncertainty, _numerics(model), max_tokens=max_tokens)
     return _with_tokens(rows, examples, tokenizer)
 
 

@@ -31,6 +31,7 @@ from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.sampled_layers import drops_only_in_training, sampled_layers
 from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
+from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
 
 StartPass = Callable[[int, list[str]], None]
 """Sets the sample number and the example ids of the calling thread's next forward pass."""
@@ -130,7 +131,11 @@ def uncertainty_in_model_dtype(
     max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // bytes_per_token))
     rows: list[pl.DataFrame] = []
     # Before dropout is replaced: fast passes are compared with the model's own, which must not drop anything.
-    with fast_inference(causal_lm(model)), monte_carlo_dropout(model, spec) as start_pass:
+    with (
+        located(model, numerics),
+        fast_inference(causal_lm(model)),
+        monte_carlo_dropout(model, spec) as start_pass,
+    ):
 
         def sample_scores(batch: Batch) -> tuple[Batch, MonteCarloScores]:
             hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)
@@ -145,9 +150,13 @@ def uncertainty_in_model_dtype(
 
 
 def uncertainty_rows(batch: Batch, scores: MonteCarloScores, spec: UncertaintySpec) -> pl.DataFrame:
-    """Return one row of the table `token_uncertainty` per response token of the batch."""
+    """Return one row of the table `token_uncertainty` per response token of the batch.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite.
+    """
     example_ids, positions = zip(*batch.keys, strict=True)
-    return pl.DataFrame(
+    rows = pl.DataFrame(
         {
             "example_id": list(example_ids),
             "position": list(positions),
@@ -158,3 +167,4 @@ def uncertainty_rows(batch: Batch, scores: MonteCarloScores, spec: UncertaintySp
             "mc_loss": scores.mc_loss_N.cpu().numpy(),
         }
     ).with_columns(n_samples=pl.lit(spec.samples, pl.Int16))
+    return require_finite_scores(rows, batch)

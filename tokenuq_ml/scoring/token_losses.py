@@ -20,6 +20,7 @@ from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
+from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 ALTERNATIVES_SCHEMA = {
@@ -56,6 +57,9 @@ def score_batch(
 
     Returns:
         The batch with rows `example_id, dataset, split, position, token_id, loss, entropy, rank`.
+
+    Raises:
+        NonFiniteError: a loss or an entropy is NaN or infinite.
     """
     hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs, numerics))
     held_out = [example.split != "train" for example in batch.examples for _ in example.positions]
@@ -74,6 +78,7 @@ def score_batch(
             "rank": scores.rank_N.cpu().numpy(),
         }
     )
+    require_finite_scores(rows, batch)
     return ScoredBatch(batch, rows, hidden_ND, _alternatives(rows, held_out, scores))
 
 
@@ -112,7 +117,7 @@ def scored_batches(
     tokens, shared = max_tokens or batch_tokens(numerics), shared_length(causal_lm(model))
     batches = length_batches(examples, tokens, num_workers(model, numerics), shared)
     score = partial(score_batch, model, numerics=numerics, alternatives=alternatives)
-    with fast_inference(causal_lm(model)):
+    with located(model, numerics), fast_inference(causal_lm(model)):
         for scored in map_batches(score, batches, model, numerics):
             progress(sum(len(example.input_ids) for example in scored.batch.examples))
             yield scored
