@@ -21,9 +21,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenuq_ml.errors import InputError
+from tokenuq_ml.errors import InputError, NonFiniteError
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.models.flags import evaluation_mode
+from tokenuq_ml.models.non_finite import first_non_finite_module, output_layer_name
 from tokenuq_ml.models.output_layer import (
     causal_lm,
     configured_factors,
@@ -160,7 +161,9 @@ def _own(lm: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     if not isinstance(logits_BTV, Tensor) or logits_BTV.shape[:-1] != ids_BT.shape:
         raise InputError(_refusal(lm, "returns no logits of each token", "use a causal language model over text"))
     if not torch.isfinite(logits_BTV).all():
-        raise InputError(_refusal(lm, "gives logits that are not finite (NaN or Inf)", "check its weights"))
+        module = first_non_finite_module(lm, lambda: own_logits(lm, {"input_ids": ids_BT})) or output_layer_name(lm)
+        what = f"gives logits that are not finite (NaN or Inf), first in the output of {module}"
+        raise NonFiniteError(_refusal(lm, what, "check its weights"))
     return logits_BTV
 
 
