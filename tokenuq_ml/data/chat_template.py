@@ -139,6 +139,11 @@ class ChatTemplate:
         return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name) or r"(?!)")
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Words of the template's source: a variable that is not among them changes nothing."""
+        return frozenset(re.findall(r"\w+", str(self._tokenizer.chat_template)))
+
+    @cached_property
     def _reserved(self) -> frozenset[str]:
         """Arguments of `apply_chat_template` that are no variables."""
         return frozenset(inspect.signature(self._tokenizer.apply_chat_template).parameters)

@@ -11,13 +11,27 @@ from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, ParsedRow
 
 LABELS = ("label", "kto_tag")
-"""Columns that say whether an answer is good (KTO). Read only if they hold true or false: a class is no such label."""
+"""Columns that say whether an answer is good (KTO). `label` is read only if it is true or false, also as words: other
+values may be classes. `kto_tag` may be 1 or 0 too."""
+_GOOD = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 CHANGES_MEANING = {"images", "image", "videos", "audios", "documents", "chosen", "rejected", "history", "context"} | {
     *("system", "system_prompt", "tools", "functions", "label", "kto_tag", "weight", "reasoning", "reasoning_content"),
-    *("thinking", "chat_template_kwargs", "messages", "conversations"),
+    *("thinking", "chat_template_kwargs", "messages", "conversations", "train", "train_detail", "training", "masked"),
+    *("mask", "trainable", "learn", "loss_weight", "sample_weight", "token_weights", "completion_mask"),
+    *("assistant_masks", "labels", "weights"),
 }
 """Columns that a user would expect to be trained on: if a format does not read them, that is a warning."""
-_SHOWN = 40
+COLUMNS_OF_FORMATS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "dolly": ("instruction", "response"),
+    "gsm8k": ("question", "answer"),
+    "raw_text": ("text",),
+}
+"""Format -> the columns that a row of it must have."""
+_SHOWN, _COLUMNS_SHOWN = 40, 12
 _PATTERNS = 1000
 
 
@@ -69,9 +83,26 @@ class RowReader:
             raise BrokenRow("not an object", "not a JSON object")
         row = Row(value, self.spec, kind)
         _require_good_label(row)
-        parsed = self.format.parse(row)
+        try:
+            parsed = self.format.parse(row)
+        except BrokenRow as broken:
+            if broken.reason == "missing field" and (hint := self._other_format(row)):
+                raise BrokenRow(broken.reason, f"{broken}; {hint}") from None
+            raise
         split = row.split()
         return row, replace(parsed, split=split) if split else parsed
+
+    def _other_format(self, row: Row) -> str:
+        """Return which columns a row has instead of those of the format; empty if it has these."""
+        theirs = [self.spec.columns.get(name, name) for name in COLUMNS_OF_FORMATS.get(self.spec.format, ())]
+        if all(name in row.values for name in theirs):
+            return ""
+        filled = row.filled()
+        fitting = [name for name, columns in COLUMNS_OF_FORMATS.items() if set(columns) <= set(filled)]
+        shown = ", ".join(filled[:_COLUMNS_SHOWN]) + (", ..." if len(filled) > _COLUMNS_SHOWN else "")
+        if fitting:
+            return f"the row has the columns of format {fitting[0]!r}: {shown}"
+        return f"the row has the columns {shown or 'none'}; map them with `columns:` in datasets.yaml"
 
     def _count_columns(self) -> None:
         """Add the counted patterns to the counts of columns: most rows have one of few patterns."""
@@ -109,6 +140,7 @@ class RowReader:
             found.append(
                 f"format {self.spec.format!r} does not read these columns, which seem to change what a row means: "
                 f"{_listed(suspects)}; map them with `columns:` in datasets.yaml, or name another format"
+                + ("; if 0 in 'label' marks a rejected answer, set `columns: {kto_tag: label}`" * ("label" in suspects))
             )
         if self._counts[gsm8k.NOT_NUMBERS]:
             found.append(
@@ -128,13 +160,18 @@ def kind_of(file: str) -> str:
 
 def _require_good_label(row: Row) -> None:
     for key in LABELS:
-        value = row.values.get(row.spec.columns.get(key, key) or "")
-        if row.kind == "csv" and isinstance(value, str) and value.lower() in ("true", "false"):
-            value = value.lower() == "true"
-        if not isinstance(value, bool):
+        theirs = row.spec.columns.get(key, key)
+        value = row.values.get(theirs or "")
+        if value is None or value == "" or value != value:
             continue
+        # pandas writes booleans as numbers if some are missing.
+        word = str(value).strip().lower()
+        if key == "label" and word not in ("true", "false"):
+            continue
+        if word not in _GOOD:
+            raise BrokenRow("invalid label", f"{row.name(key)} is {word[:40]!r}; must be true or false, or 1 or 0")
         row.get(key)
-        if not value:
+        if not _GOOD[word]:
             raise LeftOutRow("label false", f"{row.name(key)} is false: a rejected answer is not trained")
 
 

@@ -46,6 +46,8 @@ class ConversationTokens:
     """Whether a text of the conversation holds special tokens of the tokenizer."""
     looks_templated: bool = False
     """Whether a text of the conversation holds the template's header of an answer."""
+    ignored: tuple[str, ...] = ()
+    """Names in the row that the template has no use for: of `chat_template_kwargs`, and speakers (`name` of a turn)."""
 
     @property
     def needed(self) -> int:
@@ -168,7 +170,7 @@ class ConversationTokenizer:
     def _tokens(
         self, example: Example, conversation: RenderedConversation, encoded: Encoded | InputError | None
     ) -> ConversationTokens:
-        noticed = self._noticed(example.messages)
+        noticed = self._noticed(example)
         faults = tuple(conversation.faults)
         if encoded is None or isinstance(encoded, InputError):
             faults += () if encoded is None else (Fault(None, "not encodable", str(encoded)),)
@@ -208,9 +210,13 @@ class ConversationTokenizer:
         first = self.template.header.partition("\n")[0]
         return first if len(first) > 3 else ""
 
-    def _noticed(self, messages: Sequence[Turn]) -> dict[str, bool]:
-        texts = [turn["content"] for turn in messages]
+    def _noticed(self, example: Example) -> dict[str, Any]:
+        texts = [turn["content"] for turn in example.messages]
+        given = [*example.template.get("chat_template_kwargs", ())]
+        # The name of a tool is in its call too.
+        given += ["name"] if any("name" in turn and turn["role"] != "tool" for turn in example.messages) else []
         return {
+            "ignored": tuple(name for name in given if name not in self.template.names),
             "has_special_tokens": any(self.template.special.search(text) for text in texts),
             "looks_templated": bool(self._header) and any(self._header in text for text in texts),
         }

@@ -53,6 +53,8 @@ class DatasetTokens:
     truncated: int = 0
     special: int = 0
     templated: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Names in rows that the template has no use for -> examples."""
     rejected: Counter[str] = field(default_factory=Counter)
     incomplete: int = 0
     """Examples that the template does not render as their rows say."""
@@ -72,6 +74,7 @@ class DatasetTokens:
         self.splits.add(example.split)
         self.special += tokens.has_special_tokens
         self.templated += tokens.looks_templated
+        self.ignored.update(tokens.ignored)
         rejection = self._fault(example, tokens) or self._truncation(tokens)
         if rejection is not None:
             self.rejected[rejection.reason] += 1
@@ -151,14 +154,15 @@ class DatasetTokens:
         return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)] if ordered else 0
 
     @property
-    def metrics(self) -> dict[str, int | float]:
+    def metrics(self) -> dict[str, int | float | str]:
         """Counts for the asset's metadata, without those that are 0."""
-        counts = {
+        counts: dict[str, int | float | str] = {
             f"losing_tokens_{self.name}": self.losing,
             f"divided_texts_{self.name}": self.divided,
             f"rendered_incompletely_{self.name}": self.incomplete,
             f"special_tokens_in_text_{self.name}": self.special,
             f"templated_text_{self.name}": self.templated,
+            f"not_read_by_template_{self.name}": self._ignored_words,
             **{f"rejected_{reason.replace(' ', '_')}_{self.name}": n for reason, n in sorted(self.rejected.items())},
         }
         if self.losing:
@@ -184,4 +188,10 @@ class DatasetTokens:
                 f"{self.templated:,} of {self.read:,} examples hold the chat template's own header of an answer in "
                 "their text: they may be templated already, and would be templated twice"
             )
+        if self.ignored:
+            found.append(f"the chat template does not read what rows give it: {self._ignored_words}")
         return [f"dataset {self.name}: {words}" for words in found]
+
+    @property
+    def _ignored_words(self) -> str:
+        return ", ".join(f"{name} ({count:,})" for name, count in sorted(self.ignored.items()))

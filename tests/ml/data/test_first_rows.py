@@ -8,9 +8,9 @@ from tokenuq_ml.data.first_rows import why_unusable
 def test_a_dataset_in_another_format_is_named_before_a_run(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}] * 300)
     reason = why_unusable(messages_spec(path))
-    assert (
-        reason
-        == f"none of the first 100 rows can be used: {path}: line 1: 'messages' must be a list of turns, not empty"
+    assert reason == (
+        f"none of the first 100 rows can be used: {path}: line 1: 'messages' must be a list of turns, not empty; the "
+        "row has the columns of format 'alpaca': instruction, output"
     )
     source = dataset_source(messages_spec(path), complete=False)
     assert (source.ready, source.words) == (False, reason)

@@ -31,18 +31,16 @@ class Format:
     """Whether example ids count lines of the file; if not, they count rows."""
     stores_location: bool = True
     """Whether the example's `source` says where the row is."""
-    nested: bool = False
-    """Whether rows hold lists, which CSV cannot."""
 
 
 FORMATS = {
     "alpaca": Format(alpaca.parse),
-    "sharegpt": Format(sharegpt.parse, nested=True),
+    "sharegpt": Format(sharegpt.parse),
     "gsm8k": Format(gsm8k.parse),
     "dolly": Format(dolly.parse),
-    "messages": Format(messages.parse, numbered_by_line=True, nested=True),
+    "messages": Format(messages.parse, numbered_by_line=True),
     "prompt_completion": Format(prompt_completion.parse),
     "raw_text": Format(raw_text.parse),
     "alpaca_eval": Format(alpaca_eval.parse),
-    "ifeval": Format(ifeval.parse, numbered_by_line=True, stores_location=False, nested=True),
+    "ifeval": Format(ifeval.parse, numbered_by_line=True, stores_location=False),
 }

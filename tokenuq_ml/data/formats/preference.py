@@ -7,6 +7,8 @@ from tokenuq_ml.data.formats.row import Row
 from tokenuq_ml.data.formats.turns import assistant, read_turn, turns_of
 from tokenuq_ml.data.sources.records import BrokenRow
 
+_REPEATED = 16
+"""Characters of a prompt from which two answers that begin with it repeat it on purpose: `Hi` may be one by chance."""
 COUNT = "preference_pairs_trained_on_chosen"
 
 
@@ -33,8 +35,26 @@ def chosen_answer(row: Row) -> list[Turn]:
     if isinstance(given, dict) and not _is_columnar(given):
         return [read_turn(row, given, "'chosen'", "chosen")]
     if isinstance(given, str) and not given.lstrip().startswith("[{"):
+        _require_answer_alone(row, given)
         return [assistant(row.text("chosen"))]
     return turns_of(row, "chosen")
+
+
+def _require_answer_alone(row: Row, chosen: str) -> None:
+    """Check that texts of answers do not begin with the text of their prompt, which would be trained with them.
+
+    Raises:
+        BrokenRow: both do.
+    """
+    rejected = row.get("rejected")
+    asked = next((text for key in ("prompt", "instruction") if isinstance(text := row.get(key), str)), "").strip()
+    both = isinstance(rejected, str) and all(one.lstrip().startswith(asked) for one in (chosen, rejected))
+    if len(asked) >= _REPEATED and both:
+        raise BrokenRow(
+            "prompt in answer",
+            "'chosen' and 'rejected' both begin with the text of the prompt, which would be trained as a part of the "
+            "answer; remove it from them",
+        )
 
 
 def pair(row: Row, before: list[Turn]) -> list[Turn]:

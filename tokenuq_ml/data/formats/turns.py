@@ -201,6 +201,9 @@ def _weight(row: Row, turn: dict[str, Any], role: str, where: str) -> float | No
     """Return the weight that the turn states, as the product of `weight` and its flag; None if it states none."""
     columns = row.spec.columns
     weight = turn.get(columns.get("weight") or "weight")
+    if row.kind == "arrow" and weight != weight:
+        # pandas keeps missing numbers as NaN.
+        weight = None
     flags = [turn[key] for key in (columns.get("train") or "", *FLAG_KEYS) if isinstance(turn.get(key), bool)]
     if weight is None and not flags:
         return None
