@@ -265,8 +265,12 @@ def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpe
     try:
         return spec_class(**{**raw, "name": name})
     except ValidationError as error:
-        lines = (f"{path}: {name}{_problem_text(spec_class, problem)}" for problem in error.errors())
-        raise InputError("\n".join(lines)) from None
+        raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(spec_class, error))) from None
+
+
+def problems(spec_class: type[Spec], error: ValidationError) -> list[str]:
+    """Return `.key: message` for each thing that is wrong with an entry."""
+    return [_problem_text(spec_class, problem) for problem in error.errors()]
 
 
 def _problem_text(spec_class: type[Spec], problem: Any) -> str:

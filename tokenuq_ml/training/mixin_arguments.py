@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.config.load import problems
 from tokenuq_ml.config.shipped import shipped_ablations
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_configs, check_training, has_adapter
@@ -21,13 +23,15 @@ def as_ablation(ablation: AblationSpec | dict[str, Any] | str) -> AblationSpec:
     """Return the ablation: itself, made of an entry of `ablations.yaml` without its name, or shipped under a name.
 
     Raises:
-        InputError: no shipped ablation has the name; or it is neither.
-        pydantic.ValidationError: the entry is wrong.
+        InputError: no shipped ablation has the name, the entry is wrong, or it is neither.
     """
     if isinstance(ablation, AblationSpec):
         return ablation
     if isinstance(ablation, dict):
-        return AblationSpec(**{"name": "custom", **ablation})
+        try:
+            return AblationSpec(**{"name": "custom", **ablation})
+        except ValidationError as error:
+            raise InputError("\n".join(f"ablation{line}" for line in problems(AblationSpec, error))) from None
     if not isinstance(ablation, str):
         raise InputError(
             f"ablation is a {type(ablation).__name__}; pass an AblationSpec, a dict as in ablations.yaml, or the name "
@@ -102,7 +106,11 @@ def check_ablation(trainer: "TokenObjective") -> None:
 def _check_adapter(trainer: "TokenObjective") -> None:
     """Compare the keys of `lora` with the adapter that the user made."""
     model, wanted = trainer.model, trainer.ablation.lora.model_dump(exclude_none=True)
-    config = next((adapter_configs(model)[name] for name in active_adapters(model)), None)
+    if not wanted:
+        return
+    if not has_adapter(model):
+        raise InputError(f"the ablation has lora.{next(iter(wanted))}, and the model has no adapter; remove the key")
+    config = adapter_configs(model)[active_adapters(model)[0]]
     for key, value in wanted.items():
         found = getattr(config, ADAPTER_KEYS[key], None)
         if found != value:

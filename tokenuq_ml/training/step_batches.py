@@ -26,6 +26,8 @@ class StepBatches:
 
     def __init__(self, samples: Sequence[Mapping[str, Any]] = (), make: Callable[[Any], MicroBatch] | None = None):
         self.micro_batches = [make(inputs) for inputs in samples] if make else []
+        self.tokens: Tensor | None = None
+        """The response tokens of all ranks, at least 1; None until they are counted."""
         self.is_decided = False
         """Whether the tokens of all micro-batches were selected together."""
         self._made_of = [dict(_values(inputs)) for inputs in samples]

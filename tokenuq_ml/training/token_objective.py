@@ -41,7 +41,7 @@ from tokenuq_ml.training.selection import Tokens
 from tokenuq_ml.training.step_batches import StepBatches
 from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.token_batch import TokenBatch
-from tokenuq_ml.training.trainer_options import check_options, switch_off_liger_loss
+from tokenuq_ml.training.trainer_options import check_options, switch_off_liger_loss, warn_of_unused_loss
 from tokenuq_ml.training.training_metrics import LoggedMetrics
 
 
@@ -105,6 +105,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         super().__init__(*args, **kwargs)
         self.ablation = as_ablation(ablation)
         check_options(self)
+        warn_of_unused_loss(self, TokenObjective)
         switch_off_liger_loss(self)
         check_ablation(self)
         self.teacher = as_teacher(teacher, self.ablation, self.model)
@@ -153,7 +154,8 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         self._step_batches = StepBatches(samples, lambda inputs: self._undecided(self.token_batch(inputs)))
         tokens = torch.tensor(sum(micro_batch.batch.tokens for micro_batch in self._step_batches), device=device)
         # A step without any response token has the loss 0, not 0 / 0.
-        return samples, self.accelerator.gather(tokens).sum().clamp(min=1)
+        self._step_batches.tokens = self.accelerator.gather(tokens).sum().clamp(min=1)
+        return samples, self._step_batches.tokens
 
     def training_step(self, *args, **kwargs):
         """Run a micro-batch; all but its forward pass, which has phases of its own, counts as the backward pass."""
@@ -170,7 +172,8 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
             with self.clock.phase("selection"):
                 self._decide_together(model)
         outputs = self._outputs(model, micro_batch.batch) if return_outputs else None
-        share = partial(self._share_of_loss, micro_batch, num_items_in_batch)
+        tokens_of_step = self._step_batches.tokens if num_items_in_batch is None else num_items_in_batch
+        share = partial(self._share_of_loss, micro_batch, tokens_of_step)
         micro_batch.generators = generator_states()
         self.metrics.start_micro_batch()
         with self.clock.phase("forward"):

@@ -5,6 +5,7 @@ do without `TokenObjective`, and a test shows it. Options that touch neither sta
 docs/library.md has the same names; a test checks it.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,9 @@ def _parallelism(value: Any, trainer: Any) -> str | None:
 LIGER_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 """Keys of `liger_kernel_config` for losses; the second is on by default."""
 
+REPLACED_LOSSES = ("transformers.trainer.Trainer", "trl.trainer.sft_trainer.SFTTrainer")
+"""Trainers whose training loss the ablation `mle` is, so that a user expects the objective in its place."""
+
 OPTIONS = {
     # Refused, always or for some values.
     "label_smoothing_factor": Option("above 0 is refused", _label_smoothing),
@@ -188,3 +192,15 @@ def switch_off_liger_loss(trainer: "TokenObjective") -> None:
     if trainer.args.use_liger_kernel:
         asked = trainer.args.liger_kernel_config or {}
         trainer.args.liger_kernel_config = {**asked, "fused_linear_cross_entropy": False}
+
+
+def warn_of_unused_loss(trainer: "TokenObjective", mixin: type) -> None:
+    """Warn if a base class after the mixin computes a loss of its own, which is used in evaluation only."""
+    bases = type(trainer).__mro__[type(trainer).__mro__.index(mixin) + 1 :]
+    owner = next(base for base in bases if "compute_loss" in vars(base))
+    if f"{owner.__module__}.{owner.__name__}" not in REPLACED_LOSSES:
+        warnings.warn(
+            f"{owner.__name__}.compute_loss is used in evaluation only: TokenObjective computes the training loss. To "
+            "add to it, override compute_loss in a class that comes before TokenObjective",
+            stacklevel=3,
+        )
