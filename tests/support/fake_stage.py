@@ -14,6 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from tests.support.fake_tables import table
 from tests.support.pictures import ONE_PIXEL
 from tokenuq_ml.atomic_files import atomic_write
@@ -81,6 +84,8 @@ def make(stage: str, asset, request, spoil: bool) -> AssetResult:
             digests.append(write_table(table(name, stage, request, spoil), name, folder, **asset.stamp))
         elif output == "plots":
             Path(folder, "curve.png").write_bytes(ONE_PIXEL)
+        elif output == "adapter":
+            save_file({"weight": np.ones(2, np.float32)}, Path(folder, "adapter_model.safetensors"))
         else:
             Path(folder, "content").write_text(spec_hash(asset.fields))
     agree = CheckOutcome(passed=not spoil, description="as the fake stage was told")

@@ -11,6 +11,7 @@ from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.evaluation_inputs import evaluation_inputs, evaluation_tables
 from tokenuq_pipeline.assets.inputs import Input
 from tokenuq_pipeline.assets.selection_checks import selected_share_check
+from tokenuq_pipeline.assets.training_checks import training_is_finite_check
 from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
 
@@ -45,7 +46,16 @@ def _student(config: Config, study: StudySpec, ablation: AblationSpec) -> StageA
             *_teacher(study, ablation),
             *(inputs.study_table(name, table) for table in ablation.tables_read),
         ),
-        checks=(selected_share_check(name, ablation),),
+        checks=(
+            training_is_finite_check(
+                name,
+                ablation.name,
+                _student_outputs(name, ablation.name)["adapter"],
+                "training_log",
+                "selections",
+            ),
+            selected_share_check(name, ablation),
+        ),
     )
 
 

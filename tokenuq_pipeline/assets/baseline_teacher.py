@@ -5,6 +5,7 @@ from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
 from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
+from tokenuq_pipeline.assets.training_checks import training_is_finite_check
 from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
 
@@ -26,4 +27,5 @@ def baseline_teacher(config: Config, study: StudySpec) -> StageAsset:
             "plots": partition_path("plots", study=name, ablation=TEACHER_ROW, stage="baseline_teacher"),
         },
         inputs=(inputs.model(study.model), inputs.study_table(name, "tokenized_dataset")),
+        checks=(training_is_finite_check(name, TEACHER_ROW, inputs.teacher_adapter_path(name), "training_log"),),
     )

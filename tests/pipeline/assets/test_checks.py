@@ -1,11 +1,13 @@
 """Asset checks on hand-made tables: one that must pass, and one for each fault that the check must find."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.support.tiny_store import manifest, put
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.data.examples import Example
-from tokenuq_pipeline.assets import data_checks, selection_checks, uncertainty_checks
+from tokenuq_pipeline.assets import data_checks, selection_checks, training_checks, uncertainty_checks
 from tokenuq_pipeline.runtime.store import Store
 
 T, F = True, False
@@ -223,6 +225,37 @@ def test_joins_one_to_one(store, tokens, passed):
     put(store, "token_losses", losses())
     put(store, "token_uncertainty", uncertainty(tokens))
     assert uncertainty_checks.joins_one_to_one(store, "s").passed is passed
+
+
+@pytest.mark.parametrize(
+    "values, selected, weights, passed",
+    [
+        ({}, {}, {}, True),
+        ({"distill_loss": None}, {}, {}, True),  # no token is distilled
+        ({"loss": float("nan")}, {}, {}, False),
+        ({"grad_norm": float("inf")}, {}, {}, False),
+        ({}, {"loss": float("nan")}, {}, False),
+        ({}, {}, {"b": torch.tensor([0.0, float("nan"), 1.0])}, False),
+        ({}, {}, {"b": torch.tensor([float("-inf")], dtype=torch.bfloat16)}, False),
+        ({}, {}, {"b": torch.tensor([float("inf")], dtype=torch.float16)}, False),
+        ({}, {}, {"b": torch.tensor([float("nan")], dtype=torch.float64), "c": torch.tensor([-1])}, False),
+        ({}, {}, {"b": torch.tensor([3.3e38, -1e-45, 0.0]), "c": torch.tensor([-1])}, True),
+        ({}, {}, None, False),  # there are no weights
+    ],
+)
+def test_training_is_finite(store, values, selected, weights, passed):
+    log = {"step": 1, "epoch": 1.0, "loss": 1.0, "mle_loss": 1.0, "distill_loss": 0.5, "selected_share": 1.0}
+    log |= {"learning_rate": 0.1, "grad_norm": 1.0, "tokens": 2, "lora_rank": 4}
+    put(store, "training_log", [log, {**log, "step": 2, **values}], study="s", ablation="a")
+    rows = selections([[T, F]])
+    put(store, "selections", [rows[0], {**rows[1], **selected}], study="s", ablation="a")
+    store.path("adapter").mkdir()
+    if weights is not None:
+        save_file({"a": torch.ones(2, 3), **weights}, store.path("adapter") / "adapter_model.safetensors")
+    check = training_checks.training_is_finite_check("s", "a", "adapter", "training_log", "selections")
+    result = check.evaluate(store)
+    assert result.passed is passed
+    assert passed or weights is None or result.metadata["not_finite"].value == 1
 
 
 @pytest.mark.parametrize("passed", [True, False, None])

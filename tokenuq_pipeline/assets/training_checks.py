@@ -1,0 +1,49 @@
+"""The asset check of teacher and students: losses, gradients and weights are finite.
+
+Training itself stops where they are not (`tokenuq_ml/training/finite_steps.py`). The check holds for what is published,
+however it was made.
+"""
+
+import polars as pl
+import polars.selectors as cs
+
+from tokenuq_ml.tensor_digest import non_finite_values
+from tokenuq_pipeline.assets.asset import StageCheck
+from tokenuq_pipeline.assets.check_outcome import Outcome, outcome, read
+from tokenuq_pipeline.runtime.store import Store
+
+
+def training_is_finite_check(study: str, row: str, adapter: str, *tables: str) -> StageCheck:
+    """Return the check `training_is_finite`, which runs in the op that trains.
+
+    Args:
+        study: the study.
+        row: the ablation, or `teacher`.
+        adapter: path of the adapter in the store.
+        *tables: the tables of the training.
+    """
+    return StageCheck(
+        "training_is_finite",
+        "Check that the losses and gradients of training, and the adapter's weights, are finite.",
+        lambda store: training_is_finite(store, study, row, adapter, *tables),
+    )
+
+
+def training_is_finite(store: Store, study: str, row: str, adapter: str, *tables: str) -> Outcome:
+    """Check that no number of the tables or of the adapter is NaN or infinite; a null loss had no tokens."""
+    bad: dict[str, int] = {}
+    for table in tables:
+        numbers = read(store, table, study=study, ablation=row).select(cs.float())
+        counts = numbers.select((~pl.all().is_finite()).sum()).row(0, named=True)
+        bad |= {f"{table}.{column}": count for column, count in counts.items() if count}
+    files = sorted(store.path(adapter).glob("*.safetensors"))
+    for file in files:
+        bad |= non_finite_values(file)
+    description = ", ".join(f"{name}: {count}" for name, count in list(bad.items())[:5])
+    return outcome(
+        files and not bad,
+        f"{sum(bad.values())} numbers are not finite ({description})"
+        if bad
+        else ("all numbers are finite" if files else f"{adapter} holds no weights"),
+        not_finite=sum(bad.values()),
+    )
