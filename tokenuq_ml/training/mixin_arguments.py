@@ -1,6 +1,6 @@
 """The arguments that `TokenObjective` adds to a Trainer's, in every form that they may have: ablation and teacher."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
@@ -10,10 +10,8 @@ from tokenuq_ml.config.load import problems
 from tokenuq_ml.config.shipped import shipped_ablations
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_configs, check_training, has_adapter
+from tokenuq_ml.training.objective_hooks import ObjectiveHooks
 from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher, TeacherSource
-
-if TYPE_CHECKING:
-    from tokenuq_ml.training.token_objective import TokenObjective
 
 ADAPTER_KEYS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 """Key of an ablation's `lora` -> attribute of PEFT's `LoraConfig`."""
@@ -66,7 +64,7 @@ def as_teacher(teacher: TeacherSource | nn.Module | None, ablation: AblationSpec
     return teacher
 
 
-def prepare_model(trainer: "TokenObjective", model: nn.Module) -> None:
+def prepare_model(trainer: Any, model: nn.Module) -> None:
     """Check the model's adapters and the teacher against it, before it is trained.
 
     Raises:
@@ -79,17 +77,15 @@ def prepare_model(trainer: "TokenObjective", model: nn.Module) -> None:
         prepare(model, trainer.processing_class)
 
 
-def check_ablation(trainer: "TokenObjective") -> None:
+def check_ablation(trainer: Any) -> None:
     """Check that the Trainer applies every key of its ablation.
 
     Raises:
         InputError: a key would be ignored: `scope: dataset`, `rank_growth`, or `lora` with another value than the
             adapter's.
     """
-    from tokenuq_ml.training.token_objective import TokenObjective
-
     ablation = trainer.ablation
-    if ablation.select.is_decided_before_training and type(trainer).static_mask is TokenObjective.static_mask:
+    if ablation.select.is_decided_before_training and type(trainer).static_mask is ObjectiveHooks.static_mask:
         raise InputError(
             "the ablation has scope 'dataset', which selects before training among the complete train split; override "
             "`static_mask` to return that selection, or use scope 'batch'"
@@ -103,7 +99,7 @@ def check_ablation(trainer: "TokenObjective") -> None:
         _check_adapter(trainer)
 
 
-def _check_adapter(trainer: "TokenObjective") -> None:
+def _check_adapter(trainer: Any) -> None:
     """Compare the keys of `lora` with the adapter that the user made."""
     model, wanted = trainer.model, trainer.ablation.lora.model_dump(exclude_none=True)
     if not wanted:

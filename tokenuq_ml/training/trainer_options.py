@@ -8,14 +8,11 @@ docs/library.md has the same names; a test checks it.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenuq_ml.errors import InputError
 
-if TYPE_CHECKING:
-    from tokenuq_ml.training.token_objective import TokenObjective
-
-Refusal = Callable[[Any, "TokenObjective"], str | None]
+Refusal = Callable[[Any, Any], str | None]
 """From an option's value and the Trainer to what is wrong and what to do; None if the value is right."""
 
 
@@ -173,7 +170,7 @@ OPTIONS = {
 """By the name of the argument of `TrainingArguments`, `SFTConfig` or the Trainer."""
 
 
-def check_options(trainer: "TokenObjective") -> None:
+def check_options(trainer: Any) -> None:
     """Check the options of the Trainer; called when it is made, and at each step, because both may set them.
 
     Raises:
@@ -187,14 +184,14 @@ def check_options(trainer: "TokenObjective") -> None:
             raise InputError(problem)
 
 
-def switch_off_liger_loss(trainer: "TokenObjective") -> None:
+def switch_off_liger_loss(trainer: Any) -> None:
     """Switch off Liger's fused loss, which would replace the forward pass when training starts; TRL does the same."""
     if trainer.args.use_liger_kernel:
         asked = trainer.args.liger_kernel_config or {}
         trainer.args.liger_kernel_config = {**asked, "fused_linear_cross_entropy": False}
 
 
-def warn_of_unused_loss(trainer: "TokenObjective", mixin: type) -> None:
+def warn_of_unused_loss(trainer: Any, mixin: type) -> None:
     """Warn if a base class after the mixin computes a loss of its own, which is used in evaluation only."""
     bases = type(trainer).__mro__[type(trainer).__mro__.index(mixin) + 1 :]
     owner = next(base for base in bases if "compute_loss" in vars(base))
