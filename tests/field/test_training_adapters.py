@@ -12,10 +12,10 @@ from tests.support.adapter_outcomes import (
     INPUTS,
     TEXTS,
     assert_same_gradients,
-    distill_outcome,
     flags,
     predicting,
     student_logits,
+    teacher_outcome,
     trainer,
 )
 from tests.support.peft_kinds import tiny_adapter, tiny_llama, trained
@@ -141,7 +141,7 @@ class TestBaseTeacher:
 
     @pytest.mark.parametrize("tie", [False, True])
     def test_a_head_that_the_user_unfroze_is_the_bases_in_the_teacher(self, tie):
-        assert distill_outcome(lambda: self.unfrozen_head(tie), lambda: tiny_llama(tie=tie)) is None
+        assert teacher_outcome(lambda: self.unfrozen_head(tie), lambda: tiny_llama(tie=tie)) is None
 
     @pytest.mark.parametrize("options", [{"bias": "all"}, {}])
     def test_base_tensors_that_may_have_been_trained_before_are_refused(self, options):

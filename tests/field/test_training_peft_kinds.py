@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftType
 
-from tests.support.adapter_outcomes import bald_outcome, distill_outcome, outcomes, score_outcome
+from tests.support.adapter_outcomes import bald_outcome, outcomes, score_outcome, teacher_outcome
 from tests.support.paths import ROOT
 from tests.support.peft_kinds import CASES, INITIALISATIONS, KINDS, tiny_adapter, tiny_llama
 from tokenuq_ml.models.adapter_kinds import REFUSED_KINDS, SUPPORTED_KINDS, UNCHANGED_BASE, base_tensors
@@ -58,7 +58,7 @@ def test_an_adapter_gives_the_numbers_of_plain_peft_or_is_refused(name):
 @pytest.mark.parametrize("init", INITIALISATIONS, ids=str)
 def test_an_initialisation_that_changes_the_base_model_is_refused_as_teacher(init):
     case, expected = INITIALISATIONS[init], documented()[initialisation_name(init)]
-    message = distill_outcome(case.make, case.base)
+    message = teacher_outcome(case.make, case.base)
     assert ("refused" if message else "yes") == expected["default teacher"]
     model = case.make()
     with torch.no_grad(), model.disable_adapter():

@@ -118,7 +118,7 @@ class OnlineTeacher(TeacherSource):
         self._check_base_is_known(student, trained)
         self._trained_in_place = [(tensor, tensor.detach().clone()) for tensor in trained.values()]
         self._student = weakref.ref(student)
-        with evaluation_mode(student), use_adapter(student, self.adapter):
+        with use_adapter(student, self.adapter):
             # Now, because the gate runs passes of its own when it meets a model.
             self.head = self._head(student)
 
@@ -141,8 +141,9 @@ class OnlineTeacher(TeacherSource):
         """Return the hidden states under the teacher's adapter."""
         if self._student is None or self._student() is not model:
             self.prepare(model)
-        # With dropout on, the teacher would be another one at every step.
-        with evaluation_mode(model), use_adapter(model, self.adapter), _values_of(self._trained_in_place):
+        with use_adapter(model, self.adapter), _values_of(self._trained_in_place):
+            # With dropout on, the teacher would be another one at every step.
+            model.eval()
             hidden_BTD = hidden_states(model, batch.model_inputs, self.numerics)
             self.head = self._head(model)
         return TeacherStates(batch.predicting(hidden_BTD))
