@@ -21,9 +21,10 @@ def why_unusable(spec: DatasetSpec) -> str | None:
     """
     if spec.format == "reasoning_gym" or (spec.path is not None and remote.is_address(spec.path)):
         return None
-    reader, broken, first = RowReader(spec), 0, ""
+    reader, read, broken, first = RowReader(spec), 0, 0, ""
     try:
         for file, record in itertools.islice(_records(spec, reader), CHECKED_ROWS):
+            read += 1
             try:
                 reader.parse(record.value, kind_of(file.name))
             except LeftOutRow:
@@ -34,6 +35,8 @@ def why_unusable(spec: DatasetSpec) -> str | None:
                 return None
     except (InputError, OSError) as error:
         return str(error)
+    if not read:
+        return f"dataset {spec.name}: {spec.path or spec.file}: holds no rows; name a file with examples"
     if not broken or spec.max_broken_share == 1:
         return None
     return f"none of the first {broken} rows can be used: {first}"

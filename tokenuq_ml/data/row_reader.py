@@ -80,7 +80,9 @@ class RowReader:
         if isinstance(value, BrokenRow):
             raise value
         if not isinstance(value, dict):
-            raise BrokenRow("not an object", "not a JSON object")
+            holds_turns = isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)
+            remedy = '; if it is a list of turns, write it as {"messages": [...]}' if holds_turns else ""
+            raise BrokenRow("not an object", f"not a JSON object{remedy}")
         row = Row(value, self.spec, kind)
         _require_good_label(row)
         try:
@@ -177,7 +179,7 @@ def _require_good_label(row: Row) -> None:
 
 def _listed(counter: Counter[str]) -> str:
     ordered = sorted(counter.items(), key=lambda one: (-one[1], one[0]))
-    shown = [f"{name} ({count:,})" for name, count in ordered[:_SHOWN]]
+    shown = [f"{name or '(no name)'} ({count:,})" for name, count in ordered[:_SHOWN]]
     return ", ".join(shown) + (f", and {len(counter) - _SHOWN:,} more" if len(counter) > _SHOWN else "")
 
 

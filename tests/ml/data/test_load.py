@@ -155,7 +155,7 @@ def test_broken_rows_are_counted_listed_and_not_used(tmp_path):
     assert [row["row"] - 1 for row in listed] == list(broken)
     # Each record is five lines, after the one that opens the list.
     assert all(row["line"] == 2 + 5 * (row["row"] - 1) and row["file"] == "a.json" for row in listed)
-    assert metrics["left_out"].splitlines()[1] == "a.json: line 252 (row 51): wrong type: 'output' is not text"
+    assert metrics["left_out"].splitlines()[1] == "a.json: line 252 (row 51): wrong type: 'output' is not text but int"
     assert max(map(len, metrics["left_out"].splitlines())) < 200
 
 

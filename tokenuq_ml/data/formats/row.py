@@ -13,6 +13,7 @@ from tokenuq_ml.config import SPLITS, DatasetSpec
 from tokenuq_ml.data.sources.records import BrokenRow, check_text
 
 MISSING_IN_CSV = ("nan", "NaN", "<NA>", "None", "NULL", "null")
+_OF_PYTHON = ("[{", "{'", "['")
 NEVER_TEXT_IN_CSV = MISSING_IN_CSV[:3]
 
 
@@ -160,7 +161,10 @@ def from_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise BrokenRow("not JSON", f"{where} is text that is not JSON") from None
+        shown = (
+            "; it seems to be written by Python's `str`: use `json.dumps`" if text.lstrip()[:2] in _OF_PYTHON else ""
+        )
+        raise BrokenRow("not JSON", f"{where} is text that is not JSON{shown}") from None
 
 
 def without_nulls(value: Any) -> Any:

@@ -27,6 +27,16 @@ _COMPRESSIONS = {
     b"\x04\x22\x4d\x18": "lz4",
 }
 _ARCHIVES = {b"PK\x03\x04": "ZIP", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "RAR"}
+_OTHERS = {
+    b"version https://git-lfs.github.com": "a pointer of Git LFS, and not the file itself; run `git lfs pull`",
+    b"SQLite format 3\0": "an SQLite database; export the table as CSV or Parquet",
+    b"%PDF-": "a PDF; save its text",
+    b"\x80\x04\x95": "a Python pickle, which is not read because it may run code; save the rows as JSON or Parquet",
+    b"\x80\x05\x95": "a Python pickle, which is not read because it may run code; save the rows as JSON or Parquet",
+}
+"""First bytes of files that hold no rows -> what they are, and what to do."""
+_WORKBOOKS = (".xlsx", ".xlsm", ".ods")
+_PAGE = (b"<!doctype html", b"<html")
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 _HEAD = 512
 # UTF-32 first: its mark begins as that of UTF-16.
@@ -103,7 +113,28 @@ def _head(stream: DataStream) -> bytes:
     return stream.peek(_HEAD)[:_HEAD]
 
 
+def require_data(path: Path, is_text: bool = False) -> None:
+    """Check that a file is none of the things that are often in the place of data.
+
+    Args:
+        path: the file.
+        is_text: whether it is read as plain text, which may be a web page.
+
+    Raises:
+        InputError: it is one; the message says what to do.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    found = next((words for magic, words in _OTHERS.items() if head.startswith(magic)), None)
+    if found is None and not is_text and head.lstrip().lower().startswith(_PAGE):
+        found = "a web page, perhaps of an error or a login; download the file itself"
+    if found is not None:
+        raise InputError(f"{path}: is {found}")
+
+
 def _require_no_archive(path: Path, head: bytes) -> None:
+    if head.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in head or path.suffix.lower() in _WORKBOOKS):
+        raise InputError(f"{path}: is a workbook of Excel; save the sheet as CSV (UTF-8)")
     kind = next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), None)
     if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC:
         kind = "tar"

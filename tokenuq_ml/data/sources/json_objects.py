@@ -30,11 +30,12 @@ class SingleObject:
     def problem(self, name: str) -> str:
         """Return what to do about it; `name` is the dataset's name."""
         keys = ", ".join(self.keys[:_SHOWN]) + (", ..." if len(self.keys) > _SHOWN else "")
-        what = f"is one JSON object (keys: {keys}), and no list of rows"
+        what, where = f"is one JSON object (keys: {keys}), and no list of rows", f"of {name} in datasets.yaml"
         if len(self.lists) == 1:
-            return f"{what}; if its key {self.lists[0]!r} holds the rows, set `field: {self.lists[0]}` of {name}"
+            return f"{what}; if its key {self.lists[0]!r} holds the rows, set `field: {self.lists[0]}` {where}"
         if self.lists:
-            return f"{what}; name the key that holds the rows as `field:` of {name}: {', '.join(self.lists)}"
+            lists = ", ".join(self.lists)
+            return f"{what}; name the key that holds the rows as `field:` {where}: {lists}"
         return f"{what}; write one object per line, or one list of objects"
 
 

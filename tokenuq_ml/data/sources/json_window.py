@@ -215,4 +215,6 @@ def not_json(error: Exception) -> BrokenRow:
     """Return the broken row of text that the decoder has refused with an error."""
     """Return the broken row of text that the decoder has refused with an error."""
     what = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+    if what == "Extra data":
+        what = "text follows the object on its line: write one per line, without commas between them"
     return BrokenRow("not JSON", f"not JSON ({what})")

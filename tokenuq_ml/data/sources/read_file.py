@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.sources import csv_records, json_objects, json_records, table_records, text_records
-from tokenuq_ml.data.sources.data_stream import compression_of
+from tokenuq_ml.data.sources.data_stream import compression_of, require_data
 from tokenuq_ml.data.sources.fingerprint import BINARY, TEXT, kind_of
 from tokenuq_ml.data.sources.records import Record
 from tokenuq_ml.errors import InputError
@@ -27,6 +27,7 @@ def records(spec: DatasetSpec, file: Path, is_row: Callable[[object], bool]) -> 
     """
     kind = kind_of_content(file)
     is_text = kind == TEXT and spec.format == "raw_text"
+    require_data(file, is_text)
     if spec.field is not None and (is_text or kind in (*BINARY, *csv_records.DELIMITERS)):
         raise InputError(
             f"{file}: `field: {spec.field}` names a key of a JSON object, which the file is not; remove it"
@@ -63,4 +64,4 @@ def _require_rows(spec: DatasetSpec, file: Path, is_row: Callable[[object], bool
         return
     if found.on_one_line and (not found.is_nested or is_row(next(json_records.json_lines(file)).value)):
         return
-    raise InputError(f"{file}: {found.problem(spec.name)} in datasets.yaml")
+    raise InputError(f"{file}: {found.problem(spec.name)}")

@@ -87,7 +87,7 @@ def check_text(value: Any, at: str, blank: bool = False) -> str:
         BrokenRow: it is of another type, blank, too long, or not valid Unicode.
     """
     if not isinstance(value, str):
-        raise BrokenRow("wrong type", f"{at} is not text")
+        raise BrokenRow("wrong type", f"{at} is not text but {type(value).__name__}")
     if len(value) > MAX_TEXT:
         raise BrokenRow("text too long", f"{at} holds {len(value):,} characters, more than {MAX_TEXT:,}")
     if not blank and not value.strip():
