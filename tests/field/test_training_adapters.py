@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForCausalLM
 
 from tests.support.adapter_outcomes import (
     DISTILL,
@@ -255,6 +256,23 @@ class TestSeparateTeacher:
         elsewhere = LabelledInputs({key: value.to("meta") for key, value in INPUTS.items()})
         with pytest.raises(InputError, match="teacher is on cpu and the batch on meta"):
             SeparateTeacher(tiny_llama()).states(None, elsewhere)
+
+    def test_tokenizers_stored_with_the_models_are_compared(self, tmp_path):
+        """Llama-2 and Mistral have 32000 rows each, and different tokens."""
+        tokenizer, other = tiny_tokenizer(), tiny_tokenizer()
+        other.add_tokens(["<new>"])
+        loaded = {}
+        for name, its in (("student", tokenizer), ("same", tokenizer), ("other", other)):
+            tiny_llama().save_pretrained(tmp_path / name)
+            its.save_pretrained(tmp_path / name)
+            loaded[name] = LlamaForCausalLM.from_pretrained(tmp_path / name)
+        student = get_peft_model(loaded["student"], LoraConfig(target_modules=["q_proj"]))
+        trainer(student, DISTILL, teacher=loaded["same"])
+        for processing_class in (None, tokenizer):
+            with pytest.raises(InputError, match=r"tokenizer differs .* '<new>'"):
+                trainer(student, DISTILL, teacher=loaded["other"], processing_class=processing_class)
+        vouched = SeparateTeacher(loaded["other"], tokenizer=tokenizer)
+        trainer(student, DISTILL, teacher=vouched, processing_class=tokenizer)
 
     def test_a_teacher_of_the_students_own_weights_is_refused(self):
         """`get_peft_model` adds its layers to the base model in place, so that model is the student."""

@@ -29,7 +29,7 @@ from tokenuq_ml.models.adapter_kinds import (
     has_adapter,
 )
 from tokenuq_ml.models.adapters import use_adapter
-from tokenuq_ml.models.flags import evaluation_mode
+from tokenuq_ml.models.flags import evaluation_mode, set_evaluation_mode
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.training.teacher_fit import check_teacher_fits
@@ -143,7 +143,7 @@ class OnlineTeacher(TeacherSource):
             self.prepare(model)
         with use_adapter(model, self.adapter), _values_of(self._trained_in_place):
             # With dropout on, the teacher would be another one at every step.
-            model.eval()
+            set_evaluation_mode(model)
             hidden_BTD = hidden_states(model, batch.model_inputs, self.numerics)
             self.head = self._head(model)
         return TeacherStates(batch.predicting(hidden_BTD))
@@ -166,8 +166,8 @@ class SeparateTeacher(TeacherSource):
         teacher: a causal language model with the student's tokenizer and dtype, on the student's device. Before
             training it is set to evaluation mode and frozen.
         numerics: precision of the forward pass; default: that of the weights.
-        tokenizer: the teacher's tokenizer, compared with the student's (the Trainer's `processing_class`). Required
-            if the numbers of logits differ.
+        tokenizer: the teacher's tokenizer, compared with the student's (the Trainer's `processing_class`); default:
+            the one stored with the model. One of each has to be known if the numbers of logits differ.
 
     Example:
         >>> import torch

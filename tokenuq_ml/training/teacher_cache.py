@@ -9,20 +9,22 @@ from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
 import torch
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tokenuq_ml.atomic_files import AtomicFile, atomic_write
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
+from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.training.teacher import TeacherSource
 
 HIDDEN_FILE, INDEX_FILE, ONLINE_FILE = "hidden.safetensors", "index.parquet", "online.json"
@@ -70,6 +72,19 @@ class CachedTeacher(TeacherSource):
         self.device = device
         index = pl.read_parquet(Path(folder, INDEX_FILE))
         self._spans = {example_id: (first, tokens) for example_id, first, tokens in index.iter_rows()}
+
+    def prepare(self, student: PeftModel | PreTrainedModel, tokenizer: Any = None) -> None:
+        """Check that the student has the head that the states are for, and does not train it.
+
+        Raises:
+            InputError: the student trains or adapts its head.
+        """
+        head = head_of(student)
+        if isinstance(head, LogitsHead) or head.weight_VD.requires_grad:
+            raise InputError(
+                "the cached states are for the base model's head, and the student trains or adapts its own; use "
+                "OnlineTeacher, or leave lm_head out of the adapter"
+            )
 
     def states(self, model: PeftModel | None, batch: Batch) -> TeacherStates:
         """Read the rows of the batch's examples; `model` is not used."""

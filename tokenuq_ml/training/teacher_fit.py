@@ -3,7 +3,7 @@
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.forward import causal_lm, head_of
@@ -20,7 +20,8 @@ def check_teacher_fits(
     Args:
         teacher: another model.
         student: the model that is trained.
-        teacher_tokenizer: a tokenizer, or a processor that has one; None: unknown.
+        teacher_tokenizer: a tokenizer, or a processor that has one; None: the one in the folder or the local cache of
+            the hub that the model was loaded from, if there is one.
         student_tokenizer: the same of the student.
 
     Raises:
@@ -40,8 +41,20 @@ def check_teacher_fits(
             f"the teacher's weights are {names[0]} and the student's {names[1]}, so their rounding would be part of "
             f"the divergence; load both in one dtype, e.g. teacher.to(torch.{names[1]})"
         )
-    tokenizers = [getattr(tokenizer, "tokenizer", tokenizer) for tokenizer in (teacher_tokenizer, student_tokenizer)]
+    tokenizers = _tokenizer(teacher, teacher_tokenizer), _tokenizer(student, student_tokenizer)
     _check_vocabularies(head_of(teacher).vocabulary, head_of(student).vocabulary, *tokenizers)
+
+
+def _tokenizer(model: PreTrainedModel | PeftModel, given: Any) -> Any:
+    """Return the tokenizer that was given, or the one stored with the model; None if neither is known."""
+    if given is not None:
+        return getattr(given, "tokenizer", given)
+    try:
+        # Nothing is downloaded, and no code of the repository runs.
+        path = causal_lm(model).name_or_path
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False) if path else None
+    except (OSError, ImportError, RuntimeError, ValueError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def _check_vocabularies(theirs: int, ours: int, teacher_tokenizer: Any, student_tokenizer: Any) -> None:
@@ -61,7 +74,8 @@ def _check_vocabularies(theirs: int, ours: int, teacher_tokenizer: Any, student_
         raise InputError(
             f"the teacher's tokenizer differs from the student's in {len(different)} tokens: {token!r} is "
             f"{their_tokens.get(token, 'no token')} for the teacher and {our_tokens.get(token, 'no token')} for the "
-            "student; use a teacher with the student's tokenizer"
+            "student; use a teacher with the student's tokenizer, or, if the data never has these tokens, pass "
+            "SeparateTeacher(model, tokenizer=...) the student's"
         )
     last = max(our_tokens.values())
     if last >= min(theirs, ours):

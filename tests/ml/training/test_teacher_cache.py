@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from tests.support.tiny_models import FLOAT32, examples, tiny_peft
+from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import collate
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
@@ -129,3 +131,12 @@ def test_an_incomplete_cache_leaves_no_file(tmp_path):
     with pytest.raises(KeyError), TeacherCache(tmp_path, rows, head_of(model), **DIGESTS) as cache:
         cache.put("another", torch.zeros(1, 32))
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_a_student_with_another_head_than_the_caches_is_refused(options, tmp_path):
+    write_cache(tmp_path, tiny_peft(), examples(2))
+    cached = CachedTeacher(tmp_path, "cpu", **DIGESTS)
+    cached.prepare(tiny_peft())
+    with pytest.raises(InputError, match="the student trains or adapts its own"):
+        cached.prepare(get_peft_model(tiny_model(), LoraConfig(**{"target_modules": ["q_proj"], **options})))
