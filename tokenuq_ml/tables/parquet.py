@@ -8,10 +8,12 @@ from typing import Any, Self
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokenuq_ml.atomic_files import AtomicFile
 from tokenuq_ml.content_hash import ContentHash
+from tokenuq_ml.errors import NonFiniteError
 from tokenuq_ml.tables.schemas import TABLES
 
 ROW_GROUP_ROWS = 128 * 1024
@@ -47,6 +49,7 @@ class TableWriter:
     Raises:
         ValueError: a column is missing that is not optional, or is unknown, or cannot be cast; or a frame is out of
             order.
+        NonFiniteError: a number is NaN or infinite.
     """
 
     def __init__(self, table: str, folder: str | Path, *, spec_hash: str, code_version: str):
@@ -82,6 +85,7 @@ class TableWriter:
             odd = sorted(set(data.column_names) ^ set(names))
             raise ValueError(f"table {self.table}: missing or unknown columns: {', '.join(odd)}")
         columns = [_cast(data.column(name), self._schema.field(name).type) for name in names]
+        self._require_finite(data, columns)
         data = pa.table(columns, schema=self._schema).sort_by([(key, "ascending") for key in keys]).combine_chunks()
         if not data.num_rows:
             return
@@ -96,6 +100,14 @@ class TableWriter:
             self._flush(rest=True)
         elif sum(part.num_rows for part in self._pending) >= ROW_GROUP_ROWS:
             self._flush()
+
+    def _require_finite(self, data: pa.Table, columns: list[pa.ChunkedArray]) -> None:
+        """Raise if a number is NaN or infinite: it would spread into every mean. What has no value is null."""
+        for name, column in zip(self._schema.names, columns, strict=True):
+            if pa.types.is_floating(column.type) and pc.all(pc.is_finite(column)).as_py() is False:
+                row = pc.index(pc.is_finite(column), False).as_py()
+                at = ", ".join(f"{key} {data.column(key)[row].as_py()}" for key in self._definition.keys)
+                raise NonFiniteError(f"table {self.table}: {name} is {column[row].as_py()} at {at}; nothing is written")
 
     def _flush(self, rest: bool = False) -> None:
         """Write the full row groups, and with `rest` the remaining rows as well."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenuq_ml.config import AblationSpec, registry
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.token_categories import CATEGORIES
-from tokenuq_ml.errors import InputError
+from tokenuq_ml.errors import InputError, NonFiniteError
 from tokenuq_ml.tables.parquet import read_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.training.selection import Tokens, select
@@ -31,7 +31,7 @@ class TokenColumns:
         examples: the examples.
 
     Raises:
-        InputError: a table does not hold each of the tokens exactly once.
+        InputError: a table does not hold each of the tokens exactly once, or with a number that is not finite.
     """
 
     def __init__(self, names: Sequence[str], tables: Mapping[str, pl.DataFrame], examples: list[TokenizedExample]):
@@ -120,6 +120,13 @@ def _values_of_tokens(frame: pl.DataFrame, table: str, column: str, wanted: pl.D
         raise InputError(
             f"{table}.{column}: {len(missing)} of {len(wanted)} response tokens of the train split have no row{at}, "
             f"{max(0, len(joined) - len(wanted))} have several; materialise {table} again"
+        )
+    broken = joined.filter(~pl.col("value").is_finite()) if joined["value"].dtype.is_float() else joined.clear()
+    if len(broken):
+        raise NonFiniteError(
+            f"{table}.{column} is {broken['value'][0]} for {broken['example_id'][0]} at {broken['position'][0]} "
+            f"({len(broken)} of {len(wanted)} tokens), and a selection would take it for the largest score; "
+            f"materialise {table} again"
         )
     return joined["value"]
 

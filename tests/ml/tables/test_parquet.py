@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tokenuq_ml.content_hash import content_hash
+from tokenuq_ml.errors import NonFiniteError
 from tokenuq_ml.tables import parquet
 from tokenuq_ml.tables.parquet import TableWriter, content_of, read_table, stream_table, write_table
 from tokenuq_ml.tables.scanning import scan
@@ -34,6 +35,16 @@ def test_rows_are_sorted_typed_and_described(tmp_path):
     everything = scan("curriculum", tmp_path).collect()
     assert everything["study"].to_list() == ["a", "a"] and everything["ablation"].to_list() == ["b", "b"]
     assert set(read_table(folder).columns) == set(LOG)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300])
+def test_a_number_that_is_not_finite_is_refused_by_row_and_nothing_is_written(tmp_path, value):
+    """1e300 has no float32, the column's type; null is no number and stays."""
+    frame = pl.DataFrame(LOG | {"mean_loss": [None, value]})
+    with pytest.raises(NonFiniteError, match=r"table curriculum: mean_loss is .* at step 1, category number"):
+        write_table(frame, "curriculum", tmp_path, **STAMP)
+    assert not list(tmp_path.iterdir())
+    write_table(frame[:1], "curriculum", tmp_path, **STAMP)
 
 
 def test_scan_takes_partitions_and_names_missing_ones(tmp_path):

@@ -42,3 +42,11 @@ def test_a_token_without_a_row_or_with_several_raises():
     double = pl.concat([table(), table()[:1]])
     with pytest.raises(InputError, match="1 have several; materialise token_losses again"):
         TokenColumns(["teacher_loss"], {"token_losses": double}, ROWS)
+
+
+def test_a_number_that_is_not_finite_is_not_selected_by():
+    at = ROWS[1].example_id, ROWS[1].positions[2]
+    is_at = (pl.col("example_id") == at[0]) & (pl.col("position") == at[1])
+    broken = table().with_columns(loss=pl.when(is_at).then(float("nan")).otherwise("loss"))
+    with pytest.raises(InputError, match=rf"token_losses.loss is nan for {at[0]} at {at[1]} \(1 of \d+ tokens\)"):
+        TokenColumns(["teacher_loss"], {"token_losses": broken}, ROWS)
