@@ -1,5 +1,6 @@
 """Options of a user's Trainer are honoured or refused by name; after public reports about TRL and transformers."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import transformers.trainer
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
-from transformers import TrainingArguments
+from transformers import DataCollatorWithFlattening, TrainingArguments
 
 from tests.support.tiny_models import tiny_model, tiny_peft
 from tests.support.trainers import Ours, Plain, assert_same_training, join, rows, trained, trainer_of
@@ -348,10 +349,30 @@ def test_evaluation_stays_the_trainers():
     assert ours.predict(rows(4)).predictions is None
 
 
-def test_a_model_in_place_of_a_teacher_is_wrapped():
-    from tokenuq_ml import SeparateTeacher
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_evaluations_between_steps_are_the_trainers(kind):
+    """With a checkpoint for each, and the best one loaded at the end."""
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options = {**steps, "load_best_model_at_end": True, "bf16": kind == "full"}
 
-    given, wrapped = (
-        trained(Ours, PAPER, teacher=teacher) for teacher in (tiny_model(), SeparateTeacher(tiny_model()))
-    )
-    assert given.losses == wrapped.losses
+    def evaluated(trainer_kind):
+        model = tiny_peft() if kind == "adapter" else tiny_model().requires_grad_(True)
+        trainer = trained(trainer_kind, model=model, options=options, eval_dataset=rows(4))
+        between = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(min(between), rel=1e-4)
+        return between
+
+    assert evaluated(Ours) == pytest.approx(evaluated(Plain), rel=1e-2 if options["bf16"] else 1e-5)
+
+
+def test_a_dataset_without_a_length():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return itertools.cycle(rows())
+
+    assert_same_training(*(trained(kind, train_dataset=Endless()) for kind in (Ours, Plain)))
+
+
+def test_transformers_own_collator_without_padding():
+    flat = DataCollatorWithFlattening()
+    assert_same_training(*(trained(kind, data_collator=flat) for kind in (Ours, Plain)))
