@@ -141,6 +141,7 @@ OPTIONS = {
     "activation_offloading": Option("as in TRL"),
     "router_aux_loss_coef": Option("as in TRL"),
     "max_grad_norm": Option("as in the Trainer"),
+    "logging_nan_inf_filter": Option("off: a loss that is not finite stops training"),
     # The batches.
     "per_device_train_batch_size": Option("changes nothing but memory and speed, given the optimiser batch"),
     "gradient_accumulation_steps": Option("selection and division are over the optimiser batch"),

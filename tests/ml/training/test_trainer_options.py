@@ -13,7 +13,7 @@ UNTOUCHED = """
     output_dir num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
     optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules bf16_full_eval fp16_full_eval
     tf32 use_cache torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node
-    logging_nan_inf_filter log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
+    log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
     trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size
     eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics
     batch_eval_metrics save_only_model save_strategy save_steps save_on_each_node save_total_limit
