@@ -115,6 +115,8 @@ def _notes(tokenizer: "PreTrainedTokenizerBase", probe: _Probe, answer: Turn) ->
     if begins and probe.tokens([_QUESTION, answer]).input_ids[:1] != [bos]:
         yield f"it does not begin with {tokenizer.bos_token!r}, as the tokenizer's plain texts do: nor do prompts"
     template = str(tokenizer.chat_template)
+    if "strftime_now" in template:
+        yield "it reads today's date (strftime_now): unless a row sets it, tokens and prompts change from day to day"
     others: dict[str, list[Turn]] = {
         "system turns": [{"role": "system", "content": "Be brief and clear."}, _QUESTION, answer],
         "think blocks in answers": [_QUESTION, _THINKING],

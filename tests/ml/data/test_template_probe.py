@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import processors
 
-from tests.support.chat_templates import LATE_SYSTEM, OPENS_THINK, QWEN3, TRIMMED_TOOLS
+from tests.support.chat_templates import GPT_OSS, LATE_SYSTEM, OPENS_THINK, QWEN3, TRIMMED_TOOLS
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenuq_ml.data.template_probe import probe_template
 from tokenuq_ml.data.tokenization import default_template
@@ -28,8 +28,10 @@ def test_usual_templates_need_no_note(template):
             CHATML.replace("+ message['content']", "+ message['content'].split('</think>')[-1]"),
             "think blocks in answers",
         ),
+        ("{{ strftime_now('%Y') }}" + CHATML, "it reads today's date (strftime_now): unless a row sets it, tokens and"),
+        (GPT_OSS, "several turns after a system turn: the answer or its end cannot be found"),
     ],
-    ids=["drops_system", "last_turns", "late_system", "opens_think", "empty_block", "cuts_think"],
+    ids=["drops_system", "last_turns", "late_system", "opens_think", "empty_block", "cuts_think", "date", "gpt_oss"],
 )
 def test_what_a_template_does_otherwise_is_noted(template, note):
     notes = probe_template(tiny_tokenizer(chat_template=template)).notes
