@@ -11,10 +11,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.data.template_probe import probe_template
 from tokenuq_ml.data.tokenization import default_template
-from tokenuq_ml.errors import InputError
+from tokenuq_ml.errors import InputError, NonFiniteError
 from tokenuq_ml.models.adapter_targets import check_adapter, frozen_matrices
 from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.model_sources import load_source
+from tokenuq_ml.models.non_finite import non_finite_weights
 
 
 def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
@@ -42,6 +43,7 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
     end = report.end_of_turn
     _stop_generation_at(model, end)
     try:
+        _check_weights(model)
         path = output_path(model)
         check_adapter(model)
     except InputError as error:
@@ -62,6 +64,16 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
         **({"chat_template_notes": "\n".join(report.notes)} if report.notes else {}),
         **({"commit": commit} if commit else {}),
     }
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    """Refuse a model with damaged weights, also those that the gate's few tokens do not use, such as embeddings."""
+    broken = non_finite_weights(model.named_parameters())
+    if broken:
+        raise NonFiniteError(
+            f"{len(broken)} of its weights have values that are not finite (NaN or Inf), first {broken[0]}; download "
+            "the model again"
+        )
 
 
 def _set_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -63,7 +63,10 @@ def output_layer_name(model: PreTrainedModel | PeftModel) -> str:
 
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all numbers are finite; true for tensors without data, as offloaded weights are."""
-    return tensor.is_meta or bool(torch.isfinite(tensor).all())
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    # PyTorch has no test for numbers of 8 bits.
+    return bool(torch.isfinite(tensor.half() if tensor.element_size() == 1 else tensor).all())
 
 
 def non_finite_weights(parameters: Iterable[tuple[str, Tensor]]) -> list[str]:

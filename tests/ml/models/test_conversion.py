@@ -155,11 +155,13 @@ def test_an_unknown_operation_after_the_head_is_left_to_the_model(tmp_path, monk
     assert figures["logits"].startswith("by the model's own forward pass, because its logits are not those")
 
 
-def test_weights_that_are_not_finite_are_rejected(tmp_path):
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_weights_that_are_not_finite_are_rejected(tmp_path, name):
+    """Also of the embedding of one token, which a few tokens would not show."""
     folder_model(tmp_path / "in")
     model = LlamaForCausalLM.from_pretrained(tmp_path / "in")
-    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    model.get_parameter(name).data[-1] = float("nan")
     model.save_pretrained(tmp_path / "in")
-    with pytest.raises(InputError, match="model m: LlamaForCausalLM gives logits that are not finite"):
+    with pytest.raises(InputError, match=f"model m: 1 of its weights have values that are not finite .* first {name}"):
         convert(folder_spec(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
