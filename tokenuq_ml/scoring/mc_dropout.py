@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels.scores import MonteCarloScores, monte_carlo_scores
-from tokenuq_ml.models.attention_dropout import attention_dropout
+from tokenuq_ml.models.attention_dropout import attention_dropout, require_softmax_attention
 from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.flags import evaluation_mode
@@ -50,6 +50,9 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Sta
         InputError: An active layer of an adapter is not sampled, or adapters are merged or disabled.
     """
     layers, masks = sampled_layers(model), KeyedMasks(spec, model.device)
+    if spec.attention_dropout:
+        # Before dropout is replaced: passes of the comparison must not drop anything.
+        require_softmax_attention(causal_lm(model))
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         for layer, name in layers:
