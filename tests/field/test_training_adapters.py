@@ -175,6 +175,24 @@ class TestBaseTeacher:
         for (name, got), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=name)
 
+    def test_a_teachers_adapter_by_transformers_own_integration(self):
+        def adapted(*names: str):
+            model = tiny_llama()
+            for name in names:
+                options = {"modules_to_save": ["lm_head"]} if name == "student" else {}
+                model.add_adapter(LoraConfig(target_modules=["q_proj"], r=2, **options), name)
+            for name, parameter in model.named_parameters():
+                if ".lora_" in name or "modules_to_save" in name:
+                    torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+            return model
+
+        student = adapted("teacher", "student")
+        before, logits = flags(student), student_logits(student)
+        states = OnlineTeacher("teacher").states(student, LabelledInputs(INPUTS)).hidden_ND
+        assert student.active_adapters() == ["student"] and flags(student)[1] == before[1]
+        torch.testing.assert_close(student_logits(student), logits)
+        torch.testing.assert_close(states @ tiny_llama().lm_head.weight.T, student_logits(adapted("teacher")))
+
     @pytest.mark.parametrize("with_copies", ["student", "teacher"])
     def test_a_teachers_adapter_has_its_own_head(self, with_copies, tmp_path):
         """Either the student or the teacher trains a copy of the head."""

@@ -194,6 +194,7 @@ CASES: dict[str, Case] = {kind: Case(partial(tiny_adapter, kind)) for kind in KI
     'bias="lora_only"': _lora(_biased, bias="lora_only"),
     "two active adapters": Case(_two_adapters),
     "model.add_adapter": Case(_native),
+    "model.add_adapter: modules_to_save": Case(partial(_native, modules_to_save=["lm_head"])),
 }
 """Each kind, and each option of LoRA that changes what is computed, by the name in docs/library.md."""
 

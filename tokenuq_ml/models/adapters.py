@@ -1,18 +1,17 @@
 """LoRA adapters through PEFT: add, attach, switch and freeze them, several on one base model."""
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft.functional import set_adapter
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tokenuq_ml.config import LoraSpec
-from tokenuq_ml.models.adapter_kinds import active_adapters
+from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_modules
 from tokenuq_ml.models.adapter_targets import ALL_LINEAR, adapter_targets
 from tokenuq_ml.models.flags import restored_flags
 from tokenuq_ml.models.forward import causal_lm
@@ -97,7 +96,7 @@ def use_adapter(model: PeftModel | PreTrainedModel, name: str | None) -> Iterato
             with _disabled_adapters(model):
                 yield
         else:
-            _tuner(model).set_adapter(name)
+            _activate(model, name)
             yield
 
 
@@ -105,27 +104,25 @@ def use_adapter(model: PeftModel | PreTrainedModel, name: str | None) -> Iterato
 def _disabled_adapters(model: PeftModel | PreTrainedModel) -> Iterator[None]:
     """Disable all adapters inside the context.
 
-    Not by `PeftModel.disable_adapter`, which first reports on every layer: half of its time, at each training step.
+    Not by `PeftModel.disable_adapter`, which reports on every layer each time, which takes as long; nor by
+    transformers' `disable_adapters`, after which `enable_adapters` leaves `modules_to_save` disabled (5.23).
     """
-    native = not isinstance(model, PeftModel)
-    disable, enable = (
-        (model.disable_adapters, model.enable_adapters)
-        if native
-        else (model.base_model.disable_adapter_layers, model.base_model.enable_adapter_layers)
-    )
-    with warnings.catch_warnings():
-        # That trained biases stay; `OnlineTeacher` puts the base model's back.
-        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
-        disable()
+    modules = [module for _, module in adapter_modules(model)]
     try:
+        for module in modules:
+            module.enable_adapters(False)
         yield
     finally:
-        enable()
+        for module in modules:
+            module.enable_adapters(True)
 
 
-def _tuner(model: PeftModel | PreTrainedModel) -> nn.Module:
-    """Return what activates adapters: `PeftModel.set_adapter` takes one name, and its tuner several."""
-    return model.base_model if isinstance(model, PeftModel) else model
+def _activate(model: PeftModel | PreTrainedModel, names: str | list[str]) -> None:
+    """Activate adapters: `PeftModel.set_adapter` takes one name, and transformers' fails where a layer lacks it."""
+    if isinstance(model, PeftModel):
+        model.base_model.set_adapter(names)
+    else:
+        set_adapter(model, names)
 
 
 @contextmanager
@@ -136,7 +133,7 @@ def _restored_adapters(model: PeftModel | PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         if active_adapters(model) != before:
-            _tuner(model).set_adapter(before)
+            _activate(model, before)
 
 
 def adapter_digest(folder: str | Path) -> str:
