@@ -9,9 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 from tests.support.mixtures import padded
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, VOCAB, tiny_model
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.training import MLE, training_setup
 from tests.support.zoo import tiny_zoo_model
-from tokenuq_ml import TokenObjective
+from tokenuq_ml import TokenObjective, score_tokens
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.errors import InputError
@@ -139,12 +140,21 @@ def test_a_users_batch_of_several_lengths_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_an_answer_is_the_same_alone_and_next_to_a_long_prompt(kind, tmp_path):
-    from tests.support.tiny_tokenizer import tiny_tokenizer
-
     tokenizer, decoding = tiny_tokenizer(), GreedyDecoding(max_new_tokens=6, batch_size=5)
     model, prompts = dynamic_model(kind), [list(text.input_ids) for text in texts()]
     together = generate(model, tokenizer, prompts, decoding)
     assert together == [generate(dynamic_model(kind), tokenizer, [prompt], decoding)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "mamba", "llama"])
+def test_answers_do_not_depend_on_padding(kind):
+    """RWKV's state takes in the padding, whatever the mask says; its prompts are padded with others of one length."""
+    tokenizer, model = tiny_tokenizer(), tiny_zoo_model(kind)
+    prompts = [[3 + (7 * place + length) % 80 for place in range(length)] for length in (11, 7, 7, 4)]
+    together = generate(model, tokenizer, prompts, GreedyDecoding(max_new_tokens=5, batch_size=4))
+    assert together == [
+        generate(model, tokenizer, [prompt], GreedyDecoding(max_new_tokens=5, batch_size=1))[0] for prompt in prompts
+    ]
 
 
 @pytest.mark.parametrize(
@@ -166,9 +176,6 @@ def test_positions_end_where_the_models_own_forward_pass_fails(kind):
 
 
 def test_a_text_beyond_the_positions_is_named_by_its_index():
-    from tests.support.tiny_tokenizer import tiny_tokenizer
-    from tokenuq_ml import score_tokens
-
     tokenizer = tiny_tokenizer()
     model = tiny_model("gpt2", len(tokenizer))
     with pytest.raises(InputError, match=r"text 1 has [\d,]+ tokens, and gpt2 has 512 positions; pass max_length=512"):
@@ -177,8 +184,6 @@ def test_a_text_beyond_the_positions_is_named_by_its_index():
 
 
 def test_answers_that_would_pass_the_last_position_are_refused():
-    from tests.support.tiny_tokenizer import tiny_tokenizer
-
     tokenizer = tiny_tokenizer()
     model = tiny_model("gpt2", len(tokenizer))
     with pytest.raises(InputError, match=r"prompt 1 with an answer of 20 tokens has 520 tokens, and gpt2 has 512"):

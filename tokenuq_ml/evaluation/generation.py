@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -15,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tokenuq_ml.evaluation.prompt_batches import STEPS, batches_are_exact
 from tokenuq_ml.models.dynamic_rope import forget_lengths, shared_length
 from tokenuq_ml.models.positions import require_positions
 
@@ -81,7 +83,7 @@ def generate(
         longest, fields = len(prompts[order[0]]) + decoding.max_new_tokens, causal_lm.config.get_text_config().to_dict()
         require_positions(longest, fields, what, "lower max_new_tokens, or use a model with more positions")
     with _quiet(), _evaluating(causal_lm, config), torch.no_grad():
-        for batch in _batches(causal_lm, order, prompts, decoding):
+        for batch in _batches(causal_lm, order, prompts, decoding, pad):
             forget_lengths(causal_lm)
             stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
             new = generate_batch(causal_lm, [prompts[index] for index in batch], pad, stops)
@@ -93,14 +95,32 @@ def generate(
 
 
 def _batches(
-    causal_lm: PreTrainedModel, order: list[int], prompts: list[list[int]], decoding: GreedyDecoding
+    causal_lm: PreTrainedModel, order: list[int], prompts: list[list[int]], decoding: GreedyDecoding, pad: int
 ) -> Iterator[list[int]]:
-    """Yield the indices of each batch; a prompt that may pass the length that texts can share is alone."""
+    """Yield the indices of each batch.
+
+    A prompt that may pass the length that texts can share is alone, and so is every prompt of a model whose answers
+    depend on the others of a batch.
+    """
     shared, start = shared_length(causal_lm), 0
     while start < len(order):
-        alone = shared is not None and len(prompts[order[start]]) + decoding.max_new_tokens > shared
-        yield order[start : start + (1 if alone else decoding.batch_size)]
-        start += 1 if alone else decoding.batch_size
+        length = len(prompts[order[start]])
+        alone = shared is not None and length + decoding.max_new_tokens > shared
+        batch = order[start : start + (1 if alone else decoding.batch_size)]
+        if len(batch) > 1 and not batches_are_exact(causal_lm, partial(_step_logits, causal_lm, pad)):
+            batch = batch[:1]
+        yield batch
+        start += len(batch)
+
+
+def _step_logits(causal_lm: PreTrainedModel, pad: int, prompts: list[list[int]]) -> torch.Tensor:
+    """Return the logits `[B, S, V]` of the first tokens of each answer, generated as answers are."""
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=STEPS, min_new_tokens=STEPS, pad_token_id=pad, output_logits=True
+    )
+    inputs = _padded(causal_lm, prompts, pad)
+    out = causal_lm.generate(**inputs, generation_config=config, return_dict_in_generate=True)
+    return torch.stack(out.logits, 1)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -138,14 +158,22 @@ def generate_batch(
 ) -> list[list[int]]:
     """Return the new ids of one batch, with ends of turn and padding, but cut after a stop string."""
     longest = max(map(len, prompts))
-    # Left padding: every answer starts in the same column. The mask follows the lengths, since a prompt may contain the
-    # padding id as its end of turn.
-    input_ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=causal_lm.device)
-    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=causal_lm.device)
     criteria = StoppingCriteriaList([stops] if stops else [])
-    output_BT = causal_lm.generate(input_ids=input_ids_BT, attention_mask=mask_BT, stopping_criteria=criteria)
+    output_BT = causal_lm.generate(**_padded(causal_lm, prompts, pad), stopping_criteria=criteria)
     lengths = stops.lengths if stops else [None] * len(prompts)
     return [new[:length] for new, length in zip(output_BT[:, longest:].tolist(), lengths, strict=True)]
+
+
+def _padded(causal_lm: PreTrainedModel, prompts: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Return the prompts with padding on the left, so that every answer starts in the same column, and their mask.
+
+    The mask follows the lengths, since a prompt may contain the padding id as its end of turn.
+    """
+    longest, device = max(map(len, prompts)), causal_lm.device
+    return {
+        "input_ids": torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=device),
+        "attention_mask": torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device),
+    }
 
 
 def _end_ids(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
+FOUR_BIT = ("Linear4bit", "LinearNF4", "LinearFP4")
+"""Classes of bitsandbytes."""
+
 
 @contextmanager
 def restored_flags(model: nn.Module) -> Iterator[None]:
@@ -29,7 +32,19 @@ def restored_flags(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode inside the context; `restored_flags` afterwards."""
+    """Put all modules into eval mode inside the context (`set_evaluation_mode`); `restored_flags` afterwards."""
     with restored_flags(model):
-        model.eval()
+        set_evaluation_mode(model)
         yield
+
+
+def set_evaluation_mode(model: nn.Module) -> None:
+    """Put all modules into eval mode, except layers of bitsandbytes with 4-bit weights.
+
+    On a CPU, their first pass in eval mode packs the weights in a way that has no gradient. Nothing else of them
+    depends on the mode.
+    """
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ in FOUR_BIT:
+            module.training = True

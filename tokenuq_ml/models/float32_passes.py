@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-NARROW = (torch.bfloat16, torch.float16)
+from tokenuq_ml.models.placement import NARROW, check_can_widen
 
 
 @contextmanager
@@ -33,7 +33,8 @@ def float32_passes(model: nn.Module) -> Iterator[torch.dtype]:
     """
     with ExitStack() as stack:
         stack.enter_context(ieee_float32_products())
-        device = next(model.parameters()).device.type
+        # Offloaded weights are on the device `meta`.
+        device = next((parameter.device.type for parameter in model.parameters() if not parameter.is_meta), "cpu")
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(widened_weights(model))
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
@@ -42,7 +43,12 @@ def float32_passes(model: nn.Module) -> Iterator[torch.dtype]:
 
 @contextmanager
 def widened_weights(model: nn.Module) -> Iterator[None]:
-    """Widen parameters and buffers in bfloat16 or float16 to float32; afterwards restore the original tensors."""
+    """Widen parameters and buffers in bfloat16 or float16 to float32; afterwards restore the original tensors.
+
+    Raises:
+        InputError: a layer is quantised, or weights in 16 bits are offloaded.
+    """
+    check_can_widen(model)
     narrow: list[tuple[Tensor, Tensor]] = []
     try:
         for tensor in (*model.parameters(), *model.buffers()):

@@ -21,6 +21,7 @@ from tokenuq_ml.models.gate import linear_head, output_path
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm, decoder_states, own_logits
 from tokenuq_ml.models.pass_inputs import start_pass
+from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.router_loss import states_and_router_loss
 from tokenuq_ml.patches import replaced_forward
 
@@ -36,7 +37,9 @@ def head_of(model: PreTrainedModel | PeftModel) -> Head:
         InputError: the gate refuses the model (`gate.output_path`).
     """
     path, lm = output_path(model), causal_lm(model)
-    return LogitsHead.of(path.vocabulary, path.logits_dtype, lm.device) if path.from_logits else linear_head(lm, path)
+    if not path.from_logits:
+        return linear_head(lm, path)
+    return LogitsHead.of(path.vocabulary, path.logits_dtype, device_of(lm))
 
 
 def hidden_states(

@@ -36,12 +36,17 @@ from tokenuq_ml.models.output_layer import (
     sees_logits,
     why_not_linear,
 )
+from tokenuq_ml.models.placement import check_adapters_in_memory, device_of
 from tokenuq_ml.seeding import probe_generator
 
 LENGTHS = (9, 5)
 """Tokens of the two texts of the trial."""
 NARROW = (torch.bfloat16, torch.float16)
-RANDOM_PASSES = {"reformer": "hashes keys at random, so that two passes over a text of several chunks differ"}
+SHIFTED = "is the decoder of an encoder-decoder, whose own loss takes labels that are shifted already"
+UNUSABLE = {
+    "reformer": "hashes keys at random, so that two passes over a text of several chunks differ",
+    "trocr": SHIFTED,
+}
 """Model types that a short trial does not show to be unusable, and why they are."""
 
 
@@ -107,12 +112,15 @@ def _decide(lm: PreTrainedModel) -> OutputPath:
     """Return the path of the model as it is now."""
     if lm.config.is_encoder_decoder:
         raise InputError(_refusal(lm, "is an encoder-decoder", "use a decoder-only language model"))
-    if lm.config.model_type in RANDOM_PASSES:
-        raise InputError(_refusal(lm, RANDOM_PASSES[lm.config.model_type], "use another model"))
+    # Of the class: transformers changes the flag of a decoder (`BartForCausalLM`) without its encoder.
+    why = SHIFTED if type(lm.config).is_encoder_decoder else UNUSABLE.get(lm.config.model_type)
+    if why:
+        raise InputError(_refusal(lm, why, "use a decoder-only language model that attends to earlier tokens"))
     if not lm.config.return_dict:
         raise InputError(_refusal(lm, "returns tuples (`config.return_dict` is False)", "set it to True"))
+    check_adapters_in_memory(lm)
     batch_BT, texts = _trial(lm)
-    with evaluation_mode(lm), torch.autocast(lm.device.type, enabled=False):
+    with evaluation_mode(lm), torch.autocast(device_of(lm).type, enabled=False):
         with _mixed_dtypes(lm):
             own_BTV = _own(lm, batch_BT)
             _check_batch_independence(lm, own_BTV, texts)
@@ -128,7 +136,7 @@ def _trial(lm: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
     if not hasattr(embeddings, "weight"):
         raise InputError(_refusal(lm, "has no table of token embeddings", "use a causal language model over text"))
     rows = embeddings.weight.shape[0]
-    ids_T = torch.randint(rows, (sum(LENGTHS),), generator=probe_generator()).to(lm.device)
+    ids_T = torch.randint(rows, (sum(LENGTHS),), generator=probe_generator()).to(device_of(lm))
     texts = list(ids_T[None].split(LENGTHS, dim=1))
     pad = max(LENGTHS)
     return torch.cat([torch.nn.functional.pad(text, (0, pad - text.shape[1])) for text in texts]), texts
@@ -140,7 +148,7 @@ def _mixed_dtypes(lm: PreTrainedModel) -> Iterator[None]:
     dtypes = {parameter.dtype for parameter in lm.parameters() if parameter.is_floating_point()}
     narrow = next((dtype for dtype in NARROW if dtype in dtypes), None)
     casts = len(dtypes) > 1 and narrow is not None
-    with torch.autocast(lm.device.type, narrow) if casts else nullcontext():
+    with torch.autocast(device_of(lm).type, narrow) if casts else nullcontext():
         yield
 
 
@@ -156,8 +164,10 @@ def _own(lm: PreTrainedModel, ids_BT: Tensor) -> Tensor:
         raise
     # What a model that wants images, an encoder's states or the cache of another model raises.
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
-        what = f"has no forward pass from token ids alone ({error})"
-        raise InputError(_refusal(lm, what, "use a causal language model over text")) from error
+        what, remedy = f"has no forward pass from token ids alone ({error})", "use a causal language model over text"
+        if any(isinstance(module, BaseTunerLayer) for module in lm.modules()):
+            remedy += ", or leave layers that fail with an adapter out of its target_modules"
+        raise InputError(_refusal(lm, what, remedy)) from error
     if not isinstance(logits_BTV, Tensor) or logits_BTV.shape[:-1] != ids_BT.shape:
         raise InputError(_refusal(lm, "returns no logits of each token", "use a causal language model over text"))
     if not torch.isfinite(logits_BTV).all():

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenuq_ml.models.dynamic_rope import forget_lengths, require_one_length
+from tokenuq_ml.models.placement import check_gradients
 from tokenuq_ml.models.positions import most_positions, require_positions
 
 _limits: WeakKeyDictionary[PreTrainedModel, dict[str, Any] | None] = WeakKeyDictionary()
@@ -18,7 +20,8 @@ def start_pass(lm: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     """Check the inputs of a pass, and forget what earlier passes have left in the model.
 
     Raises:
-        InputError: a text is longer than the model's positions, or the texts cannot share a pass.
+        InputError: a text is longer than the model's positions, the texts cannot share a pass, or the pass would give
+            no gradients.
     """
     if lm not in _limits:
         config = lm.config.get_text_config().to_dict()
@@ -27,6 +30,8 @@ def start_pass(lm: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     if config is not None:
         remedy = "cut texts at {limit} tokens (max_length), or use a model with more positions"
         require_positions(_longest(inputs), config, "a text of the batch", remedy)
+    if lm.training and torch.is_grad_enabled() and getattr(lm, "is_quantized", False):
+        check_gradients(lm)
     require_one_length(lm, inputs)
     forget_lengths(lm)
 

@@ -20,6 +20,7 @@ from tokenuq_ml.models.adapter_kinds import check_forward, has_adapter
 from tokenuq_ml.models.flags import restored_flags
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm
+from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.positions import require_positions
 from tokenuq_ml.models.sampled_layers import sampled_layers
 from tokenuq_ml.scoring.finite_scores import named_as_texts
@@ -168,7 +169,7 @@ def _tokenize(
 
 
 def _numerics(model: PreTrainedModel | PeftModel) -> Numerics:
-    return Numerics(str(model.device), model.dtype, torch.get_num_threads(), "the model's own")
+    return Numerics(str(device_of(model)), model.dtype, torch.get_num_threads(), "the model's own")
 
 
 def _with_tokens(

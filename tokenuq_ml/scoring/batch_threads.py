@@ -10,10 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from tokenuq_ml.data.batching import Batch
+from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.output_layer import causal_lm
+from tokenuq_ml.models.placement import changes_in_forward, shares_outliers
 from tokenuq_ml.scoring.memory import release_free_memory
 
 CPU_TOKENS = 512
@@ -34,7 +39,12 @@ def batch_tokens(numerics: Numerics) -> int:
 
 def num_workers(model: nn.Module, numerics: Numerics) -> int:
     """Return how many batches run at the same time."""
-    return numerics.threads if numerics.device == "cpu" and not _changes_in_forward(model) else 1
+    return numerics.threads if numerics.device == "cpu" and not changes_in_forward(model) else 1
+
+
+def longest_shared(model: PreTrainedModel | PeftModel) -> int | None:
+    """Return the tokens beyond which a text is a batch of its own, so that its scores do not depend on others."""
+    return 0 if shares_outliers(model) else shared_length(causal_lm(model))
 
 
 def map_batches(
@@ -78,13 +88,3 @@ def _use_one_core() -> None:
     torch.set_num_threads(1)
     # A setting of each thread; `load_model` says why.
     torch.set_flush_denormal(True)
-
-
-def _changes_in_forward(model: nn.Module) -> bool:
-    """Return whether a forward pass changes the model, as rotary frequencies do that follow the input's length."""
-    for module in model.modules():
-        kind = getattr(module, "rope_type", None)
-        kinds = kind.values() if isinstance(kind, dict) else [kind]
-        if any("dynamic" in str(one) or one == "longrope" for one in kinds):
-            return True
-    return False

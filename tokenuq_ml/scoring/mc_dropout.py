@@ -22,15 +22,15 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels.scores import MonteCarloScores, monte_carlo_scores
 from tokenuq_ml.models.attention_dropout import attention_dropout, require_softmax_attention
-from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.sampled_layers import drops_only_in_training, sampled_layers
-from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
+from tokenuq_ml.scoring.batch_threads import batch_tokens, longest_shared, map_batches, num_workers
 from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
 
 StartPass = Callable[[int, list[str]], None]
@@ -49,7 +49,7 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Sta
     Raises:
         InputError: An active layer of an adapter is not sampled, or adapters are merged or disabled.
     """
-    layers, masks = sampled_layers(model), KeyedMasks(spec, model.device)
+    layers, masks = sampled_layers(model), KeyedMasks(spec, device_of(model))
     if spec.attention_dropout:
         # Before dropout is replaced: passes of the comparison must not drop anything.
         require_softmax_attention(causal_lm(model))
@@ -144,7 +144,7 @@ def uncertainty_in_model_dtype(
             hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)
             return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
 
-        shared = shared_length(causal_lm(model))
+        shared = longest_shared(model)
         batches = length_batches(examples, max_tokens, num_workers(model, numerics), shared)
         for batch, scores in map_batches(sample_scores, batches, model, numerics):
             rows.append(uncertainty_rows(batch, scores, spec))

@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.kernels.scores import TokenScores, token_scores
-from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
+from tokenuq_ml.scoring.batch_threads import batch_tokens, longest_shared, map_batches, num_workers
 from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
@@ -114,7 +113,7 @@ def scored_batches(
         alternatives: As for `score_batch`.
     """
     model.eval()
-    tokens, shared = max_tokens or batch_tokens(numerics), shared_length(causal_lm(model))
+    tokens, shared = max_tokens or batch_tokens(numerics), longest_shared(model)
     batches = length_batches(examples, tokens, num_workers(model, numerics), shared)
     score = partial(score_batch, model, numerics=numerics, alternatives=alternatives)
     with located(model, numerics), fast_inference(causal_lm(model)):
