@@ -113,6 +113,19 @@ class TestNotInUse:
             with pytest.raises(InputError, match=message):
                 trainer(model, ablation)
 
+    def test_an_adapter_that_was_loaded_for_inference_is_refused(self, tmp_path):
+        tiny_adapter("LORA").save_pretrained(tmp_path)
+        ours = trainer(PeftModel.from_pretrained(tiny_llama(), tmp_path), PAPER)
+        with pytest.raises(InputError, match=r"all parameters .* frozen.* is_trainable=True"):
+            ours.train()
+
+    def test_an_adapter_that_was_merged_after_the_trainer_was_made_is_refused(self):
+        model = tiny_adapter("LORA")
+        ours = trainer(model, PAPER)
+        model.merge_adapter()
+        with pytest.raises(InputError, match="merged"):
+            ours.train()
+
     def test_a_merged_adapter_is_scored_as_it_is(self):
         model, tokenizer = trained(tiny_adapter("LORA")), tiny_tokenizer()
         expected = score_tokens(model, tokenizer, TEXTS)["loss"]

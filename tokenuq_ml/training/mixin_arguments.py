@@ -77,6 +77,20 @@ def prepare_model(trainer: Any, model: nn.Module) -> None:
         prepare(model, trainer.processing_class)
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Check, when a training starts, that the model's adapters are in use and something is trained.
+
+    Raises:
+        InputError: see `adapter_kinds.check_training`; or all parameters are frozen.
+    """
+    check_training(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "all parameters of the model are frozen, so nothing would be trained; load the adapter with "
+            "PeftModel.from_pretrained(..., is_trainable=True), or add one"
+        )
+
+
 def check_ablation(trainer: Any) -> None:
     """Check that the Trainer applies every key of its ablation.
 

@@ -32,7 +32,7 @@ from tokenuq_ml.seeding import generator_states, restored_generators
 from tokenuq_ml.training.decisions import MicroBatch, SelectionRule, decide_together
 from tokenuq_ml.training.document_borders import check_ids
 from tokenuq_ml.training.finite_steps import FiniteSteps, read_back
-from tokenuq_ml.training.mixin_arguments import as_ablation, as_teacher, check_ablation, prepare_model
+from tokenuq_ml.training.mixin_arguments import as_ablation, as_teacher, check_ablation, check_trainable, prepare_model
 from tokenuq_ml.training.objective_hooks import ObjectiveHooks
 from tokenuq_ml.training.objectives import token_gain
 from tokenuq_ml.training.phase_clock import PhaseClock
@@ -128,6 +128,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         with ExitStack() as self._forwards:
             self._forwards.callback(self._end_training)
             if self.model_init is None:
+                check_trainable(self.model)
                 self._forwards.enter_context(accept_token_function(self.model))
             return super().train(*args, **kwargs)
 
@@ -140,6 +141,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         model = super().call_model_init(trial)
         if self._forwards is not None:
             prepare_model(self, model)
+            check_trainable(model)
             self._forwards.enter_context(accept_token_function(model))
         return model
 
@@ -156,6 +158,12 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         # A step without any response token has the loss 0, not 0 / 0.
         self._step_batches.tokens = self.accelerator.gather(tokens).sum().clamp(min=1)
         return samples, self._step_batches.tokens
+
+    def _prepare_input(self, data):
+        # The device of several processes on a CPU is `cpu:0`, for which PyTorch copies a tensor of `cpu` each time.
+        if isinstance(data, Tensor) and data.device.type == self.args.device.type == "cpu":
+            return data
+        return super()._prepare_input(data)
 
     def training_step(self, *args, **kwargs):
         """Run a micro-batch; all but its forward pass, which has phases of its own, counts as the backward pass."""
