@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tests.support.tiny_datasets import by_split, write_lines
+from tests.support.tiny_datasets import by_split, chat, messages_spec, write_lines
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.load import load_examples
 from tokenuq_ml.errors import InputError
@@ -75,3 +75,22 @@ def test_shares_of_a_plain_file(tmp_path):
     loaded = load_examples(spec(path, "alpaca", sizes={"train": 0.9, "validation": 0.05, "test": 0.05}))
     # 90.9, 5.05 and 5.05 rows: 90, 5 and 5, and the one that is left goes to the largest remainder.
     assert by_split(loaded.examples) == {"train": 91, "validation": 5, "test": 5}
+
+
+@pytest.mark.parametrize("word", ["valid", "val", "dev", "Validation", " VALIDATION "])
+def test_a_split_column_may_use_the_words_of_datasets(tmp_path, word):
+    """Before: `dev` made the row broken."""
+    rows = [chat(f"Q{n}", split=word if n % 4 == 0 else "Train") for n in range(20)]
+    data = load_examples(messages_spec(write_lines(tmp_path / "d.jsonl", rows), "all"))
+    assert by_split(data.examples) == {"train": 15, "validation": 5}
+
+
+def test_drawn_from_maps_names_of_a_split_column(tmp_path):
+    """Before: each such row was broken, as UltraChat's `train_sft`."""
+    rows = [chat(f"Q{n}", split=("train_sft", "test_sft", "train_gen")[n % 3]) for n in range(30)]
+    path = write_lines(tmp_path / "d.jsonl", rows)
+    mapped = {"train": "train_sft", "test": "test_sft"}
+    data = load_examples(messages_spec(path, "all", drawn_from=mapped))
+    assert by_split(data.examples) == {"train": 10, "test": 10} and data.metrics["splits_not_drawn"] == "train_gen (10)"
+    with pytest.raises(InputError, match=r"split 'train_sft' is none of .*`drawn_from: \{train: train_sft\}`"):
+        load_examples(messages_spec(path, "all"))

@@ -136,6 +136,8 @@ class _Loader:
         groups, at_most = requested_rows(self.spec, self.pool.parts)
         drawn = self.pool.draw(self.spec, groups, where, self.rejected, at_most)
         fewer = self._fewer_than_sizes(drawn.examples)
+        others = {part: sum(1 for _ in self.pool.locations(part)) for part in self.pool.parts if part not in groups}
+        undrawn = ", ".join(f"{part} ({count:,})" for part, count in others.items())
         metrics: dict[str, int | str] = {
             **rows_by_split(drawn.examples),
             "rows_read": self.read,
@@ -144,6 +146,7 @@ class _Loader:
             **self.rows.metrics,
             **self.unread_files,
             **({"rows_naming_another_split": self.misplaced} if self.misplaced else {}),
+            **({"splits_not_drawn": undrawn} if undrawn else {}),
             **({"fewer_rows_than_sizes": fewer} if fewer else {}),
             **({"conversations_trimmed": self.trimmed} if self.spec.format == "sharegpt" else {}),
             **({"hub_commit": self.hub.commit} if self.hub.commit else {}),

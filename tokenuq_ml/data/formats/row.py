@@ -13,6 +13,13 @@ from tokenuq_ml.config import SPLITS, DatasetSpec
 from tokenuq_ml.data.sources.records import BrokenRow, check_text
 
 MISSING_IN_CSV = ("nan", "NaN", "<NA>", "None", "NULL", "null")
+SPLIT_WORDS = {
+    **{split: split for split in SPLITS},
+    **dict.fromkeys(("training",), "train"),
+    **dict.fromkeys(("valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("testing",), "test"),
+}
+"""Words of a column `split` -> ours: those of `datasets`, without `eval`, which it takes for `test`."""
 _OF_PYTHON = ("[{", "{'", "['")
 NEVER_TEXT_IN_CSV = MISSING_IN_CSV[:3]
 
@@ -121,19 +128,26 @@ class Row:
     def split(self) -> str:
         """Return the split that the row names; empty if it names none.
 
+        It is one of ours; if the dataset has `drawn_from`, which names splits of the rows, it may be any other.
+
         Raises:
             BrokenRow: there is no such split.
         """
         value = self.get("split")
-        if value is None or (self.kind == "csv" and self.optional("split") == ""):
+        if value is None or (isinstance(value, str) and not value.strip()) or self._is_missing(value):
             return ""
-        if value not in SPLITS:
+        word = str(value).strip()
+        split = SPLIT_WORDS.get(word.lower())
+        if self.spec.drawn_from and (split is None or word in self.spec.drawn_from.values()):
+            return word
+        if split is None:
             raise BrokenRow(
                 "unknown split",
-                f"split {str(value)[:40]!r} is none of {', '.join(SPLITS)}; correct it, or set "
-                "`columns: {split: null}` if the column means something else",
+                f"split {word[:40]!r} is none of {', '.join(SPLITS)}; correct it, name it in `drawn_from` "
+                f"(`drawn_from: {{train: {word[:40]}}}`), or set `columns: {{split: null}}` if the column means "
+                "something else",
             )
-        return str(value)
+        return split
 
     def name(self, key: str) -> str:
         """Return how messages name a column: ours, and the file's if it is another."""

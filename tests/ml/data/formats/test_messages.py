@@ -78,7 +78,7 @@ def test_keep_system_and_every_turn(tmp_path):
         ({"messages": GOOD["messages"] + GOOD["messages"][:1]}, "roles must be"),
         ({"messages": [{"role": "system", "content": "x"}]}, "roles must be"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "bot", "content": "x"}]}, "'role' is 'bot', none of"),
-        (chat("What?", split="dev"), "split 'dev' is none of train"),
+        (chat("What?", split="holdout"), "split 'holdout' is none of train"),
         (chat("What?", split=["train"]), "is none of train"),
         (chat("What?", split="train"), "line 1: has no 'split'"),
     ],
