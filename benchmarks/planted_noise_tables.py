@@ -1,6 +1,7 @@
 """Print the tables of docs/results/planted_noise.md: `python -m benchmarks.planted_noise_tables FOLDER`.
 
-FOLDER holds what `planted_noise.py` wrote. Needs no model. Errors of each kind are compared with correct rows alone.
+FOLDER holds what `planted_noise.py` wrote. Needs the tokenizer only. Errors of each kind are compared with correct rows
+alone.
 """
 
 import json
@@ -12,8 +13,11 @@ from pathlib import Path
 import polars as pl
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from benchmarks.common import model_folder
 from benchmarks.planted_noise import CLEANLAB_METHODS
 from benchmarks.precision_tables import table
+from tokenuq_ml.data.token_categories import categorise, special_ids, token_texts
+from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.scoring.suspects import AGGREGATE, AGGREGATES, TOKEN_SCORE, TOKEN_SCORES, example_scores, token_scores
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
@@ -26,7 +30,7 @@ class Seed:
     """The tables of one run."""
 
     def __init__(self, folder: Path):
-        self.tokens = pl.read_parquet(folder / "tokens.parquet")
+        self.tokens = with_categories(pl.read_parquet(folder / "tokens.parquet").sort(TOKEN_KEY))
         self.planted: dict[str, str] = json.loads((folder / "planted.json").read_text())["planted"]
         cleanlab = folder / "cleanlab.parquet"
         self.cleanlab = pl.read_parquet(cleanlab) if cleanlab.exists() else None
@@ -41,9 +45,21 @@ class Seed:
         score = rows["score"].to_numpy()
         return top["wrong"].mean(), average_precision_score(wrong, score), roc_auc_score(wrong, score)
 
-    def cleanlab_scores(self, method: str, aggregate: str) -> pl.DataFrame:
-        """Return `example_id, score` of the subset; cleanlab's qualities are low for suspect labels."""
-        return example_scores(self.cleanlab.select(*TOKEN_KEY, score=-pl.col(method).cast(pl.Float64)), aggregate)
+    def cleanlab_scores(self, method: str, aggregate: str, keys: pl.DataFrame | None = None) -> pl.DataFrame:
+        """Return `example_id, score` of the subset, or of its tokens `keys`; cleanlab's qualities are low for suspects."""
+        qualities = self.cleanlab if keys is None else self.cleanlab.join(keys, on=TOKEN_KEY, how="semi")
+        return example_scores(qualities.select(*TOKEN_KEY, score=-pl.col(method).cast(pl.Float64)), aggregate)
+
+
+def with_categories(tokens: pl.DataFrame) -> pl.DataFrame:
+    """Return the tokens with the column `category` of `token_losses`."""
+    tokenizer = load_tokenizer(model_folder())
+    special, parts = set(special_ids(tokenizer)), []
+    for rows in tokens.partition_by("example_id", maintain_order=True):
+        ids = rows["token_id"].to_list()
+        found = categorise(token_texts(tokenizer, ids), [token_id in special for token_id in ids])
+        parts.append(rows.with_columns(category=pl.Series(found)))
+    return pl.concat(parts)
 
 
 def over_seeds(values: Iterable[float]) -> str:
@@ -65,6 +81,16 @@ def measured(seeds: list[Seed], scores: Mapping[str, list[pl.DataFrame]]) -> lis
     return rows
 
 
+def _average_precisions(seeds: list[Seed], score: str, categories: tuple[str, ...] | None) -> list[str]:
+    """Return the average precision of each kind by each aggregate, over the seeds."""
+    cells = []
+    for kind in KINDS:
+        for aggregate in AGGREGATES:
+            frames = [example_scores(token_scores(seed.tokens, score, categories), aggregate) for seed in seeds]
+            cells.append(over_seeds(seed.measures(frame, kind)[1] for seed, frame in zip(seeds, frames, strict=True)))
+    return cells
+
+
 def main() -> None:
     """Run the command line."""
     seeds = [
@@ -75,28 +101,34 @@ def main() -> None:
     columns = ["score", *(f"{kind}: {measure}" for kind in KINDS for measure in MEASURES)]
     every = {score: [example_scores(token_scores(seed.tokens, score), AGGREGATE) for seed in seeds] for score in names}
     print(table(f"All rows, {AGGREGATE} of the tokens", columns, measured(seeds, every)))
-    rows = []
-    for score in names:
-        row = [score]
-        for kind in KINDS:
-            for aggregate in AGGREGATES:
-                frames = [example_scores(token_scores(seed.tokens, score), aggregate) for seed in seeds]
-                row.append(over_seeds(seed.measures(frame, kind)[1] for seed, frame in zip(seeds, frames, strict=True)))
-        rows.append(row)
     columns_by_aggregate = ["score", *(f"{kind}: {aggregate}" for kind in KINDS for aggregate in AGGREGATES)]
-    print(table("Average precision by aggregate", columns_by_aggregate, rows))
+    for title, categories in (("all tokens", None), ("numbers only (`--tokens number`)", ("number",))):
+        rows = [[score, *_average_precisions(seeds, score, categories)] for score in names]
+        print(table(f"Average precision by aggregate, {title}", columns_by_aggregate, rows))
+    numbers = {
+        score: [example_scores(token_scores(seed.tokens, score, ("number",)), AGGREGATE) for seed in seeds]
+        for score in names
+    }
+    print(table(f"All rows, {AGGREGATE} of the numbers", columns, measured(seeds, numbers)))
     compared = [seed for seed in seeds if seed.cleanlab is not None]
     if not compared:
         return
     subsets = [seed.tokens.join(seed.cleanlab.select(TOKEN_KEY), on=TOKEN_KEY, how="semi") for seed in compared]
+    numbers_of = [subset.filter(pl.col("category") == "number").select(TOKEN_KEY) for subset in subsets]
     scores = {
         f"{TOKEN_SCORE}, {AGGREGATE}": [example_scores(token_scores(subset)) for subset in subsets],
         f"margin, {AGGREGATE}": [example_scores(token_scores(subset, "margin")) for subset in subsets],
+        f"{TOKEN_SCORE}, {AGGREGATE}, numbers": [
+            example_scores(token_scores(subset, categories=("number",))) for subset in subsets
+        ],
     }
     for method in CLEANLAB_METHODS:
         for aggregate in ("max", AGGREGATE):
             name = f"cleanlab {method}, {aggregate}"
             scores[name] = [seed.cleanlab_scores(method, aggregate) for seed in compared]
+        scores[f"cleanlab {method}, {AGGREGATE}, numbers"] = [
+            seed.cleanlab_scores(method, AGGREGATE, keys) for seed, keys in zip(compared, numbers_of, strict=True)
+        ]
     print(table("The subset that cleanlab scores", columns, measured(compared, scores)))
 
 

@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -42,6 +42,8 @@ class StudyTables:
     """Ablation -> its table `selections`."""
     alternatives: pl.DataFrame
     """The table `token_alternatives`; has rows for held-out tokens only."""
+    categories: Collection[str] | None = None
+    """Score tokens of these categories only for label noise; None: all."""
 
 
 def review_table(tables: StudyTables, top: float) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -54,7 +56,7 @@ def review_table(tables: StudyTables, top: float) -> tuple[pl.DataFrame, dict[st
         tables: the study's.
         top: share of the examples that each signal may list.
     """
-    scores = suspects.token_scores(tables.tokens)
+    scores = suspects.token_scores(tables.tokens, categories=tables.categories)
     examples, partial = _signals(tables, scores)
     most = max(1, math.ceil(top * len(examples)))
     flagged = {signal: _flagged(signal, examples, most) for signal in SIGNALS}
@@ -76,7 +78,9 @@ def _signals(tables: StudyTables, scores: pl.DataFrame) -> tuple[pl.DataFrame, l
         row["example_id"]: "\n".join(turn["content"] or "" for turn in row["messages"])
         for row in tables.examples.sort(ranked, "example_id").iter_rows(named=True)
     }
-    examples = suspects.example_scores(scores).join(suspects.loss_changes(tables.tokens), on="example_id")
+    changes = suspects.loss_changes(tables.tokens)
+    # An example without a token of the wanted categories has no score.
+    examples = changes.join(suspects.example_scores(scores), on="example_id", how="left")
     examples = examples.join(shares, on="example_id", how="left")
     return examples.join(near_repeats(texts), on="example_id", how="left").sort("example_id"), partial
 
@@ -84,13 +88,13 @@ def _signals(tables: StudyTables, scores: pl.DataFrame) -> tuple[pl.DataFrame, l
 def _flagged(signal: str, examples: pl.DataFrame, most: int) -> list[str]:
     """Return the ids that a signal lists, the most suspect first."""
     found = {
-        "label noise": (pl.lit(True), "score"),
+        "label noise": (pl.col("score").is_not_null(), "score"),
         "repeat": (pl.col("repeat_of").is_not_null(), "similarity"),
         "change": (pl.col("change_score") > OUTLIER, "change_score"),
         "never selected": (pl.col("selected_share") == 0, "score"),
     }
     condition, by = found[signal]
-    listed = examples.filter(condition).sort(by, "example_id", descending=[True, False])
+    listed = examples.filter(condition).sort(by, "example_id", descending=[True, False], nulls_last=True)
     return listed.head(most)["example_id"].to_list()
 
 
@@ -125,7 +129,7 @@ class _RowWriter:
         self._partial, self._study = partial, tables.study
         wanted = pl.col("example_id").is_in(list(set().union(*self._flagged.values())))
         self._threshold = scores["score"].quantile(1 - TOKEN_SHARE) or 0.0
-        tokens = tables.tokens.join(scores, on=TOKEN_KEY).filter(wanted).sort(TOKEN_KEY)
+        tokens = tables.tokens.join(scores, on=TOKEN_KEY, how="left").filter(wanted).sort(TOKEN_KEY)
         first = tables.alternatives.filter((pl.col("choice") == 0) & wanted)
         first = first.select(*TOKEN_KEY, pl.col("token").cast(pl.String).alias("choice"), "probability")
         tokens = tokens.join(first, on=TOKEN_KEY, how="left").with_columns(pl.col("token", "split").cast(pl.String))
@@ -154,8 +158,9 @@ class _RowWriter:
         }
 
     def _suspect_tokens(self, tokens: pl.DataFrame) -> pl.DataFrame:
-        """Return the example's tokens above the threshold, at least its first; the most suspect first."""
-        ordered = tokens.sort("score", "position", descending=[True, False]).head(MOST_TOKENS)
+        """Return the example's scored tokens above the threshold, at least the first; the most suspect first."""
+        scored = tokens.filter(pl.col("score").is_not_null())
+        ordered = scored.sort("score", "position", descending=[True, False]).head(MOST_TOKENS)
         return ordered.filter((pl.col("score") >= self._threshold) | (pl.int_range(pl.len()) == 0))
 
     def _reasons(self, signals: dict, suspect: pl.DataFrame, spans: Mapping[int, TokenSpan]) -> list[str]:

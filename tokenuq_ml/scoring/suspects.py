@@ -8,7 +8,7 @@ hold no full distributions. docs/results/planted_noise.md compares the scores on
 Does not import torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import polars as pl
@@ -53,14 +53,20 @@ TOKEN_SCORE, AGGREGATE = "excess", "top3"
 """What `tokenuq curate` ranks by."""
 
 
-def token_scores(tokens: pl.DataFrame, score: str = TOKEN_SCORE) -> pl.DataFrame:
+def token_scores(
+    tokens: pl.DataFrame, score: str = TOKEN_SCORE, categories: Collection[str] | None = None
+) -> pl.DataFrame:
     """Return `example_id, position, score` of tokens; a higher score is more suspect.
 
     Args:
         tokens: rows of both token tables, joined. BALD is compared among these tokens.
         score: a name of `TOKEN_SCORES`.
+        categories: score tokens of these categories only; default: all tokens.
     """
-    return tokens.select(*TOKEN_KEY, score=TOKEN_SCORES[score].cast(pl.Float64))
+    scored = tokens.with_columns(score=TOKEN_SCORES[score].cast(pl.Float64))
+    if categories is not None:
+        scored = scored.filter(pl.col("category").cast(pl.String).is_in(list(categories)))
+    return scored.select(*TOKEN_KEY, "score")
 
 
 def example_scores(scores: pl.DataFrame, aggregate: str = AGGREGATE) -> pl.DataFrame:

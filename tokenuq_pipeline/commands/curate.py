@@ -4,10 +4,12 @@ What is suspect is decided in `tokenuq_ml/scoring/suspects.py`, the file's colum
 """
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenuq_ml.atomic_files import atomic_write
+from tokenuq_ml.data.token_categories import CATEGORIES
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import configuration, known_study
 from tokenuq_pipeline.runtime.paths import store_home
@@ -46,6 +48,14 @@ def add_parser(commands) -> None:
         help="which examples of the study's dataset; default: train",
     )
     parser.add_argument(
+        "--tokens",
+        nargs="+",
+        choices=CATEGORIES,
+        metavar="CATEGORY",
+        help="look for wrong labels among tokens of these categories only, e.g. `number` for answers that are "
+        f"calculations: {', '.join(CATEGORIES)}; default: all tokens",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
@@ -72,7 +82,7 @@ def curate_command(options: argparse.Namespace) -> int:
     _check_output(options.output, home)
     config = configuration()
     study = config.studies[known_study(config, options.study)]
-    tables = study_tables(home, study.name, study.dataset, options.split)
+    tables = study_tables(home, study.name, study.dataset, options.split, options.tokens)
     examples = tables.tokens["example_id"].n_unique()
     review, counts = review_table(tables, options.top)
     print(f"{study.name}: {len(review):,} of {examples:,} examples of {study.dataset} ({options.split}) to review")
@@ -89,8 +99,17 @@ def curate_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def study_tables(home: Path, study: str, dataset: str, split: str) -> "StudyTables":
+def study_tables(
+    home: Path, study: str, dataset: str, split: str, categories: Collection[str] | None = None
+) -> "StudyTables":
     """Read what a review needs.
+
+    Args:
+        home: of the store.
+        study: whose token tables are read.
+        dataset: the study's dataset.
+        split: whose examples are ranked.
+        categories: of the tokens among which wrong labels are looked for; default: all.
 
     Raises:
         InputError: the store lacks the study's token tables, the dataset, or examples of the split; or raw texts are
@@ -109,6 +128,9 @@ def study_tables(home: Path, study: str, dataset: str, split: str) -> "StudyTabl
     tokens = losses.join(columns, on=["example_id", "position"]).drop("study").collect(engine="streaming")
     if not len(tokens):
         raise InputError(f"study {study}: no token of dataset {dataset} is in split {split!r}; name another --split")
+    if categories is not None and not tokens["category"].cast(pl.String).is_in(list(categories)).any():
+        found = ", ".join(sorted(tokens["category"].cast(pl.String).unique()))
+        raise InputError(f"study {study}: no token of split {split!r} is of {', '.join(categories)}; it has {found}")
     try:
         examples = scan("examples", home, dataset=dataset).collect()
     except FileNotFoundError as error:
@@ -120,7 +142,7 @@ def study_tables(home: Path, study: str, dataset: str, split: str) -> "StudyTabl
             "row of their own to review; divide these texts into rows, or raise `max_length` in studies.yaml"
         )
     alternatives = tables.alternatives().filter(pl.col("example_id").is_in(tokens["example_id"].unique().to_list()))
-    return StudyTables(study, tokens, examples, tables.selections(), alternatives.collect())
+    return StudyTables(study, tokens, examples, tables.selections(), alternatives.collect(), categories)
 
 
 def _check_output(output: Path | None, home: Path) -> None:

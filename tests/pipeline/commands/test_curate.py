@@ -27,7 +27,7 @@ def token(number: int, place: int) -> dict:
         "split": "validation" if number == EXAMPLES - 1 else "train",
         "token_id": place,
         "token": ANSWER[place],
-        "category": "word",
+        "category": "number" if ANSWER[place].strip().isdigit() else "word",
         "loss": 9.0 if wrong else 0.1 + 0.001 * number,
         "entropy": 0.05 if wrong else 0.1,
         "rank": 2 if wrong else 0,
@@ -143,6 +143,21 @@ def test_repeats_and_unselected_examples_follow_with_their_reasons(run, tmp_path
 
 def test_a_share_of_all_lists_all(run, tmp_path):
     assert len(review(run, tmp_path / "review.csv", "--top", 1)) == EXAMPLES - 1
+
+
+def test_only_tokens_of_the_wanted_categories_are_suspect(run, tmp_path):
+    rows = review(run, tmp_path / "review.parquet", "--tokens", "number", "--top", 1)
+    assert rows[f"toy/{WRONG:06d}"]["rank"] == 1
+    suspect = {row["answer"][row["answer"].index("⟦") : row["answer"].index("⟧") + 1] for row in rows.values()}
+    assert suspect <= {"⟦ 2⟧", "⟦ 5⟧"}
+    # The mean of the three numbers' loss minus entropy.
+    assert rows["toy/000000"]["score"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[f"toy/{WRONG:06d}"]["score"] == pytest.approx((2 * 0.007 + 8.95) / 3, abs=1e-5)
+
+
+def test_a_category_that_no_token_has_is_refused(run):
+    code, _, error = run("--tokens", "code")
+    assert code == 2 and "study study: no token of split 'train' is of code; it has number, word" in error
 
 
 def test_held_out_examples_show_the_teachers_choice(run, tmp_path):
