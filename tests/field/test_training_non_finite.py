@@ -44,7 +44,7 @@ def collate_rows(batch):
     return {"input_ids": torch.tensor(padded("input_ids", 0)), "labels": torch.tensor(padded("labels", -100))}
 
 
-def trainer_of(folder, model, ablation=MLE, kind=MyTrainer, micro=4, callbacks=(), **options):
+def trainer_of(folder, model, ablation=MLE, kind=MyTrainer, micro=4, callbacks=(), model_init=None, **options):
     arguments = {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": 4 // micro,
@@ -57,6 +57,7 @@ def trainer_of(folder, model, ablation=MLE, kind=MyTrainer, micro=4, callbacks=(
     } | options
     return kind(
         model=model,
+        model_init=model_init,
         args=TrainingArguments(output_dir=str(folder), **arguments),
         train_dataset=rows(),
         data_collator=collate_rows,
@@ -230,6 +231,17 @@ def test_a_column_that_is_not_finite_is_not_selected_by(tmp_path):
 
     with pytest.raises(NonFiniteError, match=r"step 1: token_columns\['bald'\] is not finite for"):
         trainer_of(tmp_path, tiny_peft(), {"select": {"by": "bald", "quantile": 0.25}}, kind=Columns).train()
+
+
+def test_a_search_goes_on_after_a_trial_that_diverged_if_it_is_told_to(tmp_path):
+    """By optuna's `catch`, which transformers passes on."""
+    pytest.importorskip("optuna", reason="extra `hpo`")
+    trainer = trainer_of(tmp_path, None, model_init=lambda: tiny_peft(), max_steps=1)  # noqa: PLW0108
+    trainer.eval_dataset = rows(2)
+    rates = iter([1e39, 1e-3])
+    search = {"hp_space": lambda trial: {"learning_rate": next(rates)}, "backend": "optuna", "direction": "minimize"}
+    best = trainer.hyperparameter_search(**search, n_trials=2, catch=(NonFiniteError,))
+    assert best.run_id == "1" and math.isfinite(best.objective)
 
 
 def test_the_log_is_not_filtered_and_the_users_argument_is_put_back(tmp_path):

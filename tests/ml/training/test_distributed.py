@@ -1,5 +1,6 @@
 """Two gloo processes under accelerate's DDP give the result of one process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 from tests.support.paths import ROOT
 from tests.support.processes import free_port
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
 from tests.support.training import MLE, PAPER, training_setup
+from tokenuq_ml import TokenObjective
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.trainer import train
 
@@ -42,6 +45,30 @@ def train_here(name: str, micro: int, folder: Path) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         recorder.save(folder)
         model.save_pretrained(folder)
+
+
+class MyTrainer(TokenObjective, Trainer):
+    """A user's own Trainer."""
+
+
+def log_here(folder: Path, micro: int) -> None:
+    """Train a user's Trainer as one rank, on eight examples in optimiser batches of four; rank 0 saves its log."""
+    batches = [{"input_ids": row, "labels": row} for row in torch.randint(3, 97, (8, 12)).tolist()]
+    arguments = TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=micro,
+        max_steps=2,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = MyTrainer(model=tiny_peft(), args=arguments, train_dataset=batches, ablation=PAPER)
+    trainer.train()
+    if int(os.environ.get("RANK", 0)) == 0:
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +125,19 @@ def test_weights_of_tokens_count_on_two_ranks(two_ranks):
     assert weighted["selected_share"][0] == plain["selected_share"][0] and weighted["tokens"][0] == plain["tokens"][0]
 
 
+@pytest.mark.slow
+def test_the_log_of_two_ranks_is_that_of_one(two_ranks, tmp_path):
+    """Entropy, accuracy, tokens, and what the objective adds are over both ranks."""
+    torch.manual_seed(0)
+    log_here(tmp_path, 4)
+    one, two = (json.loads((folder / "log.json").read_text())[:2] for folder in (tmp_path, two_ranks))
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ("entropy", "mean_token_accuracy", "num_tokens", "selected_share", "distill_loss"):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-5), name
+
+
 if __name__ == "__main__":
     for name, (_, micro) in ABLATIONS.items():
         train_here(name, micro, Path(sys.argv[1]) / name)
+    torch.manual_seed(0)
+    log_here(Path(sys.argv[1]), 2)
