@@ -1,5 +1,7 @@
 """Rows of other tools that are nearly of a format: read as their author meant, or refused with what to do."""
 
+import json
+
 import pytest
 
 from tests.support.chat_templates import QWEN3
@@ -114,3 +116,41 @@ def test_what_the_template_has_no_use_for_is_named(tmp_path):
     assert made.result.metrics["not_read_by_template_d"] == "style (11)"
     plain = tokenize(tmp_path / "plain", CHATML, examples_of([turns(f"Q{n}", "A") for n in range(6)]))
     assert "not_read_by_template_d" not in plain.result.metrics
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "arrow"])
+def test_contents_that_are_json_text_of_parts_are_their_texts(kind):
+    """Before: the JSON itself was trained."""
+    parts = json.dumps([{"type": "text", "text": "2+2?"}, {"type": "text", "text": " Say a number."}])
+    answer = json.dumps([{"type": "thinking", "thinking": "Add."}, {"type": "text", "text": "4"}])
+    given = turns(parts, answer)
+    row = {"messages": json.dumps(given) if kind == "csv" else given}
+    parsed = parse_row("messages", row, kind)
+    assert parsed.messages == [turns("2+2? Say a number.")[0], {**turns("", "4")[1], "reasoning_content": "Add."}]
+    picture = json.dumps([{"type": "image_url", "image_url": {"url": "x"}}])
+    with pytest.raises(BrokenRow, match="turn 1: 'content' has a part of type 'image_url'; only parts of text are"):
+        parse_row("messages", {"messages": turns(picture, "4")}, kind)
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"a": 1}]', '[{"type": "text"', '[{"type": "fruit"}]', '[{"type": "text", "text": "x", "id": 5}]', "[{"]
+)
+def test_other_json_in_a_content_is_text(text):
+    assert parse_row("messages", {"messages": turns(text, text)}).messages == turns(text, text)
+
+
+@pytest.mark.parametrize("key", ["train", "training", "loss"])
+@pytest.mark.parametrize("value", [False, 0, "false", "False"])
+def test_flags_of_turns_may_be_words_or_0(key, value):
+    """Before: only JSON's false was read, and the answer was trained."""
+    given = turns("Q", "A", "Q2", "B")
+    given[1][key] = value
+    assert parse_row("messages", {"messages": given}).turn_weights == [0, 0, 0, 1]
+    given[1][key], given[0][key] = {"false": "true", "False": "True"}.get(value, not value), value
+    assert parse_row("messages", {"messages": given}).turn_weights is None
+
+
+def test_a_loss_that_is_a_number_is_no_flag():
+    given = turns("Q", "A")
+    given[1]["loss"] = 0.31
+    assert parse_row("messages", {"messages": given}).turn_weights is None

@@ -23,10 +23,14 @@ ROLES = {
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 FLAG_KEYS = ("train", "training", "loss")
-"""Whether a turn is trained: `train` as in axolotl, `loss` as in ms-swift. Read only if it is true or false."""
+"""Whether a turn is trained: `train` as in axolotl, `loss` as in ms-swift. Read only if it is true or false, also as a
+word or as 1 or 0: a `loss` may be another number."""
 _PASSED_ON = ("tool_call_id", "name")
 _KNOWN = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *_PASSED_ON, "tool_calls", "function_call", "weight"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_OTHER_PARTS = ("thinking", "reasoning", "image", "image_url", "input_image", "audio", "input_audio", "video", "file")
+_PARTS = frozenset((*_TEXT_PARTS, *_OTHER_PARTS))
+_PART_KEYS = frozenset(("type", "annotations", "url", "path", "index", *_PARTS))
 
 
 def user(content: str) -> Turn:
@@ -97,7 +101,8 @@ def read_turn(row: Row, turn: Any, where: str, column: str) -> Turn:
     content_key = _key(row, turn, "content", CONTENT_KEYS, of_sharegpt)
     role = _role(row, turn, speaker_key, where)
     read: Turn = {"role": role, "content": ""}
-    reasoning, text = _content(turn.get(content_key), f"{where}: {content_key!r}")
+    content = _parts_of_text(row, turn.get(content_key))
+    reasoning, text = _content(content, f"{where}: {content_key!r}")
     read["content"] = text
     for key in REASONING_KEYS:
         if given := turn.get(key):
@@ -134,6 +139,23 @@ def _role(row: Row, turn: dict[str, Any], key: str, where: str) -> str:
             f"{where}: {key!r} is {speaker[:40]!r}, none of {', '.join(ROLES)}; map it with `roles:` in datasets.yaml",
         )
     return role
+
+
+def _parts_of_text(row: Row, value: Any) -> Any:
+    """Return the parts that a content which is JSON text holds; other values as they are.
+
+    Columns of one type, as in CSV and Parquet, hold parts so. JSON counts only if each object is a part, and no more.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        parts = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    if not all(isinstance(part, dict) and part.get("type") in _PARTS and part.keys() <= _PART_KEYS for part in parts):
+        return value
+    row.count("contents_read_from_json_text")
+    return parts
 
 
 def _content(value: Any, at: str) -> tuple[list[str], str]:
@@ -197,6 +219,13 @@ def _call(row: Row, call: Any, where: str) -> dict[str, Any]:
     return {"type": "function", **call, "function": {**function, "arguments": arguments or {}}}
 
 
+def _flag(value: Any) -> bool | None:
+    """Return a value that says yes or no; None for any other."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)) else None
+
+
 def _weight(row: Row, turn: dict[str, Any], role: str, where: str) -> float | None:
     """Return the weight that the turn states, as the product of `weight` and its flag; None if it states none."""
     columns = row.spec.columns
@@ -204,7 +233,8 @@ def _weight(row: Row, turn: dict[str, Any], role: str, where: str) -> float | No
     if row.kind == "arrow" and weight != weight:
         # pandas keeps missing numbers as NaN.
         weight = None
-    flags = [turn[key] for key in (columns.get("train") or "", *FLAG_KEYS) if isinstance(turn.get(key), bool)]
+    keys = dict.fromkeys((columns.get("train") or "", *FLAG_KEYS))
+    flags = [flag for key in keys if (flag := _flag(turn.get(key))) is not None]
     if weight is None and not flags:
         return None
     if weight is not None and (
@@ -234,7 +264,7 @@ def _require_content(read: Turn, turn: dict[str, Any], key: str, where: str) -> 
 
 def _note_unread(row: Row, turn: dict[str, Any], read: set[str], column: str) -> None:
     mapped = {theirs for ours, theirs in row.spec.columns.items() if ours in ("weight", "train")}
-    flags = {key for key in FLAG_KEYS if isinstance(turn.get(key), bool)}
+    flags = {key for key in FLAG_KEYS if _flag(turn.get(key)) is not None}
     for key, value in turn.items():
         if value is not None and key not in _KNOWN | read | mapped | flags:
             row.unread_turn_fields.add(f"{column}[].{key}")
