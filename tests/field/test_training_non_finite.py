@@ -142,6 +142,16 @@ def test_a_gradient_is_checked_without_clipping_too(tmp_path):
         trainer_of(tmp_path, model, max_grad_norm=0).train()
 
 
+def test_a_term_that_a_subclass_adds_is_told_from_an_overflow(tmp_path):
+    class Adds(MyTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            return loss * math.nan if self.state.global_step == 1 else loss
+
+    with pytest.raises(NonFiniteError, match="step 2: the norm of the gradient is nan .* a term that a subclass or"):
+        trainer_of(tmp_path, tiny_peft(), kind=Adds, micro=2).train()
+
+
 def test_with_a_scaler_a_gradient_may_overflow_but_a_loss_may_not(tmp_path):
     """In float16 a scaler skips such steps; a loss that is NaN has another cause."""
 

@@ -49,11 +49,23 @@ class FiniteSteps:
         self._require_finite_weights()
         return result
 
+    def training_step(self, *args, **kwargs):
+        """Run a micro-batch, and keep its loss for the message about a gradient that is not finite."""
+        loss = super().training_step(*args, **kwargs)
+        if self._losses_of_step != self._step:
+            self._losses_of_step, self._returned_losses = self._step, []
+        self._returned_losses.append(loss)
+        return loss
+
+    _losses_of_step = 0
+
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        # A scaler for float16 finds its scale by gradients that overflow, and skips their steps.
-        if getattr(self.accelerator, "scaler", None) is None and not math.isfinite(float(norm)):
-            raise NonFiniteError(self._gradient_message(float(norm)))
+        if not math.isfinite(float(norm)):
+            # A scaler for float16 finds its scale by gradients that overflow, and skips their steps.
+            scales = getattr(self.accelerator, "scaler", None) is not None
+            if not scales or not all(is_finite(loss) for loss in self._returned_losses):
+                raise NonFiniteError(self._gradient_message(float(norm)))
         return norm
 
     def _save_checkpoint(self, *args, **kwargs):
@@ -111,10 +123,14 @@ class FiniteSteps:
     def _gradient_message(self, norm: float) -> str:
         micro_batches = list(self._step_batches)
         examples = [name for number, one in enumerate(micro_batches) for name in self._examples(one.batch, number)]
-        origin = self._origin(micro_batches) or (
-            "losses and the outputs of all modules are finite, so the backward pass overflowed (in float16? train in "
-            "bfloat16 or float32)"
-        )
+        origin = self._origin(micro_batches)
+        if origin is None and all(is_finite(loss) for loss in self._returned_losses):
+            origin = (
+                "losses and the outputs of all modules are finite, so the backward pass overflowed (in float16? train "
+                "in bfloat16 or float32)"
+            )
+        elif origin is None:
+            origin = "the loss of the objective is finite, but not a term that a subclass or the router adds to it"
         grads = [(name, weight.grad) for name, weight in self.model.named_parameters() if weight.grad is not None]
         broken = non_finite_weights(grads)
         # Clipping by a norm of NaN makes every gradient NaN; one of infinity leaves those NaN that were infinite.
