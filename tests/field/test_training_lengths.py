@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 from tests.support.mixtures import padded
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, VOCAB, tiny_model
-from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
+from tests.support.tokenizing import examples_of, tokenize, turns
 from tests.support.training import MLE, training_setup
 from tests.support.zoo import tiny_zoo_model
 from tokenuq_ml import TokenObjective, score_tokens
@@ -181,6 +182,17 @@ def test_a_text_beyond_the_positions_is_named_by_its_index():
     with pytest.raises(InputError, match=r"text 1 has [\d,]+ tokens, and gpt2 has 512 positions; pass max_length=512"):
         score_tokens(model, tokenizer, ["a b c", "a b c " * 400])
     assert len(score_tokens(model, tokenizer, ["a b c " * 400], max_length=512)) == 511
+
+
+def test_a_study_whose_examples_pass_the_last_position_is_refused_at_tokenisation(tmp_path):
+    examples = examples_of(
+        [turns("How many apples?", "There are twelve apples in the basket. " * n) for n in range(1, 7)]
+    )
+    config = {"model_type": "gpt2", "n_positions": 64}
+    with pytest.raises(InputError, match=r"the longest example has [\d,]+ tokens, and gpt2 has 64 .*max_length: 64"):
+        tokenize(tmp_path / "refused", CHATML, examples, config, max_length=512)
+    tokenize(tmp_path / "cut", CHATML, examples, config, max_length=64, max_truncated_share=1.0)
+    tokenize(tmp_path / "rotary", CHATML, examples, {"model_type": "llama"}, max_length=512)
 
 
 def test_answers_that_would_pass_the_last_position_are_refused():

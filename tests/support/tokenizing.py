@@ -41,10 +41,12 @@ def examples_of(conversations: Sequence[list[Turn]], **fields: Any) -> list[Exam
     return [Example(f"d/{n:06d}", splits[n % 6], messages, **fields) for n, messages in enumerate(conversations)]
 
 
-def tokenize(folder: Path, template: str, examples: Sequence[Example], **keys: Any) -> Tokenized:
-    """Run the stage; `keys` are those of a study."""
+def tokenize(
+    folder: Path, template: str, examples: Sequence[Example], model_config: dict | None = None, **keys: Any
+) -> Tokenized:
+    """Run the stage; `model_config` adds fields of the model's `config.json`, and `keys` are those of a study."""
     tiny_tokenizer(folder / "model", chat_template=template)
-    (folder / "model" / "config.json").write_text(json.dumps({"vocab_size": 400}))
+    (folder / "model" / "config.json").write_text(json.dumps({"vocab_size": 400, **(model_config or {})}))
     rows = pa.Table.from_pylist([example.row for example in examples], schema=TABLES["examples"].schema)
     write_table(rows, "examples", folder / "examples", spec_hash="x", code_version="1")
     outputs = {name: str(folder / name) for name in ("tokenized_dataset", "rejected_examples")}

@@ -144,3 +144,22 @@ def test_further_studies_do_not_change_the_versions_of_quickstart(tmp_path, monk
 
     alone = versions(tmp_path / "config")
     assert alone.items() <= versions(shipped).items() and "quickstart/paper_top25/student" in alone
+
+
+def test_a_model_that_would_be_refused_is_not_ready_and_says_why(toy, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    config = toy_config()
+    config.models["tiny"] = ModelSpec(name="tiny", source="path", path=str(tmp_path / "model"))
+    made = planned(toy, config)
+    assert not made.sources[0]["ready"] and "refuses it: t5 is an encoder-decoder" in made.sources[0]["words"]
+    assert "t5 is an encoder-decoder" in plan_text.as_text(made, 10**12)
+
+
+def test_a_maximum_length_beyond_the_models_positions_is_reported(toy):
+    config = toy_config()
+    sizes = {**SIZES, "model_type": "gpt2", "n_positions": 16}
+    config.models["tiny"] = ModelSpec(name="tiny", source="path", path="/nowhere", config=sizes)
+    (finding,) = planned(toy, config).template
+    assert "has 16 positions" in finding and finding.endswith("set max_length: 16")
+    assert finding in plan_text.as_text(planned(toy, config), 10**12)
