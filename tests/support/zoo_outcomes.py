@@ -26,6 +26,8 @@ from tokenuq_ml.scoring.token_losses import score_examples
 
 LENGTHS = (21, 11, 4)
 """Of the texts: longer and shorter than windows, chunks and convolutions."""
+LOSS_NEEDS_MORE = ("git",)
+"""Model types that compute a loss only for images with text."""
 
 
 class Outcome(NamedTuple):
@@ -105,6 +107,8 @@ def scored_losses(model: PreTrainedModel | PeftModel, numerics: Numerics) -> tup
 def check_objective(model: PreTrainedModel | PeftModel, tolerance: float = 2e-5) -> None:
     """Compare loss and gradients of a training step, all texts in one batch, with those of each text alone.
 
+    Also compares the loss with the one that the model returns if it is given labels.
+
     The objective is `mle`: the mean over the tokens of all texts. No module of the zoo has dropout, and both sides run
     in train mode, as some modules compute something else there.
     """
@@ -114,6 +118,10 @@ def check_objective(model: PreTrainedModel | PeftModel, tolerance: float = 2e-5)
     losses_N = torch.cat([plain_losses(model, text)[0] for text in texts()])
     losses_N.mean().backward()
     assert_near(trainer.loss, losses_N.mean().detach(), "loss of the objective", tolerance)
+    if model.config.model_type not in LOSS_NEEDS_MORE:
+        with torch.no_grad():
+            own = model(**labelled(texts()), use_cache=False).loss
+        assert_near(trainer.loss, own, "loss of the objective against the one that the model returns", tolerance)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and parameter.grad.norm() > 1e-4:
             assert_near(trainer.gradients[name], parameter.grad, f"gradient of {name}", 5 * tolerance)
