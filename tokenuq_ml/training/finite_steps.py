@@ -52,8 +52,8 @@ class FiniteSteps:
     def training_step(self, *args, **kwargs):
         """Run a micro-batch, and keep its loss for the message about a gradient that is not finite."""
         loss = super().training_step(*args, **kwargs)
-        if self._losses_of_step != self._step:
-            self._losses_of_step, self._returned_losses = self._step, []
+        if self._losses_of_step != self._current_step:
+            self._losses_of_step, self._returned_losses = self._current_step, []
         self._returned_losses.append(loss)
         return loss
 
@@ -92,7 +92,9 @@ class FiniteSteps:
         for name, value_N in (given if weight_N is None else given | {"data_weights": weight_N}).items():
             if not is_finite(value_N):
                 bad_N = ~torch.isfinite(value_N)
-                raise NonFiniteError(f"step {self._step}: {name} is not finite for {self._tokens_of(batch, bad_N)}")
+                raise NonFiniteError(
+                    f"step {self._current_step}: {name} is not finite for {self._tokens_of(batch, bad_N)}"
+                )
 
     def _require_finite_weights(self) -> None:
         """Raise if a trained weight is not finite; run before weights are saved."""
@@ -115,14 +117,14 @@ class FiniteSteps:
             origin = "the outputs of all modules of the student are finite, so the teacher's distributions are not"
         elif origin is None:
             origin = "the outputs of all modules are finite; check your objective"
-        return (
-            f"step {self._step}: {what} is not finite for {self._tokens_of(micro_batch.batch, bad_N)}; {origin}. "
-            "Training stopped before the step changed the weights"
-        )
+        tokens = self._tokens_of(micro_batch.batch, bad_N)
+        return f"step {self._current_step}: {what} is not finite for {tokens}; {origin}. Training stopped before the step changed the weights"
 
     def _gradient_message(self, norm: float) -> str:
         micro_batches = list(self._step_batches)
-        examples = [name for number, one in enumerate(micro_batches) for name in self._examples(one.batch, number)]
+        examples = [
+            name for number, one in enumerate(micro_batches) for name in self._named_examples(one.batch, number)
+        ]
         origin = self._origin(micro_batches)
         if origin is None and all(is_finite(loss) for loss in self._returned_losses):
             origin = (
@@ -136,12 +138,12 @@ class FiniteSteps:
         # Clipping by a norm of NaN makes every gradient NaN; one of infinity leaves those NaN that were infinite.
         first = f", first in {broken[0]}" if 0 < len(broken) < len(grads) else ""
         return (
-            f"step {self._step}: the norm of the gradient is {norm}{first} ({_listed(examples)}); "
+            f"step {self._current_step}: the norm of the gradient is {norm}{first} ({_listed(examples)}); "
             f"{origin}. Training stopped before the step changed the weights"
         )
 
     @property
-    def _step(self) -> int:
+    def _current_step(self) -> int:
         """The step that is being made, from 1."""
         return self.state.global_step + 1
 
@@ -167,9 +169,11 @@ class FiniteSteps:
 
     def _tokens_of(self, batch: TokenBatch, bad_N: Tensor) -> str:
         """Return how many of a micro-batch's tokens are marked, and of which examples."""
-        return f"{int(bad_N.sum())} of {len(bad_N)} response tokens ({_listed(self._examples(batch, bad_N=bad_N))})"
+        return (
+            f"{int(bad_N.sum())} of {len(bad_N)} response tokens ({_listed(self._named_examples(batch, bad_N=bad_N))})"
+        )
 
-    def _examples(self, batch: TokenBatch, number: int = 0, bad_N: Tensor | None = None) -> list[str]:
+    def _named_examples(self, batch: TokenBatch, number: int = 0, bad_N: Tensor | None = None) -> list[str]:
         """Return the ids of the examples, or where they are in the batch; with `bad_N`, of those tokens only."""
         example_N, ids = batch.example_N, self.example_ids(batch)
         if bad_N is not None:

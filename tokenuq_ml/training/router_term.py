@@ -44,7 +44,7 @@ class RouterLoss:
             weight /= 1 if self.model_accepts_loss_kwargs else steps
 
         def term(aux_loss: Tensor) -> Tensor:
-            self.metrics.add("aux_loss", aux_loss.detach())
+            self.training_metrics.add("aux_loss", aux_loss.detach())
             return weight * aux_loss
 
         return {"router_term": term}

@@ -183,7 +183,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         tokens_of_step = self._step_batches.tokens if num_items_in_batch is None else num_items_in_batch
         share = partial(self._share_of_loss, micro_batch, tokens_of_step)
         micro_batch.generators = generator_states()
-        self.metrics.start_micro_batch()
+        self.training_metrics.start_micro_batch()
         with self.clock.phase("forward"):
             loss = model(**micro_batch.batch.model_inputs, token_function=share, **self.router_inputs())
         self.require_finite_loss(micro_batch)
@@ -246,12 +246,12 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         with restored_generators():
             for micro_batch in self._step_batches:
                 micro_batch.generators = generator_states()
-                losses_of = partial(self._losses, micro_batch)
+                losses_of = partial(self._micro_batch_losses, micro_batch)
                 losses.append(model(**micro_batch.batch.model_inputs, token_function=losses_of))
         self.selection_passes += len(losses)
         return losses
 
-    def _losses(self, micro_batch: MicroBatch, hidden_BTD: Tensor, head: Head) -> Tensor:
+    def _micro_batch_losses(self, micro_batch: MicroBatch, hidden_BTD: Tensor, head: Head) -> Tensor:
         batch, label_N = micro_batch.batch, micro_batch.batch.label_N
         micro_batch.statistics = self.new_statistics(label_N, hidden_BTD)
         observe = micro_batch.statistics and micro_batch.statistics.observer(label_N)

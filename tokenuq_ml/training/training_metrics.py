@@ -126,8 +126,8 @@ class LoggedMetrics:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         gathers = [self.accelerator.gather] if self.accelerator.num_processes > 1 else []
-        self.metrics = TrainingMetrics(self.args.device, *gathers)
-        """What the next row of the log adds. A term of the loss adds its own: `metrics.add("aux_loss", value)`."""
+        self.training_metrics = TrainingMetrics(self.args.device, *gathers)
+        """What the next row of the log adds. A term of the loss adds its own by `add`."""
 
     def new_statistics(self, label_N: Tensor, states: Tensor) -> TokenStatistics | None:
         """Return what collects the statistics of a micro-batch's tokens; None if the log does not have them."""
@@ -137,7 +137,7 @@ class LoggedMetrics:
         """Add a micro-batch to the metrics."""
         if statistics is None:
             return
-        metrics, counted = self.metrics, statistics.counted_N.sum()
+        metrics, counted = self.training_metrics, statistics.counted_N.sum()
         metrics.add("entropy", statistics.entropy_N.sum(), counted)
         metrics.add("mean_token_accuracy", statistics.is_top1_N.sum(), counted)
         metrics.count("num_tokens", input_tokens(batch.model_inputs))
@@ -151,20 +151,20 @@ class LoggedMetrics:
         """Run a micro-batch; after the last one of the step, add the step to the metrics."""
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            self.metrics.end_step()
+            self.training_metrics.end_step()
         return loss
 
     def log(self, logs, *args, **kwargs):
         """Log what the Trainer does, and in training the metrics since the last row."""
         if self.model.training:
-            logs.update(self.metrics.take())
+            logs.update(self.training_metrics.take())
         return super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """Evaluate as the Trainer does."""
         # TRL logs the trained tokens with an evaluation too, and counts them where this objective replaces it.
         if self.logs_metrics and hasattr(self, "_total_train_tokens"):
-            self._total_train_tokens = self.metrics.total("num_tokens")
+            self._total_train_tokens = self.training_metrics.total("num_tokens")
         return super().evaluate(*args, **kwargs)
 
 
