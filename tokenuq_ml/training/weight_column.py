@@ -14,6 +14,12 @@ class TokenWeightColumn:
     both without an error.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Before the Trainer is made: TRL's packing makes another dataset, without the column.
+        given = (*args, kwargs.get("train_dataset"))
+        self._was_given_weights = any(TOKEN_WEIGHTS in _columns(dataset) for dataset in given)
+        super().__init__(*args, **kwargs)
+
     def _set_signature_columns_if_needed(self) -> None:
         # Private in Trainer, but the only place that decides which columns of a dataset are kept.
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
@@ -24,14 +30,17 @@ class TokenWeightColumn:
         """Return the micro-batch made from the collator's `inputs`.
 
         Raises:
-            InputError: the dataset has token weights, and the collator has dropped them.
+            InputError: the dataset has token weights, and the collator or packing has dropped them.
         """
-        if TOKEN_WEIGHTS not in inputs and TOKEN_WEIGHTS in _columns(self.train_dataset):  # type: ignore[attr-defined]
-            collator = type(self.data_collator).__name__  # type: ignore[attr-defined]
-            raise InputError(
-                f"the train dataset has the column {TOKEN_WEIGHTS!r}, which the data collator ({collator}) drops; pass "
-                "a data_collator that pads it as `labels` (with 0), or remove the column"
-            )
+        if TOKEN_WEIGHTS not in inputs:
+            prepared = TOKEN_WEIGHTS in _columns(self.train_dataset)  # type: ignore[attr-defined]
+            if prepared or self._was_given_weights:
+                collator = f"the data collator ({type(self.data_collator).__name__})"  # type: ignore[attr-defined]
+                raise InputError(
+                    f"the train dataset has the column {TOKEN_WEIGHTS!r}, which {collator if prepared else 'packing'} "
+                    "drops; pass a data_collator that pads it as `labels` (with 0), and do not pack, or remove the "
+                    "column"
+                )
         return LabelledInputs(inputs)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

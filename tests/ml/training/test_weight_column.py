@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from tests.support.tiny_models import examples, tiny_peft
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.training import MLE, PAPER, plain_objective
 from tokenuq_ml import TokenObjective
 from tokenuq_ml.data.batching import TokenizedExample, collate
@@ -98,6 +99,25 @@ def test_a_collator_that_drops_the_weights_is_named(tmp_path, data):
     with pytest.raises(InputError, match=r"column 'token_weights', which the data collator \(function\) drops; pass a"):
         trainer.train()
     trainer_of(tmp_path, MLE, collator=dropping, data=rows(weighted=False)).train()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_trl_drops_is_named(tmp_path, packing):
+    """Its collator makes only the columns that it knows, and packing another dataset."""
+    trl = pytest.importorskip("trl")
+
+    class SftTrainer(TokenObjective, trl.SFTTrainer):
+        pass
+
+    arguments = trl.SFTConfig(
+        str(tmp_path), max_steps=1, report_to=[], use_cpu=True, bf16=False, packing=packing, max_length=64
+    )
+    trainer = SftTrainer(
+        model=tiny_peft(), args=arguments, train_dataset=rows(), processing_class=tiny_tokenizer(), ablation=MLE
+    )
+    dropped_by = "packing" if packing else r"the data collator \(DataCollatorForLanguageModeling\)"
+    with pytest.raises(InputError, match=f"column 'token_weights', which {dropped_by} drops; pass a data_collator"):
+        trainer.train()
 
 
 def test_weights_of_another_shape_or_below_0_are_refused():
