@@ -26,6 +26,8 @@ from tokenuq_ml.training.token_batch import TokenBatch
 NAMED_EXAMPLES = 5
 """How many examples a message names."""
 
+STOPPED = "Training stopped before the step changed the weights"
+
 LOSS, DIVERGENCE, WEIGHT = "the loss", "the divergence to the teacher", "the weight in the objective"
 
 
@@ -118,7 +120,7 @@ class FiniteSteps:
         elif origin is None:
             origin = "the outputs of all modules are finite; check your objective"
         tokens = self._tokens_of(micro_batch.batch, bad_N)
-        return f"step {self._current_step}: {what} is not finite for {tokens}; {origin}. Training stopped before the step changed the weights"
+        return f"step {self._current_step}: {what} is not finite for {tokens}; {origin}. {STOPPED}"
 
     def _gradient_message(self, norm: float) -> str:
         micro_batches = list(self._step_batches)
@@ -139,7 +141,7 @@ class FiniteSteps:
         first = f", first in {broken[0]}" if 0 < len(broken) < len(grads) else ""
         return (
             f"step {self._current_step}: the norm of the gradient is {norm}{first} ({_listed(examples)}); "
-            f"{origin}. Training stopped before the step changed the weights"
+            f"{origin}. {STOPPED}"
         )
 
     @property
