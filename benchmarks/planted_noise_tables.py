@@ -46,7 +46,7 @@ class Seed:
         return top["wrong"].mean(), average_precision_score(wrong, score), roc_auc_score(wrong, score)
 
     def cleanlab_scores(self, method: str, aggregate: str, keys: pl.DataFrame | None = None) -> pl.DataFrame:
-        """Return `example_id, score` of the subset, or of its tokens `keys`; cleanlab's qualities are low for suspects."""
+        """Return `example_id, score` of the subset or its tokens `keys`; cleanlab's qualities are low for suspects."""
         qualities = self.cleanlab if keys is None else self.cleanlab.join(keys, on=TOKEN_KEY, how="semi")
         return example_scores(qualities.select(*TOKEN_KEY, score=-pl.col(method).cast(pl.Float64)), aggregate)
 

@@ -1,15 +1,16 @@
-"""Which layers of an adapter Monte-Carlo dropout samples: all that are active, or the model is refused.
+"""Which layers of an adapter Monte-Carlo dropout samples: all active linear ones, or the model is refused.
 
 BALD is about the adapter's weights, which are sampled by dropping the input features of LoRA's linear layers. An active
 layer that nothing is dropped in would be held fixed: with only such layers BALD would be 0 everywhere, and with some of
-them it would be the uncertainty of a part of the adapter.
+them it would be the uncertainty of a part of the adapter. LoRA on embeddings is the exception: it has no input features,
+so PEFT's own dropout leaves it fixed too, and it takes part as it is next to linear layers that are sampled.
 """
 
 from collections import Counter
 
 from peft import PeftModel
 from peft.tuners.adalora import SVDLinear
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import Embedding, Linear, LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -48,14 +49,19 @@ def sampled_layers(model: PeftModel | PreTrainedModel) -> list[tuple[LoraLayer, 
             )
     found: list[tuple[LoraLayer, str]] = []
     fixed: Counter[str] = Counter()
+    held: Counter[str] = Counter()
     for path, module in adapter_modules(model):
         for name in module.active_adapters:
             if name not in module._get_available_adapters():
                 continue
             if isinstance(module, SAMPLED_LAYERS) and _is_sampled(module, name):
                 found.append((module, name))
+            elif isinstance(module, Embedding):
+                held[_describe(module, name)] += 1
             elif ".token_adapter" not in path:
                 fixed[_describe(module, name)] += 1
+    if not found:
+        fixed += held
     if fixed or not found:
         kinds = ", ".join(f"{count} of {kind}" for kind, count in fixed.items()) or "no layer at all"
         raise InputError(

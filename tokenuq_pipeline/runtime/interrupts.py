@@ -24,14 +24,14 @@ def hold_interrupts() -> Iterator[None]:
         yield
         return
     arrived: list[tuple[int, FrameType | None]] = []
-    handlers = {number: handler for number in HELD if callable(handler := signal.getsignal(number))}
+    handlers = {held: handler for held in HELD if callable(handler := signal.getsignal(held))}
     try:
-        for number in handlers:
-            signal.signal(number, lambda number, frame: arrived.append((number, frame)))
+        for held in handlers:
+            signal.signal(held, lambda number, frame: arrived.append((number, frame)))
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for held, handler in handlers.items():
+            signal.signal(held, handler)
         if arrived:
             number, frame = arrived[0]
             handlers[signal.Signals(number)](number, frame)

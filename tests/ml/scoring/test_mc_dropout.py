@@ -3,6 +3,7 @@
 import polars as pl
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tokenuq_ml.config import UncertaintySpec
@@ -166,4 +167,14 @@ def test_a_model_without_lora_is_rejected():
 
     model = get_peft_model(tiny_model(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
     with pytest.raises(InputError, match="BALD would be 0"), monte_carlo_dropout(model, SPEC):
+        pass
+
+
+def test_an_adapter_on_embeddings_alone_is_refused():
+    """PEFT's dropout leaves it fixed, so BALD would be 0 everywhere."""
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["embed_tokens"]))
+    with (
+        pytest.raises(InputError, match=r"1 of lora.Embedding, which it does not sample: .* uncertainty of nothing"),
+        monte_carlo_dropout(model, UncertaintySpec(samples=2)),
+    ):
         pass
