@@ -2,8 +2,8 @@
 
 BALD is about the adapter's weights, which are sampled by dropping the input features of LoRA's linear layers. An active
 layer that nothing is dropped in would be held fixed: with only such layers BALD would be 0 everywhere, and with some of
-them it would be the uncertainty of a part of the adapter. LoRA on embeddings is the exception: it has no input features,
-so PEFT's own dropout leaves it fixed too, and it takes part as it is next to linear layers that are sampled.
+them it would be the uncertainty of a part of the adapter. LoRA on embeddings is the exception: it has no input
+features, so PEFT's own dropout leaves it fixed too, and it takes part as it is next to linear layers that are sampled.
 """
 
 from collections import Counter
