@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 
-from tests.support.mixtures import MIXTURES, tiny_mixture
+from tests.support.mixtures import tiny_mixture
 from tests.support.model_folders import folder_spec, run_conversion
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import MIXTURES, tiny_model
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml import score_tokens
 from tokenuq_ml.config import LoraSpec

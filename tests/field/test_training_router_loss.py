@@ -6,9 +6,9 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from tests.support.mixtures import MIXTURES, labelled_rows, padded, tiny_mixture
+from tests.support.mixtures import labelled_rows, padded, tiny_mixture
 from tests.support.reporter import RecordingReporter
-from tests.support.tiny_models import examples
+from tests.support.tiny_models import MIXTURES, examples
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.training import MLE, training_setup
 from tokenuq_ml import TokenObjective

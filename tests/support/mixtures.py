@@ -3,21 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tests.support.tiny_models import VOCAB, examples
-
-MIXTURES = {
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen2_moe": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 24,
-        "decoder_sparse_step": 1,
-    },
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-}
-"""What makes a small mixture of each architecture."""
+from tests.support.tiny_models import MIXTURES, VOCAB, examples
 
 
 def tiny_mixture(kind: str, **fields) -> PreTrainedModel:

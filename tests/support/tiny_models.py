@@ -72,6 +72,22 @@ def examples(count: int, split: str = "train", vocab: int = VOCAB, seed: int = 0
     return made
 
 
+MIXTURES = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+        "decoder_sparse_step": 1,
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}
+"""What makes a small mixture of experts of each architecture."""
+RECURRENT = {"mamba": {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}}
+"""Models that carry a state from token to token; their configurations require ids of special tokens."""
+
 # What of each architecture could go wrong, and is on: caps, windows shorter than the texts, biases, tied heads or not.
 ARCHITECTURES = {
     "gemma": {"head_dim": 8, "tie_word_embeddings": True},
@@ -95,6 +111,8 @@ ARCHITECTURES = {
     "qwen3": {"head_dim": 8},
     "gpt2": {"num_key_value_heads": 4},
     "mistral": {"sliding_window": 8},
+    **MIXTURES,
+    **RECURRENT,
 }
 
 
