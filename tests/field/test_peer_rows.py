@@ -154,3 +154,24 @@ def test_a_loss_that_is_a_number_is_no_flag():
     given = turns("Q", "A")
     given[1]["loss"] = 0.31
     assert parse_row("messages", {"messages": given}).turn_weights is None
+
+
+def test_turns_in_pythons_notation_are_no_text():
+    """Before: pandas' `to_csv` made texts of lists, and these were trained."""
+    for row in ({"prompt": str(turns("Q")), "completion": "A"}, {"prompt": "Q", "completion": str(turns("", "A")[1:])}):
+        with pytest.raises(BrokenRow, match="turns are written by Python's `str`, which is not JSON: use `json.dumps`"):
+            parse_row("prompt_completion", row, "csv")
+    pair = {"prompt": "Q", "chosen": str(turns("Q", "A")), "rejected": str(turns("Q", "B"))}
+    with pytest.raises(BrokenRow, match=r"Python's `str`"):
+        parse_row("prompt_completion", pair, "csv")
+    text = "['a', 'b'] and [{'x': 1}]"
+    assert parse_row("prompt_completion", {"prompt": text, "completion": text}).messages == turns(text, text)
+
+
+def test_a_turn_that_names_two_roles_or_texts_is_named(tmp_path):
+    rows = [chat(f"Q{n}") for n in range(3)]
+    for row in rows:
+        row["messages"][0] |= {"from": "gpt", "value": "other"}
+        row["messages"][1] |= {"value": row["messages"][1]["content"]}
+    data = load_examples(messages_spec(write_lines(tmp_path / "d.jsonl", rows), "all"))
+    assert any("messages[].from (3), messages[].value (3)" in line for line in data.warnings)

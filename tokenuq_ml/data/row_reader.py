@@ -18,7 +18,7 @@ CHANGES_MEANING = {"images", "image", "videos", "audios", "documents", "chosen",
     *("system", "system_prompt", "tools", "functions", "label", "kto_tag", "weight", "reasoning", "reasoning_content"),
     *("thinking", "chat_template_kwargs", "messages", "conversations", "train", "train_detail", "training", "masked"),
     *("mask", "trainable", "learn", "loss_weight", "sample_weight", "token_weights", "completion_mask"),
-    *("assistant_masks", "labels", "weights"),
+    *("assistant_masks", "labels", "weights", "content", "value", "role", "from"),
 }
 """Columns that a user would expect to be trained on: if a format does not read them, that is a warning."""
 COLUMNS_OF_FORMATS = {

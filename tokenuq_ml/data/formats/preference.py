@@ -4,7 +4,7 @@ from typing import Any
 
 from tokenuq_ml.data.examples import Turn
 from tokenuq_ml.data.formats.row import Row
-from tokenuq_ml.data.formats.turns import assistant, read_turn, turns_of
+from tokenuq_ml.data.formats.turns import assistant, holds_turns, read_turn, turns_of
 from tokenuq_ml.data.sources.records import BrokenRow
 
 _REPEATED = 16
@@ -34,7 +34,7 @@ def chosen_answer(row: Row) -> list[Turn]:
     row.count(COUNT)
     if isinstance(given, dict) and not _is_columnar(given):
         return [read_turn(row, given, "'chosen'", "chosen")]
-    if isinstance(given, str) and not given.lstrip().startswith("[{"):
+    if isinstance(given, str) and not holds_turns(given) and not given.lstrip().startswith("[{"):
         _require_answer_alone(row, given)
         return [assistant(row.text("chosen"))]
     return turns_of(row, "chosen")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from tokenuq_ml.data.examples import Turn
@@ -25,6 +26,7 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 FLAG_KEYS = ("train", "training", "loss")
 """Whether a turn is trained: `train` as in axolotl, `loss` as in ms-swift. Read only if it is true or false, also as a
 word or as 1 or 0: a `loss` may be another number."""
+_PYTHON_TURNS = re.compile(r"\s*\[\{'(?:role|from|content|value)': ")
 _PASSED_ON = ("tool_call_id", "name")
 _KNOWN = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *_PASSED_ON, "tool_calls", "function_call", "weight"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -47,7 +49,12 @@ def holds_turns(value: Any) -> bool:
     """Return whether a column that may be text holds turns: a list, an object of lists, or JSON text of turns.
 
     JSON text counts only if each object has a role and a content: other text that looks like JSON is meant as text.
+
+    Raises:
+        BrokenRow: it is text of turns in Python's notation, which would be trained as it is.
     """
+    if isinstance(value, str) and _PYTHON_TURNS.match(value):
+        raise BrokenRow("not JSON", "turns are written by Python's `str`, which is not JSON: use `json.dumps`")
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             value = json.loads(value)
@@ -132,7 +139,7 @@ def _role(row: Row, turn: dict[str, Any], key: str, where: str) -> str:
     if turn.get(key) is None:
         raise BrokenRow("missing field", f"{where}: {key!r} is {'null' if key in turn else 'missing'}")
     speaker = check_text(turn[key], f"{where}: {key!r}")
-    role = row.spec.roles.get(speaker) or ROLES.get(speaker.lower())
+    role = row.spec.roles.get(speaker) or ROLES.get(speaker.strip().lower())
     if role is None:
         raise BrokenRow(
             "unknown role",
@@ -265,6 +272,11 @@ def _require_content(read: Turn, turn: dict[str, Any], key: str, where: str) -> 
 def _note_unread(row: Row, turn: dict[str, Any], read: set[str], column: str) -> None:
     mapped = {theirs for ours, theirs in row.spec.columns.items() if ours in ("weight", "train")}
     flags = {key for key in FLAG_KEYS if _flag(turn.get(key)) is not None}
+    for keys in (ROLE_KEYS, CONTENT_KEYS):
+        # A second name of the same field counts as read only if it says the same.
+        values = [turn[key] for key in keys if turn.get(key) is not None]
+        if len(values) > 1 and values[0] != values[1]:
+            row.unread_turn_fields.update(f"{column}[].{key}" for key in keys if key not in read)
     for key, value in turn.items():
         if value is not None and key not in _KNOWN | read | mapped | flags:
             row.unread_turn_fields.add(f"{column}[].{key}")
