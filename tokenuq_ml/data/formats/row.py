@@ -13,11 +13,11 @@ from tokenuq_ml.config import SPLITS, DatasetSpec
 from tokenuq_ml.data.sources.records import BrokenRow, check_text
 
 MISSING_IN_CSV = ("nan", "NaN", "<NA>", "None", "NULL", "null")
-SPLIT_WORDS = {
-    **{split: split for split in SPLITS},
-    **dict.fromkeys(("training",), "train"),
+SPLIT_WORDS: dict[str, str] = {
+    **{str(split): str(split) for split in SPLITS},
+    "training": "train",
     **dict.fromkeys(("valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("testing",), "test"),
+    "testing": "test",
 }
 """Words of a column `split` -> ours: those of `datasets`, without `eval`, which it takes for `test`."""
 _OF_PYTHON = ("[{", "{'", "['")
