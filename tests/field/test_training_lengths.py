@@ -147,6 +147,24 @@ def test_an_answer_is_the_same_alone_and_next_to_a_long_prompt(kind, tmp_path):
     assert together == [generate(dynamic_model(kind), tokenizer, [prompt], decoding)[0] for prompt in prompts]
 
 
+@torch.no_grad()
+def test_doge_scores_texts_beyond_its_window_alone():
+    """Its dynamic mask keeps the keys that score best in the padded length."""
+    model = tiny_zoo_model("doge", vocab_size=VOCAB)
+    assert shared_length(model) == 8
+    rows = score_examples(model, texts(), FLOAT32, max_tokens=10_000)
+    for text in texts():
+        ids = torch.tensor([text.input_ids])
+        loss_T = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        ours = rows.filter(example_id=text.example_id).sort("position")["loss"].to_torch()
+        torch.testing.assert_close(ours, loss_T[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_block_sparse_attention_is_refused():
+    with pytest.raises(InputError, match="BigBird.* attends by blocks .*attention_type. of its config.* original_full"):
+        score_examples(tiny_zoo_model("big_bird", attention_type="block_sparse"), texts(), FLOAT32)
+
+
 @pytest.mark.parametrize("kind", ["rwkv", "mamba", "llama"])
 def test_answers_do_not_depend_on_padding(kind):
     """RWKV's state takes in the padding, whatever the mask says; its prompts are padded with others of one length."""

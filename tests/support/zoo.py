@@ -103,6 +103,7 @@ TRANSFORMS = {
 """Factors and caps of logits under all their names, which are off by default; and other factors."""
 
 EXCEPTIONS: dict[str, dict] = {
+    "big_bird": {"attention_type": "original_full"},
     "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 50},
     "blt_local_decoder": {"hidden_size_global": 32},

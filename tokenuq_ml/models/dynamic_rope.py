@@ -1,5 +1,6 @@
-"""Rotary frequencies that follow the longest sequence of a pass: dynamic NTK scaling, and the long factors of Phi-3.
+"""Models in which a pass depends on the longest of its texts, and the length up to which it does not.
 
+Rotary frequencies follow it with dynamic NTK scaling and with the long factors of Phi-3; the dynamic mask of Doge, too.
 Beyond a length, they make a text's loss depend on the other texts of its batch, and with dynamic scaling also on the
 batches before. Here a text has the frequencies of its own length: texts beyond the limit are passes of their own, and
 what earlier passes have left is forgotten before each pass.
@@ -23,6 +24,8 @@ _found: WeakKeyDictionary[PreTrainedModel, list[nn.Module]] = WeakKeyDictionary(
 def shared_length(lm: PreTrainedModel) -> int | None:
     """Return the tokens up to which texts can share a pass; None if any texts can."""
     limits = [limit for module in _rotary_modules(lm) for limit in _limits(module)]
+    # Beyond this window, Doge keeps the keys that score best in the padded length.
+    limits += [lm.config.keep_window_size] if lm.config.model_type == "doge" else []
     return min(limits, default=None)
 
 
@@ -48,8 +51,8 @@ def require_one_length(lm: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         return
     if int(lengths.max()) > limit and int(lengths.min()) != int(lengths.max()):
         raise InputError(
-            f"the rotary positions of {type(lm).__name__} follow the longest text of a batch beyond {limit:,} tokens, "
-            f"so that a text's loss would depend on the others; this batch has texts of {int(lengths.min()):,} to "
+            f"{type(lm).__name__} follows the longest text of a batch beyond {limit:,} tokens, so that a text's loss "
+            f"would depend on the others; this batch has texts of {int(lengths.min()):,} to "
             f"{int(lengths.max()):,} tokens: use batches of one text (per_device_train_batch_size=1, with "
             "gradient_accumulation_steps for the batch), or shorter texts"
         )

@@ -114,6 +114,9 @@ def _decide(lm: PreTrainedModel) -> OutputPath:
         raise InputError(_refusal(lm, "is an encoder-decoder", "use a decoder-only language model"))
     # Of the class: transformers changes the flag of a decoder (`BartForCausalLM`) without its encoder.
     why = SHIFTED if type(lm.config).is_encoder_decoder else UNUSABLE.get(lm.config.model_type)
+    if getattr(lm.config, "attention_type", None) == "block_sparse":
+        what = "attends by blocks that depend on the length of the batch"
+        raise InputError(_refusal(lm, what, "set `attention_type` of its configuration to original_full"))
     if why:
         raise InputError(_refusal(lm, why, "use a decoder-only language model that attends to earlier tokens"))
     if not lm.config.return_dict:

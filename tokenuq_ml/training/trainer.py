@@ -199,7 +199,7 @@ def _one_text_a_pass(model: PeftModel, setup: TrainingSetup, reporter: Reporter,
     if limit is None or longest <= limit:
         return setup
     reporter.info(
-        f"{name}: one text per forward pass, because rotary positions follow the longest text of a pass beyond "
+        f"{name}: one text per forward pass, because this model follows the longest text of a pass beyond "
         f"{limit:,} tokens"
     )
     return replace(setup, train=setup.train.model_copy(update={"micro_batch_size": 1}))
