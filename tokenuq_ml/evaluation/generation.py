@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from tokenuq_ml.evaluation.prompt_batches import STEPS, batches_are_exact
+from tokenuq_ml.evaluation.prompt_batches import STEPS, batches_are_exact, require_generation
 from tokenuq_ml.models.dynamic_rope import forget_lengths, shared_length
 from tokenuq_ml.models.positions import require_positions
 
@@ -58,7 +58,8 @@ def generate(
 
     Raises:
         ValueError: a prompt is empty.
-        InputError: a prompt and its longest answer have more tokens than the model has positions.
+        InputError: a prompt and its longest answer have more tokens than the model has positions, or generation is
+            not that of the model's forward pass.
     """
     empty = [index for index, prompt in enumerate(prompts) if not prompt]
     if empty:
@@ -83,6 +84,8 @@ def generate(
         longest, fields = len(prompts[order[0]]) + decoding.max_new_tokens, causal_lm.config.get_text_config().to_dict()
         require_positions(longest, fields, what, "lower max_new_tokens, or use a model with more positions")
     with _quiet(), _evaluating(causal_lm, config), torch.no_grad():
+        if order:
+            require_generation(causal_lm, partial(_step_logits, causal_lm, pad))
         for batch in _batches(causal_lm, order, prompts, decoding, pad):
             forget_lengths(causal_lm)
             stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
