@@ -150,7 +150,7 @@ def test_an_answer_is_the_same_alone_and_next_to_a_long_prompt(kind, tmp_path):
 @torch.no_grad()
 def test_doge_scores_texts_beyond_its_window_alone():
     """Its dynamic mask keeps the keys that score best in the padded length."""
-    model = tiny_zoo_model("doge", vocab_size=VOCAB)
+    model = tiny_zoo_model("doge", vocab_size=VOCAB, keep_window_size=8)
     assert shared_length(model) == 8
     rows = score_examples(model, texts(), FLOAT32, max_tokens=10_000)
     for text in texts():
