@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenuq_ml.errors import InputError
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _BUCKETS = frozenset(_PACKAGES)
 _PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
+_NOT_FOUND = 404
 _CHECKSUMS = {"ETag", "Content-MD5", "Digest"}
 
 
@@ -31,7 +33,10 @@ def require(spec: DatasetSpec) -> None:
     assert spec.path is not None
     with _input_errors(spec):
         filesystem, inside = _open(spec.path)
-        if not filesystem.exists(inside):
+        if _scheme(spec.path).startswith("http"):
+            # `exists` says no to every error of the network.
+            filesystem.info(inside)
+        elif not filesystem.exists(inside):
             raise FileNotFoundError(spec.path)
 
 
@@ -104,21 +109,30 @@ def _input_errors(spec: DatasetSpec) -> Iterator[None]:
     where = f"dataset {spec.name}: {spec.path}"
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause = error.__cause__ if _scheme(str(spec.path)).startswith("http") else None
+        if cause is not None and getattr(cause, "status", None) != _NOT_FOUND:
+            raise _unreadable(where, cause) from None
         what = "no such file" if _scheme(str(spec.path)) not in _BUCKETS else "no such bucket, folder or file"
         raise InputError(f"{where}: {what}; correct `path:` of {spec.name} in datasets.yaml") from None
     except (ImportError, ValueError) as error:
         # fsspec raises ValueError for a scheme that it does not know.
         package = _PACKAGES.get(_scheme(str(spec.path)))
+        if isinstance(error, ValueError) and package and find_spec(package):
+            raise _unreadable(where, error) from None
         what = f"pip install {package}" if package else "download the files and name their folder"
         raise InputError(f"{where}: cannot be opened ({_first_line(error)}); {what}") from None
     except Exception as error:
         # Each file system has errors of its own: of access, of the network, of its server.
-        raise InputError(
-            f"{where}: cannot be read ({type(error).__name__}: {_first_line(error)}); check the address and the access "
-            "to it, or download the files and name their folder"
-        ) from None
+        raise _unreadable(where, error) from None
 
 
-def _first_line(error: Exception) -> str:
+def _unreadable(where: str, error: BaseException) -> InputError:
+    return InputError(
+        f"{where}: cannot be read ({type(error).__name__}: {_first_line(error)}); check the address and the access to "
+        "it, or download the files and name their folder"
+    )
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).split("\n")[0][:200]

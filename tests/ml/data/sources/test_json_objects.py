@@ -97,7 +97,7 @@ def test_field_needs_json(tmp_path):
             r"and no list of rows; write one object per line, or one li",
         ),
         ({"data": {"rows": ROWS}}, r"\(keys: data\), and no list of rows; write one object per line"),
-        ({"train": ROWS, "test": ROWS}, r"name the key that holds the rows as `field:` of a in datasets.yaml: train, test"),
+        ({"train": ROWS, "test": ROWS}, r"holds the rows as `field:` of a in datasets.yaml: train, test"),
     ],
 )
 def test_one_object_that_holds_lists_of_objects_names_field(tmp_path, indent, value, said):

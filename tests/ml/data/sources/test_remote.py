@@ -3,6 +3,7 @@
 import gzip
 import http.server
 import json
+import re
 import sys
 import threading
 from functools import partial
@@ -75,6 +76,10 @@ def test_a_file_of_a_web_server_is_read(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"b\.jsonl: no such file"):
             load_examples(missing)
         server.shutdown()
+    closed = messages_spec(f"{address}/a.jsonl")
+    assert re.search(rf"{address}/a\.jsonl: cannot be read \(Client.*Cannot connect", why_unavailable(closed))
+    with pytest.raises(InputError, match=r"cannot be read \(Client.*check the address and the access to it"):
+        load_examples(closed)
 
 
 @pytest.mark.parametrize(
