@@ -16,6 +16,7 @@ _limits: WeakKeyDictionary[PreTrainedModel, dict[str, Any] | None] = WeakKeyDict
 """The configuration of models whose positions end; None for others."""
 
 
+@torch.compiler.disable
 def start_pass(lm: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     """Check the inputs of a pass, and forget what earlier passes have left in the model.
 
