@@ -167,6 +167,11 @@ def test_questions_whose_answers_no_filter_extracts_are_left_out():
             ),
             "train/000: its answer must end in `#### number`",
         ),
+        (
+            TEST.with_columns(messages=pl.lit([{"role": role, "content": "2\n#### 2"} for role in gsm8k.ROLES * 2])),
+            TRAIN,
+            "test/000: has several questions or answers, and lm-eval asks one",
+        ),
     ],
 )
 def test_bad_documents_are_named(examples, shots, message):
