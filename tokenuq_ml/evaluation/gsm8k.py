@@ -177,8 +177,8 @@ def _document(row: dict) -> dict[str, str]:
         raise InputError(f"GSM8K example {row['example_id']}: needs a question and an answer; remove it from the data")
     if sum(m["role"] in ROLES for m in row["messages"]) > len(ROLES):
         raise InputError(
-            f"GSM8K example {row['example_id']}: has several questions or answers, and lm-eval asks one; name a dataset "
-            "of single questions in evaluation.gsm8k.dataset"
+            f"GSM8K example {row['example_id']}: has several questions or answers, and lm-eval asks one; name a "
+            "dataset of single questions in evaluation.gsm8k.dataset"
         )
     if "####" not in texts["assistant"]:
         raise InputError(
