@@ -17,6 +17,7 @@ import polars as pl
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
@@ -40,7 +41,7 @@ STATES_BYTES = 256 * 2**20
 
 
 @contextmanager
-def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[StartPass]:
+def monte_carlo_dropout(model: PeftModel | PreTrainedModel, spec: UncertaintySpec) -> Iterator[StartPass]:
     """Replace the dropouts of the active adapters inside the context, and restore them afterwards.
 
     Yields:
@@ -68,7 +69,7 @@ def monte_carlo_dropout(model: PeftModel, spec: UncertaintySpec) -> Iterator[Sta
 
 @torch.no_grad()
 def sample_hidden_states(
-    model: PeftModel, batch: Batch, start_pass: StartPass, samples: int, numerics: Numerics
+    model: PeftModel | PreTrainedModel, batch: Batch, start_pass: StartPass, samples: int, numerics: Numerics
 ) -> Tensor:
     """Return `hidden_KND`: K dropout samples of the hidden states that predict the response tokens of the batch.
 
@@ -88,7 +89,7 @@ def sample_hidden_states(
 
 
 def token_uncertainty(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     examples: list[TokenizedExample],
     spec: UncertaintySpec,
     numerics: Numerics,
@@ -117,7 +118,7 @@ def token_uncertainty(
 
 
 def uncertainty_in_model_dtype(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     examples: list[TokenizedExample],
     spec: UncertaintySpec,
     numerics: Numerics,
