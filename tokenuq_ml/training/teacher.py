@@ -111,6 +111,12 @@ class OnlineTeacher(TeacherSource):
         check_forward(student)
         check_in_use(student, "a teacher inside the student's model")
         check_base_is_intact(student)
+        if getattr(causal_lm(student).config, "rescale_every", 0):
+            raise InputError(
+                f"{type(causal_lm(student)).__name__} scales its weights in place for the teacher's pass, between the "
+                "student's forward and backward pass; load it with rescale_every=0, or pass "
+                "teacher=SeparateTeacher(base_model)"
+            )
         configs = adapter_configs(student)
         if self.adapter is not None and self.adapter not in configs:
             raise InputError(f"the model has no adapter {self.adapter!r} for the teacher; it has: {', '.join(configs)}")

@@ -1,9 +1,13 @@
 """Teachers that run a forward pass: another adapter of the student's model, or another model."""
 
+import pytest
 import torch
 
 from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
+from tests.support.zoo import tiny_zoo_model
+from tests.support.zoo_outcomes import with_adapter
 from tokenuq_ml.data.batching import collate
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapters import attach_adapter, use_adapter
 from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher
 
@@ -46,3 +50,10 @@ def test_a_separate_teacher_uses_its_own_model_and_head():
     expected = batch.predicting(other.model(batch.input_ids_BT).last_hidden_state)
     torch.testing.assert_close(teacher.states(None, batch).hidden_ND, expected)
     assert teacher.head.weight_VD is other.lm_head.weight
+
+
+def test_a_model_that_scales_its_weights_for_the_teachers_pass_is_refused():
+    """RWKV, unless it is told not to."""
+    with pytest.raises(InputError, match="rescale_every=0"):
+        OnlineTeacher().prepare(with_adapter(tiny_zoo_model("rwkv")))
+    OnlineTeacher().prepare(with_adapter(tiny_zoo_model("rwkv", rescale_every=0)))
