@@ -11,10 +11,12 @@ from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import MIXTURES, examples
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.training import MLE, training_setup
+from tests.support.zoo import VOCAB, tiny_zoo_model
 from tokenuq_ml import TokenObjective
 from tokenuq_ml.config import LoraSpec
 from tokenuq_ml.models.adapters import add_adapter
-from tokenuq_ml.models.router_loss import router_coefficient
+from tokenuq_ml.models.gate import output_path
+from tokenuq_ml.models.router_loss import router_coefficient, states_and_router_loss
 from tokenuq_ml.training.trainer import train
 
 
@@ -70,6 +72,19 @@ def test_losses_and_gradients_are_those_of_the_models_own_forward_pass(kind, tmp
     without = trained(_Ours, tiny_mixture(kind), tmp_path, ablation=MLE)
     assert without.losses[0] < ours.losses[0] - 0.1
     assert not any("aux_loss" in row for row in without.state.log_history)
+
+
+@pytest.mark.parametrize("kind", ["jetmoe", "gpt_oss", "granitemoe", "dbrx", "phimoe", "qwen3_next"])
+def test_other_mixtures_have_the_weighted_loss_of_their_own_forward_pass(kind):
+    """The coefficient has another name in JetMoE."""
+    model = tiny_zoo_model(kind).train()
+    inputs = {name: tensor % VOCAB for name, tensor in padded(labelled_rows(3)).items() if name != "labels"}
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    path, own = output_path(model), [model(**inputs, labels=labels, output_router_logits=on) for on in (True, False)]
+    states, aux_loss = states_and_router_loss(model, inputs, model.forward, path.from_logits)
+    assert states.shape[:2] == labels.shape
+    added = router_coefficient(model) * aux_loss
+    assert float(added) == pytest.approx(float(own[0].loss - own[1].loss), abs=1e-5) and float(added) > 1e-3
 
 
 def test_the_term_is_added_to_a_distilling_adapters_training(tmp_path):

@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 SWITCH = "output_router_logits"
 """The field of a configuration that makes a model add the loss to its own; also an argument of its forward pass."""
 
+COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+"""Names of the loss's weight in a model (the second one in JetMoE)."""
+
 
 def has_router_loss(lm: PreTrainedModel) -> bool:
     """Return whether the model's own forward pass can return the loss."""
@@ -26,8 +29,8 @@ def router_coefficient(lm: PreTrainedModel) -> float:
     """Return the weight that the model gives the loss; 0 if it has none."""
     if not has_router_loss(lm):
         return 0.0
-    config = lm.config.get_text_config()
-    return float(getattr(lm, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0)) or 0.0)
+    places = [(lm, name) for name in COEFFICIENTS] + [(lm.config.get_text_config(), COEFFICIENTS[0])]
+    return next((float(value) for where, name in places if (value := getattr(where, name, None)) is not None), 0.0)
 
 
 def states_and_router_loss(
