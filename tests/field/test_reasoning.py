@@ -11,6 +11,7 @@ from tests.support.tiny_datasets import parse_row
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tests.support.tokenizing import examples_of, tokenize, tokens_of, trained_texts, turns
 from tokenuq_ml.data.chat_template import ChatTemplate
+from tokenuq_ml.data.tokenization import tokenize_example
 from tokenuq_ml.errors import InputError
 
 
@@ -181,3 +182,20 @@ def test_qwen3_cuts_the_reasoning_of_earlier_answers(tmp_path):
     tokenizer, first = tiny_tokenizer(), made.table.row(0, named=True)
     trained = trained_texts(tokenizer, first["input_ids"], first["response_mask"])
     assert trained == ["1<|im_end|>", f"{think}2<|im_end|>"]
+
+
+def test_conversations_of_the_library_may_have_reasoning_parts_and_calls_alone():
+    """Before: `thinking` was not checked in the rendering, and a content of None raised an AttributeError."""
+    tokenizer = tiny_tokenizer(chat_template=QWEN3)
+    plain = tokenize_example(tokenizer, reasoned("Q", "A", "Hm."), 200)
+    assert tokenize_example(tokenizer, reasoned("Q", "A", "Hm.", "thinking"), 200) == plain
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "A"}]
+    assert tokenize_example(tokenizer, [*turns("Q"), {"role": "assistant", "content": parts}], 200) == plain
+    call = [{"type": "function", "function": {"name": "weather", "arguments": {}}}]
+    called = [*turns("Q"), {"role": "assistant", "content": None, "tool_calls": call}]
+    assert "weather" in tokenizer.decode(tokenize_example(tokenizer, called, 200).input_ids)
+    with pytest.raises(InputError, match="turn 2: the chat template leaves out the assistant's reasoning_content"):
+        tokenize_example(tiny_tokenizer(), reasoned("Q", "A", "Hm.", "thinking"), 200)
+    picture = [{"role": "user", "content": [{"type": "image"}]}, turns("", "A")[1]]
+    with pytest.raises(InputError, match="turn 1 has a part of type 'image'; only parts of text are trained"):
+        tokenize_example(tiny_tokenizer(), picture, 200)

@@ -13,6 +13,8 @@ from tokenuq_ml.data.answers import Fault, RenderedConversation, missing_texts, 
 from tokenuq_ml.data.chat_template import ChatTemplate, Span, TemplateError, default_template
 from tokenuq_ml.data.encoding import Encoded, Text, TextEncoder
 from tokenuq_ml.data.examples import TEXT_ROLE, Example, Turn
+from tokenuq_ml.data.formats.turns import REASONING_KEYS, content_of
+from tokenuq_ml.data.sources.records import BrokenRow
 from tokenuq_ml.data.untrained_spans import untrained_tokens
 from tokenuq_ml.errors import InputError
 
@@ -252,11 +254,23 @@ def tokenize_example(
         InputError: there is no chat template, it does not render the conversation as generation would have it, or the
             tokenizer returns no offsets.
     """
-    (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("", "", list(messages))])
+    turns = [_normalised(turn, f"turn {number}") for number, turn in enumerate(messages, 1)]
+    (tokens,) = ConversationTokenizer(tokenizer).tokenize([Example("", "", turns)])
     for fault in tokens.faults:
         raise InputError(f"{describe(fault)}; {_REMEDY}")
     ids, mask = tokens.input_ids, tokens.response_mask
     return TokenizedConversation(ids[:max_length], mask[:max_length], len(ids) > max_length)
+
+
+def _normalised(turn: Turn, where: str) -> Turn:
+    """Return a turn with text as its content and with our name of its reasoning, as rows have them."""
+    try:
+        reasoning, text = content_of(turn.get("content"), where)
+    except BrokenRow as broken:
+        raise InputError(str(broken)) from None
+    reasoning += [str(turn[key]) for key in REASONING_KEYS if turn.get(key)]
+    said = {"reasoning_content": "\n\n".join(dict.fromkeys(reasoning))} if reasoning else {}
+    return {key: value for key, value in turn.items() if key not in REASONING_KEYS} | {"content": text} | said
 
 
 def describe(fault: Fault) -> str:

@@ -109,7 +109,7 @@ def read_turn(row: Row, turn: Any, where: str, column: str) -> Turn:
     role = _role(row, turn, speaker_key, where)
     read: Turn = {"role": role, "content": ""}
     content = _parts_of_text(row, turn.get(content_key))
-    reasoning, text = _content(content, f"{where}: {content_key!r}")
+    reasoning, text = content_of(content, f"{where}: {content_key!r}")
     read["content"] = text
     for key in REASONING_KEYS:
         if given := turn.get(key):
@@ -165,7 +165,7 @@ def _parts_of_text(row: Row, value: Any) -> Any:
     return parts
 
 
-def _content(value: Any, at: str) -> tuple[list[str], str]:
+def content_of(value: Any, at: str) -> tuple[list[str], str]:
     """Return the reasoning and the text of a turn's content: text, or a list of parts.
 
     Raises:
