@@ -16,7 +16,7 @@ from tokenuq_ml import TokenObjective
 from tokenuq_ml.config import LoraSpec
 from tokenuq_ml.models.adapters import add_adapter
 from tokenuq_ml.models.gate import output_path
-from tokenuq_ml.models.router_loss import router_coefficient, states_and_router_loss
+from tokenuq_ml.models.router_loss import has_router_loss, router_coefficient, states_and_router_loss
 from tokenuq_ml.training.trainer import train
 
 
@@ -85,6 +85,16 @@ def test_other_mixtures_have_the_weighted_loss_of_their_own_forward_pass(kind):
     assert states.shape[:2] == labels.shape
     added = router_coefficient(model) * aux_loss
     assert float(added) == pytest.approx(float(own[0].loss - own[1].loss), abs=1e-5) and float(added) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("granitemoehybrid", {"num_local_experts": 0}), ("qwen3_moe", {"mlp_only_layers": [0, 1]}), ("llama", {})],
+)
+def test_models_without_experts_have_no_router_loss(kind, fields):
+    """The first two classes fail if they are asked for it."""
+    model = tiny_zoo_model(kind, **fields)
+    assert not has_router_loss(model) and router_coefficient(model) == 0.0
 
 
 def test_the_term_is_added_to_a_distilling_adapters_training(tmp_path):

@@ -9,9 +9,14 @@ Shapes: B sequences, T positions.
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from tokenuq_ml.models.flags import evaluation_mode
+from tokenuq_ml.models.placement import device_of
 
 SWITCH = "output_router_logits"
 """The field of a configuration that makes a model add the loss to its own; also an argument of its forward pass."""
@@ -20,9 +25,29 @@ COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 """Names of the loss's weight in a model (the second one in JetMoE)."""
 
 
+_known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
 def has_router_loss(lm: PreTrainedModel) -> bool:
-    """Return whether the model's own forward pass can return the loss."""
-    return hasattr(lm.config.get_text_config(), SWITCH) and SWITCH in _arguments(lm)
+    """Return whether the model's own forward pass returns the loss; tried once per model.
+
+    Dense models of a class for mixtures (Granite-4 without experts) fail at it or return nothing.
+    """
+    if lm not in _known:
+        named = hasattr(lm.config.get_text_config(), SWITCH) and SWITCH in _arguments(lm)
+        _known[lm] = named and _returns_loss(lm)
+    return _known[lm]
+
+
+@torch.no_grad()
+def _returns_loss(lm: PreTrainedModel) -> bool:
+    ids_BT = torch.arange(4, device=device_of(lm))[None] % lm.get_input_embeddings().weight.shape[0]
+    with evaluation_mode(lm):
+        try:
+            aux_loss = lm(input_ids=ids_BT, use_cache=False, return_dict=True, **{SWITCH: True}).aux_loss
+        except (AttributeError, IndexError, TypeError):
+            return False
+    return isinstance(aux_loss, Tensor)
 
 
 def router_coefficient(lm: PreTrainedModel) -> float:
