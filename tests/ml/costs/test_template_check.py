@@ -57,3 +57,19 @@ def test_the_tokenizer_is_that_of_the_converted_model_or_of_its_source(folder, t
     hub = ModelSpec(name="m", source="hub", id="a/b")
     assert tokenizer_folder(hub, tmp_path) is None
     assert tiny_tokenizer().chat_template == CHATML
+
+
+def test_prompts_of_evaluations_that_the_template_does_not_render_are_named(folder):
+    """They would fail after the teacher is trained."""
+    asked = examples_of([turns("Q", "A")] * 2, template={"tools": [{"type": "function", "function": {"name": "f"}}]})
+    model = ModelSpec(name="m", source="path", path=str(folder))
+
+    def said(**keys):
+        study = StudySpec(name="s", model="m", dataset="d", ablations=("mle",), **keys)
+        return list(template_findings(study, model, folder, {}, {"checks": asked}))
+
+    assert said() == [
+        "checks: evaluations cannot ask its questions: example d/000000: the chat template leaves out the tools f; "
+        "correct the example, or use a chat template that renders it"
+    ]
+    assert said(template_drops="allow") == []
