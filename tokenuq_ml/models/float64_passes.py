@@ -1,7 +1,7 @@
 """Forward passes in float64 of a model that stays in its own dtype: the reference for measuring rounding errors.
 
-Widens the weights of each module while it runs and restores them afterwards, so that a model needs additional memory
-for its largest module only, not for a complete copy. Modelling code that asks for float32 (norms, softmax, rotary
+Widens the weights of each layer while it runs and restores them afterwards, so that a model needs additional memory
+for its largest layer only, not for a complete copy. Modelling code that asks for float32 (norms, softmax, rotary
 angles) gets float64. Slow, for small samples; no gradient.
 """
 
@@ -25,6 +25,11 @@ def float64_passes(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module, tensors in _units(model):
             widening = _Widening(tensors)
+            if all(tensor.dim() < 2 for tensor in tensors):
+                # Small, and the dtype of a final norm may be read before it runs.
+                widening.widen()
+                stack.callback(widening.restore)
+                continue
             stack.callback(module.register_forward_pre_hook(widening.widen).remove)
             # Also after an error, so that no weight stays wide.
             stack.callback(module.register_forward_hook(widening.restore, always_call=True).remove)
@@ -51,14 +56,15 @@ def _eager_experts(model: nn.Module) -> Iterator[None]:
 def _units(model: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
     """Yield each module that owns tensors, with those tensors.
 
-    A LoRA layer comes with the tensors of all modules inside it, because it reads them itself; so does a state-space
-    layer, which hands the weights of its convolution and projections to its kernels.
+    A decoder layer and a LoRA layer come with the tensors of all modules inside them, because some of their code reads
+    these itself: kernels of state-space layers, and code that casts to the dtype of the next projection.
     """
     inside: set[int] = set()
+    layers = {id(layer) for lists in model.modules() if isinstance(lists, nn.ModuleList) for layer in lists}
     for module in model.modules():
         if id(module) in inside:
             continue
-        recurse = isinstance(module, LoraLayer) or any(isinstance(child, nn.Conv1d) for child in module.children())
+        recurse = isinstance(module, LoraLayer) or id(module) in layers
         if recurse:
             inside.update(map(id, module.modules()))
         tensors = [*module.parameters(recurse), *module.buffers(recurse)]

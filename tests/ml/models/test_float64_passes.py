@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.tiny_models import ARCHITECTURES, FLOAT32, VOCAB, examples, tiny_architecture, tiny_model, tiny_peft
+from tests.support.zoo import tiny_zoo_model
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample, collate
 from tokenuq_ml.models.adapters import add_adapter
@@ -92,3 +93,18 @@ def test_the_sample_stays_within_its_budget_whatever_the_order():
     assert [one.example_id for one in reference_sample(long)] == ["long/1"]
     unscored = TokenizedExample("none", "none", "test", [1, 2], [False, False])
     assert reference_sample([unscored]) == [] and collate(sample).tokens > 0
+
+
+@pytest.mark.parametrize("kind", ["mamba", "deepseek_v32", "dbrx", "zaya", "nemotron_h"])
+@torch.no_grad()
+def test_code_that_reads_the_weights_of_modules_inside_gets_float64(kind):
+    """Kernels of state-space layers, and casts to the dtype of the next projection, expert or norm."""
+    model = tiny_zoo_model(kind).to(torch.bfloat16)
+    wide, plain = copy.deepcopy(model).double(), hidden_states(model, INPUTS)
+    wide.set_experts_implementation("eager")
+    with Float64ForFloat32():
+        expected = hidden_states(wide, INPUTS)
+    with float64_passes(model):
+        got = hidden_states(model, INPUTS)
+    assert (got - expected).norm() < 1e-12 * expected.norm() < (got - plain).norm()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
