@@ -113,7 +113,14 @@ ARCHITECTURES = {
     "mistral": {"sliding_window": 8},
     **MIXTURES,
     **RECURRENT,
+    # Its own forward pass computes the logits: there is a dense layer with a norm before the output layer.
+    "modernbert_decoder": {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2, "num_key_value_heads": 4},
 }
+
+
+def _model_type(kind: str) -> str:
+    """Return transformers' name; names of studies have no hyphens."""
+    return kind.replace("_", "-") if "decoder" in kind else kind
 
 
 def tiny_architecture(kind: str, vocab: int = VOCAB):
@@ -122,7 +129,9 @@ def tiny_architecture(kind: str, vocab: int = VOCAB):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "vocab_size": vocab, "max_position_embeddings": 512, "initializer_range": 0.2}
     sizes |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **ARCHITECTURES[kind]}))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(_model_type(kind), **{**sizes, **ARCHITECTURES[kind]})
+    )
     for name, parameter in model.named_parameters():
         # GPT-2 calls its norms ln_1 and the like.
         if "norm" in name or "ln_" in name or "bias" in name:

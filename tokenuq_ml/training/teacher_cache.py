@@ -76,11 +76,15 @@ class CachedTeacher(TeacherSource):
     def prepare(self, student: PeftModel | PreTrainedModel, tokenizer: Any = None) -> None:
         """Check that the student has the head that the states are for, and does not train it.
 
+        States that are logits, of a model whose own forward pass computes them, need no head.
+
         Raises:
             InputError: the student trains or adapts its head.
         """
         head = head_of(student)
-        if isinstance(head, LogitsHead) or head.weight_VD.requires_grad:
+        width = self._file.get_slice("hidden_ND").get_shape()[1]
+        holds_logits = isinstance(head, LogitsHead) and width == head.vocabulary
+        if not holds_logits and (isinstance(head, LogitsHead) or head.weight_VD.requires_grad):
             raise InputError(
                 "the cached states are for the base model's head, and the student trains or adapts its own; use "
                 "OnlineTeacher, or leave lm_head out of the adapter"
