@@ -18,6 +18,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.keyed_masks import KeyedMasks, kept_scale
 from tokenuq_ml.models.output_layer import own_logits
+from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.seeding import probe_generator
 
 EAGER = "eager"
@@ -48,7 +49,7 @@ def require_softmax_attention(model: PreTrainedModel) -> None:
     """
     remedy = "; set attention_dropout to 0, or use another model"
     ids_BT = torch.randint(model.get_input_embeddings().weight.shape[0], (2, 9), generator=probe_generator())
-    inputs, replaced = {"input_ids": ids_BT.to(model.device)}, []
+    inputs, replaced = {"input_ids": ids_BT.to(device_of(model))}, []
 
     def attend(module: nn.Module, *args, **kwargs):
         replaced.append(module)
