@@ -19,6 +19,8 @@ from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
+from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.teacher import OnlineTeacher
 from tokenuq_ml.training.trainer import train
@@ -112,6 +114,10 @@ class TestAgainstPyTorch:
         setup = TrainingSetup(
             examples(11), spec, AblationSpec(name="x", **ablation), 0, FLOAT32, OnlineTeacher("teacher", FLOAT32)
         )
+        # The gate's trial passes are made once for each state of the adapters, and belong to no step.
+        output_path(model)
+        with use_adapter(model, "teacher"):
+            output_path(model)
         operations, recorder = counted(lambda: train(model, setup, tmp_path, RecordingReporter(), "x"))
         costs = recorder.costs
         assert costs.steps == 6 and costs.response_tokens == 2 * sum(len(e.positions) for e in setup.examples)
