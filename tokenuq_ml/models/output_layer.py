@@ -72,7 +72,7 @@ def has_hooks(module: nn.Module) -> bool:
     return any(_is_users(hook) for hooks in kinds for hook in hooks.values())
 
 
-def sees_logits(lm: PreTrainedModel) -> bool:
+def sees_logits(lm: nn.Module) -> bool:
     """Return whether a hook of the user's runs after the model's forward pass, on its logits."""
     return any(_is_users(hook) for hook in lm._forward_hooks.values())
 

@@ -10,6 +10,7 @@ from tokenuq_ml.config.load import problems
 from tokenuq_ml.config.shipped import shipped_ablations
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_configs, check_training, has_adapter
+from tokenuq_ml.models.output_layer import causal_lm, sees_logits
 from tokenuq_ml.training.objective_hooks import ObjectiveHooks
 from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher, TeacherSource
 
@@ -81,9 +82,15 @@ def check_trainable(model: nn.Module) -> None:
     """Check, when a training starts, that the model's adapters are in use and something is trained.
 
     Raises:
-        InputError: see `adapter_kinds.check_training`; or all parameters are frozen.
+        InputError: see `adapter_kinds.check_training`; all parameters are frozen; or a hook reads the model's output.
     """
     check_training(model)
+    for outer in (model, causal_lm(model)):
+        if sees_logits(outer):
+            raise InputError(
+                f"{type(outer).__name__} has a forward hook, which would get the loss in place of the logits that "
+                "training does not compute; remove it, or put it on the decoder or a layer"
+            )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "all parameters of the model are frozen, so nothing would be trained; load the adapter with "

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from transformers import Trainer
 
 from tests.support.tiny_models import tiny_model, tiny_peft
-from tests.support.trainers import Ours, rows, trained, trainer_of
+from tests.support.trainers import Ours, Plain, rows, trained, trainer_of
 from tests.support.training import PAPER
 from tokenuq_ml import AblationSpec, SeparateTeacher, TokenObjective
 from tokenuq_ml.config.shipped import shipped_ablations
@@ -140,3 +140,23 @@ def test_a_subclass_may_leave_out_the_number_of_tokens():
 def test_a_spec_of_a_study_is_taken_as_it_is():
     spec = AblationSpec(name="mine", select="all")
     assert trainer_of(Ours, spec, train_dataset=rows(2)).ablation is spec
+
+
+@pytest.mark.parametrize("hooked", [lambda model: model, lambda model: model.get_base_model()], ids=["PEFT's", "inner"])
+def test_a_hook_that_would_not_get_logits_is_refused_when_training_starts(hooked):
+    trainer = trainer_of(Ours, ALL)
+    handle = hooked(trainer.model).register_forward_hook(lambda *_: None)
+    with pytest.raises(InputError, match="has a forward hook, which would get the loss in place of the logits"):
+        trainer.train()
+    handle.remove()
+    assert trainer.train().global_step
+
+
+def test_a_hook_on_a_layer_takes_part_in_training():
+    losses = []
+    for kind in (Ours, Plain):
+        trainer = trainer_of(kind, ALL)
+        trainer.model.get_base_model().model.layers[0].register_forward_hook(lambda _, __, out: out * 0.5)
+        trainer.train()
+        losses.append(trainer.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
