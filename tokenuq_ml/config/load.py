@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
+from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.sweeps import expand
 from tokenuq_ml.errors import InputError
 
@@ -268,22 +269,6 @@ def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpe
         raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(spec_class, error))) from None
 
 
-def problems(spec_class: type[Spec], error: ValidationError) -> list[str]:
-    """Return `.key: message` for each thing that is wrong with an entry."""
-    return [_problem_text(spec_class, problem) for problem in error.errors()]
-
-
-def _problem_text(spec_class: type[Spec], problem: Any) -> str:
-    """Return `.key: message` for one of pydantic's error details."""
-    key = ".".join(str(part) for part in problem["loc"] if part != "name")
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = f"unknown key; allowed: {', '.join(_allowed_keys(spec_class, problem['loc']))}"
-    elif problem["type"] not in ("missing", "value_error"):
-        message += f", got {problem['input']!r}"
-    return f"{'.' + key if key else ''}: {message}"
-
-
 def _absolute(folder: Path, written: str) -> str:
     """Return the absolute path that `written` stands for, with environment variables replaced.
 
@@ -296,14 +281,3 @@ def _absolute(folder: Path, written: str) -> str:
     if "$" in expanded or not expanded.strip():
         return written
     return expanded if "://" in expanded else str((folder / Path(expanded).expanduser()).resolve())
-
-
-def _allowed_keys(spec_class: type[Spec], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the (nested) spec that holds the unknown key at `loc`."""
-    for part in loc[:-1]:
-        field = spec_class.model_fields.get(part) if isinstance(part, str) else None
-        if field is None:
-            break
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        spec_class = next((c for c in candidates if isinstance(c, type) and issubclass(c, Spec)), spec_class)
-    return [field.alias or key for key, field in spec_class.model_fields.items() if key != "name"]

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tokenuq_ml.config import AblationSpec
-from tokenuq_ml.config.load import problems
+from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.shipped import shipped_ablations
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_configs, check_training, has_adapter
