@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def test_constraints_pin_every_development_tool():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    tools = {name.split(">")[0].lower() for name in project["optional-dependencies"]["dev"] if ">" in name}
+    tools = {re.split(r"[>\[]", name)[0].lower() for name in project["optional-dependencies"]["dev"] if ">" in name}
     assert tools <= pinned
 
 
