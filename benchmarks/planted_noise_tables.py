@@ -47,7 +47,7 @@ class Seed:
 
     def cleanlab_scores(self, method: str, aggregate: str, keys: pl.DataFrame | None = None) -> pl.DataFrame:
         """Return `example_id, score` of the subset or its tokens `keys`; cleanlab's qualities are low for suspects."""
-        qualities = self.cleanlab if keys is None else self.cleanlab.join(keys, on=TOKEN_KEY, how="semi")
+        qualities = _only(self.cleanlab, keys)
         return example_scores(qualities.select(*TOKEN_KEY, score=-pl.col(method).cast(pl.Float64)), aggregate)
 
 
@@ -60,6 +60,10 @@ def with_categories(tokens: pl.DataFrame) -> pl.DataFrame:
         found = categorise(token_texts(tokenizer, ids), [token_id in special for token_id in ids])
         parts.append(rows.with_columns(category=pl.Series(found)))
     return pl.concat(parts)
+
+
+def _only(tokens: pl.DataFrame, keys: pl.DataFrame | None) -> pl.DataFrame:
+    return tokens if keys is None else tokens.join(keys, on=TOKEN_KEY, how="semi")
 
 
 def over_seeds(values: Iterable[float]) -> str:
@@ -115,20 +119,19 @@ def main() -> None:
         return
     subsets = [seed.tokens.join(seed.cleanlab.select(TOKEN_KEY), on=TOKEN_KEY, how="semi") for seed in compared]
     numbers_of = [subset.filter(pl.col("category") == "number").select(TOKEN_KEY) for subset in subsets]
-    scores = {
-        f"{TOKEN_SCORE}, {AGGREGATE}": [example_scores(token_scores(subset)) for subset in subsets],
-        f"margin, {AGGREGATE}": [example_scores(token_scores(subset, "margin")) for subset in subsets],
-        f"{TOKEN_SCORE}, {AGGREGATE}, numbers": [
-            example_scores(token_scores(subset, categories=("number",))) for subset in subsets
-        ],
-    }
-    for method in CLEANLAB_METHODS:
-        for aggregate in ("max", AGGREGATE):
-            name = f"cleanlab {method}, {aggregate}"
-            scores[name] = [seed.cleanlab_scores(method, aggregate) for seed in compared]
-        scores[f"cleanlab {method}, {AGGREGATE}, numbers"] = [
-            seed.cleanlab_scores(method, AGGREGATE, keys) for seed, keys in zip(compared, numbers_of, strict=True)
-        ]
+    scores = {}
+    for aggregate in ("mean", "max", "top3"):
+        for name, keys in (("", [None] * len(compared)), (", numbers", numbers_of)):
+            pairs = list(zip(compared, keys, strict=True))
+            for score in (TOKEN_SCORE, "margin"):
+                scores[f"{score}, {aggregate}{name}"] = [
+                    example_scores(token_scores(_only(subset, of), score), aggregate)
+                    for subset, of in zip(subsets, keys, strict=True)
+                ]
+            for method in CLEANLAB_METHODS:
+                scores[f"cleanlab {method}, {aggregate}{name}"] = [
+                    seed.cleanlab_scores(method, aggregate, of) for seed, of in pairs
+                ]
     print(table("The subset that cleanlab scores", columns, measured(compared, scores)))
 
 

@@ -49,8 +49,8 @@ AGGREGATES: Mapping[str, pl.Expr] = {
 }
 """Name -> score of an example from those of its tokens."""
 
-TOKEN_SCORE, AGGREGATE = "excess", "top3"
-"""What `tokenuq curate` ranks by."""
+TOKEN_SCORE, AGGREGATE = "excess", "mean"
+"""What `tokenuq curate` ranks by: 0 on average for answers that are as surprising as the teacher expects."""
 
 
 def token_scores(
