@@ -15,7 +15,7 @@ REVISIONS = {
     "baseline_teacher": 3,
     "token_losses": 6,
     "teacher_hidden": 5,
-    "token_uncertainty": 7,
+    "token_uncertainty": 8,
     "reference_evaluation": 8,
     "uncertainty_analysis": 2,
     "student": 3,
