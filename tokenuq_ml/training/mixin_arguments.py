@@ -86,7 +86,9 @@ def check_trainable(model: nn.Module) -> None:
     """
     check_training(model)
     for outer in (model, causal_lm(model)):
-        if sees_logits(outer):
+        # PEFT's hooks (shadow adapters) do not look at the output.
+        others = [hook for hook in outer._forward_hooks.values() if not str(hook.__module__).startswith("peft.")]
+        if sees_logits(outer) and others:
             raise InputError(
                 f"{type(outer).__name__} has a forward hook, which would get the loss in place of the logits that "
                 "training does not compute; remove it, or put it on the decoder or a layer"

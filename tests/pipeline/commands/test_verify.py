@@ -19,14 +19,16 @@ def test_an_unchanged_store_matches_its_hashes(store, capsys):
 
 def test_an_altered_a_missing_and_an_extra_file_are_named(store, capsys):
     folder = store.path("student/study=study/ablation=top/adapter")
-    (folder / "content").write_bytes(b"x" * (folder / "content").stat().st_size)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(b"x" * weights.stat().st_size)
     store.path("models/tiny/content").unlink()
     (folder / "more").touch()
     assert store.is_complete("study/top/student")  # by names and sizes nothing is wrong
     assert cli.main(["verify"]) == 1
     out = capsys.readouterr().out
-    assert "study/top/student: student/study=study/ablation=top/adapter/content: its SHA-256 begins with" in out
-    assert "study/top/student: student/study=study/ablation=top/adapter/more: does not belong to the asset" in out
+    adapter = "study/top/student: student/study=study/ablation=top/adapter"
+    assert f"{adapter}/adapter_model.safetensors: its SHA-256 begins with" in out
+    assert f"{adapter}/more: does not belong to the asset" in out
     assert "models/tiny: models/tiny/content: is missing" in out and "2 of 17 assets do not match" in out
     assert store.is_complete("study/top/student")
     assert cli.main(["verify", "--forget"]) == 1
