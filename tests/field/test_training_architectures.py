@@ -18,6 +18,8 @@ from tokenuq_ml.models.adapters import add_adapter
 from tokenuq_ml.models.conversion import convert
 from tokenuq_ml.models.load import load_model, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["The farmer has 12 apples and sells 5 of them.", "She works for 6 days every week", "a b"]
 SIZES = {
     "hidden_size": 32,

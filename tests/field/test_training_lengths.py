@@ -26,6 +26,8 @@ from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 16
 LENGTHS = (60, 30, 24, 12, 8)
 """Some beyond the limit, some not."""

@@ -11,6 +11,8 @@ from tests.support.zoo import tiny_zoo_model
 from tests.support.zoo_outcomes import assert_near, labelled, one_step, scored_losses, texts
 from tokenuq_ml.models.gate import output_path
 
+pytestmark = pytest.mark.slow
+
 TRANSFORMS = {
     "falcon_h1": {"lm_head_multiplier": 0.125},
     "hyperclovax": {"logits_scaling": 0.5},

@@ -15,6 +15,8 @@ from tokenuq_ml.errors import InputError, NonFiniteError
 from tokenuq_ml.training.checkpoints import latest_checkpoint
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 DOWN = "model.layers.1.mlp.down_proj"
 
 

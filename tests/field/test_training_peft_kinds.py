@@ -16,6 +16,8 @@ from tests.support.paths import ROOT
 from tests.support.peft_kinds import CASES, INITIALISATIONS, KINDS, tiny_adapter, tiny_llama
 from tokenuq_ml.models.adapter_kinds import REFUSED_KINDS, SUPPORTED_KINDS, UNCHANGED_BASE, base_tensors
 
+pytestmark = pytest.mark.slow
+
 USES = ("score", "train", "default teacher", "BALD")
 """Columns of the table."""
 

@@ -14,6 +14,8 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import num_workers
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny_tokenizer()
 TEXTS = ["The farmer has 12 apples and sells 5 of them.", "She works for 6 days every week", "a b"]
 PAPER = {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}

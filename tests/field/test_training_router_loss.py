@@ -19,6 +19,8 @@ from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.router_loss import has_router_loss, router_coefficient, states_and_router_loss
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 
 class _Recorded:
     """Keeps the loss of each micro-batch and the gradients before each optimiser step."""

@@ -11,6 +11,8 @@ from tests.support.trainers import Ours, Plain, assert_same_training, join, rows
 from tests.support.training import PAPER
 from tokenuq_ml.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def test_outputs_asked_for_in_training_are_the_models_own():
     """With the dropout masks of the pass that is trained, and without a change of any number."""

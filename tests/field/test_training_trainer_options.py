@@ -15,6 +15,8 @@ from tests.support.training import MASKED, MLE, PAPER
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.trainer_options import check_options
 
+pytestmark = pytest.mark.slow
+
 HONOURED = {
     "nothing": {},
     "gradient checkpointing": {"gradient_checkpointing": True},

@@ -13,6 +13,8 @@ from tokenuq_ml.config import JudgeSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.judge import Judge, JudgeUnavailable, Pair, load_package, local_completions
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [
     Pair("Say a.", "a good one", "bad"),
     Pair("Say b.", "bad", 'a "good" {one}\nin two lines'),

@@ -10,6 +10,8 @@ from tokenuq_ml.reports import plots, token_plots
 from tokenuq_ml.scoring.correlations import correlation_table
 from tokenuq_ml.stages.correlate import joined_tokens
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tokens():

@@ -15,6 +15,8 @@ from tokenuq_ml.kernels.scores import monte_carlo_scores
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["example_id", "position"]
 
 

@@ -20,6 +20,8 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import sections
 from tokenuq_ml.reports.text import report_text
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Tags, visible text and attributes of a page."""

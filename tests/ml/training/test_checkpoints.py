@@ -15,6 +15,8 @@ from tokenuq_ml.training.checkpoints import MARKER, latest_checkpoint
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def train_uninterrupted(tmp_path_factory):

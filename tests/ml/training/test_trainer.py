@@ -19,6 +19,8 @@ from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_ml.training.token_columns import TokenColumns
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 
 def weighted(rows, seed=0):
     """Return the examples with token weights between 0 and 2; every third example keeps none."""

@@ -11,6 +11,8 @@ from tests.support.training import MLE, PAPER
 from tokenuq_ml import TokenObjective
 from tokenuq_ml.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 

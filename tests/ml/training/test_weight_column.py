@@ -13,6 +13,8 @@ from tokenuq_ml.data.batching import TokenizedExample, collate
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.token_batch import LabelledInputs
 
+pytestmark = pytest.mark.slow
+
 
 class MyTrainer(TokenObjective, Trainer):
     pass

@@ -4,6 +4,8 @@ import pytest
 
 from tokenuq_pipeline import cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(made_study, tmp_path, monkeypatch):

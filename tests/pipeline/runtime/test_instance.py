@@ -16,6 +16,8 @@ from tokenuq_pipeline.runtime.dagster_internals import EngineEventData
 from tokenuq_pipeline.runtime.instance import ACCELERATOR, PROCESS_TAG, prepare
 from tokenuq_pipeline.runtime.processes import process_name
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def toy(tmp_path):
