@@ -3,13 +3,14 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 
 from tests.support.mixtures import labelled_rows, padded
 from tests.support.tiny_models import VOCAB
 from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.trainers import RecordedOurs, RecordedPlain
 from tests.support.training import MLE
-from tokenuq_ml import TokenObjective, measure_bald, score_tokens
+from tokenuq_ml import measure_bald, score_tokens
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import num_workers
@@ -27,22 +28,6 @@ LAYERS_ON_DISK = {
     "model.rotary_emb": "cpu",
     "lm_head": "disk",
 }
-
-
-class _Recorded:
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self.losses = [*getattr(self, "losses", []), float(loss)]
-        self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
-        return loss
-
-
-class _Plain(_Recorded, Trainer):
-    pass
-
-
-class _Ours(_Recorded, TokenObjective, Trainer):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +94,8 @@ def test_an_offloaded_model_scores_as_its_own_forward_pass(places, folder, tmp_p
 
 def test_an_adapter_next_to_an_offloaded_head_trains_and_has_a_bald(folder, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ours = trained(_Ours, adapted(offloaded(folder, HEAD_ON_DISK, tmp_path)), tmp_path, ablation=MLE)
-    expected = trained(_Plain, adapted(plain), tmp_path)
+    ours = trained(RecordedOurs, adapted(offloaded(folder, HEAD_ON_DISK, tmp_path)), tmp_path, ablation=MLE)
+    expected = trained(RecordedPlain, adapted(plain), tmp_path)
     assert ours.losses == pytest.approx(expected.losses, rel=1e-5)
     for name, gradient in expected.gradients.items():
         torch.testing.assert_close(ours.gradients[name], gradient, rtol=1e-3, atol=1e-6)
@@ -130,7 +115,7 @@ def test_adapters_of_offloaded_layers_are_refused(folder, tmp_path):
     for use in (
         lambda: score_tokens(model, TOKENIZER, TEXTS),
         lambda: measure_bald(model, TOKENIZER, TEXTS, samples=2),
-        lambda: trained(_Ours, model, tmp_path, ablation=MLE),
+        lambda: trained(RecordedOurs, model, tmp_path, ablation=MLE),
     ):
         with pytest.raises(InputError, match=r"the adapter's weight .*lora_A.* has no values, because"):
             use()
@@ -160,7 +145,7 @@ def test_a_quantised_model_scores_and_trains_as_its_own_forward_pass(bits, head,
     model = quantised(folder, bits, head)
     torch.testing.assert_close(our_losses(model), plain_losses(model), rtol=1e-4, atol=1e-4)
     trainers = []
-    for kind, ours in ((_Plain, {}), (_Ours, {"ablation": MLE}), (_Ours, {"ablation": PAPER})):
+    for kind, ours in ((RecordedPlain, {}), (RecordedOurs, {"ablation": MLE}), (RecordedOurs, {"ablation": PAPER})):
         model = prepare_model_for_kbit_training(quantised(folder, bits, head), use_gradient_checkpointing=False)
         trainers.append(trained(kind, adapted(model), tmp_path, **ours))
     expected, ours, distilled = trainers
@@ -185,7 +170,7 @@ def test_weights_that_were_packed_for_inference_are_not_trained_in_silence(folde
     first = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     first.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(InputError, match="4-bit weights were packed for inference on a CPU"):
-        trained(_Ours, model, tmp_path, ablation=MLE)
+        trained(RecordedOurs, model, tmp_path, ablation=MLE)
 
 
 def test_bald_refuses_quantised_layers_without_an_adapter(folder):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from tests.support.mixtures import labelled_rows, padded, tiny_mixture
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import MIXTURES, examples
 from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.trainers import Recorded, RecordedOurs, RecordedPlain
 from tests.support.training import MLE, training_setup
 from tests.support.zoo import VOCAB, tiny_zoo_model
 from tokenuq_ml import TokenObjective
@@ -20,24 +21,6 @@ from tokenuq_ml.models.router_loss import has_router_loss, router_coefficient, s
 from tokenuq_ml.training.trainer import train
 
 pytestmark = pytest.mark.slow
-
-
-class _Recorded:
-    """Keeps the loss of each micro-batch and the gradients before each optimiser step."""
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self.losses = [*getattr(self, "losses", []), float(loss)]
-        self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
-        return loss
-
-
-class _Plain(_Recorded, Trainer):
-    pass
-
-
-class _Ours(_Recorded, TokenObjective, Trainer):
-    pass
 
 
 def arguments(folder, kind=TrainingArguments, **changes):
@@ -66,12 +49,12 @@ def assert_equal_trainings(ours, expected) -> None:
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_losses_and_gradients_are_those_of_the_models_own_forward_pass(kind, tmp_path):
     """All weights are trained, the router's too; batches are padded and steps accumulate."""
-    expected = trained(_Plain, tiny_mixture(kind, output_router_logits=True), tmp_path)
-    ours = trained(_Ours, tiny_mixture(kind, output_router_logits=True), tmp_path, ablation=MLE)
+    expected = trained(RecordedPlain, tiny_mixture(kind, output_router_logits=True), tmp_path)
+    ours = trained(RecordedOurs, tiny_mixture(kind, output_router_logits=True), tmp_path, ablation=MLE)
     assert_equal_trainings(ours, expected)
     logged = [row["aux_loss"] for row in ours.state.log_history if "aux_loss" in row]
     assert len(logged) == 2 and min(logged) > 1.0
-    without = trained(_Ours, tiny_mixture(kind), tmp_path, ablation=MLE)
+    without = trained(RecordedOurs, tiny_mixture(kind), tmp_path, ablation=MLE)
     assert without.losses[0] < ours.losses[0] - 0.1
     assert not any("aux_loss" in row for row in without.state.log_history)
 
@@ -106,7 +89,7 @@ def test_the_term_is_added_to_a_distilling_adapters_training(tmp_path):
         base = tiny_mixture("mixtral", output_router_logits=switched_on)
         torch.manual_seed(0)
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-        trainers.append(trained(_Ours, model, tmp_path, ablation=ablation))
+        trainers.append(trained(RecordedOurs, model, tmp_path, ablation=ablation))
     without, added = trainers
     # The log's row is the mean over the step's two micro-batches, and Trainer adds up their terms.
     term = 0.3 * 2 * next(row["aux_loss"] for row in added.state.log_history if "aux_loss" in row)
@@ -118,10 +101,10 @@ def test_the_term_is_that_of_trl(coefficient, tmp_path):
     """TRL adds it by default, and averages it over the micro-batches of a step."""
     trl = pytest.importorskip("trl")
 
-    class Sft(_Recorded, trl.SFTTrainer):
+    class Sft(Recorded, trl.SFTTrainer):
         pass
 
-    class OurSft(_Recorded, TokenObjective, trl.SFTTrainer):
+    class OurSft(Recorded, TokenObjective, trl.SFTTrainer):
         pass
 
     trainers = []

@@ -20,6 +20,24 @@ class KeptLosses:
         return loss
 
 
+class Recorded:
+    """Keeps the loss of each micro-batch and the gradients before each optimiser step."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.losses = [*getattr(self, "losses", []), float(loss)]
+        self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+        return loss
+
+
+class RecordedPlain(Recorded, Trainer):
+    pass
+
+
+class RecordedOurs(Recorded, TokenObjective, Trainer):
+    pass
+
+
 class Ours(KeptLosses, TokenObjective, Trainer):
     """With the objective."""
 

@@ -62,7 +62,7 @@ class StepBatches:
 
 
 def _values(value: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, int | None]]]:
-    """Yield the values of nested inputs. Their containers do not count: Trainer makes them anew for each step."""
+    """Yield the values of nested inputs. Their containers do not count: Trainer makes new ones for each step."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _values(item, f"{name}.{key}" if name else str(key))

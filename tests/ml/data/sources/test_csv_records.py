@@ -6,23 +6,12 @@ import random
 import polars as pl
 import pytest
 
+from tests.support.records import read
 from tokenuq_ml.data.sources.csv_records import csv_rows
-from tokenuq_ml.data.sources.records import BrokenRow, TruncatedFile
+from tokenuq_ml.data.sources.records import BrokenRow
 from tokenuq_ml.errors import InputError
 
 FLAT = [{"q": f'Q{i}, "é"\nand {i}', "a": f"A{i}"} for i in range(5)]
-
-
-def read(rows):
-    """Values read, and how the file ended: None where it is complete."""
-    values = []
-    try:
-        for record in rows:
-            assert record.index == len(values)
-            values.append(record.value)
-    except TruncatedFile as cut:
-        return values, cut
-    return values, None
 
 
 def test_csv_rows_are_those_of_the_table_with_the_lines_they_begin_on(tmp_path):

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokenuq_ml.data.sources.records import BrokenRow, TruncatedFile
+from tests.support.records import read
+from tokenuq_ml.data.sources.records import BrokenRow
 from tokenuq_ml.data.sources.table_records import arrow_rows, parquet_rows
 from tokenuq_ml.errors import InputError
 
@@ -21,18 +22,6 @@ def arrow(rows, new) -> bytes:
     with new(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
     return sink.getvalue()
-
-
-def read(rows):
-    """Values read, and how the file ended: None where it is whole."""
-    values = []
-    try:
-        for record in rows:
-            assert record.index == len(values)
-            values.append(record.value)
-    except TruncatedFile as cut:
-        return values, cut
-    return values, None
 
 
 def test_parquet_rows_are_those_of_the_table(tmp_path):
