@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, curate, plan, prune, query, run, show, status, verify
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.function(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escaped(str(error))}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to resume from the last checkpoint", file=sys.stderr)
