@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.stages.request import CheckOutcome
+from tokenuq_pipeline.runtime.places import MANIFESTS, check_no_link, check_places, check_plots
 
 
 class FileEntry(BaseModel):
@@ -70,7 +71,10 @@ class Manifest(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Read a manifest.
+        """Read a manifest, and check that it is the one of its path's name and refers to that asset's files only.
+
+        Args:
+            path: `<store>/.manifests/<asset>.json`.
 
         Raises:
             OSError: the file does not exist or cannot be read.
@@ -78,13 +82,27 @@ class Manifest(BaseModel):
         """
         content = path.read_bytes()
         try:
-            return cls.model_validate(json.loads(content))
+            manifest = cls.model_validate(json.loads(content))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: is not JSON: {error}") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise ValueError(f"{path}: {where}: {first['msg']}") from None
+        try:
+            manifest._check(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return manifest
+
+    def _check(self, path: Path) -> None:
+        home, asset = _home_and_asset(path)
+        if self.asset != asset:
+            raise ValueError(f"is the manifest of {self.asset!r}, not of {asset}")
+        files = [file.path for file in self.files]
+        check_places(self.asset, self.outputs, files)
+        check_plots(self.outputs, self.plots.values())
+        check_no_link(home, [f"{MANIFESTS}/{asset}.json", *self.outputs.values(), *files])
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically and durably."""
@@ -93,3 +111,13 @@ class Manifest(BaseModel):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(json.dumps(content, indent=1).encode())
+
+
+def _home_and_asset(path: Path) -> tuple[Path, str]:
+    """Return the store and the asset that a manifest's path names."""
+    parts = path.parts
+    if MANIFESTS not in parts:
+        raise ValueError(f"is in no folder {MANIFESTS} of a store")
+    # The last one: a store may lie in a folder of this name, an asset cannot.
+    depth = len(parts) - parts[::-1].index(MANIFESTS)
+    return Path(*parts[: depth - 1]), "/".join(parts[depth:]).removesuffix(".json")

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from tokenuq_ml.atomic_files import replace_folder
 from tokenuq_pipeline.runtime.manifest import FileEntry, Manifest
+from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, check_no_link
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
+
+CHECKPOINTS = ".checkpoints"
 
 
 class Store:
@@ -28,7 +31,7 @@ class Store:
 
     def work_dir(self, asset: str) -> Path:
         """Create and return the folder for the checkpoints of the stage that makes `asset`; it outlives the run."""
-        folder = self.home / ".checkpoints" / asset
+        folder = self.home / CHECKPOINTS / check_asset_name(asset)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -95,9 +98,8 @@ class Store:
         Returns:
             One sentence, or None if the asset is complete.
         """
-        path = self._manifest_path(asset)
         try:
-            manifest = Manifest.read(path)
+            manifest = Manifest.read(self._manifest_path(asset))
         except (FileNotFoundError, NotADirectoryError):
             return "has no manifest"
         except ValueError as error:
@@ -116,7 +118,7 @@ class Store:
 
     def assets(self) -> list[str]:
         """Return the names of all assets that have a manifest."""
-        root = self.home / ".manifests"
+        root = self.home / MANIFESTS
         return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
 
     def problems(self, asset: str) -> list[str]:
@@ -136,11 +138,17 @@ class Store:
         return problems + [f"{path}: does not belong to the asset" for path in found]
 
     def forget(self, asset: str) -> None:
-        """Delete the manifest of `asset`, which is incomplete until the next one is written."""
-        self._manifest_path(asset).unlink(missing_ok=True)
+        """Delete the manifest of `asset`, which is incomplete until the next one is written.
+
+        Raises:
+            ValueError: the manifest is behind a symbolic link.
+        """
+        path = self._manifest_path(asset)
+        check_no_link(self.home, [path.parent.relative_to(self.home).as_posix()])
+        path.unlink(missing_ok=True)
 
     def _manifest_path(self, asset: str) -> Path:
-        return self.home / ".manifests" / f"{asset}.json"
+        return self.home / MANIFESTS / f"{check_asset_name(asset)}.json"
 
     def _files(self, outputs: Iterable[str]) -> Iterator[FileEntry]:
         for output in outputs:

@@ -1,6 +1,30 @@
 """Paths of tables and other outputs, relative to the store. `docs/store_layout.md` lists them all."""
 
-from tokenuq_ml.tables.schemas import table_dir
+from tokenuq_ml.config import REFERENCE_ROWS, TEACHER_ROW
+from tokenuq_ml.tables.schemas import TABLES, table_dir
+
+EVALUATION_TABLES = (
+    "evaluations",
+    "evaluation_examples",
+    "evaluation_tokens",
+    "generations",
+    "gsm8k_answers",
+    "alpaca_eval_verdicts",
+)
+STUDY_TABLES = {
+    "tokenized_dataset": ("tokenized_dataset", "rejected_examples"),
+    "token_losses": ("token_losses", "token_alternatives"),
+    "token_uncertainty": ("token_uncertainty", "bald_reference"),
+    "uncertainty_analysis": ("uncertainty_analysis",),
+}
+"""Stage of a study -> its tables."""
+ABLATION_TABLES = {
+    "student": ("training_log", "selections"),
+    "evaluation": EVALUATION_TABLES,
+    "curriculum": ("curriculum", "curriculum_uncertainty"),
+}
+"""Stage of an ablation -> its tables."""
+STUDY_PLOTS = {"token_losses", "token_uncertainty", "uncertainty_analysis", "reference_evaluation"}
 
 
 def table_path(table: str, **partitions: str) -> str:
@@ -11,3 +35,50 @@ def table_path(table: str, **partitions: str) -> str:
 def partition_path(output: str, **partitions: str) -> str:
     """Return the folder of an output that is not a table (adapter, plots, report): `plots/study=s/stage=x`."""
     return "/".join([output, *(f"{key}={value}" for key, value in partitions.items())])
+
+
+def places_of(asset: str) -> dict[str, str]:
+    """Return each output that an asset of this name can have, with its folder; nothing for an unknown stage.
+
+    What a manifest says of its folders is compared with it, and deletion relies on it.
+    """
+    match asset.split("/"):
+        case ["models", model]:
+            return {"weights": f"models/{model}"}
+        case ["datasets", dataset]:
+            tables = [table for table, definition in TABLES.items() if definition.partitions == ("dataset",)]
+            return {table: table_path(table, dataset=dataset) for table in tables}
+        case [study, stage]:
+            return _places_of_study(study, stage)
+        case [study, ablation, stage]:
+            return _places_of_ablation(study, ablation, stage)
+    return {}
+
+
+def _places_of_study(study: str, stage: str) -> dict[str, str]:
+    places = {table: table_path(table, study=study) for table in STUDY_TABLES.get(stage, ())}
+    if stage in STUDY_PLOTS:
+        places["plots"] = partition_path("plots", study=study, stage=stage)
+    if stage == "baseline_teacher":
+        places["adapter"] = f"{partition_path('baseline_teacher', study=study)}/adapter"
+        places["training_log"] = table_path("training_log", study=study, ablation=TEACHER_ROW)
+        places["plots"] = partition_path("plots", study=study, ablation=TEACHER_ROW, stage=stage)
+    elif stage == "reference_evaluation":
+        for row in REFERENCE_ROWS:
+            places |= {f"{table}_{row}": table_path(table, study=study, ablation=row) for table in EVALUATION_TABLES}
+    elif stage == "teacher_hidden":
+        places["teacher_hidden"] = partition_path("teacher_hidden", study=study)
+    elif stage == "ablation_report":
+        places["report"] = partition_path("ablation_report", study=study)
+    return places
+
+
+def _places_of_ablation(study: str, ablation: str, stage: str) -> dict[str, str]:
+    places = {table: table_path(table, study=study, ablation=ablation) for table in ABLATION_TABLES.get(stage, ())}
+    if places:
+        places["plots"] = partition_path("plots", study=study, ablation=ablation, stage=stage)
+    if stage == "student":
+        folder = partition_path("student", study=study, ablation=ablation)
+        places |= {"adapter": f"{folder}/adapter", "snapshots": f"{folder}/snapshots"}
+        places["costs"] = partition_path("costs", study=study, ablation=ablation)
+    return places

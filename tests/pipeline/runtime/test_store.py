@@ -14,6 +14,8 @@ from tokenuq_pipeline.runtime.processes import is_alive, process_name
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
+ASSET, PLACE = "s/teacher_hidden", "teacher_hidden/study=s"
+
 
 @pytest.fixture
 def store(tmp_path):
@@ -49,22 +51,23 @@ def test_publish_replaces_every_old_file(store):
 
 
 def test_a_manifest_marks_an_asset_as_complete(store):
-    assert store.read_manifest("s/a") is None
-    store.publish(staged(store, "x"), "t")
-    parts = {"fields": {"k": 1}, "input_data_versions": {"s/b": "dv2"}, "metrics": {"m": 1.5}, "outputs": {"t": "t"}}
-    written = store.write_manifest(manifest("s/a", data_version="dv", **parts))
-    read = store.read_manifest("s/a")
+    assert store.read_manifest(ASSET) is None
+    store.publish(staged(store, "x"), PLACE)
+    parts = {"fields": {"k": 1}, "input_data_versions": {"s/b": "dv2"}, "metrics": {"m": 1.5}}
+    parts["outputs"] = {"teacher_hidden": PLACE}
+    written = store.write_manifest(manifest(ASSET, data_version="dv", **parts))
+    read = store.read_manifest(ASSET)
     assert read == written and read.data_version == "dv" and read.input_data_versions == {"s/b": "dv2"}
     assert read.fields == {"k": 1} and read.metrics == {"m": 1.5}
     # SHA-256 of the letter x, from the standard's own test tools.
     digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    assert read.files[0] == FileEntry(path="t/one", bytes=1, sha256=digest)
-    assert [file.path for file in read.files] == ["t/one", "t/two"]
-    assert store.is_complete("s/a")
-    store.path("t/two").unlink()
-    assert not store.is_complete("s/a") and store.incomplete_because("s/a") == "t/two is missing"
-    store.forget("s/a")
-    assert store.read_manifest("s/a") is None and store.incomplete_because("s/a") == "has no manifest"
+    assert read.files[0] == FileEntry(path=f"{PLACE}/one", bytes=1, sha256=digest)
+    assert [file.path for file in read.files] == [f"{PLACE}/one", f"{PLACE}/two"]
+    assert store.is_complete(ASSET)
+    store.path(f"{PLACE}/two").unlink()
+    assert not store.is_complete(ASSET) and store.incomplete_because(ASSET) == f"{PLACE}/two is missing"
+    store.forget(ASSET)
+    assert store.read_manifest(ASSET) is None and store.incomplete_because(ASSET) == "has no manifest"
 
 
 @pytest.mark.parametrize(
