@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 
 # Before anything imports a Hugging Face library: they read these once.
 os.environ.update(
@@ -12,6 +14,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     DAGSTER_DISABLE_TELEMETRY="1",
 )
+# Hashes of files that queries keep (`file_hashes.KeptHashes`) stay out of the user's folder.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokenuq-tests-")
 for name in ("DAGSTER_HOME", "TOKENUQ_HOME", "TOKENUQ_CONFIG"):
     os.environ.pop(name, None)
 
@@ -35,3 +39,4 @@ def pytest_collection_finish():
 def pytest_sessionfinish():
     """Undo `gc.freeze`: DuckDB reports objects that are never collected as leaks when the process exits."""
     gc.unfreeze()
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

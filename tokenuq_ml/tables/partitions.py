@@ -3,16 +3,43 @@
 The manifest of an asset (`.manifests/<asset>.json`) lists its files. The asset is complete while all of them exist with
 the listed sizes. A folder without manifests, which no pipeline writes to, counts as complete.
 
-Knows names, paths and sizes; opens no Parquet file.
+Knows names, paths, sizes and recorded hashes; opens no Parquet file. `integrity.py` compares files with their hashes.
 """
 
-import json
 import os
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from tokenuq_ml.errors import InputError
+from tokenuq_ml.json_files import DamagedFile, damaged, read_json
 from tokenuq_ml.tables.schemas import TABLES
+
+MANIFESTS = ".manifests"
+FORGET = "`tokenuq verify --forget` deletes it, and the next run makes the asset again"
+"""What mends a damaged manifest."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of an asset as its manifest records it."""
+
+    asset: str
+    path: str
+    """Relative to the store."""
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Published:
+    """What the manifests of a store record, as they were when they were read."""
+
+    files: dict[str, list[PublishedFile]] = field(default_factory=dict)
+    """Asset -> its files."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Asset whose manifest cannot be used -> the sentence that says why, and what mends it."""
 
 
 def store_home(home: str | Path | None = None) -> Path:
@@ -30,22 +57,78 @@ def store_home(home: str | Path | None = None) -> Path:
 def complete_files(home: Path) -> dict[str, list[Path]]:
     """Return table -> the Parquet files of its complete assets, in the order of their paths.
 
-    Raises:
-        InputError: a file lies outside `home`, through a symbolic link.
+    A symbolic link is no file of an asset: it is left out, with the asset that it replaced a file of. The files of a
+    damaged asset are left out too; `integrity.damage_of_table` says which, and why.
     """
     files: dict[str, list[Path]] = {table: [] for table in TABLES}
-    for relative in sorted(_published(home)):
-        table = _table_of(relative)
-        if table is None:
-            continue
-        path = home / relative
-        if not path.resolve().is_relative_to(home):
-            raise InputError(
-                f"{path} is a link out of the store, to {path.resolve()}; replace it by a copy of that file, or remove "
-                "it"
-            )
-        files[table].append(path)
+    for relative in sorted(_complete(home)):
+        table = table_of(relative)
+        if table is not None:
+            files[table].append(home / relative)
     return files
+
+
+def has_manifests(home: Path) -> bool:
+    """Return whether a pipeline has written to the store. It creates both folders before it publishes anything."""
+    return any((home / name).is_dir() for name in (MANIFESTS, ".staging"))
+
+
+def manifest_names(home: Path) -> list[str]:
+    """Return the assets that have a manifest, whatever it holds; a folder of such a name counts as a damaged one."""
+    root = home / MANIFESTS
+    found = []
+    for parent, folders, files in os.walk(root):
+        names = [name for name in (*folders, *files) if name.endswith(".json") and not name.startswith(".")]
+        folders[:] = [name for name in folders if name not in names]
+        found += [Path(parent, name).relative_to(root).as_posix().removesuffix(".json") for name in names]
+    return sorted(found)
+
+
+def published(home: Path) -> Published:
+    """Read all manifests of a store."""
+    found = Published()
+    for asset in manifest_names(home):
+        try:
+            found.files[asset] = manifest_files(home / MANIFESTS / f"{asset}.json", asset)
+        except FileNotFoundError:
+            # Removed since the folder was listed, because its asset is being replaced.
+            continue
+        except DamagedFile as error:
+            found.damaged[asset] = str(error)
+    return found
+
+
+def published_files(home: Path) -> dict[str, PublishedFile]:
+    """Return path relative to the store -> the file as its manifest records it, for all assets."""
+    return {file.path: file for files in published(home).files.values() for file in files}
+
+
+def manifest_files(path: Path, asset: str) -> list[PublishedFile]:
+    """Return the files that a manifest lists.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        DamagedFile: it cannot be read, or is not the record of an asset.
+    """
+    content = read_json(path, FORGET)
+    entries = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise damaged(path, "has no list of files", FORGET)
+    return [_entry(path, asset, entry) for entry in entries]
+
+
+def _entry(manifest: Path, asset: str, entry: Any) -> PublishedFile:
+    if not isinstance(entry, dict):
+        raise damaged(manifest, "an entry of `files` is not an object", FORGET)
+    path, size, digest = (entry.get(name) for name in ("path", "bytes", "sha256"))
+    inside = isinstance(path, str) and path and not path.startswith("/") and ".." not in PurePosixPath(path).parts
+    if not inside or "\0" in str(path):
+        raise damaged(manifest, f"{path!r} is no path in the store", FORGET)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise damaged(manifest, f"`bytes` of {path} is no size", FORGET)
+    if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise damaged(manifest, f"`sha256` of {path} is no SHA-256", FORGET)
+    return PublishedFile(asset, str(path), size, digest)
 
 
 def partition_of(path: Path, table: str) -> dict[str, str]:
@@ -54,36 +137,51 @@ def partition_of(path: Path, table: str) -> dict[str, str]:
     return dict(folder.split("=", 1) for folder in folders)
 
 
-def _published(home: Path) -> Iterator[PurePosixPath]:
+def _complete(home: Path) -> Iterator[PurePosixPath]:
     """Yield the files of complete assets, relative to `home`, including those that belong to no table."""
-    # A pipeline creates both folders before it publishes anything.
-    if not any((home / name).is_dir() for name in (".manifests", ".staging")):
+    if not has_manifests(home):
         for table, definition in TABLES.items():
             pattern = "/".join([table, *(f"{name}=*" for name in definition.partitions), "part-*.parquet"])
-            yield from (PurePosixPath(path.relative_to(home).as_posix()) for path in home.glob(pattern))
+            for path in home.glob(pattern):
+                if why_not_file(home, path.relative_to(home).as_posix()) is None:
+                    yield PurePosixPath(path.relative_to(home).as_posix())
         return
-    for manifest in (home / ".manifests").rglob("*.json"):
-        if manifest.name.startswith("."):
-            continue
-        try:
-            files = [(file["path"], file["bytes"]) for file in json.loads(manifest.read_text())["files"]]
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
-            # Removed since the folder was listed, because its asset is being replaced; or damaged, which
-            # `tokenuq status` reports. Either way the asset is not complete.
-            continue
-        if all(_has_size(home / path, size) for path, size in files):
-            yield from (PurePosixPath(path) for path, _ in files)
+    for files in published(home).files.values():
+        if all(why_not_file(home, file.path, file.bytes) is None for file in files):
+            yield from (PurePosixPath(file.path) for file in files)
 
 
-def _has_size(path: Path, size: int) -> bool:
+def why_not_file(home: Path, relative: str, size: int | None = None) -> str | None:
+    """Return why a path of the store is not a file of it, of `size` bytes; None if it is.
+
+    Every folder between the store and the file is looked at: a symbolic link may lead out of the store, or to the
+    files of another asset.
+    """
+    path = home
+    parts = PurePosixPath(relative).parts
     try:
-        return path.stat().st_size == size
+        for number, part in enumerate(parts, 1):
+            path = path / part
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                return f"{path} is a symbolic link"
+            if number < len(parts) and not stat.S_ISDIR(status.st_mode):
+                return f"{path} is not a folder"
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return f"{home / relative} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path} is not a file"
+    if size is not None and status.st_size != size:
+        return f"{path} has {status.st_size} bytes, not {size}"
+    return None
 
 
-def _table_of(relative: PurePosixPath) -> str | None:
-    """Return the table that the file belongs to; None if it belongs to none."""
+def table_of(relative: PurePosixPath) -> str | None:
+    """Return the table that a path of the store belongs to; None if it belongs to none."""
+    if len(relative.parts) < 2:
+        return None
     table, *folders, name = relative.parts
     if table not in TABLES or not (name.startswith("part-") and name.endswith(".parquet")):
         return None

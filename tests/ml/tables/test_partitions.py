@@ -3,7 +3,6 @@
 import pytest
 
 from tests.support.tiny_store import make_store
-from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.partitions import complete_files, partition_of, store_home
 from tokenuq_ml.tables.schemas import TABLES
 
@@ -68,12 +67,12 @@ def test_all_files_count_in_a_folder_that_no_pipeline_writes_to(store):
     assert places(store, "token_losses") == ["study=other", "study=quickstart"]
 
 
-def test_a_link_out_of_the_store_is_rejected(store, tmp_path):
+def test_a_link_in_the_place_of_a_folder_leaves_out_that_asset_alone(store, tmp_path):
     folder = store.home / "token_losses/study=other"
     folder.rename(tmp_path / "outside")
     folder.symlink_to(tmp_path / "outside")
-    with pytest.raises(InputError, match=r"study=other/part-0.parquet is a link out of the store, to .*outside"):
-        complete_files(store.home)
+    assert places(store, "token_losses") == ["study=quickstart"]
+    assert places(store, "token_uncertainty") == ["study=other", "study=quickstart"]
 
 
 def test_the_environment_names_the_store(tmp_path, monkeypatch):
