@@ -19,21 +19,19 @@ DEPS = {
     "datasets/extra": "files/extra",
     "study/tokenized_dataset": "datasets/extra datasets/toy models/tiny",
     "study/baseline_teacher": "models/tiny study/tokenized_dataset",
-    "study/token_losses": "models/tiny study/baseline_teacher study/tokenized_dataset",
-    "study/teacher_hidden": "models/tiny study/baseline_teacher study/tokenized_dataset",
-    "study/token_uncertainty": "models/tiny study/baseline_teacher study/tokenized_dataset",
-    "study/reference_evaluation": "models/tiny study/baseline_teacher study/tokenized_dataset",
+    "study/token_losses": "study/baseline_teacher study/tokenized_dataset",
+    "study/teacher_hidden": "study/baseline_teacher study/tokenized_dataset",
+    "study/token_uncertainty": "study/baseline_teacher study/tokenized_dataset",
+    "study/reference_evaluation": "study/baseline_teacher study/tokenized_dataset",
     "study/uncertainty_analysis": "study/token_losses study/token_uncertainty",
     "study/mle/student": "models/tiny study/tokenized_dataset",
-    "study/mle/curriculum": "models/tiny study/mle/student study/token_losses study/tokenized_dataset",
-    "study/mle/evaluation": "models/tiny study/mle/student study/token_losses study/tokenized_dataset",
-    "study/top/student": "models/tiny study/baseline_teacher study/teacher_hidden study/tokenized_dataset",
-    "study/top/curriculum": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
-    "study/top/evaluation": "models/tiny study/token_losses study/tokenized_dataset study/top/student",
-    "study/ablation_report": "datasets/extra datasets/toy models/tiny study/baseline_teacher study/mle/curriculum "
-    "study/mle/evaluation study/mle/student study/reference_evaluation study/token_losses "
-    "study/token_uncertainty study/tokenized_dataset study/top/curriculum "
-    "study/top/evaluation study/top/student study/uncertainty_analysis",
+    "study/mle/curriculum": "study/mle/student study/token_losses",
+    "study/mle/evaluation": "study/mle/student study/token_losses",
+    "study/top/student": "study/teacher_hidden",
+    "study/top/curriculum": "study/token_losses study/top/student",
+    "study/top/evaluation": "study/token_losses study/top/student",
+    "study/ablation_report": "datasets/extra datasets/toy study/mle/curriculum study/mle/evaluation "
+    "study/reference_evaluation study/top/curriculum study/top/evaluation study/uncertainty_analysis",
 }
 
 

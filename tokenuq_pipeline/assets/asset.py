@@ -8,6 +8,7 @@ import dagster as dg
 
 from tokenuq_ml.stages.versions import code_version
 from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_pipeline.assets.drawn_edges import drawn
 from tokenuq_pipeline.assets.inputs import AssetPath, Input
 from tokenuq_pipeline.runtime.store import Store
 
@@ -61,9 +62,14 @@ class StageAsset:
         return "/".join(self.path)
 
     @property
-    def deps(self) -> tuple[AssetPath, ...]:
-        """Return the assets that make the inputs."""
+    def reads(self) -> tuple[AssetPath, ...]:
+        """Return the assets that make the inputs: all that the stage reads of the store."""
         return tuple(dict.fromkeys(item.asset for item in self.inputs))
+
+    @property
+    def deps(self) -> tuple[AssetPath, ...]:
+        """Return the assets of `reads` from which an edge is drawn; the others arrive through one of these."""
+        return drawn(self.stage, self.inputs)
 
     @property
     def code_version(self) -> str:
@@ -72,10 +78,8 @@ class StageAsset:
 
     @property
     def group(self) -> str:
-        """Return the group in which the UI draws the asset."""
-        if self.study is None:
-            return self.path[0]
-        return f"{self.study}__{self.ablation}" if self.ablation else self.study
+        """Return the group in which the UI draws the asset: its study, or `models` or `datasets`."""
+        return self.study or self.path[0]
 
     @property
     def tables(self) -> dict[str, str]:

@@ -88,9 +88,9 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
 
 
 def column_lineage(asset: StageAsset) -> dg.TableColumnLineage | None:
-    """Return the lineage of an asset's main table from its direct inputs; None if it has no input with columns."""
+    """Return the lineage of an asset's main table from what its stage reads; None if it has no input with columns."""
     above: dict[str, list[dg.AssetKey]] = {}
-    for dep in (*asset.deps, *asset.observed):
+    for dep in (*asset.reads, *asset.observed):
         above.setdefault(dep[0] if dep[0] in _ROOTS else dep[-1], []).append(dg.AssetKey(dep))
     sources = SOURCES.get(asset.stage, {})
     if asset.stage == "student":

@@ -149,7 +149,7 @@ def _made_by_run(store: Store, asset: StageAsset, run_id: str) -> Manifest | Non
 def _require_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
     """Fail the step if an input is missing or damaged."""
     made = {asset.path for asset in wanted.values()}
-    needed = dict.fromkeys("/".join(dep) for asset in wanted.values() for dep in asset.deps if dep not in made)
+    needed = dict.fromkeys("/".join(dep) for asset in wanted.values() for dep in asset.reads if dep not in made)
     missing = [name for name in needed if store.read_manifest(name) is None]
     if missing:
         message = f"{store.home}: missing inputs: {', '.join(missing)}; materialise them first"
@@ -209,7 +209,7 @@ def _publish(store: Store, request: StageRequest, asset: StageAsset, result: Ass
             code_version=asset.code_version,
             spec_hash=spec_hash(asset.fields),
             fields=asset.fields,
-            input_data_versions={"/".join(dep): store.data_version("/".join(dep)) for dep in asset.deps},
+            input_data_versions={"/".join(dep): store.data_version("/".join(dep)) for dep in asset.reads},
             metrics=result.metrics,
             plots=result.plots,
             checks=result.checks,

@@ -43,7 +43,7 @@ def test_columns_and_edges_exist(assets):
         for column, deps in (lineage.deps_by_column if lineage else {}).items():
             assert column in TABLES[asset.table].columns, (asset.name, column)
             for dep in deps:
-                assert tuple(dep.asset_key.path) in (*asset.deps, *asset.observed), (asset.name, dep)
+                assert tuple(dep.asset_key.path) in (*asset.reads, *asset.observed), (asset.name, dep)
                 if dep.asset_key.path[0] == "curation":
                     assert dep.column_name in EMPTY_DECISIONS
                     continue

@@ -119,7 +119,7 @@ def test_every_materialisation_records_spec_inputs_and_packages(made_study):
             entries = {key: entry.value for key, entry in event.asset_materialization.metadata.items()}
             manifest = made_study.store.read_manifest(name)
             assert entries["spec"] == asset.fields and entries["spec_hash"] == spec_hash(asset.fields)
-            inputs = {"/".join(dep) for dep in asset.deps}
+            inputs = {"/".join(dep) for dep in asset.reads}
             assert (
                 entries["input_data_versions"].keys() == inputs and None not in entries["input_data_versions"].values()
             )

@@ -1,0 +1,88 @@
+"""Which of its inputs an asset is drawn from: those that do not arrive through a nearer input.
+
+A stage reads the model and the tokenised dataset almost everywhere, so a graph of all that is read is a tangle. An edge
+is left out where another input of the same asset has a data version that follows: whatever changes in the far input, as
+far as the asset can see it, changes the near one too. Column lineage, manifests, and what is stale
+(`automation/staleness.py`) are about everything that is read, so a leak in one of these arguments makes the picture in
+the UI late, and nothing wrong.
+
+- **Through `baseline_teacher`.** Its adapter is trained from the weights of the model, on every token of every train
+  example, for at least one epoch. Other weights give another adapter, so the model is not drawn to what scores the
+  teacher, and neither the model nor the tokenised dataset to a student that distils from it. The tokenised dataset is
+  drawn to what scores the teacher, which reads the other splits too.
+- **Through `teacher_hidden`.** Its data version hashes the teacher's states, and the content of the tokenised dataset.
+  If there is no room for states, it hashes the adapter. So a student that reads it is not drawn from the model, the
+  tokenised dataset or the teacher.
+- **Through `token_losses` and `token_uncertainty`.** They hold a row per response token of every split: its id, and its
+  loss under the teacher and the base model, or its BALD. Other weights or tokens, of the prompt too, give other
+  numbers. The factors of train tokens reach them through the teacher that is trained with them.
+- **Through `uncertainty_analysis`.** It correlates the losses, entropies and BALD of all tokens, so it changes with the
+  two token tables, and with the teacher and the tokens that are behind them.
+- **Through `reference_evaluation`** and **`evaluation`.** They measure the teacher and the student on every held-out
+  token, so they change with the adapter, and so with the training that its log and selections record. What a student
+  cost is a timing, and part of no data version.
+
+What is drawn although it may look redundant: the datasets to the report, which shows prompts as they were written and
+not as they were cut; `token_losses` to the evaluation of a student that was selected by it, because other losses may
+select the same tokens; the model and the tokenised dataset to a student that reads nothing of the teacher.
+
+The one change of a model that these arguments miss: of the part of its chat template, or of its generation config, that
+only generated answers see. Evaluations record the model that they were made with, so `tokenuq status` and every run
+find it; Dagster's own mark appears once the next run has begun.
+"""
+
+from collections.abc import Iterable
+
+from tokenuq_pipeline.assets.inputs import AssetPath, Input
+
+_TOKEN_TABLES = ("token_losses", "token_uncertainty")
+_TEACHER = ("teacher_hidden", "baseline_teacher")
+
+ARRIVES_THROUGH: dict[str, dict[str, tuple[str, ...]]] = {
+    **{
+        stage: {"models": ("baseline_teacher",)}
+        for stage in ("token_losses", "teacher_hidden", "token_uncertainty", "reference_evaluation")
+    },
+    "student": {
+        "models": (*_TOKEN_TABLES, *_TEACHER),
+        "tokenized_dataset": (*_TOKEN_TABLES, *_TEACHER),
+        "baseline_teacher": ("teacher_hidden",),
+    },
+    "evaluation": {"models": ("token_losses",), "tokenized_dataset": ("token_losses",)},
+    "curriculum": {"models": ("token_losses",), "tokenized_dataset": ("token_losses",)},
+    "ablation_report": {
+        "models": ("uncertainty_analysis",),
+        "tokenized_dataset": ("uncertainty_analysis",),
+        "token_losses": ("uncertainty_analysis",),
+        "token_uncertainty": ("uncertainty_analysis",),
+        "baseline_teacher": ("reference_evaluation",),
+        "student": ("evaluation",),
+    },
+}
+"""Stage -> a kind of input -> the kinds of input that it arrives through; one of them suffices."""
+
+
+def drawn(stage: str, inputs: Iterable[Input]) -> tuple[AssetPath, ...]:
+    """Return the assets of `inputs` from which an edge is drawn, in order.
+
+    Args:
+        stage: the stage that reads the inputs.
+        inputs: everything that it reads.
+    """
+    reads = tuple(dict.fromkeys(item.asset for item in inputs))
+    # A judge's model is not the one that the other inputs were made with.
+    judges = {item.asset for item in inputs if item.name == "judge"} - {
+        item.asset for item in inputs if item.name == "model"
+    }
+    return tuple(path for path in reads if path in judges or not _arrives_through_another(stage, path, reads))
+
+
+def kind_of(path: AssetPath) -> str:
+    """Return the kind of asset that a key names: `models` of `models/tiny`, `student` of `study/top/student`."""
+    return path[0] if len(path) == 2 and path[0] in ("models", "datasets") else path[-1]
+
+
+def _arrives_through_another(stage: str, path: AssetPath, reads: Iterable[AssetPath]) -> bool:
+    """Return whether another input carries `path`. What carries an asset of an ablation is of the same ablation."""
+    kinds = ARRIVES_THROUGH.get(stage, {}).get(kind_of(path), ())
+    return any(kind_of(other) in kinds and (len(path) < 3 or path[:2] == other[:2]) for other in reads)
