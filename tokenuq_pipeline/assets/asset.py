@@ -10,6 +10,7 @@ from tokenuq_ml.stages.versions import code_version
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.drawn_edges import drawn
 from tokenuq_pipeline.assets.inputs import AssetPath, Input
+from tokenuq_pipeline.runtime.data_files import ObservedFiles
 from tokenuq_pipeline.runtime.store import Store
 
 
@@ -42,8 +43,8 @@ class StageAsset:
     study: str | None = None
     ablation: str | None = None
     checks: tuple[StageCheck, ...] = ()
-    observed: tuple[AssetPath, ...] = ()
-    """Inputs that no stage makes (`files/<dataset>`, `curation/<name>`): Dagster compares them, the store has none."""
+    observed_files: tuple[ObservedFiles, ...] = ()
+    """Inputs that no stage makes: `files/<dataset>`, `curation/<name>`."""
     files: dict[str, str] = field(default_factory=dict)
     """Input name -> path of a user's file that is observed. Not part of the fields, so that it may be moved."""
     needs_model: bool = False
@@ -70,6 +71,11 @@ class StageAsset:
     def deps(self) -> tuple[AssetPath, ...]:
         """Return the assets of `reads` from which an edge is drawn; the others arrive through one of these."""
         return drawn(self.stage, self.inputs)
+
+    @property
+    def observed(self) -> tuple[AssetPath, ...]:
+        """Return the keys of the observed files."""
+        return tuple(tuple(files.key.path) for files in self.observed_files)
 
     @property
     def code_version(self) -> str:

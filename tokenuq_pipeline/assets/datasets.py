@@ -5,7 +5,7 @@ from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import dataset_fields
 from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.runtime.data_files import file_key, watched
+from tokenuq_pipeline.runtime.data_files import ObservedFiles, watched
 from tokenuq_pipeline.runtime.store_layout import table_path
 
 
@@ -22,7 +22,7 @@ def dataset_assets(config: Config) -> list[StageAsset]:
             table="examples",
             outputs={table: table_path(table, dataset=name) for table in ("examples", "rejected_rows")},
             inputs=inputs.examples(*spec.made_of),
-            observed=(tuple(file_key(spec).path),) if name in files else (),
+            observed_files=(ObservedFiles(spec),) if name in files else (),
             files={"curation": str(spec.path)} if isinstance(spec, CuratedDatasetSpec) else {},
         )
         for name, spec in _in_order(config).items()

@@ -17,6 +17,7 @@ from tokenuq_pipeline.assets import metadata
 from tokenuq_pipeline.assets.asset import StageAsset, StageCheck, seed_of
 from tokenuq_pipeline.assets.conditions import FOLLOWS_ITS_INPUTS
 from tokenuq_pipeline.assets.graph import StageGroup
+from tokenuq_pipeline.assets.recorded_inputs import recorded_inputs
 from tokenuq_pipeline.runtime.dagster_internals import selected_checks
 from tokenuq_pipeline.runtime.git import git_state
 from tokenuq_pipeline.runtime.instance import ACCELERATOR
@@ -97,12 +98,16 @@ def _run_child(
     """Run the child for the wanted assets, by stage."""
     with store.staging() as staging:
         request = _request(store, staging, wanted, group)
+        read = {asset.stage: _versions_read(store, asset) for asset in wanted.values()}
         missing = set(wanted)
         try:
             with contextlib.closing(context.resources.launcher.run(context, request, staging)) as results:
                 for result in results:
                     asset = wanted[result.stage]
-                    manifest = _publish(store, request, asset, result, context.run_id)
+                    manifest = _publish(store, request, asset, result, context.run_id, read[result.stage])
+                    # What the child makes next reads what it has just made.
+                    for versions in (one for one in read.values() if asset.name in one):
+                        versions[asset.name] = manifest.data_version
                     missing.discard(result.stage)
                     events = list(_events(context, asset, manifest, store))
                     yield from events
@@ -147,9 +152,11 @@ def _made_by_run(store: Store, asset: StageAsset, run_id: str) -> Manifest | Non
 
 
 def _require_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
-    """Fail the step if an input is missing or damaged."""
+    """Fail the step if an input has no manifest, or a damaged one. The child looks at the files."""
     made = {asset.path for asset in wanted.values()}
     needed = dict.fromkeys("/".join(dep) for asset in wanted.values() for dep in asset.reads if dep not in made)
+    if damaged := next(filter(None, map(store.damaged_manifest, needed)), None):
+        raise dg.Failure(damaged, allow_retries=False)
     missing = [name for name in needed if store.read_manifest(name) is None]
     if missing:
         message = f"{store.home}: missing inputs: {', '.join(missing)}; materialise them first"
@@ -184,11 +191,28 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
         ablation=first.ablation,
         assets=requests,
         inputs=inputs,
+        recorded=recorded_inputs(store, wanted.values()),
         work_dir=str(store.work_dir(group.assets[0].name)),
     )
 
 
-def _publish(store: Store, request: StageRequest, asset: StageAsset, result: AssetResult, run_id: str) -> Manifest:
+def _versions_read(store: Store, asset: StageAsset) -> dict[str, str | None]:
+    """Return the data version of everything that a stage is about to read, by asset.
+
+    Taken before the child starts: if another run replaces an input meanwhile, the asset is stale, as it should be.
+    """
+    made = {"/".join(path): store.data_version("/".join(path)) for path in asset.reads}
+    return made | {"/".join(files.key.path): files.version(store) for files in asset.observed_files}
+
+
+def _publish(
+    store: Store,
+    request: StageRequest,
+    asset: StageAsset,
+    result: AssetResult,
+    run_id: str,
+    versions_read: dict[str, str | None],
+) -> Manifest:
     """Publish the outputs of an asset and write its manifest."""
     # Until the manifest is written the asset is incomplete: some of its folders may be new and some old.
     store.forget(asset.name)
@@ -209,7 +233,7 @@ def _publish(store: Store, request: StageRequest, asset: StageAsset, result: Ass
             code_version=asset.code_version,
             spec_hash=spec_hash(asset.fields),
             fields=asset.fields,
-            input_data_versions={"/".join(dep): store.data_version("/".join(dep)) for dep in asset.reads},
+            input_data_versions=dict(versions_read),
             metrics=result.metrics,
             plots=result.plots,
             checks=result.checks,

@@ -8,6 +8,8 @@ as data version, so that a changed file makes its dataset stale as a changed ass
 import contextlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 
 import dagster as dg
 
@@ -70,6 +72,33 @@ def current_version(spec: DatasetSpec, store: Store) -> str | None:
         with atomic_write(cache, durable=False) as file:
             file.write(json.dumps({**known, key: {"signature": now, "fingerprint": version}}).encode())
     return version
+
+
+@dataclass(frozen=True)
+class ObservedFiles:
+    """The user's own files that a dataset is read from."""
+
+    spec: DatasetSpec
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """Return the key of the asset that stands for the files."""
+        return file_key(self.spec)
+
+    def version(self, store: Store) -> str | None:
+        """Return the fingerprint of the content; None if there are no files or they cannot be read."""
+        try:
+            return current_version(self.spec, store)
+        except OSError:
+            return None
+
+    def changed_since(self, time: str | None) -> bool:
+        """Return whether a file is younger than a time, which is UTC in ISO 8601; True if that is not known."""
+        data = local_files(self.spec)
+        if data is None or time is None:
+            return True
+        limit = datetime.fromisoformat(time).timestamp() + 1.0
+        return any(file.stat().st_mtime > limit for file in data.files)
 
 
 def observed_version(instance: dg.DagsterInstance, spec: DatasetSpec) -> str | None:

@@ -58,7 +58,10 @@ class Manifest(BaseModel):
     fields: dict[str, Any]
     """The fields of the configuration that the stage read."""
     input_data_versions: dict[str, str | None]
-    """Asset -> the data version that was read. None: the asset had no manifest."""
+    """Asset -> the data version that was read; of `files/...` and `curation/...`, the fingerprint. None: there was none.
+
+    Manifests of earlier versions hold none of the user's own files.
+    """
     metrics: dict[str, float | int | str | bool | None]
     plots: dict[str, str] = {}
     """Title -> PNG file, as `<output>/<file>`."""

@@ -119,10 +119,10 @@ def test_every_materialisation_records_spec_inputs_and_packages(made_study):
             entries = {key: entry.value for key, entry in event.asset_materialization.metadata.items()}
             manifest = made_study.store.read_manifest(name)
             assert entries["spec"] == asset.fields and entries["spec_hash"] == spec_hash(asset.fields)
-            inputs = {"/".join(dep) for dep in asset.reads}
-            assert (
-                entries["input_data_versions"].keys() == inputs and None not in entries["input_data_versions"].values()
-            )
+            inputs = {"/".join(dep) for dep in (*asset.reads, *asset.observed)}
+            versions = entries["input_data_versions"]
+            # The file of `extra` does not exist.
+            assert versions.keys() == inputs and all(versions[one] for one in inputs - {"files/extra"})
             assert packages <= entries["packages"].keys()
             assert {"device", "precision", "seconds", "peak_memory_mib"} <= entries.keys()
             assert {key: entries[key] for key in git_state()} == git_state()
