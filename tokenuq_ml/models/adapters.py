@@ -136,6 +136,20 @@ def _restored_adapters(model: PeftModel | PreTrainedModel) -> Iterator[None]:
             _activate(model, before)
 
 
+def save_adapter(model: PeftModel, folder: str | Path) -> None:
+    """Save the active adapter in PEFT's format, the same bytes for the same adapter.
+
+    PEFT writes sets, such as the target modules, in an order that differs between processes; here they are sorted. The
+    path of the base model stays as it is: `AutoPeftModel` loads the model from it.
+    """
+    model.save_pretrained(folder, selected_adapters=[model.active_adapter])
+    sets = {name for name, value in vars(model.peft_config[model.active_adapter]).items() if isinstance(value, set)}
+    path = Path(folder, "adapter_config.json")
+    settings = json.loads(path.read_text())
+    settings |= {name: sorted(settings[name]) for name in sets & settings.keys()}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True))
+
+
 def adapter_digest(folder: str | Path) -> str:
     """Return the content hash of a stored adapter: its tensors, and the settings that change their effect."""
     config = json.loads(Path(folder, "adapter_config.json").read_text())

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
-from tokenuq_ml.models.adapters import adapter_digest
+from tokenuq_ml.models.adapters import adapter_digest, save_adapter
 from tokenuq_ml.reports import plots
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.tables.parquet import write_table
@@ -56,7 +56,7 @@ def train_and_store(context: StageContext, model: PeftModel, setup: TrainingSetu
     """Train, and fill the outputs `adapter`, `training_log`, `plots`, and `snapshots` and `costs` if there are any."""
     resumed_from = _latest_step(work_dir)
     recorder = train(model, setup, work_dir, context.reporter, context.name)
-    model.save_pretrained(context.output("adapter"), selected_adapters=[model.active_adapter])
+    save_adapter(model, context.output("adapter"))
     if "snapshots" in context.asset.outputs and (work_dir / "snapshots").is_dir():
         shutil.copytree(work_dir / "snapshots", context.output("snapshots"), dirs_exist_ok=True)
     if "costs" in context.asset.outputs and recorder.costs is not None:

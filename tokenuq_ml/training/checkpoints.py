@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from tokenuq_ml.atomic_files import atomic_write, fsync_tree, replace_folder
+from tokenuq_ml.models.adapters import save_adapter
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.setup import TrainingSetup
@@ -125,5 +126,5 @@ class CheckpointCallback(TrainerCallback):
         folder = self.work_dir / "snapshots" / f"step-{step:06d}"
         temporary = folder.with_name(f".{folder.name}.writing")
         # Only the student's adapter: an online teacher is another adapter of the same model.
-        model.save_pretrained(temporary, selected_adapters=[model.active_adapter])
+        save_adapter(model, temporary)
         replace_folder(temporary, folder)

@@ -1,10 +1,12 @@
 """Adapters: their layers, their stored form, and the digest of it."""
 
+import json
+
 import pytest
 import torch
 
 from tests.support.tiny_models import FLOAT32, tiny_model, tiny_peft
-from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
+from tokenuq_ml.models.adapters import adapter_digest, attach_adapter, save_adapter
 from tokenuq_ml.models.forward import head_of, hidden_states
 
 
@@ -16,6 +18,18 @@ def test_the_digest_depends_on_the_content_alone(tmp_path):
     next(p for n, p in model.named_parameters() if "lora_B" in n).data[0, 0] += 1
     model.save_pretrained(tmp_path / "c")
     assert adapter_digest(tmp_path / "c") != adapter_digest(tmp_path / "a")
+
+
+def test_an_adapter_is_saved_as_peft_does_with_sets_in_order(tmp_path):
+    """PEFT's order of a set follows Python's hash seed, which differs between processes."""
+    model = tiny_peft()
+    model.save_pretrained(tmp_path / "peft")
+    save_adapter(model, tmp_path / "own")
+    theirs, own = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("peft", "own"))
+    assert own["target_modules"] == sorted(theirs["target_modules"])
+    assert own | {"target_modules": None} == theirs | {"target_modules": None}
+    for file in ("adapter_model.safetensors", "README.md"):
+        assert (tmp_path / "own" / file).read_bytes() == (tmp_path / "peft" / file).read_bytes()
 
 
 def test_an_adapter_leaves_the_head_alone_and_reloads_with_the_same_outputs(tmp_path):
