@@ -1,62 +1,22 @@
-"""Dagster's `Definitions`, built from the configuration. Tests call `build_defs`; Dagster loads `defs`."""
+"""The definitions that Dagster loads: the studies that one works with, each with its job.
+
+`TOKENUQ_STUDIES` adds studies by name. Commands build what they need with `build_defs.py` and do not import this module.
+"""
 
 import os
-from pathlib import Path
 
 import dagster as dg
 
-from tokenuq_ml.config.load import Config, load_config
+from tokenuq_ml.config.load import load_config
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.assets.checks import build_checks
-from tokenuq_pipeline.assets.graph import stage_groups
-from tokenuq_pipeline.assets.observed_files import file_assets
-from tokenuq_pipeline.assets.run_stage import build_assets
-from tokenuq_pipeline.automation.condition_sensors import build_condition_sensors
-from tokenuq_pipeline.automation.jobs import build_jobs
-from tokenuq_pipeline.automation.reruns import Reruns, starts_running
-from tokenuq_pipeline.automation.schedules import build_schedules
-from tokenuq_pipeline.automation.sensors import build_sensors
-from tokenuq_pipeline.runtime.console import compact_logger
-from tokenuq_pipeline.runtime.launcher import StageLauncher
+from tokenuq_pipeline.assets.shown_studies import shown_config
+from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.runtime.paths import config_folders, store_home
 from tokenuq_pipeline.runtime.store import Store
 
+__all__ = ["build_defs", "chosen_executor", "defs", "load_defs"]
+
 EXECUTOR_VARIABLE = "TOKENUQ_EXECUTOR"
-
-
-def build_defs(
-    config: Config,
-    home: Path | None = None,
-    launcher: dg.ConfigurableResource | None = None,
-    executor: dg.ExecutorDefinition = dg.in_process_executor,
-) -> dg.Definitions:
-    """Return all assets, checks, jobs, schedules and sensors of a configuration.
-
-    Args:
-        config: models, datasets, studies and ablations.
-        home: the store; default: `$TOKENUQ_HOME`.
-        launcher: runs heavy stages; default: child processes of this one.
-        executor: runs the steps of a run.
-
-    Raises:
-        InputError: an environment variable that schedules and sensors read has a wrong value.
-    """
-    store = Store(home or store_home())
-    reruns, running, jobs = Reruns(config, store), starts_running(), build_jobs(config)
-    stages = [build_assets(group) for group in stage_groups(config)]
-    return dg.Definitions(
-        assets=[*file_assets(config), *stages],
-        asset_checks=build_checks(config),
-        jobs=jobs,
-        schedules=build_schedules(reruns, running),
-        sensors=[
-            *build_sensors(reruns, [job for job in jobs if job.name in reruns.studies], running),
-            *build_condition_sensors(reruns.studies, running),
-        ],
-        resources={"store": store, "launcher": launcher or StageLauncher()},
-        executor=executor,
-        loggers={"console": compact_logger},
-    )
 
 
 def chosen_executor() -> dg.ExecutorDefinition:
@@ -76,13 +36,15 @@ def chosen_executor() -> dg.ExecutorDefinition:
 
 
 def load_defs() -> dg.Definitions:
-    """Return the definitions of the shipped configuration and `$TOKENUQ_CONFIG`.
+    """Return the definitions of the studies to show, from the shipped configuration and `$TOKENUQ_CONFIG`.
 
     Raises:
-        InputError: the configuration is wrong; the message says in which file and how to fix it.
+        InputError: the configuration or a variable is wrong; the message says where and how to fix it.
     """
+    store = Store(store_home())
     try:
-        return build_defs(load_config(*config_folders(os.environ)), executor=chosen_executor())
+        config = shown_config(load_config(*config_folders(os.environ)), store)
+        return build_defs(config, store.home, executor=chosen_executor())
     except InputError as error:
         # Raised again for a short traceback: `dagster dev` shows all of it, with the message at the end.
         raise InputError(str(error)) from None

@@ -10,6 +10,9 @@ from tokenuq_ml.data.curation import EMPTY_DECISIONS
 from tokenuq_ml.data.sources.locate import why_missing
 from tokenuq_pipeline.runtime.data_files import current_version, file_key, watched
 
+FILES_GROUP = "files"
+"""The group in which the UI draws the user's own files, reviewed files included."""
+
 
 def file_assets(config: Config) -> list[dg.SourceAsset]:
     """Return one observable asset per dataset with a `path`, and per reviewed file that datasets are made by.
@@ -32,7 +35,7 @@ def _define(spec: DatasetSpec, path: str) -> dg.SourceAsset:
 
     @dg.observable_source_asset(
         key=file_key(spec),
-        group_name="datasets",
+        group_name=FILES_GROUP,
         description=f"The files at {path}. An observation takes their fingerprint; if it changes, {dataset} is stale.",
         tags={"dagster/kind/file": ""},
         metadata={"path": dg.MetadataValue.path(path), **_columns(spec)},

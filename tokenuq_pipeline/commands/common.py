@@ -18,22 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Project:
-    """Configuration, definitions, store and Dagster instance, as the environment names them."""
+    """Configuration, store and Dagster instance, as the environment names them, and the definitions of some studies."""
 
     config: "Config"
+    """All of it."""
     defs: "dg.Definitions"
+    """Only of the studies that are asked for."""
     store: "Store"
     instance: "dg.DagsterInstance"
-
-    def studies(self, name: str | None) -> list[str]:
-        """Return the named study, or all that are enabled.
-
-        Raises:
-            InputError: there is no such study.
-        """
-        if name:
-            return [known_study(self.config, name)]
-        return [study for study, spec in self.config.studies.items() if spec.enabled]
 
 
 def known_study(config: "Config", name: str) -> str:
@@ -55,15 +47,23 @@ def configuration() -> "Config":
 
 
 @contextlib.contextmanager
-def project() -> Iterator[Project]:
-    """Load everything and open the Dagster instance."""
+def project(*studies: str) -> Iterator[Project]:
+    """Load the configuration, build the definitions of some studies, and open the Dagster instance.
+
+    Raises:
+        InputError: there is no such study.
+    """
     dagster_home()
+    config = configuration()
+    for study in studies:
+        known_study(config, study)
     import dagster as dg
 
-    from tokenuq_pipeline.definitions import build_defs
+    from tokenuq_pipeline.assets.shown_studies import config_of
+    from tokenuq_pipeline.build_defs import build_defs
     from tokenuq_pipeline.runtime.store import Store
 
-    config, store = configuration(), Store(store_home())
-    defs = build_defs(config, store.home)
+    store = Store(store_home())
+    defs = build_defs(config_of(config, studies), store.home)
     with dg.DagsterInstance.get() as instance:
         yield Project(config, defs, store, instance)

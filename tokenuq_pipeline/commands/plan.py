@@ -36,11 +36,10 @@ def plan_command(options: argparse.Namespace) -> int:
     """Run `tokenuq plan`."""
     from tokenuq_pipeline.commands.status import status_rows
 
-    with project() as here:
-        (study,) = here.studies(options.study)
-        rows = status_rows(here.defs, here.config, [study], here.instance, here.store)
+    with project(options.study) as here:
+        rows = status_rows(here.defs, here.config, [options.study], here.instance, here.store)
         states = {row["asset"]: STATES.get(row["state"], row["state"]) for row in rows}
-        plan = make_plan(here.config, study, states, here.store)
+        plan = make_plan(here.config, options.study, states, here.store)
     if options.format == "json":
         print(json.dumps(vars(plan), indent=1))
     else:

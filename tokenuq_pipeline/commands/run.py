@@ -33,9 +33,8 @@ def run_command(options: argparse.Namespace) -> int:
     """Run `tokenuq run`."""
     # A flag given twice and a flag with two names mean the same.
     ablations = [name for names in options.ablation or [] for name in names]
-    with project() as here:
-        (study,) = here.studies(options.study)
-        return run_study(here.defs, here.config, study, ablations, here.instance, here.store)
+    with project(options.study) as here:
+        return run_study(here.defs, here.config, options.study, ablations, here.instance, here.store)
 
 
 def run_study(defs, config, study: str, ablations: list[str], instance, store) -> int:

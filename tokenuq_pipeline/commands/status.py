@@ -4,7 +4,8 @@ import argparse
 import json
 
 from tokenuq_pipeline.commands import STALE
-from tokenuq_pipeline.commands.common import project
+from tokenuq_pipeline.commands.common import configuration, project
+from tokenuq_pipeline.runtime.paths import store_home
 
 
 def add_parser(commands) -> None:
@@ -22,8 +23,11 @@ def add_parser(commands) -> None:
 
 def status_command(options: argparse.Namespace) -> int:
     """Run `tokenuq status`."""
-    with project() as here:
-        studies = here.studies(options.study)
+    from tokenuq_pipeline.assets.shown_studies import shown_studies
+    from tokenuq_pipeline.runtime.store import Store
+
+    studies = [options.study] if options.study else shown_studies(configuration(), Store(store_home()))
+    with project(*studies) as here:
         rows = status_rows(here.defs, here.config, studies, here.instance, here.store)
     if options.format == "json":
         print(json.dumps(rows, indent=1))

@@ -1,0 +1,55 @@
+"""Build Dagster's `Definitions` from a configuration, or from the part of one that is asked for."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from tokenuq_ml.config.load import Config
+from tokenuq_pipeline.assets.checks import build_checks
+from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.assets.observed_files import file_assets
+from tokenuq_pipeline.assets.run_stage import build_assets
+from tokenuq_pipeline.automation.condition_sensors import build_condition_sensors
+from tokenuq_pipeline.automation.jobs import build_jobs
+from tokenuq_pipeline.automation.reruns import Reruns, starts_running
+from tokenuq_pipeline.automation.schedules import build_schedules
+from tokenuq_pipeline.automation.sensors import build_sensors
+from tokenuq_pipeline.runtime.console import compact_logger
+from tokenuq_pipeline.runtime.launcher import StageLauncher
+from tokenuq_pipeline.runtime.paths import store_home
+from tokenuq_pipeline.runtime.store import Store
+
+
+def build_defs(
+    config: Config,
+    home: Path | None = None,
+    launcher: dg.ConfigurableResource | None = None,
+    executor: dg.ExecutorDefinition = dg.in_process_executor,
+) -> dg.Definitions:
+    """Return all assets, checks, jobs, schedules and sensors of a configuration.
+
+    Args:
+        config: models, datasets, studies and ablations.
+        home: the store; default: `$TOKENUQ_HOME`.
+        launcher: runs heavy stages; default: child processes of this one.
+        executor: runs the steps of a run.
+
+    Raises:
+        InputError: an environment variable that schedules and sensors read has a wrong value.
+    """
+    store = Store(home or store_home())
+    reruns, running, jobs = Reruns(config, store), starts_running(), build_jobs(config)
+    stages = [build_assets(group) for group in stage_groups(config)]
+    return dg.Definitions(
+        assets=[*file_assets(config), *stages],
+        asset_checks=build_checks(config),
+        jobs=jobs,
+        schedules=build_schedules(reruns, running),
+        sensors=[
+            *build_sensors(reruns, [job for job in jobs if job.name in reruns.studies], running),
+            *build_condition_sensors(reruns.studies, running),
+        ],
+        resources={"store": store, "launcher": launcher or StageLauncher()},
+        executor=executor,
+        loggers={"console": compact_logger},
+    )
