@@ -1,6 +1,7 @@
-"""Build the Dagster asset checks of the configured datasets and studies."""
+"""The asset checks of the configured datasets and studies that run in their own op, as plain data and for Dagster."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -22,64 +23,80 @@ from tokenuq_pipeline.assets.uncertainty_checks import (
     joins_one_to_one,
     uncertainty_bounds,
 )
+from tokenuq_pipeline.runtime.store import Store
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """A check that reads tables of the store."""
+
+    asset: AssetPath
+    """The asset that is checked."""
+    function: Callable[..., Outcome]
+    """Gives the check its name and description. Called with the store and `arguments`."""
+    arguments: tuple[str, ...]
+    blocking: bool = True
+    """A failure stops what is downstream."""
+    also: AssetPath | None = None
+    """Another asset that the function reads."""
+
+    @property
+    def key(self) -> dg.AssetCheckKey:
+        """Return Dagster's key."""
+        return dg.AssetCheckKey(dg.AssetKey(self.asset), self.function.__name__)
+
+    def evaluate(self, store: Store) -> Outcome:
+        """Read the tables and return the outcome."""
+        return self.function(store, *self.arguments)
 
 
 def build_checks(config: Config) -> list[dg.AssetChecksDefinition]:
     """Return every check that runs in its own op."""
-    checks = [_check(("datasets", name), no_question_in_two_splits, name) for name in config.datasets]
+    return [_definition(check) for check in table_checks(config)]
+
+
+def table_checks(config: Config) -> Iterator[TableCheck]:
+    """Yield the checks of all datasets, then of all studies."""
+    for name in config.datasets:
+        yield TableCheck(("datasets", name), no_question_in_two_splits, (name,))
     for study in config.studies.values():
-        checks += _study_checks(study)
-    return checks
+        yield from _study_checks(study)
 
 
-def _study_checks(study: StudySpec) -> Iterator[dg.AssetChecksDefinition]:
+def _study_checks(study: StudySpec) -> Iterator[TableCheck]:
     name = study.name
     tokens, losses, uncertainty = (name, "tokenized_dataset"), (name, "token_losses"), (name, "token_uncertainty")
-    yield _check(tokens, no_tokens_in_two_splits, name)
-    yield _check(losses, one_row_per_response_token, name, also=tokens)
-    yield _check(losses, losses_finite, name)
-    yield _check((name, "teacher_hidden"), cached_teacher_matches_online, name)
-    yield _check(uncertainty, uncertainty_bounds, name)
-    yield _check(uncertainty, bald_above_noise, name)
-    yield _check(uncertainty, bald_above_noise_by_category, name, also=losses, blocking=False)
-    yield _check(uncertainty, joins_one_to_one, name, also=losses)
+    yield TableCheck(tokens, no_tokens_in_two_splits, (name,))
+    yield TableCheck(losses, one_row_per_response_token, (name,), also=tokens)
+    yield TableCheck(losses, losses_finite, (name,))
+    yield TableCheck((name, "teacher_hidden"), cached_teacher_matches_online, (name,))
+    yield TableCheck(uncertainty, uncertainty_bounds, (name,))
+    yield TableCheck(uncertainty, bald_above_noise, (name,))
+    yield TableCheck(uncertainty, bald_above_noise_by_category, (name,), blocking=False, also=losses)
+    yield TableCheck(uncertainty, joins_one_to_one, (name,), also=losses)
     reference = (name, "reference_evaluation")
     for ablation in study.ablations:
         evaluation = (name, ablation, "evaluation")
-        yield _check(evaluation, quality_in_distribution, name, ablation, also=reference, blocking=False)
-        yield _check(evaluation, ood_kept, name, ablation, also=reference, blocking=False)
+        yield TableCheck(evaluation, quality_in_distribution, (name, ablation), blocking=False, also=reference)
+        yield TableCheck(evaluation, ood_kept, (name, ablation), blocking=False, also=reference)
     if study.evaluation.alpaca_eval is not None:
-        yield _check(reference, judge_is_consistent, name, *REFERENCE_ROWS, blocking=False)
+        yield TableCheck(reference, judge_is_consistent, (name, *REFERENCE_ROWS), blocking=False)
         for ablation in study.ablations:
-            yield _check((name, ablation, "evaluation"), judge_is_consistent, name, ablation, blocking=False)
+            yield TableCheck((name, ablation, "evaluation"), judge_is_consistent, (name, ablation), blocking=False)
 
 
-def _check(
-    asset: AssetPath,
-    function: Callable[..., Outcome],
-    *arguments: str,
-    blocking: bool = True,
-    also: AssetPath | None = None,
-) -> dg.AssetChecksDefinition:
-    """Return the check that calls `function(store, *arguments)`.
-
-    Args:
-        asset: the asset that is checked.
-        function: gives the check its name and description.
-        *arguments: names, passed to the function.
-        blocking: a failure stops what is downstream.
-        also: another asset that the function reads.
-    """
+def _definition(check: TableCheck) -> dg.AssetChecksDefinition:
+    """Return the check for Dagster."""
 
     @dg.asset_check(
-        asset=dg.AssetKey(asset),
-        name=function.__name__,
-        blocking=blocking,
-        description=" ".join((function.__doc__ or "").split()),
+        asset=check.key.asset_key,
+        name=check.key.name,
+        blocking=check.blocking,
+        description=" ".join((check.function.__doc__ or "").split()),
         required_resource_keys={"store"},
-        additional_deps=[dg.AssetKey(also)] if also else [],
+        additional_deps=[dg.AssetKey(check.also)] if check.also else [],
     )
-    def check(context) -> dg.AssetCheckResult:
-        return function(context.resources.store, *arguments)
+    def evaluate(context) -> dg.AssetCheckResult:
+        return check.evaluate(context.resources.store)
 
-    return check
+    return evaluate
