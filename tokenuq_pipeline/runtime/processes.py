@@ -21,8 +21,8 @@ class ProcessStat:
     """Clock ticks from boot to the start of the process."""
 
 
-def process_stat(pid: int) -> ProcessStat | None:
-    """Return the state of a process; None if there is no such process or no `/proc`."""
+def process_stat(pid: int | str) -> ProcessStat | None:
+    """Return the state of a process, or of this one (`self`); None if there is none, or `/proc` does not show it."""
     try:
         # The second field is the program's name in brackets, which may hold spaces and brackets itself.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -43,8 +43,9 @@ def is_alive(name: str) -> bool:
     pid, _, started = name.partition("-")
     if not pid.isdigit() or not is_running(int(pid)):
         return False
+    # A process of another user may be hidden (`/proc` mounted with hidepid): that it runs is all that is known then.
     stat = process_stat(int(pid))
-    return started in ("0", str(stat.start_ticks if stat else 0))
+    return stat is None or started in ("0", str(stat.start_ticks))
 
 
 def is_running(pid: int) -> bool:
@@ -72,3 +73,12 @@ def started_at(pid: int) -> float | None:
     except (OSError, StopIteration):
         return None
     return int(boot.split()[1]) + stat.start_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int) -> int | None:
+    """Return the bytes of memory that a running process has had at most; None if the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
