@@ -4,9 +4,14 @@ Every import of `dagster._...` is in this file, so that an upgrade of Dagster to
 `tests/pipeline/runtime/test_dagster_internals.py` tests each name for its use here.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
+import yaml
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.data_version import (
     DATA_VERSION_TAG,
@@ -28,6 +33,9 @@ from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, NOT_FINI
 from dagster._core.storage.defs_state.base import _current_storage
 from dagster._utils.schedules import is_valid_cron_schedule
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
 __all__ = [
     "DATA_VERSION_TAG",
     "IN_PROGRESS_RUN_STATUSES",
@@ -39,6 +47,7 @@ __all__ = [
     "EngineEventData",
     "StaleCause",
     "StaleStatus",
+    "code_servers",
     "exception_of_run",
     "forget_definitions_storage",
     "input_data_version_tag",
@@ -50,6 +59,7 @@ __all__ = [
     "stale_status_resolver",
     "upstream_with_new_data",
     "was_terminated",
+    "web_app",
 ]
 
 REPOSITORY_TAG = ".dagster/repository"
@@ -123,3 +133,43 @@ def selected_checks(context: dg.AssetExecutionContext) -> set[dg.AssetCheckKey]:
 def forget_definitions_storage() -> None:
     """Let definitions that are built next not ask the instance of earlier ones, which a test has closed."""
     _current_storage.set(None)
+
+
+@contextlib.contextmanager
+def code_servers(instance: dg.DagsterInstance, workspace: Path) -> Iterator[Path]:
+    """Start a server for each code location, as `dagster dev` does; end them when the block ends.
+
+    Yields:
+        A workspace file that refers to the servers, for the webserver and the daemon.
+    """
+    from dagster._cli.proxy_server_manager import ProxyServerManager
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+
+    target = WorkspaceFileTarget(paths=[str(workspace)])
+    with (
+        ProxyServerManager(instance, target, code_server_log_level="warning") as manager,
+        tempfile.TemporaryDirectory(prefix="tokenuq_ui_") as folder,
+    ):
+        file = Path(folder) / "workspace.yaml"
+        file.write_text(yaml.safe_dump({"load_from": list(manager.get_code_server_specs())}))
+        yield file
+
+
+@contextlib.contextmanager
+def web_app(instance: dg.DagsterInstance, workspace: Path, poll_ms: int = 2000) -> Iterator["Starlette"]:
+    """Yield the application that `dagster-webserver` serves, over the code locations of a workspace file.
+
+    Args:
+        instance: whose runs and assets it shows.
+        workspace: the code locations.
+        poll_ms: how often an open page asks for news.
+    """
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster_webserver.app import create_app_from_workspace_process_context
+
+    # The limits that `dagster-webserver` sets by default.
+    instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3_600, max_overflow=20)
+    target = WorkspaceFileTarget(paths=[str(workspace)])
+    with WorkspaceProcessContext(instance, workspace_load_target=target, version=dg.__version__) as context:
+        yield create_app_from_workspace_process_context(context, live_data_poll_rate=poll_ms)
