@@ -45,7 +45,14 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
     if not content.strip():
         raise damaged(path, "is empty", remedy)
     try:
-        return json.loads(content.decode(), object_pairs_hook=_distinct, parse_constant=_refuse)
+        text = content.decode()
+        found = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse)
+        if "\\u" in text:
+            # Half of a surrogate pair is no text: it could not be printed, and names no file.
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError:
+        raise damaged(path, "holds half of a surrogate pair, which is no text", remedy) from None
     except UnicodeDecodeError as error:
         raise damaged(path, f"is not UTF-8 (byte {error.start})", remedy) from None
     except RecursionError:

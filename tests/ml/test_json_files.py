@@ -21,6 +21,7 @@ DAMAGES = {
     "NaN": (b'{"a": NaN}', "is not JSON: NaN is no number of JSON"),
     "infinite": (b'{"a": -Infinity}', "is not JSON: -Infinity is no number of JSON"),
     "key given twice": (b'{"a": 1, "b": 2, "a": 3}', "is not JSON: the key 'a' is given twice"),
+    "half a surrogate pair": (b'{"a": "\\ud800"}', "holds half of a surrogate pair"),
     "long number": (b"1" * 10_000, "is not JSON"),
 }
 

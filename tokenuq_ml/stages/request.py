@@ -4,10 +4,20 @@ import json
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenuq_ml.config import spec_hash
+from tokenuq_ml.json_files import damaged, read_json
 from tokenuq_ml.progress import Reporter
+
+_REMEDY = "`tokenuq run` writes a new one; `tokenuq verify --forget` deletes what a run left behind"
+
+
+def first_error(error: ValidationError) -> str:
+    """Return where a file differs from its model first, and how: `files.0.bytes: Field required`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return f"{where}: {first['msg']}"
 
 
 class AssetRequest(BaseModel):
@@ -30,6 +40,24 @@ class AssetRequest(BaseModel):
         return {"spec_hash": self.spec_hash, "code_version": self.code_version}
 
 
+class RecordedFile(BaseModel):
+    """One file of an input, as the manifest of its asset records it."""
+
+    model_config = ConfigDict(extra="forbid")
+    bytes: int
+    sha256: str | None
+    """None: the stage does not read the file, so only its size is compared."""
+
+
+class RecordedInput(BaseModel):
+    """The files of an input, as the manifest of its asset records them."""
+
+    model_config = ConfigDict(extra="forbid")
+    asset: str
+    files: dict[str, RecordedFile]
+    """Path relative to the input -> the file. The input has these files and no others."""
+
+
 class StageRequest(BaseModel):
     """What a child process reads: the assets to make, and the files to make them from."""
 
@@ -41,13 +69,24 @@ class StageRequest(BaseModel):
     """Stage name -> request. The child process makes these assets and no others."""
     inputs: dict[str, str]
     """Input name -> folder or file of a complete asset."""
+    recorded: dict[str, RecordedInput] = {}
+    """Input name -> what its folder must hold; `verify_inputs` compares it before the stage reads anything."""
     work_dir: str
     """Folder for checkpoints and caches, private to this stage and its fields. Outlives a run, so that work resumes."""
 
     @classmethod
     def read(cls, path: str | Path) -> "StageRequest":
-        """Read a request from a JSON file."""
-        return cls.model_validate_json(Path(path).read_text())
+        """Read a request from a JSON file.
+
+        Raises:
+            InputError: there is no such file, or it is not a request; the message says what is wrong.
+        """
+        try:
+            return cls.model_validate(read_json(path, _REMEDY))
+        except FileNotFoundError:
+            raise damaged(path, "is missing", _REMEDY) from None
+        except ValidationError as error:
+            raise damaged(path, first_error(error), _REMEDY) from None
 
     def write(self, path: str | Path) -> None:
         """Write the request as JSON."""

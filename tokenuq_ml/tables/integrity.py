@@ -91,7 +91,7 @@ def damage_of_table(home: str | Path, table: str, **partitions: str) -> str | No
     return next((sentence for sentence in wrong if sentence), None)
 
 
-def file_damage(home: Path, file: PublishedFile, kept: KeptHashes | None = None) -> str | None:
+def file_difference(home: Path, file: PublishedFile, kept: KeptHashes | None = None) -> str | None:
     """Return how one file differs from its record: what it is, its size, its SHA-256.
 
     Args:
@@ -100,15 +100,16 @@ def file_damage(home: Path, file: PublishedFile, kept: KeptHashes | None = None)
         kept: hashes that were computed by earlier processes; by default, the file is read.
     """
     wrong = why_not_file(home, file.path, file.bytes)
-    if wrong is None:
-        try:
-            digest = (kept.sha256_of if kept else sha256_of)(home / file.path)
-        except OSError as error:
-            wrong = f"{home / file.path} cannot be read ({error.strerror or error})"
-        else:
-            if digest != file.sha256:
-                wrong = f"{home / file.path}: its SHA-256 begins with {digest[:12]}, not {file.sha256[:12]}"
-    return wrong and f"{wrong}; {MEND}"
+    if wrong is not None:
+        return wrong
+    path = home / file.path
+    try:
+        digest = (kept.sha256_of if kept else sha256_of)(path)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error})"
+    if digest != file.sha256:
+        return f"{path}: its SHA-256 begins with {digest[:12]}, not {file.sha256[:12]}"
+    return None
 
 
 def unlisted(folder: str | Path, listed: Iterable[str | Path]) -> list[Path]:
@@ -133,14 +134,15 @@ class _Records:
         self._seen: dict[str, Identity | None] = {}
 
     def damage(self, relative: str, kept: KeptHashes) -> str | None:
+        """Return what is wrong with a file, and what mends it."""
         for _ in range(2):
             record = self._record(relative)
             if record is None:
                 return self._why_no_record(relative)
-            wrong = file_damage(self._home, record, kept) or self._extra_part(record)
+            wrong = file_difference(self._home, record, kept) or self._extra_part(record)
             if wrong is None or self._identity(record.asset) == self._seen[record.asset]:
-                return wrong
-        return wrong
+                break
+        return wrong and f"{wrong}; {MEND}"
 
     def _record(self, relative: str) -> PublishedFile | None:
         record = self._where.get(relative)
@@ -175,7 +177,7 @@ class _Records:
         except OSError:
             names = []
         extra = [name for name in sorted(names) if self._where.get(f"{Path(record.path).parent}/{name}") is None]
-        return f"{path.parent / extra[0]} does not belong to {record.asset}; {MEND}" if extra else None
+        return f"{path.parent / extra[0]} does not belong to {record.asset}" if extra else None
 
 
 _all_records: dict[Path, _Records] = {}

@@ -61,7 +61,7 @@ def complete_files(home: Path) -> dict[str, list[Path]]:
     damaged asset are left out too; `integrity.damage_of_table` says which, and why.
     """
     files: dict[str, list[Path]] = {table: [] for table in TABLES}
-    for relative in sorted(_complete(home)):
+    for relative in sorted(set(_complete(home))):
         table = table_of(relative)
         if table is not None:
             files[table].append(home / relative)
@@ -114,7 +114,12 @@ def manifest_files(path: Path, asset: str) -> list[PublishedFile]:
     entries = content.get("files") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise damaged(path, "has no list of files", FORGET)
-    return [_entry(path, asset, entry) for entry in entries]
+    if content.get("asset", asset) != asset:
+        raise damaged(path, f"is the manifest of {content['asset']!r}, not of {asset}", FORGET)
+    files = [_entry(path, asset, entry) for entry in entries]
+    if len({file.path for file in files}) < len(files):
+        raise damaged(path, "lists a file twice", FORGET)
+    return files
 
 
 def _entry(manifest: Path, asset: str, entry: Any) -> PublishedFile:

@@ -56,7 +56,7 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
 
 def _inputs(study: StudySpec) -> Iterator[Input]:
     name = study.name
-    yield inputs.model(study.model)
+    yield inputs.model_without_weights(study.model)
     yield from inputs.examples(study.dataset, *study.ood)
     for table, stage in PER_STUDY.items():
         yield inputs.study_table(name, table, stage)

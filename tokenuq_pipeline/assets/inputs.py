@@ -16,11 +16,18 @@ class Input:
     path: str
     """Relative to the store."""
     asset: AssetPath
+    not_read: tuple[str, ...] = ()
+    """Patterns of files that the stage does not read, so that they are not hashed for it."""
 
 
 def model(name: str, as_name: str = "model") -> Input:
     """Return a base model, under the name that the stage knows it by."""
     return Input(as_name, f"models/{name}", ("models", name))
+
+
+def model_without_weights(name: str) -> Input:
+    """Return a base model of which the stage reads the configuration and the tokenizer only."""
+    return Input("model", f"models/{name}", ("models", name), not_read=("*.safetensors",))
 
 
 def examples(*datasets: str) -> tuple[Input, ...]:

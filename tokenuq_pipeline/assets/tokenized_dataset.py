@@ -20,5 +20,5 @@ def tokenized_dataset(config: Config, study: StudySpec) -> StageAsset:
         kinds=frozenset({"python", "polars", "parquet"}),
         table="tokenized_dataset",
         outputs={table: table_path(table, study=study.name) for table in ("tokenized_dataset", "rejected_examples")},
-        inputs=(inputs.model(study.model), *inputs.examples(*datasets)),
+        inputs=(inputs.model_without_weights(study.model), *inputs.examples(*datasets)),
     )

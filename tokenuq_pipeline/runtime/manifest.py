@@ -6,24 +6,26 @@ whose files all exist is complete.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenuq_ml.atomic_files import atomic_write
-from tokenuq_ml.stages.request import CheckOutcome
+from tokenuq_ml.json_files import damaged, read_json
+from tokenuq_ml.stages.request import CheckOutcome, first_error
+from tokenuq_ml.tables.partitions import FORGET
 from tokenuq_pipeline.runtime.places import MANIFESTS, check_no_link, check_places, check_plots
 
 
 class FileEntry(BaseModel):
     """One file of an asset, as it was published."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, strict=True)
 
     path: str
     """Relative to the store."""
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Provenance(BaseModel):
@@ -80,22 +82,17 @@ class Manifest(BaseModel):
             path: `<store>/.manifests/<asset>.json`.
 
         Raises:
-            OSError: the file does not exist or cannot be read.
-            ValueError: the file is damaged; the message says where.
+            FileNotFoundError: there is no such file.
+            DamagedFile: the file is damaged; the message says where, and what mends it.
         """
-        content = path.read_bytes()
+        content = read_json(path, FORGET)
         try:
-            manifest = cls.model_validate(json.loads(content))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: is not JSON: {error}") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise ValueError(f"{path}: {where}: {first['msg']}") from None
-        try:
+            manifest = cls.model_validate(content)
             manifest._check(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except ValidationError as error:
+            raise damaged(path, first_error(error), FORGET) from None
+        except (ValueError, OSError) as error:
+            raise damaged(path, str(error), FORGET) from None
         return manifest
 
     def _check(self, path: Path) -> None:

@@ -5,13 +5,15 @@ marks the asset as complete. Does not import Dagster.
 """
 
 import contextlib
-import hashlib
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenuq_ml.atomic_files import replace_folder
+from tokenuq_ml.file_hashes import sha256_of
+from tokenuq_ml.tables.integrity import file_difference, unlisted
+from tokenuq_ml.tables.partitions import PublishedFile, manifest_names, why_not_file
 from tokenuq_pipeline.runtime.manifest import FileEntry, Manifest
 from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, check_no_link
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
@@ -82,8 +84,18 @@ class Store:
         """Return the manifest of `asset`; None if there is none (never made, or being replaced) or it is damaged."""
         try:
             return Manifest.read(self._manifest_path(asset))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
+
+    def damaged_manifest(self, asset: str) -> str | None:
+        """Return how the manifest of `asset` is damaged, and what mends it; None if it is not, or if there is none."""
+        try:
+            Manifest.read(self._manifest_path(asset))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            return str(error)
+        return None
 
     def data_version(self, asset: str) -> str | None:
         """Return the data version in the manifest of `asset`, or None."""
@@ -100,26 +112,20 @@ class Store:
         """
         try:
             manifest = Manifest.read(self._manifest_path(asset))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return "has no manifest"
         except ValueError as error:
             return f"has a damaged manifest, {error}"
-        for file in manifest.files:
-            path = self.path(file.path)
-            if not path.is_file():
-                return f"{file.path} is missing"
-            if path.stat().st_size != file.bytes:
-                return f"{file.path} has {path.stat().st_size} bytes, not {file.bytes}"
-        return None
+        wrong = (why_not_file(self.home, file.path, file.bytes) for file in manifest.files)
+        return next((self._relative(sentence) for sentence in wrong if sentence), None)
 
     def is_complete(self, asset: str) -> bool:
         """Return whether `asset` has a manifest whose files all exist with the recorded sizes."""
         return self.incomplete_because(asset) is None
 
     def assets(self) -> list[str]:
-        """Return the names of all assets that have a manifest."""
-        root = self.home / MANIFESTS
-        return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
+        """Return the names of all assets that have a manifest, damaged or not."""
+        return manifest_names(self.home)
 
     def problems(self, asset: str) -> list[str]:
         """Read every file of `asset` and return how the files differ from what the manifest recorded."""
@@ -127,15 +133,18 @@ class Store:
             manifest = Manifest.read(self._manifest_path(asset))
         except (OSError, ValueError) as error:
             return [f"has no readable manifest: {error}"]
-        found = {file.path: file for file in self._files(manifest.outputs.values())}
-        problems = []
-        for file in manifest.files:
-            now = found.pop(file.path, None)
-            if now is None:
-                problems.append(f"{file.path}: is missing")
-            elif now.sha256 != file.sha256:
-                problems.append(f"{file.path}: its SHA-256 begins with {now.sha256[:12]}, not {file.sha256[:12]}")
-        return problems + [f"{path}: does not belong to the asset" for path in found]
+        records = (PublishedFile(asset, file.path, file.bytes, file.sha256) for file in manifest.files)
+        wrong = [sentence for file in records if (sentence := file_difference(self.home, file))]
+        extra = [f"{path}: does not belong to the asset" for path in self.extra_files(asset)]
+        return [self._relative(sentence) for sentence in (*wrong, *extra)]
+
+    def extra_files(self, asset: str) -> list[Path]:
+        """Return the files in the folders of `asset` that its manifest does not list. Lists folders, reads no file."""
+        manifest = self.read_manifest(asset)
+        if manifest is None:
+            return []
+        listed = [self.home / file.path for file in manifest.files]
+        return [path for output in manifest.outputs.values() for path in unlisted(self.path(output), listed)]
 
     def forget(self, asset: str) -> None:
         """Delete the manifest of `asset`, which is incomplete until the next one is written.
@@ -147,12 +156,15 @@ class Store:
         check_no_link(self.home, [path.parent.relative_to(self.home).as_posix()])
         path.unlink(missing_ok=True)
 
+    def _relative(self, sentence: str) -> str:
+        """Return a sentence with paths in the store as the store's manifests write them."""
+        return sentence.replace(f"{self.home}/", "")
+
     def _manifest_path(self, asset: str) -> Path:
         return self.home / MANIFESTS / f"{check_asset_name(asset)}.json"
 
     def _files(self, outputs: Iterable[str]) -> Iterator[FileEntry]:
         for output in outputs:
             for path in sorted(path for path in self.path(output).rglob("*") if path.is_file()):
-                with open(path, "rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                yield FileEntry(path=path.relative_to(self.home).as_posix(), bytes=path.stat().st_size, sha256=digest)
+                name, digest = path.relative_to(self.home).as_posix(), sha256_of(path)
+                yield FileEntry(path=name, bytes=path.stat().st_size, sha256=digest)

@@ -31,7 +31,7 @@ def test_an_altered_a_missing_and_an_extra_file_are_named(store, capsys):
     adapter = "study/top/student: student/study=study/ablation=top/adapter"
     assert f"{adapter}/adapter_model.safetensors: its SHA-256 begins with" in out
     assert f"{adapter}/more: does not belong to the asset" in out
-    assert "models/tiny: models/tiny/content: is missing" in out and "2 of 17 assets do not match" in out
+    assert "models/tiny: models/tiny/content is missing" in out and "2 of 17 assets do not match" in out
     assert store.is_complete("study/top/student")
     assert cli.main(["verify", "--forget"]) == 1
     assert not store.is_complete("study/top/student") and store.is_complete("study/mle/student")

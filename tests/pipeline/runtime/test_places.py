@@ -10,6 +10,7 @@ from tests.support.tiny_store import manifest
 from tests.support.toy_pipeline import toy_config
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.config.shipped import shipped_config
+from tokenuq_ml.tables.partitions import FORGET
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.places import check_asset_name, check_places
@@ -43,8 +44,9 @@ def alter(store, written_as=ASSET, **parts):
 def refusal(path):
     with pytest.raises(ValueError) as error:
         Manifest.read(path)
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
-    return str(error.value).removeprefix(f"{path}: ")
+    said = str(error.value)
+    assert said.startswith(f"{path}: ") and said.endswith(f"; {FORGET}") and "\n" not in said
+    return said.removeprefix(f"{path}: ").removesuffix(f"; {FORGET}")
 
 
 @pytest.mark.parametrize("config", [toy_config(), load_config(shipped_config())], ids=["toy", "shipped"])

@@ -76,7 +76,7 @@ def test_a_manifest_marks_an_asset_as_complete(store):
         ("{", "is not JSON"),
         ("[]", "the file: "),
         ('{"asset": "s/a"}', "data_version: Field required"),
-        (b"\xff\xfe", "is not JSON"),
+        (b"\xff\xfe", "is not UTF-8"),
     ],
 )
 def test_an_asset_with_a_damaged_manifest_is_incomplete_and_the_reason_names_the_file(store, content, said):
