@@ -186,15 +186,17 @@ class Leases:
             OSError: the store cannot be written.
         """
         with beating(self.home) as beat:
-            record = self._take(asset, say, tuple(makes) or (asset,))
-            lease = Lease(self, asset, record, beat)
-            _HELD.add(record.token)
+            mine = LeaseRecord(0, 0.0, Owner.current(), secrets.token_hex(8), tuple(makes) or (asset,))
+            _HELD.add(mine.token)
             try:
-                with beat.told(lease.look):
-                    yield lease
+                lease = Lease(self, asset, self._take(asset, say, mine), beat)
+                try:
+                    with beat.told(lease.look):
+                        yield lease
+                finally:
+                    lease.release()
             finally:
-                lease.release()
-                _HELD.discard(record.token)
+                _HELD.discard(mine.token)
 
     def latest(self, asset: str) -> LeaseRecord | None:
         """Return the current lease of an asset, also one that was released; None if there was none."""
@@ -232,13 +234,12 @@ class Leases:
         else:
             temporary.unlink()
 
-    def _take(self, asset: str, say: Callable[[str], None], makes: tuple[str, ...]) -> LeaseRecord:
+    def _take(self, asset: str, say: Callable[[str], None], mine: LeaseRecord) -> LeaseRecord:
         told, seen = False, _Seen()
         while True:
             latest = self.latest(asset)
             if latest is None or self._is_free(latest, seen):
-                number = latest.number + 1 if latest else 1
-                mine = LeaseRecord(number, 0.0, Owner.current(), secrets.token_hex(8), makes)
+                mine = replace(mine, number=latest.number + 1 if latest else 1)
                 with store_lock(self.home):
                     if self.create(asset, mine):
                         return mine
