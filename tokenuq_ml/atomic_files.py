@@ -7,7 +7,7 @@ A write is atomic: the content goes to a hidden file next to `path`, which takes
 also durable: the content is flushed to the disk before that step, and the name after it. `durable=False` is for content
 whose loss costs nothing:
 
-- fingerprints of data files (`tokenuq_pipeline/runtime/data_files.py`): a cache, computed again when it is missing;
+- fingerprints of data files (`tokenuq_pipeline/runtime/fingerprints.py`): a cache, computed again when it is missing;
 - the output of `tokenuq query --output`: the user's file, which the same query writes again.
 
 Files that a stage writes once into its empty staging folder (adapters, plots, report pages) need neither: the store
@@ -117,13 +117,23 @@ def replace_folder(new: str | Path, path: str | Path) -> None:
     """
     new, path = Path(new), Path(path)
     fsync_tree(new)
-    if path.exists():
+    # Also a link that leads nowhere is replaced.
+    if os.path.lexists(path):
         _swap(new, path)
         fsync(path.parent)
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new)
     else:
         os.rename(new, path)
         fsync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, or the file or link that was in its place; what cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def exchange_folders(one: Path, other: Path) -> bool:

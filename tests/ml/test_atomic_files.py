@@ -170,3 +170,20 @@ def test_a_reader_never_misses_the_folder_or_sees_two_versions_of_it(tmp_path):
     complete = [texts for texts in seen if texts is not None]
     assert not failures and all(len(texts) == 1 for texts in complete)
     assert len(set().union(*complete)) > 1
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_a_folder_replaces_what_is_no_folder(tmp_path, kind):
+    new, path, other = tmp_path / "new", tmp_path / "path", tmp_path / "other"
+    new.mkdir()
+    (new / "content").write_text("new")
+    if kind == "file":
+        path.write_text("old")
+    else:
+        path.symlink_to(other)
+    if kind == "link":
+        other.mkdir()
+        (other / "precious").touch()
+    replace_folder(new, path)
+    assert not path.is_symlink() and (path / "content").read_text() == "new" and not os.path.lexists(new)
+    assert kind != "link" or (other / "precious").exists()

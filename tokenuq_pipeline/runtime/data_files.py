@@ -6,14 +6,12 @@ as data version, so that a changed file makes its dataset stale as a changed ass
 """
 
 import contextlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 import dagster as dg
 
-from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.config import CuratedDatasetSpec, DatasetSpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.data.sources.fingerprint import fingerprint, signature
@@ -21,6 +19,7 @@ from tokenuq_ml.data.sources.locate import DataFiles, find_files
 from tokenuq_ml.data.sources.remote import is_address
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.dagster_internals import DATA_VERSION_TAG, input_data_version_tag
+from tokenuq_pipeline.runtime.fingerprints import Fingerprints
 from tokenuq_pipeline.runtime.store import Store
 
 
@@ -57,20 +56,14 @@ def current_version(spec: DatasetSpec, store: Store) -> str | None:
     data = local_files(spec)
     if data is None:
         return None
-    cache, key = store.home / ".fingerprints.json", f"{spec.name}: {data.root}"
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        known = {}
+    kept, key = Fingerprints(store.home), f"{spec.name}: {data.root}"
     now = signature(data.root, data.files)
-    if known.get(key, {}).get("signature") == now:
-        return str(known[key]["fingerprint"])
+    known = kept.get(key, now)
+    if known is not None:
+        return known
     version = fingerprint(data.root, data.files)
-    if signature(data.root, data.files) == now:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # Not durable: a lost fingerprint is computed again.
-        with atomic_write(cache, durable=False) as file:
-            file.write(json.dumps({**known, key: {"signature": now, "fingerprint": version}}).encode())
+    if version is not None and signature(data.root, data.files) == now:
+        kept.put(key, now, version)
     return version
 
 
