@@ -15,7 +15,7 @@ from tokenuq_ml.config.load import Config, load_config
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_pipeline.assets.inputs import costs_path
-from tokenuq_pipeline.automation.staleness import staleness
+from tokenuq_pipeline.automation.staleness import Records, staleness
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.store import Store
 
@@ -64,8 +64,9 @@ def matrix(tmp_path_factory):
 
 def test_the_whole_graph_succeeds_and_nothing_is_stale(matrix):
     assert matrix.result.success, [e.message for e in matrix.result.all_events if e.is_failure]
-    graph = matrix.defs.resolve_asset_graph()
-    assert not staleness(graph, graph.materializable_asset_keys, matrix.instance, matrix.store)
+    records = Records.of(matrix.defs.resolve_asset_graph(), matrix.config, matrix.instance, matrix.store)
+    found = staleness(records, records.assets)
+    assert not found and not found.unrecorded
     checks = matrix.result.get_asset_check_evaluations()
     assert {c.check_name for c in checks} >= {"selected_share", "bald_above_noise", "one_row_per_response_token"}
     assert [c for c in checks if not c.passed and c.severity == dg.AssetCheckSeverity.ERROR] == []

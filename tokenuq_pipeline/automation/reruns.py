@@ -12,7 +12,7 @@ import dagster as dg
 
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.automation.staleness import Wave, find_wave, study_keys
+from tokenuq_pipeline.automation.staleness import Records, Wave, find_wave, study_keys
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.dagster_internals import NOT_FINISHED_STATUSES
 from tokenuq_pipeline.runtime.data_files import observe
@@ -73,8 +73,8 @@ class Reruns:
 
     def find(self, context, study: str) -> Wave | None:
         """Return the study's next wave; None if nothing is stale."""
-        graph = context.repository_def.asset_graph
-        return find_wave(graph, study_keys(graph, study), context.instance, self.store)
+        records = Records.of(context.repository_def.asset_graph, self.config, context.instance, self.store)
+        return find_wave(records, study_keys(records.assets, study))
 
     @staticmethod
     def request(study: str, wave: Wave, cause: str, number: int, run_key: str | None = None) -> dg.RunRequest:

@@ -1,8 +1,8 @@
 """Which assets are stale, why, and in which order of runs they are rebuilt.
 
-Dagster compares an asset with its direct inputs only. What follows a changed asset becomes stale when that asset has
-been rebuilt with new content, and stays fresh if the content is unchanged. Hence waves: run what certainly has to run,
-then look again.
+The store's manifests say what is stale (`manifest_staleness.py`): each asset is compared with what it read itself. What
+follows a changed asset becomes stale when that asset has been rebuilt with new content, and stays fresh if the content
+is unchanged. Hence waves: run what certainly has to run, then look again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from tokenuq_ml.config.load import Config
+from tokenuq_pipeline.assets.asset import StageAsset
+from tokenuq_pipeline.assets.graph import assets_by_name
+from tokenuq_pipeline.automation.manifest_staleness import NO_MANIFEST, ManifestReader
 from tokenuq_pipeline.runtime.dagster_internals import (
     AssetGraph,
-    StaleCause,
+    CachingStaleStatusResolver,
     StaleStatus,
     passed_on_latest,
     stale_status_resolver,
-    upstream_with_new_data,
 )
 from tokenuq_pipeline.runtime.store import Store
 
@@ -27,11 +30,34 @@ MAX_WAVES = 20
 
 
 @dataclass(frozen=True)
+class Records:
+    """The assets of a configuration, and what the store and Dagster record of them."""
+
+    graph: AssetGraph
+    """Of Dagster; may hold some studies only."""
+    assets: Mapping[Key, StageAsset]
+    instance: dg.DagsterInstance
+    store: Store
+
+    @classmethod
+    def of(cls, graph: AssetGraph, config: Config, instance: dg.DagsterInstance, store: Store) -> "Records":
+        """Return the records of all assets of a configuration."""
+        return cls(graph, {asset.key: asset for asset in assets_by_name(config).values()}, instance, store)
+
+    @property
+    def parents(self) -> dict[Key, set[Key]]:
+        """Return everything that each asset reads, drawn or not, without observed files."""
+        return parents_of(self.assets)
+
+
+@dataclass(frozen=True)
 class Staleness:
     """Stale assets with the reason, and blocking checks that have not passed on the current version of their asset."""
 
     reasons: dict[Key, str]
     pending_checks: frozenset[dg.AssetCheckKey] = frozenset()
+    unrecorded: frozenset[Key] = frozenset()
+    """Fresh in the store, while Dagster has no record of it, or another one: `tokenuq adopt` reports it."""
 
     def __bool__(self) -> bool:
         return bool(self.reasons or self.pending_checks)
@@ -46,65 +72,61 @@ class Wave:
     reasons: dict[Key, str] = field(default_factory=dict)
 
 
-def parents_of(graph: AssetGraph) -> dict[Key, set[Key]]:
-    """Return the direct inputs of every asset, without observed files."""
-    makeable = graph.materializable_asset_keys
-    return {key: graph.get(key).parent_keys & makeable for key in makeable}
+def parents_of(assets: Mapping[Key, StageAsset]) -> dict[Key, set[Key]]:
+    """Return everything that each asset reads, drawn or not, without observed files."""
+    return {key: {Key(path) for path in asset.reads} for key, asset in assets.items()}
 
 
-def study_keys(graph: AssetGraph, study: str) -> set[Key]:
+def study_keys(assets: Mapping[Key, StageAsset], study: str) -> set[Key]:
     """Return the assets of a study and everything upstream of them."""
-    return ancestors(parents_of(graph), (key for key in graph.materializable_asset_keys if key.path[0] == study))
+    return ancestors(parents_of(assets), (key for key in assets if key.path[0] == study))
 
 
-def find_wave(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstance, store: Store) -> Wave | None:
+def find_wave(records: Records, keys: Iterable[Key]) -> Wave | None:
     """Return the next run that `keys` need; None if all are fresh.
 
     Pending checks come first and alone: in a run with assets downstream of them, Dagster would not hold those back.
     """
-    stale = staleness(graph, keys, instance, store)
+    stale = staleness(records, keys)
     if not stale:
         return None
     if stale.pending_checks:
         return Wave(frozenset(), stale.pending_checks, stale.reasons)
-    assets = next_wave(parents_of(graph), stale.reasons)
-    checks = frozenset(key for key in graph.asset_check_keys if key.asset_key in assets)
+    assets = next_wave(records.parents, stale.reasons)
+    checks = frozenset(key for key in records.graph.asset_check_keys if key.asset_key in assets)
     return Wave(frozenset(assets), checks, stale.reasons)
 
 
-def staleness(graph: AssetGraph, keys: Iterable[Key], instance: dg.DagsterInstance, store: Store) -> Staleness:
-    """Return which of `keys` are missing, stale by Dagster's records, or incomplete in the store."""
-    resolver = stale_status_resolver(instance, graph)
-    keys = set(keys)
-    found = {key: _reason(key, resolver, store) for key in keys}
-    reasons = {key: reason for key, reason in found.items() if reason is not None}
-    checks = [
-        check
-        for check in graph.asset_check_keys
-        if check.asset_key in keys and check.asset_key not in reasons and graph.get_check_spec(check).blocking
-    ]
-    passed = passed_on_latest(instance, checks)
-    return Staleness(reasons, frozenset(check for check in checks if not passed[check]))
+def staleness(records: Records, keys: Iterable[Key]) -> Staleness:
+    """Return which of `keys` are missing or stale by the store's manifests, and what Dagster does not know yet."""
+    resolver, manifests = stale_status_resolver(records.instance, records.graph), ManifestReader(records.store)
+    reasons: dict[Key, str] = {}
+    unrecorded: set[Key] = set()
+    for key in set(keys):
+        reason = manifests.why_stale(records.assets[key])
+        if reason is not None:
+            never = reason.endswith(NO_MANIFEST) and resolver.get_status(key) == StaleStatus.MISSING
+            reasons[key] = NEVER_MADE if never else reason
+        elif not _is_recorded(key, resolver, manifests):
+            unrecorded.add(key)
+    checks = _blocking_checks(records, set(keys) - reasons.keys() - unrecorded)
+    passed = passed_on_latest(records.instance, checks)
+    return Staleness(reasons, frozenset(check for check in checks if not passed[check]), frozenset(unrecorded))
 
 
-def _reason(key: Key, resolver, store: Store) -> str | None:
-    """Return why one asset is stale; None if it is fresh."""
-    status, name = resolver.get_status(key), key.to_user_string()
-    if status == StaleStatus.MISSING:
-        return NEVER_MADE
-    if status == StaleStatus.STALE:
-        return "; ".join(_cause(cause) for cause in resolver.get_stale_causes(key))
-    incomplete = store.incomplete_because(name)
-    if incomplete is not None:
-        return f"is incomplete in the store: {incomplete}"
-    if store.data_version(name) != resolver.get_current_data_version(key).value:
-        return "differs in the store from what Dagster recorded last"
-    return None
+def _is_recorded(key: Key, resolver: CachingStaleStatusResolver, manifests: ManifestReader) -> bool:
+    """Return whether Dagster knows the version that the store holds, and takes it for fresh."""
+    manifest = manifests.manifest(key.to_user_string())
+    return (
+        manifest is not None
+        and resolver.get_status(key) == StaleStatus.FRESH
+        and resolver.get_current_data_version(key).value == manifest.data_version
+    )
 
 
-def _cause(cause: StaleCause) -> str:
-    upstream = upstream_with_new_data(cause)
-    return cause.reason if upstream is None else f"{upstream.to_user_string()} has changed"
+def _blocking_checks(records: Records, keys: set[Key]) -> list[dg.AssetCheckKey]:
+    graph = records.graph
+    return [key for key in graph.asset_check_keys if key.asset_key in keys and graph.get_check_spec(key).blocking]
 
 
 def next_wave(parents: Mapping[Key, Iterable[Key]], stale: Iterable[Key]) -> set[Key]:

@@ -16,11 +16,11 @@ from tokenuq_pipeline.automation.staleness import (
     MAX_WAVES,
     NEVER_MADE,
     Key,
+    Records,
     Staleness,
     Wave,
     ancestors,
     find_wave,
-    parents_of,
     staleness,
 )
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG, Console
@@ -59,8 +59,8 @@ class StudyRunner:
     timings: list[AssetTiming] = field(default_factory=list)
 
     def __post_init__(self):
-        self.graph = self.defs.resolve_asset_graph()
-        self.parents = parents_of(self.graph)
+        self.records = Records.of(self.defs.resolve_asset_graph(), self.config, self.instance, self.store)
+        self.parents = self.records.parents
         self.groups = {group.op: [asset.key for asset in group.assets] for group in stage_groups(self.config)}
         self.order = {key: number for number, key in enumerate(key for keys in self.groups.values() for key in keys)}
 
@@ -87,7 +87,7 @@ class StudyRunner:
 
     def staleness(self, keys: set[Key]) -> Staleness:
         """Return which of `keys` are stale, and why."""
-        return staleness(self.graph, keys, self.instance, self.store)
+        return staleness(self.records, keys)
 
     def bring_up_to_date(self, keys: set[Key]) -> None:
         """Run waves until nothing of `keys` is stale.
@@ -98,7 +98,7 @@ class StudyRunner:
         """
         observe(self.config, self.instance, self.store, [key.path[1] for key in keys if key.path[0] == "datasets"])
         for _ in range(MAX_WAVES):
-            wave = find_wave(self.graph, keys, self.instance, self.store)
+            wave = find_wave(self.records, keys)
             if wave is None:
                 return
             self._run(wave)

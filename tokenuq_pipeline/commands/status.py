@@ -41,23 +41,21 @@ def status_rows(defs, config, studies: list[str], instance, store) -> list[dict[
 
     States: missing, stale, unchecked (a blocking check has not passed), waiting (downstream of one of those).
     """
-    from tokenuq_pipeline.assets.graph import assets_by_name
     from tokenuq_pipeline.automation.explain import explain
-    from tokenuq_pipeline.automation.staleness import NEVER_MADE, descendants, parents_of, staleness, study_keys
+    from tokenuq_pipeline.automation.staleness import NEVER_MADE, Records, descendants, staleness, study_keys
     from tokenuq_pipeline.runtime.data_files import observe
 
-    graph = defs.resolve_asset_graph()
-    assets = {asset.key: asset for asset in assets_by_name(config).values()}
-    keys = set().union(*(study_keys(graph, study) for study in studies))
+    records = Records.of(defs.resolve_asset_graph(), config, instance, store)
+    assets, parents = records.assets, records.parents
+    keys = set().union(*(study_keys(assets, study) for study in studies))
     observe(config, instance, store)
-    found = staleness(graph, keys, instance, store)
+    found = staleness(records, keys)
     states = {
         key: ("missing" if reason == NEVER_MADE else "stale", explain(reason, assets[key], store))
         for key, reason in found.reasons.items()
     }
     for check in sorted(found.pending_checks, key=str):
         states.setdefault(check.asset_key, ("unchecked", f"the check {check.name} has not passed on it"))
-    parents = parents_of(graph)
     unsettled = states.keys() | descendants(parents, states)
     for key in (unsettled & keys) - states.keys():
         above = sorted(parent.to_user_string() for parent in parents[key] & unsettled)
