@@ -10,7 +10,7 @@ export TOKENUQ_HOME ?= $(CURDIR)/store
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui lint format test test-fast test-heavy examples bench
+.PHONY: help run ui lint format test test-fast test-heavy survive examples bench
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -43,6 +43,10 @@ test-fast: $(VENV)/.dev ## Run the tests that are neither slow nor heavy
 # pytest exits with 5 if there is no heavy test.
 test-heavy: $(VENV)/.dev ## Run the heavy tests: clusters, database servers, attacked browsers, notebooks
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m heavy || [ $$? = 5 ]
+
+# Takes about two hours, in parts of less than one: run it again until it says that no trial is left.
+survive: $(VENV)/.dev ## Kill, fill disks, damage and misconfigure a tiny study; write docs/results/survive.md
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.survive .survive --page docs/results/survive.md
 
 examples: $(VENV)/.quickstart ## Run the scripts in examples/
 	for script in examples/*.py; do echo "== $$script"; HF_HUB_OFFLINE=1 $(BIN)/python "$$script" || exit 1; done

@@ -1,0 +1,1 @@
+"""Trials of what may go wrong on a machine: kills, full disks, bad input, damaged stores. `make survive` runs them."""
