@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= quickstart
+PORT ?= 3000
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 export TOKENUQ_HOME ?= $(CURDIR)/store
@@ -19,10 +20,9 @@ help: ## List the targets
 run: $(VENV)/.quickstart ## Materialise the study `quickstart` (STUDY=name for another) and print its ablation table
 	HF_HUB_OFFLINE=1 $(BIN)/tokenuq run --study $(STUDY)
 
-# -w names the workspace file. The UI has no login, so it listens on this machine only.
-ui: $(VENV)/.quickstart ## Start Dagster's web UI on http://127.0.0.1:3000
-	$(BIN)/python -m tokenuq_pipeline.runtime.paths
-	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
+# It listens on this machine only. docs/operations.md: a token for machines of several people, other host names.
+ui: $(VENV)/.quickstart ## Start the web UI on http://127.0.0.1:3000 (PORT=number for another port)
+	$(BIN)/tokenuq ui --port $(PORT) --with-parent
 
 lint: $(VENV)/.dev ## Check style, formatting, import layers and types
 	$(BIN)/ruff check

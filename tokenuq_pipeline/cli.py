@@ -6,7 +6,20 @@ import sys
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.commands import FAILED, INTERRUPTED, USAGE, curate, plan, prune, query, run, show, status, verify
+from tokenuq_pipeline.commands import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    curate,
+    plan,
+    prune,
+    query,
+    run,
+    show,
+    status,
+    ui,
+    verify,
+)
 
 COMMANDS = (
     plan,
@@ -17,6 +30,7 @@ COMMANDS = (
     prune,
     query,
     curate,
+    ui,
 )
 
 

@@ -1,0 +1,72 @@
+"""All processes of one UI: they share a session, which ends as a whole.
+
+Sessions are the kernel's: a process cannot leave one by ending its parent, and nobody outside gets into it. Stages lead
+sessions of their own, and the launcher that started one ends it. (`psutil` finds children, and loses them when their
+parent has been killed.)
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from tokenuq_pipeline.runtime.processes import is_running
+
+ORDERLY_S = 6.0
+"""Seconds that Dagster's servers have to end after an interrupt."""
+CHECKPOINT_S = 45.0
+"""Seconds that runs have: the launcher gives a stage 30 s to write its checkpoint."""
+POLL_S = 0.05
+RUN_WORKER = b"multiprocessing.spawn"
+"""In the command line of the processes that execute runs: Dagster's code server starts them by `multiprocessing`."""
+
+
+def members(session: int, without: Collection[int] = ()) -> list[int]:
+    """Return the running processes of a session."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and int(entry.name) not in without:
+            try:
+                if os.getsid(int(entry.name)) == session and is_running(int(entry.name)):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def interrupt(session: int, without: Collection[int] = ()) -> None:
+    """Send SIGINT to all processes of a session, as Ctrl-C does: runs stop, and their stages write checkpoints."""
+    _send(signal.SIGINT, members(session, without))
+
+
+def wait_or_kill(session: int, without: Collection[int], say: Callable[[str], None]) -> None:
+    """Wait until an interrupted session has ended; kill servers after `ORDERLY_S`, runs after `CHECKPOINT_S`."""
+    started, told = time.monotonic(), False
+    while left := members(session, without):
+        waited = time.monotonic() - started
+        workers = [pid for pid in left if is_run_worker(pid)]
+        if waited > CHECKPOINT_S:
+            _send(signal.SIGKILL, left)
+        elif waited > ORDERLY_S:
+            _send(signal.SIGKILL, [pid for pid in left if pid not in workers])
+            if workers and not told:
+                told = True
+                say(f"waiting for {len(workers)} run{'s' if len(workers) > 1 else ''} to write checkpoints")
+        time.sleep(POLL_S)
+
+
+def is_run_worker(pid: int) -> bool:
+    """Return whether a process executes a run."""
+    try:
+        return RUN_WORKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _send(number: int, pids: Collection[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except OSError:
+            continue
