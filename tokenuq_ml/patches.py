@@ -96,6 +96,19 @@ def offline_ifeval(tokenizer: Any) -> Iterator[None]:
 
 
 @contextmanager
+def sandbox_of_templates(kind: type) -> Iterator[None]:
+    """Let transformers compile chat templates with `kind`, a subclass of Jinja's sandbox.
+
+    For transformers 5.23, whose `apply_chat_template` names the class of the sandbox itself and keeps what it has
+    compiled. Remove when it can be given a class, or limits products and powers.
+    """
+    from transformers.utils import chat_template_utils
+
+    with replaced_attribute(chat_template_utils, "ImmutableSandboxedEnvironment", kind):
+        yield
+
+
+@contextmanager
 def parsed_once_gguf() -> Iterator[None]:
     """Let transformers parse a GGUF file once and build the map of its tensor names once.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenuq_ml.data.examples import Turn
+from tokenuq_ml.data.template_limits import LIMITS, TemplateLimitError
 from tokenuq_ml.data.token_categories import special_ids
 from tokenuq_ml.errors import InputError
 
@@ -61,12 +62,14 @@ class ChatTemplate:
 
         Raises:
             TemplateError: the template rejects the conversation.
+            TemplateLimitError: the template takes too long or too much memory.
         """
         arguments = arguments or {}
         variables = {**self._variables, **arguments.get("chat_template_kwargs", {})}
         if reserved := sorted(variables.keys() & self._reserved):
             raise TemplateError(f"chat_template_kwargs sets {', '.join(reserved)}, which is no variable of a template")
-        try:
+
+        def rendered() -> str:
             return str(
                 self._tokenizer.apply_chat_template(
                     [_with_reasoning_names(turn) for turn in messages],
@@ -76,6 +79,11 @@ class ChatTemplate:
                     **variables,
                 )
             )
+
+        try:
+            return LIMITS.run(rendered, self._tokenizer.name_or_path or "the model")
+        except TemplateLimitError:
+            raise
         except Exception as error:  # Jinja raises the errors of the template's author.
             raise TemplateError(
                 f"the chat template rejects the conversation: {' '.join(str(error).split())}; correct the example, or "

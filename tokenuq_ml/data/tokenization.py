@@ -15,6 +15,7 @@ from tokenuq_ml.data.encoding import Encoded, Text, TextEncoder
 from tokenuq_ml.data.examples import TEXT_ROLE, Example, Turn
 from tokenuq_ml.data.formats.turns import REASONING_KEYS, content_of
 from tokenuq_ml.data.sources.records import BrokenRow
+from tokenuq_ml.data.template_limits import LIMITS, TemplateLimitError
 from tokenuq_ml.data.untrained_spans import untrained_tokens
 from tokenuq_ml.errors import InputError
 
@@ -89,7 +90,8 @@ class ConversationTokenizer:
         An example that cannot be tokenised has a fault and no tokens. One with faults and tokens is rendered in
         another way than its row says.
         """
-        rendered = [self._rendered(example) for example in examples]
+        with LIMITS:
+            rendered = [self._rendered(example) for example in examples]
         possible = [number for number, (text, _) in enumerate(rendered) if text is not None]
         encoded = dict(
             zip(possible, self._encoder.encode([text for text, _ in rendered if text is not None]), strict=True)
@@ -162,6 +164,8 @@ class ConversationTokenizer:
                 self.template, messages, arguments, [turn for turn, weight in enumerate(weights) if weight]
             )
             literal = self._literal(messages, arguments, conversation.text, False)
+        except TemplateLimitError:
+            raise
         except TemplateError as error:
             return None, RenderedConversation("", {}, [Fault(None, "template error", str(error))])
         except InputError as error:
