@@ -1,10 +1,22 @@
-"""`tokenuq prune`: list and delete what no configuration refers to."""
+"""`tokenuq prune`: list and delete what no configuration refers to, or restore what was deleted."""
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from tokenuq_ml.control_characters import escaped_line
+from tokenuq_ml.disk import in_words
+from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.commands import FAILED
 from tokenuq_pipeline.commands.common import configuration
-from tokenuq_pipeline.runtime.paths import store_home
+from tokenuq_pipeline.runtime.paths import config_folders, store_home
+
+if TYPE_CHECKING:
+    from tokenuq_pipeline.runtime.pruning import Removable
+    from tokenuq_pipeline.runtime.store import Store
+    from tokenuq_pipeline.runtime.trash import Entry
 
 
 def add_parser(commands) -> None:
@@ -13,43 +25,134 @@ def add_parser(commands) -> None:
         "prune",
         help="delete what no configuration refers to",
         description="Lists assets of the store that are in no configuration (such as a removed ablation), and "
-        "checkpoints that no training will resume from, with sizes. Deletes them after a question, or with --yes.",
+        "checkpoints that no training will resume from, with paths and sizes. After a question, or with --yes, moves "
+        "them to the folder .trash of the store, which keeps them for a week.",
     )
     parser.add_argument("--study", metavar="STUDY", help="only this study, whether or not it is configured")
     parser.add_argument("--yes", action="store_true", help="delete without a question")
+    parser.add_argument("--now", action="store_true", help="delete for good, with everything that is in the trash")
+    parser.add_argument(
+        "--restore", metavar="ASSET", help="move an asset, or all of <study> or <study>/<ablation>, back from the trash"
+    )
     parser.set_defaults(function=prune_command)
 
 
 def prune_command(options: argparse.Namespace) -> int:
     """Run `tokenuq prune`."""
-    from tokenuq_pipeline.assets.graph import assets_by_name
-    from tokenuq_pipeline.runtime.pruning import removable, remove
     from tokenuq_pipeline.runtime.store import Store
+    from tokenuq_pipeline.runtime.trash import Trash
 
     store = Store(store_home())
+    if options.restore is not None:
+        return _restore(store, options.restore.strip("/"))
+    found = _found(store, options.study)
+    if old := Trash(store.home).empty_old():
+        print(f"deleted what was in the trash for more than a week: {_counted(len(old), 'item')}")
+    trash = Trash(store.home).all() if options.now else []
+    items, kept = [item for item in found if not item.kept_because], [item for item in found if item.kept_because]
+    _print_items(items, trash)
+    for item in kept:
+        print(f"stays: {escaped_line(f'{item.name}: {item.kept_because}')}")
+    if not items and not trash:
+        print(f"{store.home}: nothing to delete{_trash_note(store)}")
+        return 0
+    if not (options.yes or _confirmed(options.now)):
+        return 0
+    return _remove(store, items, options.now)
+
+
+def _found(store: "Store", study: str | None) -> "list[Removable]":
+    """Return what no configuration refers to.
+
+    Raises:
+        InputError: the configuration is not the store's own.
+    """
+    from tokenuq_pipeline.assets.graph import assets_by_name
+    from tokenuq_pipeline.runtime.pruning import foreign, removable
+
     configured = {name: asset.code_version for name, asset in assets_by_name(configuration()).items()}
-    found = removable(store, configured, options.study)
+    if because := foreign(store, configured):
+        folders = ", ".join(map(str, config_folders(os.environ)))
+        set_to = "is set" if os.environ.get("TOKENUQ_CONFIG") else "is not set"
+        raise InputError(
+            f"{because}, and would delete all of it; it was read from {folders} (TOKENUQ_CONFIG {set_to}): set "
+            "TOKENUQ_CONFIG to the folder with their studies.yaml, or TOKENUQ_HOME to the store that you mean"
+        )
+    return removable(store, configured, study)
+
+
+def _print_items(items: "Sequence[Removable]", trash: "Sequence[Entry]") -> None:
+    """Print each item with its reason, its folders and their sizes."""
+    for item in items:
+        print(f"{in_words(item.bytes):>12}  {escaped_line(item.name)}: {item.reason}")
+        for place, size in item.sizes.items():
+            print(f"{'':12}    {escaped_line(place)}  {in_words(size)}")
+    for entry in trash:
+        print(f"{in_words(entry.bytes):>12}  .trash/{entry.path.name}: deleted on {entry.put_at:%Y-%m-%d %H:%M} UTC")
+    if items or trash:
+        total = sum(item.bytes for item in items) + sum(entry.bytes for entry in trash)
+        print(f"{in_words(total):>12}  in total")
+
+
+def _remove(store: "Store", items: "Sequence[Removable]", now: bool) -> int:
+    """Delete items, and with `now` the trash too; return the exit code."""
+    from tokenuq_pipeline.runtime.pruning import NotRemovable, remove
+    from tokenuq_pipeline.runtime.trash import Trash
+
+    emptied = Trash(store.home).empty() if now else []
+    removed, failed = 0, 0
+    for item in items:
+        try:
+            remove(store, item, now)
+            removed += 1
+        except NotRemovable as error:
+            failed += 1
+            print(f"stays: {escaped_line(str(error))}")
+    if now:
+        print(f"deleted {_counted(removed, 'item')} for good, and {_counted(len(emptied), 'item')} of the trash")
+    else:
+        print(f"deleted {_counted(removed, 'item')}{_trash_note(store)}")
+    return FAILED if failed else 0
+
+
+def _restore(store: "Store", name: str) -> int:
+    """Move assets back from the trash and return the exit code."""
+    from tokenuq_pipeline.runtime.pruning import NotRemovable, restorable, restore
+
+    found = restorable(store, name)
     if not found:
-        print(f"{store.home}: nothing to delete")
-        return 0
-    width = max(len(item.name) for item in found)
-    for item in found:
-        print(f"{item.name:<{width}}  {item.bytes / 1e6:>10,.1f} MB  {item.reason}")
-    print(f"{'total':<{width}}  {sum(item.bytes for item in found) / 1e6:>10,.1f} MB")
-    if not (options.yes or _confirmed()):
-        return 0
-    for item in found:
-        remove(store, item)
-    print(f"deleted {len(found)}")
-    return 0
+        raise InputError(f"{store.home / '.trash'}: holds no asset {name!r}, and none below it")
+    failed = 0
+    for asset, entry in found.items():
+        try:
+            restore(store, asset, entry)
+            print(f"restored {asset}")
+        except NotRemovable as error:
+            failed += 1
+            print(f"not restored: {escaped_line(str(error))}")
+    return FAILED if failed else 0
 
 
-def _confirmed() -> bool:
+def _trash_note(store: "Store") -> str:
+    """Return what the trash holds, for the end of a sentence; nothing if it is empty."""
+    from tokenuq_pipeline.runtime.trash import Trash
+
+    size = Trash(store.home).bytes
+    kept = "kept for a week after deletion; `tokenuq prune --restore ASSET` brings an asset back, `--now` empties it"
+    return f"; {store.home / '.trash'} holds {in_words(size)}, {kept}" if size else ""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _confirmed(now: bool) -> bool:
     """Ask the user; without a terminal, the answer is no."""
     if not sys.stdin.isatty():
         print("nothing was deleted; give --yes to delete all of these")
         return False
-    if input("delete all of these? [y/N] ").strip().lower() not in ("y", "yes"):
+    question = "delete all of these for good? [y/N] " if now else "delete all of these? [y/N] "
+    if input(question).strip().lower() not in ("y", "yes"):
         print("nothing was deleted")
         return False
     return True

@@ -1,33 +1,86 @@
-"""Find and delete assets that no configuration refers to, and checkpoints that no training needs.
+"""Find, delete and restore assets that no configuration refers to, and checkpoints that no training needs.
+
+An asset's folders follow from its name, and from nothing that its manifest says. Each item is deleted only if no run
+works on it, if it has not been made again since it was listed, and if no symbolic link leads to it.
 
 Does not import Dagster: the records of Dagster's runs stay.
 """
 
+import contextlib
+import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenuq_pipeline.runtime.store import Store
+from tokenuq_ml.config import RESERVED_STUDIES
+from tokenuq_ml.disk import folder_size
+from tokenuq_pipeline.runtime.folder_lock import is_locked, store_lock
+from tokenuq_pipeline.runtime.leases import Leases
+from tokenuq_pipeline.runtime.manifest import Manifest
+from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, linked
+from tokenuq_pipeline.runtime.store import CHECKPOINTS, Store
+from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
+from tokenuq_pipeline.runtime.trash import Entry, Trash
 
 NOT_CHECKPOINTS = {".lock"}
 
 
+class NotRemovable(Exception):
+    """Something stays in the store; the message says why."""
+
+
 @dataclass(frozen=True)
 class Removable:
-    """Something that can be deleted from the store: an asset with its folders, or folders of checkpoints."""
+    """Something that can be deleted from the store: an asset with its manifest, or checkpoints."""
 
     name: str
+    """`<asset>`, or `.checkpoints/<asset>`."""
     reason: str
-    folders: tuple[Path, ...]
-    asset: str | None = None
-    """The asset whose manifest goes too; None for checkpoints."""
+    places: tuple[str, ...]
+    """What goes, relative to the store, in this order: of an asset, each folder that it can have, then its manifest."""
+    home: Path
+    kept_because: str | None = None
+    """Why it must stay for now; None if it can go."""
+    stamp: tuple[tuple[str, int, int], ...] = field(default=(), compare=False)
+    """What it looked like when it was listed: path, inode, modification time."""
+
+    @property
+    def asset(self) -> str:
+        """Return the asset that it belongs to."""
+        return self.name.removeprefix(f"{CHECKPOINTS}/")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each folder that exists, the manifest left out."""
+        present = [place for place in self.places if os.path.lexists(self.home / place)]
+        return {place: _size(self.home / place) for place in present if not place.startswith(f"{MANIFESTS}/")}
 
     @property
     def bytes(self) -> int:
-        """Return the size of the files."""
-        files = (path for folder in self.folders for path in folder.rglob("*"))
-        return sum(path.lstat().st_size for path in files if not path.is_dir())
+        """Return the size of its files."""
+        return sum(_size(self.home / place) for place in self.places)
+
+
+def foreign(store: Store, configured: Collection[str]) -> str | None:
+    """Return why a configuration is not the store's own: it knows none of the studies, so that it would delete all.
+
+    Args:
+        store: where to look.
+        configured: names of the configured assets.
+
+    Returns:
+        The beginning of a sentence; None if it knows a study of the store, or the store is empty.
+    """
+    names = [name for name in store.assets() if _is_name(name)] + list(_checkpoint_folders(store))
+    studies = {study for name in names if (study := _study(name)) is not None}
+    if studies and not studies & {_study(name) for name in configured}:
+        shown = sorted(studies)[:5]
+        more = f" and {len(studies) - 5} more" if len(studies) > 5 else ""
+        return f"{store.home}: the configuration knows no study of this store ({', '.join(shown)}{more})"
+    if names and not studies and not set(names) & set(configured):
+        return f"{store.home}: the configuration knows nothing of what is in this store"
+    return None
 
 
 def removable(store: Store, configured: Mapping[str, str], study: str | None = None) -> list[Removable]:
@@ -39,44 +92,165 @@ def removable(store: Store, configured: Mapping[str, str], study: str | None = N
         study: list only what is named `<study>/...`.
     """
     found = [*_assets(store, configured), *_checkpoints(store, configured)]
-    return [item for item in found if study is None or item.name.removeprefix(".checkpoints/").startswith(f"{study}/")]
+    return [item for item in found if study is None or item.asset.startswith(f"{study}/")]
 
 
-def remove(store: Store, item: Removable) -> None:
-    """Delete an item. Its manifest goes first, so that a half-deleted asset is incomplete."""
-    if item.asset is not None:
-        store.forget(item.asset)
-    for folder in item.folders:
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        else:
-            folder.unlink(missing_ok=True)
-        _remove_empty(folder.parent, store.home)
+def remove(store: Store, item: Removable, now: bool = False) -> None:
+    """Move an item to the trash.
+
+    The manifest goes last: until then a half-deleted asset is incomplete and is listed again.
+
+    Args:
+        store: where it is.
+        item: what goes.
+        now: delete it for good instead.
+
+    Raises:
+        NotRemovable: a run works on it, it has changed since it was listed, a symbolic link leads to it, or the
+            system does not allow it.
+    """
+    # Leases are taken and assets are published under the same lock.
+    with store_lock(store.home):
+        if because := item.kept_because or _kept_because(store, item):
+            raise NotRemovable(f"{item.name}: {because}")
+        if item.stamp != _stamp(store.home, item.places):
+            raise NotRemovable(f"{item.name}: has changed since it was listed; run the command again")
+        entry = _put_away(store, item, now)
+        for place in item.places:
+            _remove_empty(store, (store.home / place).parent)
+    if now and entry is not None:
+        Trash(store.home).delete(entry)
+
+
+def _put_away(store: Store, item: Removable, now: bool) -> Path | None:
+    """Move an item to the trash and return its entry; None if it was deleted because it could not be moved."""
+    try:
+        return Trash(store.home).put(item.places)
+    except (OSError, ValueError) as error:
+        if not now:
+            raise NotRemovable(f"{item.name}: {error}; `--now` deletes it without the trash") from error
+    # The disk is so full that it takes no folder, or the place is on another one.
+    try:
+        for place in item.places:
+            _delete(store.home / place)
+    except OSError as error:
+        raise NotRemovable(f"{item.name}: {error}") from error
+    return None
+
+
+def restorable(store: Store, name: str) -> dict[str, Entry]:
+    """Return asset -> the last entry of the trash with its manifest, for an asset or everything below `<name>/`."""
+    found = {}
+    for entry in Trash(store.home).entries():
+        root = entry.path / MANIFESTS
+        for path in root.rglob("*.json"):
+            asset = path.relative_to(root).as_posix().removesuffix(".json")
+            if _is_name(asset) and (asset == name or asset.startswith(f"{name}/")):
+                found[asset] = entry
+    return found
+
+
+def restore(store: Store, asset: str, entry: Entry) -> None:
+    """Move an asset back from the trash, the manifest last. What a crash left in its place goes to the trash.
+
+    Raises:
+        NotRemovable: the asset was made again, a run works on it, or the system does not allow it.
+    """
+    manifest = _manifest_place(asset)
+    places = [*places_of(asset).values(), manifest]
+    with store_lock(store.home):
+        if os.path.lexists(store.home / manifest):
+            raise NotRemovable(f"{asset}: is in the store, so that the one in the trash stays there")
+        if because := _at_work(store, asset):
+            raise NotRemovable(f"{asset}: {because}")
+        trash = Trash(store.home)
+        try:
+            Manifest.read(entry.path / manifest)
+            if in_the_way := [place for place in places if entry.holds(place) and os.path.lexists(store.home / place)]:
+                trash.put(in_the_way)
+            trash.take(entry, places)
+        except (OSError, ValueError) as error:
+            raise NotRemovable(f"{asset}: {error}") from error
 
 
 def _assets(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
-    outputs = {name: _outputs(store, name) for name in store.assets()}
-    in_use = {path for name in outputs if name in configured for path in outputs[name]}
-    for name, paths in outputs.items():
-        if name not in configured:
-            folders = tuple(store.path(path) for path in paths if path not in in_use and store.path(path).is_dir())
-            yield Removable(name, "not in the configuration", folders, name)
+    in_use = {place for name in configured for place in places_of(name).values()}
+    for name in store.assets():
+        if name in configured:
+            continue
+        if not _is_name(name):
+            said = f"is not the name of an asset; look at {store.home / MANIFESTS / name}.json, and delete it by hand"
+            yield Removable(name, said, (), store.home, said)
+            continue
+        places = tuple(place for place in places_of(name).values() if not _overlaps(place, in_use))
+        item = Removable(name, _reason(name, configured), (*places, _manifest_place(name)), store.home)
+        yield _looked_at(store, item)
 
 
 def _checkpoints(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
-    root = store.home / ".checkpoints"
-    # A launcher leaves a lock in each folder that it worked in; the other folders are found by their asset's name.
-    locked = {path.parent.relative_to(root).as_posix() for path in root.rglob(".lock")}
-    for name in sorted(locked | {name for name in (*configured, *store.assets()) if (root / name).is_dir()}):
-        folder = root / name
+    for name in _checkpoint_folders(store, configured):
+        folder = f"{CHECKPOINTS}/{name}"
         if name not in configured:
-            yield Removable(
-                f".checkpoints/{name}", "checkpoints of an asset that is not in the configuration", (folder,)
-            )
+            reason = f"checkpoints; {_reason(name, configured)}"
+            yield _looked_at(store, Removable(folder, reason, (folder,), store.home))
         elif _is_current(store, name, configured[name]):
-            left = tuple(path for path in folder.iterdir() if path.name not in NOT_CHECKPOINTS)
+            left = tuple(
+                f"{folder}/{child}" for child in _children(store.home / folder) if child not in NOT_CHECKPOINTS
+            )
             if left:
-                yield Removable(f".checkpoints/{name}", "checkpoints of earlier specs; the asset is complete", left)
+                reason = "checkpoints of earlier specs; the asset is complete"
+                yield _looked_at(store, Removable(folder, reason, left, store.home))
+
+
+def _checkpoint_folders(store: Store, configured: Collection[str] = ()) -> list[str]:
+    """Return the assets that have a folder of checkpoints.
+
+    A launcher leaves a lock in each folder that it worked in; other folders are found by their asset's name. A folder
+    inside or around that of a configured asset is not an asset's own.
+    """
+    root = store.home / CHECKPOINTS
+    locked = {path.parent.relative_to(root).as_posix() for path in root.rglob(".lock")}
+    names = {*locked, *configured, *store.assets()}
+    return sorted(
+        name
+        for name in names
+        if _is_name(name)
+        and (root / name).is_dir()
+        and not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in configured)
+    )
+
+
+def _reason(name: str, configured: Collection[str]) -> str:
+    """Return why no configured asset has this name."""
+    first, second = name.split("/")[:2]
+    if first in ("models", "datasets"):
+        return f"the configuration has no {first.removesuffix('s')} {second}"
+    if not any(other.startswith(f"{first}/") for other in configured):
+        return f"the configuration has no study {first}"
+    if name.count("/") == 2 and not any(other.startswith(f"{first}/{second}/") for other in configured):
+        return f"the study {first} has no ablation {second}"
+    return "no stage of the configuration makes it"
+
+
+def _looked_at(store: Store, item: Removable) -> Removable:
+    """Return the item with its stamp, and with the reason if it must stay."""
+    because = _kept_because(store, item)
+    return Removable(item.name, item.reason, item.places, item.home, because, _stamp(store.home, item.places))
+
+
+def _kept_because(store: Store, item: Removable) -> str | None:
+    if (link := linked(store.home, item.places)) is not None:
+        return f"{link} is a symbolic link: what it points to is not the store's own; remove the link by hand"
+    return _at_work(store, item.asset)
+
+
+def _at_work(store: Store, asset: str) -> str | None:
+    """Return which run works on an asset, if one does."""
+    worker = worker_of(asset)
+    if (owner := Leases(store.home).holder(asset) or Leases(store.home).holder(worker)) is not None:
+        return f"a run works on it: {owner.described}"
+    # A child of an earlier version, or one that outlives its run to write a checkpoint, holds the lock of its folder.
+    return "a run works on it" if is_locked(store.home / CHECKPOINTS / worker) else None
 
 
 def _is_current(store: Store, asset: str, code_version: str) -> bool:
@@ -84,13 +258,61 @@ def _is_current(store: Store, asset: str, code_version: str) -> bool:
     return manifest is not None and manifest.code_version == code_version and store.is_complete(asset)
 
 
-def _outputs(store: Store, asset: str) -> list[str]:
-    manifest = store.read_manifest(asset)
-    return list(manifest.outputs.values()) if manifest else []
+def _is_name(name: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(check_asset_name(name))
+    return False
 
 
-def _remove_empty(folder: Path, home: Path) -> None:
-    """Delete empty folders from `folder` up to the store."""
-    while folder != home and home in folder.parents and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _study(name: str) -> str | None:
+    first = name.partition("/")[0]
+    return None if first in RESERVED_STUDIES else first
+
+
+def _manifest_place(asset: str) -> str:
+    return f"{MANIFESTS}/{asset}.json"
+
+
+def _overlaps(place: str, others: Collection[str]) -> bool:
+    return any(place == other or place.startswith(f"{other}/") or other.startswith(f"{place}/") for other in others)
+
+
+def _stamp(home: Path, places: Collection[str]) -> tuple[tuple[str, int, int], ...]:
+    """Return what tells a folder or file from one that is made again, or worked in, later."""
+    found = []
+    for place in places:
+        for path in (home / place, *(home / place / child for child in _children(home / place))):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                found.append((str(path), status.st_ino, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _children(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return folder_size(path) if path.is_dir() else path.lstat().st_size
+    return 0
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_empty(store: Store, folder: Path) -> None:
+    """Delete empty folders from `folder` upwards, but for the folders of the store itself."""
+    while store.home in folder.parent.parents:
+        try:
+            folder.rmdir()
+        except OSError:  # It is not empty, or was deleted already.
+            return
         folder = folder.parent

@@ -1,6 +1,6 @@
 """Paths of tables and other outputs, relative to the store. `docs/store_layout.md` lists them all."""
 
-from tokenuq_ml.config import REFERENCE_ROWS, TEACHER_ROW
+from tokenuq_ml.config import REFERENCE_ROWS, RESERVED_STUDIES, TEACHER_ROW
 from tokenuq_ml.tables.schemas import TABLES, table_dir
 
 EVALUATION_TABLES = (
@@ -24,6 +24,8 @@ ABLATION_TABLES = {
     "curriculum": ("curriculum", "curriculum_uncertainty"),
 }
 """Stage of an ablation -> its tables."""
+TEACHER_SCORES = ("token_losses", "teacher_hidden", "reference_evaluation", "token_uncertainty")
+"""Stages of a study that one child process makes."""
 STUDY_PLOTS = {"token_losses", "token_uncertainty", "uncertainty_analysis", "reference_evaluation"}
 
 
@@ -48,11 +50,21 @@ def places_of(asset: str) -> dict[str, str]:
         case ["datasets", dataset]:
             tables = [table for table, definition in TABLES.items() if definition.partitions == ("dataset",)]
             return {table: table_path(table, dataset=dataset) for table in tables}
-        case [study, stage]:
+        case [study, stage] if study not in RESERVED_STUDIES:
             return _places_of_study(study, stage)
-        case [study, ablation, stage]:
+        case [study, ablation, stage] if study not in RESERVED_STUDIES and ablation not in REFERENCE_ROWS:
             return _places_of_ablation(study, ablation, stage)
     return {}
+
+
+def worker_of(asset: str) -> str:
+    """Return the first asset of the child process that makes `asset`: its checkpoints and locks have that name."""
+    match asset.split("/"):
+        case [study, ablation, stage] if stage in ABLATION_TABLES:
+            return f"{study}/{ablation}/student"
+        case [study, stage] if stage in TEACHER_SCORES:
+            return f"{study}/{TEACHER_SCORES[0]}"
+    return asset
 
 
 def _places_of_study(study: str, stage: str) -> dict[str, str]:

@@ -1,0 +1,381 @@
+"""What is deleted is the store's own, unused, and can be had back for a week."""
+
+import contextlib
+import json
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.support.plain_store import put, tree
+from tokenuq_ml.tables.partitions import complete_files
+from tokenuq_pipeline.runtime.folder_lock import lock_folder
+from tokenuq_pipeline.runtime.leases import Leases
+from tokenuq_pipeline.runtime.pruning import NotRemovable, foreign, removable, remove, restorable, restore
+from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_layout import places_of
+from tokenuq_pipeline.runtime.trash import Trash
+
+CONFIGURED = {"s/a/student": "1-s", "s/token_losses": "1-s", "datasets/d": "1-s", "s/reference_evaluation": "1-s"}
+OLD = "s/old/student"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Three configured assets and one that is not, next to a folder of somebody else."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    store = Store(tmp_path / "store")
+    for asset in (*CONFIGURED, OLD):
+        put(store, asset, content=asset)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").write_text("x")
+    return store
+
+
+def names(store, study=None):
+    return [item.name for item in removable(store, CONFIGURED, study)]
+
+
+def forge(store, asset, **parts):
+    path = store.home / ".manifests" / f"{asset}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads((store.home / ".manifests" / f"{OLD}.json").read_text())
+    path.write_text(json.dumps({**content, "asset": asset, **parts}))
+
+
+def files(store):
+    """Return what is in the store, the trash and the locks left out."""
+    return {
+        path: text for path, text in tree(store.home).items() if not path.startswith((".trash", ".leases", ".owners"))
+    }
+
+
+def remove_all(store, now=False):
+    for item in removable(store, CONFIGURED):
+        remove(store, item, now)
+
+
+def checkpoint(store, asset, name="0123/checkpoint-7/weights"):
+    path = store.work_dir(asset) / name
+    path.parent.mkdir(parents=True)
+    path.write_text("weights")
+    return path
+
+
+def test_an_asset_goes_to_the_trash_with_all_its_folders_and_comes_back_byte_for_byte(store):
+    before = tree(store.home)
+    (item,) = removable(store, CONFIGURED)
+    assert item.name == OLD and item.reason == "the study s has no ablation old" and item.kept_because is None
+    assert item.sizes == {place: len(OLD) for place in places_of(OLD).values()}
+    remove(store, item)
+    gone = before.keys() - files(store).keys()
+    assert gone == {*(f"{place}/file" for place in places_of(OLD).values()), f".manifests/{OLD}.json"}
+    assert not store.path("student/study=s/ablation=old").exists() and names(store) == []
+    assert store.read_manifest(OLD) is None and OLD not in store.assets()
+    (entry,) = Trash(store.home).entries()
+    assert tree(entry.path) == {path: before[path] for path in gone}
+    assert restorable(store, "s") == restorable(store, OLD) == {OLD: entry}
+    assert restorable(store, "s/ol") == restorable(store, "other") == {}
+    restore(store, OLD, entry)
+    assert files(store) == before and store.is_complete(OLD) and Trash(store.home).entries() == []
+
+
+def test_with_now_nothing_is_kept(store):
+    remove_all(store, now=True)
+    assert (
+        Trash(store.home).all() == [] and names(store) == [] and not store.path("student/study=s/ablation=old").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"x": "../outside"},
+        {"x": "/"},
+        {"x": ""},
+        {"x": "."},
+        {"x": "student"},
+        {"adapter": "student/study=s/ablation=a/adapter"},
+        {"training_log": "training_log/study=s/ablation=a"},
+        {"token_losses": "token_losses/study=s"},
+        {"x": ".manifests"},
+        {"x": ".checkpoints"},
+    ],
+)
+def test_a_manifest_s_text_does_not_decide_what_is_deleted(store, tmp_path, outputs):
+    """The last two names are those of rows that belong to `reference_evaluation` and `baseline_teacher`."""
+    put(store, "s/baseline_teacher")
+    configured = {**CONFIGURED, "s/baseline_teacher": "1-s"}
+    kept = {path: text for path, text in files(store).items() if "old" not in path}
+    for asset in ("old/evil", "s/evil", "s/old/student", "s/base/evaluation", "s/teacher/student"):
+        forge(store, asset, outputs=outputs, files=[])
+    for item in removable(store, configured):
+        remove(store, item, now=True)
+    assert files(store) == kept
+    assert (tmp_path / "outside" / "precious").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0"])
+def test_a_damaged_manifest_of_an_unused_asset_goes_with_the_asset_s_own_folders(store, text):
+    (store.home / ".manifests" / f"{OLD}.json").write_text(text)
+    remove_all(store)
+    assert names(store) == [] and not [path for path in files(store) if "old" in path]
+
+
+def test_a_manifest_that_names_no_asset_is_reported_and_stays(store):
+    path = store.home / ".manifests" / "Not an asset.json"
+    path.write_text("{}")
+    item = next(item for item in removable(store, CONFIGURED) if item.name == "Not an asset")
+    assert "is not the name of an asset" in item.kept_because and str(path) in item.kept_because
+    with pytest.raises(NotRemovable, match="is not the name of an asset"):
+        remove(store, item)
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "linked",
+    [
+        "student",
+        "student/study=s",
+        "student/study=s/ablation=old",
+        "student/study=s/ablation=old/adapter",
+        "training_log/study=s/ablation=old",
+        ".manifests/s/old",
+        ".trash",
+        ".checkpoints",
+    ],
+)
+def test_nothing_is_deleted_through_a_symbolic_link(store, tmp_path, linked):
+    checkpoint(store, OLD)
+    aside = tmp_path / "outside" / "aside"
+    if linked == ".trash":
+        aside.mkdir()
+    else:
+        os.rename(store.path(linked), aside)
+    store.path(linked).symlink_to(aside)
+    before = tree(tmp_path / "outside")
+    for now in (False, True):
+        for item in removable(store, CONFIGURED):
+            with contextlib.suppress(NotRemovable):
+                remove(store, item, now)
+        Trash(store.home).empty()
+        assert tree(tmp_path / "outside") == before
+
+
+def test_an_asset_behind_a_symbolic_link_is_listed_with_the_reason_why_it_stays(store):
+    link = store.path("student/study=s")
+    os.rename(link, store.home / "aside")
+    link.symlink_to(store.home / "aside")
+    (item,) = removable(store, CONFIGURED)
+    assert item.kept_because.startswith(f"{link} is a symbolic link: what it points to is not the store's own")
+    with pytest.raises(NotRemovable, match="is a symbolic link"):
+        remove(store, item)
+
+
+def test_a_link_inside_an_asset_s_folder_is_deleted_and_what_it_points_to_stays(store, tmp_path):
+    store.path("student/study=s/ablation=old/adapter/more").symlink_to(tmp_path / "outside")
+    remove_all(store)
+    assert names(store) == []
+    Trash(store.home).empty()
+    assert Trash(store.home).all() == [] and (tmp_path / "outside" / "precious").exists()
+
+
+@pytest.mark.parametrize("asset", [OLD, "s/old/evaluation", "s/old/curriculum"])
+def test_an_asset_that_a_run_works_on_stays_with_its_checkpoints(store, asset):
+    checkpoint(store, OLD)
+    put(store, "s/old/evaluation")
+    before = files(store)
+    with Leases(store.home).hold(OLD, print, makes=[OLD, asset]):
+        items = {item.name: item for item in removable(store, CONFIGURED)}
+        for name in (asset, f".checkpoints/{OLD}"):
+            if name in items:
+                assert "a run works on it: process" in items[name].kept_because
+                with pytest.raises(NotRemovable, match="a run works on it"):
+                    remove(store, items[name])
+    assert files(store) == before
+    remove_all(store)
+    assert not [path for path in files(store) if "old" in path]
+
+
+def test_a_run_that_starts_after_the_listing_keeps_its_asset(store):
+    (item,) = removable(store, CONFIGURED)
+    with Leases(store.home).hold(OLD, print), pytest.raises(NotRemovable, match="a run works on it"):
+        remove(store, item)
+    put(store, OLD, content="made again")
+    with pytest.raises(NotRemovable, match="has changed since it was listed"):
+        remove(store, item)
+    assert store.is_complete(OLD)
+
+
+def test_the_lock_that_a_child_inherits_protects_its_checkpoints(store):
+    """It outlives the run, to write its last checkpoint; and runs of earlier versions have no lease."""
+    folder = checkpoint(store, OLD).parents[2]
+    with lock_folder(folder, print):
+        assert [item.kept_because for item in removable(store, CONFIGURED)] == ["a run works on it"] * 2
+    assert [item.kept_because for item in removable(store, CONFIGURED)] == [None] * 2
+
+
+def test_checkpoints_of_earlier_specs_go_unless_a_forced_rerun_uses_them(store):
+    with lock_folder(store.work_dir("s/a/student"), print):
+        pass
+    weights = checkpoint(store, "s/a/student")
+    item = next(item for item in removable(store, CONFIGURED) if item.asset == "s/a/student")
+    assert item.reason == "checkpoints of earlier specs; the asset is complete"
+    with Leases(store.home).hold("s/a/student", print), pytest.raises(NotRemovable):
+        remove(store, item)
+    later = checkpoint(store, "s/a/student", "4567/checkpoint-1/weights")  # of a training that was stopped meanwhile
+    remove(store, item)
+    assert later.exists() and not weights.exists() and Trash(store.home).bytes == len("weights")
+    (later.parents[1] / "checkpoint-2").mkdir()
+    item = next(item for item in removable(store, CONFIGURED) if item.asset == "s/a/student")
+    (later.parents[1] / "checkpoint-3").mkdir()
+    with pytest.raises(NotRemovable, match="has changed"):
+        remove(store, item)
+    remove(store, next(item for item in removable(store, CONFIGURED) if item.asset == "s/a/student"))
+    assert os.listdir(store.work_dir("s/a/student")) == [".lock"]
+
+
+def test_a_lock_file_inside_or_around_a_configured_asset_s_checkpoints_is_no_asset(store):
+    checkpoint(store, "s/token_losses")
+    (store.home / CHECKPOINT_OF_TOKEN_LOSSES / "0123" / ".lock").touch()
+    (store.home / ".checkpoints" / "s" / ".lock").touch()
+    checkpoint(store, "s/a/student")
+    (store.home / ".checkpoints" / "s" / "a" / ".lock").touch()
+    (store.home / ".checkpoints" / ".lock").touch()
+    found = [item for item in removable(store, CONFIGURED) if item.name.startswith(".checkpoints")]
+    assert {item.reason for item in found} <= {"checkpoints of earlier specs; the asset is complete"}
+
+
+CHECKPOINT_OF_TOKEN_LOSSES = ".checkpoints/s/token_losses"
+
+
+@pytest.mark.parametrize(
+    "asset, reason",
+    [
+        ("other/token_losses", "the configuration has no study other"),
+        ("other/a/student", "the configuration has no study other"),
+        ("s/old/evaluation", "the study s has no ablation old"),
+        ("s/a/curriculum", "no stage of the configuration makes it"),
+        ("s/teacher_hidden", "no stage of the configuration makes it"),
+        ("datasets/other", "the configuration has no dataset other"),
+        ("models/m", "the configuration has no model m"),
+    ],
+)
+def test_the_reason_says_what_the_configuration_lacks(store, asset, reason):
+    put(store, asset)
+    assert {item.name: item.reason for item in removable(store, CONFIGURED)}[asset] == reason
+
+
+def test_a_configuration_that_knows_no_study_of_the_store_is_refused(store, tmp_path):
+    assert foreign(store, CONFIGURED) is None
+    elsewhere = {"quickstart/token_losses": "1", "datasets/d": "1"}
+    assert foreign(store, elsewhere) == f"{store.home}: the configuration knows no study of this store (s)"
+    put(store, "quickstart/token_losses")
+    assert foreign(store, elsewhere) is None
+    empty = Store(tmp_path / "empty")
+    assert foreign(empty, elsewhere) is None
+    put(empty, "models/m")
+    assert foreign(empty, elsewhere) == f"{empty.home}: the configuration knows nothing of what is in this store"
+    assert foreign(empty, {"models/m": "1"}) is None
+
+
+def test_a_store_that_holds_nothing_but_checkpoints_of_another_study_is_foreign_too(tmp_path):
+    store = Store(tmp_path)
+    with lock_folder(store.work_dir("mine/baseline_teacher"), print):
+        pass
+    assert "knows no study of this store (mine)" in foreign(store, CONFIGURED)
+
+
+def test_the_trash_is_emptied_after_a_week_and_only_of_what_was_put_there(store):
+    remove_all(store)
+    trash = Trash(store.home)
+    (entry,) = trash.entries()
+    foreign_file, foreign_folder = trash.path / "mine.txt", trash.path / "20200101-notes"
+    foreign_file.write_text("x")
+    foreign_folder.mkdir()
+    (trash.path / "99999999T999999.999999Z-01234567").mkdir()
+    assert trash.entries() == [entry] and trash.empty_old() == []
+    almost, over = (datetime.now(UTC) - timedelta(days=7, seconds=seconds) for seconds in (-60, 60))
+    for moment, left in ((almost, 1), (over, 0)):
+        name = f"{moment:%Y%m%dT%H%M%S.%fZ}-{entry.path.name[-8:]}"
+        os.rename(next(iter(trash.entries())).path, trash.path / name)
+        trash.empty_old()
+        assert len(trash.entries()) == left
+    assert foreign_file.exists() and foreign_folder.exists()
+
+
+def test_an_entry_that_is_half_deleted_is_not_restored_and_goes_next_time(store):
+    remove_all(store)
+    trash = Trash(store.home)
+    (entry,) = trash.entries()
+    os.rename(entry.path, f"{entry.path}.deleting")
+    assert trash.entries() == [] and restorable(store, OLD) == {} and trash.bytes > 0
+    assert len(trash.empty_old()) == 1 and trash.bytes == 0
+
+
+def test_readers_never_see_the_trash(store):
+    before = complete_files(store.home)
+    remove_all(store)
+    after = complete_files(store.home)
+    assert not [path for paths in after.values() for path in paths if ".trash" in str(path)]
+    assert {path for paths in before.values() for path in paths} >= {path for paths in after.values() for path in paths}
+    assert OLD not in store.assets()
+
+
+def test_a_restore_gives_way_to_what_was_made_since(store):
+    remove_all(store)
+    (entry,) = Trash(store.home).entries()
+    put(store, OLD, content="newer")
+    with pytest.raises(NotRemovable, match="is in the store"):
+        restore(store, OLD, entry)
+    assert store.read_manifest(OLD).data_version == "newer" and store.is_complete(OLD)
+    remove_all(store)
+    restore(store, OLD, restorable(store, OLD)[OLD])  # the later of the two
+    assert store.read_manifest(OLD).data_version == "newer" and store.is_complete(OLD)
+    assert restorable(store, OLD) == {OLD: entry}
+
+
+def test_what_a_crash_left_in_its_place_makes_room_for_a_restored_asset(store):
+    remove_all(store)
+    place = store.path("student/study=s/ablation=old/adapter")
+    place.mkdir(parents=True)
+    (place / "half").write_text("x")
+    restore(store, OLD, restorable(store, OLD)[OLD])
+    assert store.is_complete(OLD) and os.listdir(place) == ["file"] and store.problems(OLD) == []
+
+
+def test_a_run_that_works_on_an_asset_keeps_it_from_being_restored(store):
+    remove_all(store)
+    entry = restorable(store, OLD)[OLD]
+    with Leases(store.home).hold(OLD, print), pytest.raises(NotRemovable, match="a run works on it"):
+        restore(store, OLD, entry)
+
+
+def test_a_forged_entry_of_the_trash_is_not_restored(store, tmp_path):
+    remove_all(store)
+    entry = restorable(store, OLD)[OLD]
+    path = entry.path / ".manifests" / f"{OLD}.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "outputs": {"x": "../outside"}}))
+    with pytest.raises(NotRemovable, match="has no output 'x'"):
+        restore(store, OLD, entry)
+    path.write_text(json.dumps(content))
+    os.rename(entry.path / "student", tmp_path / "moved")
+    (entry.path / "student").symlink_to(tmp_path / "moved")
+    with pytest.raises(NotRemovable, match="is a symbolic link"):
+        restore(store, OLD, entry)
+
+
+def test_where_the_trash_cannot_take_it_only_now_deletes(store, monkeypatch):
+    """The folder is on another file system than `.trash`, or the disk takes no further folder."""
+    (item,) = removable(store, CONFIGURED)
+
+    def refuse(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("tokenuq_pipeline.runtime.trash.move", refuse)
+    with pytest.raises(NotRemovable, match="Invalid cross-device link; `--now` deletes it without the trash"):
+        remove(store, item)
+    assert store.is_complete(OLD)
+    remove(store, item, now=True)
+    assert names(store) == []
