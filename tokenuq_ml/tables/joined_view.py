@@ -7,9 +7,11 @@ pieces. If the files of a study do not match, as after only one table was rerun,
 is replaced after the view was made, the query fails.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenuq_ml.tables.partitions import partition_of
@@ -19,13 +21,18 @@ PIECE_GROUPS, MOST_PIECES = 4, 32
 """Row groups per piece, which a query for one example reads; and pieces per study, each of which costs planning."""
 
 
-def joined_sql(files: dict[str, list[Path]]) -> str:
-    """Return a SELECT over the files of both tables, with all columns of the first and the second's without keys."""
+def joined_sql(files: dict[str, list[Path]], address: Callable[[Path], str]) -> str:
+    """Return a SELECT over the files of both tables, with all columns of the first and the second's without keys.
+
+    Args:
+        files: table -> its files.
+        address: a file -> the name by which DuckDB reads it.
+    """
     one, other = JOINED_FROM
     by_study = {table: _by_study(table, files[table]) for table in JOINED_FROM}
     parts = []
     for study in sorted(by_study[one].keys() & by_study[other].keys()):
-        left, right = (_footer(by_study[table][study], table) for table in JOINED_FROM)
+        left, right = (_footer(by_study[table][study], table, address) for table in JOINED_FROM)
         if left is None or right is None or left.groups != right.groups:
             parts.append(_join_by_key(f"WHERE study = {quoted(study)}"))
         else:
@@ -48,18 +55,22 @@ def _by_study(table: str, files: list[Path]) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True)
 class _Footer:
-    """A table's only file, its content hash, and the row count, first and last example of each row group."""
+    """A table's only file by its address, its content hash, and rows, first and last example of each row group."""
 
-    file: Path
+    file: str
     content: str
     groups: list[tuple[int, str, str]]
 
 
-def _footer(files: list[Path], table: str) -> _Footer | None:
+def _footer(files: list[Path], table: str, address: Callable[[Path], str]) -> _Footer | None:
     """Return None if the files cannot be joined in pieces: several files, or one that `TableWriter` did not write."""
     if len(files) != 1:
         return None
-    footer = pq.read_metadata(files[0])
+    try:
+        footer = pq.read_metadata(files[0])
+    except (OSError, pa.ArrowException):
+        # The table's own view raises the error.
+        return None
     names = footer.schema.to_arrow_schema().names
     content = (footer.metadata or {}).get(b"tokenuq.content_hash")
     if content is None or not set(TABLES[table].columns) <= set(names):
@@ -71,7 +82,7 @@ def _footer(files: list[Path], table: str) -> _Footer | None:
         if statistics is None or not statistics.has_min_max:
             return None
         groups.append((group.num_rows, statistics.min, statistics.max))
-    return _Footer(files[0], content.decode(), groups)
+    return _Footer(address(files[0]), content.decode(), groups)
 
 
 def _join_in_pieces(study: str, left: _Footer, right: _Footer) -> str:
@@ -88,16 +99,16 @@ def _join_in_pieces(study: str, left: _Footer, right: _Footer) -> str:
     contents = f"{quoted(left.content)}, {quoted(right.content)}"
     unchanged = (
         f"SELECT bool_and(CASE WHEN decode(value) IN ({contents}) THEN true ELSE error({replaced}) END) "
-        f"FROM parquet_kv_metadata([{quoted(str(left.file))}, {quoted(str(right.file))}]) "
+        f"FROM parquet_kv_metadata([{quoted(left.file)}, {quoted(right.file)}]) "
         "WHERE decode(key) = 'tokenuq.content_hash'"
     )
     union = "\nUNION ALL\n".join(pieces)
     return f"SELECT * FROM ({union}) WHERE ({unchanged})"
 
 
-def _piece(study: str, left: Path, right: Path, first: int, last: int, low: str, high: str) -> str:
+def _piece(study: str, left: str, right: str, first: int, last: int, low: str, high: str) -> str:
     sources = [
-        f"(SELECT * FROM read_parquet({quoted(str(file))}, hive_partitioning = false, file_row_number = true) "
+        f"(SELECT * FROM read_parquet({quoted(file)}, hive_partitioning = false, file_row_number = true) "
         f"WHERE file_row_number BETWEEN {first} AND {last})"
         for file in (left, right)
     ]

@@ -1,41 +1,67 @@
-"""SQL over the store: a sandboxed DuckDB connection with a view per table.
+"""SQL over the store: a DuckDB connection with a view per table, behind walls.
 
 A view reads only the files of complete assets. Filters on `study` and `ablation` skip files, filters on other columns
-skip row groups. The sandbox: DuckDB can open no other files, loads no extensions, has no network access, and its
-configuration is locked. `select` accepts a single SELECT only.
+skip row groups. The walls, each of which holds without the others:
+
+1. `select` walks DuckDB's syntax tree and allows it by kind at every depth (`syntax_tree.py`).
+2. The connection reads the store through a file system that cannot write (`read_only_files.py`) and opens no other
+   file, loads no extension, has no network; its configuration is locked.
+3. `tokenuq query` runs it in a process that can write to its spill folder only and has a limit of memory and time
+   (`query_process.py`).
+
+A file is compared with its manifest before the first of its bytes is served (`integrity.py`).
 """
 
 import atexit
 import contextlib
 import functools
-import shutil
-import tempfile
 import uuid
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.tables.joined_view import joined_sql, quoted
+from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_ml.tables.partitions import complete_files, store_home
-from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
+from tokenuq_ml.tables.read_only_files import ReadOnlyFiles
+from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, TABLES
+from tokenuq_ml.tables.spill import SpillFolder
+from tokenuq_ml.tables.syntax_tree import Catalog, require_allowed
+from tokenuq_ml.tables.views import create_joined_view, create_view
 
 MEMORY = "700MiB"
 """Default memory limit of DuckDB. Leaves room for Python, Arrow and a result's batches within 1 GiB."""
 
-_SANDBOX = {
+_WALLS = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "allow_community_extensions": False,
     "allow_persistent_secrets": False,
     # Otherwise a query could read variables of the Python program that runs it.
     "python_enable_replacements": False,
+    # It would keep the store's files in memory, as it keeps those of remote file systems.
+    "enable_external_file_cache": False,
 }
 
 
-def connect(home: str | Path | None = None, memory: str = MEMORY) -> duckdb.DuckDBPyConnection:
+@dataclass(frozen=True)
+class _Store:
+    """The store that a connection reads, and table -> why DuckDB cannot open it."""
+
+    home: Path
+    broken: dict[str, str]
+
+
+_stores: weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, _Store] = weakref.WeakKeyDictionary()
+
+
+def connect(
+    home: str | Path | None = None, memory: str = MEMORY, spill: SpillFolder | None = None
+) -> duckdb.DuckDBPyConnection:
     """Return a connection with a view for every table of the store.
 
     A view holds all studies and ablations, with `study` and `ablation` as columns; it is empty if the store has no
@@ -43,32 +69,32 @@ def connect(home: str | Path | None = None, memory: str = MEMORY) -> duckdb.Duck
     were complete when the connection was made: connect again to see newer ones. Descriptions of tables and columns are
     stored as comments.
 
-    The connection opens no files other than those of the views, and its settings are locked. Add your own data with
-    `connection.register(name, frame)`. It accepts every kind of statement, also a COPY over the file of a view: run
-    SQL that you do not trust through `select`.
+    The connection can neither open other files than those of the views nor write to these, and its settings are
+    locked. Add your own data with `connection.register(name, frame)`. Run SQL that you do not trust through `select`,
+    or better through `tokenuq query`, which also limits its memory and time.
 
     Args:
         home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
         memory: DuckDB's memory limit, beyond which it writes to a temporary folder.
-
-    Raises:
-        InputError: a file of the store is broken, or lies outside the store.
+        spill: that folder; default: one for the process, removed when it ends.
     """
-    # Created by this process, so that no other user can read it: DuckDB creates it only when needed.
-    spill = Path(_spill_folder(), uuid.uuid4().hex)
-    connection = duckdb.connect(config={**_SANDBOX, "memory_limit": memory, "temp_directory": str(spill)})
+    home, spill = store_home(home), spill or process_folder()
+    files = complete_files(home)
+    reading = ReadOnlyFiles(home, files, damage_of_table)
+    # Created by this process, so that no other user can read it; "" for none. DuckDB removes it with the connection.
+    folder = str(spill.path / uuid.uuid4().hex) if spill.path else ""
+    config = {"temp_directory": folder, "max_temp_directory_size": f"{spill.limit()}B"}
+    connection = duckdb.connect(config={**_WALLS, "memory_limit": memory, **config})
+    connection.register_filesystem(reading)
     # `tokens` names a file once per piece; its footer shall be read only once.
     connection.execute("SET parquet_metadata_cache = true")
-    files = complete_files(store_home(home))
-    for table in TABLES:
-        try:
-            _create_view(connection, table, files[table])
-        except duckdb.Error as error:
-            raise InputError(f"table {table}: {_plain(error).splitlines()[0]}; materialise its asset again") from error
-    _create_joined_view(connection, files)
-    connection.execute("SET allowed_paths = ?", [[str(path) for paths in files.values() for path in paths]])
+    views = {table: create_view(connection, table, files[table], reading.address) for table in TABLES}
+    create_joined_view(connection, files, reading.address)
+    connection.execute("SET allowed_paths = ?", [[reading.address(path) for paths in files.values() for path in paths]])
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
+    reading.verify = True
+    _stores[connection] = _Store(home, {table: message for table, message in views.items() if message})
     return connection
 
 
@@ -76,18 +102,29 @@ def select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRe
     """Return the result of a single SELECT, as a relation that computes its rows while they are read.
 
     Raises:
-        InputError: `sql` is not one SELECT, or DuckDB rejects it; the message is DuckDB's.
+        InputError: `sql` is not one SELECT of the store's tables, a table that it names is damaged, or DuckDB rejects
+            it; the message is DuckDB's.
     """
     with query_errors():
         statements = connection.extract_statements(sql)
         if len(statements) != 1:
             raise InputError(f"query: give exactly one SELECT; this has {len(statements) or 'no'} statements")
-        if statements[0].type != duckdb.StatementType.SELECT:
-            kind = str(statements[0].type).rpartition(".")[2]
-            raise InputError(
-                f"query: only SELECT is allowed, because a query must not change the store; this is {kind}"
-            )
+        names = require_allowed(Catalog(connection), sql)
+        _require_undamaged(connection, names.tables)
         return connection.sql(sql)
+
+
+def _require_undamaged(connection: duckdb.DuckDBPyConnection, names: set[str]) -> None:
+    """Raise if a file of a table that the query names is not as it was published: missing rows are wrong rows."""
+    store = _stores.get(connection)
+    if store is None:
+        return
+    tables = {table for table in TABLES if table in names} | (set(JOINED_FROM) if JOINED in names else set())
+    for table in sorted(tables):
+        if damage := damage_of_table(store.home, table):
+            raise InputError(f"query: table {table} is damaged: {damage}")
+        if table in store.broken:
+            raise InputError(f"query: {store.broken[table]}")
 
 
 @contextlib.contextmanager
@@ -134,75 +171,15 @@ def columns(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
 
 
-def _create_view(connection: duckdb.DuckDBPyConnection, table: str, files: list[Path]) -> None:
-    definition = TABLES[table]
-    types = dict.fromkeys(definition.partitions, "VARCHAR")
-    types |= {name: _sql_type(dtype) for name, (dtype, _) in definition.columns.items()}
-    source, stored = "(SELECT 1) WHERE false", set[str]()
-    if files:
-        paths = ", ".join(quoted(str(path)) for path in files)
-        hive = ", ".join(f"{name}: VARCHAR" for name in definition.partitions)
-        source = (
-            f"read_parquet([{paths}], hive_partitioning = true, hive_types = {{{hive}}}, hive_types_autocast = false, "
-            "union_by_name = true)"
-        )
-        # A file of an older version may lack a column.
-        stored = {name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
-    values = [f'"{name}"' if name in stored else f'NULL::{dtype} AS "{name}"' for name, dtype in types.items()]
-    connection.execute(f"CREATE VIEW {table} AS SELECT {', '.join(values)} FROM {source}")
-    _comment(connection, table, definition.description, _meanings(table))
-
-
-def _create_joined_view(connection: duckdb.DuckDBPyConnection, files: dict[str, list[Path]]) -> None:
-    one, other = JOINED_FROM
-    connection.execute(f"CREATE VIEW {JOINED} AS {joined_sql(files)}")
-    description = f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}."
-    _comment(connection, JOINED, description, _meanings(one) | _meanings(other))
-
-
-def _comment(connection: duckdb.DuckDBPyConnection, view: str, description: str, meanings: dict[str, str]) -> None:
-    comments = [f"COMMENT ON VIEW {view} IS {quoted(description)}"]
-    comments += [f'COMMENT ON COLUMN {view}."{name}" IS {quoted(meaning)}' for name, meaning in meanings.items()]
-    connection.execute(";".join(comments))
-
-
-def _meanings(table: str) -> dict[str, str]:
-    definition = TABLES[table]
-    partitions = {name: f"name of the {name}; a filter on it skips files" for name in definition.partitions}
-    return partitions | {name: meaning for name, (_, meaning) in definition.columns.items()}
-
-
-def _sql_type(dtype: pa.DataType) -> str:
-    """Return DuckDB's name of an Arrow type, for a dictionary that of its values. (To ask DuckDB imports pandas.)"""
-    if pa.types.is_dictionary(dtype):
-        return _sql_type(dtype.value_type)
-    if pa.types.is_list(dtype):
-        return f"{_sql_type(dtype.value_type)}[]"
-    if pa.types.is_struct(dtype):
-        fields = (f'"{field.name}" {_sql_type(field.type)}' for field in dtype)
-        return f"STRUCT({', '.join(fields)})"
-    return _SQL_TYPES[str(dtype)]
-
-
-_SQL_TYPES = {
-    "string": "VARCHAR",
-    "bool": "BOOLEAN",
-    "int8": "TINYINT",
-    "int16": "SMALLINT",
-    "int32": "INTEGER",
-    "int64": "BIGINT",
-    "float": "FLOAT",
-    "double": "DOUBLE",
-}
-
-
 def _plain(error: BaseException) -> str:
-    return str(error).strip()
+    """Return the message; of an error in our file system, which DuckDB passes on as a traceback, its last line."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition("Error: ")[2] if text.startswith("Traceback") else text
 
 
 @functools.cache
-def _spill_folder() -> str:
+def process_folder() -> SpillFolder:
     """Return the process's own folder for data that exceeds the memory limit; it is deleted when the process ends."""
-    folder = tempfile.mkdtemp(prefix="tokenuq-query-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = SpillFolder()
+    atexit.register(folder.remove)
     return folder

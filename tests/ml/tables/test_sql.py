@@ -1,8 +1,8 @@
 """SQL over the store: the views, what they read, and the sandbox around them."""
 
+import shutil
 import threading
 
-import duckdb
 import polars as pl
 import pytest
 
@@ -106,8 +106,11 @@ class TestViews:
         path = tmp_path / "token_losses/study=a/part-0.parquet"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"no parquet at all")
-        with pytest.raises(InputError, match="token_losses: .*study=a/part-0.parquet.*materialise its asset again"):
-            connect(tmp_path)
+        with connect(tmp_path) as connection:
+            for sql in ("SELECT loss FROM token_losses WHERE rank = 3", "SELECT count(*) FROM tokens"):
+                with pytest.raises(InputError, match="token_losses: .*study=a/part-0.parquet"), query_errors():
+                    select(connection, sql).fetchall()
+            assert select(connection, "SELECT count(*) FROM token_uncertainty").fetchall() == [(0,)]
 
 
 class TestPruning:
@@ -130,6 +133,16 @@ class TestPruning:
         path.write_bytes(b"\xff" * (len(good) // 2) + good[len(good) // 2 :])
         assert store.is_complete("quickstart/token_losses")
         with connect(tmp_path) as connection:
+            for sql in ("SELECT count(loss) FROM token_losses WHERE study = 'other'", "SELECT count(*) FROM tokens"):
+                with pytest.raises(InputError, match="token_losses is damaged: .*study=quickstart/part-0.parquet"):
+                    select(connection, sql)
+                # Without the check of the names, the file system finds it.
+                with pytest.raises(InputError, match="token_losses is damaged: "), query_errors():
+                    connection.execute(sql).fetchall()
+            assert select(connection, "SELECT count(*) FROM token_uncertainty").fetchall() == [(2 * TOKENS,)]
+        shutil.rmtree(tmp_path / ".manifests")
+        shutil.rmtree(tmp_path / ".staging", ignore_errors=True)
+        with connect(tmp_path) as connection:
             asked = select(connection, "SELECT count(loss) FROM token_losses WHERE study = 'other'")
             assert asked.fetchall() == [(TOKENS,)]
             with pytest.raises(Exception):  # noqa: B017 - DuckDB's kind of error depends on the bytes
@@ -150,110 +163,11 @@ class TestPruning:
             assert f"Row Groups Scanned: 1 / {EXAMPLES}" in plan(connection, sql)
 
 
-class TestSandbox:
-    """A query can neither write nor read a file outside the store's tables, load anything, or unlock itself."""
-
-    REFUSED = {
-        "CREATE TABLE t AS SELECT 1": "only SELECT",
-        "COPY (SELECT 1) TO '{outside}/x.csv'": "only SELECT",
-        "COPY (SELECT 1) TO '{home}/x.csv'": "only SELECT",
-        "COPY (SELECT 1) TO '{home}/curriculum/study=a/ablation=b/part-0.parquet' (USE_TMP_FILE false)": "only SELECT",
-        "EXPORT DATABASE '{outside}/x'": "only SELECT",
-        "IMPORT DATABASE '{outside}/x'": "only SELECT",
-        "ATTACH '{outside}/x.db'": "only SELECT",
-        "INSTALL httpfs": "only SELECT",
-        "LOAD httpfs": "only SELECT",
-        "CALL enable_logging(storage = 'file', storage_path = '{outside}/x')": "only SELECT",
-        "PRAGMA enable_profiling": "only SELECT",
-        "SET enable_external_access = true": "only SELECT",
-        "SET lock_configuration = false": "only SELECT",
-        "RESET allowed_paths": "only SELECT",
-        "CREATE SECRET s (TYPE s3)": "only SELECT",
-        "DROP VIEW token_losses": "only SELECT",
-        "PREPARE q AS SELECT 1": "only SELECT",
-        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{outside}/x.csv'": "only SELECT",
-        "INSERT INTO token_losses SELECT * FROM token_losses": "only SELECT",
-        "SELECT 1; SELECT 2": "exactly one SELECT; this has 2 statements",
-        "SELECT 1; COPY (SELECT 1) TO '{outside}/x.csv'": "exactly one SELECT",
-        "": "exactly one SELECT; this has no statements",
-        "SELECT * FROM read_csv('/etc/passwd')": "no other file or address",
-        "SELECT * FROM read_text('/etc/passwd')": "no other file or address",
-        "SELECT * FROM read_blob('{outside}/secret.csv')": "no other file or address",
-        "SELECT * FROM '{outside}/secret.csv'": "no other file or address",
-        "SELECT * FROM read_parquet('{outside}/*.parquet')": "no other file or address",
-        "SELECT * FROM sniff_csv('{outside}/secret.csv')": "no other file or address",
-        "SELECT * FROM parquet_metadata('{outside}/x.parquet')": "no other file or address",
-        "SELECT * FROM glob('/etc/*')": "no other file or address",
-        "SELECT * FROM read_text('{home}/link.csv')": "no other file or address",
-        "SELECT * FROM read_text('{home}/notes.json')": "no other file or address",
-        "SELECT * FROM read_text('{home}/token_losses/../../secret.csv')": "no other file or address",
-        "SELECT * FROM read_parquet('https://example.org/x.parquet')": "no other file or address",
-        "SELECT * FROM read_parquet('s3://bucket/x.parquet')": "no other file or address",
-        "SELECT * FROM enable_logging('QueryLog')": "locked",
-        "SELECT * FROM enable_profiling(save_location = '{outside}/x')": "locked",
-        "SELECT * FROM sqlite_scan('{outside}/x.db', 't')": "not in the catalog",
-        "SELECT * FROM query('COPY (SELECT 1) TO ''{outside}/x.csv''')": "Expected a single SELECT",
-        "WITH w AS (INSERT INTO token_losses SELECT * FROM token_losses RETURNING 1) SELECT * FROM w": "query: ",
-        "SELECT * FROM frame": "does not exist",
-    }
-
-    @pytest.fixture(scope="class")
-    def walled(self, tmp_path_factory):
-        """A connection, its store, and the folder around it, with a secret in it and a link to that."""
-        outside = tmp_path_factory.mktemp("outside")
-        home = outside / "store"
-        log = {"step": [1, 2], "epoch": 1.0, "category": "word", "n_tokens": 1, "n_selected": 0, "mean_loss": 1.0}
-        folder = home / "curriculum/study=a/ablation=b"
-        write_table(pl.DataFrame(log), "curriculum", folder, spec_hash="s", code_version="c")
-        (outside / "secret.csv").write_text("a,b\n1,2\n")
-        (home / "link.csv").symlink_to(outside / "secret.csv")
-        (home / "notes.json").write_text("{}")
-        with connect(home) as connection:
-            yield connection, home, outside
-
-    @pytest.mark.parametrize("sql", REFUSED)
-    def test_everything_but_a_select_of_the_views_is_rejected(self, sql, walled):
-        connection, home, outside = walled
-        frame = pl.DataFrame({"a": [1]})  # noqa: F841 - a query must not find it by its name
-        before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
-        with pytest.raises(InputError) as refusal, query_errors():
-            select(connection, sql.replace("{home}", str(home)).replace("{outside}", str(outside))).fetchall()
-        assert self.REFUSED[sql] in str(refusal.value)
-        assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
-
-    @pytest.mark.parametrize(
-        "statement",
-        [
-            "COPY (SELECT 1) TO '{outside}/x.csv'",
-            "ATTACH '{outside}/x.db'",
-            "INSTALL httpfs",
-            "LOAD httpfs",
-            "SET enable_external_access = true",
-            "SET threads = 1",
-            "RESET lock_configuration",
-            "PRAGMA enable_profiling",
-        ],
-    )
-    def test_the_connection_itself_is_sandboxed(self, statement, walled):
-        connection, _, outside = walled
-        with pytest.raises(duckdb.Error, match="disabled|locked"):
-            connection.execute(statement.replace("{outside}", str(outside)))
-
-    def test_selects_of_every_kind_are_allowed(self, connection):
-        for sql in (
-            "FROM token_losses LIMIT 1",
-            "DESCRIBE token_losses",
-            "SUMMARIZE evaluations",
-            "SHOW TABLES",
-            "WITH a AS (SELECT 1 AS x) SELECT * FROM a -- a comment",
-            "VALUES (1), (2);",
-        ):
-            assert select(connection, sql).fetchall()
-
+class TestSelect:
     def test_a_wrong_name_suggests_the_nearest(self, connection):
         with pytest.raises(InputError, match=r'(?s)column "los" not found.*"loss"'):
             select(connection, "SELECT los FROM token_losses")
-        with pytest.raises(InputError, match=r'(?s)token_loses does not exist.*"token_losses"'):
+        with pytest.raises(InputError, match="token_loses does not exist.*mean token_losses"):
             select(connection, "SELECT * FROM token_loses")
 
     def test_an_interrupted_query_raises_keyboard_interrupt(self, connection):

@@ -1,0 +1,111 @@
+"""The views of a connection: one per table, with descriptions as comments, and the join of the token tables.
+
+A table with a file that DuckDB cannot open gets a view that raises an error, so that other tables can be queried.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from tokenuq_ml.tables.integrity import MEND
+from tokenuq_ml.tables.joined_view import joined_sql, quoted
+from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
+
+
+def create_view(
+    connection: duckdb.DuckDBPyConnection, table: str, files: list[Path], address: Callable[[Path], str]
+) -> str | None:
+    """Create the view of a table.
+
+    Args:
+        connection: where.
+        table: a name of `TABLES`.
+        files: the table's files.
+        address: a file -> the name by which DuckDB reads it.
+
+    Returns:
+        Why DuckDB cannot open the files; the view raises it. None if it can.
+    """
+    definition = TABLES[table]
+    types = dict.fromkeys(definition.partitions, "VARCHAR")
+    types |= {name: _sql_type(dtype) for name, (dtype, _) in definition.columns.items()}
+    message = None
+    try:
+        select = _select_from_files(connection, table, types, [address(file) for file in files])
+    except duckdb.Error as error:
+        message = f"table {table}: {str(error).strip().splitlines()[0]}; {MEND}"
+        select = _select_an_error(types, message)
+    connection.execute(f"CREATE VIEW {table} AS {select}")
+    _comment(connection, table, definition.description, _meanings(table))
+    return message
+
+
+def create_joined_view(
+    connection: duckdb.DuckDBPyConnection, files: dict[str, list[Path]], address: Callable[[Path], str]
+) -> None:
+    """Create the view `tokens`; arguments as of `create_view`, `files` of every table."""
+    one, other = JOINED_FROM
+    connection.execute(f"CREATE VIEW {JOINED} AS {joined_sql(files, address)}")
+    description = f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}."
+    _comment(connection, JOINED, description, _meanings(one) | _meanings(other))
+
+
+def _select_from_files(
+    connection: duckdb.DuckDBPyConnection, table: str, types: dict[str, str], addresses: list[str]
+) -> str:
+    source, stored = "(SELECT 1) WHERE false", set[str]()
+    if addresses:
+        hive = ", ".join(f"{name}: VARCHAR" for name in TABLES[table].partitions)
+        source = (
+            f"read_parquet([{', '.join(map(quoted, addresses))}], hive_partitioning = true, hive_types = {{{hive}}}, "
+            "hive_types_autocast = false, union_by_name = true)"
+        )
+        # A file of an older version may lack a column.
+        stored = {name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    values = [f'"{name}"' if name in stored else f'NULL::{dtype} AS "{name}"' for name, dtype in types.items()]
+    return f"SELECT {', '.join(values)} FROM {source}"
+
+
+def _select_an_error(types: dict[str, str], message: str) -> str:
+    # In every column too: a filter on a column of nulls would drop the row before the error.
+    error = f"error({quoted(message)})"
+    values = [f'CAST(CAST({error} AS VARCHAR) AS {dtype}) AS "{name}"' for name, dtype in types.items()]
+    return f"SELECT {', '.join(values)} FROM range(1) WHERE {error}"
+
+
+def _comment(connection: duckdb.DuckDBPyConnection, view: str, description: str, meanings: dict[str, str]) -> None:
+    comments = [f"COMMENT ON VIEW {view} IS {quoted(description)}"]
+    comments += [f'COMMENT ON COLUMN {view}."{name}" IS {quoted(meaning)}' for name, meaning in meanings.items()]
+    connection.execute(";".join(comments))
+
+
+def _meanings(table: str) -> dict[str, str]:
+    definition = TABLES[table]
+    partitions = {name: f"name of the {name}; a filter on it skips files" for name in definition.partitions}
+    return partitions | {name: meaning for name, (_, meaning) in definition.columns.items()}
+
+
+def _sql_type(dtype: pa.DataType) -> str:
+    """Return DuckDB's name of an Arrow type, for a dictionary that of its values. (To ask DuckDB imports pandas.)"""
+    if pa.types.is_dictionary(dtype):
+        return _sql_type(dtype.value_type)
+    if pa.types.is_list(dtype):
+        return f"{_sql_type(dtype.value_type)}[]"
+    if pa.types.is_struct(dtype):
+        fields = (f'"{field.name}" {_sql_type(field.type)}' for field in dtype)
+        return f"STRUCT({', '.join(fields)})"
+    return _SQL_TYPES[str(dtype)]
+
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "bool": "BOOLEAN",
+    "int8": "TINYINT",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float": "FLOAT",
+    "double": "DOUBLE",
+}
