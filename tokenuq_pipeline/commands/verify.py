@@ -13,38 +13,45 @@ def add_parser(commands) -> None:
         "verify",
         help="compare every file of the store with its recorded hash",
         description="Reads every file of the study's assets, and of the models and datasets that it uses, and compares "
-        "it with the SHA-256 in the asset's manifest. Exit code 0 if all files match, 1 if not.",
+        "it with the SHA-256 in the asset's manifest. Also finds damaged manifests, and files that belong to no asset. "
+        "Exit code 0 if all files match, 1 if not.",
     )
     parser.add_argument("--study", metavar="STUDY", help="default: everything in the store")
     parser.add_argument(
         "--forget",
         action="store_true",
-        help="delete the manifests of assets that do not match, so that the next run rebuilds these assets",
+        help="delete the manifests of assets that do not match, so that the next run rebuilds these assets, and move "
+        "files that belong to no asset to the trash",
     )
     parser.set_defaults(function=verify_command)
 
 
 def verify_command(options: argparse.Namespace) -> int:
     """Run `tokenuq verify`."""
+    from tokenuq_pipeline.runtime.mending import mend, mend_others, other_damage
     from tokenuq_pipeline.runtime.store import Store
 
     store = Store(store_home())
     prefixes = _prefixes(options.study) if options.study else None
     assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
-    if not assets:
+    others = [] if prefixes else other_damage(store)
+    for sentence in others:
+        print(sentence, flush=True)
+    if options.forget and not prefixes:
+        mend_others(store)
+    if not assets and not others:
         print(f"{store.home}: holds nothing of {options.study or 'any study'}")
         return FAILED
     manifests = [store.read_manifest(name) for name in assets]
     files = sum(len(manifest.files) for manifest in manifests if manifest)
     wrong = [name for name in assets if _print_problems(store, name)]
-    if not wrong:
+    if not wrong and not others:
         print(f"{files} files of {len(assets)} assets match their recorded hashes")
         return 0
-    advice = "--forget makes the next run rebuild them"
     if options.forget:
         for name in wrong:
-            store.forget(name)
-        advice = "their manifests are deleted, and the next run rebuilds them"
+            print(f"{name}: {mend(store, name)}", flush=True)
+    advice = "the next run makes them again" if options.forget else "--forget makes the next run rebuild them"
     print(f"{len(wrong)} of {len(assets)} assets do not match; {advice}")
     return FAILED
 

@@ -60,7 +60,7 @@ class Manifest(BaseModel):
     fields: dict[str, Any]
     """The fields of the configuration that the stage read."""
     input_data_versions: dict[str, str | None]
-    """Asset -> the data version that was read; of `files/...` and `curation/...`, the fingerprint. None: there was none.
+    """Asset -> the data version that was read; of `files/...` and `curation/...`, the fingerprint. None: it had none.
 
     Manifests of earlier versions hold none of the user's own files.
     """

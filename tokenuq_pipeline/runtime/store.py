@@ -17,6 +17,7 @@ from tokenuq_ml.tables.partitions import PublishedFile, manifest_names, why_not_
 from tokenuq_pipeline.runtime.manifest import FileEntry, Manifest
 from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, check_no_link
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
+from tokenuq_pipeline.runtime.trash import Trash
 
 CHECKPOINTS = ".checkpoints"
 
@@ -149,12 +150,17 @@ class Store:
     def forget(self, asset: str) -> None:
         """Delete the manifest of `asset`, which is incomplete until the next one is written.
 
+        A folder in the manifest's place goes to the trash.
+
         Raises:
-            ValueError: the manifest is behind a symbolic link.
+            ValueError: the manifest is behind a symbolic link, or the name is not an asset's.
         """
         path = self._manifest_path(asset)
         check_no_link(self.home, [path.parent.relative_to(self.home).as_posix()])
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            Trash(self.home).put([path.relative_to(self.home).as_posix()])
+        else:
+            path.unlink(missing_ok=True)
 
     def _relative(self, sentence: str) -> str:
         """Return a sentence with paths in the store as the store's manifests write them."""

@@ -1,0 +1,56 @@
+"""Mend what is damaged in a store, so that the next run makes again what has to be made, and nothing else.
+
+An asset whose files differ from its manifest loses the manifest. A file that no manifest lists goes to the trash, and
+the asset that it lay in stays as it is.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenuq_pipeline.runtime.fingerprints import Fingerprints
+from tokenuq_pipeline.runtime.places import MANIFESTS
+from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.trash import Trash
+
+
+def mend(store: Store, asset: str) -> str:
+    """Mend an asset, and return what was done.
+
+    Raises:
+        OSError: a file cannot be moved or deleted.
+    """
+    extra = store.extra_files(asset)
+    put_aside(store, extra)
+    if not store.problems(asset):
+        return f"{len(extra)} file{'s' if len(extra) > 1 else ''} moved to {Trash(store.home).path}"
+    try:
+        store.forget(asset)
+    except ValueError:
+        # No asset has such a name, or a link leads to the manifest.
+        put_aside(store, [store.path(f"{MANIFESTS}/{asset}.json")])
+    return "its manifest is deleted, and the next run makes it again"
+
+
+def other_damage(store: Store) -> list[str]:
+    """Return what is damaged and belongs to no asset: the fingerprints of data files."""
+    damage = Fingerprints(store.home).damage()
+    return [damage] if damage else []
+
+
+def mend_others(store: Store) -> None:
+    """Delete damaged fingerprints, and what dead runs have left in the staging folder."""
+    if other_damage(store):
+        put_aside(store, [Fingerprints(store.home).path])
+    store.clean_staging()
+
+
+def put_aside(store: Store, paths: Iterable[Path]) -> None:
+    """Move files or folders of the store to its trash; a link, which would lead out of the trash, is deleted."""
+    for path in paths:
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir() and not os.listdir(path):
+            path.rmdir()
+        elif os.path.lexists(path):
+            Trash(store.home).put([path.relative_to(store.home).as_posix()])
