@@ -12,10 +12,12 @@ import dagster as dg
 
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.automation.adoption import adopt
 from tokenuq_pipeline.automation.staleness import Records, Wave, find_wave, study_keys
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.dagster_internals import NOT_FINISHED_STATUSES
 from tokenuq_pipeline.runtime.data_files import observe
+from tokenuq_pipeline.runtime.instance import ONLY_STALE_TAG
 from tokenuq_pipeline.runtime.store import Store
 
 RERUN_TAG, WAVE_TAG = "tokenuq/rerun", "tokenuq/wave"
@@ -74,7 +76,10 @@ class Reruns:
     def find(self, context, study: str) -> Wave | None:
         """Return the study's next wave; None if nothing is stale."""
         records = Records.of(context.repository_def.asset_graph, self.config, context.instance, self.store)
-        return find_wave(records, study_keys(records.assets, study))
+        keys = study_keys(records.assets, study)
+        # A tick has a minute. Stages compare what they read with its hashes, and checks are left to the wave.
+        adopt(records, keys, verify=False)
+        return find_wave(records, keys)
 
     @staticmethod
     def request(study: str, wave: Wave, cause: str, number: int, run_key: str | None = None) -> dg.RunRequest:
@@ -85,7 +90,13 @@ class Reruns:
             asset_selection=sorted(wave.assets),
             asset_check_keys=sorted(wave.checks),
             run_config=CONSOLE_CONFIG,
-            tags={"study": study, RERUN_TAG: cause, WAVE_TAG: str(number), **rerun_of(study)},
+            tags={
+                "study": study,
+                RERUN_TAG: cause,
+                WAVE_TAG: str(number),
+                ONLY_STALE_TAG: "true",
+                **rerun_of(study),
+            },
         )
 
     @staticmethod

@@ -4,13 +4,16 @@ The runs are Dagster's runs of the study's job, with only stale assets selected.
 `staleness.py`; how a stage is run, in `assets/run_stage.py`.
 """
 
+import time
 from dataclasses import dataclass, field
 
 import dagster as dg
 
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.assets.checks import table_checks
 from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
 from tokenuq_pipeline.automation.run_log import AssetTiming, RunLog
 from tokenuq_pipeline.automation.staleness import (
     MAX_WAVES,
@@ -26,8 +29,8 @@ from tokenuq_pipeline.automation.staleness import (
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG, Console
 from tokenuq_pipeline.runtime.dagster_internals import REPOSITORY_TAG, run_job
 from tokenuq_pipeline.runtime.data_files import observe
-from tokenuq_pipeline.runtime.instance import PROCESS_TAG
-from tokenuq_pipeline.runtime.processes import process_name
+from tokenuq_pipeline.runtime.instance import ONLY_STALE_TAG, PROCESS_TAG
+from tokenuq_pipeline.runtime.owners import Owner
 from tokenuq_pipeline.runtime.store import Store
 
 CODE_LOCATION = "tokenuq"
@@ -98,11 +101,30 @@ class StudyRunner:
         """
         observe(self.config, self.instance, self.store, [key.path[1] for key in keys if key.path[0] == "datasets"])
         for _ in range(MAX_WAVES):
+            self._adopt(keys)
             wave = find_wave(self.records, keys)
             if wave is None:
                 return
             self._run(wave)
         raise RunFailed(f"still stale after {MAX_WAVES} runs: {', '.join(k.to_user_string() for k in wave.reasons)}")
+
+    def _adopt(self, keys: set[Key]) -> None:
+        """Report to Dagster what is fresh in the store and new to it.
+
+        Raises:
+            RunFailed: a file differs from its recorded hash.
+        """
+        began = time.monotonic()
+        found = adopt(self.records, keys, checks_by_asset(table_checks(self.config)))
+        if found.adopted:
+            seconds = time.monotonic() - began
+            self.console.line(
+                f"{len(found.adopted)} assets of the store are new to Dagster: adopted in {seconds:.1f} s"
+            )
+        for reason in found.damaged.values():
+            self.console.line(f"damaged: {reason}")
+        if found.damaged:
+            raise RunFailed(f"{len(found.damaged)} assets of the store are damaged")
 
     def stale_report_inputs(self, keys: set[Key]) -> set[Key]:
         """Return the stale inputs of the report that are not in `keys`."""
@@ -120,7 +142,8 @@ class StudyRunner:
             tags={
                 **job.run_tags,
                 REPOSITORY_TAG: f"__repository__@{CODE_LOCATION}",
-                PROCESS_TAG: process_name(),
+                PROCESS_TAG: str(Owner.current()),
+                ONLY_STALE_TAG: "true",
             },
         )
         log = RunLog(self.console, self.groups, wave.assets)

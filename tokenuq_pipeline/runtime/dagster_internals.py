@@ -6,24 +6,35 @@ Every import of `dagster._...` is in this file, so that an upgrade of Dagster to
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import yaml
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
+    NULL_EVENT_POINTER,
     CachingStaleStatusResolver,
-    StaleCause,
-    StaleCauseCategory,
     StaleStatus,
     get_input_data_version_tag,
+    get_input_event_pointer_tag,
 )
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import EngineEventData, RunFailureReason
 from dagster._core.execution.api import execute_run_iterator
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
@@ -31,6 +42,7 @@ from dagster._core.storage.asset_check_execution_record import (
 )
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.defs_state.base import _current_storage
+from dagster._core.storage.event_log.base import AssetRecord
 from dagster._utils.schedules import is_valid_cron_schedule
 
 if TYPE_CHECKING:
@@ -45,19 +57,25 @@ __all__ = [
     "AssetGraph",
     "CachingStaleStatusResolver",
     "EngineEventData",
-    "StaleCause",
+    "ExecutionPlan",
+    "PlanOrchestrationContext",
+    "RetryMode",
+    "Recorded",
     "StaleStatus",
+    "StepDependencyConfig",
+    "check_evaluation",
     "code_servers",
     "exception_of_run",
     "forget_definitions_storage",
     "input_data_version_tag",
     "is_valid_cron_schedule",
+    "last_recorded",
     "passed_on_latest",
     "process_of_event",
     "run_job",
     "selected_checks",
     "stale_status_resolver",
-    "upstream_with_new_data",
+    "version_tags",
     "was_terminated",
     "web_app",
 ]
@@ -100,12 +118,66 @@ def input_data_version_tag(key: dg.AssetKey) -> str:
 
 def stale_status_resolver(instance: dg.DagsterInstance, graph: AssetGraph) -> CachingStaleStatusResolver:
     """Return what the UI uses to find stale assets and the causes."""
-    return CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    context = LoadingContextForTest(instance)
+    # All records by one query. The resolver would send one for each asset.
+    AssetRecord.blocking_get_many(context, list(graph.get_all_asset_keys()))
+    return CachingStaleStatusResolver(instance, graph, context)
 
 
-def upstream_with_new_data(cause: StaleCause) -> dg.AssetKey | None:
-    """Return the input whose data version has changed, if that is the cause."""
-    return cause.dependency_asset_key if cause.category == StaleCauseCategory.DATA else None
+@dataclass(frozen=True)
+class Recorded:
+    """The last materialisation of an asset, or observation of files, that an instance has recorded."""
+
+    data_version: str
+    storage_id: int | None = None
+    """None: there is no record."""
+    run_id: str = ""
+    timestamp: float = 0.0
+
+
+def last_recorded(instance: dg.DagsterInstance, key: dg.AssetKey) -> Recorded:
+    """Return what an instance has recorded last of an asset, with Dagster's default version if there is nothing."""
+    records = instance.fetch_materializations(key, limit=1).records or instance.fetch_observations(key, limit=1).records
+    for record in records:
+        event = record.asset_materialization or record.event_log_entry.asset_observation
+        version = (event.tags or {}).get(DATA_VERSION_TAG) if event else None
+        return Recorded(version or DEFAULT_DATA_VERSION.value, record.storage_id, record.run_id, record.timestamp)
+    return Recorded(DEFAULT_DATA_VERSION.value)
+
+
+def version_tags(data_version: str, code_version: str, inputs: Mapping[dg.AssetKey, Recorded]) -> dict[str, str]:
+    """Return the tags of a materialisation from which Dagster finds stale assets, as a step sets them.
+
+    Args:
+        data_version: of the asset.
+        code_version: that it was made with.
+        inputs: what is recorded of each input that an edge is drawn from.
+    """
+    tags = {DATA_VERSION_TAG: data_version, CODE_VERSION_TAG: code_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
+    for key, recorded in inputs.items():
+        tags[get_input_data_version_tag(key)] = recorded.data_version
+        pointer = NULL_EVENT_POINTER if recorded.storage_id is None else str(recorded.storage_id)
+        tags[get_input_event_pointer_tag(key)] = pointer
+    return tags
+
+
+def check_evaluation(
+    key: dg.AssetCheckKey, outcome: dg.AssetCheckResult, blocking: bool, target: Recorded
+) -> dg.AssetCheckEvaluation:
+    """Return the event of a check that was evaluated outside a run, on the materialisation `target`."""
+    data = AssetCheckEvaluationTargetMaterializationData(
+        storage_id=target.storage_id or 0, run_id=target.run_id, timestamp=target.timestamp
+    )
+    return dg.AssetCheckEvaluation(
+        asset_key=key.asset_key,
+        check_name=key.name,
+        passed=outcome.passed,
+        metadata=outcome.metadata,
+        target_materialization_data=data,
+        severity=outcome.severity,
+        description=outcome.description,
+        blocking=blocking,
+    )
 
 
 def passed_on_latest(instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]) -> dict[dg.AssetCheckKey, bool]:
@@ -121,8 +193,11 @@ def _passed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, execution: As
     if execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
         return False
     target = execution.event.get_dagster_event().asset_check_evaluation_data.target_materialization_data
-    latest = instance.get_latest_materialization_event(check.asset_key)
-    return target is not None and latest is not None and target.run_id == latest.run_id
+    latest = last_recorded(instance, check.asset_key)
+    if target is None or latest.storage_id is None or target.run_id != latest.run_id:
+        return False
+    # Events that belong to no run all have the same empty run id.
+    return bool(latest.run_id) or target.storage_id == latest.storage_id
 
 
 def selected_checks(context: dg.AssetExecutionContext) -> set[dg.AssetCheckKey]:

@@ -116,7 +116,7 @@ def test_statuses_in_progress_and_not_finished():
         assert status not in internals.IN_PROGRESS_RUN_STATUSES and status not in internals.NOT_FINISHED_STATUSES
 
 
-def test_stale_status_and_its_causes(graph):
+def test_stale_status(graph):
     resolver = internals.stale_status_resolver(graph.instance, graph.graph)
     assert resolver.get_status(UP) == internals.StaleStatus.MISSING
     graph.run()
@@ -127,8 +127,6 @@ def test_stale_status_and_its_causes(graph):
     graph.run(UP)
     resolver = internals.stale_status_resolver(graph.instance, graph.graph)
     assert resolver.get_status(DOWN) == internals.StaleStatus.STALE
-    causes = resolver.get_stale_causes(DOWN)
-    assert [internals.upstream_with_new_data(cause) for cause in causes] == [UP]
 
 
 def test_input_data_version_tag_is_on_materializations(graph):
@@ -151,6 +149,36 @@ def test_passed_on_latest(graph):
     graph.number = 3
     graph.run(UP, DOWN, checks=[CHECK])
     assert not passed()
+
+
+def test_a_reported_materialisation_with_version_tags_is_fresh_as_that_of_a_step_is(graph):
+    for key, inputs in ((UP, ()), (DOWN, (UP,))):
+        code_version = graph.graph.get(key).code_version or "none"
+        recorded = {one: internals.last_recorded(graph.instance, one) for one in inputs}
+        tags = internals.version_tags("2", code_version, recorded)
+        graph.instance.report_runless_asset_event(dg.AssetMaterialization(key, tags=tags))
+    resolver = internals.stale_status_resolver(graph.instance, graph.graph)
+    assert resolver.get_status(UP) == resolver.get_status(DOWN) == internals.StaleStatus.FRESH
+    assert resolver.get_current_data_version(DOWN).value == "2"
+    graph.run()
+    step = graph.instance.get_latest_materialization_event(DOWN).asset_materialization.tags
+    assert step.keys() - tags.keys() == set()
+
+
+def test_a_check_that_passed_outside_a_run_counts_for_its_materialisation_only(graph):
+    def passed():
+        return internals.passed_on_latest(graph.instance, [CHECK])[CHECK]
+
+    for _ in range(2):
+        graph.instance.report_runless_asset_event(dg.AssetMaterialization(DOWN))
+        assert not passed()
+        target, outcome = internals.last_recorded(graph.instance, DOWN), dg.AssetCheckResult(passed=True)
+        graph.instance.report_runless_asset_event(internals.check_evaluation(CHECK, outcome, True, target))
+        assert passed()
+
+
+def test_nothing_is_recorded_of_an_asset_that_was_never_made(graph):
+    assert internals.last_recorded(graph.instance, UP).storage_id is None
 
 
 def test_selected_checks_are_those_that_the_run_asks_for(graph):

@@ -1,0 +1,62 @@
+"""`tokenuq adopt`: report to Dagster what the store holds."""
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from tokenuq_pipeline.commands import FAILED, STALE
+from tokenuq_pipeline.commands.common import configuration, project
+from tokenuq_pipeline.runtime.paths import store_home
+
+if TYPE_CHECKING:
+    from tokenuq_pipeline.automation.adoption import Adoption
+
+
+def add_parser(commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "adopt",
+        help="report to Dagster what the store holds",
+        description="Reports every asset that is complete and up to date in the store, and that Dagster does not know, "
+        "as a materialisation with its versions, and evaluates its checks: after DAGSTER_HOME was lost or changed, or "
+        "the store was copied. Reads all their files, compares them with their recorded hashes, and computes nothing "
+        "again. `tokenuq run` does so by itself. Exit code 0 if everything is recorded, 3 if a run has to make "
+        "something, 1 if a file is damaged or a check fails.",
+    )
+    parser.add_argument("--study", metavar="STUDY", help="this study and what it needs; default: all in the store")
+    parser.set_defaults(function=adopt_command)
+
+
+def adopt_command(options: argparse.Namespace) -> int:
+    """Run `tokenuq adopt`."""
+    from tokenuq_pipeline.assets.checks import table_checks
+    from tokenuq_pipeline.assets.shown_studies import held
+    from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
+    from tokenuq_pipeline.automation.staleness import Records, study_keys
+    from tokenuq_pipeline.runtime.data_files import observe
+    from tokenuq_pipeline.runtime.store import Store
+
+    began, store, config = time.monotonic(), Store(store_home()), configuration()
+    studies = [options.study] if options.study else [name for name in config.studies if name in held(store).studies]
+    if not studies:
+        print(f"{store.home}: holds nothing of any study")
+        return 0
+    with project(*studies) as here:
+        observe(here.config, here.instance, here.store)
+        records = Records.of(here.defs.resolve_asset_graph(), here.config, here.instance, here.store)
+        keys = set().union(*(study_keys(records.assets, study) for study in studies))
+        found = adopt(records, keys, checks_by_asset(table_checks(here.config)))
+    print(as_text(found, len(keys), time.monotonic() - began))
+    if found.damaged or found.failed_checks:
+        return FAILED
+    return STALE if found.stale or found.refused else 0
+
+
+def as_text(found: "Adoption", assets: int, seconds: float) -> str:
+    """Return what was adopted and what was not, with the reasons."""
+    known = assets - len(found.adopted) - len(found.refused) - len(found.stale)
+    lines = [f"{name}: not adopted: {reason}" for name, reason in (found.stale | found.refused).items()]
+    lines += [f"check failed: {text}" for text in found.failed_checks]
+    adopted = f"{len(found.adopted)} assets adopted in {seconds:.1f} s, nothing recomputed"
+    lines.append(f"{adopted}; {known} were recorded before" if known else adopted)
+    return "\n".join(lines)
