@@ -1,9 +1,10 @@
 """Runs one stage as a process: reads the request, reports the results, and ends cleanly.
 
 Reports through Dagster Pipes if Dagster started the process, and to the terminal otherwise. Exit codes: 0 done, 2 bad
-input, 130 interrupted, 1 a bug.
+input, 12 no memory, 28 no space on a disk, 130 interrupted, 1 a bug.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -18,6 +19,8 @@ from pathlib import Path
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.stages.failures import known_failure, release_reserve
+from tokenuq_ml.stages.input_files import verify_inputs
 from tokenuq_ml.stages.provenance import package_versions
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 
@@ -132,32 +135,64 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     orphaned = _stop_with_parent()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    if DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ:
-        with open_dagster_pipes() as pipes:
-            code = _run(run, PipesReporter(pipes))
-    else:
-        code = _run(run, TerminalReporter())
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = _run_and_report(run)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     if orphaned.is_set():
         _kill_group()
     # Skip the interpreter's teardown, which takes seconds with torch loaded.
     os._exit(code)
 
 
-def _run(run: Callable, reporter) -> int:
+def _run_and_report(run: Callable) -> int:
+    """Call `run`, report what ended it, and return the exit code.
+
+    On a full disk the message file may take nothing more, not even the message that ends it: the code remains.
+    """
+    if DAGSTER_PIPES_CONTEXT_ENV_VAR not in os.environ:
+        return _run(run, TerminalReporter())
+    code = None
     try:
-        run(StageRequest.read(sys.argv[1]), reporter)
+        with open_dagster_pipes() as pipes:
+            code = _run(run, PipesReporter(pipes))
+    except OSError as error:
+        if code is None:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return BUG
+    return code
+
+
+def _run(run: Callable, reporter) -> int:
+    request = None
+    try:
+        request = StageRequest.read(sys.argv[1])
+        verify_inputs(request, reporter)
+        run(request, reporter)
     except InputError as error:
+        release_reserve(Path(sys.argv[1]).parent)
         reporter.bad_input(str(error))
         return BAD_INPUT
     except KeyboardInterrupt as interrupt:
         reporter.info(str(interrupt) or "stopped")
         return INTERRUPTED
-    except Exception:
+    except Exception as error:
+        return _report_failure(error, request, reporter)
+    return 0
+
+
+def _report_failure(error: Exception, request: StageRequest | None, reporter) -> int:
+    """Report an error that is not about the input; return the exit code."""
+    staging = Path(sys.argv[1]).parent
+    found = known_failure(error, request, staging, peak_memory_mib() * 2**20) if request else None
+    if found is None:
         traceback.print_exc()
         return BUG
-    return 0
+    code, message = found
+    release_reserve(staging)
+    with contextlib.suppress(OSError):
+        reporter.bad_input(message)
+    return code
 
 
 def _stop_with_parent() -> threading.Event:

@@ -1,97 +1,163 @@
-"""What a child process reports: messages of Dagster Pipes, and its stdout and stderr. Both go through files."""
+"""What a child process reports: messages of Dagster Pipes, and its stdout and stderr. Both go through files.
+
+Both are bounded, whatever the child writes: of messages in `message_file.py`, of output here.
+"""
 
 import contextlib
-import json
 import os
 import sys
-from collections import deque
-from collections.abc import Iterator
+import threading
+import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-import dagster as dg
-
-from tokenuq_pipeline.runtime.interrupts import hold_interrupts
-
+POLL_S = 0.05
 TAIL_LINES = 30
+TAIL_BYTES = 2**16
+"""The end of a stream that is kept for error messages, however much was written."""
+LINE_CHARACTERS = 2_000
+"""Characters of a line of the tail that are shown."""
+BURST_BYTES, BYTES_PER_S = 2**22, 256
+"""Output that is forwarded: four megabytes at once, and then some 20 megabytes per day."""
+FILE_BYTES = 2**24
+"""Size at which a file that has been forwarded is emptied."""
 
 
-class MessageFile(dg.PipesMessageReader):
-    """Reads the child's messages from a file each time `pump` is called; no thread, so they stay in order.
+class Allowance:
+    """How much may pass: a burst, which grows again by a rate.
 
-    If the child dies while it writes a line, that line is skipped.
+    Args:
+        burst: the most that passes at once.
+        per_s: what is added per second.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines: deque[str] = deque()
-        self._rest = ""
+    def __init__(self, burst: float, per_s: float):
+        self._burst, self._per_s, self._left, self._seen = burst, per_s, float(burst), time.monotonic()
 
-    @contextlib.contextmanager
-    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[dict[str, Any]]:
-        """Open the file, and tell the child its path."""
-        self._path.touch()
-        with open(self._path, encoding="utf-8") as file:
-            self._file, self._handler = file, handler
-            yield {"path": str(self._path)}
-
-    def pump(self) -> Iterator[dict[str, Any]]:
-        """Pass new messages on to Dagster, line by line; yield the payload of each custom message among them."""
-        *lines, self._rest = (self._rest + self._file.read()).split("\n")
-        self._lines += lines
-        while self._lines:
-            with contextlib.suppress(json.JSONDecodeError):
-                message = json.loads(self._lines.popleft())
-                with hold_interrupts():
-                    self._handler.handle_message(message)
-                if message["method"] == "report_custom_message":
-                    yield message["params"]["payload"]
-
-    def drain(self) -> None:
-        """Pass new messages on to Dagster and ignore custom ones."""
-        deque(self.pump(), maxlen=0)
-
-    @property
-    def expected_writer_count(self) -> int:
-        """Return 1: one child writes. Dagster's own property is a preview and warns of that in every step."""
-        return 1
-
-    def no_messages_debug_text(self) -> str:
-        """Return what Dagster logs if the child has sent no message."""
-        return f"The child writes its messages to {self._path}."
+    def take(self, wanted: int) -> int:
+        """Return how much of `wanted` may pass, and count it."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._seen) * self._per_s)
+        self._seen = now
+        taken = min(wanted, int(self._left))
+        self._left -= taken
+        return taken
 
 
 class ChildOutput:
     """The child's stdout and stderr: files, whose content is copied to this process's streams for Dagster to capture.
 
-    A child that outlives this process would die of a broken pipe; files have no such end.
+    A child that outlives this process would die of a broken pipe; files have no such end. A thread copies, so that the
+    files stay small while this process is busy, too: what a child writes in a moment is all that they hold.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._paths = (folder / "stdout", folder / "stderr")
+        self._folder = folder
 
     def __enter__(self) -> "ChildOutput":
-        self.stdout, self.stderr = (path.open("ab") for path in self._paths)
         # Dagster captures what Python's own streams write to.
-        streams = (_descriptor(sys.stdout, 1), _descriptor(sys.stderr, 2))
-        self._readers = [(path.open("rb"), descriptor) for path, descriptor in zip(self._paths, streams, strict=True)]
+        self._streams = (
+            _Stream(self._folder / "stdout", _descriptor(sys.stdout, 1)),
+            _Stream(self._folder / "stderr", _descriptor(sys.stderr, 2)),
+        )
+        self.stdout, self.stderr = (stream.writer for stream in self._streams)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._copy, daemon=True, name="child-output")
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self.stdout, self.stderr, *(reader for reader, _ in self._readers)):
-            file.close()
+        self.finish()
+        for stream in self._streams:
+            stream.close()
 
-    def forward(self) -> None:
-        """Copy new output to this process's streams."""
-        for reader, descriptor in self._readers:
-            with contextlib.suppress(OSError):
-                while chunk := reader.read(1 << 16):
-                    os.write(descriptor, chunk)
+    def _copy(self) -> None:
+        while not self._ended.wait(POLL_S):
+            for stream in self._streams:
+                stream.forward()
+
+    def finish(self) -> None:
+        """Copy the rest, once the child has ended. What the child left out comes with its end."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._thread.join()
+        for stream in self._streams:
+            stream.forward()
+            stream.forward_end()
 
     def tail(self) -> str:
         """Return the last lines of stderr."""
-        lines = self._paths[1].read_text(errors="replace").replace("\r", "\n").splitlines()
-        return "\n".join(lines[-TAIL_LINES:])
+        return shown_tail(self._streams[1].tail)
+
+    def end_of_stderr(self) -> str:
+        """Return the end of stderr, of which `tail` shows the last lines."""
+        return self._streams[1].tail.decode(errors="replace")
+
+
+class _Stream:
+    """One stream of a child: the file that it writes to, and the descriptor that the content is copied to."""
+
+    def __init__(self, path: Path, target: int):
+        self.writer, self._reader = path.open("ab"), path.open("rb", buffering=0)
+        self._target, self._allowance = target, Allowance(BURST_BYTES, BYTES_PER_S)
+        self._left_out, self.tail = 0, b""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.writer.close()
+        self._reader.close()
+
+    def forward(self) -> None:
+        """Copy new output, as far as it is allowed; keep its end."""
+        with contextlib.suppress(OSError):
+            size = os.fstat(self._reader.fileno()).st_size
+            # Of gigabytes in a moment only the beginning and the end are read.
+            while (position := self._reader.tell()) < size:
+                if self._left_out and size - position > TAIL_BYTES:
+                    self._left_out += size - TAIL_BYTES - position
+                    self._reader.seek(size - TAIL_BYTES)
+                chunk = self._reader.read(1 << 16)
+                if not chunk:
+                    break
+                self._pass_on(chunk)
+            if self._reader.tell() >= FILE_BYTES:
+                # The child appends, so that it goes on at the beginning. What it writes in this very moment is lost.
+                os.ftruncate(self.writer.fileno(), 0)
+                self._reader.seek(0)
+
+    def _pass_on(self, chunk: bytes) -> None:
+        self.tail = (self.tail + chunk)[-TAIL_BYTES:]
+        allowed = self._allowance.take(len(chunk)) if not self._left_out else 0
+        if allowed:
+            _write(self._target, chunk[:allowed])
+        if allowed < len(chunk):
+            if not self._left_out:
+                _write(
+                    self._target,
+                    f"\n[tokenuq: more than {BURST_BYTES >> 20} MiB of output; only its end follows]\n".encode(),
+                )
+            self._left_out += len(chunk) - allowed
+
+    def forward_end(self) -> None:
+        """Copy the end of a stream of which something was left out."""
+        if self._left_out:
+            note = f"\n[tokenuq: {max(0, self._left_out - len(self.tail)):,} bytes of output were left out here]\n"
+            _write(self._target, note.encode() + self.tail)
+
+
+def shown_tail(content: bytes) -> str:
+    """Return the last lines of an output, each cut to what a person reads."""
+    lines = content.decode(errors="replace").replace("\r", "\n").splitlines()[-TAIL_LINES:]
+    cut = (line if len(line) <= LINE_CHARACTERS else f"{line[:LINE_CHARACTERS]} ..." for line in lines)
+    return "\n".join(cut)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """Write all of `content`, unless the other end is gone or its disk is full."""
+    with contextlib.suppress(OSError):
+        while content:
+            content = content[os.write(descriptor, content) :]
 
 
 def _descriptor(stream: TextIO, default: int) -> int:

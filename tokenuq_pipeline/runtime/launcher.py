@@ -17,25 +17,18 @@ from typing import Any
 
 import dagster as dg
 
+from tokenuq_ml.stages.failures import write_reserve
 from tokenuq_ml.stages.request import AssetResult, StageRequest
-from tokenuq_ml.stages.runner import BAD_INPUT, INTERRUPTED, PARENT_PIPE
-from tokenuq_pipeline.runtime.child_output import ChildOutput, MessageFile
+from tokenuq_ml.stages.runner import PARENT_PIPE
+from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.interrupts import hold_interrupts
+from tokenuq_pipeline.runtime.message_file import MessageFile
+from tokenuq_pipeline.runtime.stage_failure import MemoryWatch, StageFailure, failure_of
 
 POLL_S = 0.05
 
-
-class StageFailure(dg.Failure):
-    """A stage that did not finish.
-
-    Attributes:
-        crashed: the input is not known to be at fault, so a retry may succeed.
-    """
-
-    def __init__(self, description: str, crashed: bool = False, **metadata: Any) -> None:
-        super().__init__(description=description, metadata=metadata, allow_retries=False)
-        self.crashed = crashed
+__all__ = ["StageFailure", "StageLauncher"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +38,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     messages: MessageFile
     output: ChildOutput
+    memory: MemoryWatch
 
     def signal_group(self, number: int) -> None:
         """Send a signal to the child and everything that it started."""
@@ -75,6 +69,7 @@ class StageLauncher(dg.ConfigurableResource):
         """
         request_file = staging / "request.json"
         request.write(request_file)
+        write_reserve(staging)
         messages = MessageFile(staging / "messages.jsonl")
         with (
             lock_folder(Path(request.work_dir), context.log.info) as lock,
@@ -99,7 +94,7 @@ class StageLauncher(dg.ConfigurableResource):
                 start_new_session=True,
                 pass_fds=[read_end, lock],
             )
-            child, refusals = _Child(process, messages, output), []
+            child, refusals = _Child(process, messages, output, MemoryWatch(process.pid)), []
             try:
                 for message in _follow(child):
                     if message["kind"] == "result":
@@ -109,7 +104,8 @@ class StageLauncher(dg.ConfigurableResource):
             finally:
                 self._stop(context, child)
             if process.returncode != 0:
-                raise _failure(request, process.returncode, refusals[-1] if refusals else None, output.tail()) from None
+                refusal = refusals[-1] if refusals else None
+                raise failure_of(request, staging, process.returncode, refusal, output, child.memory) from None
 
     def _stop(self, context: dg.AssetExecutionContext, child: _Child) -> None:
         """Stop the child and everything that it started. A second interrupt meanwhile kills at once."""
@@ -121,14 +117,13 @@ class StageLauncher(dg.ConfigurableResource):
                 deadline = time.monotonic() + self.termination_timeout
                 while child.process.poll() is None and time.monotonic() < deadline:
                     child.messages.drain()
-                    child.output.forward()
                     time.sleep(POLL_S)
         finally:
             # After a clean end too: processes that the child started must not outlive it.
             child.signal_group(signal.SIGKILL)
             child.process.wait()
             child.messages.drain()
-            child.output.forward()
+            child.output.finish()
 
 
 def _follow(child: _Child) -> Iterator[dict[str, Any]]:
@@ -136,28 +131,11 @@ def _follow(child: _Child) -> Iterator[dict[str, Any]]:
     while True:
         # Before reading: then what it wrote last is read for sure.
         ended = child.process.poll() is not None
-        child.output.forward()
+        child.memory.look()
         yield from child.messages.pump()
         if ended:
             return
         time.sleep(POLL_S)
-
-
-def _failure(request: StageRequest, code: int, refusal: str | None, tail: str) -> StageFailure:
-    """Return the failure of a child that ended with `code`; `tail` is the end of its stderr."""
-    name = "/".join(part for part in (request.study, request.ablation, request.entrypoint) if part)
-    if refusal is not None:
-        return StageFailure(refusal)
-    if code in (INTERRUPTED, -signal.SIGINT):
-        return StageFailure(f"{name} was interrupted")
-    reason = f"{name} ended with exit code {code}"
-    if code == -signal.SIGKILL:
-        reason = f"{name} was killed (SIGKILL), most likely because memory ran out"
-    elif code == BAD_INPUT:
-        reason = f"{name} rejected its input"
-    last = next((line for line in reversed(tail.splitlines()) if line.strip()), "")
-    stderr = dg.MetadataValue.md(f"```\n{tail}\n```")
-    return StageFailure(f"{reason}: {last}" if last else reason, code != BAD_INPUT, stderr=stderr)
 
 
 @contextlib.contextmanager
