@@ -7,6 +7,7 @@ import dagster as dg
 from tokenuq_ml.config.load import Config
 from tokenuq_pipeline.assets.checks import build_checks
 from tokenuq_pipeline.assets.graph import stage_groups
+from tokenuq_pipeline.assets.integrity_checks import build_integrity_checks
 from tokenuq_pipeline.assets.observed_files import file_assets
 from tokenuq_pipeline.assets.run_stage import build_assets
 from tokenuq_pipeline.automation.condition_sensors import build_condition_sensors
@@ -14,9 +15,11 @@ from tokenuq_pipeline.automation.jobs import build_jobs
 from tokenuq_pipeline.automation.reruns import Reruns, starts_running
 from tokenuq_pipeline.automation.schedules import build_schedules
 from tokenuq_pipeline.automation.sensors import build_sensors
+from tokenuq_pipeline.automation.verification import verify_job, verify_schedule
 from tokenuq_pipeline.runtime.console import compact_logger
 from tokenuq_pipeline.runtime.launcher import StageLauncher
 from tokenuq_pipeline.runtime.paths import store_home
+from tokenuq_pipeline.runtime.run_owner import owned
 from tokenuq_pipeline.runtime.store import Store
 
 
@@ -39,17 +42,18 @@ def build_defs(
     """
     store = Store(home or store_home())
     reruns, running, jobs = Reruns(config, store), starts_running(), build_jobs(config)
-    stages = [build_assets(group) for group in stage_groups(config)]
+    groups = stage_groups(config)
+    makeable = [asset for group in groups for asset in group.assets]
     return dg.Definitions(
-        assets=[*file_assets(config), *stages],
-        asset_checks=build_checks(config),
-        jobs=jobs,
-        schedules=build_schedules(reruns, running),
+        assets=[*file_assets(config), *(build_assets(group) for group in groups)],
+        asset_checks=[*build_checks(config), build_integrity_checks(makeable)],
+        jobs=[*jobs, verify_job(makeable)],
+        schedules=[*build_schedules(reruns, running), verify_schedule(makeable, store, running)],
         sensors=[
             *build_sensors(reruns, [job for job in jobs if job.name in reruns.studies], running),
             *build_condition_sensors(reruns.studies, running),
         ],
         resources={"store": store, "launcher": launcher or StageLauncher()},
-        executor=executor,
+        executor=owned(executor, store.home),
         loggers={"console": compact_logger},
     )

@@ -90,7 +90,7 @@ def kill_all_of_dagster(server):
         time.sleep(0.2)
     assert server.status(run) == "STARTED"
     with server.toy.instance() as instance:
-        done = prepare(instance, {})
+        done = prepare(instance, server.toy.store.home, {})
         assert any(f"run {run[:8]} marked as ended" in line for line in done)
         assert not instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids
     assert server.status(run) == "FAILURE" and not store.is_complete("models/tiny")
@@ -105,7 +105,7 @@ def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tm
     environment = {"FAKE_STAGE": f"@{behaviour}"}
     with DevServer(tmp_path, **environment) as server:
         with server.toy.instance() as instance:
-            prepare(instance, {})
+            prepare(instance, server.toy.store.home, {})
         wait_for_a_slot_and_cancel(server)
         kill_the_worker(server)
         kill_all_of_dagster(server)

@@ -145,7 +145,7 @@ def next_wave_tick(context: dg.SensorEvaluationContext, reruns: Reruns) -> dg.Se
 
     The cursor holds for each study the run that was followed last.
     """
-    close_dead_runs(context.instance)
+    close_dead_runs(context.instance, reruns.store.home)
     cursor = json.loads(context.cursor or "{}")
     requests, said = [], []
     for study in reruns.studies:

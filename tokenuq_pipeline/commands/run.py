@@ -73,7 +73,7 @@ def _bring_up_to_date(runner, keys: set, with_report: bool) -> int:
     from tokenuq_pipeline.runtime.instance import prepare
 
     console, store = runner.console, runner.store
-    for line in prepare(runner.instance):
+    for line in prepare(runner.instance, store.home):
         console.line(line)
     store.clean_staging()
     runs = os.environ.get("DAGSTER_HOME", "memory")

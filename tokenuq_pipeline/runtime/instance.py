@@ -1,27 +1,42 @@
 """Maintenance of the Dagster instance: pool slots and dead runs.
 
-The command line and `python -m tokenuq_pipeline.runtime.paths` (before the UI starts) call `prepare`.
+Whether a run's process still works is judged by the run's owner (`owners.py`), which its tag names: by pid on this
+machine and in this PID namespace, elsewhere by the heartbeat in the store. The command line and
+`python -m tokenuq_pipeline.runtime.paths` (before the UI starts) call `prepare`.
 """
 
 import os
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import dagster as dg
 
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.dagster_internals import IN_PROGRESS_RUN_STATUSES, process_of_event
-from tokenuq_pipeline.runtime.processes import is_alive, is_running, started_at
+from tokenuq_pipeline.runtime.owners import Owner, clean_heartbeats, heartbeat_of
+from tokenuq_pipeline.runtime.processes import is_running, started_at
 
 ACCELERATOR = "accelerator"
 """The pool of every stage that loads a model. Its slots are how many such stages run at once."""
 SLOTS_VARIABLE = "TOKENUQ_ACCELERATOR_SLOTS"
 PROCESS_TAG = "tokenuq/process"
-"""The tag of a run that holds the `process_name` of the process that executes it."""
+"""The tag of a run that holds the `Owner` that executes it: of a run from the UI, since its executor has started."""
+ONLY_STALE_TAG = "tokenuq/only_stale"
+"""The tag of a run that asks for what is stale; what another run makes meanwhile is used instead of made again."""
 CLOCK_SLACK_S = 5.0
+UNTAGGED_S = 300.0
+"""Silence after which a run without tag, whose pid does not run here, counts as dead: it may run in another container,
+but its executor would have tagged it by then."""
 
 
-def prepare(instance: dg.DagsterInstance, environment: Mapping[str, str] = os.environ) -> list[str]:
+def prepare(instance: dg.DagsterInstance, home: Path, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Close dead runs, free their slots and set the number of slots.
+
+    Args:
+        instance: what is maintained.
+        home: the store, which holds the heartbeats of runs.
+        environment: may name the number of slots.
 
     Returns:
         What was done, one sentence per action.
@@ -29,7 +44,8 @@ def prepare(instance: dg.DagsterInstance, environment: Mapping[str, str] = os.en
     Raises:
         InputError: `TOKENUQ_ACCELERATOR_SLOTS` is not a positive integer.
     """
-    return close_dead_runs(instance) + set_slots(instance, environment)
+    clean_heartbeats(home)
+    return close_dead_runs(instance, home) + set_slots(instance, environment)
 
 
 def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> list[str]:
@@ -54,19 +70,23 @@ def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> l
     return [f"pool {ACCELERATOR}: {wanted} slot{'s' if wanted > 1 else ''}"]
 
 
-def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
     """Mark runs whose process has been killed as ended, and free the slots that they hold.
+
+    Args:
+        instance: what is maintained.
+        home: the store, which holds the heartbeats of runs.
 
     Returns:
         What was done, one sentence per action.
     """
-    return [*_mark_dead_runs(instance), *_free_slots(instance)]
+    return [*_mark_dead_runs(instance, home), *_free_slots(instance)]
 
 
-def _mark_dead_runs(instance: dg.DagsterInstance) -> Iterator[str]:
+def _mark_dead_runs(instance: dg.DagsterInstance, home: Path) -> Iterator[str]:
     statuses = [*IN_PROGRESS_RUN_STATUSES, dg.DagsterRunStatus.NOT_STARTED]
     for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
-        if not _is_dead(run, instance):
+        if not _is_dead(run, instance, home):
             continue
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, "The process of the run no longer exists.")
@@ -89,16 +109,26 @@ def _free_slots(instance: dg.DagsterInstance) -> Iterator[str]:
                 yield f"slots of run {run_id[:8]} freed"
 
 
-def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance) -> bool:
+def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance, home: Path) -> bool:
     """Return whether the run's process has ended; False if that is not known."""
     if PROCESS_TAG in run.tags:
-        return not is_alive(run.tags[PROCESS_TAG])
+        owner = Owner.parse(run.tags[PROCESS_TAG])
+        # Without heartbeat here: the run may use another store.
+        known = owner is not None and (owner.is_local or heartbeat_of(owner, home) is not None)
+        return known and owner is not None and not owner.is_alive(home)
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         pid = process_of_event(entry.get_dagster_event())
         # The first event that names a process names the run's own; later ones may name those of single steps.
         if pid is not None:
-            return not is_running(pid) or _started_after(pid, entry.timestamp)
+            gone = not is_running(pid) or _started_after(pid, entry.timestamp)
+            return gone and time.time() - _last_sign(instance, run, entry.timestamp) > UNTAGGED_S
     return False
+
+
+def _last_sign(instance: dg.DagsterInstance, run: dg.DagsterRun, since: float) -> float:
+    """Return the time of the run's last event."""
+    records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+    return records[0].timestamp if records else since
 
 
 def _started_after(pid: int, timestamp: float) -> bool:

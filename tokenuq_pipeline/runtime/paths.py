@@ -83,7 +83,7 @@ def main() -> None:
 
     try:
         with dg.DagsterInstance.get() as instance:
-            for line in prepare(instance):
+            for line in prepare(instance, store_home()):
                 print(line)
     except InputError as error:
         sys.exit(f"error: {error}")

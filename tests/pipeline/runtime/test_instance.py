@@ -9,11 +9,14 @@ import time
 import dagster as dg
 import pytest
 
+from tests.support.owners import elsewhere, write_heartbeat
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.run import run_study
-from tokenuq_pipeline.runtime.dagster_internals import EngineEventData
+from tokenuq_pipeline.runtime import instance as instance_module
+from tokenuq_pipeline.runtime.dagster_internals import EngineEventData, run_job
 from tokenuq_pipeline.runtime.instance import ACCELERATOR, PROCESS_TAG, prepare
+from tokenuq_pipeline.runtime.owners import FOLDER, Owner
 from tokenuq_pipeline.runtime.processes import process_name
 
 pytestmark = pytest.mark.slow
@@ -46,22 +49,22 @@ def holders(instance):
     return instance.event_log_storage.get_concurrency_info(ACCELERATOR).active_run_ids
 
 
-def test_one_slot_by_default_unless_the_user_or_the_variable_sets_another(instance):
-    assert prepare(instance, {}) == ["pool accelerator: 1 slot"] and slots(instance) == {ACCELERATOR: 1}
+def test_one_slot_by_default_unless_the_user_or_the_variable_sets_another(toy, instance):
+    assert prepare(instance, toy.store.home, {}) == ["pool accelerator: 1 slot"] and slots(instance) == {ACCELERATOR: 1}
     instance.event_log_storage.set_concurrency_slots(ACCELERATOR, 4)
-    assert prepare(instance, {}) == [] and slots(instance) == {ACCELERATOR: 4}
-    assert prepare(instance, {"TOKENUQ_ACCELERATOR_SLOTS": "2"}) == ["pool accelerator: 2 slots"]
+    assert prepare(instance, toy.store.home, {}) == [] and slots(instance) == {ACCELERATOR: 4}
+    assert prepare(instance, toy.store.home, {"TOKENUQ_ACCELERATOR_SLOTS": "2"}) == ["pool accelerator: 2 slots"]
     assert slots(instance) == {ACCELERATOR: 2}
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])
-def test_a_number_of_slots_must_be_a_positive_integer(instance, text):
+def test_a_number_of_slots_must_be_a_positive_integer(toy, instance, text):
     with pytest.raises(InputError, match="TOKENUQ_ACCELERATOR_SLOTS: must be a positive integer"):
-        prepare(instance, {"TOKENUQ_ACCELERATOR_SLOTS": text})
+        prepare(instance, toy.store.home, {"TOKENUQ_ACCELERATOR_SLOTS": text})
 
 
 def test_a_run_of_a_dead_process_is_closed_and_its_slot_is_freed(toy, instance):
-    prepare(instance, {})
+    prepare(instance, toy.store.home, {})
     dead, alive = (
         create_run(toy, instance, **{PROCESS_TAG: "1-1"}),
         create_run(toy, instance, **{PROCESS_TAG: process_name()}),
@@ -69,7 +72,7 @@ def test_a_run_of_a_dead_process_is_closed_and_its_slot_is_freed(toy, instance):
     hold_slot(instance, dead)
     queued = instance.event_log_storage.claim_concurrency_slot(ACCELERATOR, dead.run_id, "another step")
     assert not queued.is_claimed
-    done = prepare(instance, {})
+    done = prepare(instance, toy.store.home, {})
     assert len(done) == 2 and all(dead.run_id[:8] in line for line in done)
     assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
     assert instance.get_run_by_id(alive.run_id).status == dg.DagsterRunStatus.STARTED
@@ -79,26 +82,55 @@ def test_a_run_of_a_dead_process_is_closed_and_its_slot_is_freed(toy, instance):
 
 def test_a_run_that_was_being_cancelled_counts_as_cancelled(toy, instance):
     run = create_run(toy, instance, dg.DagsterRunStatus.CANCELING, **{PROCESS_TAG: "1-1"})
-    prepare(instance, {})
+    prepare(instance, toy.store.home, {})
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
 
 
 @pytest.mark.slow
-def test_runs_of_the_ui_are_judged_by_the_process_in_their_log(toy, instance):
+def test_runs_without_tag_are_judged_by_the_process_in_their_log(toy, instance, monkeypatch):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     runs = {pid: create_run(toy, instance) for pid in (gone.pid, os.getpid())}
     untold = create_run(toy, instance)
     for pid, run in runs.items():
         instance.report_engine_event(f"Executing steps in process (pid: {pid})", run, EngineEventData.in_process(pid))
-    prepare(instance, {})
-    status = {run.run_id: instance.get_run_by_id(run.run_id).status.value for run in (*runs.values(), untold)}
-    assert list(status.values()) == ["FAILURE", "STARTED", "STARTED"]
+
+    def statuses():
+        prepare(instance, toy.store.home, {})
+        return [instance.get_run_by_id(run.run_id).status.value for run in (*runs.values(), untold)]
+
+    # Its process may be in another container, about to record itself.
+    assert statuses() == ["STARTED", "STARTED", "STARTED"]
+    monkeypatch.setattr(instance_module, "UNTAGGED_S", 0.0)
+    assert statuses() == ["FAILURE", "STARTED", "STARTED"]
+
+
+def test_a_run_elsewhere_is_judged_by_its_heartbeat_in_the_store(toy, instance):
+    prepare(instance, toy.store.home, {})
+    run = create_run(toy, instance, **{PROCESS_TAG: str(elsewhere())})
+    hold_slot(instance, run)
+    # Without heartbeat, the run may use another store.
+    for age, status in ((None, "STARTED"), (59, "STARTED"), (61, "FAILURE")):
+        if age is not None:
+            write_heartbeat(elsewhere(), toy.store.home, age=age)
+        prepare(instance, toy.store.home, {})
+        assert instance.get_run_by_id(run.run_id).status.value == status
+    assert not holders(instance)
+
+
+def test_a_run_records_its_process_when_its_executor_starts(toy, instance):
+    """As runs from the UI do, which nobody has tagged."""
+    job = toy.defs().resolve_job_def(STUDY).get_subset(asset_selection={dg.AssetKey(["models", "tiny"])})
+    run = instance.create_run_for_job(job)
+    list(run_job(job, run, instance))
+    assert instance.get_run_by_id(run.run_id).is_success
+    assert Owner.parse(instance.get_run_by_id(run.run_id).tags[PROCESS_TAG]) == Owner.current()
+    assert not list((toy.store.home / FOLDER).iterdir())
 
 
 @pytest.mark.slow
 def test_the_command_line_waits_for_a_slot_and_says_so(toy, instance, capfd):
-    prepare(instance, {})
+    prepare(instance, toy.store.home, {})
     other = create_run(toy, instance, **{PROCESS_TAG: process_name()})
     hold_slot(instance, other)
 
