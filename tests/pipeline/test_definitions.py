@@ -59,7 +59,7 @@ def test_keys_and_dependencies(toy):
 def test_groups_tags_and_no_owners(toy):
     assert toy["models/tiny"].group_name == "models" and toy["datasets/toy"].group_name == "datasets"
     assert toy["files/extra"].group_name == "files"
-    assert toy["study/token_losses"].group_name == "study" and toy["study/top/student"].group_name == "study"
+    assert toy["study/token_losses"].group_name == "study" and toy["study/top/student"].group_name == "study/top"
     assert toy["study/top/student"].tags.items() >= {"study": "study", "ablation": "top"}.items()
     assert not any(list(spec.owners) for spec in toy.values())
 

@@ -93,7 +93,8 @@ def _line(graph, spec: dg.AssetSpec, study: str = "", ablation: str = "") -> str
         ),
     }
     if ablation:
-        parts |= {name: parts[name].replace(f"__{ablation}", "__*") for name in ("group", "op")}
+        parts["group"] = parts["group"].replace(f"/{ablation}", "/*")
+        parts["op"] = parts["op"].replace(f"__{ablation}", "__*")
     words = [short(spec.key), *(f"{name}={value}" for name, value in parts.items() if value not in ("", "-"))]
     if definition and definition.can_subset:
         words.append("subset")

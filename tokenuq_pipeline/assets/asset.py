@@ -84,8 +84,14 @@ class StageAsset:
 
     @property
     def group(self) -> str:
-        """Return the group in which the UI draws the asset: its study, or `models` or `datasets`."""
-        return self.study or self.path[0]
+        """Return the group in which the UI draws the asset: its study, or `models` or `datasets`.
+
+        Each ablation is a group inside that of its study, closed at first: nodes show only the last part of their key,
+        so that without it all students would be called `student`.
+        """
+        if self.study is None:
+            return self.path[0]
+        return f"{self.study}/{self.ablation}" if self.ablation else self.study
 
     @property
     def tables(self) -> dict[str, str]:
