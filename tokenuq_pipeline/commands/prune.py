@@ -117,7 +117,7 @@ def _remove(store: "Store", items: "Sequence[Removable]", now: bool) -> int:
 
 def _restore(store: "Store", name: str) -> int:
     """Move assets back from the trash and return the exit code."""
-    from tokenuq_pipeline.runtime.pruning import NotRemovable, restorable, restore
+    from tokenuq_pipeline.runtime.restoring import NotRestorable, restorable, restore
 
     found = restorable(store, name)
     if not found:
@@ -127,7 +127,7 @@ def _restore(store: "Store", name: str) -> int:
         try:
             restore(store, asset, entry)
             print(f"restored {asset}")
-        except NotRemovable as error:
+        except NotRestorable as error:
             failed += 1
             print(f"not restored: {escaped_line(str(error))}")
     return FAILED if failed else 0

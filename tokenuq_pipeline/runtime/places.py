@@ -4,6 +4,7 @@ A manifest is a file that anyone with access to the store may have written. Its 
 compared, replaced and deleted, so each place must be a folder of that very asset, reached through no symbolic link.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,18 @@ def check_asset_name(asset: str) -> str:
     if not (len(parts) in (2, 3) and all(NAME.fullmatch(part) for part in parts)):
         raise ValueError(f"{asset!r} is not the name of an asset: use names of [a-z0-9_]+ with slashes between them")
     return asset
+
+
+def is_asset_name(name: str) -> bool:
+    """Return whether an asset can have this name."""
+    with contextlib.suppress(ValueError):
+        return bool(check_asset_name(name))
+    return False
+
+
+def manifest_place(asset: str) -> str:
+    """Return where the manifest of an asset is, relative to the store."""
+    return f"{MANIFESTS}/{asset}.json"
 
 
 def check_places(asset: str, outputs: Mapping[str, str], files: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Find, delete and restore assets that no configuration refers to, and checkpoints that no training needs.
+"""Find and delete assets that no configuration refers to, and checkpoints that no training needs.
 
 An asset's folders follow from its name, and from nothing that its manifest says. Each item is deleted only if no run
 works on it, if it has not been made again since it was listed, and if no symbolic link leads to it.
@@ -17,11 +17,10 @@ from tokenuq_ml.config import RESERVED_STUDIES
 from tokenuq_ml.disk import folder_size
 from tokenuq_pipeline.runtime.folder_lock import is_locked, store_lock
 from tokenuq_pipeline.runtime.leases import Leases
-from tokenuq_pipeline.runtime.manifest import Manifest
-from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, linked
+from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, linked, manifest_place
 from tokenuq_pipeline.runtime.store import CHECKPOINTS, Store
 from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
-from tokenuq_pipeline.runtime.trash import Entry, Trash
+from tokenuq_pipeline.runtime.trash import Trash
 
 NOT_CHECKPOINTS = {".lock"}
 
@@ -72,7 +71,7 @@ def foreign(store: Store, configured: Collection[str]) -> str | None:
     Returns:
         The beginning of a sentence; None if it knows a study of the store, or the store is empty.
     """
-    names = [name for name in store.assets() if _is_name(name)] + list(_checkpoint_folders(store))
+    names = [name for name in store.assets() if is_asset_name(name)] + list(_checkpoint_folders(store))
     studies = {study for name in names if (study := _study(name)) is not None}
     if studies and not studies & {_study(name) for name in configured}:
         shown = sorted(studies)[:5]
@@ -138,52 +137,17 @@ def _put_away(store: Store, item: Removable, now: bool) -> Path | None:
     return None
 
 
-def restorable(store: Store, name: str) -> dict[str, Entry]:
-    """Return asset -> the last entry of the trash with its manifest, for an asset or everything below `<name>/`."""
-    found = {}
-    for entry in Trash(store.home).entries():
-        root = entry.path / MANIFESTS
-        for path in root.rglob("*.json"):
-            asset = path.relative_to(root).as_posix().removesuffix(".json")
-            if _is_name(asset) and (asset == name or asset.startswith(f"{name}/")):
-                found[asset] = entry
-    return found
-
-
-def restore(store: Store, asset: str, entry: Entry) -> None:
-    """Move an asset back from the trash, the manifest last. What a crash left in its place goes to the trash.
-
-    Raises:
-        NotRemovable: the asset was made again, a run works on it, or the system does not allow it.
-    """
-    manifest = _manifest_place(asset)
-    places = [*places_of(asset).values(), manifest]
-    with store_lock(store.home):
-        if os.path.lexists(store.home / manifest):
-            raise NotRemovable(f"{asset}: is in the store, so that the one in the trash stays there")
-        if because := _at_work(store, asset):
-            raise NotRemovable(f"{asset}: {because}")
-        trash = Trash(store.home)
-        try:
-            Manifest.read(entry.path / manifest)
-            if in_the_way := [place for place in places if entry.holds(place) and os.path.lexists(store.home / place)]:
-                trash.put(in_the_way)
-            trash.take(entry, places)
-        except (OSError, ValueError) as error:
-            raise NotRemovable(f"{asset}: {error}") from error
-
-
 def _assets(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
     in_use = {place for name in configured for place in places_of(name).values()}
     for name in store.assets():
         if name in configured:
             continue
-        if not _is_name(name):
+        if not is_asset_name(name):
             said = f"is not the name of an asset; look at {store.home / MANIFESTS / name}.json, and delete it by hand"
             yield Removable(name, said, (), store.home, said)
             continue
         places = tuple(place for place in places_of(name).values() if not _overlaps(place, in_use))
-        item = Removable(name, _reason(name, configured), (*places, _manifest_place(name)), store.home)
+        item = Removable(name, _reason(name, configured), (*places, manifest_place(name)), store.home)
         yield _looked_at(store, item)
 
 
@@ -214,7 +178,7 @@ def _checkpoint_folders(store: Store, configured: Collection[str] = ()) -> list[
     return sorted(
         name
         for name in names
-        if _is_name(name)
+        if is_asset_name(name)
         and (root / name).is_dir()
         and not any(name.startswith(f"{other}/") or other.startswith(f"{name}/") for other in configured)
     )
@@ -241,10 +205,10 @@ def _looked_at(store: Store, item: Removable) -> Removable:
 def _kept_because(store: Store, item: Removable) -> str | None:
     if (link := linked(store.home, item.places)) is not None:
         return f"{link} is a symbolic link: what it points to is not the store's own; remove the link by hand"
-    return _at_work(store, item.asset)
+    return run_at_work(store, item.asset)
 
 
-def _at_work(store: Store, asset: str) -> str | None:
+def run_at_work(store: Store, asset: str) -> str | None:
     """Return which run works on an asset, if one does."""
     worker = worker_of(asset)
     if (owner := Leases(store.home).holder(asset) or Leases(store.home).holder(worker)) is not None:
@@ -258,19 +222,9 @@ def _is_current(store: Store, asset: str, code_version: str) -> bool:
     return manifest is not None and manifest.code_version == code_version and store.is_complete(asset)
 
 
-def _is_name(name: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return bool(check_asset_name(name))
-    return False
-
-
 def _study(name: str) -> str | None:
     first = name.partition("/")[0]
     return None if first in RESERVED_STUDIES else first
-
-
-def _manifest_place(asset: str) -> str:
-    return f"{MANIFESTS}/{asset}.json"
 
 
 def _overlaps(place: str, others: Collection[str]) -> bool:

@@ -1,0 +1,68 @@
+"""Bring assets back that `tokenuq prune` has moved to the trash."""
+
+import os
+
+from tokenuq_ml.tables.integrity import file_difference
+from tokenuq_ml.tables.partitions import PublishedFile
+from tokenuq_pipeline.runtime.folder_lock import store_lock
+from tokenuq_pipeline.runtime.manifest import Manifest
+from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, manifest_place
+from tokenuq_pipeline.runtime.pruning import run_at_work
+from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.trash import Entry, Trash
+
+
+class NotRestorable(Exception):
+    """Something stays in the trash; the message says why."""
+
+
+def restorable(store: Store, name: str) -> dict[str, Entry]:
+    """Return asset -> the last entry of the trash with its manifest, for an asset or everything below `<name>/`."""
+    found = {}
+    for entry in Trash(store.home).entries():
+        root = entry.path / MANIFESTS
+        for path in (path for path in root.rglob("*.json") if path.is_file()):
+            asset = path.relative_to(root).as_posix().removesuffix(".json")
+            if is_asset_name(asset) and (asset == name or asset.startswith(f"{name}/")):
+                found[asset] = entry
+    return found
+
+
+def restore(store: Store, asset: str, entry: Entry) -> None:
+    """Move an asset back from the trash, the manifest last. What a crash left in its place goes to the trash.
+
+    Every file is compared with its hash first: after a crash, some folders may already be in the store.
+
+    Raises:
+        NotRestorable: the asset is in the store, a run works on it, its files are damaged, or the system does not
+            allow it.
+    """
+    manifest = manifest_place(asset)
+    with store_lock(store.home):
+        if os.path.lexists(store.home / manifest):
+            raise NotRestorable(f"{asset}: is in the store, so that the one in the trash stays there")
+        if because := run_at_work(store, asset):
+            raise NotRestorable(f"{asset}: {because}")
+        trash = Trash(store.home)
+        try:
+            places = [*_undamaged(store, Manifest.read(entry.path / manifest), entry), manifest]
+            if in_the_way := [place for place in places if entry.holds(place) and os.path.lexists(store.home / place)]:
+                trash.put(in_the_way)
+            trash.take(entry, places)
+        except (OSError, ValueError) as error:
+            raise NotRestorable(f"{asset}: {error}") from error
+
+
+def _undamaged(store: Store, manifest: Manifest, entry: Entry) -> list[str]:
+    """Return the folders of an asset, each of which lies in the trash or, after a crash, in the store already.
+
+    Raises:
+        ValueError: a file is not as the manifest recorded it.
+    """
+    places = list(manifest.outputs.values())
+    in_trash = tuple(f"{place}/" for place in places if entry.holds(place))
+    for file in manifest.files:
+        home = entry.path if file.path.startswith(in_trash) else store.home
+        if wrong := file_difference(home, PublishedFile(manifest.asset, file.path, file.bytes, file.sha256)):
+            raise ValueError(f"{wrong}; it cannot be restored")
+    return places
