@@ -21,9 +21,12 @@ import errno
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from tokenuq_ml.disk import note_write
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
@@ -55,8 +58,14 @@ class AtomicFile:
             fsync(self.path.parent)
 
     def discard(self) -> None:
-        """Remove the file. Does nothing after `commit`."""
-        self.file.close()
+        """Remove the file. Does nothing after `commit`. An error of a full disk learns how much had been written."""
+        error = sys.exception()
+        if error is not None and not self.file.closed:
+            with contextlib.suppress(OSError, ValueError):
+                note_write(error, self.path, os.fstat(self.file.fileno()).st_size)
+        # What is still in the buffer finds no room either.
+        with contextlib.suppress(OSError):
+            self.file.close()
         self._temporary.unlink(missing_ok=True)
 
 

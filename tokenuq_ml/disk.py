@@ -1,4 +1,4 @@
-"""Free space of disks, and errors that mean that one is full, in words.
+"""Errors that mean that a disk is full, in words.
 
     try:
         write(folder)
@@ -11,16 +11,17 @@ system's words in it (safetensors, Polars, DuckDB, SQLite), or by words that say
 pos", numpy: "requested and written"). The last kind counts only if one of the disks has next to no space left.
 """
 
+import contextlib
 import errno
 import os
 import re
 import resource
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from tokenuq_ml.disk_space import Space, existing, folder_size, in_words, space
 from tokenuq_ml.errors import InputError
 
 NEARLY_FULL = 2**20
@@ -63,48 +64,6 @@ _WORDS = (
 _PATH = re.compile(r"""(?:path|file|directory)\s+\\?["'](/[^"']+?)\\?["']""")
 
 
-@dataclass(frozen=True)
-class Space:
-    """A disk: what is mounted at one path.
-
-    Attributes:
-        place: the folder that was asked for, or the nearest one that exists.
-        mount: the path where the disk is mounted.
-        total: its size in bytes.
-        free: the bytes that this user may still write.
-        files: how many more files it takes; None if it has no such limit.
-    """
-
-    place: Path
-    mount: Path
-    total: int
-    free: int
-    files: int | None
-
-    def __str__(self) -> str:
-        return f"the disk at {self.mount}" + ("" if self.place == self.mount else f" (with {self.place})")
-
-
-def space(path: str | Path) -> Space:
-    """Return the disk that holds `path`, or would hold it if its folders are still missing."""
-    place = existing(path)
-    found = os.statvfs(place)
-    mount = place
-    while not os.path.ismount(mount):
-        mount = mount.parent
-    block = found.f_frsize or found.f_bsize
-    files = found.f_favail if found.f_files else None
-    return Space(place, mount, found.f_blocks * block, found.f_bavail * block, files)
-
-
-def existing(path: str | Path) -> Path:
-    """Return the nearest folder above `path` that exists, or `path` itself, without symbolic links."""
-    place = Path(path).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    return place.resolve()
-
-
 def cause_of(error: BaseException) -> Cause | None:
     """Return why a write failed; None if the error is of another kind. Looks into the errors that led to it."""
     causes = [cause for one in _chain(error) if (cause := _cause(one)) is not None]
@@ -144,6 +103,28 @@ def full_disk(error: BaseException | str, *paths: str | Path) -> str | None:
     return f"{_said(cause, disk)}{details}; {_remedy(cause)}"
 
 
+@contextlib.contextmanager
+def disk_errors(*paths: str | Path) -> Iterator[None]:
+    """Turn errors of a full disk in the block into `DiskFull`, for writers whose half-written files are deleted next.
+
+    Then the disk has space again, and the vague errors of some libraries would not be understood.
+
+    Args:
+        *paths: what is written.
+
+    Raises:
+        DiskFull: with the sentence of `full_disk`.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (message := full_disk(error, *paths)) is not None:
+            raise DiskFull(message) from error
+        raise
+
+
 def require_space(path: str | Path, needed: int, what: str) -> None:
     """Check that the disk of `path` has `needed` free bytes.
 
@@ -163,14 +144,6 @@ def note_write(error: BaseException, path: str | Path, written: int) -> None:
     """Add to an error how much of a file had been written, for the sentence of `full_disk`."""
     if cause_of(error) is not None and not _notes(error):
         error.add_note(f"{_NOTE}{Path(path).name} had {in_words(written)} when the write failed")
-
-
-def in_words(size: float) -> str:
-    """Return a size in decimal units, as disks are sold."""
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= length:
-            return f"{size / length:,.1f} {unit}"
-    return f"{size:.0f} bytes"
 
 
 _NOTE = "disk: "
@@ -266,15 +239,3 @@ def _store_of(path: str | Path) -> Path | None:
     """Return the store that a path is in."""
     place = existing(path)
     return next((folder for folder in (place, *place.parents) if (folder / ".manifests").is_dir()), None)
-
-
-def folder_size(folder: str | Path) -> int:
-    """Return the bytes of all files in a folder; 0 if there is none."""
-    total = 0
-    for root, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(root, name)).st_size
-            except OSError:  # It was deleted meanwhile.
-                continue
-    return total

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.seeding import probe_generator
+from tokenuq_ml.system_errors import is_system_error
 
 LENGTHS = (9, 5)
 """Tokens of the two prompts that are tried."""
@@ -39,9 +40,9 @@ def require_generation(model: PreTrainedModel, step_logits: StepLogits) -> None:
     ids = _prompts(model)[0]
     try:
         steps_SV = step_logits([ids])[0]
-    except torch.OutOfMemoryError:
-        raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        if is_system_error(error):
+            raise
         raise InputError(f"transformers cannot generate with {type(model).__name__} ({error}); {remedy}") from error
     for step_V in steps_SV:
         own_V = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]

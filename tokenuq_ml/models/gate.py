@@ -38,6 +38,7 @@ from tokenuq_ml.models.output_layer import (
 )
 from tokenuq_ml.models.placement import check_adapters_in_memory, device_of
 from tokenuq_ml.seeding import probe_generator
+from tokenuq_ml.system_errors import is_system_error
 
 LENGTHS = (9, 5)
 """Tokens of the two texts of the trial."""
@@ -163,10 +164,10 @@ def _own(lm: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     """
     try:
         logits_BTV = own_logits(lm, {"input_ids": ids_BT})
-    except torch.OutOfMemoryError:
-        raise
     # What a model that wants images, an encoder's states or the cache of another model raises.
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        if is_system_error(error):
+            raise
         what, remedy = f"has no forward pass from token ids alone ({error})", "use a causal language model over text"
         if any(isinstance(module, BaseTunerLayer) for module in lm.modules()):
             remedy += ", or leave layers that fail with an adapter out of its target_modules"
@@ -199,7 +200,9 @@ def _linear_path(lm: PreTrainedModel, ids_BT: Tensor, own_BTV: Tensor) -> Output
             head = linear_head(lm, path)
             if _close(head.finish(head.product(hidden_BTD)), own_BTV, 2e-2 if _is_narrow(lm) else 1e-4):
                 return path
-    except (TypeError, AttributeError, RuntimeError):
+    except (TypeError, AttributeError, RuntimeError) as error:
+        if is_system_error(error):
+            raise
         # A decoder with other arguments, outputs or shapes than those of most models.
         return None
     return None

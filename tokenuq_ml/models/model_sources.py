@@ -24,6 +24,7 @@ from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.unsupported import why_unsupported
 from tokenuq_ml.patches import parsed_once_gguf
+from tokenuq_ml.system_errors import is_system_error
 
 
 class LoadedSource(NamedTuple):
@@ -71,6 +72,8 @@ def _from_gguf(path: Path) -> LoadedSource:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if is_system_error(error):
+            raise
         raise InputError(f"{path}: transformers cannot read this GGUF file: {hub_errors.first_line(error)}") from None
     # The loaded model is still marked as quantised and refuses to be saved, although its weights are plain: a new model
     # of the same config takes them over.
@@ -105,6 +108,8 @@ def _from_pretrained(spec: ModelSpec) -> LoadedSource:
     except InputError:
         raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        if is_system_error(error):
+            raise
         raise InputError(f"model {spec.name}: {_why(spec, error)}") from None
     return LoadedSource(model, tokenizer, commit)
 

@@ -3,6 +3,7 @@
 Neither is retried: the same disk and the same limit would be met again.
 """
 
+import os
 from pathlib import Path
 
 from tokenuq_ml.disk import full_disk
@@ -35,6 +36,13 @@ def name_of(request: StageRequest) -> str:
     return "/".join(part for part in (request.study, request.ablation, request.entrypoint) if part)
 
 
+def caches() -> list[Path]:
+    """Return the folders that Hugging Face's libraries download and convert to, as the environment names them."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    named = [os.environ.get(name) for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE")]
+    return [home, *(Path(name) for name in named if name)]
+
+
 def known_failure(error: BaseException, request: StageRequest, staging: Path, peak: float) -> tuple[int, str] | None:
     """Return exit code and sentence for a full disk or a lack of memory; None for other errors.
 
@@ -47,7 +55,7 @@ def known_failure(error: BaseException, request: StageRequest, staging: Path, pe
     if isinstance(error, InputError):
         return None
     # A lack of memory can have a full disk as its cause, as in DuckDB, which then spills to it.
-    if (message := full_disk(error, staging, request.work_dir)) is not None:
+    if (message := full_disk(error, staging, request.work_dir, *caches())) is not None:
         return NO_SPACE, f"{name_of(request)}: {message}"
     if ran_out(error):
         return NO_MEMORY, memory_sentence(name_of(request), request.entrypoint, str(error), peak)

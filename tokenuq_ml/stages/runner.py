@@ -1,7 +1,7 @@
 """Runs one stage as a process: reads the request, reports the results, and ends cleanly.
 
 Reports through Dagster Pipes if Dagster started the process, and to the terminal otherwise. Exit codes: 0 done, 2 bad
-input, 12 no memory, 28 no space on a disk, 130 interrupted, 1 a bug.
+input, 12 no memory, 28 no space on a disk, 75 the parent was silent, 130 interrupted, 1 a bug.
 """
 
 import contextlib
@@ -18,18 +18,15 @@ from pathlib import Path
 
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 
+from tokenuq_ml.disk import DiskFull
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages.failures import known_failure, release_reserve
+from tokenuq_ml.stages.failures import NO_SPACE, known_failure, name_of, release_reserve
 from tokenuq_ml.stages.input_files import verify_inputs
+from tokenuq_ml.stages.parent_watch import ParentWatch, kill_group
 from tokenuq_ml.stages.provenance import package_versions
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 
-PARENT_PIPE = "TOKENUQ_PARENT_PIPE"
-"""Environment variable: the file descriptor of a pipe whose other end only the parent process holds."""
-ORPHAN_GRACE_S = 30.0
-"""Seconds that a process without parent has to write its checkpoint."""
-
-BAD_INPUT, INTERRUPTED, BUG = 2, 130, 1
+BAD_INPUT, INTERRUPTED, BUG, PARENT_SILENT = 2, 130, 1, 75
 
 
 def with_usage(result: AssetResult, started: float, tokens: int = 0) -> AssetResult:
@@ -133,14 +130,17 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     # A process that a shell starts in the background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    orphaned = _stop_with_parent()
+    parent = ParentWatch.start()
     warnings.filterwarnings("ignore", category=FutureWarning)
     code = _run_and_report(run)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    if orphaned.is_set():
-        _kill_group()
+    if parent.is_alone:
+        if parent.silent.is_set():
+            code = PARENT_SILENT
+        else:
+            kill_group()
     # Skip the interpreter's teardown, which takes seconds with torch loaded.
     os._exit(code)
 
@@ -170,9 +170,9 @@ def _run(run: Callable, reporter) -> int:
         verify_inputs(request, reporter)
         run(request, reporter)
     except InputError as error:
-        release_reserve(Path(sys.argv[1]).parent)
-        reporter.bad_input(str(error))
-        return BAD_INPUT
+        if isinstance(error, DiskFull) and request is not None:
+            return _report(NO_SPACE, f"{name_of(request)}: {error}", reporter)
+        return _report(BAD_INPUT, str(error), reporter)
     except KeyboardInterrupt as interrupt:
         reporter.info(str(interrupt) or "stopped")
         return INTERRUPTED
@@ -188,39 +188,15 @@ def _report_failure(error: Exception, request: StageRequest | None, reporter) ->
     if found is None:
         traceback.print_exc()
         return BUG
-    code, message = found
-    release_reserve(staging)
-    with contextlib.suppress(OSError):
+    return _report(*found, reporter)
+
+
+def _report(code: int, message: str, reporter) -> int:
+    """Report the sentence that ends the stage, on a full disk too; return the exit code."""
+    release_reserve(Path(sys.argv[1]).parent)
+    try:
         reporter.bad_input(message)
+    except OSError:
+        with contextlib.suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
     return code
-
-
-def _stop_with_parent() -> threading.Event:
-    """Stop this process when its parent ends, which closes the parent's end of the pipe.
-
-    Returns:
-        An event that is set when the parent has ended.
-    """
-    orphaned = threading.Event()
-    if PARENT_PIPE not in os.environ:
-        return orphaned
-    descriptor = int(os.environ[PARENT_PIPE])
-
-    def watch() -> None:
-        while os.read(descriptor, 1):
-            pass
-        orphaned.set()
-        # As Ctrl-C does: training writes a checkpoint and ends. A process that does not end is killed.
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(ORPHAN_GRACE_S)
-        _kill_group()
-        os._exit(INTERRUPTED)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
-    return orphaned
-
-
-def _kill_group() -> None:
-    """Kill this process and its children, if it leads its process group."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)

@@ -28,6 +28,15 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
+def remove_incomplete(work_dir: str | Path) -> None:
+    """Delete what a checkpoint or snapshot holds that was not completed, as after a kill or on a full disk."""
+    for folder in Path(work_dir).glob("checkpoint-*"):
+        if not (folder / MARKER).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in Path(work_dir, "snapshots").glob(".*.writing"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class CheckpointCallback(TrainerCallback):
     """Trainer callback that completes checkpoints, writes snapshots, reports progress, and stops on SIGINT.
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from tokenuq_ml.atomic_files import AtomicFile, atomic_write
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample
+from tokenuq_ml.disk import require_space
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
@@ -138,6 +139,8 @@ class TeacherCache:
         self._index = pl.DataFrame(
             {"example_id": list(lengths), "first_row": firsts[:-1], "tokens": list(lengths.values())}
         )
+        # The file has its size from the beginning, but no space: hours later it would find none.
+        require_space(self.folder, cache_bytes(self.tokens, head), "the cache of the teacher's states")
         self._hidden = AtomicFile(self.folder / HIDDEN_FILE)
         metadata = {"dataset": dataset_digest, "teacher": teacher_digest}
         self._start = _start_safetensors(self._hidden.file, _cached_tensors(self.tokens, head), metadata)

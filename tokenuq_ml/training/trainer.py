@@ -19,13 +19,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.data.batching import Batch, LengthBucketSampler, TokenizedExample, collate, pack
+from tokenuq_ml.disk import DiskFull, disk_errors
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.forward import packing_is_exact
 from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.router_loss import router_coefficient
 from tokenuq_ml.progress import Reporter
-from tokenuq_ml.training.checkpoints import CheckpointCallback, latest_checkpoint
+from tokenuq_ml.training.checkpoints import CheckpointCallback, latest_checkpoint, remove_incomplete
 from tokenuq_ml.training.cost_counter import CostCounter
 from tokenuq_ml.training.rank_growth import RankGrowthCallback
 from tokenuq_ml.training.recorder import StepRecorder
@@ -181,8 +182,15 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     if checkpoint is not None:
         recorder.load(checkpoint)
         reporter.info(f"{name}: resuming from step {recorder.last_step} of {setup.steps}")
-    with checkpoints.graceful_stop():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_world_process_zero():
+        remove_incomplete(work_dir)
+    try:
+        with checkpoints.graceful_stop(), disk_errors(work_dir):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except DiskFull:
+        # Its space is needed by whatever comes next.
+        remove_incomplete(work_dir)
+        raise
     if checkpoints.stop_requested and trainer.state.global_step < setup.steps:
         raise KeyboardInterrupt(
             f"{name}: stopped at step {trainer.state.global_step} of {setup.steps}; a checkpoint holds the state"

@@ -12,6 +12,7 @@ from tokenuq_ml import hub_errors
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.sources.records import Record
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.system_errors import is_system_error
 
 STREAMED_FROM = 2**30
 """Download size in bytes from which a dataset is streamed; one of unknown size is streamed as well."""
@@ -93,6 +94,8 @@ def _input_errors(spec: DatasetSpec) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if is_system_error(error):
+            raise
         raise InputError(f"dataset {spec.name}: {_explanation(spec, error)}") from None
 
 

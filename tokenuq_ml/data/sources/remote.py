@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.system_errors import is_system_error
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _BUCKETS = frozenset(_PACKAGES)
@@ -123,6 +124,8 @@ def _input_errors(spec: DatasetSpec) -> Iterator[None]:
         what = f"pip install {package}" if package else "download the files and name their folder"
         raise InputError(f"{where}: cannot be opened ({_first_line(error)}); {what}") from None
     except Exception as error:
+        if is_system_error(error):
+            raise
         # Each file system has errors of its own: of access, of the network, of its server.
         raise _unreadable(where, error) from None
 
