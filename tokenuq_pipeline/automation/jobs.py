@@ -4,6 +4,8 @@ import dagster as dg
 
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
+from tokenuq_pipeline.assets.graph import assets_by_name
+from tokenuq_pipeline.assets.integrity_checks import intact_key
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.data_files import file_key, watched
 
@@ -20,11 +22,15 @@ def root_asset_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
 
 def build_jobs(config: Config) -> list:
     """Return one job per study, with the study's name."""
+    makeable = [asset.key for asset in assets_by_name(config).values()]
     return [
         dg.define_asset_job(
             study.name,
-            selection=dg.AssetSelection.key_prefixes([study.name])
-            | dg.AssetSelection.assets(*root_asset_keys(config, study)),
+            selection=(
+                dg.AssetSelection.key_prefixes([study.name]) | dg.AssetSelection.assets(*root_asset_keys(config, study))
+            )
+            # What a run has just written need not be read again.
+            - dg.AssetSelection.checks(*map(intact_key, makeable)),
             description=f"All of the study {study.name}: {study.model} on {study.dataset}, "
             f"ablations {', '.join(study.ablations)}.",
             tags={"study": study.name},

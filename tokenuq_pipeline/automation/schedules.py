@@ -17,17 +17,20 @@ WEEKLY = "0 3 * * 1"
 """Mondays at 03:00 UTC."""
 
 
-def cron(environment: Mapping[str, str] = os.environ) -> str:
+def cron(environment: Mapping[str, str] = os.environ, variable: str = SCHEDULE_VARIABLE, default: str = WEEKLY) -> str:
     """Return when schedules tick, as a cron expression.
 
+    Args:
+        environment: holds the variable, or not.
+        variable: name of the variable.
+        default: its value if it is not set.
+
     Raises:
-        InputError: `TOKENUQ_SCHEDULE` is not a cron expression.
+        InputError: the variable is not a cron expression.
     """
-    text = environment.get(SCHEDULE_VARIABLE) or WEEKLY
+    text = environment.get(variable) or default
     if not is_valid_cron_schedule(text):
-        raise InputError(
-            f"{SCHEDULE_VARIABLE}: {text!r} is not a cron expression; an example is {WEEKLY!r}, Mondays at 3:00"
-        )
+        raise InputError(f"{variable}: {text!r} is not a cron expression; an example is {WEEKLY!r}, Mondays at 3:00")
     return text
 
 

@@ -13,6 +13,7 @@ import dagster as dg
 from tokenuq_ml.config.load import Config
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.graph import assets_by_name
+from tokenuq_pipeline.assets.integrity_checks import NAME as INTACT
 from tokenuq_pipeline.automation.manifest_staleness import NO_MANIFEST, ManifestReader
 from tokenuq_pipeline.runtime.dagster_internals import (
     AssetGraph,
@@ -93,7 +94,8 @@ def find_wave(records: Records, keys: Iterable[Key]) -> Wave | None:
     if stale.pending_checks:
         return Wave(frozenset(), stale.pending_checks, stale.reasons)
     assets = next_wave(records.parents, stale.reasons)
-    checks = frozenset(key for key in records.graph.asset_check_keys if key.asset_key in assets)
+    # Not `files_intact`: what a run has just written need not be read again.
+    checks = frozenset(key for key in records.graph.asset_check_keys if key.asset_key in assets and key.name != INTACT)
     return Wave(frozenset(assets), checks, stale.reasons)
 
 

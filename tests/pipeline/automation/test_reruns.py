@@ -50,7 +50,7 @@ class Daemon:
         job = self.defs.resolve_job_def(request.job_name)
         assets, checks = request.asset_selection or (), request.asset_check_keys
         if checks is None:
-            graph = self.defs.resolve_asset_graph()
+            graph = job.asset_layer.asset_graph
             checks = [key for key in graph.asset_check_keys if key.asset_key in assets]
         subset = job.get_subset(asset_selection=set(assets), asset_check_selection=set(checks))
         run = self.instance.create_run_for_job(
@@ -209,9 +209,9 @@ def test_a_disabled_study_has_a_job_but_no_automation(toy, tmp_path):
     off = config.studies[STUDY].model_copy(update={"enabled": False, "name": "off"})
     config.studies["off"] = StudySpec(**off.model_dump())
     defs = toy.defs(config)
-    assert [schedule.name for schedule in defs.schedules] == ["study__rerun"]
+    assert [schedule.name for schedule in defs.schedules] == ["study__rerun", "verify__weekly"]
     assert {sensor.name for sensor in defs.sensors} == {"data_files", "next_wave", "study__automation"}
-    assert {job.name for job in defs.jobs} == {STUDY, "off"}
+    assert {job.name for job in defs.jobs} == {STUDY, "off", "verify"}
     graph = defs.resolve_asset_graph()
     assert not [
         key for key in graph.get_all_asset_keys() if key.path[0] == "off" and graph.get(key).automation_condition
