@@ -1,4 +1,4 @@
-"""`dagster dev` with its daemon: schedules and sensors work, and runs that are cancelled or killed leave nothing."""
+"""The UI with its daemon: schedules and sensors work, and runs that are cancelled or killed leave nothing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A `dagster dev` server that a test starts and uses by GraphQL, as a person uses the UI."""
+"""The UI that a test starts by `tokenuq ui` and uses by GraphQL, as a person uses it."""
 
 import contextlib
 import json
@@ -15,10 +15,11 @@ from tests.support.paths import ROOT
 from tests.support.processes import all_processes, free_port
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
-from tokenuq_pipeline.runtime.paths import SETTINGS
+from tokenuq_pipeline.runtime.dagster_settings import SETTINGS
 
 STAGE_PACKAGES = ("fake_entrypoints", "tokenuq_ml.stages")
-REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "tests.support.dev_definitions"}
+DEFINITIONS = "tests.support.dev_definitions"
+REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": DEFINITIONS}
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
   launchRun(executionParams: $params) {
@@ -41,7 +42,7 @@ STOP = "mutation Stop($id: String) { stopRunningSchedule(id: $id) { __typename }
 
 
 class DevServer:
-    """A running `dagster dev` over the toy's folder; its processes are one session, to be killed at once."""
+    """A running UI over the toy's folder."""
 
     job = STUDY
 
@@ -49,22 +50,26 @@ class DevServer:
         self.folder, self.toy, self.port = folder, Toy(folder / "toy"), free_port()
         home = folder / "toy" / "dagster_home"
         home.mkdir(parents=True, exist_ok=True)
-        (home / "dagster.yaml").write_text(SETTINGS)
+        (home / "dagster.yaml").write_text(SETTINGS.replace("interval_seconds: 15", "interval_seconds: 1"))
         self.log = folder / "dev.log"
-        self.arguments = ["-m", "tests.support.dev_definitions", "-d", str(ROOT)]
+        module = {"module_name": DEFINITIONS, "working_directory": str(ROOT), "location_name": DEFINITIONS}
+        workspace = folder / "workspace.yaml"
+        workspace.write_text(json.dumps({"load_from": [{"python_module": module}]}))
+        self.arguments = ["-w", str(workspace)]
         self.environment = {
             **os.environ,
             **fake_environment(folder),
             "DAGSTER_HOME": str(self.toy.folder / "dagster_home"),
+            "TOKENUQ_HOME": str(self.toy.store.home),
             "TOY_FOLDER": str(folder),
             **environment,
         }
 
     def __enter__(self) -> "DevServer":
-        command = ["-m", "dagster", "dev", *self.arguments]
+        command = ["-m", "tokenuq_pipeline.cli", "ui", *self.arguments, "--port", str(self.port)]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command, "-h", "127.0.0.1", "-p", str(self.port)],
+                [sys.executable, *command],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
@@ -91,7 +96,7 @@ class DevServer:
         self.process.wait()
 
     def descendants(self) -> list[int]:
-        """All processes below `dagster dev`, without stages and what is below these."""
+        """All processes below the command, without stages and what is below these."""
         children: dict[int, list[int]] = {}
         for pid, stat, command in all_processes():
             if not any(package in command for package in STAGE_PACKAGES):

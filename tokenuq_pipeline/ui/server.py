@@ -26,6 +26,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import hide, redacted
 from tokenuq_pipeline.runtime.dagster_internals import code_servers, web_app
 from tokenuq_pipeline.runtime.instance import prepare
+from tokenuq_pipeline.runtime.paths import store_home
 from tokenuq_pipeline.ui import sessions
 from tokenuq_pipeline.ui.graphql_requests import MAX_MESSAGE
 from tokenuq_pipeline.ui.guard import Guard
@@ -102,7 +103,7 @@ def _serve(listening: socket.socket, workspace: Path, url: str, others: _Others,
     # No child needs it, least of all the code of a user's Trainer.
     hide(os.environ.pop(TOKEN_VARIABLE, None))
     with dg.DagsterInstance.get() as instance:
-        for line in prepare(instance):
+        for line in prepare(instance, store_home()):
             _say(line)
         with (
             code_servers(instance, workspace) as shared,

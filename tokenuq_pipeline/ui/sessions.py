@@ -21,6 +21,9 @@ POLL_S = 0.05
 RUN_WORKER = b"multiprocessing.spawn"
 """In the command line of the processes that execute runs: Dagster's code server starts them by `multiprocessing`."""
 
+ORPHAN_WATCH = b"watch_orphans"
+"""In that of Dagster's helpers, which end with their parent and print a traceback if they are interrupted."""
+
 
 def members(session: int, without: Collection[int] = ()) -> list[int]:
     """Return the running processes of a session."""
@@ -37,7 +40,7 @@ def members(session: int, without: Collection[int] = ()) -> list[int]:
 
 def interrupt(session: int, without: Collection[int] = ()) -> None:
     """Send SIGINT to all processes of a session, as Ctrl-C does: runs stop, and their stages write checkpoints."""
-    _send(signal.SIGINT, members(session, without))
+    _send(signal.SIGINT, [pid for pid in members(session, without) if ORPHAN_WATCH not in _command(pid)])
 
 
 def wait_or_kill(session: int, without: Collection[int], say: Callable[[str], None]) -> None:
@@ -58,10 +61,14 @@ def wait_or_kill(session: int, without: Collection[int], say: Callable[[str], No
 
 def is_run_worker(pid: int) -> bool:
     """Return whether a process executes a run."""
+    return RUN_WORKER in _command(pid)
+
+
+def _command(pid: int) -> bytes:
     try:
-        return RUN_WORKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return False
+        return b""
 
 
 def _send(number: int, pids: Collection[int]) -> None:

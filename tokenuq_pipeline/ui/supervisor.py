@@ -73,13 +73,15 @@ def supervise(
             while server.poll() is None:
                 stop.check()
                 time.sleep(POLL_S)
+            if server.returncode < 0:
+                say(f"error: the server was killed by {signal.Signals(-server.returncode).name}: ending the UI")
         except _Stop as reason:
             say(f"{reason}: ending the UI")
         finally:
             _end(server, say)
             os.close(pipe)
             record.remove(home)
-    return 0 if stop.came else server.returncode or 1
+    return 0 if stop.came else max(server.returncode, 1)
 
 
 def _start(listening: socket.socket, workspace: Path, url: str) -> tuple[subprocess.Popen[bytes], int]:
