@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from pydantic import ValidationError
 
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
 from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.sweeps import expand
+from tokenuq_ml.config.yaml_file import read_mapping
 from tokenuq_ml.errors import InputError
 
 KINDS = ("models", "datasets", "studies", "ablations")
@@ -104,7 +104,7 @@ class _Reader:
         """Return the checked entries of `<kind>.yaml` in all folders, by name."""
         specs: dict[str, AnySpec] = {}
         for path in self._files(kind):
-            for name, raw in _read_yaml(path).items():
+            for name, raw in read_mapping(path).items():
                 expanded = {name: raw}
                 if kind == "ablations":
                     expanded = _expand(path, name, raw)
@@ -240,16 +240,6 @@ def _expand(path: Path, name: str, raw: Any) -> dict[str, Any]:
         return expand(str(name), raw)
     except ValueError as error:
         raise InputError(f"{path}: {name}.{error}") from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: must be a mapping from names to entries")
-    return raw
 
 
 def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpec:
