@@ -12,6 +12,7 @@ from tests.survive.study import STUDY, Calm, TrialStudy
 from tests.survive.trials import Record, Trial
 
 PART = "damage"
+FINGERPRINTS = ".fingerprints.json"
 OTHER_TABLE = "rejected_rows"
 """A table that none of the kinds of damage touches."""
 
@@ -24,8 +25,8 @@ class Damage:
     path: str
     """The file, relative to the store; may be a glob with one match."""
     alter: Callable[[Path], None]
-    asset: str | None = None
-    """The asset that must be named; None: nothing is wrong with any asset."""
+    asset: str
+    """The asset, or the file of no asset, that must be named."""
     table: str | None = None
     """The table whose queries must be refused."""
     seen_by: str = "verify"
@@ -94,66 +95,75 @@ def other_manifest(path: Path) -> None:
     shutil.copy(path.with_name("token_uncertainty.json"), path)
 
 
-def _table(name: str) -> str:
-    return f"{name}/study={STUDY}/part-0.parquet"
+def kinds(study: str, ablation: str, model: str, dataset: str) -> list[Damage]:
+    """Return the kinds of damage to a study's store."""
+    losses, uncertainty, teacher = (
+        f"{study}/{name}" for name in ("token_losses", "token_uncertainty", "baseline_teacher")
+    )
+    student, evaluation = f"{study}/{ablation}/student", f"{study}/{ablation}/evaluation"
+    tables = {name: f"{name}/study={study}/part-0.parquet" for name in ("token_losses", "token_uncertainty")}
+    tables |= {
+        name: f"{name}/study={study}/ablation={ablation}/part-0.parquet" for name in ("selections", "evaluations")
+    }
+    adapter, teachers = f"student/study={study}/ablation={ablation}/adapter", f"baseline_teacher/study={study}/adapter"
+    weights, manifest = f"models/{model}/model.safetensors", f".manifests/{losses}.json"
+    return [
+        Damage("a byte of a table inverted", tables["token_losses"], flip(0.5), losses, "token_losses"),
+        Damage(
+            "a byte of a table's footer inverted",
+            tables["token_uncertainty"],
+            flip(0.97),
+            uncertainty,
+            "token_uncertainty",
+        ),
+        Damage("a table cut in half", tables["token_uncertainty"], truncate(0.5), uncertainty, "token_uncertainty"),
+        Damage("a table emptied", tables["selections"], truncate(0), student, "selections"),
+        Damage("a byte appended to a table", tables["evaluations"], append, evaluation, "evaluations"),
+        Damage("a table deleted", f"examples/dataset={dataset}/part-0.parquet", Path.unlink, f"datasets/{dataset}"),
+        Damage("a table replaced by a folder", tables["token_losses"], to_folder, losses),
+        Damage(
+            "a table replaced by a link to its copy outside", tables["token_losses"], to_link, losses, "token_losses"
+        ),
+        Damage("a second file of rows in a table's folder", tables["token_losses"], second_part, losses),
+        Damage("a byte of a student's adapter inverted", f"{adapter}/adapter_model.safetensors", flip(0.9), student),
+        Damage("a student's adapter configuration cut", f"{adapter}/adapter_config.json", truncate(0.3), student),
+        Damage(
+            "the teacher's adapter deleted",
+            f"{teachers}/adapter_model.safetensors",
+            Path.unlink,
+            teacher,
+        ),
+        Damage(
+            "a byte of the teacher's states inverted",
+            f"teacher_hidden/study={study}/hidden.safetensors",
+            flip(0.6),
+            f"{study}/teacher_hidden",
+        ),
+        Damage("a NaN in the base model", weights, nan_weight, f"models/{model}"),
+        Damage("the tokenizer overwritten", f"models/{model}/tokenizer.json", overwrite(b"{}"), f"models/{model}"),
+        Damage(
+            "the report overwritten",
+            f"ablation_report/study={study}/report.html",
+            overwrite(b"<html>"),
+            f"{study}/ablation_report",
+        ),
+        Damage("a manifest cut", manifest, truncate(0.4), losses),
+        Damage("a manifest that is not JSON", manifest, overwrite(b"data_version: 1\n"), losses),
+        Damage("a manifest that is a list", manifest, overwrite(b"[1, 2]"), losses),
+        Damage("a manifest that is not UTF-8", manifest, overwrite(b'{"asset": "\xff\xfe"}'), losses),
+        Damage("a manifest that is empty", manifest, overwrite(b""), losses),
+        Damage("a manifest that is a folder", manifest, to_folder, losses),
+        Damage("a manifest with places outside the store", manifest, edited(outputs={"x": "../outside"}), losses),
+        Damage(
+            "a manifest with another data version", manifest, edited(data_version="forged"), losses, seen_by="status"
+        ),
+        Damage("a manifest of another asset", manifest, other_manifest, losses),
+        Damage("fingerprints that are not JSON", FINGERPRINTS, overwrite(b"\xff{"), FINGERPRINTS),
+        Damage("fingerprints that are a folder", FINGERPRINTS, to_folder, FINGERPRINTS),
+    ]
 
 
-def _student(name: str) -> str:
-    return f"{name}/study={STUDY}/ablation=s_mle"
-
-
-LOSSES, UNCERTAINTY = f"{STUDY}/token_losses", f"{STUDY}/token_uncertainty"
-STUDENT, EVALUATION = f"{STUDY}/s_mle/student", f"{STUDY}/s_mle/evaluation"
-ADAPTER, TEACHER = f"{_student('student')}/adapter", f"baseline_teacher/study={STUDY}/adapter"
-MANIFEST = f".manifests/{LOSSES}.json"
-DAMAGE = [
-    Damage("a byte of a table inverted", _table("token_losses"), flip(0.5), LOSSES, "token_losses"),
-    Damage(
-        "a byte of a table's footer inverted", _table("token_uncertainty"), flip(0.97), UNCERTAINTY, "token_uncertainty"
-    ),
-    Damage("a table cut in half", _table("token_uncertainty"), truncate(0.5), UNCERTAINTY, "token_uncertainty"),
-    Damage("a table emptied", f"{_student('selections')}/part-0.parquet", truncate(0), STUDENT, "selections"),
-    Damage(
-        "a byte appended to a table", f"{_student('evaluations')}/part-0.parquet", append, EVALUATION, "evaluations"
-    ),
-    Damage("a table deleted", "examples/dataset=sums/part-0.parquet", Path.unlink, "datasets/sums"),
-    Damage("a table replaced by a folder", _table("token_losses"), to_folder, LOSSES),
-    Damage("a table replaced by a link to its copy outside", _table("token_losses"), to_link, LOSSES, "token_losses"),
-    Damage("a second file of rows in a table's folder", _table("token_losses"), second_part, LOSSES),
-    Damage("a byte of a student's adapter inverted", f"{ADAPTER}/adapter_model.safetensors", flip(0.9), STUDENT),
-    Damage("a student's adapter configuration cut", f"{ADAPTER}/adapter_config.json", truncate(0.3), STUDENT),
-    Damage(
-        "the teacher's adapter deleted",
-        f"{TEACHER}/adapter_model.safetensors",
-        Path.unlink,
-        f"{STUDY}/baseline_teacher",
-    ),
-    Damage(
-        "a byte of the teacher's states inverted",
-        f"teacher_hidden/study={STUDY}/hidden.safetensors",
-        flip(0.6),
-        f"{STUDY}/teacher_hidden",
-    ),
-    Damage("a NaN in the base model", "models/tiny_llama/model.safetensors", nan_weight, "models/tiny_llama"),
-    Damage("the tokenizer overwritten", "models/tiny_llama/tokenizer.json", overwrite(b"{}"), "models/tiny_llama"),
-    Damage(
-        "the report overwritten",
-        f"ablation_report/study={STUDY}/report.html",
-        overwrite(b"<html>"),
-        f"{STUDY}/ablation_report",
-    ),
-    Damage("a manifest cut", MANIFEST, truncate(0.4), LOSSES),
-    Damage("a manifest that is not JSON", MANIFEST, overwrite(b"data_version: 1\n"), LOSSES),
-    Damage("a manifest that is a list", MANIFEST, overwrite(b"[1, 2]"), LOSSES),
-    Damage("a manifest that is not UTF-8", MANIFEST, overwrite(b'{"asset": "\xff\xfe"}'), LOSSES),
-    Damage("a manifest that is empty", MANIFEST, overwrite(b""), LOSSES),
-    Damage("a manifest that is a folder", MANIFEST, to_folder, LOSSES),
-    Damage("a manifest with places outside the store", MANIFEST, edited(outputs={"x": "../outside"}), LOSSES),
-    Damage("a manifest with another data version", MANIFEST, edited(data_version="forged"), LOSSES, seen_by="status"),
-    Damage("a manifest of another asset", MANIFEST, other_manifest, LOSSES),
-    Damage("fingerprints that are not JSON", ".fingerprints.json", overwrite(b"\xff{"), None),
-    Damage("fingerprints that are a folder", ".fingerprints.json", to_folder, None),
-]
+DAMAGE = kinds(STUDY, "s_mle", "tiny_llama", "sums")
 
 
 def damages(folder: Path, whole: TrialStudy, calm: Calm, record: Record, deadline: float) -> None:
@@ -190,9 +200,7 @@ def _look(study: TrialStudy, damage: Damage) -> tuple[str, list[str]]:
         if code == 0:
             wrong.append("a query of the damaged table is answered")
     code, printed = answers[damage.seen_by]
-    if damage.asset is None:
-        wrong += [f"{damage.seen_by} ends with {code}: {printed[-300:]}"] if code else []
-    elif code == 0 or damage.asset not in printed:
+    if code == 0 or damage.asset not in printed:
         wrong.append(f"{damage.seen_by} ends with {code} and does not name {damage.asset}: {printed[-300:]}")
     else:
         line = next(line for line in printed.splitlines() if damage.asset in line)

@@ -95,25 +95,33 @@ def _mounted(folder: Path, with_dagster: bool, draw: random.Random) -> Iterator[
 @contextlib.contextmanager
 def _counted(folder: Path, with_dagster: bool, draw: random.Random) -> Iterator[tuple]:
     """Writes that fail from a random one on."""
-    shutil.rmtree(folder, ignore_errors=True)
-    disk, count = folder / "disk", folder / "count"
-    disk.mkdir(parents=True)
-    shim = folder / "shim.so"
-    source = Path(__file__).with_name("full_disk_shim.c")
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    if shutil.which("cc") is None:
         raise NotAvailable("no C compiler: mounted instead")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl"], check=True)
-    count.write_bytes(bytes(8))
+    shutil.rmtree(folder, ignore_errors=True)
     after = int(WRITES ** draw.uniform(0.2, 1))
-    study = _study_on(folder, disk, with_dagster)
-    study.more_environment |= {
+    study = counted_study(TrialStudy, folder, after)
+    if with_dagster:
+        study.more_environment["DAGSTER_HOME"] = str(folder / "disk" / "dagster_home")
+    yield study, f"disk full after {after} writes to {_what(with_dagster)}", (folder / "count.space").touch
+
+
+def counted_study(kind: type[TrialStudy], folder: Path, after: int) -> TrialStudy:
+    """Return a study whose writes below `folder/disk`, which holds its store, fail after a number of them.
+
+    There is space again once the file `folder/count.space` exists.
+    """
+    disk, count, shim = folder / "disk", folder / "count", folder / "shim.so"
+    disk.mkdir(parents=True)
+    source = Path(__file__).with_name("full_disk_shim.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl"], check=True)
+    count.write_bytes(bytes(8))
+    variables = {
         "LD_PRELOAD": str(shim),
         "FULL_DISK_FOLDER": str(disk),
         "FULL_DISK_COUNT": str(count),
         "FULL_DISK_AFTER": str(after),
     }
-    yield study, f"disk full after {after} writes to {_what(with_dagster)}", (folder / "count.space").touch
+    return kind(folder, disk / "store", variables)
 
 
 def _study_on(folder: Path, disk: Path, with_dagster: bool) -> TrialStudy:

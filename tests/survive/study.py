@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.support.dev_server import STAGE_PACKAGES
 from tests.support.paths import ROOT
 from tests.support.processes import all_processes
 from tests.support.tiny_study import CONFIG, write_inputs
@@ -111,7 +112,7 @@ class TrialStudy:
         return [
             pid
             for pid, stat, command in all_processes()
-            if "tokenuq_ml.stages" in command and str(self.folder) in command and stat.state != ZOMBIE
+            if any(name in command for name in STAGE_PACKAGES) and str(self.folder) in command and stat.state != ZOMBIE
         ]
 
     def wait_for_orphans(self) -> list[int]:
