@@ -9,7 +9,7 @@ from tokenuq_ml.stages.versions import REVISIONS
 from tokenuq_ml.tables import TABLES
 from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
 
-INTERNAL = {"TOKENUQ_PARENT_PIPE"}
+INTERNAL = {"TOKENUQ_PARENT_PIPE", "TOKENUQ_PARENT_LEASE_SECONDS"}
 """Set by tokenuq for its own child processes."""
 
 

@@ -104,7 +104,7 @@ def write_inputs(folder: Path) -> None:
 class StagesInProcess(dg.ConfigurableResource):
     """A launcher that runs the stages in this process: a child process per stage would import torch each time."""
 
-    def run(self, context, request, staging):
+    def run(self, context, request, staging, lease):
         reporter, started = RecordingReporter(), time.monotonic()
         importlib.import_module(f"tokenuq_ml.stages.{request.entrypoint}").run(request, reporter)
         # A stage's process adds these to each result.

@@ -60,7 +60,7 @@ def config_with(tmp_path, **changes):
 class FakeStagesInProcess(dg.ConfigurableResource):
     """Fake stages without a child process each: for tests of what is run, not of how. Datasets are really curated."""
 
-    def run(self, context, request, staging):
+    def run(self, context, request, staging, lease):
         reporter = Reported(context)
         try:
             program = curate_dataset if request.entrypoint == "curate_dataset" else fake_stage

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -136,11 +135,10 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    if parent.is_alone:
-        if parent.silent.is_set():
-            code = PARENT_SILENT
-        else:
-            kill_group()
+    if parent.orphaned.is_set():
+        kill_group()
+    if parent.silent.is_set() and code == INTERRUPTED:
+        code = PARENT_SILENT
     # Skip the interpreter's teardown, which takes seconds with torch loaded.
     os._exit(code)
 

@@ -1,28 +1,29 @@
 """Build Dagster assets from `StageAsset`s, and run the child process that makes them.
 
-A step writes the request, starts the child by the resource `launcher`, publishes each result, writes its manifest, and
-yields its events.
+A step takes the lease of its assets, writes the request, starts the child by the resource `launcher`, publishes each
+result (`publishing.py`), and yields its events.
 """
 
 import contextlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 
-from tokenuq_ml.config import spec_hash
-from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_pipeline.assets import metadata
-from tokenuq_pipeline.assets.asset import StageAsset, StageCheck, seed_of
+from tokenuq_pipeline.assets.asset import StageAsset, StageCheck
 from tokenuq_pipeline.assets.conditions import FOLLOWS_ITS_INPUTS
 from tokenuq_pipeline.assets.graph import StageGroup
+from tokenuq_pipeline.assets.publishing import made_meanwhile, publish, versions_read
 from tokenuq_pipeline.assets.recorded_inputs import recorded_inputs
 from tokenuq_pipeline.runtime.dagster_internals import selected_checks
-from tokenuq_pipeline.runtime.git import git_state
+from tokenuq_pipeline.runtime.full_disks import full_disks_in_words
 from tokenuq_pipeline.runtime.instance import ACCELERATOR
 from tokenuq_pipeline.runtime.launcher import StageFailure
-from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
+from tokenuq_pipeline.runtime.leases import Lease, LeaseLost
+from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.store import Store
 
 RETRIES, RETRY_DELAY_S = 2, 2.0
@@ -64,7 +65,8 @@ def build_assets(group: StageGroup) -> dg.AssetsDefinition:
         pool=ACCELERATOR if any(asset.needs_model for asset in group.assets) else None,
     )
     def stage(context: dg.AssetExecutionContext):
-        yield from run_stage(context, group)
+        with full_disks_in_words(context.resources.store.home):
+            yield from run_stage(context, group)
 
     return stage
 
@@ -72,8 +74,11 @@ def build_assets(group: StageGroup) -> dg.AssetsDefinition:
 def run_stage(context: dg.AssetExecutionContext, group: StageGroup) -> Iterator:
     """Run the child for the selected assets; publish each as soon as it is complete, and yield its events.
 
+    Waits while another run makes one of them, and uses what that run has made.
+
     Raises:
-        RetryRequested: the child crashed. (An op's retry policy would also retry what a person cancels.)
+        RetryRequested: the child crashed, or another run has taken over. (An op's retry policy would also retry what a
+            person cancels.)
     """
     store: Store = context.resources.store
     wanted = {asset.stage: asset for asset in group.assets if asset.key in context.selected_asset_keys}
@@ -82,29 +87,36 @@ def run_stage(context: dg.AssetExecutionContext, group: StageGroup) -> Iterator:
         for asset in group.assets:
             yield from _checks(context, asset, store)
         return
-    if context.retry_number:
-        for asset in list(wanted.values()):
-            if (manifest := _made_by_run(store, asset, context.run_id)) is not None:
-                del wanted[asset.stage]
-                yield from _events(context, asset, manifest, store)
-    if wanted:
-        _require_inputs(store, wanted)
-        yield from _run_child(context, group, wanted, store)
+    makes = [asset.name for asset in wanted.values()]
+    with store.leases.hold(group.assets[0].name, context.log.info, makes) as lease:
+        for asset, manifest in made_meanwhile(context, store, wanted):
+            del wanted[asset.stage]
+            if manifest.provenance.run_id != context.run_id:
+                context.log.info(f"{asset.name} was made by another run meanwhile, and is used as it is")
+            events = list(_events(context, asset, manifest, store))
+            yield from events
+            if not all(event.passed for event in events[1:]):
+                return
+        if wanted:
+            _require_inputs(store, wanted)
+            yield from _run_child(context, group, wanted, store, lease)
 
 
 def _run_child(
-    context: dg.AssetExecutionContext, group: StageGroup, wanted: dict[str, StageAsset], store: Store
+    context: dg.AssetExecutionContext, group: StageGroup, wanted: dict[str, StageAsset], store: Store, lease: Lease
 ) -> Iterator:
     """Run the child for the wanted assets, by stage."""
+    wait = RETRY_DELAY_S * 2**context.retry_number
     with store.staging() as staging:
+        _require_publishable(store, wanted, staging)
         request = _request(store, staging, wanted, group)
-        read = {asset.stage: _versions_read(store, asset) for asset in wanted.values()}
+        read = {asset.stage: versions_read(store, asset) for asset in wanted.values()}
         missing = set(wanted)
         try:
-            with contextlib.closing(context.resources.launcher.run(context, request, staging)) as results:
+            with contextlib.closing(context.resources.launcher.run(context, request, staging, lease)) as results:
                 for result in results:
                     asset = wanted[result.stage]
-                    manifest = _publish(store, request, asset, result, context.run_id, read[result.stage])
+                    manifest = publish(store, lease, request, asset, result, context.run_id, read[result.stage])
                     # What the child makes next reads what it has just made.
                     for versions in (one for one in read.values() if asset.name in one):
                         versions[asset.name] = manifest.data_version
@@ -117,8 +129,10 @@ def _run_child(
         except StageFailure as failure:
             if not failure.crashed:
                 raise
-            wait = RETRY_DELAY_S * 2**context.retry_number
             raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=wait) from failure
+        except LeaseLost as lost:
+            # The next attempt waits for the other run, and uses what it has made.
+            raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=wait) from lost
     if missing:
         raise dg.Failure(f"{group.entrypoint} ended without {', '.join(sorted(missing))}", allow_retries=False)
 
@@ -144,11 +158,12 @@ def _evaluate(check: StageCheck, asset: StageAsset, store: Store) -> dg.AssetChe
     return check.evaluate(store)._replace(asset_key=asset.key, check_name=check.name)
 
 
-def _made_by_run(store: Store, asset: StageAsset, run_id: str) -> Manifest | None:
-    """Return the manifest of an asset that an earlier attempt of the same run has published."""
-    manifest = store.read_manifest(asset.name)
-    made = manifest is not None and manifest.provenance.run_id == run_id and store.is_complete(asset.name)
-    return manifest if made else None
+def _require_publishable(store: Store, wanted: dict[str, StageAsset], staging: Path) -> None:
+    """Fail the step, before anything is computed, if its results could not be moved into place."""
+    try:
+        store.check_publishable([place for asset in wanted.values() for place in asset.outputs.values()], staging)
+    except InputError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
 
 
 def _require_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
@@ -193,52 +208,4 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
         inputs=inputs,
         recorded=recorded_inputs(store, wanted.values()),
         work_dir=str(store.work_dir(group.assets[0].name)),
-    )
-
-
-def _versions_read(store: Store, asset: StageAsset) -> dict[str, str | None]:
-    """Return the data version of everything that a stage is about to read, by asset.
-
-    Taken before the child starts: if another run replaces an input meanwhile, the asset is stale, as it should be.
-    """
-    made = {"/".join(path): store.data_version("/".join(path)) for path in asset.reads}
-    return made | {"/".join(files.key.path): files.version(store) for files in asset.observed_files}
-
-
-def _publish(
-    store: Store,
-    request: StageRequest,
-    asset: StageAsset,
-    result: AssetResult,
-    run_id: str,
-    versions_read: dict[str, str | None],
-) -> Manifest:
-    """Publish the outputs of an asset and write its manifest."""
-    # Until the manifest is written the asset is incomplete: some of its folders may be new and some old.
-    store.forget(asset.name)
-    for output, path in asset.outputs.items():
-        store.publish(request.assets[asset.stage].outputs[output], path)
-    seed = seed_of(asset.fields)
-    provenance = Provenance(
-        run_id=run_id,
-        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=seed,
-        packages=result.packages,
-        **git_state(),
-    )
-    return store.write_manifest(
-        Manifest(
-            asset=asset.name,
-            data_version=result.data_version,
-            code_version=asset.code_version,
-            spec_hash=spec_hash(asset.fields),
-            fields=asset.fields,
-            input_data_versions=dict(versions_read),
-            metrics=result.metrics,
-            plots=result.plots,
-            checks=result.checks,
-            provenance=provenance,
-            outputs=asset.outputs,
-            files=[],
-        )
     )

@@ -1,7 +1,9 @@
 """Run a heavy stage in a child process that reports through Dagster Pipes.
 
-The child is stopped, with everything it started, when the step is cancelled or this process dies. To run stages
-elsewhere (Ray, Slurm), write a resource with the same `run`.
+The child is stopped, with everything it started, when the step is cancelled or this process dies. It is killed, without
+a checkpoint, when the lease of its assets is lost, and stops by itself when this process is suspended for so long that
+it may lose the lease (`tokenuq_ml/stages/parent_watch.py`). To run stages elsewhere (Ray, Slurm), write a resource with
+the same `run`.
 """
 
 import contextlib
@@ -17,13 +19,16 @@ from typing import Any
 
 import dagster as dg
 
-from tokenuq_ml.stages.failures import write_reserve
+from tokenuq_ml.stages.failures import name_of, write_reserve
+from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
 from tokenuq_ml.stages.request import AssetResult, StageRequest
-from tokenuq_ml.stages.runner import PARENT_PIPE
+from tokenuq_ml.stages.runner import PARENT_SILENT
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.interrupts import hold_interrupts
+from tokenuq_pipeline.runtime.leases import Lease, LeaseLost
 from tokenuq_pipeline.runtime.message_file import MessageFile
+from tokenuq_pipeline.runtime.processes import process_name
 from tokenuq_pipeline.runtime.stage_failure import MemoryWatch, StageFailure, failure_of
 
 POLL_S = 0.05
@@ -39,6 +44,7 @@ class _Child:
     messages: MessageFile
     output: ChildOutput
     memory: MemoryWatch
+    lease: Lease
 
     def signal_group(self, number: int) -> None:
         """Send a signal to the child and everything that it started."""
@@ -53,7 +59,9 @@ class StageLauncher(dg.ConfigurableResource):
     termination_timeout: float = 30.0
     """Seconds that a child has to write a checkpoint after SIGINT."""
 
-    def run(self, context: dg.AssetExecutionContext, request: StageRequest, staging: Path) -> Iterator[AssetResult]:
+    def run(
+        self, context: dg.AssetExecutionContext, request: StageRequest, staging: Path, lease: Lease
+    ) -> Iterator[AssetResult]:
         """Start a stage and yield each result as the child reports it.
 
         Closing the iterator, or any exception, stops the child: SIGINT to its process group, and SIGKILL after
@@ -63,9 +71,11 @@ class StageLauncher(dg.ConfigurableResource):
             context: of the step; receives the child's log messages.
             request: what the child makes.
             staging: a folder for the request, the messages and the output.
+            lease: of the assets.
 
         Raises:
             StageFailure: the child ended with an exit code other than 0.
+            LeaseLost: another process has taken over.
         """
         request_file = staging / "request.json"
         request.write(request_file)
@@ -73,7 +83,8 @@ class StageLauncher(dg.ConfigurableResource):
         messages = MessageFile(staging / "messages.jsonl")
         with (
             lock_folder(Path(request.work_dir), context.log.info) as lock,
-            _parent_pipe() as read_end,
+            _parent_pipe() as (read_end, write_end),
+            lease.confirmed_to(write_end),
             dg.open_pipes_session(context, dg.PipesEnvContextInjector(), messages) as session,
             ChildOutput(staging) as output,
         ):
@@ -83,6 +94,7 @@ class StageLauncher(dg.ConfigurableResource):
                 "PYTHONUNBUFFERED": "1",
                 **session.get_bootstrap_env_vars(),
                 PARENT_PIPE: str(read_end),
+                LEASE_SECONDS: str(lease.expiry_s),
             }
             # In its own session: Ctrl-C in a terminal reaches only this process, which then asks the child to stop.
             process = subprocess.Popen(
@@ -94,8 +106,9 @@ class StageLauncher(dg.ConfigurableResource):
                 start_new_session=True,
                 pass_fds=[read_end, lock],
             )
-            child, refusals = _Child(process, messages, output, MemoryWatch(process.pid)), []
+            child, refusals = _Child(process, messages, output, MemoryWatch(process.pid), lease), []
             try:
+                lease.note_child(process_name(process.pid))
                 for message in _follow(child):
                     if message["kind"] == "result":
                         yield AssetResult(**message["result"])
@@ -103,6 +116,8 @@ class StageLauncher(dg.ConfigurableResource):
                         refusals.append(message["message"])
             finally:
                 self._stop(context, child)
+            if process.returncode == PARENT_SILENT:
+                raise StageFailure(_silence(request, lease), crashed=True)
             if process.returncode != 0:
                 refusal = refusals[-1] if refusals else None
                 raise failure_of(request, staging, process.returncode, refusal, output, child.memory) from None
@@ -110,12 +125,12 @@ class StageLauncher(dg.ConfigurableResource):
     def _stop(self, context: dg.AssetExecutionContext, child: _Child) -> None:
         """Stop the child and everything that it started. A second interrupt meanwhile kills at once."""
         try:
-            if child.process.poll() is None:
+            if child.process.poll() is None and not child.lease.lost:
                 child.signal_group(signal.SIGINT)
                 with hold_interrupts():
                     context.log.info(f"stopping; the stage has {self.termination_timeout:.0f} s to write a checkpoint")
                 deadline = time.monotonic() + self.termination_timeout
-                while child.process.poll() is None and time.monotonic() < deadline:
+                while child.process.poll() is None and time.monotonic() < deadline and not child.lease.lost:
                     child.messages.drain()
                     time.sleep(POLL_S)
         finally:
@@ -127,8 +142,14 @@ class StageLauncher(dg.ConfigurableResource):
 
 
 def _follow(child: _Child) -> Iterator[dict[str, Any]]:
-    """Yield the child's custom messages until it ends; its logs and output are passed on meanwhile."""
+    """Yield the child's custom messages until it ends; its logs and output are passed on meanwhile.
+
+    Raises:
+        LeaseLost: another process has taken the lease.
+    """
     while True:
+        if child.lease.lost:
+            raise LeaseLost(child.lease.loss)
         # Before reading: then what it wrote last is read for sure.
         ended = child.process.poll() is not None
         child.memory.look()
@@ -138,15 +159,23 @@ def _follow(child: _Child) -> Iterator[dict[str, Any]]:
         time.sleep(POLL_S)
 
 
-@contextlib.contextmanager
-def _parent_pipe() -> Iterator[int]:
-    """Open a pipe and yield its read end, where the child sees the end of file when this process dies.
+def _silence(request: StageRequest, lease: Lease) -> str:
+    return (
+        f"{name_of(request)} has stopped because this run had not answered for {lease.expiry_s / 2:.0f} s, "
+        "as when it is suspended; a training resumes from its checkpoint"
+    )
 
-    The write end is close-on-exec, so no other process holds it.
+
+@contextlib.contextmanager
+def _parent_pipe() -> Iterator[tuple[int, int]]:
+    """Open a pipe and yield both ends. At the read end the child sees the end of file when this process dies.
+
+    The write end is close-on-exec, so no other process holds it. Writing to it never waits.
     """
     read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
     try:
-        yield read_end
+        yield read_end, write_end
     finally:
         os.close(read_end)
         os.close(write_end)

@@ -1,25 +1,35 @@
 """The store: assets on disk. An asset is complete, or readers do not see it.
 
 A stage fills staging folders. `publish` swaps each into its place in one step, and the manifest, which is written last,
-marks the asset as complete. Does not import Dagster.
+marks the asset as complete. Who may do so is decided by `leases.py`. Does not import Dagster.
 """
 
 import contextlib
+import errno
+import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tokenuq_ml.atomic_files import replace_folder
+from tokenuq_ml.atomic_files import fsync_tree, replace_folder
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.file_hashes import sha256_of
 from tokenuq_ml.tables.integrity import file_difference, unlisted
 from tokenuq_ml.tables.partitions import PublishedFile, manifest_names, why_not_file
+from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.manifest import FileEntry, Manifest
-from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, check_no_link
-from tokenuq_pipeline.runtime.processes import is_alive, process_name
+from tokenuq_pipeline.runtime.owners import Owner, beating, file_time
+from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, check_no_link, linked
 from tokenuq_pipeline.runtime.trash import Trash
 
-CHECKPOINTS = ".checkpoints"
+CHECKPOINTS, STAGING = ".checkpoints", ".staging"
+ONE_FILE_SYSTEM = (
+    "results are moved into place in one step, so the store has to be one tree of folders on one file system; "
+    "put a folder there, or move the whole store (TOKENUQ_HOME)"
+)
+UNKNOWN_KEPT_S = 24 * 3600.0
+"""How long a staging folder stays whose name says nothing of its owner: another version may have named it."""
 
 
 class Store:
@@ -32,6 +42,11 @@ class Store:
         """Return the absolute path of a path in the store."""
         return self.home / relative
 
+    @property
+    def leases(self) -> Leases:
+        """Return the leases of the store's assets."""
+        return Leases(self.home)
+
     def work_dir(self, asset: str) -> Path:
         """Create and return the folder for the checkpoints of the stage that makes `asset`; it outlives the run."""
         folder = self.home / CHECKPOINTS / check_asset_name(asset)
@@ -40,23 +55,72 @@ class Store:
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """Create an empty folder on the store's file system and delete it at the end of the block."""
-        self.clean_staging()
-        folder = self.home / ".staging" / f"{process_name()}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        """Create an empty folder on the store's file system and delete it at the end of the block.
+
+        Its name holds this process's `Owner`, whose heartbeat keeps others from deleting it.
+        """
+        with beating(self.home):
+            self.clean_staging()
+            folder = self.home / STAGING / f"{Owner.current()}+{uuid.uuid4().hex[:8]}"
+            folder.mkdir(parents=True)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def clean_staging(self) -> list[str]:
         """Delete the staging folders of dead processes and return their names."""
         removed = []
-        for folder in (self.home / ".staging").glob("*"):
-            if not is_alive("-".join(folder.name.split("-")[:2])):
+        for folder in (self.home / STAGING).glob("*"):
+            if not self._is_in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder.name)
         return removed
+
+    def check_publishable(self, outputs: Iterable[str], staging: Path) -> None:
+        """Check that folders can be moved from `staging` to their places in one step, by moving an empty one.
+
+        Devices would not tell: one disk that is mounted twice has one number, and a layered file system refuses to move
+        some of its folders.
+
+        Args:
+            outputs: folders, relative to the store.
+            staging: where they will be made.
+
+        Raises:
+            InputError: a place is on another file system, or behind a symbolic link.
+            OSError: it cannot be written.
+        """
+        outputs = list(outputs)
+        if (link := linked(self.home, outputs)) is not None:
+            raise InputError(f"{link} is a symbolic link: {ONE_FILE_SYSTEM}")
+        for parent in sorted({self.path(output).parent for output in outputs}):
+            parent.mkdir(parents=True, exist_ok=True)
+            probe = staging / f".probe-{uuid.uuid4().hex[:8]}"
+            probe.mkdir()
+            try:
+                moved = parent / probe.name
+                os.rename(probe, moved)
+                moved.rmdir()
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                raise InputError(_other_file_system(parent, self.home)) from None
+        for place in filter(os.path.ismount, map(self.path, outputs)):
+            raise InputError(_other_file_system(place, self.home))
+
+    def settle(self, staged: Mapping[str, Path], outputs: Mapping[str, str]) -> list[FileEntry]:
+        """Flush staged folders to the disk, and return their files as the manifest will list them.
+
+        Done before `publish`, so that the store's lock is held for a moment only.
+
+        Args:
+            staged: output name -> folder.
+            outputs: output name -> place, relative to the store.
+        """
+        for folder in staged.values():
+            fsync_tree(folder)
+        return [entry for name, place in outputs.items() for entry in _files(staged[name], place)]
 
     def publish(self, staged: str | Path, relative: str) -> Path:
         """Move the folder `staged` to a path in the store, in one step; an older version is replaced and deleted.
@@ -68,18 +132,28 @@ class Store:
         replace_folder(staged, final)
         return final
 
-    def write_manifest(self, manifest: Manifest) -> Manifest:
+    def write_manifest(self, manifest: Manifest, files: list[FileEntry] | None = None) -> Manifest:
         """Mark an asset as complete.
 
         Args:
-            manifest: everything but the files, which are listed, measured and hashed here.
+            manifest: everything but the files.
+            files: what `settle` has returned; by default they are listed, measured and hashed here.
 
         Returns:
             The manifest with its files.
         """
-        complete = manifest.model_copy(update={"files": list(self._files(manifest.outputs.values()))})
+        if files is None:
+            files = [entry for place in manifest.outputs.values() for entry in _files(self.path(place), place)]
+        complete = manifest.model_copy(update={"files": files})
         complete.write(self._manifest_path(manifest.asset))
         return complete
+
+    def manifest_age(self, asset: str) -> float | None:
+        """Return the seconds since the manifest of `asset` was written, by the file system; None without one."""
+        try:
+            return file_time(self.home) - self._manifest_path(asset).stat().st_mtime
+        except OSError:
+            return None
 
     def read_manifest(self, asset: str) -> Manifest | None:
         """Return the manifest of `asset`; None if there is none (never made, or being replaced) or it is damaged."""
@@ -169,8 +243,23 @@ class Store:
     def _manifest_path(self, asset: str) -> Path:
         return self.home / MANIFESTS / f"{check_asset_name(asset)}.json"
 
-    def _files(self, outputs: Iterable[str]) -> Iterator[FileEntry]:
-        for output in outputs:
-            for path in sorted(path for path in self.path(output).rglob("*") if path.is_file()):
-                name, digest = path.relative_to(self.home).as_posix(), sha256_of(path)
-                yield FileEntry(path=name, bytes=path.stat().st_size, sha256=digest)
+    def _is_in_use(self, folder: Path) -> bool:
+        # Earlier versions: `<pid>-<start time>-<id>`.
+        name = folder.name
+        owner = Owner.parse(name.rpartition("+")[0] if "+" in name else "-".join(name.split("-")[:2]))
+        try:
+            age = file_time(self.home) - folder.stat().st_mtime
+        except OSError:
+            return True
+        return owner.is_alive(self.home, age) if owner else age <= UNKNOWN_KEPT_S
+
+
+def _files(folder: Path, place: str) -> Iterator[FileEntry]:
+    """Yield the files of a folder as they are listed once the folder is at `place`."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, digest = f"{place}/{path.relative_to(folder).as_posix()}", sha256_of(path)
+        yield FileEntry(path=name, bytes=path.stat().st_size, sha256=digest)
+
+
+def _other_file_system(place: Path, home: Path) -> str:
+    return f"{place} is on another file system than {home / STAGING}: {ONE_FILE_SYSTEM}"

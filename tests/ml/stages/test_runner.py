@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.toy_pipeline import fake_environment
 from tokenuq_ml.stages import runner
+from tokenuq_ml.stages.parent_watch import PARENT_PIPE
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
 
 pytestmark = pytest.mark.slow
@@ -97,7 +98,7 @@ def test_the_process_and_its_children_end_when_the_parents_pipe_closes(request_f
     process = start(
         request_file,
         {"hang": "baseline_teacher"},
-        env={runner.PARENT_PIPE: str(read_end)},
+        env={PARENT_PIPE: str(read_end)},
         pass_fds=[read_end],
         start_new_session=True,
     )
