@@ -19,6 +19,8 @@ from tokenuq_ml.tables.integrity import damages
 from tokenuq_pipeline.assets import metadata
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.checks import TableCheck
+from tokenuq_pipeline.assets.integrity_checks import NAME as FILES_INTACT
+from tokenuq_pipeline.assets.integrity_checks import files_intact
 from tokenuq_pipeline.automation.explain import explain
 from tokenuq_pipeline.automation.staleness import Key, Records, staleness
 from tokenuq_pipeline.runtime.dagster_internals import (
@@ -87,6 +89,7 @@ class _Adopter:
     def __init__(self, records: Records, checks: Checks | None, verify: bool, result: Adoption):
         self._instance, self._store = records.instance, records.store
         self._records, self._checks, self._verify, self._result = records, checks, verify, result
+        self._known: dict[Key, Recorded] = {}
 
     def adopt(self, asset: StageAsset) -> None:
         """Report an asset and its checks, or note why not."""
@@ -95,7 +98,7 @@ class _Adopter:
         if reason is not None or manifest is None:
             self._result.refused[asset.name] = reason or ""
             return
-        inputs = {Key(path): last_recorded(self._instance, Key(path)) for path in asset.deps}
+        inputs = {Key(path): self._recorded(Key(path)) for path in asset.deps}
         inputs |= {files.key: self._observed(files) for files in asset.observed_files}
         event = dg.AssetMaterialization(
             asset.key,
@@ -108,6 +111,7 @@ class _Adopter:
             self._result.refused[asset.name] = "its manifest was just replaced"
             return
         self._instance.report_runless_asset_event(event)
+        self._known.pop(asset.key, None)
         self._result.adopted.append(asset.name)
         if self._checks is not None:
             self._evaluate(asset)
@@ -123,10 +127,16 @@ class _Adopter:
                 return self._result.damaged[asset.name]
         for path in asset.deps:
             # Dagster compares with what it has recorded of the inputs: they come first.
-            name, recorded = "/".join(path), last_recorded(self._instance, Key(path))
+            name, recorded = "/".join(path), self._recorded(Key(path))
             if recorded.data_version != manifest.input_data_versions.get(name):
                 return f"waits for {name}, which is not up to date"
         return None
+
+    def _recorded(self, key: Key) -> Recorded:
+        """Return what Dagster has recorded of an asset; asked once, and again after it was reported."""
+        if key not in self._known:
+            self._known[key] = last_recorded(self._instance, key)
+        return self._known[key]
 
     def _observed(self, files: ObservedFiles) -> Recorded:
         """Return what Dagster has recorded of the user's files, after it was told their version."""
@@ -137,7 +147,7 @@ class _Adopter:
 
     def _evaluate(self, asset: StageAsset) -> None:
         """Evaluate and report the checks of an asset that has been reported."""
-        graph, target = self._records.graph, last_recorded(self._instance, asset.key)
+        graph, target = self._records.graph, self._recorded(asset.key)
         for key, evaluate in self._evaluations(asset):
             if key not in graph.asset_check_keys:
                 continue
@@ -157,6 +167,8 @@ class _Adopter:
             yield dg.AssetCheckKey(asset.key, own.name), lambda check=own: check.evaluate(store)
         for other in (self._checks or {}).get(asset.key, []):
             yield other.key, lambda check=other: check.evaluate(store)
+        if self._verify:
+            yield dg.AssetCheckKey(asset.key, FILES_INTACT), lambda: files_intact(store, asset.name)
 
 
 def _origin(manifest: Manifest) -> dict[str, bool | str]:

@@ -194,10 +194,23 @@ def _passed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, execution: As
         return False
     target = execution.event.get_dagster_event().asset_check_evaluation_data.target_materialization_data
     latest = last_recorded(instance, check.asset_key)
-    if target is None or latest.storage_id is None or target.run_id != latest.run_id:
+    if target is None or latest.storage_id is None:
         return False
-    # Events that belong to no run all have the same empty run id.
-    return bool(latest.run_id) or target.storage_id == latest.storage_id
+    if latest.run_id:
+        return target.run_id == latest.run_id
+    # Events outside runs all have the same empty run id. What was checked is the content, and it may be reported twice.
+    return target.storage_id == latest.storage_id or latest.data_version == _version_at(instance, check, target)
+
+
+def _version_at(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, target: AssetCheckEvaluationTargetMaterializationData
+) -> str | None:
+    """Return the data version of the materialisation that a check looked at."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=check.asset_key, storage_ids=[target.storage_id]), limit=1
+    ).records
+    event = records[0].asset_materialization if records else None
+    return (event.tags or {}).get(DATA_VERSION_TAG) if event else None
 
 
 def selected_checks(context: dg.AssetExecutionContext) -> set[dg.AssetCheckKey]:

@@ -165,15 +165,21 @@ def test_a_reported_materialisation_with_version_tags_is_fresh_as_that_of_a_step
     assert step.keys() - tags.keys() == set()
 
 
-def test_a_check_that_passed_outside_a_run_counts_for_its_materialisation_only(graph):
+def test_a_check_that_passed_outside_a_run_counts_for_the_content_that_it_saw(graph):
     def passed():
         return internals.passed_on_latest(graph.instance, [CHECK])[CHECK]
 
-    for _ in range(2):
-        graph.instance.report_runless_asset_event(dg.AssetMaterialization(DOWN))
+    def report(version):
+        tags = internals.version_tags(version, "1", {})
+        graph.instance.report_runless_asset_event(dg.AssetMaterialization(DOWN, tags=tags))
+
+    for version in ("a", "b"):
+        report(version)
         assert not passed()
         target, outcome = internals.last_recorded(graph.instance, DOWN), dg.AssetCheckResult(passed=True)
         graph.instance.report_runless_asset_event(internals.check_evaluation(CHECK, outcome, True, target))
+        assert passed()
+        report(version)
         assert passed()
 
 
