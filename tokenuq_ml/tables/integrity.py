@@ -5,7 +5,7 @@ A manifest that is replaced while a file is compared is read again: an asset tha
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from tokenuq_ml.file_hashes import Identity, KeptHashes, identity, sha256_of
@@ -60,7 +60,7 @@ def damages(home: str | Path, files: Iterable[str | Path]) -> dict[Path, str]:
     return found
 
 
-def damage_of_table(home: str | Path, table: str, **partitions: str) -> str | None:
+def damage_of_table(home: str | Path, table: str, **partitions: str | Collection[str]) -> str | None:
     """Return why a table must not be read: a file of it is damaged, or does not belong to any asset.
 
     Reads every file of the table once, as `damage_of` does.
@@ -68,7 +68,7 @@ def damage_of_table(home: str | Path, table: str, **partitions: str) -> str | No
     Args:
         home: the store.
         table: a name of `TABLES`.
-        **partitions: values of partition columns; only these partitions are looked at.
+        **partitions: the value, or the values, of partition columns; only these partitions are looked at.
 
     Returns:
         One sentence about the first damaged file; None if there is none.
@@ -187,12 +187,13 @@ def _records(home: Path) -> _Records:
     return _all_records.setdefault(home, _Records(home))
 
 
-def _is_of(relative: str, table: str, partitions: dict[str, str]) -> bool:
+def _is_of(relative: str, table: str, partitions: Mapping[str, str | Collection[str]]) -> bool:
     path = PurePosixPath(relative)
     if table_of(path) != table:
         return False
     found = partition_of(Path(relative), table)
-    return all(found[name] == value for name, value in partitions.items())
+    wanted = {name: {value} if isinstance(value, str) else value for name, value in partitions.items()}
+    return all(found[name] in values for name, values in wanted.items())
 
 
 def _why_unlisted(path: Path, folders: set[Path], now: Published, table: str) -> str | None:

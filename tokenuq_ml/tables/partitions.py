@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tokenuq_ml.file_hashes import Identity, identity
 from tokenuq_ml.json_files import DamagedFile, damaged, read_json
 from tokenuq_ml.tables.schemas import TABLES
+
+_parsed: dict[Path, tuple[Identity, list["PublishedFile"]]] = {}
 
 MANIFESTS = ".manifests"
 FORGET = "`tokenuq verify --forget` deletes it, and the next run makes the asset again"
@@ -89,7 +92,7 @@ def published(home: Path) -> Published:
     found = Published()
     for asset in manifest_names(home):
         try:
-            found.files[asset] = manifest_files(home / MANIFESTS / f"{asset}.json", asset)
+            found.files[asset] = _remembered_files(home / MANIFESTS / f"{asset}.json", asset)
         except FileNotFoundError:
             # Removed since the folder was listed, because its asset is being replaced.
             continue
@@ -101,6 +104,18 @@ def published(home: Path) -> Published:
 def published_files(home: Path) -> dict[str, PublishedFile]:
     """Return path relative to the store -> the file as its manifest records it, for all assets."""
     return {file.path: file for files in published(home).files.values() for file in files}
+
+
+def _remembered_files(path: Path, asset: str) -> list[PublishedFile]:
+    """Return `manifest_files`, parsed again only after the manifest was replaced."""
+    try:
+        now = identity(os.lstat(path))
+    except OSError:
+        return manifest_files(path, asset)
+    known = _parsed.get(path)
+    if known is None or known[0] != now:
+        known = _parsed[path] = (now, manifest_files(path, asset))
+    return known[1]
 
 
 def manifest_files(path: Path, asset: str) -> list[PublishedFile]:

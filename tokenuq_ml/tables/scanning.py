@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_ml.tables.partitions import complete_files, partition_of, store_home
 from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
 
@@ -17,7 +19,8 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
     """Return a table of the store as a LazyFrame, with partition columns first.
 
     Filters are pushed down to files and row groups. Only complete assets are read, and a frame keeps the files that
-    were published when it was made.
+    were published when it was made. Each file is compared with its recorded hash once, until it is written to again
+    (`integrity.py`).
 
     Args:
         table: a name of `TABLES`, or `tokens`: token_losses and token_uncertainty joined one to one.
@@ -29,6 +32,7 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
         KeyError: there is no such table.
         TypeError: the table is not partitioned by one of the names.
         FileNotFoundError: the store has no such partition.
+        InputError: a file of these partitions is damaged.
     """
     if table == JOINED:
         losses, uncertainty = (scan(part, home, **partitions) for part in JOINED_FROM)
@@ -38,6 +42,8 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
         raise TypeError(f"{table} is partitioned by {', '.join(definition.partitions)}, not by {', '.join(unknown)}")
     wanted = {name: {value} if isinstance(value, str) else set(value) for name, value in partitions.items()}
     folder = store_home(home)
+    if damage := damage_of_table(folder, table, **wanted):
+        raise InputError(f"table {table} is damaged: {damage}")
     published = complete_files(folder)[table]
     files = [file for file in published if _is_wanted(partition_of(file, table), wanted)]
     if not files:

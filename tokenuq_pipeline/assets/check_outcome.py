@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_ml.tables.parquet import read_table
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import table_path
@@ -16,7 +17,13 @@ Outcome = dg.AssetCheckResult
 
 
 def read(store: Store, table: str, **partitions: str) -> pl.DataFrame:
-    """Return one partition of a table."""
+    """Return one partition of a table.
+
+    Raises:
+        Failure: it is damaged.
+    """
+    if damage := damage_of_table(store.home, table, **partitions):
+        raise dg.Failure(damage, allow_retries=False)
     return read_table(store.path(table_path(table, **partitions)))
 
 

@@ -168,9 +168,18 @@ def _first_examples(store, dataset: str) -> list:
 
     if not store.is_complete(f"datasets/{dataset}"):
         return []
+    _require_undamaged(store, "examples", dataset=dataset)
     table = store.path(table_path("examples", dataset=dataset))
     first = next(stream_table(table, list(TABLES["examples"].columns), CHECKED_ROWS), None)
     return [Example.from_row(row) for row in first.to_pylist()] if first is not None else []
+
+
+def _require_undamaged(store, table: str, **partitions: str) -> None:
+    """Raise an InputError if a partition that is read differs from what its manifest recorded."""
+    from tokenuq_ml.tables.integrity import damage_of_table
+
+    if damage := damage_of_table(store.home, table, **partitions):
+        raise InputError(damage)
 
 
 def _position_findings(spec, sizes) -> list[str]:
@@ -227,7 +236,8 @@ def _tokenised(config, study: str, store) -> list[Path]:
         if not name.endswith("/tokenized_dataset") or not store.is_complete(name):
             continue
         manifest = store.read_manifest(name)
-        if all(manifest.fields[key] == getattr(spec, key) for key in ("model", "max_length")):
+        if all(manifest.fields.get(key) == getattr(spec, key) for key in ("model", "max_length")):
+            _require_undamaged(store, "tokenized_dataset", study=name.partition("/")[0])
             found.append(store.path(manifest.outputs["tokenized_dataset"]))
     return found
 

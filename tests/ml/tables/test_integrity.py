@@ -3,18 +3,27 @@
 import hashlib
 import os
 import re
+import shutil
 
 import pytest
 
 from tests.support.tiny_store import make_store
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.integrity import damage_of, damage_of_table, damages
+from tokenuq_ml.tables.scanning import scan
+from tokenuq_pipeline.runtime.store import Store
 
 LOSSES = "token_losses/study=other/part-0.parquet"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("made") / "store").home
+
+
 @pytest.fixture
-def store(tmp_path):
-    return make_store(tmp_path / "store")
+def store(made, tmp_path):
+    return Store(shutil.copytree(made, tmp_path / "store"))
 
 
 def flip(path, at=200):
@@ -124,3 +133,18 @@ def test_a_folder_that_no_pipeline_writes_to_has_no_records(store):
     assert damage_of(store.home, LOSSES) is None and damage_of_table(store.home, "token_losses") is None
     linked(store.home / LOSSES)
     assert "is a symbolic link; remove it" in damage_of_table(store.home, "token_losses")
+
+
+def test_a_frame_is_not_made_of_a_damaged_table(store):
+    flip(store.home / LOSSES)
+    for partitions in ({}, {"study": "other"}, {"study": ["other", "quickstart"]}):
+        with pytest.raises(InputError, match="^table token_losses is damaged: .*its SHA-256 begins with"):
+            scan("token_losses", store.home, **partitions)
+    with pytest.raises(InputError, match="token_losses is damaged"):
+        scan("tokens", store.home)
+    assert len(scan("token_losses", store.home, study="quickstart").collect())
+    missing(store.home / LOSSES)
+    with pytest.raises(InputError, match="is missing; `tokenuq verify --forget`"):
+        scan("token_losses", store.home, study="other")
+    with pytest.raises(FileNotFoundError):
+        scan("token_losses", store.home, study="third")

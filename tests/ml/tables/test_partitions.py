@@ -1,15 +1,23 @@
 """Only the files of complete assets count."""
 
+import shutil
+
 import pytest
 
 from tests.support.tiny_store import make_store
 from tokenuq_ml.tables.partitions import complete_files, partition_of, store_home
 from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_pipeline.runtime.store import Store
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("made") / "store").home
 
 
 @pytest.fixture
-def store(tmp_path):
-    return make_store(tmp_path / "store")
+def store(made, tmp_path):
+    return Store(shutil.copytree(made, tmp_path / "store"))
 
 
 def places(store, table):
