@@ -27,7 +27,7 @@ from tokenuq_ml.errors import InputError
 NEARLY_FULL = 2**20
 """Free bytes below which a vague error of a write is taken for a full disk."""
 REMEDY = "make space and run the same command again: finished assets and checkpoints are kept"
-KEPT_IN_STORE = {".trash": "empty it with `tokenuq prune --now`", ".checkpoints": "of interrupted trainings"}
+KEPT_IN_STORE = {".trash": "empty it with `tokenuq prune --now`", ".checkpoints": "trainings resume from it"}
 """Folders of a store that a user may not know of, and what to do about each."""
 
 
@@ -142,7 +142,7 @@ def require_space(path: str | Path, needed: int, what: str) -> None:
 
 def note_write(error: BaseException, path: str | Path, written: int) -> None:
     """Add to an error how much of a file had been written, for the sentence of `full_disk`."""
-    if cause_of(error) is not None and not _notes(error):
+    if written and cause_of(error) is not None and not _notes(error):
         error.add_note(f"{_NOTE}{Path(path).name} had {in_words(written)} when the write failed")
 
 

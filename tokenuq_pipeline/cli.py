@@ -1,6 +1,8 @@
 """The command `tokenuq`: parse the arguments, run a command of `commands/`, return the exit code."""
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 
@@ -9,6 +11,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands import (
     FAILED,
     INTERRUPTED,
+    READER_GONE,
     USAGE,
     adopt,
     curate,
@@ -49,19 +52,68 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code."""
+    _open_closed_streams()
     options = parser().parse_args(arguments)
     try:
-        return options.function(options)
+        code = options.function(options)
+        # Here it is noticed if the reader is gone or a disk is full; at its exit, Python would print a traceback.
+        sys.stdout.flush()
+        return code
     except InputError as error:
-        print(f"error: {escaped(str(error))}", file=sys.stderr)
+        _say(f"error: {escaped(str(error))}")
         return USAGE
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to resume from the last checkpoint", file=sys.stderr)
+        _say("\nstopped; run the same command again to resume from the last checkpoint")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (`| head`). Python would complain at exit when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
+        return READER_GONE
+    except Exception as error:
+        sentence = _system_error(error)
+        if sentence is None:
+            raise
+        _say(f"error: {escaped(sentence)}")
+        _drop_output()
         return FAILED
+
+
+def _system_error(error: Exception) -> str | None:
+    """Return the sentence for a full disk or a lack of memory; None for other errors."""
+    from tokenuq_ml.out_of_memory import memory_sentence, ran_out
+    from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
+    from tokenuq_pipeline.runtime.paths import store_home
+    from tokenuq_pipeline.runtime.readers import file_of_output, why_lost
+
+    output = file_of_output()
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and output is not None and not output.is_file():
+        return f"{why_lost(error)}: {output}"
+    sentence = full_disk_of_run(error, *([output] if output else []), store_home())
+    if sentence is None and ran_out(error):
+        sentence = memory_sentence("tokenuq", "")
+    return sentence
+
+
+def _open_closed_streams() -> None:
+    """Give standard output and error a sink if they were closed (`>&-`): files would get their numbers otherwise."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            sink = os.open(os.devnull, os.O_RDWR)
+            if sink != number:
+                os.dup2(sink, number)
+                os.close(sink)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def _drop_output() -> None:
+    """Let what is left in the buffer of standard output go nowhere, where Python flushes it at exit."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.close(sink)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,13 @@ def _print(shown: "pl.DataFrame", ids: list[str], prompts: dict[str, str], by: s
     from tokenuq_ml.reports.token_text import example_text, full_colour
 
     top = full_colour(shown, by)
-    console = Console(highlight=False, markup=False, emoji=False)
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            # The command line ends all commands alike if their reader is gone; rich would end this one as failed.
+            raise BrokenPipeError
+
+    console = Output(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     for example_id in ids:

@@ -1,0 +1,37 @@
+"""Full disks as failures of steps and of commands: which one, and what to do, without a retry."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+
+from tokenuq_ml.disk import full_disk
+
+
+@contextlib.contextmanager
+def full_disks_in_words(store: Path) -> Iterator[None]:
+    """Turn errors of a full disk in the block, which is part of a step, into a failure of the step.
+
+    What the stage's own process writes is reported by its launcher. Here are staging folders, requests, messages,
+    manifests, and what is published.
+
+    Raises:
+        dagster.Failure: without a retry, because the same disk would be met again.
+    """
+    try:
+        yield
+    except (dg.Failure, dg.RetryRequested):
+        raise
+    except Exception as error:
+        message = full_disk_of_run(error, store)
+        if message is None:
+            raise
+        raise dg.Failure(message, allow_retries=False) from error
+
+
+def full_disk_of_run(error: BaseException, *paths: Path) -> str | None:
+    """Return which disk of a run is full: that of `paths`, of Dagster's records, or of temporary files."""
+    # SQLite names no file, and it is Dagster that uses it.
+    return full_disk(error, *paths, *([home] if (home := os.environ.get("DAGSTER_HOME")) else []))
