@@ -17,6 +17,7 @@ from tokenuq_pipeline.automation.schedules import build_schedules
 from tokenuq_pipeline.automation.sensors import build_sensors
 from tokenuq_pipeline.automation.verification import verify_job, verify_schedule
 from tokenuq_pipeline.runtime.console import compact_logger
+from tokenuq_pipeline.runtime.fixed_config import fixed_executor, fixed_io_manager, fixed_resource
 from tokenuq_pipeline.runtime.launcher import StageLauncher
 from tokenuq_pipeline.runtime.paths import store_home
 from tokenuq_pipeline.runtime.run_owner import owned
@@ -26,7 +27,7 @@ from tokenuq_pipeline.runtime.store import Store
 def build_defs(
     config: Config,
     home: Path | None = None,
-    launcher: dg.ConfigurableResource | None = None,
+    launcher: dg.ConfigurableResource | StageLauncher | None = None,
     executor: dg.ExecutorDefinition = dg.in_process_executor,
 ) -> dg.Definitions:
     """Return all assets, checks, jobs, schedules and sensors of a configuration.
@@ -40,7 +41,7 @@ def build_defs(
     Raises:
         InputError: an environment variable that schedules and sensors read has a wrong value.
     """
-    store = Store(home or store_home())
+    store, launcher = Store(home or store_home()), launcher or StageLauncher()
     reruns, running, jobs = Reruns(config, store), starts_running(), build_jobs(config)
     groups = stage_groups(config)
     makeable = [asset for group in groups for asset in group.assets]
@@ -53,7 +54,11 @@ def build_defs(
             *build_sensors(reruns, [job for job in jobs if job.name in reruns.studies], running),
             *build_condition_sensors(reruns.studies, running),
         ],
-        resources={"store": store, "launcher": launcher or StageLauncher()},
-        executor=owned(executor, store.home),
+        resources={
+            "store": fixed_resource(store),
+            "launcher": launcher if isinstance(launcher, dg.ConfigurableResource) else fixed_resource(launcher),
+            "io_manager": fixed_io_manager(),
+        },
+        executor=owned(fixed_executor(executor), store.home),
         loggers={"console": compact_logger},
     )

@@ -52,8 +52,12 @@ class _Child:
             os.killpg(self.process.pid, number)
 
 
-class StageLauncher(dg.ConfigurableResource):
-    """Runs `python -m <package>.<entrypoint> request.json` as a child of this process."""
+@dataclass(frozen=True)
+class StageLauncher:
+    """Runs `python -m <package>.<entrypoint> request.json` as a child of this process.
+
+    No `ConfigurableResource`: then whoever launches a run from the UI could name the package whose code runs.
+    """
 
     package: str = "tokenuq_ml.stages"
     termination_timeout: float = 30.0
