@@ -5,6 +5,7 @@ The runs are Dagster's runs of the study's job, with only stale assets selected.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -29,6 +30,7 @@ from tokenuq_pipeline.automation.staleness import (
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG, Console
 from tokenuq_pipeline.runtime.dagster_internals import REPOSITORY_TAG, run_job
 from tokenuq_pipeline.runtime.data_files import observe
+from tokenuq_pipeline.runtime.failures import RunPlan
 from tokenuq_pipeline.runtime.instance import ONLY_STALE_TAG, PROCESS_TAG
 from tokenuq_pipeline.runtime.owners import Owner
 from tokenuq_pipeline.runtime.store import Store
@@ -42,7 +44,15 @@ class Interrupted(Exception):
 
 
 class RunFailed(Exception):
-    """A run did not succeed. The reason was printed when it happened."""
+    """A run did not succeed.
+
+    Attributes:
+        errors: one for each failure, to be printed last.
+    """
+
+    def __init__(self, message: str, errors: Sequence[str] = ()):
+        super().__init__(message)
+        self.errors = list(errors) or [f"failed: {message}"]
 
 
 @dataclass
@@ -105,7 +115,7 @@ class StudyRunner:
             wave = find_wave(self.records, keys)
             if wave is None:
                 return
-            self._run(wave)
+            self._run(wave, keys)
         raise RunFailed(f"still stale after {MAX_WAVES} runs: {', '.join(k.to_user_string() for k in wave.reasons)}")
 
     def _adopt(self, keys: set[Key]) -> None:
@@ -119,19 +129,20 @@ class StudyRunner:
         if found.adopted:
             seconds = time.monotonic() - began
             self.console.line(
-                f"{len(found.adopted)} assets of the store are new to Dagster: adopted in {seconds:.1f} s"
+                f"{len(found.adopted)} assets of the store adopted into Dagster's records in {seconds:.1f} s"
             )
-        for reason in found.damaged.values():
-            self.console.line(f"damaged: {reason}")
         if found.damaged:
-            raise RunFailed(f"{len(found.damaged)} assets of the store are damaged")
+            raise RunFailed(
+                f"{len(found.damaged)} assets of the store are damaged",
+                [f"damaged: {reason}" for reason in found.damaged.values()],
+            )
 
     def stale_report_inputs(self, keys: set[Key]) -> set[Key]:
         """Return the stale inputs of the report that are not in `keys`."""
         others = ancestors(self.parents, [self.report]) - {self.report} - keys
         return set(self.staleness(others).reasons)
 
-    def _run(self, wave: Wave) -> None:
+    def _run(self, wave: Wave, targets: set[Key]) -> None:
         self._announce(wave)
         job = self.defs.resolve_job_def(self.study)
         selected = job.get_subset(asset_selection=wave.assets, asset_check_selection=wave.checks)
@@ -146,7 +157,8 @@ class StudyRunner:
                 ONLY_STALE_TAG: "true",
             },
         )
-        log = RunLog(self.console, self.groups, wave.assets)
+        made = {op: [key for key in keys if key in wave.assets] for op, keys in self.groups.items()}
+        log = RunLog(self.console, RunPlan(made, self.parents, targets))
         try:
             for event in run_job(selected, run, self.instance):
                 log.see(event)
@@ -156,7 +168,7 @@ class StudyRunner:
             self._mark_canceled(run.run_id)
             raise Interrupted
         if not self.instance.get_run_by_id(run.run_id).is_success:
-            raise RunFailed(f"run {run.run_id} failed")
+            raise RunFailed(f"run {run.run_id} failed", log.failures.errors())
 
     def _announce(self, wave: Wave) -> None:
         new = [key for key in wave.assets if wave.reasons[key] == NEVER_MADE]

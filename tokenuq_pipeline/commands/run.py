@@ -7,8 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tokenuq_ml.control_characters import escaped
+from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import FAILED, INTERRUPTED
 from tokenuq_pipeline.commands.common import project
+from tokenuq_pipeline.runtime.readers import is_gone, replace_output
 
 ABLATION_HELP = (
     "make only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
@@ -49,7 +52,7 @@ def run_study(defs, config, study: str, ablations: list[str], instance, store) -
     runner = StudyRunner(defs, config, study, instance, store, CONSOLE)
     keys = runner.targets(ablations)
     with quiet_streams(CONSOLE):
-        code = _bring_up_to_date(runner, keys, with_report=not ablations)
+        code, errors = _bring_up_to_date(runner, keys, with_report=not ablations)
     if code == INTERRUPTED:
         return code
     if runner.timings:
@@ -58,11 +61,14 @@ def run_study(defs, config, study: str, ablations: list[str], instance, store) -
         print("up to date: nothing to recompute")
     if code == 0:
         print_report(store, study)
+    for error in errors:
+        # Last, so that it stands above the next prompt.
+        print("\n" + escaped(redacted(error)))
     return code
 
 
-def _bring_up_to_date(runner, keys: set, with_report: bool) -> int:
-    """Make `keys`, then the report if its other inputs are up to date; return the exit code.
+def _bring_up_to_date(runner, keys: set, with_report: bool) -> tuple[int, list[str]]:
+    """Make `keys`, then the report if its other inputs are up to date; return the exit code, and the errors to print.
 
     Args:
         runner: of the study.
@@ -89,11 +95,11 @@ def _bring_up_to_date(runner, keys: set, with_report: bool) -> int:
                 runner.bring_up_to_date(keys | {runner.report})
     except RunFailed as failure:
         console.line(f"stopped: {failure}; finished assets are kept, run the same command again after fixing the cause")
-        return FAILED
+        return FAILED, failure.errors
     except (Interrupted, KeyboardInterrupt):
         console.line("stopped; run the same command again to resume from the last checkpoint")
-        return INTERRUPTED
-    return 0
+        return INTERRUPTED, []
+    return 0, []
 
 
 def time_table(timings: list) -> str:
@@ -131,9 +137,11 @@ def quiet_streams(console) -> Iterator[None]:
     kept = [os.dup(1), os.dup(2)]
     sink = os.open(os.devnull, os.O_WRONLY)
     before = console.stream, console.shows_events
+    # A stream that a test or a caller has set stays.
+    streams = [os.fdopen(os.dup(descriptor), "w") for descriptor in kept] if before[0] is None else []
     try:
-        # A stream that a test or a caller has set stays.
-        console.stream = os.fdopen(os.dup(kept[0]), "w") if before[0] is None else before[0]
+        if streams:
+            console.stream, console.other_stream = streams
         console.shows_events = False
         os.dup2(sink, 1)
         os.dup2(sink, 2)
@@ -145,6 +153,12 @@ def quiet_streams(console) -> Iterator[None]:
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.close(sink)
-        if before[0] is None and console.stream is not None:
-            console.stream.close()
+        for stream in streams:
+            with contextlib.suppress(OSError):
+                stream.close()
+        if console.has_lost_stream or is_gone(1):
+            if not console.has_lost_stream:
+                print("the reader of standard output is gone: what it would have read follows here", file=sys.stderr)
+            replace_output()
         console.stream, console.shows_events = before
+        console.other_stream, console.has_lost_stream = None, False

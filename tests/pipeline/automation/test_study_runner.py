@@ -171,9 +171,23 @@ def test_bad_input_fails_with_its_message_and_leaves_no_file(copy, monkeypatch, 
     out, err = capfd.readouterr()
     assert code == 1 and runs[1:] == [[]]
     assert "failed: student.yaml: row 3: holds no answer; add one\n" in out and "Traceback" not in out + err
+    # Evaluation and curriculum of the student, and the report.
+    assert out.count("holds no answer") == 1 and out.endswith("\nin study/top/student; 3 assets wait for it\n")
     assert list((copy.store.home / ".staging").iterdir()) == []
     assert copy.store.path("selections/study=study/ablation=top/part-0.parquet").read_bytes() == before
     assert copy.store.is_complete("study/top/student")
+
+
+def test_independent_failures_of_one_run_are_errors_at_its_end(tmp_path, monkeypatch, capfd):
+    """Of a check and of a stage; what depends on neither is still made, and nothing is printed for what waits."""
+    misbehave(monkeypatch, spoil="datasets", bad_input="models")
+    code, (made,) = bring_up_to_date(Toy(tmp_path))
+    out = capfd.readouterr().out
+    assert code == 1 and set(made) == {"datasets/toy", "datasets/extra"}
+    *_, failure, check = sorted(out.rstrip().split("\n\n"), key=lambda part: "check" in part)
+    assert failure == "failed: models.yaml: row 3: holds no answer; add one\nin models/tiny; 14 assets wait for it"
+    assert check.startswith("check failed: datasets/toy: no_question_in_two_splits: ")
+    assert check.endswith("in datasets/toy; 14 assets wait for it") and "Dependencies for step" not in out
 
 
 def test_a_crash_keeps_what_was_done_before_it(copy, monkeypatch, capfd):
