@@ -9,30 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tokenuq_ml.config.shipped import shipped_config
+from tokenuq_ml.disk import full_disk
 from tokenuq_ml.errors import InputError
-
-SETTINGS = """\
-# Written once by tokenuq. You may edit it.
-telemetry:
-  enabled: false
-
-# No welcome dialog on the first page.
-nux:
-  enabled: false
-
-# Pools count ops, not runs: a limit that you set in the UI applies across runs.
-concurrency:
-  pools:
-    granularity: op
-
-# Ends runs that hang while they start or cancel, and frees the slots of finished runs.
-run_monitoring:
-  enabled: true
-  start_timeout_seconds: 300
-  cancel_timeout_seconds: 120
-  poll_interval_seconds: 15
-  free_slots_after_run_end_seconds: 10
-"""
+from tokenuq_pipeline.runtime.dagster_settings import require_postgres, write_settings
 
 
 def checkout() -> Path:
@@ -65,11 +44,18 @@ def dagster_home() -> Path:
     """Return `$DAGSTER_HOME`, by default `.dagster_home/` in the checkout; creates it, with settings, if it is missing.
 
     Sets `DAGSTER_HOME` to the absolute path, because Dagster rejects a relative one.
+
+    Raises:
+        InputError: it cannot be written, its settings are damaged, or the database that keeps its records is down.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or checkout() / ".dagster_home").expanduser().resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        (home / "dagster.yaml").write_text(SETTINGS)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = full_disk(error, home) or f"the folder cannot be created: {error.strerror}"
+        raise InputError(f"DAGSTER_HOME: {home}: {reason}") from None
+    write_settings(home, os.environ)
+    require_postgres(os.environ)
     os.environ["DAGSTER_HOME"] = str(home)
     return home
 

@@ -1,0 +1,160 @@
+"""`dagster.yaml`: the settings of Dagster's instance, and where its records are: SQLite files, or PostgreSQL.
+
+    export TOKENUQ_DAGSTER_POSTGRES=postgresql://user@host/database     # the password: PGPASSWORD, or ~/.pgpass
+
+The file is written once and belongs to the user then. The one change that is made to it later is to append `storage:`,
+which refers to the variable and so holds no password.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from tokenuq_ml.atomic_files import atomic_write
+from tokenuq_ml.disk import full_disk
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.redaction import hide, redacted
+
+POSTGRES_VARIABLE = "TOKENUQ_DAGSTER_POSTGRES"
+EXAMPLE = "postgresql://user@host/database"
+CONNECT_TIMEOUT_S = 5
+
+SETTINGS = """\
+# Written once by tokenuq. You may edit it.
+telemetry:
+  enabled: false
+
+# No welcome dialog on the first page.
+nux:
+  enabled: false
+
+# Pools count ops, not runs: a limit that you set in the UI applies across runs.
+concurrency:
+  pools:
+    granularity: op
+
+# Ends runs that hang while they start or cancel, and frees the slots of finished runs.
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 300
+  cancel_timeout_seconds: 120
+  poll_interval_seconds: 15
+  free_slots_after_run_end_seconds: 10
+"""
+POSTGRES = f"""
+# Dagster's records are in PostgreSQL, at the address that the environment variable holds.
+storage:
+  postgres:
+    postgres_url:
+      env: {POSTGRES_VARIABLE}
+"""
+STORAGE_KEYS = ("storage", "run_storage", "event_log_storage", "schedule_storage")
+"""Keys of dagster.yaml that say where records are."""
+
+
+def write_settings(home: Path, environment: Mapping[str, str]) -> None:
+    """Write `dagster.yaml` if it is missing, empty or cut short, and give it the storage that the environment names.
+
+    Raises:
+        InputError: the file cannot be written or read, or it and the environment contradict each other.
+    """
+    path, postgres = home / "dagster.yaml", environment.get(POSTGRES_VARIABLE)
+    text = _read(path)
+    if not text.strip() or _is_cut(text):
+        text = SETTINGS + POSTGRES if postgres else SETTINGS
+        _write(path, text)
+    settings = _parse(path, text)
+    ours = settings.get("storage") == yaml.safe_load(POSTGRES)["storage"]
+    if postgres and not ours:
+        if kept := next((key for key in STORAGE_KEYS if key in settings), None):
+            raise InputError(
+                f"{path}: `{kept}:` says where Dagster's records are, and {POSTGRES_VARIABLE} names a database for "
+                f"them; delete `{kept}:` from the file, or unset the variable"
+            )
+        _write(path, f"{text.rstrip()}\n{POSTGRES}")
+    elif ours and not postgres:
+        raise InputError(
+            f"{path}: Dagster's records are in the database that {POSTGRES_VARIABLE} names, and it is not set; set it "
+            f"({EXAMPLE}), or delete `storage:` from the file for new records in SQLite files"
+        )
+
+
+def require_postgres(environment: Mapping[str, str]) -> None:
+    """Connect to the database that the environment names, if it names one.
+
+    Raises:
+        InputError: the variable holds no address of PostgreSQL, a package is missing, or the server does not answer.
+    """
+    url = environment.get(POSTGRES_VARIABLE)
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        hide(parts.password)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme != "postgresql" or not parts.path.strip("/"):
+        raise InputError(f"{POSTGRES_VARIABLE}: {redacted(url)!r} is not the address of a database, such as {EXAMPLE}")
+    if importlib.util.find_spec("dagster_postgres") is None:
+        raise InputError(
+            f"{POSTGRES_VARIABLE}: needs dagster-postgres; install it with `pip install 'tokenuq[postgres]'`"
+        )
+    import psycopg2
+
+    try:
+        psycopg2.connect(url, connect_timeout=CONNECT_TIMEOUT_S).close()
+    except psycopg2.Error as error:
+        where = f"{parts.hostname or 'this machine'}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        raise InputError(f"{POSTGRES_VARIABLE}: PostgreSQL at {where} refuses: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    """Return what the server or the driver says, and what helps where that is known."""
+    said = redacted(next((line.strip() for line in str(error).splitlines() if line.strip()), "it gives no reason"))
+    advice = {
+        "Connection refused": "start the server, or correct the address",
+        "No such file": "start the server, or correct the address",
+        "no password supplied": "set PGPASSWORD, or add a line to ~/.pgpass",
+        "password authentication failed": "correct PGPASSWORD or ~/.pgpass",
+        "does not exist": "create it with `createdb` or `createuser`",
+    }
+    help_ = next((f"; {what}" for words, what in advice.items() if words in said), "")
+    return said + help_
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+
+
+def _is_cut(text: str) -> bool:
+    """Return whether a text is `SETTINGS` up to the middle of a line, as a full disk left it."""
+    return SETTINGS.startswith(text) and SETTINGS[len(text) :][:1] not in ("", "\n") and not text.endswith("\n")
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise InputError(f"{path}: is not YAML{where}; correct it, or delete it to get a new one") from None
+    if settings is not None and not isinstance(settings, dict):
+        raise InputError(f"{path}: must hold `key: value` lines; correct it, or delete it to get a new one")
+    return settings or {}
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with atomic_write(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        reason = full_disk(error, path.parent) or f"{path}: cannot be written: {error.strerror}"
+        raise InputError(reason) from None
