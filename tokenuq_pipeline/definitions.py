@@ -11,6 +11,8 @@ from tokenuq_ml.config.load import load_config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets.shown_studies import shown_config
 from tokenuq_pipeline.build_defs import build_defs
+from tokenuq_pipeline.runtime.console import compact_logger
+from tokenuq_pipeline.runtime.dagster_internals import log_by_default
 from tokenuq_pipeline.runtime.paths import config_folders, store_home
 from tokenuq_pipeline.runtime.store import Store
 
@@ -50,4 +52,5 @@ def load_defs() -> dg.Definitions:
         raise InputError(str(error)) from None
 
 
+log_by_default(compact_logger)
 defs = load_defs()

@@ -30,6 +30,7 @@ from dagster._core.definitions.data_version import (
 )
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import EngineEventData, RunFailureReason
+from dagster._core.execution import context_creation_job
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
@@ -70,6 +71,7 @@ __all__ = [
     "input_data_version_tag",
     "is_valid_cron_schedule",
     "last_recorded",
+    "log_by_default",
     "passed_on_latest",
     "process_of_event",
     "run_job",
@@ -216,6 +218,14 @@ def _version_at(
 def selected_checks(context: dg.AssetExecutionContext) -> set[dg.AssetCheckKey]:
     """Return the checks that a run asks of this step."""
     return set(context.op_execution_context.selected_asset_check_keys)
+
+
+def log_by_default(logger: dg.LoggerDefinition) -> None:
+    """Let runs whose configuration names no logger, such as those that the UI's lineage page starts, log by `logger`.
+
+    A job's configuration can name one, but Dagster gives no place for it to the job behind that page.
+    """
+    context_creation_job.default_system_loggers = lambda instance: [(logger, {})]
 
 
 def forget_definitions_storage() -> None:

@@ -6,6 +6,7 @@ of the UI's runs collect failures here instead, and print each once, at the end 
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -103,7 +104,7 @@ class Failures:
         return f"in {first.to_user_string()}; {who} for it"
 
 
-def _innermost(error) -> str:
+def _innermost(error: Any) -> str:
     """Return the message of the exception at the start of the chain of causes."""
     while error is not None and error.cause is not None:
         error = error.cause
@@ -117,7 +118,7 @@ def _reason(event: dg.DagsterEvent) -> str:
         return data.user_failure_data.description
     if data.error is None:
         return f"{event.step_key}, for an unknown reason"
-    return f"{_innermost(data.error)} (traceback: `make ui`, run {event.logging_tags.get('run_id', '')})"
+    return f"{_innermost(data.error)} (traceback: `make ui`, run {(event.logging_tags or {}).get('run_id', '')})"
 
 
 def _descendants(

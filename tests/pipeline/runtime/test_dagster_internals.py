@@ -3,6 +3,7 @@
 After an upgrade of Dagster, what fails here is to be changed in `tokenuq_pipeline/runtime/dagster_internals.py`.
 """
 
+import logging
 import os
 import subprocess
 
@@ -203,3 +204,28 @@ def test_definitions_can_be_built_after_their_instance_was_closed():
         internals.forget_definitions_storage()
         with dg.DagsterInstance.ephemeral() as instance:
             assert Graph(instance).run()[0].is_success
+
+
+def test_a_run_whose_configuration_names_no_logger_logs_by_the_default(monkeypatch):
+    module = internals.context_creation_job
+    monkeypatch.setattr(module, "default_system_loggers", module.default_system_loggers)
+    records = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            records.append(record)
+
+    @dg.logger({})
+    def mine(context):
+        logger = logging.Logger("mine")
+        logger.addHandler(Handler())
+        return logger
+
+    internals.log_by_default(mine)
+
+    @dg.asset
+    def one(context):
+        context.log.info("said by the asset")
+
+    dg.Definitions([one]).resolve_implicit_global_asset_job_def().execute_in_process()
+    assert any("said by the asset" in record.getMessage() for record in records)
