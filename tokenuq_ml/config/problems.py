@@ -14,13 +14,20 @@ def problems(spec_class: type[Spec], error: ValidationError) -> list[str]:
 
 def _problem_text(spec_class: type[Spec], problem: Any) -> str:
     """Return `.key: message` for one of pydantic's error details."""
-    key = ".".join(str(part) for part in problem["loc"] if part != "name")
+    key = ".".join(str(part) for part in problem["loc"] if part != "name" and not _is_type(part))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = f"unknown key; allowed: {', '.join(_allowed_keys(spec_class, problem['loc']))}"
     elif problem["type"] not in ("missing", "value_error"):
         message += f", got {problem['input']!r}"
     return f"{'.' + key if key else ''}: {message}"
+
+
+def _is_type(part: int | str) -> bool:
+    """Return whether pydantic adds this part for a member of a union, such as `float`, `constrained-float` or `Schedule`."""
+    return isinstance(part, str) and (
+        part in ("bool", "float", "int", "str") or not part.isidentifier() or part[0].isupper()
+    )
 
 
 def _allowed_keys(spec_class: type[Spec], loc: tuple[int | str, ...]) -> list[str]:

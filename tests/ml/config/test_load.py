@@ -79,7 +79,11 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
     ("path", "value", "said"),
     [
         ("ablations.b.select.by", "bald_typo", ["ablations.yaml: b.select.by", "bald_typo", "allowed: all, loss"]),
-        ("ablations.b.select.quantile", 1.5, ["ablations.yaml: b.select.quantile", "less than or equal to 1", "1.5"]),
+        (
+            "ablations.b.select.quantile",
+            1.5,
+            ["ablations.yaml: b.select.quantile: Input", "less than or equal to 1", "1.5"],
+        ),
         ("ablations.b.select.quantile", 0, ["ablations.yaml: b.select.quantile", "greater than 0"]),
         ("ablations.b.select", {"by": "loss", "keep": "above"}, ["ablations.yaml: b.select", "needs 'threshold'"]),
         (
