@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ EPOCHS, SAVE_STEPS = 30, 5
 """Long enough for a kill in the middle of a training; checkpoints often enough that a resumed one does little again."""
 VOLATILE = ("costs/", "ablation_report/")
 """Folders whose files hold timings. Everything else is the same, byte for byte, in every run."""
+BASE_MODEL = re.compile(rb"/[^\s\"]*/store/models/")
 ORPHAN_S = 45.0
 """Seconds that processes of a killed run have to write a checkpoint and end."""
 
@@ -168,6 +170,6 @@ def files(store: Store) -> dict[str, str]:
         for file in store.read_manifest(name).files:
             if not file.path.startswith(VOLATILE):
                 # PEFT writes the absolute path of the base model into an adapter's folder.
-                content = store.path(file.path).read_bytes().replace(os.fsencode(store.home), b"STORE")
+                content = BASE_MODEL.sub(b"models/", store.path(file.path).read_bytes())
                 found[file.path] = hashlib.sha256(content).hexdigest()
     return found
