@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.stages.request import RecordedInput, StageRequest
-from tokenuq_ml.tables.integrity import MEND, file_difference, unlisted
+from tokenuq_ml.tables.integrity import MEND, SET_ASIDE, file_difference, unlisted
 from tokenuq_ml.tables.partitions import PublishedFile, why_not_file
 
 THREADS = 4
@@ -33,7 +33,7 @@ def verify_inputs(request: StageRequest, reporter: Reporter) -> None:
         folder = Path(request.inputs[name])
         found |= {(folder, path): record for path in record.files}
         if extra := unlisted(folder, (folder / path for path in record.files)):
-            raise InputError(f"{extra[0]} does not belong to {record.asset}; remove it, or {MEND}")
+            raise InputError(f"{extra[0]} does not belong to {record.asset}; {SET_ASIDE}")
     largest_first = sorted(found.items(), key=lambda item: -item[1].files[item[0][1]].bytes)
     pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "verify-inputs")
     try:

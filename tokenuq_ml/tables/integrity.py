@@ -25,6 +25,8 @@ from tokenuq_ml.tables.schemas import TABLES
 
 MEND = "`tokenuq verify --forget`, then `tokenuq run`, makes it again"
 """What mends a damaged file."""
+SET_ASIDE = "`tokenuq verify --forget` moves it to the trash"
+"""What mends a folder with a file too many."""
 _NOT_OURS = re.compile(r"\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.DS_Store")
 """Files that file systems and desktops leave in folders, and that nothing reads."""
 
@@ -139,10 +141,11 @@ class _Records:
             record = self._record(relative)
             if record is None:
                 return self._why_no_record(relative)
-            wrong = file_difference(self._home, record, kept) or self._extra_part(record)
+            wrong = file_difference(self._home, record, kept)
+            wrong = f"{wrong}; {MEND}" if wrong else self._extra_part(record)
             if wrong is None or self._identity(record.asset) == self._seen[record.asset]:
                 break
-        return wrong and f"{wrong}; {MEND}"
+        return wrong
 
     def _record(self, relative: str) -> PublishedFile | None:
         record = self._where.get(relative)
@@ -177,7 +180,7 @@ class _Records:
         except OSError:
             names = []
         extra = [name for name in sorted(names) if self._where.get(f"{Path(record.path).parent}/{name}") is None]
-        return f"{path.parent / extra[0]} does not belong to {record.asset}" if extra else None
+        return f"{path.parent / extra[0]} does not belong to {record.asset}; {SET_ASIDE}" if extra else None
 
 
 _all_records: dict[Path, _Records] = {}
@@ -202,7 +205,7 @@ def _why_unlisted(path: Path, folders: set[Path], now: Published, table: str) ->
     It does where it lies next to a published file, and where the manifest that listed it is damaged.
     """
     if path.parent in folders:
-        return f"{path} does not belong to any asset; {MEND}"
+        return f"{path} does not belong to any asset; {SET_ASIDE}"
     values = set(partition_of(path, table).values())
     for asset, sentence in now.damaged.items():
         # A study's asset names study and ablation, a dataset's the dataset.

@@ -12,9 +12,9 @@ from tokenuq_pipeline.commands.common import project
 from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions
 from tokenuq_pipeline.runtime.store_layout import table_path
 
-STATES = {"waiting": "may follow", "unchecked": FRESH}
-"""States of `tokenuq status` that a plan names otherwise: an asset that may follow is counted, and one whose check is
-pending is not, because only the check runs."""
+STATES = {"waiting": "may follow", "unchecked": FRESH, "damaged": FRESH}
+"""States of `tokenuq status` that a plan names otherwise: an asset that may follow is counted. One is not
+whose check is pending, because only the check runs, nor one that has a file too many."""
 MEASURING_S = 300
 
 

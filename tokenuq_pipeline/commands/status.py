@@ -17,6 +17,9 @@ def add_parser(commands) -> None:
         "become stale once it is rebuilt. Exit code 0 if everything is fresh, 3 if not.",
     )
     parser.add_argument("--study", metavar="STUDY", help="this study and what it needs; default: all enabled studies")
+    parser.add_argument(
+        "--deep", action="store_true", help="also read every file and compare it with its recorded hash"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(function=status_command)
 
@@ -28,7 +31,7 @@ def status_command(options: argparse.Namespace) -> int:
 
     studies = [options.study] if options.study else shown_studies(configuration(), Store(store_home()))
     with project(*studies) as here:
-        rows = status_rows(here.defs, here.config, studies, here.instance, here.store)
+        rows = status_rows(here.defs, here.config, studies, here.instance, here.store, options.deep)
     if options.format == "json":
         print(json.dumps(rows, indent=1))
     else:
@@ -36,14 +39,16 @@ def status_command(options: argparse.Namespace) -> int:
     return STALE if rows else 0
 
 
-def status_rows(defs, config, studies: list[str], instance, store) -> list[dict[str, str]]:
+def status_rows(defs, config, studies: list[str], instance, store, deep: bool = False) -> list[dict[str, str]]:
     """Return one row per asset that is not fresh: `asset`, `state`, `reason`, in the order of the graph.
 
-    States: missing, stale, unchecked (a blocking check has not passed), waiting (downstream of one of those).
+    States: missing, stale, damaged (until `tokenuq verify --forget`, no run makes it again), unchecked (a blocking
+    check has not passed), waiting (downstream of one of those).
     """
     from tokenuq_pipeline.automation.explain import explain
     from tokenuq_pipeline.automation.staleness import NEVER_MADE, Records, descendants, staleness, study_keys
     from tokenuq_pipeline.runtime.data_files import observe
+    from tokenuq_pipeline.runtime.mending import damage
 
     records = Records.of(defs.resolve_asset_graph(), config, instance, store)
     assets, parents = records.assets, records.parents
@@ -54,6 +59,9 @@ def status_rows(defs, config, studies: list[str], instance, store) -> list[dict[
         key: ("missing" if reason == NEVER_MADE else "stale", explain(reason, assets[key], store))
         for key, reason in found.reasons.items()
     }
+    for key in keys - states.keys():
+        if sentence := damage(store, key.to_user_string(), deep):
+            states[key] = ("damaged", sentence)
     for check in sorted(found.pending_checks, key=str):
         states.setdefault(check.asset_key, ("unchecked", f"the check {check.name} has not passed on it"))
     unsettled = states.keys() | descendants(parents, states)

@@ -8,10 +8,25 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from tokenuq_ml.tables.integrity import MEND, SET_ASIDE
 from tokenuq_pipeline.runtime.fingerprints import Fingerprints
 from tokenuq_pipeline.runtime.places import MANIFESTS
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.trash import Trash
+
+
+def damage(store: Store, asset: str, deep: bool) -> str | None:
+    """Return what is wrong with a complete asset that no run makes again by itself, and what mends it.
+
+    Args:
+        store: the store.
+        asset: its name.
+        deep: read every file. Otherwise the folders are only listed, for files that no manifest lists.
+    """
+    extra = [f"{path.relative_to(store.home)}: does not belong to the asset" for path in store.extra_files(asset)]
+    problems = store.problems(asset) if deep else extra
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}; {SET_ASIDE if problems == extra else MEND}" if problems else None
 
 
 def mend(store: Store, asset: str) -> str:

@@ -1,13 +1,14 @@
 """`tokenuq verify --forget`: every damage is named, and mended so that only what has to be made is made again."""
 
 import os
+import re
 import shutil
 
 import pytest
 
 from tests.support.tiny_store import examples, publish
 from tokenuq_pipeline import cli
-from tokenuq_pipeline.runtime.mending import mend, other_damage
+from tokenuq_pipeline.runtime.mending import damage, mend, other_damage
 from tokenuq_pipeline.runtime.store import Store
 
 ASSET, OTHER = "datasets/toy", "datasets/other"
@@ -76,10 +77,10 @@ MANIFESTS = {
 }
 
 
-@pytest.mark.parametrize("damage, says", MANIFESTS.values(), ids=MANIFESTS)
-def test_a_damaged_manifest_is_one_sentence_and_is_forgotten(store, capsys, damage, says):
+@pytest.mark.parametrize("change, says", MANIFESTS.values(), ids=MANIFESTS)
+def test_a_damaged_manifest_is_one_sentence_and_is_forgotten(store, capsys, change, says):
     path = manifest(store)
-    damage(path)
+    change(path)
     for sentence in (store.damaged_manifest(ASSET), store.incomplete_because(ASSET), *store.problems(ASSET)):
         assert f"{path}: {says}" in sentence and "`tokenuq verify --forget`" in sentence and "\n" not in sentence
     assert store.read_manifest(ASSET) is None and not store.is_complete(ASSET) and store.extra_files(ASSET) == []
@@ -122,9 +123,9 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("damage, says", FILES.values(), ids=FILES)
-def test_a_damaged_file_costs_its_asset_the_manifest(store, damage, says):
-    damage(store.path(TABLE))
+@pytest.mark.parametrize("change, says", FILES.values(), ids=FILES)
+def test_a_damaged_file_costs_its_asset_the_manifest(store, change, says):
+    change(store.path(TABLE))
     (problem,) = store.problems(ASSET)
     assert TABLE in problem and says in problem
     assert mend(store, ASSET) == "its manifest is deleted, and the next run makes it again"
@@ -161,3 +162,20 @@ def test_leftovers_of_dead_runs_are_deleted(store):
     assert left.exists()
     cli.main(["verify", "--forget"])
     assert not left.exists()
+
+
+def test_status_names_extra_files_and_with_deep_every_damage(store):
+    assert damage(store, ASSET, deep=False) is None and damage(store, ASSET, deep=True) is None
+    content = store.path(TABLE).read_bytes()
+    store.path(TABLE).write_bytes(b"x" * len(content))
+    assert damage(store, ASSET, deep=False) is None
+    assert re.fullmatch(
+        rf"{TABLE}: its SHA-256 .*; `tokenuq verify --forget`, then .*", damage(store, ASSET, deep=True)
+    )
+    store.path(TABLE).write_bytes(content)
+    shutil.copy(store.path(TABLE), store.path(TABLE).with_name("part-1.parquet"))
+    for deep in (False, True):
+        said = damage(store, ASSET, deep)
+        assert said.endswith(
+            "part-1.parquet: does not belong to the asset; `tokenuq verify --forget` moves it to the trash"
+        )
