@@ -16,6 +16,7 @@ from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.lineage import column_lineage
 from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
+from tokenuq_pipeline.runtime.markdown import plain
 from tokenuq_pipeline.runtime.store import Store
 
 PREVIEW_ROWS = 5
@@ -95,7 +96,7 @@ def _provenance(provenance: Provenance) -> Metadata:
 def preview(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
     """Return the first rows as a Markdown table; all rows if the table is short."""
     rows = frame.head(COMPLETE_TABLE_ROWS if len(frame) <= COMPLETE_TABLE_ROWS else PREVIEW_ROWS)
-    lines = ["| " + " | ".join(rows.columns) + " |", "|" + " --- |" * rows.width]
+    lines = ["| " + " | ".join(map(plain, rows.columns)) + " |", "|" + " --- |" * rows.width]
     lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows.iter_rows()]
     if len(rows) < len(frame):
         lines.append(f"\n{len(frame):,} rows in total")
@@ -105,11 +106,12 @@ def preview(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
 def plot(path: Path) -> dg.MarkdownMetadataValue:
     """Return a PNG embedded in the metadata, or a note if it is missing or too large."""
     if not path.is_file():
-        return dg.MetadataValue.md(f"{path.name} was not drawn")
+        return dg.MetadataValue.md(f"{plain(path.name)} was not drawn")
     content = path.read_bytes()
     if len(content) > PLOT_BYTES:
-        return dg.MetadataValue.md(f"{path.name} has {len(content) // 1000} kB, too large to show here: see `{path}`")
-    return dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{base64.b64encode(content).decode()})")
+        size = f"{len(content) // 1000} kB"
+        return dg.MetadataValue.md(f"{plain(path.name)} has {size}, too large to show here: see {plain(str(path))}")
+    return dg.MetadataValue.md(f"![{plain(path.stem)}](data:image/png;base64,{base64.b64encode(content).decode()})")
 
 
 def page(path: Path) -> dg.PathMetadataValue:
@@ -126,15 +128,17 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        shown = ", ".join(str(item) for item in value[:6])
-        text = f"[{shown}, … {len(value)} in total]" if len(value) > 6 else f"[{shown}]"
+        shown = plain(_cut(", ".join(str(item) for item in value[:6])))
+        return f"[{shown}, … {len(value)} in total]" if len(value) > 6 else f"[{shown}]"
     else:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = text.replace("\\", "\\\\").replace("\n", "⏎").replace("\r", "⏎").replace("\t", "⇥")
-    if len(text) > CELL_CHARACTERS:
-        text = text[: CELL_CHARACTERS - 1] + "…"
-    # After the cut: an escape must not be cut in half. A code span would show the escape itself.
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "&#96;").replace("*", "&#42;")
+    # After the cut: an escape must not be cut in half.
+    return plain(_cut(text))
+
+
+def _cut(text: str) -> str:
+    text = text.replace("\n", "⏎").replace("\r", "⏎").replace("\t", "⇥")
+    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
 
 
 def _type_name(dtype: Any) -> str:

@@ -13,6 +13,7 @@ from tokenuq_ml.stages.failures import NO_MEMORY, NO_SPACE, name_of
 from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.stages.runner import BAD_INPUT, INTERRUPTED
 from tokenuq_pipeline.runtime.child_output import ChildOutput
+from tokenuq_pipeline.runtime.markdown import fenced
 from tokenuq_pipeline.runtime.processes import peak_memory
 
 LOOK_S = 0.25
@@ -81,7 +82,7 @@ def failure_of(
     if code in (INTERRUPTED, -signal.SIGINT):
         return StageFailure(f"{name_of(request)} was interrupted")
     tail, end = output.tail(), output.end_of_stderr()
-    stderr = dg.MetadataValue.md(f"```\n{tail}\n```")
+    stderr = dg.MetadataValue.md(fenced(tail))
     known = _known(request, staging, code, end, memory)
     if known is not None:
         sentence, crashed = known
