@@ -7,7 +7,7 @@ which refers to the variable and so holds no password.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,8 @@ from tokenuq_ml.redaction import hide, redacted
 
 POSTGRES_VARIABLE = "TOKENUQ_DAGSTER_POSTGRES"
 EXAMPLE = "postgresql://user@host/database"
+SCHEMES = ("postgresql", "postgresql+psycopg2")
+"""Of addresses: as libpq takes it, and as SQLAlchemy does with the driver that Dagster uses."""
 CONNECT_TIMEOUT_S = 5
 
 SETTINGS = """\
@@ -83,33 +85,34 @@ def write_settings(home: Path, environment: Mapping[str, str]) -> None:
         )
 
 
-def require_postgres(environment: Mapping[str, str]) -> None:
-    """Connect to the database that the environment names, if it names one.
+def require_postgres(environment: MutableMapping[str, str]) -> None:
+    """Connect to the database that the environment names, if it names one, and name the driver in the address.
+
+    SQLAlchemy 2.1 takes psycopg for addresses without a driver; dagster-postgres is written for psycopg2.
 
     Raises:
         InputError: the variable holds no address of PostgreSQL, a package is missing, or the server does not answer.
     """
-    url = environment.get(POSTGRES_VARIABLE)
-    if not url:
+    if not (url := environment.get(POSTGRES_VARIABLE)):
         return
     try:
         parts = urlsplit(url)
+        where = f"{parts.hostname or 'this machine'}{f':{parts.port}' if parts.port else ''}{parts.path}"
         hide(parts.password)
     except ValueError:
-        parts = urlsplit("")
-    if parts.scheme != "postgresql" or not parts.path.strip("/"):
+        parts, where = urlsplit(""), ""
+    if parts.scheme not in SCHEMES or not parts.path.strip("/"):
         raise InputError(f"{POSTGRES_VARIABLE}: {redacted(url)!r} is not the address of a database, such as {EXAMPLE}")
     if importlib.util.find_spec("dagster_postgres") is None:
-        raise InputError(
-            f"{POSTGRES_VARIABLE}: needs dagster-postgres; install it with `pip install 'tokenuq[postgres]'`"
-        )
+        raise InputError(f"{POSTGRES_VARIABLE}: needs a package; run `pip install 'tokenuq[postgres]'`")
     import psycopg2
 
+    address = url.partition("://")[2]
     try:
-        psycopg2.connect(url, connect_timeout=CONNECT_TIMEOUT_S).close()
+        psycopg2.connect(f"{SCHEMES[0]}://{address}", connect_timeout=CONNECT_TIMEOUT_S).close()
     except psycopg2.Error as error:
-        where = f"{parts.hostname or 'this machine'}{f':{parts.port}' if parts.port else ''}{parts.path}"
-        raise InputError(f"{POSTGRES_VARIABLE}: PostgreSQL at {where} refuses: {_first_line(error)}") from None
+        raise InputError(f"{POSTGRES_VARIABLE}: no connection to {where}: {_first_line(error)}") from None
+    environment[POSTGRES_VARIABLE] = f"{SCHEMES[1]}://{address}"
 
 
 def _first_line(error: Exception) -> str:
