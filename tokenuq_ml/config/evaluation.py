@@ -4,10 +4,12 @@ The package `evaluation` computes the metrics.
 """
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from tokenuq_ml.config.base import Spec
+from tokenuq_ml.redaction import holds_secret
 
 
 class GenerationSpec(Spec):
@@ -57,9 +59,26 @@ class JudgeSpec(Spec):
             raise ValueError("give either 'base_url' and 'model' of an endpoint, or 'local_model'")
         if self.base_url is not None and self.model is None:
             raise ValueError("'base_url' needs 'model', the judge's name at the endpoint")
+        if self.base_url is not None:
+            _check_endpoint(self.base_url)
+        if self.api_key_env is not None and not self.api_key_env.isidentifier():
+            raise ValueError("'api_key_env' must be the name of an environment variable, not the key itself")
         if self.local_model is not None and (self.model is not None or self.api_key_env is not None):
             raise ValueError("'model' and 'api_key_env' belong to an endpoint; remove them, or 'local_model'")
         return self
+
+
+def _check_endpoint(url: str) -> None:
+    """Check that a judge's address can be stored and shown.
+
+    Raises:
+        ValueError: it is no address, or holds a credential.
+    """
+    if holds_secret(url):
+        raise ValueError("'base_url' holds a password or key: name the key's environment variable in 'api_key_env'")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("'base_url' must be an address such as https://api.openai.com/v1")
 
 
 class AlpacaEvalSpec(GenerationSpec):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
+from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
 from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.sweeps import expand
@@ -251,6 +252,8 @@ def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpe
             if "$" in raw[key] and raw.get("id") is not None:
                 # The variable is not set, and the dataset is on the hub as well.
                 raw.pop(key)
+    # After variables have been replaced, which may hold addresses.
+    check_no_credentials(f"{path}: {name}", raw)
     if issubclass(spec_class, DatasetSpec) and set(KEYS) & set(raw):
         return cast(AnySpec, _parse(CuratedEntry, path, name, raw))
     try:

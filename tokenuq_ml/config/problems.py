@@ -24,7 +24,7 @@ def _problem_text(spec_class: type[Spec], problem: Any) -> str:
 
 
 def _is_type(part: int | str) -> bool:
-    """Return whether pydantic adds this part for a member of a union, such as `float`, `constrained-float` or `Schedule`."""
+    """Return whether pydantic adds this part for a member of a union, such as `constrained-float`."""
     return isinstance(part, str) and (
         part in ("bool", "float", "int", "str") or not part.isidentifier() or part[0].isupper()
     )
