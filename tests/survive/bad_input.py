@@ -207,13 +207,16 @@ BAD_INPUT = [
 
 def bad_inputs(folder: Path, whole: TrialStudy, calm: Calm, record: Record, deadline: float) -> None:
     """Make the trials that the record lacks until `deadline`."""
+    whole_config = folder / "config.whole"
+    if not whole_config.exists():
+        shutil.copytree(whole.config, whole_config)
     for number, bad in enumerate(BAD_INPUT[len(record.trials(PART)) :], len(record.trials(PART)) + 1):
         if time.monotonic() > deadline:
-            return
-        started, root = time.monotonic(), folder / "bad_input"
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(whole.config, root / "config")
-        study = whole.copy_to(root / "study")
+            break
+        started = time.monotonic()
+        study = whole.copy_to(folder / "bad_input")
+        # In place: an entry of the configuration with another path is another entry.
+        _restore(study.config, whole_config)
         bad.alter(study.config)
         study.more_environment |= bad.environment
         code, printed = study.tokenuq(*bad.command, seconds=180)
@@ -227,6 +230,13 @@ def bad_inputs(folder: Path, whole: TrialStudy, calm: Calm, record: Record, dead
         wrong += calm.wrong(study) + [f"stage {pid} is still at work" for pid in study.wait_for_orphans()]
         said = _sentence(printed, bad.names)
         record.add(Trial(PART, number, bad.name, f"“{said}”", tuple(wrong), time.monotonic() - started))
+    _restore(whole.config, whole_config)
+
+
+def _restore(config: Path, whole: Path) -> None:
+    """Make the configuration again what it was, with the times of its files."""
+    shutil.rmtree(config)
+    shutil.copytree(whole, config, symlinks=True)
 
 
 def _sentence(printed: str, names: str) -> str:
