@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.survive.bad_input import BAD_INPUT, bad_inputs
+from tests.survive.bad_input import BAD_INPUT, bad_inputs, restore_config
 from tests.survive.damage import DAMAGE, damages
 from tests.survive.full_disk import PART as FULL_DISK
 from tests.survive.full_disk import full_disks
@@ -36,6 +36,7 @@ def main() -> int:
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     deadline, record = time.monotonic() + 60 * options.minutes, Record(folder / "trials.jsonl")
+    restore_config(folder)
     study = TrialStudy(folder / "calm")
     code, printed = study.run()
     if code != 0:

@@ -14,6 +14,8 @@ from tests.survive.study import STUDY, Calm, TrialStudy
 from tests.survive.trials import Record, Trial
 
 PART = "bad input"
+WHOLE = "config.whole"
+"""The folder that keeps the configuration as it was."""
 RUN = ("run", "--study", STUDY)
 
 
@@ -207,16 +209,15 @@ BAD_INPUT = [
 
 def bad_inputs(folder: Path, whole: TrialStudy, calm: Calm, record: Record, deadline: float) -> None:
     """Make the trials that the record lacks until `deadline`."""
-    whole_config = folder / "config.whole"
-    if not whole_config.exists():
-        shutil.copytree(whole.config, whole_config)
+    if not (folder / WHOLE).exists():
+        shutil.copytree(whole.config, folder / WHOLE)
     for number, bad in enumerate(BAD_INPUT[len(record.trials(PART)) :], len(record.trials(PART)) + 1):
         if time.monotonic() > deadline:
             break
         started = time.monotonic()
         study = whole.copy_to(folder / "bad_input")
         # In place: an entry of the configuration with another path is another entry.
-        _restore(study.config, whole_config)
+        restore_config(folder)
         bad.alter(study.config)
         study.more_environment |= bad.environment
         code, printed = study.tokenuq(*bad.command, seconds=180)
@@ -230,13 +231,14 @@ def bad_inputs(folder: Path, whole: TrialStudy, calm: Calm, record: Record, dead
         wrong += calm.wrong(study) + [f"stage {pid} is still at work" for pid in study.wait_for_orphans()]
         said = _sentence(printed, bad.names)
         record.add(Trial(PART, number, bad.name, f"“{said}”", tuple(wrong), time.monotonic() - started))
-    _restore(whole.config, whole_config)
+    restore_config(folder)
 
 
-def _restore(config: Path, whole: Path) -> None:
-    """Make the configuration again what it was, with the times of its files."""
-    shutil.rmtree(config)
-    shutil.copytree(whole, config, symlinks=True)
+def restore_config(folder: Path) -> None:
+    """Make the configuration again what it was before a trial altered it."""
+    if (folder / WHOLE).exists():
+        shutil.rmtree(folder / "config", ignore_errors=True)
+        shutil.copytree(folder / WHOLE, folder / "config")
 
 
 def _sentence(printed: str, names: str) -> str:
