@@ -88,20 +88,22 @@ def linked(home: Path, relative: Iterable[str]) -> Path | None:
 
     Paths that do not exist hold no link.
     """
-    seen: set[str] = set()
+    seen: dict[str, bool] = {}  # path -> whether it exists
+    root = str(home)
     for path in relative:
-        parts = path.split("/")
-        for length in range(1, len(parts) + 1):
-            upper = "/".join(parts[:length])
-            if upper in seen:
-                continue
-            seen.add(upper)
-            try:
-                mode = os.lstat(home / upper).st_mode
-            except (FileNotFoundError, NotADirectoryError):
+        upper = root
+        for part in path.split("/"):
+            upper = f"{upper}/{part}"
+            if upper not in seen:
+                try:
+                    mode = os.lstat(upper).st_mode
+                except (FileNotFoundError, NotADirectoryError):
+                    mode = 0
+                if stat.S_ISLNK(mode):
+                    return Path(upper)
+                seen[upper] = mode != 0
+            if not seen[upper]:
                 break
-            if stat.S_ISLNK(mode):
-                return home / upper
     return None
 
 

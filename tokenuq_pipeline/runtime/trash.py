@@ -20,7 +20,7 @@ from tokenuq_pipeline.runtime.places import check_no_link
 
 TRASH = ".trash"
 KEPT_FOR = timedelta(days=7)
-_TIME = "%Y%m%dT%H%M%S.%fZ"
+TIME = "%Y%m%dT%H%M%S.%fZ"
 _NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-[0-9a-f]{8}(\.deleting)?")
 DELETING = ".deleting"
 
@@ -118,7 +118,7 @@ class Trash:
         return [entry for path in paths if (entry := _entry(path)) is not None]
 
     def _new_entry(self) -> Path:
-        entry = self.path / f"{datetime.now(UTC).strftime(_TIME)}-{secrets.token_hex(4)}"
+        entry = self.path / f"{datetime.now(UTC).strftime(TIME)}-{secrets.token_hex(4)}"
         entry.mkdir(parents=True)
         return entry
 
@@ -165,6 +165,6 @@ def folder_has_files(folder: Path) -> bool:
 def _entry(path: Path) -> Entry | None:
     match = _NAME.fullmatch(path.name)
     try:
-        return Entry(path, datetime.strptime(match[1], _TIME).replace(tzinfo=UTC), bool(match[2])) if match else None
+        return Entry(path, datetime.strptime(match[1], TIME).replace(tzinfo=UTC), bool(match[2])) if match else None
     except ValueError:
         return None
