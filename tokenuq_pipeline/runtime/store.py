@@ -61,6 +61,7 @@ class Store:
         """
         with beating(self.home):
             self.clean_staging()
+            Trash(self.home).empty_old()
             folder = self.home / STAGING / f"{Owner.current()}+{uuid.uuid4().hex[:8]}"
             folder.mkdir(parents=True)
             try:
@@ -69,8 +70,13 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def clean_staging(self) -> list[str]:
-        """Delete the staging folders of dead processes and return their names."""
-        removed = []
+        """Delete the staging folders of dead processes and return their names.
+
+        What lies behind a symbolic link is not the store's own, and stays.
+        """
+        removed: list[str] = []
+        if linked(self.home, [STAGING]) is not None:
+            return removed
         for folder in (self.home / STAGING).glob("*"):
             if not self._is_in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)

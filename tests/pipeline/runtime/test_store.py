@@ -129,6 +129,13 @@ def test_staging_is_deleted_also_after_a_failure(store):
     assert list((store.home / ".staging").iterdir()) == []
 
 
+def test_nothing_is_cleaned_behind_a_link(store, tmp_path):
+    (tmp_path / "home_folder" / "1-1-thesis").mkdir(parents=True)
+    store.home.mkdir()
+    (store.home / ".staging").symlink_to(tmp_path / "home_folder")
+    assert store.clean_staging() == [] and (tmp_path / "home_folder" / "1-1-thesis").is_dir()
+
+
 @pytest.mark.slow
 def test_what_dead_processes_left_is_cleaned_and_what_live_ones_use_stays(store):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

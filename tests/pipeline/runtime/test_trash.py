@@ -105,6 +105,16 @@ def test_the_trash_is_emptied_after_a_week_and_only_of_what_was_put_there(store)
     assert foreign_file.exists() and foreign_folder.exists()
 
 
+def test_a_run_empties_the_trash_of_what_is_older_than_a_week(store):
+    remove_all(store)
+    (entry,) = Trash(store.home).entries()
+    with store.staging():
+        assert Trash(store.home).entries() == [entry]
+    os.rename(entry.path, entry.path.with_name(f"20200101T000000.000000Z-{entry.path.name[-8:]}"))
+    with store.staging():
+        assert Trash(store.home).all() == []
+
+
 def test_an_entry_that_is_half_deleted_is_not_restored_and_goes_next_time(store):
     remove_all(store)
     trash = Trash(store.home)
