@@ -7,11 +7,16 @@ Tables hold the user's data and are not altered.
 detect-secrets and similar scanners look for secrets in files, by entropy too, and would hide hashes and data versions.
 """
 
+import io
 import json
 import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import TracebackType
+from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
 SHOWN = "***"
@@ -76,6 +81,49 @@ def redacted(text: str) -> str:
         text = known.sub(SHOWN, text)
     lower = text.lower()
     return _LOOKS_SECRET.sub(_replace, text) if any(mark in lower for mark in _MARKS) else text
+
+
+def redacted_values(value: Any) -> Any:
+    """Return lists and mappings with every text in them redacted; numbers and names of keys stay."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, dict):
+        return {name: redacted_values(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(redacted_values(item) for item in value)
+    return value
+
+
+class RedactedStream(io.TextIOBase):
+    """A stream of this process, such as `sys.stderr`, through which libraries write, with secrets hidden."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the redacted text; return the length of the given one, as the caller expects."""
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return an attribute of the stream itself: its encoding, its descriptor, whether it is a terminal."""
+        if name in ("write", "writelines", "_stream", "__class__"):
+            return super().__getattribute__(name)
+        return getattr(super().__getattribute__("_stream"), name)
+
+
+def redact_output() -> None:
+    """Hide secrets in all that this process prints from now on, tracebacks and logs of libraries included."""
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
+
+
+def redact_tracebacks() -> None:
+    """Hide secrets in the traceback that Python prints if this process ends by an exception."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+    sys.excepthook = show
 
 
 def holds_secret(text: str) -> bool:

@@ -20,6 +20,7 @@ import yaml
 from tokenuq_ml.config import JudgeSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.patches import importable_alpaca_eval
+from tokenuq_ml.redaction import hide, redacted
 
 NO_KEY = "none"
 """The key for endpoints without keys; the client requires one."""
@@ -155,6 +156,7 @@ def _key(spec: JudgeSpec) -> str:
     key = NO_KEY if spec.api_key_env is None else os.environ.get(spec.api_key_env)
     if not key:
         raise JudgeUnavailable(f"the environment variable {spec.api_key_env} holds no key for {spec.base_url}")
+    hide(spec.api_key_env and key)
     return key
 
 
@@ -204,4 +206,5 @@ def load_package() -> types.SimpleNamespace:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    # Endpoints repeat the key, or a part of it, in what they answer.
+    return redacted(" ".join(str(error).split()))[:200]

@@ -19,6 +19,7 @@ from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dags
 
 from tokenuq_ml.disk import DiskFull
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.redaction import redact_output, redacted, redacted_values
 from tokenuq_ml.stages.failures import NO_SPACE, known_failure, name_of, release_reserve
 from tokenuq_ml.stages.input_files import verify_inputs
 from tokenuq_ml.stages.parent_watch import ParentWatch, kill_group
@@ -39,7 +40,7 @@ def with_usage(result: AssetResult, started: float, tokens: int = 0) -> AssetRes
     if tokens:
         usage["tokens_per_second"] = round(tokens / max(seconds, 1e-9), 1)
     metrics = {"device": "cpu", "precision": "no model", **result.metrics, **usage}
-    return result.model_copy(update={"metrics": metrics, "packages": package_versions()})
+    return result.model_copy(update={"metrics": redacted_values(metrics), "packages": package_versions()})
 
 
 def with_numerics(result: AssetResult) -> AssetResult:
@@ -87,11 +88,11 @@ class PipesReporter(_Usage):
 
     def info(self, message: str) -> None:
         """Log a message in the run."""
-        self._pipes.log.info(message)
+        self._pipes.log.info(redacted(message))
 
     def warning(self, message: str) -> None:
         """Log a warning in the run."""
-        self._pipes.log.warning(message)
+        self._pipes.log.warning(redacted(message))
 
     def done(self, result: AssetResult) -> None:
         """Send the result to the run."""
@@ -100,7 +101,7 @@ class PipesReporter(_Usage):
 
     def bad_input(self, message: str) -> None:
         """Send the error to the run, which then fails without a retry."""
-        self._pipes.report_custom_message({"kind": "bad_input", "message": message})
+        self._pipes.report_custom_message({"kind": "bad_input", "message": redacted(message)})
 
 
 class TerminalReporter(_Usage):
@@ -129,6 +130,7 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     # A process that a shell starts in the background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    redact_output()
     parent = ParentWatch.start()
     warnings.filterwarnings("ignore", category=FutureWarning)
     code = _run_and_report(run)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from tokenuq_ml.redaction import redacted
+
 POLL_S = 0.05
 TAIL_LINES = 30
 TAIL_BYTES = 2**16
@@ -127,6 +129,8 @@ class _Stream:
                 self._reader.seek(0)
 
     def _pass_on(self, chunk: bytes) -> None:
+        # The child hides secrets in what Python prints; its libraries of C and its own children do not.
+        chunk = redacted(chunk.decode(errors="surrogateescape")).encode(errors="surrogateescape")
         self.tail = (self.tail + chunk)[-TAIL_BYTES:]
         allowed = self._allowance.take(len(chunk)) if not self._left_out else 0
         if allowed:

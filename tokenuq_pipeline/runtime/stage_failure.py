@@ -9,6 +9,7 @@ import dagster as dg
 
 from tokenuq_ml.disk import full_disk
 from tokenuq_ml.out_of_memory import kills_by_limit, limits_of, memory_sentence, ran_out
+from tokenuq_ml.redaction import redacted
 from tokenuq_ml.stages.failures import NO_MEMORY, NO_SPACE, name_of
 from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.stages.runner import BAD_INPUT, INTERRUPTED
@@ -32,7 +33,7 @@ class StageFailure(dg.Failure):
     """
 
     def __init__(self, description: str, crashed: bool = False, **metadata: Any) -> None:
-        super().__init__(description=description, metadata=metadata, allow_retries=False)
+        super().__init__(description=redacted(description), metadata=metadata, allow_retries=False)
         self.crashed = crashed
 
 

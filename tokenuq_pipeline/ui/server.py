@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.redaction import hide, redacted
+from tokenuq_ml.redaction import hide, redact_output, redacted
 from tokenuq_pipeline.runtime.dagster_internals import code_servers, web_app
 from tokenuq_pipeline.runtime.instance import prepare
 from tokenuq_pipeline.runtime.paths import store_home
@@ -48,6 +48,7 @@ def main() -> None:
     os.set_inheritable(pipe, False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    redact_output()
     others = _Others()
     threading.Thread(target=_stop_with, args=(pipe, others), daemon=True, name="supervisor-watch").start()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
