@@ -47,14 +47,18 @@ def configuration() -> "Config":
 
 
 @contextlib.contextmanager
-def project(*studies: str) -> Iterator[Project]:
-    """Load the configuration, build the definitions of some studies, and open the Dagster instance.
+def project(*studies: str, config: "Config | None" = None) -> Iterator[Project]:
+    """Build the definitions of some studies, and open the Dagster instance.
+
+    Args:
+        *studies: their names.
+        config: the configuration; by default it is loaded.
 
     Raises:
         InputError: there is no such study.
     """
     dagster_home()
-    config = configuration()
+    config = config or configuration()
     for study in studies:
         known_study(config, study)
     import dagster as dg

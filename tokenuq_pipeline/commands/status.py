@@ -1,42 +1,118 @@
-"""`tokenuq status`: list what is stale, and why."""
+"""`tokenuq status`: what is stale, and why."""
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from tokenuq_pipeline.commands import STALE
-from tokenuq_pipeline.commands.common import configuration, project
+from tokenuq_pipeline.commands.common import configuration, known_study, project
+from tokenuq_pipeline.commands.status_text import (
+    Row,
+    StudyStatus,
+    as_lines,
+    as_table,
+    is_stale,
+    where_details_are,
+)
 from tokenuq_pipeline.runtime.paths import store_home
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config.load import Config
+    from tokenuq_pipeline.runtime.store import Store
 
 
 def add_parser(commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "status",
-        help="list what is stale, and why",
-        description="Lists every asset that is not fresh, with the reason, and the assets downstream of it that may "
-        "become stale once it is rebuilt. Exit code 0 if everything is fresh, 3 if not.",
+        help="print what is fresh, stale or not made; with --study or --all also why",
+        description="Prints one line per study: fresh, stale, incomplete or not made, with the number of assets by "
+        "state. Studies are those that the UI shows: enabled ones, those with anything in the store, and those that "
+        "TOKENUQ_STUDIES names. With --study or --all, also lists each asset that is not fresh, with the reason. Exit "
+        "code 0 if nothing is stale (what was never made is not), 3 if anything is.",
     )
-    parser.add_argument("--study", metavar="STUDY", help="this study and what it needs; default: all enabled studies")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--study", action="append", metavar="STUDY", help="this study, asset by asset; may be given more than once"
+    )
+    which.add_argument("--all", action="store_true", help="every study of studies.yaml, asset by asset")
     parser.add_argument(
         "--deep", action="store_true", help="also read every file and compare it with its recorded hash"
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="default: text. json: an object per study; with --study or --all, an object per asset that is not fresh",
+    )
     parser.set_defaults(function=status_command)
 
 
 def status_command(options: argparse.Namespace) -> int:
     """Run `tokenuq status`."""
-    from tokenuq_pipeline.assets.shown_studies import shown_studies
     from tokenuq_pipeline.runtime.store import Store
 
-    studies = [options.study] if options.study else shown_studies(configuration(), Store(store_home()))
-    with project(*studies) as here:
-        rows = status_rows(here.defs, here.config, studies, here.instance, here.store, options.deep)
+    config, store, details = configuration(), Store(store_home()), bool(options.study or options.all)
+    studies, rows = study_statuses(config, _studies(options, config, store), store, options.deep)
     if options.format == "json":
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(rows if details else [study.as_json() for study in studies], indent=1))
+    elif details:
+        made = [row for row in rows if any(row in study.rows for study in studies if study.made)]
+        print("\n\n".join(filter(None, (as_lines(studies), as_table(made)))))
     else:
-        print(as_text(rows, studies))
-    return STALE if rows else 0
+        print("\n".join(filter(None, (as_lines(studies), where_details_are(studies)))))
+    return STALE if is_stale(rows) else 0
+
+
+def _studies(options: argparse.Namespace, config: "Config", store: "Store") -> list[str]:
+    """Return the studies that are asked for.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    from tokenuq_pipeline.assets.shown_studies import shown_studies
+
+    if options.all:
+        return list(config.studies)
+    if options.study:
+        return list(dict.fromkeys(known_study(config, name) for name in options.study))
+    return shown_studies(config, store)
+
+
+def study_statuses(
+    config: "Config", studies: list[str], store: "Store", deep: bool = False
+) -> tuple[list[StudyStatus], list[Row]]:
+    """Return the status of each study, and the rows of all, in the order of the graph.
+
+    Definitions are built, and Dagster's records read, only for studies that the store holds anything of.
+
+    Args:
+        config: all of it.
+        studies: their names.
+        store: the store.
+        deep: read every file.
+    """
+    from tokenuq_pipeline.assets.graph import assets_by_name
+    from tokenuq_pipeline.assets.shown_studies import config_of, held
+
+    content = held(store).studies
+    made = [study for study in studies if study in content]
+    needed = {study: list(assets_by_name(config_of(config, [study]))) for study in studies}
+    found: dict[str, Row] = {}
+    if made:
+        part = config_of(config, made)
+        with project(*made, config=part) as here:
+            found = {row["asset"]: row for row in status_rows(here.defs, part, made, here.instance, store, deep)}
+    known = {name for study in made for name in needed[study]}
+    for name in dict.fromkeys(name for study in studies for name in needed[study] if name not in known):
+        if store.read_manifest(name) is None:
+            found[name] = {"asset": name, "state": "missing", "reason": "was never made"}
+    statuses = [
+        StudyStatus(study, len(names), [found[name] for name in names if name in found], study in content)
+        for study, names in needed.items()
+    ]
+    order = [name for name in assets_by_name(config_of(config, studies)) if name in found]
+    return statuses, [found[name] for name in order]
 
 
 def status_rows(defs, config, studies: list[str], instance, store, deep: bool = False) -> list[dict[str, str]]:
@@ -53,7 +129,7 @@ def status_rows(defs, config, studies: list[str], instance, store, deep: bool = 
     records = Records.of(defs.resolve_asset_graph(), config, instance, store)
     assets, parents = records.assets, records.parents
     keys = set().union(*(study_keys(assets, study) for study in studies))
-    observe(config, instance, store)
+    observe(config, instance, store, {key.path[1] for key in keys if key.path[0] == "datasets"})
     found = staleness(records, keys)
     states = {
         key: ("missing" if reason == NEVER_MADE else "stale", explain(reason, assets[key], store))
@@ -74,11 +150,3 @@ def status_rows(defs, config, studies: list[str], instance, store, deep: bool = 
 
 def _some(names: list[str], most: int = 2) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def as_text(rows: list[dict[str, str]], studies: list[str]) -> str:
-    """Return the rows as an aligned table, or a sentence if there are none."""
-    if not rows:
-        return f"up to date: {', '.join(studies)}"
-    name, state = (max(len(row[column]) for row in rows) for column in ("asset", "state"))
-    return "\n".join(f"{row['asset']:<{name}}  {row['state']:<{state}}  {row['reason']}" for row in rows)
