@@ -16,10 +16,16 @@ from tokenuq_ml.errors import InputError
 _WORDS = re.compile(
     r"\bMemoryError\b|out of memory|OutOfMemory|can't allocate memory|cannot allocate memory|std::bad_alloc"
     r"|unable to allocate|memory allocation of \d+ bytes failed|malloc of size \d+ failed|ALLOC_FAILED"
-    r"|memory allocation still failed|failed to map segment from shared object|realloc of size \d+ failed"
+    r"|memory allocation still failed|realloc of size \d+ failed"
     r"|could not allocate|not enough memory|os error 12\b",
     re.I,
 )
+_NO_THREAD = re.compile(
+    r"can't start new thread|could not spawn threads|ThreadPoolBuildError|pthread_create failed|Thread creation failed"
+    r"|failed to map segment from shared object",
+    re.I,
+)
+"""What a limit of addresses brings about too, and other things without one."""
 _ON_GPU = re.compile(r"CUDA|CUBLAS|CUDNN|MPS backend|HIP", re.I)
 _GROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 2**60
@@ -50,16 +56,23 @@ class MemoryLimit:
 def ran_out(error: BaseException | str) -> bool:
     """Return whether an error, or the words of one, mean that memory ran out."""
     if isinstance(error, str):
-        return _WORDS.search(error) is not None
+        return _says_so(error)
     one: BaseException | None = error
     while one is not None:
         if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
             return True
         # Errors of ours may quote such words from a file or a user.
-        if not isinstance(one, (OSError, InputError)) and _WORDS.search(f"{type(one).__name__}: {one}"):
+        if not isinstance(one, (OSError, InputError)) and _says_so(f"{type(one).__name__}: {one}"):
             return True
         one = one.__cause__ or one.__context__
     return False
+
+
+def _says_so(words: str) -> bool:
+    if _WORDS.search(words):
+        return True
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return _NO_THREAD.search(words) is not None and any(limit != resource.RLIM_INFINITY for limit in limits)
 
 
 def limits_of(pid: int | None = None) -> list[MemoryLimit]:
@@ -99,7 +112,7 @@ def memory_sentence(what: str, entrypoint: str, words: str = "", peak: float | N
 
 def _limits(pid: int) -> Iterator[MemoryLimit]:
     for number, name in (
-        (resource.RLIMIT_AS, "the limit of addresses (`ulimit -v`)"),
+        (resource.RLIMIT_AS, "the limit of addresses (`ulimit -v`, which counts reserved memory too)"),
         (resource.RLIMIT_DATA, "the limit of data (`ulimit -d`)"),
     ):
         soft = resource.getrlimit(number)[0] if pid == os.getpid() else _limit_of(pid, number)
