@@ -39,6 +39,9 @@ COMMANDS = (
     ui,
 )
 
+GC_THRESHOLD = 100_000
+"""Objects that are allocated between two collections; Python's default is 700."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -53,14 +56,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code."""
-    _open_closed_streams()
-    options = parser().parse_args(arguments)
-    try:
-        code = options.function(options)
     if arguments is None:
         # Imports and definitions allocate half a million objects that stay. To look for garbage among them takes a
         # fifth of a short command. Callers from Python keep their own threshold.
         gc.set_threshold(GC_THRESHOLD)
+    _open_closed_streams()
+    options = parser().parse_args(arguments)
+    try:
+        code = options.function(options)
         # Here it is noticed if the reader is gone or a disk is full; at its exit, Python would print a traceback.
         sys.stdout.flush()
         return code

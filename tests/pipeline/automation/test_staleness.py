@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from tests.support.toy_pipeline import STUDY, Toy, config_with
+from tests.support.toy_pipeline import STUDY, config_with
 from tokenuq_ml.stages import versions
 from tokenuq_pipeline.automation.explain import changed_fields
 from tokenuq_pipeline.automation.staleness import ancestors, next_wave
