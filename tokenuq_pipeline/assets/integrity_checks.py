@@ -1,8 +1,8 @@
 """The check `files_intact` of every asset: do its files match the hashes that its manifest recorded?
 
-One op evaluates it for all assets, so that a job of 500 assets is one step. It reads every file, so no run of a study
-asks for it: the job `verify` does, weekly if its schedule is switched on. It blocks nothing: a stage compares what it
-reads itself (`tokenuq_ml/stages/input_files.py`).
+One op evaluates it for all assets, so that a job of 500 assets is one step. It reads every file, so the jobs of studies
+leave it out: the job `verify` evaluates it, weekly if its schedule is switched on, and so does whoever materialises
+single assets in the UI. It blocks nothing: a stage compares what it reads itself (`tokenuq_ml/stages/input_files.py`).
 """
 
 from collections.abc import Iterable, Iterator
