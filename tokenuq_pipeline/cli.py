@@ -9,6 +9,7 @@ import sys
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.redaction import redact_tracebacks, redacted
 from tokenuq_pipeline.commands import (
     FAILED,
     INTERRUPTED,
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         # fifth of a short command. Callers from Python keep their own threshold.
         gc.set_threshold(GC_THRESHOLD)
     _open_closed_streams()
+    redact_tracebacks()
     options = parser().parse_args(arguments)
     try:
         code = options.function(options)
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        _say(f"error: {escaped(str(error))}")
+        _say(f"error: {escaped(redacted(str(error)))}")
         return USAGE
     except KeyboardInterrupt:
         _say("\nstopped; run the same command again to resume from the last checkpoint")
@@ -80,14 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
         sentence = _system_error(error)
         if sentence is None:
             raise
-        _say(f"error: {escaped(sentence)}")
+        _say(f"error: {escaped(redacted(sentence))}")
         _drop_output()
         return FAILED
 
 
 def _system_error(error: Exception) -> str | None:
-    """Return the sentence for a full disk or a lack of memory; None for other errors."""
+    """Return the sentence for a full disk, a lack of memory or a lost database; None for other errors."""
     from tokenuq_ml.out_of_memory import memory_sentence, ran_out
+    from tokenuq_pipeline.runtime.dagster_settings import records_failure
     from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
     from tokenuq_pipeline.runtime.paths import store_home
     from tokenuq_pipeline.runtime.readers import file_of_output, why_lost
@@ -98,7 +101,7 @@ def _system_error(error: Exception) -> str | None:
     sentence = full_disk_of_run(error, *([output] if output else []), store_home())
     if sentence is None and ran_out(error):
         sentence = memory_sentence("tokenuq", "")
-    return sentence
+    return sentence or records_failure(error)
 
 
 def _open_closed_streams() -> None:

@@ -15,6 +15,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets.checks import table_checks
 from tokenuq_pipeline.assets.graph import stage_groups
 from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
+from tokenuq_pipeline.automation.explain import explain
 from tokenuq_pipeline.automation.run_log import AssetTiming, RunLog
 from tokenuq_pipeline.automation.staleness import (
     MAX_WAVES,
@@ -175,7 +176,8 @@ class StudyRunner:
         if new:
             self.console.line(f"{len(new)} assets to make for the first time")
         for key in sorted(wave.assets - set(new), key=self.order.get):
-            self.console.line(f"to rebuild: {key.to_user_string()} ({wave.reasons[key]})")
+            reason = explain(wave.reasons[key], self.records.assets[key], self.store)
+            self.console.line(f"to rebuild: {key.to_user_string()} ({reason})")
         for check in sorted(wave.checks if not wave.assets else (), key=str):
             self.console.line(f"to check: {check.asset_key.to_user_string()}: {check.name}")
 

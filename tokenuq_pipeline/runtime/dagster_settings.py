@@ -7,6 +7,7 @@ which refers to the variable and so holds no password.
 """
 
 import importlib.util
+import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,23 @@ def require_postgres(environment: MutableMapping[str, str]) -> None:
     environment[POSTGRES_VARIABLE] = f"{SCHEMES[1]}://{address}"
 
 
-def _first_line(error: Exception) -> str:
+def records_failure(error: BaseException | None) -> str | None:
+    """Return the sentence for an error of the database that keeps Dagster's records; None for other errors."""
+    if "sqlalchemy" not in sys.modules:
+        return None
+    from sqlalchemy.exc import DBAPIError
+
+    while error is not None:
+        if isinstance(error, DBAPIError) and error.orig is not None:
+            return (
+                f"Dagster's records cannot be read or written: {_first_line(error.orig)}; finished assets are kept in "
+                "the store: run the same command again"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
     """Return what the server or the driver says, and what helps where that is known."""
     said = redacted(next((line.strip() for line in str(error).splitlines() if line.strip()), "it gives no reason"))
     advice = {
