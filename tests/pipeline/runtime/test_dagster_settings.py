@@ -153,7 +153,7 @@ def test_a_study_runs_and_is_adopted_with_its_records_in_a_server(server, tmp_pa
     assert run() == 1 and run() == 1
     assert "up to date: nothing to recompute" in capfd.readouterr().out
     server.stop()
-    command = [sys.executable, "-m", "tokenuq_pipeline.cli", "status", "--study", "quickstart"]
+    command = [sys.executable, "-m", "tokenuq_pipeline.cli", "adopt", "--study", "quickstart"]
     environment = {**os.environ, "DAGSTER_HOME": str(toy.folder / "dagster_home"), "TOKENUQ_HOME": str(toy.store.home)}
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.startswith(f"error: {POSTGRES_VARIABLE}: no connection to ")
