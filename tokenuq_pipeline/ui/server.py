@@ -28,6 +28,7 @@ from tokenuq_pipeline.runtime.dagster_internals import code_servers, web_app
 from tokenuq_pipeline.runtime.instance import prepare
 from tokenuq_pipeline.runtime.paths import store_home
 from tokenuq_pipeline.ui import sessions
+from tokenuq_pipeline.ui.first_page import FirstPage
 from tokenuq_pipeline.ui.graphql_requests import MAX_MESSAGE
 from tokenuq_pipeline.ui.guard import Guard
 from tokenuq_pipeline.ui.hosts import Hosts
@@ -115,7 +116,7 @@ def _serve(listening: socket.socket, workspace: Path, url: str, others: _Others,
         ):
             stack.callback(others.interrupt)
             config = uvicorn.Config(
-                Guard(app, hosts, login, endpoints_of(app)),
+                Guard(FirstPage(app), hosts, login, endpoints_of(app)),
                 log_level="warning",
                 lifespan="off",
                 # What a proxy says of the client's address and scheme is not needed, and anybody can write it.
