@@ -92,7 +92,7 @@ class KeptHashes:
     """
 
     def __init__(self, path: str | Path | None = None):
-        self._path = Path(path) if path is not None else _cache_folder() / "file_hashes.json"
+        self._path = Path(path) if path is not None else cache_folder() / "file_hashes.json"
         self._known: dict[str, str] | None = None
         self._changed = False
 
@@ -162,6 +162,6 @@ def _require_regular(status: os.stat_result, path: str | Path) -> None:
         raise NotAFile(f"{path} is {_KINDS.get(kind, 'no file')}, not a file")
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return the user's folder for what can be computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenuq"

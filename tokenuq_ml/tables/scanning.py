@@ -1,5 +1,6 @@
 """Open the tables of a store: lazily with polars, or as SQL views with DuckDB."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
         raise InputError(f"table {table} is damaged: {damage}")
     published = complete_files(folder)[table]
     files = [file for file in published if _is_wanted(partition_of(file, table), wanted)]
+    _require_undamaged(folder, table, wanted)
     if not files:
         raise FileNotFoundError(f"{folder / table}: {_why_missing(table, published, wanted)}")
     columns = pl.DataFrame(definition.schema.empty_table()).schema
@@ -67,14 +69,17 @@ def connect(home: str | Path | None = None, memory: str | None = None) -> "duckd
     Args:
         home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
         memory: DuckDB's memory limit, beyond which it writes to a temporary folder; default: `tables.sql.MEMORY`.
-
-    Raises:
-        InputError: a file of the store is broken, or lies outside the store.
     """
     # Imported here: to scan needs no DuckDB.
     from tokenuq_ml.tables import sql
 
     return sql.connect(home, memory or sql.MEMORY)
+
+
+def _require_undamaged(home: Path, table: str, wanted: dict[str, set[str]]) -> None:
+    for values in itertools.product(*(sorted(values) for values in wanted.values())):
+        if damage := damage_of_table(home, table, **dict(zip(wanted, values, strict=True))):
+            raise InputError(f"table {table} is damaged: {damage}")
 
 
 def _why_missing(table: str, published: list[Path], wanted: dict[str, set[str]]) -> str:

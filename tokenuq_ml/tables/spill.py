@@ -14,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 PREFIX = "tokenuq-query-"
 LARGEST = 20 * 2**30
@@ -22,18 +23,24 @@ _SHARE_OF_FREE = 0.5
 
 
 class SpillFolder:
-    """A new folder that only this user can read, locked for this process and for children that inherit `descriptor`.
+    """A folder to spill into.
 
     Attributes:
         path: the folder; None if none can be made, as on a full disk: the query then has its memory only.
+        descriptor: holds the lock, for this process and for children that inherit it; -1 if another process holds it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None, descriptor: int = -1):
+        self.path, self.descriptor = path, descriptor
+
+    @classmethod
+    def create(cls) -> Self:
+        """Return a new folder that only this user can read; first remove what killed processes left."""
         sweep()
-        self.path: Path | None = None
-        self.descriptor = -1
-        with contextlib.suppress(OSError):
-            self.path, self.descriptor = _locked_folder()
+        try:
+            return cls(*_locked_folder())
+        except OSError:
+            return cls(None)
 
     def limit(self) -> int:
         """Return the most bytes to write here: `LARGEST`, or half of what is free."""
@@ -43,7 +50,7 @@ class SpillFolder:
 
     def remove(self) -> None:
         """Remove the folder and what it holds."""
-        if self.path is not None:
+        if self.path is not None and self.descriptor >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self.descriptor)
             self.path, self.descriptor = None, -1
@@ -52,7 +59,7 @@ class SpillFolder:
 @contextlib.contextmanager
 def spill_folder() -> Iterator[SpillFolder]:
     """Make a folder for the block."""
-    folder = SpillFolder()
+    folder = SpillFolder.create()
     try:
         yield folder
     finally:

@@ -7,7 +7,7 @@ skip row groups. The walls, each of which holds without the others:
 2. The connection reads the store through a file system that cannot write (`read_only_files.py`) and opens no other
    file, loads no extension, has no network; its configuration is locked.
 3. `tokenuq query` runs it in a process that can write to its spill folder only and has a limit of memory and time
-   (`query_process.py`).
+   (`tokenuq_pipeline/commands/query_process.py`).
 
 A file is compared with its manifest before the first of its bytes is served (`integrity.py`).
 """
@@ -50,9 +50,10 @@ _WALLS = {
 
 @dataclass(frozen=True)
 class _Store:
-    """The store that a connection reads, and table -> why DuckDB cannot open it."""
+    """The store that a connection reads, the file system by which it does, and table -> why it cannot be opened."""
 
     home: Path
+    reading: ReadOnlyFiles
     broken: dict[str, str]
 
 
@@ -94,7 +95,7 @@ def connect(
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     reading.verify = True
-    _stores[connection] = _Store(home, {table: message for table, message in views.items() if message})
+    _stores[connection] = _Store(home, reading, {table: message for table, message in views.items() if message})
     return connection
 
 
@@ -158,10 +159,13 @@ def descriptions(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 
 def columns(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Return one row per column of every view: `table`, `column`, `type`, `meaning`, and the `rows` of the table."""
-    counts = {
-        name: connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in descriptions(connection)
-    }
+    """Return one row per column of every view: `table`, `column`, `type`, `meaning`, and the `rows` of the table.
+
+    Rows are counted from the files' footers, without reading the files; null for a table that cannot be opened.
+    """
+    store = _stores.get(connection)
+    with store.reading.unverified() if store else contextlib.nullcontext():
+        counts = {name: _count(connection, name) for name in descriptions(connection)}
     found = connection.execute(
         "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal "
         "ORDER BY table_oid, column_index"
@@ -169,6 +173,14 @@ def columns(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     rows = [(table, column, dtype, meaning, counts[table]) for table, column, dtype, meaning in found]
     names = ("table", "column", "type", "meaning", "rows")
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _count(connection: duckdb.DuckDBPyConnection, view: str) -> int | None:
+    try:
+        rows: list[tuple[int]] = connection.execute(f"SELECT count(*) FROM {view}").fetchall()
+    except duckdb.Error:
+        return None
+    return rows[0][0]
 
 
 def _plain(error: BaseException) -> str:
@@ -180,6 +192,6 @@ def _plain(error: BaseException) -> str:
 @functools.cache
 def process_folder() -> SpillFolder:
     """Return the process's own folder for data that exceeds the memory limit; it is deleted when the process ends."""
-    folder = SpillFolder()
+    folder = SpillFolder.create()
     atexit.register(folder.remove)
     return folder

@@ -12,6 +12,8 @@ import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 
+from tokenuq_ml.control_characters import escaped
+
 _BATCH_ROWS = 16 * 1024
 _PAGE_ROWS = 1000
 """Rows that decide the widths of an aligned table's columns; waiting for all rows would take memory."""
@@ -103,6 +105,17 @@ WRITERS: dict[str, Callable[[duckdb.DuckDBPyRelation, BinaryIO], int]] = {
 }
 
 
+class TerminalText:
+    """A binary stream that writes text to a terminal, with control characters as escapes."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:
+        """Write complete characters."""
+        return self._stream.write(escaped(data.decode()).encode())
+
+
 def display_width(text: str) -> int:
     """Return the columns that `text` takes in a terminal: two for wide characters, none for combining ones."""
     if text.isascii():
@@ -165,6 +178,8 @@ def _cut(texts: pl.Series) -> pl.Series:
 
 
 def _cut_one(text: str) -> str:
+    if text.isascii():
+        return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
     if display_width(text) <= _CELL:
         return text
     # Bounds the work: every character takes at least one column, except combining ones.

@@ -1,0 +1,116 @@
+"""The program that runs one query: `python -m tokenuq_pipeline.commands.query_child`, started by `query_process.py`.
+
+Reads what to do from standard input as JSON, writes the result to standard output, and reports by a pipe: the number of
+rows, or an error. It limits itself before it imports what runs the query.
+"""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.commands.query_process import Query
+from tokenuq_pipeline.runtime import confinement
+
+MEMORY, MORE_MEMORY = 600 * 2**20, 260 * 2**20
+"""DuckDB's limit, beyond which it spills, and what the kernel grants in addition to it and to what the libraries take
+(140 MiB): for values that DuckDB does not count, and a result's batches. In all, the process stays below 1 GiB. A sort
+that spills was seen to take 140 MiB more than DuckDB's limit."""
+
+
+def main() -> None:
+    """Run the query, report and end."""
+    query = Query(**json.loads(sys.stdin.buffer.read()))
+    # The terminal sends Ctrl-C to both processes; the parent has the words for it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    confinement.end_with_parent(query.parent)
+    confinement.no_core_dumps()
+    confinement.write_only_in(_writable(query))
+    confinement.limit_time(query.timeout)
+    with open(query.report, "w") as report:
+        json.dump(_report(query), report)
+        report.flush()
+        # Without the destructors of a database that holds gigabytes: the kernel is faster.
+        os._exit(0)
+
+
+def _report(query: Query) -> dict[str, Any]:
+    from tokenuq_ml.disk import full_disk
+    from tokenuq_ml.out_of_memory import ran_out
+
+    try:
+        with io.BufferedWriter(_Output(1, "wb", closefd=False)) as stream:
+            return {"rows": answer(query, stream)}
+    except BrokenPipeError:
+        return {"reader_gone": True}
+    except InputError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        if ran_out(error):
+            return {"error": _too_much(error)}
+        if message := full_disk(error, *filter(None, [query.spill])):
+            return {"error": message}
+        return {"bug": traceback.format_exc()}
+
+
+def answer(query: Query, stream: Any) -> int:
+    """Write the result of a query to a binary stream and return the number of rows."""
+    from tokenuq_ml.out_of_memory import ran_out
+    from tokenuq_ml.tables import sql
+    from tokenuq_ml.tables.spill import SpillFolder
+    from tokenuq_pipeline.commands.query_formats import WRITERS, TerminalText
+
+    if stream.isatty() and query.form != "parquet":
+        stream = TerminalText(stream)
+    spill = SpillFolder(Path(query.spill) if query.spill else None)
+    with sql.connect(query.home, f"{MEMORY}B", spill) as connection:
+        # After the connection, whose threads have their stacks by now.
+        if query.parent:
+            confinement.limit_memory(MEMORY + MORE_MEMORY)
+        try:
+            with sql.query_errors():
+                return WRITERS[query.form](sql.select(connection, query.sql), stream)
+        except InputError as error:
+            cause = error.__cause__
+            if cause is not None and ran_out(cause if not isinstance(cause, OSError) else str(cause)):
+                raise InputError(_too_much(cause)) from error
+            raise
+
+
+def _too_much(error: BaseException) -> str:
+    words = str(error).strip().splitlines()
+    return (
+        "query: needs more memory than the 1 GiB that its process may have, for values that cannot be spilled; "
+        f"filter or aggregate earlier, or select fewer columns ({words[0] if words else type(error).__name__})"
+    )
+
+
+class _Output(io.FileIO):
+    """Standard output. The time that a slow reader takes (`| less`) is not the query's."""
+
+    def write(self, data: Any) -> int | None:
+        left = confinement.pause_time()
+        try:
+            return super().write(data)
+        finally:
+            if left:
+                confinement.limit_time(left)
+
+
+def _writable(query: Query) -> list[Path]:
+    from tokenuq_ml.file_hashes import cache_folder
+
+    # Hashes of verified files are kept there. On a full or read-only disk they are not.
+    with contextlib.suppress(OSError):
+        cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    return [cache_folder(), *([Path(query.spill)] if query.spill else [])]
+
+
+if __name__ == "__main__":
+    main()
