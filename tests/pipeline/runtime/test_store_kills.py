@@ -1,0 +1,109 @@
+"""Each action on a store, killed at its first change to the disk, at its second, and so on to its last."""
+
+import pytest
+
+from tests.support.store_actions import (
+    ASSETS,
+    at_each_change,
+    bring_back,
+    fill,
+    in_trash,
+    observed,
+    prune,
+    publish,
+    tables_read,
+)
+from tokenuq_pipeline.runtime.leases import Leases
+from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_layout import places_of
+from tokenuq_pipeline.runtime.trash import Trash
+
+OLD, NEW, NEWER = "v000001", "v000002", "v000003"
+ASSET = ASSETS[0]
+heavy = pytest.mark.heavy
+
+
+def publish_version(store: Store, version: str) -> None:
+    publish(store, ASSET, version, fill(store, ASSET, version))
+
+
+@pytest.mark.parametrize("exchange", [True, pytest.param(False, marks=heavy)])
+@pytest.mark.parametrize("first", [False, pytest.param(True, marks=heavy)])
+def test_a_publication_that_is_killed_at_any_change(exchange, first):
+    def prepare(store):
+        if not first:
+            publish_version(store, OLD)
+        fill(store, ASSET, NEW)
+
+    def action(store):
+        publish(store, ASSET, NEW, {output: store.home / ".staging" / NEW / output for output in places_of(ASSET)})
+
+    seen = set()
+
+    def check(store):
+        seen.add(observed(store, ASSET))
+        assert store.damaged_manifest(ASSET) is None and Leases(store.home).holder(ASSET) is None
+        publish_version(store, NEWER)
+        assert observed(store, ASSET) == NEWER
+
+    assert at_each_change(prepare, action, check, exchange) > 40
+    assert seen == {None, NEW} | (set() if first else {OLD})
+
+
+@pytest.mark.parametrize("now", [False, pytest.param(True, marks=heavy)])
+def test_a_deletion_that_is_killed_at_any_change(now):
+    seen = set()
+
+    def check(store):
+        seen.add(observed(store, ASSET))
+        prune(store, ASSET, now)
+        assert observed(store, ASSET) is None and store.assets() == [] and tables_read(store) == set()
+        if now:
+            Trash(store.home).empty()
+            assert Trash(store.home).all() == []
+        else:
+            assert in_trash(store, ASSET) == [OLD]
+            bring_back(store, ASSET)
+            assert observed(store, ASSET) == OLD and Trash(store.home).bytes == 0
+
+    count = at_each_change(
+        lambda store: publish_version(store, OLD), lambda store: prune(store, ASSET, now), check, True
+    )
+    assert count > 20 and seen == {OLD, None}
+
+
+def test_a_restoration_that_is_killed_at_any_change():
+    def prepare(store):
+        publish_version(store, OLD)
+        prune(store, ASSET)
+
+    seen = set()
+
+    def check(store):
+        seen.add(observed(store, ASSET))
+        bring_back(store, ASSET)
+        assert observed(store, ASSET) == OLD and in_trash(store, ASSET) == []
+
+    count = at_each_change(prepare, lambda store: bring_back(store, ASSET), check, True)
+    assert count > 15 and seen == {None, OLD}
+
+
+@heavy
+def test_an_emptying_of_the_trash_that_is_killed_at_any_change():
+    def prepare(store):
+        for version in (OLD, NEW):
+            publish_version(store, version)
+            prune(store, ASSET)
+
+    seen = set()
+
+    def check(store):
+        left = in_trash(store, ASSET)
+        seen.add(len(left))
+        bring_back(store, ASSET)
+        assert observed(store, ASSET) == (left[-1] if left else None)
+        Trash(store.home).empty()
+        assert Trash(store.home).all() == [] and observed(store, ASSET) == (left[-1] if left else None)
+
+    assert at_each_change(prepare, lambda store: Trash(store.home).empty(), check, True) > 15
+    assert seen == {2, 1, 0}
