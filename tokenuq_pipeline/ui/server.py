@@ -28,12 +28,15 @@ from tokenuq_pipeline.runtime.dagster_internals import code_servers, web_app
 from tokenuq_pipeline.runtime.instance import prepare
 from tokenuq_pipeline.runtime.paths import store_home
 from tokenuq_pipeline.ui import sessions
+from tokenuq_pipeline.ui.adopt_shown import adopt_shown
 from tokenuq_pipeline.ui.first_page import FirstPage
 from tokenuq_pipeline.ui.graphql_requests import MAX_MESSAGE
 from tokenuq_pipeline.ui.guard import Guard
 from tokenuq_pipeline.ui.hosts import Hosts
 from tokenuq_pipeline.ui.login import TOKEN_VARIABLE, Login
 
+OWN_DEFINITIONS = "tokenuq_pipeline.definitions"
+"""What a workspace file names, unless `tokenuq ui --workspace` gave another."""
 USAGE = 2
 DAEMON_ENDED = 1
 GRACEFUL_S = 1
@@ -107,6 +110,8 @@ def _serve(listening: socket.socket, workspace: Path, url: str, others: _Others,
     with dg.DagsterInstance.get() as instance:
         for line in prepare(instance, store_home()):
             _say(line)
+        if OWN_DEFINITIONS in workspace.read_text():
+            adopt_shown(instance, store_home(), _say)
         with (
             code_servers(instance, workspace) as shared,
             _daemon(shared, code),
