@@ -25,9 +25,18 @@ def program() -> str | None:
 
 
 class Page:
-    """One tab at `path`; used as a context. What the page complains of is in `problems`."""
+    """One tab, at `path` if one is given; used as a context. What the page complains of is in `problems`."""
 
-    def __init__(self, path: Path, profile: Path, *, scheme: str = "light", width: int = 1280, height: int = 900):
+    def __init__(
+        self,
+        path: Path | None,
+        profile: Path,
+        *,
+        scheme: str = "light",
+        width: int = 1280,
+        height: int = 900,
+        options: tuple[str, ...] = (),
+    ):
         self.problems: list[str] = []
         self._buffer, self._last, self._session, self._loaded = b"", 0, None, False
         theirs_in, self._out = os.pipe()
@@ -38,7 +47,8 @@ class Page:
             os.dup2(high[0], 3)
             os.dup2(high[1], 4)
 
-        options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+        options = (*options, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run")
+        options = (*options, "--disable-background-networking")
         self._process = subprocess.Popen(
             [program(), *options, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
@@ -57,8 +67,8 @@ class Page:
             size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             self.call("Emulation.setDeviceMetricsOverride", **size)
             self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-            self.call("Page.navigate", url=path.resolve().as_uri())
-            self.wait(lambda: self._loaded)
+            if path is not None:
+                self.open(path.resolve().as_uri())
         except BaseException:
             self.close()
             raise
@@ -90,6 +100,12 @@ class Page:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
+
+    def open(self, url: str) -> None:
+        """Go to an address, and wait until it is loaded."""
+        self._loaded = False
+        self.call("Page.navigate", url=url)
+        self.wait(lambda: self._loaded)
 
     def evaluate(self, expression: str):
         """The value of a JavaScript expression; promises are awaited."""
