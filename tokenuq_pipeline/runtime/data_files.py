@@ -90,7 +90,10 @@ class ObservedFiles:
         data = local_files(self.spec)
         if data is None or time is None:
             return True
-        limit = datetime.fromisoformat(time).timestamp() + 1.0
+        try:
+            limit = datetime.fromisoformat(time).timestamp() + 1.0
+        except ValueError:
+            return True
         return any(file.stat().st_mtime > limit for file in data.files)
 
 

@@ -102,6 +102,8 @@ class Manifest(BaseModel):
         files = [file.path for file in self.files]
         check_places(self.asset, self.outputs, files)
         check_plots(self.outputs, self.plots.values())
+        if self.outputs and not files:
+            raise ValueError("lists no file")
         check_no_link(home, [f"{MANIFESTS}/{asset}.json", *self.outputs.values(), *files])
 
     def write(self, path: Path) -> None:

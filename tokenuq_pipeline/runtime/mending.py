@@ -36,15 +36,25 @@ def mend(store: Store, asset: str) -> str:
         OSError: a file cannot be moved or deleted.
     """
     extra = store.extra_files(asset)
-    put_aside(store, extra)
-    if not store.problems(asset):
-        return f"{len(extra)} file{'s' if len(extra) > 1 else ''} moved to {Trash(store.home).path}"
+    if not any(_was_published(store, asset, path) for path in extra):
+        put_aside(store, extra)
+        if not store.problems(asset):
+            return f"{len(extra)} file{'s' if len(extra) > 1 else ''} moved to {Trash(store.home).path}"
     try:
         store.forget(asset)
     except ValueError:
         # No asset has such a name, or a link leads to the manifest.
         put_aside(store, [store.path(f"{MANIFESTS}/{asset}.json")])
     return "its manifest is deleted, and the next run makes it again"
+
+
+def _was_published(store: Store, asset: str, path: Path) -> bool:
+    """Return whether a file that the manifest does not list is as old as the manifest, which then has lost its entry.
+
+    The manifest is written last: what was put into the folder later is younger.
+    """
+    manifest, file = (os.lstat(one) for one in (store.path(f"{MANIFESTS}/{asset}.json"), path))
+    return file.st_mtime_ns <= manifest.st_mtime_ns and file.st_ctime_ns <= manifest.st_ctime_ns
 
 
 def other_damage(store: Store) -> list[str]:

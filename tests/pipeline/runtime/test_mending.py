@@ -1,5 +1,6 @@
 """`tokenuq verify --forget`: every damage is named, and mended so that only what has to be made is made again."""
 
+import json
 import os
 import re
 import shutil
@@ -179,3 +180,22 @@ def test_status_names_extra_files_and_with_deep_every_damage(store):
         assert said.endswith(
             "part-1.parquet: does not belong to the asset; `tokenuq verify --forget` moves it to the trash"
         )
+
+
+def test_a_manifest_that_has_lost_an_entry_costs_no_file(store):
+    path, table = manifest(store), store.path(TABLE)
+    # The manifest is written after the files.
+    more = table.with_name("more")
+    more.write_bytes(b"x")
+    store.write_manifest(store.read_manifest(ASSET))
+    content = json.loads(path.read_text())
+    content["files"] = [file for file in content["files"] if not file["path"].endswith("more")]
+    path.write_text(json.dumps(content))
+    assert store.problems(ASSET) == ["examples/dataset=toy/more: does not belong to the asset"]
+    assert mend(store, ASSET) == "its manifest is deleted, and the next run makes it again" and more.exists()
+
+
+def test_a_manifest_without_files_is_damaged(store):
+    path = manifest(store)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": []}))
+    assert "lists no file; `tokenuq verify --forget`" in store.problems(ASSET)[0] and not store.is_complete(ASSET)
