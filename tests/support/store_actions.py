@@ -36,6 +36,12 @@ MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """Where stores are made, if the system has such a folder: thousands of them are."""
 
 
+def stage_asset(asset: str) -> StageAsset:
+    """Return an asset that reads nothing, as the pipeline describes it."""
+    path = tuple(asset.split("/"))
+    return StageAsset(path[-1] if len(path) == 3 else path[0], path, {}, "", frozenset(), places_of(asset))
+
+
 def fill(store: Store, asset: str, version: str) -> dict[str, Path]:
     """Fill a staging folder as the child of a stage does it; return output -> folder."""
     folders = {output: store.home / ".staging" / version / output for output in places_of(asset)}
@@ -49,14 +55,12 @@ def fill(store: Store, asset: str, version: str) -> dict[str, Path]:
 
 def publish(store: Store, asset: str, version: str, staged: dict[str, Path]) -> None:
     """Publish what was staged, as a step of a run does it."""
-    outputs, stage = places_of(asset), asset.rpartition("/")[2] if asset.startswith("s/") else asset.partition("/")[0]
-    spec = StageAsset(stage, tuple(asset.split("/")), {}, "", frozenset(), outputs)
-    folders = {output: str(folder) for output, folder in staged.items()}
-    made = AssetRequest(fields={}, code_version="1-s", outputs=folders)
-    request = StageRequest(entrypoint="", assets={stage: made}, inputs={}, work_dir="")
+    spec, folders = stage_asset(asset), {output: str(folder) for output, folder in staged.items()}
+    made = AssetRequest(fields={}, code_version=spec.code_version, outputs=folders)
+    request = StageRequest(entrypoint="", assets={spec.stage: made}, inputs={}, work_dir="")
     no_git = mock.patch.object(publishing, "git_state", dict)
     with no_git, store.leases.hold(worker_of(asset), print) as lease:
-        publishing.publish(store, lease, request, spec, AssetResult(stage=stage, data_version=version), "run", {})
+        publishing.publish(store, lease, request, spec, AssetResult(stage=spec.stage, data_version=version), "run", {})
 
 
 def prune(store: Store, asset: str, now: bool = False) -> None:

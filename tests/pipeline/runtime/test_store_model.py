@@ -1,20 +1,25 @@
-"""The store compared with a dictionary, while it is published to, pruned, restored and killed between any two calls.
+"""The store compared with a dictionary, while it is published to, pruned, restored, adopted and killed between
+any two calls.
 
 A killed publication leaves the old asset, the new one, or none, which is then made again; never a mixture. A killed
 deletion or restoration is completed by the same command.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from unittest import mock
 
+import dagster as dg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.support.crashes import Crash
 from tests.support.store_actions import (
     ASSETS,
     MEMORY,
@@ -26,13 +31,20 @@ from tests.support.store_actions import (
     prune,
     publish,
     recorded,
+    stage_asset,
     tables_read,
 )
 from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_pipeline.automation import adoption
+from tokenuq_pipeline.automation.staleness import Records
+from tokenuq_pipeline.runtime.dagster_internals import last_recorded
 from tokenuq_pipeline.runtime.restoring import NotRestorable
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 from tokenuq_pipeline.runtime.trash import TIME, Trash
+
+KEYS = [dg.AssetKey(asset.split("/")) for asset in ASSETS]
+GRAPH = dg.Definitions([dg.AssetSpec(key) for key in KEYS]).resolve_asset_graph()
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -53,10 +65,17 @@ class StoreMachine(RuleBasedStateMachine):
         """Assets of which a killed deletion has moved some folders; the next one moves the rest to them."""
         self.half_restored: dict[str, str] = {}
         """Asset -> the version of which a killed restoration has moved some folders."""
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.records = Records(
+            GRAPH, {key: stage_asset(key.to_user_string()) for key in KEYS}, self.instance, self.store
+        )
+        self.known: dict[str, str | None] = dict.fromkeys(ASSETS)
+        """Asset -> the version that Dagster has recorded."""
         self.torn: set[str] = set()
         """Versions in the trash that have lost folders to a later version, or to an emptied trash."""
 
     def teardown(self):
+        self.instance.dispose()
         shutil.rmtree(self.store.home)
 
     def killed(self, action: Callable[[Store], None], number: int | None, exchange: bool = True) -> bool:
@@ -177,6 +196,32 @@ class StoreMachine(RuleBasedStateMachine):
         self.look(asset)
         assert self.model[asset] in ((old, None) if killed else (None,))
 
+    @rule(events=st.one_of(st.none(), st.integers(0, 1)))
+    def adopt(self, events):
+        """A new `DAGSTER_HOME` is told what the store holds; killed after some events, or not at all."""
+        before, told = dict(self.known), []
+
+        def report(event):
+            if len(told) == events:
+                raise Crash
+            told.append(event.asset_key.to_user_string())
+            report_to_dagster(event)
+
+        report_to_dagster = self.instance.report_runless_asset_event
+        with (
+            mock.patch.object(self.instance, "report_runless_asset_event", report),
+            mock.patch.object(adoption.metadata, "materialization", lambda *arguments: {}),
+            contextlib.suppress(Crash),
+        ):
+            adoption.adopt(self.records, KEYS)
+            events = None
+        self.known = {key.to_user_string(): last_recorded(self.instance, key).data_version for key in KEYS}
+        for asset, version in self.model.items():
+            # What the store has lost stays recorded: it is stale, and made again.
+            expected = version or before[asset]
+            assert self.known[asset] in ((before[asset], expected) if events is not None else (expected,))
+            assert (asset in told) == (self.known[asset] != before[asset])
+
     @invariant()
     def readers_get_what_the_model_says(self):
         store = Store(self.store.home)
@@ -194,7 +239,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=20, stateful_step_count=20, derandomize=True, **COMMON)
+TestStore.settings = settings(max_examples=15, stateful_step_count=20, derandomize=True, **COMMON)
 
 
 class TestStoreLonger(StoreMachine.TestCase):
