@@ -93,10 +93,12 @@ class Toy:
     """A folder with a store and a Dagster home."""
 
     folder: Path
+    store_folder: Path | None = None
+    """By default in `folder`."""
 
     @property
     def store(self) -> Store:
-        return Store(self.folder / "store")
+        return Store(self.store_folder or self.folder / "store")
 
     def instance(self) -> dg.DagsterInstance:
         home = self.folder / "dagster_home"

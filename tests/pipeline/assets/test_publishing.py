@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import dagster as dg
 import pytest
@@ -61,6 +62,20 @@ def take_over(store):
     """Another machine takes the lease, as after a suspension of this one, and is killed."""
     latest = store.leases.latest(MODEL)
     assert store.leases.create(MODEL, LeaseRecord(latest.number + 1, 0.0, elsewhere(), "other", (MODEL,)))
+
+
+def test_of_two_runs_at_once_the_second_waits_and_uses_what_the_first_has_made(store):
+    """`tests/field/test_operations_leases.py` does the same with processes and containers."""
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(make(store, **{ONLY_STALE_TAG: "true"}))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(result.success for result in results) and STARTED == ["convert_model"]
+    assert all(result.asset_materializations_for_node("models__tiny") for result in results)
 
 
 def test_a_fresh_asset_is_made_again_where_a_person_asks_for_it(store):
