@@ -206,9 +206,11 @@ def _why_unlisted(path: Path, folders: set[Path], now: Published, table: str) ->
     """
     if path.parent in folders:
         return f"{path} does not belong to any asset; {SET_ASIDE}"
-    values = set(partition_of(path, table).values())
+    values = list(partition_of(path, table).values())
     for asset, sentence in now.damaged.items():
-        # A study's asset names study and ablation, a dataset's the dataset.
-        if values <= set(asset.split("/")) | {"base", "teacher"}:
+        parts = asset.split("/")
+        # A study's asset names study and ablation, a dataset's the dataset. A damaged folder hides all below it.
+        hidden = asset in (".", values[0], "datasets")
+        if hidden or set(values) <= {*parts, "base", "teacher"}:
             return sentence
     return None

@@ -42,7 +42,10 @@ class Published:
     files: dict[str, list[PublishedFile]] = field(default_factory=dict)
     """Asset -> its files."""
     damaged: dict[str, str] = field(default_factory=dict)
-    """Asset whose manifest cannot be used -> the sentence that says why, and what mends it."""
+    """Asset whose manifest cannot be used -> the sentence that says why, and what mends it.
+
+    Also the start of such names, where the folder of the manifests is none; `.` for all.
+    """
 
 
 def store_home(home: str | Path | None = None) -> Path:
@@ -80,11 +83,26 @@ def manifest_names(home: Path) -> list[str]:
     """Return the assets that have a manifest, whatever it holds; a folder of such a name counts as a damaged one."""
     root = home / MANIFESTS
     found = []
-    for parent, folders, files in os.walk(root):
+    # Through a link, as everywhere in a store, nothing is read.
+    for parent, folders, files in [] if root.is_symlink() else os.walk(root):
         names = [name for name in (*folders, *files) if name.endswith(".json") and not name.startswith(".")]
         folders[:] = [name for name in folders if name not in names]
         found += [Path(parent, name).relative_to(root).as_posix().removesuffix(".json") for name in names]
     return sorted(found)
+
+
+def damaged_folders(home: Path) -> dict[Path, str]:
+    """Return what lies where a folder of manifests should be, and is none -> the sentence that says so.
+
+    Behind it, manifests are neither seen nor missed.
+    """
+    root = home / MANIFESTS
+    found = [root] if os.path.islink(root) or (os.path.lexists(root) and not root.is_dir()) else []
+    for parent, folders, files in os.walk(root):
+        odd = [name for name in files if not name.startswith(".") and not name.endswith(".json")]
+        odd += [name for name in folders if os.path.islink(Path(parent, name)) and not name.endswith(".json")]
+        found += [Path(parent, name) for name in odd]
+    return {path: f"{path} is not a folder; `tokenuq verify --forget` moves it to the trash" for path in sorted(found)}
 
 
 def published(home: Path) -> Published:
@@ -98,6 +116,8 @@ def published(home: Path) -> Published:
             continue
         except DamagedFile as error:
             found.damaged[asset] = str(error)
+    for path, sentence in damaged_folders(home).items():
+        found.damaged[path.relative_to(home / MANIFESTS).as_posix()] = sentence
     return found
 
 

@@ -33,12 +33,12 @@ def verify_command(options: argparse.Namespace) -> int:
 
     store = Store(store_home())
     prefixes = _prefixes(options.study) if options.study else None
-    assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
     others = [] if prefixes else other_damage(store)
     for sentence in others:
         print(sentence, flush=True)
     if options.forget and not prefixes:
         mend_others(store)
+    assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
     if not assets and not others:
         print(f"{store.home}: holds nothing of {options.study or 'any study'}")
         return FAILED

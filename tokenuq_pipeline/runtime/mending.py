@@ -5,13 +5,17 @@ the asset that it lay in stays as it is.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.integrity import MEND, SET_ASIDE
+from tokenuq_ml.tables.partitions import damaged_folders
 from tokenuq_pipeline.runtime.fingerprints import Fingerprints
+from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.places import MANIFESTS
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_layout import places_of
 from tokenuq_pipeline.runtime.trash import Trash
 
 
@@ -30,11 +34,20 @@ def damage(store: Store, asset: str, deep: bool) -> str | None:
 
 
 def mend(store: Store, asset: str) -> str:
-    """Mend an asset, and return what was done.
+    """Mend an asset, and return what was done. An asset that a run is making is left as it is.
 
     Raises:
-        OSError: a file cannot be moved or deleted.
+        InputError: a file cannot be moved or deleted.
     """
+    if (owner := Leases(store.home).holder(asset)) is not None:
+        return f"{owner.described} is making it again; nothing is changed"
+    try:
+        return _mend(store, asset)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{asset}: cannot be mended: {error}") from error
+
+
+def _mend(store: Store, asset: str) -> str:
     extra = store.extra_files(asset)
     if not any(_was_published(store, asset, path) for path in extra):
         put_aside(store, extra)
@@ -45,7 +58,19 @@ def mend(store: Store, asset: str) -> str:
     except ValueError:
         # No asset has such a name, or a link leads to the manifest.
         put_aside(store, [store.path(f"{MANIFESTS}/{asset}.json")])
+    put_aside(store, _obstacles(store, asset))
     return "its manifest is deleted, and the next run makes it again"
+
+
+def _obstacles(store: Store, asset: str) -> Iterator[Path]:
+    """Yield what is no folder where the asset's folders have to be: files, and links, which no run goes through."""
+    for place in places_of(asset).values():
+        path = store.home
+        for part in Path(place).parts:
+            path = path / part
+            if path.is_symlink() or (os.path.lexists(path) and not path.is_dir()):
+                yield path
+                break
 
 
 def _was_published(store: Store, asset: str, path: Path) -> bool:
@@ -58,15 +83,16 @@ def _was_published(store: Store, asset: str, path: Path) -> bool:
 
 
 def other_damage(store: Store) -> list[str]:
-    """Return what is damaged and belongs to no asset: the fingerprints of data files."""
-    damage = Fingerprints(store.home).damage()
-    return [damage] if damage else []
+    """Return what is damaged and belongs to no asset: the fingerprints of data files, and folders of manifests."""
+    found = Fingerprints(store.home).damage()
+    return [*([found] if found else []), *damaged_folders(store.home).values()]
 
 
 def mend_others(store: Store) -> None:
-    """Delete damaged fingerprints, and what dead runs have left in the staging folder."""
-    if other_damage(store):
-        put_aside(store, [Fingerprints(store.home).path])
+    """Set aside what `other_damage` finds, and delete what dead runs have left in the staging folder."""
+    fingerprints = Fingerprints(store.home)
+    put_aside(store, [fingerprints.path] if fingerprints.damage() else [])
+    put_aside(store, damaged_folders(store.home))
     store.clean_staging()
 
 

@@ -212,6 +212,8 @@ class Store:
         """Read every file of `asset` and return how the files differ from what the manifest recorded."""
         try:
             manifest = Manifest.read(self._manifest_path(asset))
+        except FileNotFoundError:
+            return ["has no manifest"]
         except (OSError, ValueError) as error:
             return [f"has no readable manifest: {error}"]
         records = (PublishedFile(asset, file.path, file.bytes, file.sha256) for file in manifest.files)

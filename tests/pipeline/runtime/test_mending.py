@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from tests.support.tiny_store import examples, publish
+from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.runtime.mending import damage, mend, other_damage
 from tokenuq_pipeline.runtime.store import Store
@@ -199,3 +200,40 @@ def test_a_manifest_without_files_is_damaged(store):
     path = manifest(store)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": []}))
     assert "lists no file; `tokenuq verify --forget`" in store.problems(ASSET)[0] and not store.is_complete(ASSET)
+
+
+@pytest.mark.parametrize("place", [".manifests", ".manifests/datasets"])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_what_is_no_folder_of_manifests_is_named_and_set_aside(store, tmp_path, capsys, place, kind):
+    path = store.path(place)
+    path.rename(tmp_path / "elsewhere")
+    path.write_text("x") if kind == "file" else path.symlink_to(tmp_path / ("elsewhere" if kind == "link" else "no"))
+    sentence = f"{path} is not a folder; `tokenuq verify --forget` moves it to the trash"
+    assert sentence in other_damage(store) and damage_of_table(store.home, "examples") is not None
+    assert cli.main(["verify"]) == 1 and cli.main(["verify", "--forget"]) == 1
+    assert capsys.readouterr().out.count(sentence) == 2
+    assert other_damage(store) == [] and not os.path.lexists(path) and (tmp_path / "elsewhere").exists()
+    publish(store, ASSET, {"examples": examples()}, dataset="toy")
+    assert store.problems(ASSET) == [] and cli.main(["verify"]) == 0
+
+
+@pytest.mark.parametrize("place", ["examples", "examples/dataset=toy"])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_what_is_in_the_way_of_a_table_is_set_aside(store, tmp_path, place, kind):
+    path = store.path(place)
+    path.rename(tmp_path / "elsewhere")
+    path.write_text("x") if kind == "file" else path.symlink_to(tmp_path / ("elsewhere" if kind == "link" else "no"))
+    assert cli.main(["verify", "--forget"]) == 1 and not os.path.lexists(path) and (tmp_path / "elsewhere").exists()
+    publish(store, ASSET, {"examples": examples()}, dataset="toy")
+    assert store.problems(ASSET) == []
+
+
+def test_what_cannot_be_moved_is_one_sentence(store, monkeypatch, capsys):
+    store.path(TABLE).unlink()
+
+    def refuse(self, asset):
+        raise PermissionError(13, "Permission denied", str(manifest(store)))
+
+    monkeypatch.setattr(Store, "forget", refuse)
+    assert cli.main(["verify", "--forget"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {ASSET}: cannot be mended: [Errno 13] Permission denied")
