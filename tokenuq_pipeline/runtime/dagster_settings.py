@@ -6,9 +6,12 @@ The file is written once and belongs to the user then. The one change that is ma
 which refers to the variable and so holds no password.
 """
 
+import contextlib
+import hashlib
 import importlib.util
+import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +28,12 @@ EXAMPLE = "postgresql://user@host/database"
 SCHEMES = ("postgresql", "postgresql+psycopg2")
 """Of addresses: as libpq takes it, and as SQLAlchemy does with the driver that Dagster uses."""
 CONNECT_TIMEOUT_S = 5
+ADVISORY_LOCK = 7_205_759_403
+"""The number of the lock in PostgreSQL; any that other programs in the same database do not use."""
+READY = ".tokenuq_records"
+"""A file in `DAGSTER_HOME` that says for which database its tables exist."""
+SQLITE = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
+"""Dagster's SQLite files in `DAGSTER_HOME`."""
 
 SETTINGS = """\
 # Written once by tokenuq. You may edit it.
@@ -116,13 +125,63 @@ def require_postgres(environment: MutableMapping[str, str]) -> None:
     environment[POSTGRES_VARIABLE] = f"{SCHEMES[1]}://{address}"
 
 
+def create_records(home: Path, environment: Mapping[str, str]) -> None:
+    """Create the tables of Dagster's records if this home, or this database, is used for the first time.
+
+    Dagster creates them wherever an instance is opened, and two processes that do so at once leave a version table with
+    two rows, with which no instance opens again. The caller holds a lock on the home. The lock for a database is the
+    database's, since other machines have other homes.
+    """
+    where = environment.get(POSTGRES_VARIABLE, "")
+    ready = home / READY
+    if (
+        ready.is_file()
+        and ready.read_text() == _digest(where)
+        and (where or all((home / db).is_file() for db in SQLITE))
+    ):
+        return
+    import dagster as dg
+
+    with _advisory_lock(where) if where else contextlib.nullcontext(), dg.DagsterInstance.get() as instance:
+        instance.get_runs(limit=1)
+        instance.event_log_storage.get_event_records(dg.EventRecordsFilter(dg.DagsterEventType.ASSET_OBSERVATION), 1)
+        instance.all_instigator_state()
+    _write(ready, _digest(where))
+
+
+def _digest(where: str) -> str:
+    """Return what tells databases apart, without the address itself."""
+    return hashlib.sha256(where.rpartition("@")[2].encode()).hexdigest() if where else "sqlite"
+
+
+@contextlib.contextmanager
+def _advisory_lock(url: str) -> Iterator[None]:
+    """Hold a lock of the database for the block."""
+    import psycopg2
+
+    connection = psycopg2.connect(f"{SCHEMES[0]}://{url.partition('://')[2]}", connect_timeout=CONNECT_TIMEOUT_S)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
+        yield
+    finally:
+        connection.close()
+
+
 def records_failure(error: BaseException | None) -> str | None:
     """Return the sentence for an error of the database that keeps Dagster's records; None for other errors."""
     if "sqlalchemy" not in sys.modules:
         return None
+    from alembic.util.exc import CommandError
     from sqlalchemy.exc import DBAPIError
 
     while error is not None:
+        if isinstance(error, CommandError) or (isinstance(error, DBAPIError) and _is_damage(error)):
+            where = "the database" if os.environ.get(POSTGRES_VARIABLE) else os.environ.get("DAGSTER_HOME", "memory")
+            return (
+                f"Dagster's records in {where} are damaged ({_first_line(getattr(error, 'orig', None) or error)}); "
+                "name an empty place instead: what the store holds is adopted there, and nothing is computed again"
+            )
         if isinstance(error, DBAPIError) and error.orig is not None:
             return (
                 f"Dagster's records cannot be read or written: {_first_line(error.orig)}; finished assets are kept in "
@@ -130,6 +189,11 @@ def records_failure(error: BaseException | None) -> str | None:
             )
         error = error.__cause__ or error.__context__
     return None
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Return whether a file of SQLite is damaged."""
+    return any(words in str(error) for words in ("malformed", "not a database"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,12 @@ from pathlib import Path
 from tokenuq_ml.config.shipped import shipped_config
 from tokenuq_ml.disk import full_disk
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.runtime.dagster_settings import require_postgres, write_settings
+from tokenuq_ml.permissions import not_permitted
+from tokenuq_pipeline.runtime.dagster_settings import create_records, require_postgres, write_settings
+from tokenuq_pipeline.runtime.folder_lock import lock_file
+
+LOCK = ".tokenuq.lock"
+"""A file in `DAGSTER_HOME` that commands lock while they look at its settings: several may be started at once."""
 
 
 def checkout() -> Path:
@@ -52,11 +57,17 @@ def dagster_home() -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = full_disk(error, home) or f"the folder cannot be created: {error.strerror}"
+        reason = not_permitted(error, home) or full_disk(error, home) or f"cannot be created: {error.strerror}"
         raise InputError(f"DAGSTER_HOME: {home}: {reason}") from None
-    write_settings(home, os.environ)
-    require_postgres(os.environ)
     os.environ["DAGSTER_HOME"] = str(home)
+    try:
+        with lock_file(home / LOCK):
+            write_settings(home, os.environ)
+            require_postgres(os.environ)
+            create_records(home, os.environ)
+    except OSError as error:
+        reason = not_permitted(error, home) or full_disk(error, home) or f"{home}: {error.strerror}"
+        raise InputError(f"DAGSTER_HOME: {reason}") from None
     return home
 
 

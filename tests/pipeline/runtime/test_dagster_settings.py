@@ -1,9 +1,12 @@
 """`dagster.yaml` and the database that keeps Dagster's records."""
 
 import os
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import dagster as dg
 import pytest
 import yaml
 
@@ -17,9 +20,13 @@ from tokenuq_pipeline.runtime.dagster_settings import (
     POSTGRES,
     POSTGRES_VARIABLE,
     SETTINGS,
+    SQLITE,
+    create_records,
+    records_failure,
     require_postgres,
     write_settings,
 )
+from tokenuq_pipeline.runtime.paths import dagster_home
 
 ADDRESS = {POSTGRES_VARIABLE: "postgresql://user:sesame-open@host/database"}
 
@@ -113,6 +120,30 @@ def test_a_server_that_is_down_gives_one_sentence():
     assert text.endswith("; start the server, or correct the address") and "sesame" not in text
 
 
+@pytest.mark.slow
+def test_first_starts_at_once_create_the_records_once(tmp_path, monkeypatch):
+    """Before: a version table with two rows, with which no instance opened again."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(lambda _: dagster_home(), range(4))) == [home] * 4
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_runs() == []
+    for file in SQLITE:
+        with sqlite3.connect(home / file) as connection:
+            assert len(connection.execute("SELECT * FROM alembic_version").fetchall()) == 1
+    with sqlite3.connect(home / SQLITE[0]) as connection:
+        connection.execute("INSERT INTO alembic_version VALUES ('x')")
+    with pytest.raises(Exception) as caught:
+        dg.DagsterInstance.get()
+    sentence = records_failure(caught.value)
+    assert sentence.startswith(f"Dagster's records in {home} are damaged (") and "is adopted there" in sentence
+
+
+def test_other_errors_are_not_taken_for_those_of_a_database():
+    assert records_failure(ValueError("no")) is None and records_failure(None) is None
+
+
 @pytest.fixture
 def server(monkeypatch):
     with postgres() as running:
@@ -126,8 +157,11 @@ def test_records_are_kept_in_a_real_server(server, tmp_path, monkeypatch):
     """Here and in the heavy test below: PostgreSQL must be installed, else they are skipped with a sentence."""
     toy, home = Toy(tmp_path), tmp_path / "dagster_home"
     home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
     write_settings(home, os.environ)
     require_postgres(os.environ)
+    for _ in range(2):
+        create_records(home, os.environ)
     with toy.instance() as instance:
         assert type(instance.event_log_storage).__name__ == "PostgresEventLogStorage"
         assert instance.get_runs() == [] and instance.all_asset_keys() == []
