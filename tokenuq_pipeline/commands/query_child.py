@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -86,9 +87,16 @@ def answer(query: Query, stream: Any) -> int:
 def _too_much(error: BaseException) -> str:
     words = str(error).strip().splitlines()
     return (
-        "query: needs more memory than the 1 GiB that its process may have, for values that cannot be spilled; "
+        f"query: needs more memory than the {_limit()}, for values that cannot be spilled; "
         f"filter or aggregate earlier, or select fewer columns ({words[0] if words else type(error).__name__})"
     )
+
+
+def _limit() -> str:
+    size, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if size == resource.RLIM_INFINITY:
+        return "1 GiB that its process may have"
+    return f"{size // 2**20:,} MiB that `ulimit -v` leaves it (1,500 MiB are enough)"
 
 
 class _Output(io.FileIO):
