@@ -273,4 +273,5 @@ def _absolute(folder: Path, written: str) -> str:
     expanded = os.path.expandvars(written)
     if "$" in expanded or not expanded.strip():
         return written
-    return expanded if "://" in expanded else str((folder / Path(expanded).expanduser()).resolve())
+    # Path.resolve would raise at links in a circle, which whoever opens the file reports.
+    return expanded if "://" in expanded else os.path.realpath(folder / Path(expanded).expanduser())
