@@ -207,6 +207,11 @@ BAD_INPUT = [
 ]
 
 
+MODEL, DATASET = ("models/tiny_llama",), ("datasets/sums",)
+MADE_FROM = {"sums": DATASET, "sums.jsonl": DATASET, "llama": MODEL, "template": (*MODEL, f"{STUDY}/tokenized_dataset")}
+"""What a message names -> the assets that are made from it."""
+
+
 def bad_inputs(folder: Path, whole: TrialStudy, calm: Calm, record: Record, deadline: float) -> None:
     """Make the trials that the record lacks until `deadline`."""
     if not (folder / WHOLE).exists():
@@ -219,6 +224,9 @@ def bad_inputs(folder: Path, whole: TrialStudy, calm: Calm, record: Record, dead
         # In place: an entry of the configuration with another path is another entry.
         restore_config(folder)
         bad.alter(study.config)
+        for asset in MADE_FROM.get(bad.names, ()):
+            # Made already, it would not be read again.
+            study.store.forget(asset)
         study.more_environment |= bad.environment
         code, printed = study.tokenuq(*bad.command, seconds=180)
         wrong = [] if code not in (0, 124) else [f"exit code {code}: {printed[-400:]}"]
