@@ -72,11 +72,9 @@ def _found(store: "Store", study: str | None) -> "list[Removable]":
 
     configured = {name: asset.code_version for name, asset in assets_by_name(configuration()).items()}
     if because := foreign(store, configured):
-        folders = ", ".join(map(str, config_folders(os.environ)))
-        set_to = "is set" if os.environ.get("TOKENUQ_CONFIG") else "is not set"
         raise InputError(
-            f"{because}, and would delete all of it; it was read from {folders} (TOKENUQ_CONFIG {set_to}): set "
-            "TOKENUQ_CONFIG to the folder with their studies.yaml, or TOKENUQ_HOME to the store that you mean"
+            f"{because}, and would delete all of it; it was read from {_origin()}: set TOKENUQ_CONFIG to the folder "
+            "with their studies.yaml, or TOKENUQ_HOME to the store that you mean"
         )
     return removable(store, configured, study)
 
@@ -88,10 +86,13 @@ def _print_items(items: "Sequence[Removable]", trash: "Sequence[Entry]") -> None
         for place, size in item.sizes.items():
             print(f"{'':12}    {escaped_line(place)}  {in_words(size)}")
     for entry in trash:
-        print(f"{in_words(entry.bytes):>12}  .trash/{entry.path.name}: deleted on {entry.put_at:%Y-%m-%d %H:%M} UTC")
+        when = f"deleted on {entry.put_at:%Y-%m-%d %H:%M} UTC"
+        print(f"{in_words(entry.bytes):>12}  .trash/{entry.path.name}: {escaped_line(entry.content)}, {when}")
     if items or trash:
         total = sum(item.bytes for item in items) + sum(entry.bytes for entry in trash)
         print(f"{in_words(total):>12}  in total")
+    if items:
+        print(f"the configuration was read from {_origin()}")
 
 
 def _remove(store: "Store", items: "Sequence[Removable]", now: bool) -> int:
@@ -121,7 +122,9 @@ def _restore(store: "Store", name: str) -> int:
 
     found = restorable(store, name)
     if not found:
-        raise InputError(f"{store.home / '.trash'}: holds no asset {name!r}, and none below it")
+        there = sorted(restorable(store))
+        shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "") or "nothing"
+        raise InputError(f"{store.home / '.trash'}: holds no asset {name!r}, and none below it; there is {shown}")
     failed = 0
     for asset, entry in found.items():
         try:
@@ -131,6 +134,12 @@ def _restore(store: "Store", name: str) -> int:
             failed += 1
             print(f"not restored: {escaped_line(str(error))}")
     return FAILED if failed else 0
+
+
+def _origin() -> str:
+    """Return where the configuration was read from."""
+    folders = ", ".join(map(str, config_folders(os.environ)))
+    return f"{folders} (TOKENUQ_CONFIG {'is set' if os.environ.get('TOKENUQ_CONFIG') else 'is not set'})"
 
 
 def _trash_note(store: "Store") -> str:

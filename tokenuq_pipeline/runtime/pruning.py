@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenuq_ml.config import RESERVED_STUDIES
-from tokenuq_ml.disk import folder_size
+from tokenuq_ml.disk import folder_size, full_disk
 from tokenuq_pipeline.runtime.folder_lock import is_locked, store_lock
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, linked, manifest_place
@@ -108,33 +108,37 @@ def remove(store: Store, item: Removable, now: bool = False) -> None:
         NotRemovable: a run works on it, it has changed since it was listed, a symbolic link leads to it, or the
             system does not allow it.
     """
-    # Leases are taken and assets are published under the same lock.
-    with store_lock(store.home):
-        if because := item.kept_because or _kept_because(store, item):
-            raise NotRemovable(f"{item.name}: {because}")
-        if item.stamp != _stamp(store.home, item.places):
-            raise NotRemovable(f"{item.name}: has changed since it was listed; run the command again")
-        entry = _put_away(store, item, now)
-        for place in item.places:
-            _remove_empty(store, (store.home / place).parent)
-    if now and entry is not None:
+    try:
+        # Leases are taken and assets are published under the same lock.
+        with store_lock(store.home):
+            entry = _removed(store, item, now)
+    except ValueError as error:
+        raise NotRemovable(f"{item.name}: {error}") from error
+    except OSError as error:
+        advice = "" if now else "; `--now` deletes it without the trash"
+        raise NotRemovable(f"{item.name}: {full_disk(error, store.home) or error}{advice}") from error
+    if entry is not None:
         Trash(store.home).delete(entry)
 
 
-def _put_away(store: Store, item: Removable, now: bool) -> Path | None:
-    """Move an item to the trash and return its entry; None if it was deleted because it could not be moved."""
+def _removed(store: Store, item: Removable, now: bool) -> Path | None:
+    """Take an item out of its place; return the entry of the trash that is to be deleted, if there is one."""
+    if because := item.kept_because or _kept_because(store, item):
+        raise NotRemovable(f"{item.name}: {because}")
+    if item.stamp != _stamp(store.home, item.places):
+        raise NotRemovable(f"{item.name}: has changed since it was listed; run the command again")
+    entry = None
     try:
-        return Trash(store.home).put(item.places)
-    except (OSError, ValueError) as error:
+        entry = Trash(store.home).put(item.places)
+    except OSError:
         if not now:
-            raise NotRemovable(f"{item.name}: {error}; `--now` deletes it without the trash") from error
-    # The disk is so full that it takes no folder, or the place is on another one.
-    try:
+            raise
+        # The disk is so full that it takes no folder, or the place is on another one.
         for place in item.places:
             _delete(store.home / place)
-    except OSError as error:
-        raise NotRemovable(f"{item.name}: {error}") from error
-    return None
+    for place in item.places:
+        _remove_empty(store, (store.home / place).parent)
+    return entry if now else None
 
 
 def _assets(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:

@@ -2,11 +2,12 @@
 
 import os
 
+from tokenuq_ml.disk import full_disk
 from tokenuq_ml.tables.integrity import file_difference
 from tokenuq_ml.tables.partitions import PublishedFile
 from tokenuq_pipeline.runtime.folder_lock import store_lock
 from tokenuq_pipeline.runtime.manifest import Manifest
-from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, manifest_place
+from tokenuq_pipeline.runtime.places import manifest_place
 from tokenuq_pipeline.runtime.pruning import run_at_work
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.trash import Entry, Trash
@@ -16,16 +17,16 @@ class NotRestorable(Exception):
     """Something stays in the trash; the message says why."""
 
 
-def restorable(store: Store, name: str) -> dict[str, Entry]:
-    """Return asset -> the last entry of the trash with its manifest, for an asset or everything below `<name>/`."""
-    found = {}
-    for entry in Trash(store.home).entries():
-        root = entry.path / MANIFESTS
-        for path in (path for path in root.rglob("*.json") if path.is_file()):
-            asset = path.relative_to(root).as_posix().removesuffix(".json")
-            if is_asset_name(asset) and (asset == name or asset.startswith(f"{name}/")):
-                found[asset] = entry
-    return found
+def restorable(store: Store, name: str | None = None) -> dict[str, Entry]:
+    """Return asset -> the last entry of the trash with its manifest.
+
+    Args:
+        store: where to look.
+        name: an asset, or the beginning of names: everything below `<name>/`. None: everything.
+    """
+    entries = Trash(store.home).entries()
+    found = {asset: entry for entry in entries for asset in entry.assets}
+    return {asset: entry for asset, entry in found.items() if name is None or f"{asset}/".startswith(f"{name}/")}
 
 
 def restore(store: Store, asset: str, entry: Entry) -> None:
@@ -38,19 +39,18 @@ def restore(store: Store, asset: str, entry: Entry) -> None:
             allow it.
     """
     manifest = manifest_place(asset)
-    with store_lock(store.home):
-        if os.path.lexists(store.home / manifest):
-            raise NotRestorable(f"{asset}: is in the store, so that the one in the trash stays there")
-        if because := run_at_work(store, asset):
-            raise NotRestorable(f"{asset}: {because}")
-        trash = Trash(store.home)
-        try:
+    try:
+        with store_lock(store.home):
+            if os.path.lexists(store.home / manifest):
+                raise NotRestorable(f"{asset}: is in the store, so that the one in the trash stays there")
+            if because := run_at_work(store, asset):
+                raise NotRestorable(f"{asset}: {because}")
             places = [*_undamaged(store, Manifest.read(entry.path / manifest), entry), manifest]
             if in_the_way := [place for place in places if entry.holds(place) and os.path.lexists(store.home / place)]:
-                trash.put(in_the_way)
-            trash.take(entry, places)
-        except (OSError, ValueError) as error:
-            raise NotRestorable(f"{asset}: {error}") from error
+                Trash(store.home).put(in_the_way)
+            Trash(store.home).take(entry, places)
+    except (OSError, ValueError) as error:
+        raise NotRestorable(f"{asset}: {full_disk(error, store.home) or error}") from error
 
 
 def _undamaged(store: Store, manifest: Manifest, entry: Entry) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenuq_ml.atomic_files import fsync
 from tokenuq_ml.disk import folder_size
-from tokenuq_pipeline.runtime.places import check_no_link
+from tokenuq_pipeline.runtime.places import MANIFESTS, check_no_link, is_asset_name
 
 TRASH = ".trash"
 KEPT_FOR = timedelta(days=7)
@@ -37,6 +37,25 @@ class Entry:
     def bytes(self) -> int:
         """Return the size of its files."""
         return folder_size(self.path)
+
+    @property
+    def assets(self) -> list[str]:
+        """Return the assets whose manifest it holds: those that can be restored."""
+        root = self.path / MANIFESTS
+        names = (
+            path.relative_to(root).as_posix().removesuffix(".json") for path in root.rglob("*.json") if path.is_file()
+        )
+        return sorted(filter(is_asset_name, names))
+
+    @property
+    def content(self) -> str:
+        """Return what it holds, for a listing: assets, or else the path of something in it."""
+        if self.assets:
+            return ", ".join(self.assets)
+        for root, folders, files in os.walk(self.path):
+            if files or not folders:
+                return os.path.relpath(root, self.path) if root != str(self.path) else "nothing"
+        return "nothing"
 
     def holds(self, relative: str) -> bool:
         """Return whether it holds something that had this path in the store."""

@@ -66,6 +66,7 @@ def test_without_a_terminal_it_only_lists_with_paths_sizes_and_reasons(store, ca
     assert re.search(r"\n +student/study=study/ablation=old/adapter  1 bytes\n", out)
     assert "gone/token_losses: the configuration has no study gone\n" in out
     assert "datasets/gone: the configuration has no dataset gone\n" in out
+    assert f"the configuration was read from {ROOT / 'config'} (TOKENUQ_CONFIG is not set)\n" in out
     assert "nothing was deleted; give --yes" in out and "study/token_losses" not in out
 
 
@@ -87,12 +88,15 @@ def test_what_was_deleted_is_listed_restored_and_emptied(store, capsys):
     assert run(capsys) == (0, f"{store.home}: nothing to delete{prune._trash_note(store)}\n")
     code, out = run(capsys, "--restore", "study/old/")
     assert (code, out) == (0, "restored study/old/student\n") and store.is_complete("study/old/student")
-    assert run(capsys, "--restore", "study/old/student")[0] == 2
+    code, out = run(capsys, "--restore", "study/old/student")
+    assert code == 2 and out.endswith(
+        "holds no asset 'study/old/student', and none below it; there is datasets/gone, gone/token_losses\n"
+    )
     assert run(capsys, "--restore", "gone")[0] == run(capsys, "--restore", "datasets/gone")[0] == 0
     assert files(store) == before
     run(capsys, "--yes", "--study", "gone")
     code, out = run(capsys, "--now")
-    assert re.search(r"\.trash/\d{8}T[^ ]+: deleted on \d{4}-", out) and Trash(store.home).bytes > 0
+    assert re.search(r"\.trash/\d{8}T[^ ]+: gone/token_losses, deleted on \d{4}-", out) and Trash(store.home).bytes > 0
     code, out = run(capsys, "--now", "--yes")
     assert code == 0 and "deleted 2 items for good, and 1 item of the trash" in out
     assert Trash(store.home).all() == [] and store.assets() == ["study/token_losses"]
