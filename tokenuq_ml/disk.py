@@ -17,7 +17,7 @@ import os
 import re
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def full_disk(error: BaseException | str, *paths: str | Path) -> str | None:
     if cause is Cause.VAGUE and used_up is None:
         return None
     disk = disks[0] if named is not None and cause is not Cause.VAGUE else used_up or disks[0]
-    details = "".join(f"; {part}" for part in (*_notes(error), *_held(disk, places)))
+    details = "".join(f"; {part}" for part in (*_notes(error), *held_in_stores(places, disk)))
     return f"{_said(cause, disk)}{details}; {_remedy(cause)}"
 
 
@@ -133,7 +133,7 @@ def require_space(path: str | Path, needed: int, what: str) -> None:
     """
     disk = space(path)
     if disk.free < needed:
-        held = "".join(f"; {part}" for part in _held(disk, [path]))
+        held = "".join(f"; {part}" for part in held_in_stores([path], disk))
         raise DiskFull(
             f"{disk} has too little space: {what} needs {in_words(needed)}, and {in_words(disk.free)} of "
             f"{in_words(disk.total)} are free{held}; {REMEDY}"
@@ -226,12 +226,17 @@ def _remedy(cause: Cause) -> str:
     return REMEDY
 
 
-def _held(disk: Space, paths: list[str | Path]) -> Iterator[str]:
-    """Yield how much the folders of a store hold that is on that disk and above one of the paths."""
+def held_in_stores(paths: Iterable[str | Path], disk: Space | None = None) -> Iterator[str]:
+    """Yield how much the folders of stores hold that a user may not know of.
+
+    Args:
+        paths: in the stores.
+        disk: only of stores on this disk.
+    """
     for store in dict.fromkeys(found for path in paths if (found := _store_of(path)) is not None):
         for name, advice in KEPT_IN_STORE.items():
             size = folder_size(store / name)
-            if size and space(store / name).mount == disk.mount:
+            if size and (disk is None or space(store / name).mount == disk.mount):
                 yield f"{store / name} holds {in_words(size)} ({advice})"
 
 

@@ -53,14 +53,15 @@ class ModelSizes:
     """The most tokens of a text, of models whose positions end."""
 
 
-def model_source(spec: ModelSpec, folder: Path) -> tuple[Source, ModelSizes | None]:
+def model_source(spec: ModelSpec, folder: Path, quick: bool = False) -> tuple[Source, ModelSizes | None]:
     """Return whether the model is available, and its sizes; None if its config is missing or not understood.
 
     Args:
         spec: the model.
         folder: its place in the store.
+        quick: ask no hub, and read no file whose header takes seconds; the sizes are then known of fewer models.
     """
-    ready, words, config, origin = _model_config(spec, folder)
+    ready, words, config, origin = _model_config(spec, folder, quick)
     if config is None and spec.config is not None:
         config, origin = spec.config, f"`config:` of {spec.name} in models.yaml"
     if config is None:
@@ -81,13 +82,13 @@ def model_source(spec: ModelSpec, folder: Path) -> tuple[Source, ModelSizes | No
     return Source("model", spec.name, ready, words), sizes
 
 
-def _model_config(spec: ModelSpec, folder: Path) -> tuple[bool, str, dict | None, str]:
+def _model_config(spec: ModelSpec, folder: Path, quick: bool) -> tuple[bool, str, dict | None, str]:
     """Return whether the model is available, that in words, its config, and where the config comes from."""
     converted = _json(folder / "config.json")
     if converted is not None:
         return True, "already converted", converted, "the store"
     if spec.source == "hub":
-        return _hub_model(spec)
+        return _hub_model(spec, quick)
     if spec.source == "path":
         config = _json(Path(spec.path, "config.json"))
         return config is not None, f"{spec.path}{'' if config else ': no config.json'}", config, "its folder"
@@ -102,16 +103,18 @@ def _model_config(spec: ModelSpec, folder: Path) -> tuple[bool, str, dict | None
     if not path.is_file():
         return False, f"{path}: no such file", None, ""
     # Reading the header takes seconds, because of its long list of tokens, so it is skipped if the sizes are given.
-    return True, what, None if spec.config else gguf_config(path), "the GGUF file's header"
+    return True, what, None if spec.config or quick else gguf_config(path), "the GGUF file's header"
 
 
-def _hub_model(spec: ModelSpec) -> tuple[bool, str, dict | None, str]:
+def _hub_model(spec: ModelSpec, quick: bool) -> tuple[bool, str, dict | None, str]:
     revision = spec.revision or "main"
     cached = lambda file: try_to_load_from_cache(spec.id, file, revision=revision)  # noqa: E731
     path = cached("config.json")
     config = _json(Path(path)) if isinstance(path, str) else None
     if config is not None and _weights_cached(cached):
         return True, f"{spec.id}: in the hub's cache", config, "the hub's cache"
+    if quick:
+        return False, f"{spec.id}: not in the hub's cache", config, "the hub's cache"
     if constants.is_offline_mode():
         return False, f"{spec.id} is not in the local cache, and HF_HUB_OFFLINE is set", config, "the hub's cache"
     try:

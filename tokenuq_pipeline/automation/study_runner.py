@@ -5,7 +5,7 @@ The runs are Dagster's runs of the study's job, with only stale assets selected.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -62,6 +62,7 @@ class StudyRunner:
 
     Attributes:
         timings: the assets that were made.
+        before_first_wave: called once with the names of the assets that are to be made; may raise.
     """
 
     defs: dg.Definitions
@@ -71,6 +72,7 @@ class StudyRunner:
     store: Store
     console: Console
     timings: list[AssetTiming] = field(default_factory=list)
+    before_first_wave: Callable[[list[str]], None] | None = None
 
     def __post_init__(self):
         self.records = Records.of(self.defs.resolve_asset_graph(), self.config, self.instance, self.store)
@@ -116,6 +118,9 @@ class StudyRunner:
             wave = find_wave(self.records, keys)
             if wave is None:
                 return
+            if self.before_first_wave is not None:
+                check, self.before_first_wave = self.before_first_wave, None
+                check(sorted(key.to_user_string() for key in wave.assets))
             self._run(wave, keys)
         raise RunFailed(f"still stale after {MAX_WAVES} runs: {', '.join(k.to_user_string() for k in wave.reasons)}")
 

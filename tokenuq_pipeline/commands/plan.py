@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import project
+from tokenuq_pipeline.commands.disk_space import disk_needs
+from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows
 from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions
 from tokenuq_pipeline.runtime.store_layout import table_path
 
@@ -43,7 +43,7 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(json.dumps(vars(plan), indent=1))
     else:
-        print(as_text(plan, shutil.disk_usage(_existing(here.store.home)).free))
+        print(as_text(plan, disk_needs(plan.planned, here.store)))
     return 0
 
 
@@ -60,22 +60,12 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     Raises:
         InputError: the machine's rate could not be measured.
     """
-    from tokenuq_ml.costs.lengths import measured_lengths
-    from tokenuq_ml.costs.planner import Planner
-
-    spec, groups = config.studies[study], _groups(config, study)
+    spec = config.studies[study]
     sources, sizes = _sources(config, spec, store)
     known, machine = sizes[spec.model], None
     if states and known is not None:
         machine = (measure or measure_machine)(known.architecture, spec.precision.training, spec.precision.tables)
-    fresh = frozenset(
-        asset.stage
-        for group in groups
-        for asset in group
-        if asset.study and not asset.ablation and asset.name not in states
-    )
-    planner = Planner(config, spec, sizes, measured_lengths(_tokenised(config, study, store)), machine, fresh)
-    stages = [row for group in groups for row in _group_rows(group, states, planner, machine)]
+    planner, stages = stage_rows(config, study, states, store, sizes, machine)
     return Plan(
         study,
         spec.model,
@@ -168,18 +158,10 @@ def _first_examples(store, dataset: str) -> list:
 
     if not store.is_complete(f"datasets/{dataset}"):
         return []
-    _require_undamaged(store, "examples", dataset=dataset)
+    require_undamaged(store, "examples", dataset=dataset)
     table = store.path(table_path("examples", dataset=dataset))
     first = next(stream_table(table, list(TABLES["examples"].columns), CHECKED_ROWS), None)
     return [Example.from_row(row) for row in first.to_pylist()] if first is not None else []
-
-
-def _require_undamaged(store, table: str, **partitions: str) -> None:
-    """Raise an InputError if a partition that is read differs from what its manifest recorded."""
-    from tokenuq_ml.tables.integrity import damage_of_table
-
-    if damage := damage_of_table(store.home, table, **partitions):
-        raise InputError(damage)
 
 
 def _position_findings(spec, sizes) -> list[str]:
@@ -191,55 +173,6 @@ def _position_findings(spec, sizes) -> list[str]:
         f"{spec.model}: has {limit:,} positions, and max_length of {spec.name} is {spec.max_length:,}: longer examples "
         f"are refused when they are tokenised; set max_length: {limit}"
     ]
-
-
-def _groups(config, study: str) -> list[list]:
-    """Return the study's assets and those that it needs, one list per child process."""
-    from tokenuq_pipeline.assets.graph import stage_groups
-
-    spec = config.studies[study]
-    needed = {f"models/{name}" for name in config.models_of(spec)}
-    needed |= {f"datasets/{name}" for name in config.datasets_of(spec)}
-    groups = (
-        [asset for asset in group.assets if asset.study == study or asset.name in needed]
-        for group in stage_groups(config)
-    )
-    return [group for group in groups if group]
-
-
-def _group_rows(group: list, states: dict[str, str], planner, machine) -> list[dict]:
-    """Return one row per asset of a child process. The first that is made counts the start of the process."""
-    rows, started = [], False
-    for asset in group:
-        state = states.get(asset.name, FRESH)
-        row = {"asset": asset.name, "state": state, "tokens": 0, "flop": 0.0, "seconds": 0.0}
-        row |= {"disk": {}, "memory": {}, "passing_disk": {}}
-        if state != FRESH:
-            work = planner.work(asset.stage, asset.ablation or asset.path[-1])
-            row |= {
-                "tokens": round(work.tokens),
-                "flop": None if work.flop is None else sum(work.flop.values()),
-                "seconds": work.seconds(machine, starts=not started),
-                "disk": {name: round(size) for name, size in work.disk.items()},
-                "memory": {name: round(size) for name, size in work.memory.items()},
-                "passing_disk": {name: round(size) for name, size in work.temporary_disk.items()},
-            }
-            started = True
-        rows.append(row)
-    return rows
-
-
-def _tokenised(config, study: str, store) -> list[Path]:
-    """Return the token tables of the same model and maximum length, this study's first."""
-    spec, found = config.studies[study], []
-    for name in sorted(store.assets(), key=lambda name: not name.startswith(f"{study}/")):
-        if not name.endswith("/tokenized_dataset") or not store.is_complete(name):
-            continue
-        manifest = store.read_manifest(name)
-        if all(manifest.fields.get(key) == getattr(spec, key) for key in ("model", "max_length")):
-            _require_undamaged(store, "tokenized_dataset", study=name.partition("/")[0])
-            found.append(store.path(manifest.outputs["tokenized_dataset"]))
-    return found
 
 
 def _totals(stages: list[dict]) -> dict:
@@ -258,8 +191,3 @@ def _totals(stages: list[dict]) -> dict:
         "largest": largest and largest["asset"],
         "memory": largest["memory"] if largest else {},
     }
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest folder that exists."""
-    return path if path.exists() else _existing(path.parent)

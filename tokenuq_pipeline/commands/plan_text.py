@@ -1,7 +1,10 @@
 """A plan as text: one row per asset, totals, verdicts, sources and assumptions."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from tokenuq_pipeline.commands.disk_space import Need, shortages
 
 FRESH = "fresh"
 ACCELERATOR_FLOPS = 400e12
@@ -27,6 +30,11 @@ class Plan:
     totals: dict = field(default_factory=dict)
     template: list[str] = field(default_factory=list)
     """What the chat template makes of the study's rows, if it is not as usual."""
+
+    @property
+    def planned(self) -> list[dict]:
+        """Return the rows of assets that are not fresh."""
+        return [row for row in self.stages if row["state"] != FRESH]
 
 
 def assumptions(planner, sizes: dict, spec) -> list[str]:
@@ -84,15 +92,15 @@ def _unknown(model: str) -> str:
     return f"sizes of {model}: not known until its config can be read, or its entry in models.yaml gives `config:`"
 
 
-def as_text(plan: Plan, free: int) -> str:
+def as_text(plan: Plan, needs: Sequence[Need]) -> str:
     """Return the table, the verdicts, the sources and the assumptions.
 
     Args:
         plan: what to print.
-        free: free bytes on the store's file system.
+        needs: what it takes of each disk, the store's first.
     """
     size = f"{plan.parameters / 1e6:,.0f} million parameters" if plan.parameters else "size not known"
-    lines = [f"study {plan.study}: {plan.model}, {size}", "", *_table(plan), "", *_verdicts(plan, free), "", "Sources"]
+    lines = [f"study {plan.study}: {plan.model}, {size}", "", *_table(plan), "", *_verdicts(plan, needs), "", "Sources"]
     width = max(len(source["name"]) for source in plan.sources)
     for source in plan.sources:
         ready = "ready" if source["ready"] else "missing"
@@ -116,10 +124,10 @@ def _table(plan: Plan) -> list[str]:
     return lines
 
 
-def _verdicts(plan: Plan, free: int) -> list[str]:
+def _verdicts(plan: Plan, needs: Sequence[Need]) -> list[str]:
     if not plan.totals["stages"]:
         return ["up to date: nothing to compute"]
-    return [*_machine_lines(plan), *_memory_lines(plan), _disk_line(plan, free)]
+    return [*_machine_lines(plan), *_memory_lines(plan), *_disk_lines(plan, needs)]
 
 
 def _machine_lines(plan: Plan) -> list[str]:
@@ -157,12 +165,13 @@ def _memory_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _disk_line(plan: Plan, free: int) -> str:
+def _disk_lines(plan: Plan, needs: Sequence[Need]) -> list[str]:
     stays, temporary = plan.totals["disk"], plan.totals["passing_disk"]
-    return (
+    free = needs[0].disk.free if needs else 0
+    line = (
         f"Disk: {disk(stays)}, and {disk(temporary)} temporarily (checkpoints, the hub's cache); {disk(free)} are free"
-        + (": too little" if stays + temporary > free else "")
     )
+    return [line, *(f"Disk: {shortage}" for shortage in shortages(needs))]
 
 
 def _cells(row: dict) -> tuple[str, ...]:

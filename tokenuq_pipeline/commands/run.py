@@ -4,13 +4,15 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import FAILED, INTERRUPTED
 from tokenuq_pipeline.commands.common import project
+from tokenuq_pipeline.commands.disk_space import OVERRIDE
 from tokenuq_pipeline.runtime.readers import is_gone, replace_output
 
 ABLATION_HELP = (
@@ -29,6 +31,9 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--study", required=True, metavar="STUDY", help="a study in studies.yaml")
     parser.add_argument("--ablation", action="append", nargs="+", metavar="NAME", help=ABLATION_HELP)
+    parser.add_argument(
+        OVERRIDE, action="store_true", help="run although a disk has less space than the estimate of `tokenuq plan`"
+    )
     parser.set_defaults(function=run_command)
 
 
@@ -37,19 +42,37 @@ def run_command(options: argparse.Namespace) -> int:
     # A flag given twice and a flag with two names mean the same.
     ablations = [name for names in options.ablation or [] for name in names]
     with project(options.study) as here:
-        return run_study(here.defs, here.config, options.study, ablations, here.instance, here.store)
+        check = None if options.ignore_disk_space else partial(_check_disk_space, here, options.study)
+        return run_study(here.defs, here.config, options.study, ablations, here.instance, here.store, check)
 
 
-def run_study(defs, config, study: str, ablations: list[str], instance, store) -> int:
+def _check_disk_space(here, study: str, assets: list[str]) -> None:
+    from tokenuq_pipeline.commands.plan_rows import check_disk_space
+
+    check_disk_space(here.config, study, assets, here.store)
+
+
+def run_study(
+    defs, config, study: str, ablations: list[str], instance, store, check: Callable[[list[str]], None] | None = None
+) -> int:
     """Bring the study up to date, print its progress and results, and return the exit code.
 
+    Args:
+        defs: the definitions.
+        config: the configuration.
+        study: name of the study.
+        ablations: make only what these need; empty: everything.
+        instance: the Dagster instance.
+        store: the store.
+        check: called with the names of the assets that are to be made, before anything is; may raise.
+
     Raises:
-        InputError: the study has no such ablation.
+        InputError: the study has no such ablation, or `check` raises it.
     """
     from tokenuq_pipeline.automation.study_runner import StudyRunner
     from tokenuq_pipeline.runtime.console import CONSOLE
 
-    runner = StudyRunner(defs, config, study, instance, store, CONSOLE)
+    runner = StudyRunner(defs, config, study, instance, store, CONSOLE, before_first_wave=check)
     keys = runner.targets(ablations)
     with quiet_streams(CONSOLE):
         code, errors = _bring_up_to_date(runner, keys, with_report=not ablations)

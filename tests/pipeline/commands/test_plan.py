@@ -1,6 +1,7 @@
 """`tokenuq plan` as text and JSON: fresh stages cost nothing, and unknown sizes are reported."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,9 +10,11 @@ from tests.support.paths import ROOT
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.costs.machine import Machine
+from tokenuq_ml.disk_space import Space
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import plan, plan_text, status
+from tokenuq_pipeline.commands.disk_space import Need
 
 MACHINE = Machine(1e9, "cpu", "bfloat16", 2, "test", 512)
 SIZES = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
@@ -34,6 +37,11 @@ def planned(toy, config, measure=lambda *_: MACHINE):
 @pytest.fixture
 def toy(tmp_path):
     return Toy(tmp_path)
+
+
+def needs(made, free):
+    """What a plan needs of a disk with so much free space."""
+    return [Need(Space(Path("/d"), Path("/d"), 10**12, free, None), made.totals["disk"], {"all": made.totals["disk"]})]
 
 
 def by_name(made):
@@ -61,7 +69,7 @@ def test_fresh_stages_cost_nothing(made_study):
 
     made = planned(made_study, sized_config(), never)
     assert made.totals["stages"] == 0 and made.totals["flop"] == 0
-    assert "up to date: nothing to compute" in plan.as_text(made, 10**12)
+    assert "up to date: nothing to compute" in plan.as_text(made, [])
     # Another quantile: one student is stale, what is made of it may follow, and nothing else.
     edited = sized_config(quantile=0.5)
     rows = by_name(planned(made_study, edited))
@@ -73,16 +81,18 @@ def test_fresh_stages_cost_nothing(made_study):
 
 def test_without_a_model_config_sizes_are_reported_as_unknown(toy):
     made = planned(toy, toy_config())
-    text = plan.as_text(made, 10**12)
+    text = plan.as_text(made, [])
     assert made.machine is None and made.totals["flop"] is None and made.totals["tokens"] > 0
     assert "sizes of tiny: not known until its config can be read" in text and "  ?" in text
 
 
 def test_the_text_warns_of_disk_and_memory(toy):
     made = planned(toy, sized_config())
-    assert "too little" not in plan.as_text(made, 10**12) and ": too little" in plan.as_text(made, 10)
+    assert "too little" not in plan.as_text(made, needs(made, 10**12))
+    text = plan.as_text(made, needs(made, 10))
+    assert "Disk: the disk at /d has too little space: about " in text and "and 10 bytes of 1.0 TB are free" in text
     made.totals["memory"] = {"weights": 2**60}
-    assert "This machine has" in plan.as_text(made, 10**12)
+    assert "This machine has" in plan.as_text(made, [])
 
 
 @pytest.mark.slow
@@ -153,7 +163,7 @@ def test_a_model_that_would_be_refused_is_not_ready_and_says_why(toy, tmp_path):
     config.models["tiny"] = ModelSpec(name="tiny", source="path", path=str(tmp_path / "model"))
     made = planned(toy, config)
     assert not made.sources[0]["ready"] and "refuses it: t5 is an encoder-decoder" in made.sources[0]["words"]
-    assert "t5 is an encoder-decoder" in plan_text.as_text(made, 10**12)
+    assert "t5 is an encoder-decoder" in plan_text.as_text(made, [])
 
 
 def test_a_maximum_length_beyond_the_models_positions_is_reported(toy):
@@ -162,4 +172,4 @@ def test_a_maximum_length_beyond_the_models_positions_is_reported(toy):
     config.models["tiny"] = ModelSpec(name="tiny", source="path", path="/nowhere", config=sizes)
     (finding,) = planned(toy, config).template
     assert "has 16 positions" in finding and finding.endswith("set max_length: 16")
-    assert finding in plan_text.as_text(planned(toy, config), 10**12)
+    assert finding in plan_text.as_text(planned(toy, config), [])
