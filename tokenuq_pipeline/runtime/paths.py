@@ -54,21 +54,28 @@ def dagster_home() -> Path:
         InputError: it cannot be written, its settings are damaged, or the database that keeps its records is down.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or checkout() / ".dagster_home").expanduser().resolve()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = not_permitted(error, home) or full_disk(error, home) or f"cannot be created: {error.strerror}"
-        raise InputError(f"DAGSTER_HOME: {home}: {reason}") from None
     os.environ["DAGSTER_HOME"] = str(home)
     try:
+        home.mkdir(parents=True, exist_ok=True)
         with lock_file(home / LOCK):
             write_settings(home, os.environ)
             require_postgres(os.environ)
             create_records(home, os.environ)
-    except OSError as error:
-        reason = not_permitted(error, home) or full_disk(error, home) or f"{home}: {error.strerror}"
+    except InputError:
+        raise
+    except Exception as error:
+        reason = _why_not_written(error, home)
+        if reason is None:
+            raise
         raise InputError(f"DAGSTER_HOME: {reason}") from None
     return home
+
+
+def _why_not_written(error: Exception, home: Path) -> str | None:
+    """Return why the home cannot be written; None for other errors. SQLite has errors of its own for a full disk."""
+    if not isinstance(error, OSError):
+        return full_disk(error, home)
+    return not_permitted(error, home) or full_disk(error, home) or f"{home}: {error.strerror}"
 
 
 def main() -> None:
