@@ -88,8 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _system_error(error: Exception) -> str | None:
-    """Return the sentence for a full disk, a lack of memory or a lost database; None for other errors."""
+    """Return the sentence for a full disk, a lack of memory or rights, or a lost database; None for other errors."""
     from tokenuq_ml.out_of_memory import memory_sentence, ran_out
+    from tokenuq_ml.permissions import not_permitted
     from tokenuq_pipeline.runtime.dagster_settings import records_failure
     from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
     from tokenuq_pipeline.runtime.paths import store_home
@@ -98,6 +99,8 @@ def _system_error(error: Exception) -> str | None:
     output = file_of_output()
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and output is not None and not output.is_file():
         return f"{why_lost(error)}: {output}"
+    if sentence := not_permitted(error, *filter(None, [os.environ.get("DAGSTER_HOME")])):
+        return sentence
     sentence = full_disk_of_run(error, *([output] if output else []), store_home())
     if sentence is None and ran_out(error):
         sentence = memory_sentence("tokenuq", "")

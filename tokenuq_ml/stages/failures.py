@@ -9,9 +9,10 @@ from pathlib import Path
 from tokenuq_ml.disk import full_disk
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.out_of_memory import memory_sentence, ran_out
+from tokenuq_ml.permissions import not_permitted
 from tokenuq_ml.stages.request import StageRequest
 
-NO_SPACE, NO_MEMORY = 28, 12
+NO_SPACE, NO_MEMORY, NO_RIGHTS = 28, 12, 13
 """Exit codes: the system's numbers of these errors. A sentence may have found no room in the message file."""
 RESERVE = "reserve"
 """A file next to the request. It is deleted before a message is written on a full disk, to make room for it."""
@@ -44,7 +45,7 @@ def caches() -> list[Path]:
 
 
 def known_failure(error: BaseException, request: StageRequest, staging: Path, peak: float) -> tuple[int, str] | None:
-    """Return exit code and sentence for a full disk or a lack of memory; None for other errors.
+    """Return exit code and sentence for a full disk, or a lack of memory or rights; None for other errors.
 
     Args:
         error: that ended the stage.
@@ -54,6 +55,8 @@ def known_failure(error: BaseException, request: StageRequest, staging: Path, pe
     """
     if isinstance(error, InputError):
         return None
+    if (message := not_permitted(error)) is not None:
+        return NO_RIGHTS, f"{name_of(request)}: {message}"
     # A lack of memory can have a full disk as its cause, as in DuckDB, which then spills to it.
     if (message := full_disk(error, staging, request.work_dir, *caches())) is not None:
         return NO_SPACE, f"{name_of(request)}: {message}"

@@ -1,4 +1,4 @@
-"""Full disks as failures of steps and of commands: which one, and what to do, without a retry."""
+"""Full disks and files of other users as failures of steps: which one, and what to do, without a retry."""
 
 import contextlib
 import os
@@ -8,11 +8,12 @@ from pathlib import Path
 import dagster as dg
 
 from tokenuq_ml.disk import full_disk
+from tokenuq_ml.permissions import not_permitted
 
 
 @contextlib.contextmanager
 def full_disks_in_words(store: Path) -> Iterator[None]:
-    """Turn errors of a full disk in the block, which is part of a step, into a failure of the step.
+    """Turn errors of a full disk, or of missing rights, in the block, which is part of a step, into its failure.
 
     What the stage's own process writes is reported by its launcher. Here are staging folders, requests, messages,
     manifests, and what is published.
@@ -25,7 +26,7 @@ def full_disks_in_words(store: Path) -> Iterator[None]:
     except (dg.Failure, dg.RetryRequested):
         raise
     except Exception as error:
-        message = full_disk_of_run(error, store)
+        message = not_permitted(error, store) or full_disk_of_run(error, store)
         if message is None:
             raise
         raise dg.Failure(message, allow_retries=False) from error

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -118,6 +119,9 @@ class Store:
     def settle(self, staged: Mapping[str, Path], outputs: Mapping[str, str]) -> list[FileEntry]:
         """Flush staged folders to the disk, and return their files as the manifest will list them.
 
+        Libraries that write by temporary files leave them readable for their user only. Here every file gets the rights
+        that the umask gives to new ones, which are those of the staged folder.
+
         Done before `publish`, so that the store's lock is held for a moment only.
 
         Args:
@@ -125,6 +129,7 @@ class Store:
             outputs: output name -> place, relative to the store.
         """
         for folder in staged.values():
+            _open_to_umask(folder)
             fsync_tree(folder)
         return [entry for name, place in outputs.items() for entry in _files(staged[name], place)]
 
@@ -267,6 +272,13 @@ def _files(folder: Path, place: str) -> Iterator[FileEntry]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, digest = f"{place}/{path.relative_to(folder).as_posix()}", sha256_of(path)
         yield FileEntry(path=name, bytes=path.stat().st_size, sha256=digest)
+
+
+def _open_to_umask(folder: Path) -> None:
+    rights = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(rights if path.is_dir() else rights & 0o666)
 
 
 def _other_file_system(place: Path, home: Path) -> str:
