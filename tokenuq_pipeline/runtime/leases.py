@@ -317,7 +317,8 @@ class Leases:
         now = file_time(self.home)
         for path in self._folder(asset).iterdir():
             with contextlib.suppress(OSError):
-                earlier = path.suffix != SUFFIX or (path.stem.isdigit() and int(path.stem) < number)
+                is_lease = path.suffix == SUFFIX and path.stem.isdigit()
+                earlier = int(path.stem) < number if is_lease else path.name.startswith(".")
                 if earlier and now - path.stat().st_mtime > KEPT_S:
                     path.unlink()
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.runtime.places import linked
 from tokenuq_pipeline.runtime.processes import is_alive, process_stat
 
 EXPIRY_VARIABLE = "TOKENUQ_LEASE_SECONDS"
@@ -246,9 +247,9 @@ def file_time(home: Path) -> float:
 
 
 def clean_heartbeats(home: Path) -> None:
-    """Delete heartbeats that no owner has renewed for a week."""
-    now = file_time(home)
-    for path in (home / FOLDER).glob("*"):
+    """Delete heartbeats that no owner has renewed for a week; other files, and what is behind a link, stay."""
+    now, own = file_time(home), linked(home, [FOLDER]) is None
+    for path in (path for path in (home / FOLDER).glob("*") if own and Owner.parse(path.name)):
         with contextlib.suppress(OSError):
             if now - path.stat().st_mtime > KEPT_S:
                 path.unlink()

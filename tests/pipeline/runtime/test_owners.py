@@ -99,8 +99,18 @@ def test_heartbeats_of_a_week_ago_are_deleted(tmp_path):
         write_heartbeat(elsewhere(1), tmp_path, age=8 * 86400),
         write_heartbeat(elsewhere(2), tmp_path, age=86400),
     )
+    notes = old.with_name("notes.txt")
+    notes.touch()
+    os.utime(notes, (0, 0))
     clean_heartbeats(tmp_path)
-    assert not old.exists() and new.exists()
+    assert not old.exists() and new.exists() and notes.exists()
+
+
+def test_heartbeats_behind_a_link_stay(tmp_path):
+    old = write_heartbeat(elsewhere(), tmp_path / "elsewhere", age=8 * 86400)
+    (tmp_path / ".owners").symlink_to(old.parent)
+    clean_heartbeats(tmp_path)
+    assert old.exists()
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "soon", "", "inf", "nan"])
