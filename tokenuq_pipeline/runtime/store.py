@@ -73,15 +73,21 @@ class Store:
     def clean_staging(self) -> list[str]:
         """Delete the staging folders of dead processes and return their names.
 
-        What lies behind a symbolic link is not the store's own, and stays.
+        What has another name than they, and is old, goes to the trash. What lies behind a symbolic link stays.
         """
         removed: list[str] = []
         if linked(self.home, [STAGING]) is not None:
             return removed
         for folder in (self.home / STAGING).glob("*"):
-            if not self._is_in_use(folder):
+            owner = _owner_of(folder.name)
+            if self._is_in_use(folder, owner):
+                continue
+            if owner is None:
+                with contextlib.suppress(OSError, ValueError):
+                    Trash(self.home).put([f"{STAGING}/{folder.name}"])
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
-                removed.append(folder.name)
+            removed.append(folder.name)
         return removed
 
     def check_publishable(self, outputs: Iterable[str], staging: Path) -> None:
@@ -256,15 +262,17 @@ class Store:
     def _manifest_path(self, asset: str) -> Path:
         return self.home / MANIFESTS / f"{check_asset_name(asset)}.json"
 
-    def _is_in_use(self, folder: Path) -> bool:
-        # Earlier versions: `<pid>-<start time>-<id>`.
-        name = folder.name
-        owner = Owner.parse(name.rpartition("+")[0] if "+" in name else "-".join(name.split("-")[:2]))
+    def _is_in_use(self, folder: Path, owner: Owner | None) -> bool:
         try:
             age = file_time(self.home) - folder.stat().st_mtime
         except OSError:
             return True
         return owner.is_alive(self.home, age) if owner else age <= UNKNOWN_KEPT_S
+
+
+def _owner_of(name: str) -> Owner | None:
+    """Return the owner that the name of a staging folder holds. Earlier versions: `<pid>-<start time>-<id>`."""
+    return Owner.parse(name.rpartition("+")[0] if "+" in name else "-".join(name.split("-")[:2]))
 
 
 def _files(folder: Path, place: str) -> Iterator[FileEntry]:

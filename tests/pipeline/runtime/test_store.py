@@ -13,6 +13,7 @@ from tokenuq_pipeline.runtime.manifest import FileEntry, Provenance
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
+from tokenuq_pipeline.runtime.trash import Trash
 
 ASSET, PLACE = "s/teacher_hidden", "teacher_hidden/study=s"
 
@@ -127,6 +128,16 @@ def test_staging_is_deleted_also_after_a_failure(store):
         (folder / "half").touch()
         raise RuntimeError
     assert list((store.home / ".staging").iterdir()) == []
+
+
+def test_what_no_process_has_named_goes_from_the_staging_folder_to_the_trash_after_a_day(store):
+    for name in ("new", "thesis"):
+        (store.home / ".staging" / name).mkdir(parents=True)
+        (store.home / ".staging" / name / "text").write_text("x")
+    os.utime(store.home / ".staging" / "thesis", (0, 0))
+    assert store.clean_staging() == ["thesis"] and os.listdir(store.home / ".staging") == ["new"]
+    (entry,) = Trash(store.home).entries()
+    assert (entry.path / ".staging" / "thesis" / "text").read_text() == "x"
 
 
 def test_nothing_is_cleaned_behind_a_link(store, tmp_path):
