@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 from fsspec import AbstractFileSystem
 
+from tokenuq_ml.file_hashes import Identity, identity
+
 PROTOCOL = "store"
 
 
@@ -42,7 +44,7 @@ class ReadOnlyFiles(AbstractFileSystem):
         self.verify = False
         self._home, self._damage_of_table = home, damage_of_table
         self._files = {self.address(file): (table, file) for table, paths in files.items() for file in paths}
-        self._verified: dict[str, os.stat_result] = {}
+        self._verified: dict[str, Identity | None] = {}
 
     @contextlib.contextmanager
     def unverified(self) -> Iterator[None]:
@@ -103,14 +105,26 @@ class ReadOnlyFiles(AbstractFileSystem):
             raise PermissionError(f"{path} is no file of a complete asset; a query reads the tables of the store only")
         return self._files[path][1]
 
+    def damage(self, table: str) -> str | None:
+        """Return why a table must not be read; None if its files are as they were published.
+
+        A table is looked at once, and again after one of its files was replaced.
+        """
+        # Noted before the content is looked at: what is replaced meanwhile is looked at again.
+        seen = {address: _identity_of(place) for address, (of, place) in self._files.items() if of == table}
+        if seen and all(self._verified.get(address) == found for address, found in seen.items()):
+            return None
+        sentence = self._damage_of_table(self._home, table)
+        if sentence is None:
+            self._verified |= seen
+        return sentence
+
     def _require_undamaged(self, path: str, file: "ReadOnlyFile") -> None:
-        before = self._verified.get(path)
-        if before is not None and _is_unchanged(before, file.status):
+        if self._verified.get(path) == identity(file.status):
             return
         table = self._files[path][0]
-        if damage := self._damage_of_table(self._home, table):
+        if damage := self.damage(table):
             raise PermissionError(f"table {table} is damaged: {damage}")
-        self._verified[path] = file.status
 
 
 class ReadOnlyFile:
@@ -166,9 +180,11 @@ class ReadOnlyFile:
         self.close()
 
 
-def _is_unchanged(before: os.stat_result, now: os.stat_result) -> bool:
-    names = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
-    return all(getattr(before, name) == getattr(now, name) for name in names)
+def _identity_of(path: Path) -> Identity | None:
+    try:
+        return identity(path.stat())
+    except OSError:
+        return None
 
 
 def _refuse(path: str) -> NoReturn:

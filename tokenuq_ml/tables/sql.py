@@ -50,9 +50,8 @@ _WALLS = {
 
 @dataclass(frozen=True)
 class _Store:
-    """The store that a connection reads, the file system by which it does, and table -> why it cannot be opened."""
+    """The file system by which a connection reads its store, and table -> why it cannot be opened."""
 
-    home: Path
     reading: ReadOnlyFiles
     broken: dict[str, str]
 
@@ -95,7 +94,7 @@ def connect(
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     reading.verify = True
-    _stores[connection] = _Store(home, reading, {table: message for table, message in views.items() if message})
+    _stores[connection] = _Store(reading, {table: message for table, message in views.items() if message})
     return connection
 
 
@@ -122,7 +121,7 @@ def _require_undamaged(connection: duckdb.DuckDBPyConnection, names: set[str]) -
         return
     tables = {table for table in TABLES if table in names} | (set(JOINED_FROM) if JOINED in names else set())
     for table in sorted(tables):
-        if damage := damage_of_table(store.home, table):
+        if damage := store.reading.damage(table):
             raise InputError(f"query: table {table} is damaged: {damage}")
         if table in store.broken:
             raise InputError(f"query: {store.broken[table]}")
