@@ -60,11 +60,11 @@ def disk_needs(rows: Iterable[Mapping], store) -> list[Need]:
     made = list(rows)
     if not made:
         return []
-    needs: dict[int, Need] = {}
+    needs: dict[Path, Need] = {}
 
     def add(path: Path, size: float, parts: Mapping[str, float]) -> None:
         disk = space(path)
-        need = needs.setdefault(os.stat(disk.place).st_dev, Need(disk))
+        need = needs.setdefault(disk.mount, Need(disk))
         need.bytes += size
         need.parts |= parts
 
