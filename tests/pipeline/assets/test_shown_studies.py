@@ -126,5 +126,5 @@ def test_dagster_loads_five_groups_and_jobs_schedules_and_sensors_of_shown_studi
     assert groups == sorted([*enabled, *named, "files", "models", "datasets"])
     of_studies = [name for name in jobs if name in load_config(CONFIG, tmp_path).studies]
     assert sorted(of_studies) == sorted([*enabled, *named])
-    assert [name for name in schedules if "__" in name] == [f"{name}__rerun" for name in enabled]
-    assert [name for name in sensors if "__" in name] == [f"{name}__automation" for name in enabled]
+    assert [name for name in schedules if name.endswith("__rerun")] == [f"{name}__rerun" for name in enabled]
+    assert [name for name in sensors if name.endswith("__automation")] == [f"{name}__automation" for name in enabled]
