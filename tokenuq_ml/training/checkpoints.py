@@ -1,8 +1,10 @@
 """Checkpoints, adapter snapshots, progress messages, and a clean stop on SIGINT.
 
-A checkpoint is complete when its marker exists, which is written last. It holds the logs up to its step.
+A checkpoint is complete when its marker exists, which is written last. It holds the logs up to its step. The marker
+lists the SHA-256 of the files that training resumes from: one that has changed since is not resumed from.
 """
 
+import json
 import shutil
 import signal
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from tokenuq_ml.atomic_files import atomic_write, fsync_tree, replace_folder
+from tokenuq_ml.file_hashes import sha256_of
 from tokenuq_ml.models.adapters import save_adapter
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.training.recorder import StepRecorder
@@ -23,15 +26,45 @@ MARKER = "COMPLETE"
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the last complete checkpoint; None if there is none. Incomplete ones have no marker and are ignored."""
-    complete = [path.parent for path in Path(work_dir).glob(f"checkpoint-*/{MARKER}")]
+    """Return the last complete checkpoint; None if there is none. Incomplete ones have no marker and are ignored.
+
+    So are damaged ones. `damaged_checkpoints` names them.
+    """
+    complete = [path.parent for path in Path(work_dir).glob(f"checkpoint-*/{MARKER}") if _damage(path) is None]
     return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
+def damaged_checkpoints(work_dir: str | Path) -> list[str]:
+    """Return a sentence for each complete checkpoint whose files differ from what its marker lists."""
+    markers = sorted(Path(work_dir).glob(f"checkpoint-*/{MARKER}"))
+    return [sentence for marker in markers if (sentence := _damage(marker)) is not None]
+
+
+def _damage(marker: Path) -> str | None:
+    """Return which file of a checkpoint, or of the snapshots before it, is not as its marker lists it."""
+    work_dir = marker.parent.parent
+    try:
+        # Markers of earlier versions are empty.
+        listed = json.loads(marker.read_bytes() or b"{}")
+        changed = [path for path, digest in listed.items() if sha256_of(work_dir / path) != digest]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        return f"{marker.parent} is not resumed from: {error}"
+    return f"{marker.parent} is not resumed from: {work_dir / changed[0]} has changed" if changed else None
+
+
+def _marker_content(work_dir: Path, folder: Path) -> bytes:
+    """Return the SHA-256 of all files of a checkpoint and of the snapshots so far, as JSON."""
+    found = [path for root in (folder, work_dir / "snapshots") for path in root.rglob("*") if path.is_file()]
+    return json.dumps({path.relative_to(work_dir).as_posix(): sha256_of(path) for path in sorted(found)}).encode()
+
+
 def remove_incomplete(work_dir: str | Path) -> None:
-    """Delete what a checkpoint or snapshot holds that was not completed, as after a kill or on a full disk."""
+    """Delete what a checkpoint or snapshot holds that was not completed, as after a kill or on a full disk.
+
+    Damaged checkpoints too.
+    """
     for folder in Path(work_dir).glob("checkpoint-*"):
-        if not (folder / MARKER).exists():
+        if not (folder / MARKER).exists() or _damage(folder / MARKER) is not None:
             shutil.rmtree(folder, ignore_errors=True)
     for folder in Path(work_dir, "snapshots").glob(".*.writing"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,8 +146,9 @@ class CheckpointCallback(TrainerCallback):
         folder = self.work_dir / f"checkpoint-{state.global_step}"
         self.recorder.save(folder)
         fsync_tree(folder)
-        with atomic_write(folder / MARKER):
-            pass
+        content = _marker_content(self.work_dir, folder)
+        with atomic_write(folder / MARKER) as file:
+            file.write(content)
         for old in self.work_dir.glob("checkpoint-*"):
             if old != folder:
                 (old / MARKER).unlink(missing_ok=True)

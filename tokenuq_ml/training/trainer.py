@@ -26,7 +26,12 @@ from tokenuq_ml.models.forward import packing_is_exact
 from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.router_loss import router_coefficient
 from tokenuq_ml.progress import Reporter
-from tokenuq_ml.training.checkpoints import CheckpointCallback, latest_checkpoint, remove_incomplete
+from tokenuq_ml.training.checkpoints import (
+    CheckpointCallback,
+    damaged_checkpoints,
+    latest_checkpoint,
+    remove_incomplete,
+)
 from tokenuq_ml.training.cost_counter import CostCounter
 from tokenuq_ml.training.rank_growth import RankGrowthCallback
 from tokenuq_ml.training.recorder import StepRecorder
@@ -178,6 +183,8 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     trainer = TokenTrainer(model, setup, recorder, join, args=training_arguments(setup, work_dir), callbacks=callbacks)
     # It would print every log a second time.
     trainer.remove_callback(PrinterCallback)
+    for sentence in damaged_checkpoints(work_dir):
+        reporter.info(f"{name}: {sentence}")
     checkpoint = latest_checkpoint(work_dir)
     if checkpoint is not None:
         recorder.load(checkpoint)

@@ -11,7 +11,8 @@ import torch
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
 from tests.support.training import assert_same_adapter, kill_training, setup_with_teacher, training_setup
-from tokenuq_ml.training.checkpoints import MARKER, latest_checkpoint
+from tokenuq_ml.training import checkpoints
+from tokenuq_ml.training.checkpoints import MARKER, damaged_checkpoints, latest_checkpoint, remove_incomplete
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.trainer import train
 
@@ -78,6 +79,28 @@ def test_the_latest_checkpoint_is_the_last_one_with_a_marker(tmp_path):
     (tmp_path / "checkpoint-12").mkdir()
     assert latest_checkpoint(tmp_path).name == "checkpoint-4"
     assert latest_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    "damaged", ["checkpoint-4/optimizer.pt", "snapshots/step-2/adapter", f"checkpoint-4/{MARKER}", "missing"]
+)
+def test_training_does_not_resume_from_a_damaged_checkpoint(tmp_path, damaged):
+    for path in ("checkpoint-4/optimizer.pt", "checkpoint-4/adapter", "snapshots/step-2/adapter"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(path.encode())
+    folder = tmp_path / "checkpoint-4"
+    (folder / MARKER).write_bytes(checkpoints._marker_content(tmp_path, folder))
+    assert latest_checkpoint(tmp_path) == folder and damaged_checkpoints(tmp_path) == []
+    if damaged == "missing":
+        (folder / "adapter").unlink()
+    else:
+        path = tmp_path / damaged
+        path.write_bytes(b"x" * path.stat().st_size)
+    assert latest_checkpoint(tmp_path) is None
+    (sentence,) = damaged_checkpoints(tmp_path)
+    assert sentence.startswith(f"{folder} is not resumed from: ")
+    remove_incomplete(tmp_path)
+    assert not folder.exists()
 
 
 def test_sigint_stops_after_the_step_with_a_checkpoint(tmp_path, monkeypatch):
