@@ -21,7 +21,7 @@ from tokenuq_pipeline.runtime.launcher import StageLauncher
 from tokenuq_pipeline.runtime.store import Store
 
 MOMENT_S = 0.1
-CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
+CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
 class NotedStages(dg.ConfigurableResource):

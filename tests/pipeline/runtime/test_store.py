@@ -2,14 +2,17 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.owners import elsewhere, write_heartbeat
 from tests.support.tiny_store import manifest
 from tokenuq_ml.stages.request import CheckOutcome
 from tokenuq_pipeline.runtime.manifest import FileEntry, Provenance
+from tokenuq_pipeline.runtime.owners import Owner
 from tokenuq_pipeline.runtime.processes import is_alive, process_name
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
@@ -159,3 +162,25 @@ def test_what_dead_processes_left_is_cleaned_and_what_live_ones_use_stays(store)
     child.communicate(b"\n")
     assert not is_alive(name)
     assert store.clean_staging() == [folder.name]
+
+
+def test_staging_of_other_machines_stays_while_they_are_heard(store):
+    with store.staging() as own:
+        assert Owner.parse(own.name.rpartition("+")[0]) == Owner.current()
+        silent, alive = (elsewhere(pid) for pid in (1, 2))
+        write_heartbeat(silent, store.home, age=61)
+        write_heartbeat(alive, store.home, age=59)
+        for owner in (silent, alive, elsewhere(3)):
+            (store.home / ".staging" / f"{owner}+a").mkdir()
+        # The third has no heartbeat yet: it has just been started.
+        assert store.clean_staging() == [f"{silent}+a"] and own.is_dir()
+
+
+def test_published_files_have_the_rights_that_the_umask_gives(store):
+    """Libraries that write by temporary files leave them closed to other users."""
+    folder = staged(store, "x")
+    folder.chmod(0o750)
+    (folder / "one").chmod(0o600)
+    entries = store.settle({"t": folder}, {"t": "place"})
+    assert [stat.S_IMODE((folder / name).stat().st_mode) for name in ("one", "two")] == [0o640, 0o640]
+    assert [entry.path for entry in entries] == ["place/one", "place/two"] and entries[0].bytes == 1
