@@ -65,9 +65,9 @@ def test_runs_in_two_containers_make_each_asset_once(shared, homes):
 @containers
 def test_a_start_in_another_container_leaves_staging_and_run_of_the_first(shared):
     first = shared.start("one", *CONTAINER, children=True, FAKE_STAGE='{"hang": "models"}')
-    wait_until(shared.hanging.exists, 60)
+    wait_until(shared.hanging.exists, 120)
     second = shared.start("one", *CONTAINER)
-    wait_until(lambda: "waits for a slot" in second.stdout.readline(), 60)
+    wait_until(lambda: "waits for a slot" in second.stdout.readline(), 120)
     second.send_signal(signal.SIGTERM)
     second.wait(30)
     assert list((shared.store.home / ".staging").iterdir()) and first.poll() is None
@@ -76,7 +76,7 @@ def test_a_start_in_another_container_leaves_staging_and_run_of_the_first(shared
 
 def test_after_a_kill_the_next_run_goes_on_at_once(shared):
     first = shared.start("one", children=True, FAKE_STAGE='{"hang": "models"}', TOKENUQ_LEASE_SECONDS=NEVER)
-    wait_until(shared.hanging.exists, 60)
+    wait_until(shared.hanging.exists, 120)
     first.kill()
     first.wait()
     code, out = end(shared.start("one", children=True, TOKENUQ_LEASE_SECONDS=NEVER))
@@ -87,7 +87,7 @@ def test_after_a_kill_the_next_run_goes_on_at_once(shared):
 @containers
 def test_after_a_kill_in_another_container_the_next_run_goes_on_after_the_expiry(shared):
     first = shared.start("one", *CONTAINER, children=True, FAKE_STAGE='{"hang": "models"}', TOKENUQ_LEASE_SECONDS="4")
-    wait_until(shared.hanging.exists, 60)
+    wait_until(shared.hanging.exists, 120)
     first.kill()
     first.wait()
     code, out = end(shared.start("two", children=True, TOKENUQ_LEASE_SECONDS="4"))
@@ -97,7 +97,7 @@ def test_after_a_kill_in_another_container_the_next_run_goes_on_after_the_expiry
 def test_a_suspended_run_is_overtaken_and_uses_what_the_other_has_made(shared):
     lease = {"TOKENUQ_LEASE_SECONDS": "4"}
     first = shared.start("one", children=True, FAKE_STAGE='{"hang": "models"}', **lease)
-    wait_until(shared.hanging.exists, 60)
+    wait_until(shared.hanging.exists, 120)
     stage = [int(pid) for pid in shared.hanging.read_text().split()]
     first.send_signal(signal.SIGSTOP)
     code, out = end(shared.start("two", children=True, **lease))
@@ -114,7 +114,7 @@ def test_a_suspended_run_is_overtaken_and_uses_what_the_other_has_made(shared):
 
 def test_a_store_that_was_copied_during_a_run_is_used_at_once_and_the_run_goes_on(shared, tmp_path):
     first = shared.start("one", children=True, FAKE_STAGE='{"hang": "models"}', TOKENUQ_LEASE_SECONDS="12")
-    wait_until(shared.hanging.exists, 60)
+    wait_until(shared.hanging.exists, 120)
     shutil.copytree(shared.store.home, tmp_path / "copy" / "store")
     copy = SharedStore(tmp_path / "copy", tmp_path / "copy" / "store")
     code, out = end(copy.start("one", children=True))

@@ -2,8 +2,8 @@
 
     python -m tests.support.shared_store STORE DAGSTER_HOME LOG [children]
 
-runs the study as `tokenuq run` does. LOG gets a line for each stage that is started. With `children`, stages are child
-processes (`fake_entrypoints` has to be importable); otherwise they run in the process, each for a moment.
+runs the study as `tokenuq run` does. LOG gets a line for each stage that is started. With `children`, the model's stage
+is a child process (`fake_entrypoints` has to be importable); the others run in the process, each for a moment.
 """
 
 import os
@@ -18,6 +18,7 @@ import dagster as dg
 from tests.support.toy_pipeline import STUDY, FakeStagesInProcess, Toy, fake_environment, toy_config
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.runtime.launcher import StageLauncher
+from tokenuq_pipeline.runtime.paths import dagster_home as make_dagster_home
 from tokenuq_pipeline.runtime.store import Store
 
 MOMENT_S = 0.1
@@ -33,7 +34,7 @@ class NotedStages(dg.ConfigurableResource):
     def run(self, context, request, staging, lease):
         with open(self.log, "a") as file:
             file.write(f"{lease.asset}\n")
-        if self.children:
+        if self.children and request.entrypoint == "convert_model":
             launcher = StageLauncher(package="fake_entrypoints", termination_timeout=30.0)
         else:
             launcher = FakeStagesInProcess()
@@ -83,7 +84,7 @@ class SharedStore:
         return self.checkpoint.with_name("pids")
 
 
-def end(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str]:
+def end(process: subprocess.Popen, seconds: float = 240) -> tuple[int, str]:
     """Wait for a run; return its exit code and what it printed."""
     try:
         out, _ = process.communicate(timeout=seconds)
@@ -95,9 +96,10 @@ def end(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str]:
 
 
 def main(store: str, dagster_home: str, log: str, *children: str) -> int:
-    toy = Toy(Path(dagster_home), Path(store))
+    os.environ["DAGSTER_HOME"] = dagster_home
+    toy = Toy(make_dagster_home(), Path(store))
     launcher = NotedStages(log=log, children=bool(children))
-    with toy.instance() as instance:
+    with dg.DagsterInstance.get() as instance:
         return run_study(toy.defs(launcher=launcher), toy_config(), STUDY, [], instance, toy.store)
 
 

@@ -5,12 +5,14 @@ machine and in this PID namespace, elsewhere by the heartbeat in the store. The 
 `python -m tokenuq_pipeline.runtime.paths` (before the UI starts) call `prepare`.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.dagster_internals import IN_PROGRESS_RUN_STATUSES, process_of_event
@@ -25,6 +27,8 @@ PROCESS_TAG = "tokenuq/process"
 ONLY_STALE_TAG = "tokenuq/only_stale"
 """The tag of a run that asks for what is stale; what another run makes meanwhile is used instead of made again."""
 CLOCK_SLACK_S = 5.0
+FIRST_STARTS = 5
+"""Tries to set the number of slots."""
 UNTAGGED_S = 300.0
 """Silence after which a run without tag, whose pid does not run here, counts as dead: it may run in another container,
 but its executor would have tagged it by then."""
@@ -62,12 +66,16 @@ def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> l
     text = environment.get(SLOTS_VARIABLE)
     if text is not None and not (text.isdigit() and int(text) > 0):
         raise InputError(f"{SLOTS_VARIABLE}: must be a positive integer, is {text!r}")
-    limits = {pool.name: pool.limit for pool in storage.get_pool_limits()}
-    wanted = int(text) if text else limits.get(ACCELERATOR, 1)
-    if limits.get(ACCELERATOR) == wanted:
-        return []
-    storage.set_concurrency_slots(ACCELERATOR, wanted)
-    return [f"pool {ACCELERATOR}: {wanted} slot{'s' if wanted > 1 else ''}"]
+    for _ in range(FIRST_STARTS):
+        limits = {pool.name: pool.limit for pool in storage.get_pool_limits()}
+        wanted = int(text) if text else limits.get(ACCELERATOR, 1)
+        if limits.get(ACCELERATOR) == wanted:
+            break
+        # Of several first starts at once, all but one fail to insert the pool, and find it then.
+        with contextlib.suppress(IntegrityError):
+            storage.set_concurrency_slots(ACCELERATOR, wanted)
+            return [f"pool {ACCELERATOR}: {wanted} slot{'s' if wanted > 1 else ''}"]
+    return []
 
 
 def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:

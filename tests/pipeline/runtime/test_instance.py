@@ -8,6 +8,7 @@ import time
 
 import dagster as dg
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from tests.support.owners import elsewhere, write_heartbeat
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
@@ -55,6 +56,19 @@ def test_one_slot_by_default_unless_the_user_or_the_variable_sets_another(toy, i
     assert prepare(instance, toy.store.home, {}) == [] and slots(instance) == {ACCELERATOR: 4}
     assert prepare(instance, toy.store.home, {"TOKENUQ_ACCELERATOR_SLOTS": "2"}) == ["pool accelerator: 2 slots"]
     assert slots(instance) == {ACCELERATOR: 2}
+
+
+def test_of_several_first_starts_at_once_each_finds_the_pool(toy, instance, monkeypatch):
+    storage = instance.event_log_storage
+    real = storage.set_concurrency_slots
+
+    def insert_after_another(*arguments):
+        monkeypatch.setattr(storage, "set_concurrency_slots", real)
+        real(*arguments)
+        raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+
+    monkeypatch.setattr(storage, "set_concurrency_slots", insert_after_another)
+    assert prepare(instance, toy.store.home, {}) == [] and slots(instance) == {ACCELERATOR: 1}
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])
