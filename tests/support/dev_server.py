@@ -16,6 +16,7 @@ from tests.support.processes import all_processes, free_port
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.dagster_settings import SETTINGS
+from tokenuq_pipeline.ui.login import TOKEN_VARIABLE
 
 STAGE_PACKAGES = ("fake_entrypoints", "tokenuq_ml.stages")
 DEFINITIONS = "tests.support.dev_definitions"
@@ -110,7 +111,7 @@ class DevServer:
         """The answer's data; None where the server does not answer."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"}
+            f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"} | self._login()
         )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -121,6 +122,10 @@ class DevServer:
             return None
         assert "errors" not in content, content["errors"]
         return content["data"]
+
+    def _login(self) -> dict[str, str]:
+        token = self.environment.get(TOKEN_VARIABLE)
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     def launch(self, *assets: list[str]) -> str:
         """Materialises assets as the UI's button does; the run's id."""
