@@ -49,12 +49,13 @@ def asset_spec(asset: StageAsset, skippable: bool) -> dg.AssetSpec:
 
 def build_assets(group: StageGroup) -> dg.AssetsDefinition:
     """Return the assets that one child process makes. A run can ask for any subset of them."""
-    several = len(group.assets) > 1
+    # With checks of its own too: if a run ends between an asset and its check, the next one asks for the check alone.
+    in_parts = len(group.assets) > 1 or any(asset.checks for asset in group.assets)
 
     @dg.multi_asset(
         name=group.op,
-        specs=[asset_spec(asset, skippable=several) for asset in group.assets],
-        can_subset=several,
+        specs=[asset_spec(asset, skippable=in_parts) for asset in group.assets],
+        can_subset=in_parts,
         check_specs=[
             dg.AssetCheckSpec(check.name, asset=asset.key, blocking=True, description=check.description)
             for asset in group.assets

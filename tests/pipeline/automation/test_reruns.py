@@ -116,6 +116,17 @@ def test_a_schedule_reruns_what_is_stale_in_waves(fresh_daemon, data_file):
     assert said == "study: everything is fresh after 2 waves"
 
 
+def test_a_schedule_with_a_new_dagster_home_adopts_the_store_and_only_checks_it(made_study_with_file, tmp_path):
+    toy = made_study_with_file.copy(tmp_path / "toy")
+    (toy.folder / "dagster_home").rename(tmp_path / "lost")
+    with toy.instance() as instance:
+        daemon = Daemon(toy, config_with(made_study_with_file.folder.parent), instance)
+        (request,) = daemon.schedule().run_requests
+        assert not request.asset_selection and request.asset_check_keys
+        assert daemon.until_fresh(request) == ([set()], "study: everything is fresh after 1 wave")
+        assert daemon.schedule().skip_message == "study: nothing is stale"
+
+
 def test_a_schedule_skips_a_study_with_a_run_in_progress(daemon):
     job = daemon.defs.resolve_job_def(STUDY)
     run = daemon.instance.create_run_for_job(job, tags={"study": STUDY}, status=dg.DagsterRunStatus.STARTED)
