@@ -24,6 +24,7 @@ from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
 from tokenuq_ml.stages.request import AssetResult, StageRequest
 from tokenuq_ml.stages.runner import PARENT_SILENT
 from tokenuq_pipeline.runtime.child_output import ChildOutput
+from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.interrupts import hold_interrupts
 from tokenuq_pipeline.runtime.leases import Lease, LeaseLost
@@ -93,7 +94,8 @@ class StageLauncher:
             ChildOutput(staging) as output,
         ):
             environment = {
-                **os.environ,
+                # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
+                **{name: value for name, value in os.environ.items() if name != POSTGRES_VARIABLE},
                 "TOKENIZERS_PARALLELISM": "false",
                 "PYTHONUNBUFFERED": "1",
                 **session.get_bootstrap_env_vars(),

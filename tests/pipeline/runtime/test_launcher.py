@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.processes import wait_until
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
+from tokenuq_ml.stages.parent_watch import PARENT_PIPE
+from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.launcher import StageLauncher
 from tokenuq_pipeline.runtime.processes import is_running
@@ -63,6 +65,17 @@ def start_study(toy, behaviour, timeout=30.0):
     wait_until(lambda: pids.exists() or process.poll() is not None)
     assert process.poll() is None, process.communicate()[0]
     return process, [int(pid) for pid in pids.read_text().split()], pids.with_name("checkpoint")
+
+
+def test_a_stage_does_not_see_the_address_of_dagsters_records(toy, monkeypatch):
+    environments, start = [], subprocess.Popen
+    monkeypatch.setenv(POSTGRES_VARIABLE, "postgresql://user:sesame@host/records")
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, env=None, **k: environments.append(env) or start(*a, env=env, **k)
+    )
+    result, _ = materialise(toy, ["models", "tiny"])
+    (environment,) = (env for env in environments if env and PARENT_PIPE in env)
+    assert result.success and POSTGRES_VARIABLE not in environment and "sesame" not in str(environment)
 
 
 def test_a_childs_lines_and_results_reach_the_event_log(toy):
