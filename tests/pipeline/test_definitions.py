@@ -202,7 +202,7 @@ def test_each_study_has_one_job_with_all_assets_that_it_needs(tmp_path):
         "datasets/toy:no_question_in_two_splits",
         "study/top/evaluation:ood_kept",
     } < checks
-    assert job.executor_def is dg.in_process_executor
+    assert job.executor_def.name == dg.in_process_executor.name
 
 
 def test_each_child_process_is_one_op(tmp_path):

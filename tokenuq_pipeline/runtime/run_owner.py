@@ -18,6 +18,7 @@ from tokenuq_pipeline.runtime.dagster_internals import (
     RetryMode,
     StepDependencyConfig,
 )
+from tokenuq_pipeline.runtime.dev_server import ending_with_dev
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG, close_dead_runs
 from tokenuq_pipeline.runtime.owners import Owner, beating
 
@@ -63,7 +64,7 @@ class _OwnedExecutor(dg.Executor):
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[dg.DagsterEvent]:
         instance, run = plan_context.instance, plan_context.dagster_run
-        with contextlib.ExitStack() as stack:
+        with ending_with_dev(), contextlib.ExitStack() as stack:
             # Where the store cannot be written, the first step says so.
             with contextlib.suppress(OSError):
                 stack.enter_context(beating(self._home))
