@@ -11,7 +11,6 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from tokenuq_ml.tables.parquet import read_table
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.lineage import column_lineage
@@ -61,8 +60,10 @@ def materialization(asset: StageAsset, manifest: Manifest, store: Store) -> Meta
         entries |= {f"{path.stem}_page": page(path) for path in store.path(output).glob("*.html")}
     for table, frame in _tables(asset, store).items():
         is_main = table == asset.table
-        entries["dagster/row_count" if is_main else f"{table}_rows"] = len(frame)
-        entries["preview" if is_main else f"{table}_preview"] = preview(frame)
+        # Of a large table, its footer and the row groups of the first rows are read.
+        rows, first = frame.select(pl.len()).collect().item(), frame.head(COMPLETE_TABLE_ROWS).collect()
+        entries["dagster/row_count" if is_main else f"{table}_rows"] = rows
+        entries["preview" if is_main else f"{table}_preview"] = preview(first, rows)
     for output, path in asset.outputs.items():
         name = "path" if len(asset.outputs) == 1 else f"path_{output}"
         entries[name] = dg.MetadataValue.path(str(store.path(path)))
@@ -74,11 +75,11 @@ def materialization(asset: StageAsset, manifest: Manifest, store: Store) -> Meta
     return entries | _provenance(manifest.provenance)
 
 
-def _tables(asset: StageAsset, store: Store) -> dict[str, pl.DataFrame]:
+def _tables(asset: StageAsset, store: Store) -> dict[str, pl.LazyFrame]:
     """Return the asset's tables; outputs of one table (of base model and teacher) are concatenated."""
-    frames: dict[str, pl.DataFrame] = {}
+    frames: dict[str, pl.LazyFrame] = {}
     for output, table in asset.tables.items():
-        frame = read_table(store.path(asset.outputs[output]))
+        frame = pl.scan_parquet(store.path(asset.outputs[output]) / "part-*.parquet", hive_partitioning=False)
         row = output.removeprefix(table).removeprefix("_")
         if row:
             frame = frame.select(pl.lit(row).alias("ablation"), pl.all())
@@ -93,13 +94,19 @@ def _provenance(provenance: Provenance) -> Metadata:
     return entries | shown
 
 
-def preview(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
-    """Return the first rows as a Markdown table; all rows if the table is short."""
-    rows = frame.head(COMPLETE_TABLE_ROWS if len(frame) <= COMPLETE_TABLE_ROWS else PREVIEW_ROWS)
+def preview(frame: pl.DataFrame, total: int | None = None) -> dg.MarkdownMetadataValue:
+    """Return the first rows as a Markdown table; all rows if the table is short.
+
+    Args:
+        frame: the table, or its first COMPLETE_TABLE_ROWS rows.
+        total: rows of the table; by default those of `frame`.
+    """
+    total = len(frame) if total is None else total
+    rows = frame.head(COMPLETE_TABLE_ROWS if total <= COMPLETE_TABLE_ROWS else PREVIEW_ROWS)
     lines = ["| " + " | ".join(map(plain, rows.columns)) + " |", "|" + " --- |" * rows.width]
     lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows.iter_rows()]
-    if len(rows) < len(frame):
-        lines.append(f"\n{len(frame):,} rows in total")
+    if len(rows) < total:
+        lines.append(f"\n{total:,} rows in total")
     return dg.MetadataValue.md("\n".join(lines))
 
 
