@@ -151,7 +151,10 @@ def _assets(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
             yield Removable(name, said, (), store.home, said)
             continue
         places = tuple(place for place in places_of(name).values() if not _overlaps(place, in_use))
-        item = Removable(name, _reason(name, configured), (*places, manifest_place(name)), store.home)
+        reason = _reason(name, configured)
+        if store.damaged_manifest(name):
+            reason += "; its manifest is damaged, and only folders of its name go"
+        item = Removable(name, reason, (*places, manifest_place(name)), store.home)
         yield _looked_at(store, item)
 
 

@@ -183,7 +183,11 @@ def folder_has_files(folder: Path) -> bool:
 
 def _entry(path: Path) -> Entry | None:
     match = _NAME.fullmatch(path.name)
+    if match is None:
+        return None
     try:
-        return Entry(path, datetime.strptime(match[1], TIME).replace(tzinfo=UTC), bool(match[2])) if match else None
-    except ValueError:
+        named = datetime.strptime(match[1], TIME).replace(tzinfo=UTC)
+        # The earlier of two clocks: with one that was ahead, an entry would stay for longer.
+        return Entry(path, min(named, datetime.fromtimestamp(path.stat().st_mtime, UTC)), bool(match[2]))
+    except (ValueError, OSError):
         return None

@@ -90,6 +90,8 @@ def test_a_manifest_s_text_does_not_decide_what_is_deleted(store, tmp_path, outp
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0"])
 def test_a_damaged_manifest_of_an_unused_asset_goes_with_the_asset_s_own_folders(store, text):
     (store.home / ".manifests" / f"{OLD}.json").write_text(text)
+    (item,) = removable(store, CONFIGURED)
+    assert item.reason.endswith("; its manifest is damaged, and only folders of its name go")
     remove_all(store)
     assert names(store) == [] and not [path for path in files(store) if "old" in path]
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from unittest import mock
 
 import dagster as dg
@@ -176,7 +176,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Also what has been there for a week, which every command deletes."""
         if old_only:
             for entry in Trash(self.store.home).entries():
-                name = f"{entry.put_at - timedelta(days=8):{TIME}}-{entry.path.name[-8:]}"
+                time, _, identifier = entry.path.name.partition("-")
+                name = f"{datetime.strptime(time, TIME) - timedelta(days=8):{TIME}}-{identifier}"
                 os.rename(entry.path, entry.path.with_name(name))
         trash = dict(self.trash)
         killed = self.killed(
@@ -215,7 +216,9 @@ class StoreMachine(RuleBasedStateMachine):
         ):
             adoption.adopt(self.records, KEYS)
             events = None
-        self.known = {key.to_user_string(): last_recorded(self.instance, key).data_version for key in KEYS}
+        for key in KEYS:
+            record = last_recorded(self.instance, key)
+            self.known[key.to_user_string()] = None if record.storage_id is None else record.data_version
         for asset, version in self.model.items():
             # What the store has lost stays recorded: it is stale, and made again.
             expected = version or before[asset]

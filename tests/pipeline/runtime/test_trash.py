@@ -115,6 +115,14 @@ def test_a_run_empties_the_trash_of_what_is_older_than_a_week(store):
         assert Trash(store.home).all() == []
 
 
+def test_a_clock_that_was_ahead_does_not_keep_an_entry_for_longer(store):
+    remove_all(store)
+    (entry,) = Trash(store.home).entries()
+    path = entry.path.rename(entry.path.with_name(f"20990101T000000.000000Z-{entry.path.name[-8:]}"))
+    os.utime(path, (0, 0))
+    assert len(Trash(store.home).empty_old()) == 1
+
+
 def test_an_entry_that_is_half_deleted_is_not_restored_and_goes_next_time(store):
     remove_all(store)
     trash = Trash(store.home)
