@@ -5,7 +5,6 @@ holds everything.
 """
 
 import logging
-import multiprocessing
 import re
 import sys
 import time
@@ -102,8 +101,8 @@ class CompactHandler(logging.Handler):
         elif event.event_type_value in RUN_FAILURES:
             for error in self._failures.errors() or [message]:
                 CONSOLE.line(error)
-        elif failed and multiprocessing.parent_process() is not None:
-            # A step in a process of its own does not see the end of the run.
+        elif failed and not self._failures.sees_run:
+            # A step in a process of its own, which does not see the end of the run either.
             CONSOLE.line(self._failures.errors()[-1])
 
     def _message(self, record: logging.LogRecord, message: str, step: str | None) -> None:

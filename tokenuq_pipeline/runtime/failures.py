@@ -49,9 +49,19 @@ class _Failure:
 
 
 class Failures:
-    """Collects the failures of one run from its events."""
+    """Collects the failures of one run from its events.
+
+    Attributes:
+        sees_run: the start of the run was seen, so its end will be seen too.
+    """
 
     def __init__(self, plan: RunPlan):
+        """Start with no failure.
+
+        Args:
+            plan: what the run is to make.
+        """
+        self.sees_run = False
         self._plan = plan
         self._found: dict[str, _Failure] = {}
         self._made: set[dg.AssetKey] = set()
@@ -59,7 +69,9 @@ class Failures:
     def see(self, event: dg.DagsterEvent) -> str | None:
         """Note an event. Returns the name of what has failed, if that is what the event says."""
         kinds, before = dg.DagsterEventType, len(self._found)
-        if event.event_type == kinds.ASSET_MATERIALIZATION and event.asset_key is not None:
+        if event.event_type == kinds.RUN_START:
+            self.sees_run = True
+        elif event.event_type == kinds.ASSET_MATERIALIZATION and event.asset_key is not None:
             self._made.add(event.asset_key)
         elif event.event_type == kinds.ASSET_CHECK_EVALUATION:
             self._checked(event)

@@ -1,6 +1,7 @@
 """One failure is one error, last, with the number of assets that wait for it: on the console of the UI's runs."""
 
 import io
+import logging
 
 import dagster as dg
 import pytest
@@ -93,6 +94,24 @@ def test_a_bug_names_the_exception_and_where_its_traceback_is():
     text, (error,) = run(a="bug")
     assert error.startswith(f"failed: ZeroDivisionError: {SENTENCE} (traceback: `make ui`, run ")
     assert text.count("ZeroDivisionError") == 1
+
+
+def test_a_step_in_a_process_of_its_own_prints_its_failure_at_once(monkeypatch):
+    """Its logger sees neither the start nor the end of the run."""
+    monkeypatch.setattr(CONSOLE, "stream", io.StringIO())
+    job = definitions(a="failure").resolve_job_def("job")
+    context = dg.build_init_logger_context(job_def=job)
+    (handler,) = compact_logger.logger_fn(context).handlers
+    with dg.DagsterInstance.ephemeral() as instance:
+        events = job.execute_in_process(instance=instance, raise_on_error=False).all_events
+    CONSOLE.stream.truncate(0)
+    for event in events:
+        if event.event_type != dg.DagsterEventType.RUN_START and event.step_key in (None, "a"):
+            handler.emit(logging.makeLogRecord({"dagster_meta": {"dagster_event": event, "step_key": event.step_key}}))
+            if event.is_failure:
+                break
+    assert CONSOLE.stream.getvalue().count(SENTENCE) == 1
+    assert CONSOLE.stream.getvalue().endswith("in a; 3 assets wait for it\n")
 
 
 def test_what_a_step_would_have_made_after_the_failure_waits_too():
