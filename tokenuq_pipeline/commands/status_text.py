@@ -41,16 +41,19 @@ class StudyStatus:
     @property
     def line(self) -> str:
         """Return the counts in words."""
-        assets = f"{self.assets} asset{'' if self.assets == 1 else 's'}"
         if self.state == NOT_MADE:
-            return f"{assets} to make"
+            return f"{_assets(self.counts['missing'])} to make"
         if self.state == FRESH:
-            return assets
+            return _assets(self.assets)
         return ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
 
     def as_json(self) -> dict[str, str | int]:
         """Return the study with its counts."""
         return {"study": self.study, "state": self.state, **self.counts}
+
+
+def _assets(count: int) -> str:
+    return f"{count} asset{'' if count == 1 else 's'}"
 
 
 def is_stale(rows: Iterable[Row]) -> bool:
