@@ -137,10 +137,16 @@ def time_table(timings: list) -> str:
 
 
 def print_report(store, study: str) -> None:
-    """Print the table of families or ablations as it was last built, and the path of the page."""
+    """Print the table of families or ablations as it was last built, and the path of the page.
+
+    Raises:
+        InputError: a file of the report is damaged.
+    """
     from tokenuq_ml.reports.text import report_text
     from tokenuq_pipeline.assets.ablation_report import report_path
+    from tokenuq_pipeline.runtime.mending import require_undamaged
 
+    require_undamaged(store, f"{study}/ablation_report")
     folder: Path = store.path(report_path(study))
     table = report_text(folder)
     if table:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.tables.integrity import MEND, SET_ASIDE
+from tokenuq_ml.tables.integrity import MEND, SET_ASIDE, damages
 from tokenuq_ml.tables.partitions import damaged_folders
 from tokenuq_pipeline.runtime.fingerprints import Fingerprints
 from tokenuq_pipeline.runtime.leases import Leases
@@ -31,6 +31,27 @@ def damage(store: Store, asset: str, deep: bool) -> str | None:
     problems = store.problems(asset) if deep else extra
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"{problems[0]}{more}; {SET_ASIDE if problems == extra else MEND}" if problems else None
+
+
+def require_undamaged(store: Store, asset: str, not_read: str = "") -> None:
+    """Compare the files of an asset with its manifest, before something is read of them; nothing if it has none.
+
+    Args:
+        store: the store.
+        asset: its name.
+        not_read: the ending of files that are not read.
+
+    Raises:
+        InputError: a file is damaged, or the manifest.
+    """
+    if sentence := store.damaged_manifest(asset):
+        raise InputError(sentence)
+    manifest = store.read_manifest(asset)
+    names = [file.path for file in manifest.files] if manifest else []
+    for sentence in damages(
+        store.home, [name for name in names if not (not_read and name.endswith(not_read))]
+    ).values():
+        raise InputError(f"{asset}: {sentence}")
 
 
 def mend(store: Store, asset: str) -> str:

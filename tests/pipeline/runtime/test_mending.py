@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from tests.support.tiny_store import examples, publish
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_pipeline import cli
-from tokenuq_pipeline.runtime.mending import damage, mend, other_damage
+from tokenuq_pipeline.runtime.mending import damage, mend, other_damage, require_undamaged
 from tokenuq_pipeline.runtime.store import Store
 
 ASSET, OTHER = "datasets/toy", "datasets/other"
@@ -237,3 +238,15 @@ def test_what_cannot_be_moved_is_one_sentence(store, monkeypatch, capsys):
     monkeypatch.setattr(Store, "forget", refuse)
     assert cli.main(["verify", "--forget"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {ASSET}: cannot be mended: [Errno 13] Permission denied")
+
+
+def test_what_is_read_outside_of_stages_is_compared_first(store):
+    require_undamaged(store, ASSET)
+    require_undamaged(store, "datasets/never_made")
+    store.path(TABLE).write_bytes(b"x")
+    require_undamaged(store, ASSET, not_read=".parquet")
+    with pytest.raises(InputError, match=f"^{ASSET}: .*{TABLE} has 1 bytes, not .*verify --forget"):
+        require_undamaged(store, ASSET)
+    manifest(store).write_text("{")
+    with pytest.raises(InputError, match=f"^{manifest(store)}: is not JSON"):
+        require_undamaged(store, ASSET)
