@@ -18,6 +18,8 @@ from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 from tokenuq_pipeline.runtime.trash import Trash
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW, NEWER = "v000001", "v000002", "v000003"
 ASSET = ASSETS[0]
 heavy = pytest.mark.heavy

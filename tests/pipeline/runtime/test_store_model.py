@@ -43,6 +43,8 @@ from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 from tokenuq_pipeline.runtime.trash import TIME, Trash
 
+pytestmark = pytest.mark.slow
+
 KEYS = [dg.AssetKey(asset.split("/")) for asset in ASSETS]
 GRAPH = dg.Definitions([dg.AssetSpec(key) for key in KEYS]).resolve_asset_graph()
 
