@@ -52,14 +52,17 @@ class ManifestReader:
             elif now is not None and now.data_version != recorded[name]:
                 yield f"{name} has changed"
         for files in asset.observed_files:
-            if self._files_changed(files, manifest):
-                yield f"{files.key.to_user_string()} has changed"
+            if (reason := self._file_change(files, manifest)) is not None:
+                yield reason
 
-    def _files_changed(self, files: ObservedFiles, manifest: Manifest) -> bool:
-        """Return whether the user's files differ from those that were read. Files that are gone differ from nothing."""
-        now = files.version(self.store)
+    def _file_change(self, files: ObservedFiles, manifest: Manifest) -> str | None:
+        """Return how the user's files differ from those that were read. Files that are gone differ from nothing."""
+        now, name = files.version(self.store), files.key.to_user_string()
         if now is None:
-            return False
-        recorded = manifest.input_data_versions.get(files.key.to_user_string())
+            return None
+        recorded = manifest.input_data_versions.get(name)
+        if recorded is not None:
+            return None if recorded == now else f"{name} has changed"
         # Manifests of earlier versions record no fingerprint.
-        return files.changed_since(manifest.provenance.made_at) if recorded is None else recorded != now
+        changed = files.changed_since(manifest.provenance.made_at)
+        return f"{name} has changed since, or no record says that it has not" if changed else None
