@@ -16,12 +16,11 @@ import errno
 import os
 import re
 import resource
-import tempfile
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
-from tokenuq_ml.disk_space import Space, existing, folder_size, in_words, space
+from tokenuq_ml.disk_space import Space, existing, folder_size, in_words, space, temporary_folder
 from tokenuq_ml.errors import InputError
 
 NEARLY_FULL = 2**20
@@ -59,8 +58,16 @@ _WORDS = (
     (Cause.READ_ONLY, re.compile(r"read-only file system|os error 30\b|attempt to write a readonly database", re.I)),
     (Cause.FILE_SIZE, re.compile(r"\bfile too large\b|os error 27\b", re.I)),
     (Cause.VAGUE, re.compile(r"unexpected pos \d+|iostream error|PytorchStreamWriter failed", re.I)),
-    (Cause.VAGUE, re.compile(r"\d+ requested and \d+ written|unable to open database file|disk I/O error", re.I)),
+    (
+        Cause.VAGUE,
+        re.compile(
+            r"no usable temporary directory|\d+ requested and \d+ written|unable to open database file|disk I/O error",
+            re.I,
+        ),
+    ),
 )
+_NO_TEMPORARY_FOLDER = re.compile("no usable temporary directory", re.I)
+"""What Python says, by ENOENT, if the disks of all folders for temporary files are full."""
 _PATH = re.compile(r"""(?:path|file|directory)\s+\\?["'](/[^"']+?)\\?["']""")
 
 
@@ -93,7 +100,7 @@ def full_disk(error: BaseException | str, *paths: str | Path) -> str | None:
         return None
     named = _named_path(error)
     # A name without folders, as in most libraries' errors, does not say on which disk the file is.
-    places = [path for path in (named, *paths, tempfile.gettempdir()) if path is not None and Path(path).is_absolute()]
+    places = [path for path in (named, *paths, temporary_folder()) if path is not None and Path(path).is_absolute()]
     disks = [space(path) for path in places]
     used_up = next((disk for disk in disks if _is_used_up(disk)), None)
     if cause is Cause.VAGUE and used_up is None:
@@ -168,7 +175,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _cause(error: BaseException) -> Cause | None:
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno is not None and not _NO_TEMPORARY_FOLDER.search(str(error)):
         return _NUMBERS.get(error.errno)
     # Errors of ours are sentences that may quote such words from a file or a user.
     return None if isinstance(error, InputError) else cause_in(str(error))

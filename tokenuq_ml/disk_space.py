@@ -1,6 +1,7 @@
 """Free space of disks, and sizes of folders."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def in_words(size: float) -> str:
         if size >= length:
             return f"{size / length:,.1f} {unit}"
     return f"{size:.0f} bytes"
+
+
+def temporary_folder() -> Path:
+    """Return the folder for temporary files, as `tempfile.gettempdir` does where that fails: on a full disk."""
+    named = next(filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), "/tmp")
+    return Path(tempfile.tempdir or named)
 
 
 def folder_size(folder: str | Path) -> int:

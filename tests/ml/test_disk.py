@@ -136,6 +136,7 @@ def test_used_up_inodes_and_read_only_disks_are_told_apart(tmp_path):
         ("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534", Cause.VAGUE),
         ("100000 requested and 38384 written", Cause.VAGUE),
         ("unable to open database file", Cause.VAGUE),
+        ("[Errno 2] No usable temporary directory found in ['/tmp', '/var/tmp']", Cause.VAGUE),
         ("KeyError: 'disk'", None),
         ("the error 28 items", None),
     ],
@@ -159,6 +160,18 @@ def test_causes_and_groups_are_searched_and_errors_of_ours_are_not():
 
 def test_a_vague_error_counts_on_a_full_disk_only(tmp_path):
     assert full_disk(RuntimeError("unexpected pos 576 vs 534"), tmp_path) is None
+
+
+def test_a_full_disk_for_temporary_files_is_named(tmp_path, monkeypatch):
+    """Python looks for the folder by writing to it, and finds none."""
+    with small_disk(tmp_path / "disk", kib=16) as folder:
+        (folder / "fill").write_bytes(bytes(16 * 1024))
+        monkeypatch.setenv("TMPDIR", str(folder))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        error = FileNotFoundError(errno.ENOENT, f"No usable temporary directory found in ['{folder}']")
+        assert full_disk(error, "/").startswith(f"the disk at {folder} is full: 0 bytes of 16.4 kB are free")
+        assert full_disk(OSError(errno.ENOENT, "No such file"), "/") is None
+        assert full_disk(OSError(errno.ENOSPC, "x"), folder).startswith(f"the disk at {folder} is full")
 
 
 def test_a_quota_is_no_full_disk(tmp_path):

@@ -6,13 +6,12 @@ schedules and sensors start are not refused: nobody is there to read it.
 """
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenuq_ml.disk import DiskFull, held_in_stores
-from tokenuq_ml.disk_space import Space, in_words, space
+from tokenuq_ml.disk_space import Space, in_words, space, temporary_folder
 
 RECORDS_BYTES, TEMPORARY_BYTES = 250_000, 2**20
 """What Dagster records of one asset, with logs, measured on the tiny study of the tests; and what any run keeps in the
@@ -73,7 +72,7 @@ def disk_needs(rows: Iterable[Mapping], store) -> list[Need]:
     add(_hub_cache(), sum(downloads.values()), {f"the download of {name}": size for name, size in downloads.items()})
     if home := os.environ.get("DAGSTER_HOME"):
         add(Path(home), RECORDS_BYTES * len(made), {"Dagster's records": RECORDS_BYTES * len(made)})
-    add(Path(tempfile.gettempdir()), TEMPORARY_BYTES, {"temporary files": TEMPORARY_BYTES})
+    add(temporary_folder(), TEMPORARY_BYTES, {"temporary files": TEMPORARY_BYTES})
     return list(needs.values())
 
 

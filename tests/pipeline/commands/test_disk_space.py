@@ -42,7 +42,7 @@ def disks(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(disk_space.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(disk_space, "temporary_folder", lambda: tmp_path / "tmp")
 
     def space(path):
         return Space(Path(path), Path(path), 100 * GB, free[Path(path).name], None)
