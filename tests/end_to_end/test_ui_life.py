@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.support.dev_server import DevServer
+from tests.support.paths import ROOT
 from tests.support.processes import all_processes, wait_until
 from tokenuq_pipeline.runtime.processes import is_running
 from tokenuq_pipeline.ui import sessions
@@ -142,3 +143,30 @@ def test_a_second_ui_of_the_same_home_names_the_first(tmp_path):
         assert second.returncode == 2
         assert second.stderr.startswith("error: ") and second.stderr.count("\n") == 1
         assert server.url in second.stderr and f"kill {server.process.pid}" in second.stderr
+
+
+class DagsterDev(LivingServer):
+    """`dagster dev` instead of our own command, as a script starts it in the background."""
+
+    def __enter__(self) -> "DagsterDev":
+        command = [sys.executable, "-m", "dagster", "dev", *self.arguments, "-h", "127.0.0.1", "-p", str(self.port)]
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, start_new_session=True, cwd=ROOT
+            )
+        self.wait(lambda: self.graphql("{ version }"), 120)
+        return self
+
+    def start_run(self) -> str:
+        run = self.launch(MODEL)
+        pids = self.toy.store.home / ".checkpoints/models/tiny/pids"
+        self.stage = [int(pid) for pid in self.wait(lambda: pids.exists() and pids.read_text().split())]
+        self.server = self.process.pid
+        return run
+
+
+def test_dagster_dev_ends_with_its_runs(tmp_path):
+    with DagsterDev(tmp_path) as server:
+        run = server.start_run()
+        server.process.terminate()
+        server.require_ended(run)
