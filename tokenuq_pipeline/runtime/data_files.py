@@ -86,7 +86,7 @@ class ObservedFiles:
             return None
 
     def changed_since(self, time: str | None) -> bool:
-        """Return whether a file is younger than a time, which is UTC in ISO 8601; True if that is not known."""
+        """Return whether a file was written, replaced or moved after a time (ISO 8601); True if that is not known."""
         data = local_files(self.spec)
         if data is None or time is None:
             return True
@@ -94,7 +94,9 @@ class ObservedFiles:
             limit = datetime.fromisoformat(time).timestamp() + 1.0
         except ValueError:
             return True
-        return any(file.stat().st_mtime > limit for file in data.files)
+        stats = [file.stat() for file in data.files]
+        # The time of change too: a file that is moved or unpacked here keeps its old time of modification.
+        return any(max(stat.st_mtime, stat.st_ctime) > limit for stat in stats)
 
 
 def observed_version(instance: dg.DagsterInstance, spec: DatasetSpec) -> str | None:
