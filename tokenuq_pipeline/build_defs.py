@@ -56,7 +56,7 @@ def build_defs(
         ],
         resources={
             "store": fixed_resource(store),
-            "launcher": launcher if isinstance(launcher, dg.ConfigurableResource) else fixed_resource(launcher),
+            "launcher": fixed_resource(launcher) if isinstance(launcher, StageLauncher) else launcher,
             "io_manager": fixed_io_manager(),
         },
         executor=owned(fixed_executor(executor), store.home),

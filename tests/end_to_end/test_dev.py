@@ -98,6 +98,17 @@ def kill_all_of_dagster(server):
     (store.home / ".checkpoints/models/tiny/pids").unlink()
 
 
+def end_by_a_signal(server):
+    """SIGTERM to the command ends all of Dagster; the stage writes its checkpoint."""
+    run = server.launch(MODEL)
+    stage, others = server.wait(lambda: pids(server)), server.descendants()
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    assert not any(is_running(pid) for pid in [*stage, *others])
+    assert (server.toy.store.home / ".checkpoints/models/tiny/checkpoint").read_text() == "step 7"
+    assert server.status(run) == "FAILURE"
+
+
 @pytest.mark.usefixtures("automated")
 def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tmp_path):
     behaviour = tmp_path / "behaviour.json"
@@ -106,6 +117,9 @@ def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tm
     with DevServer(tmp_path, **environment) as server:
         with server.toy.instance() as instance:
             prepare(instance, server.toy.store.home, {})
+        for resource, config in (("launcher", {"package": "evil"}), ("io_manager", {"base_dir": "/"})):
+            refusal = server.launch(MODEL, config={"resources": {resource: {"config": config}}})
+            assert "unexpected config entry" in refusal and not server.runs()
         wait_for_a_slot_and_cancel(server)
         kill_the_worker(server)
         kill_all_of_dagster(server)
@@ -115,6 +129,8 @@ def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tm
         run = server.launch(MODEL)
         server.wait(lambda: server.status(run) == "SUCCESS")
         assert server.toy.store.is_complete("models/tiny")
+        behaviour.write_text(json.dumps({"hang": "models"}))
+        end_by_a_signal(server)
 
 
 def test_the_daemon_runs_schedule_waves_and_changed_files(automated):

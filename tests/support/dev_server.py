@@ -127,8 +127,8 @@ class DevServer:
         token = self.environment.get(TOKEN_VARIABLE)
         return {} if token is None else {"Authorization": f"Bearer {token}"}
 
-    def launch(self, *assets: list[str]) -> str:
-        """Materialises assets as the UI's button does; the run's id."""
+    def launch(self, *assets: list[str], config: dict | None = None) -> str:
+        """Materialises assets as the UI's button does; the run's id, or the messages of a refusal."""
         params = {
             "selector": {
                 **REPOSITORY,
@@ -136,10 +136,12 @@ class DevServer:
                 "assetSelection": [{"path": path} for path in assets],
                 "assetCheckSelection": [],
             },
-            "runConfigData": CONSOLE_CONFIG,
+            "runConfigData": CONSOLE_CONFIG | (config or {}),
             "executionMetadata": {"tags": [{"key": "study", "value": STUDY}]},
         }
         result = self.graphql(LAUNCH, params=params)["launchRun"]
+        if config is not None and result["__typename"] == "RunConfigValidationInvalid":
+            return " ".join(error["message"] for error in result["errors"])
         assert result["__typename"] == "LaunchRunSuccess", result
         return result["run"]["runId"]
 

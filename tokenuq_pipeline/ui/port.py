@@ -43,10 +43,17 @@ def holder(port: int) -> str:
     sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and sockets & set(_open_files(int(entry.name))):
-            # Arguments may hold anything; the guard of messages redacts and escapes them.
-            command = Path(f"/proc/{entry.name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            return f"process {entry.name} ({command.strip()[:SHOWN_CHARACTERS]})"
+            return f"process {entry.name} ({_command(int(entry.name))})"
     return "a process of another user or container"
+
+
+def _command(pid: int) -> str:
+    """Return a command line. Its arguments may hold anything: who prints it redacts and escapes it."""
+    try:
+        content = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return "it has just ended"
+    return content.replace(b"\0", b" ").decode(errors="replace").strip()[:SHOWN_CHARACTERS]
 
 
 def _inodes(port: int) -> Iterator[str]:
