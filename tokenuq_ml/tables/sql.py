@@ -17,7 +17,7 @@ import contextlib
 import functools
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from tokenuq_ml.tables.views import create_joined_view, create_view
 MEMORY = "700MiB"
 """Default memory limit of DuckDB. Leaves room for Python, Arrow and a result's batches within 1 GiB."""
 
+_LONGEST = 2000
+"""Characters of DuckDB's message that are passed on: it may quote a value or a query of any length."""
 _WALLS = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -60,7 +62,10 @@ _stores: weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, _Store] = weakref.
 
 
 def connect(
-    home: str | Path | None = None, memory: str = MEMORY, spill: SpillFolder | None = None
+    home: str | Path | None = None,
+    memory: str = MEMORY,
+    spill: SpillFolder | None = None,
+    damage_of: Callable[[Path, str], str | None] = damage_of_table,
 ) -> duckdb.DuckDBPyConnection:
     """Return a connection with a view for every table of the store.
 
@@ -77,10 +82,11 @@ def connect(
         home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
         memory: DuckDB's memory limit, beyond which it writes to a temporary folder.
         spill: that folder; default: one for the process, removed when it ends.
+        damage_of: `(home, table) -> str | None`, asked before a table is first read; a sentence refuses the table.
     """
     home, spill = store_home(home), spill or process_folder()
     files = complete_files(home)
-    reading = ReadOnlyFiles(home, files, damage_of_table)
+    reading = ReadOnlyFiles(home, files, damage_of)
     # Created by this process, so that no other user can read it; "" for none. DuckDB removes it with the connection.
     folder = str(spill.path / uuid.uuid4().hex) if spill.path else ""
     config = {"temp_directory": folder, "max_temp_directory_size": f"{spill.limit()}B"}
@@ -185,7 +191,9 @@ def _count(connection: duckdb.DuckDBPyConnection, view: str) -> int | None:
 def _plain(error: BaseException) -> str:
     """Return the message; of an error in our file system, which DuckDB passes on as a traceback, its last line."""
     text = str(error).strip()
-    return text.splitlines()[-1].partition("Error: ")[2] if text.startswith("Traceback") else text
+    if text.startswith("Traceback"):
+        text = text.splitlines()[-1].partition("Error: ")[2]
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 @functools.cache

@@ -61,7 +61,7 @@ class Names:
 
 @dataclass(frozen=True)
 class _Function:
-    """The stabilities of a function's overloads, and its bodies if it is a macro; both empty if there is none."""
+    """The stabilities of a function's overloads, and its bodies if it is a macro; both empty if it gives tables."""
 
     stabilities: frozenset[str]
     bodies: tuple[str, ...]
@@ -106,14 +106,14 @@ class Catalog:
         return self._system_tables
 
     def functions(self, names: set[str]) -> dict[str, _Function]:
-        """Return name -> what DuckDB's catalogue says of a scalar, aggregate or window function, or a scalar macro."""
+        """Return name -> what DuckDB's catalogue says of a function; without the names that it lacks."""
         own: dict[str, _Function] = {}
         if unknown := names - self._built_in.keys():
             rows = self._rows(
-                "SELECT lower(function_name), list(DISTINCT stability) FILTER (function_type <> 'macro'), "
+                "SELECT lower(function_name), "
+                "list(DISTINCT stability) FILTER (function_type IN ('scalar', 'aggregate', 'window')), "
                 "list(macro_definition) FILTER (function_type = 'macro'), bool_and(internal) FROM duckdb_functions() "
-                "WHERE function_type IN ('scalar', 'aggregate', 'window', 'macro') AND lower(function_name) IN "
-                "(SELECT unnest(?)) GROUP BY ALL",
+                "WHERE lower(function_name) IN (SELECT unnest(?)) GROUP BY ALL",
                 [sorted(unknown)],
             )
             for name, stabilities, bodies, internal in rows:
@@ -211,13 +211,15 @@ def _require_functions(catalog: Catalog, names: Names) -> None:
         for name, function in catalog.functions(waiting).items():
             if name in _NOT_FOR_QUERIES or name.startswith("__internal"):
                 raise _refusal(f"the function {name} is not")
+            if not function.stabilities and not function.bodies:
+                raise _refusal(f"the function {name}, which gives a table, is not")
             if function.stabilities - {"CONSISTENT"}:
                 raise _refusal(f"the function {name} is not: it reads or changes more than its arguments")
             for body in function.bodies:
                 inside = _require_kinds(_tree(catalog, f"SELECT {body}")["node"])
                 names.functions |= inside.functions
                 names.tables |= inside.tables
-        # A name that the catalogue lacks: DuckDB says so, and which one is the nearest; or it is a table function.
+        # A name that the catalogue lacks: DuckDB says so, and which one is the nearest.
         done = done | waiting
 
 

@@ -12,12 +12,15 @@ import resource
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenuq_ml.disk_space import in_words, space, temporary_folder
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.query_process import Query
 from tokenuq_pipeline.runtime import confinement
+from tokenuq_pipeline.runtime.readers import file_of_output
 
 MEMORY, MORE_MEMORY = 600 * 2**20, 260 * 2**20
 """DuckDB's limit, beyond which it spills, and what the kernel grants in addition to it and to what the libraries take
@@ -55,7 +58,7 @@ def _report(query: Query) -> dict[str, Any]:
     except Exception as error:
         if ran_out(error):
             return {"error": _too_much(error)}
-        if message := full_disk(error, *filter(None, [query.spill])):
+        if message := full_disk(error, *filter(None, [file_of_output(), query.spill])):
             return {"error": message}
         return {"bug": traceback.format_exc()}
 
@@ -70,7 +73,7 @@ def answer(query: Query, stream: Any) -> int:
     if stream.isatty() and query.form != "parquet":
         stream = TerminalText(stream)
     spill = SpillFolder(Path(query.spill) if query.spill else None)
-    with sql.connect(query.home, f"{MEMORY}B", spill) as connection:
+    with sql.connect(query.home, f"{MEMORY}B", spill, _damage_of) as connection:
         # After the connection, whose threads have their stacks by now.
         if query.parent:
             confinement.limit_memory(MEMORY + MORE_MEMORY)
@@ -84,8 +87,32 @@ def answer(query: Query, stream: Any) -> int:
             raise
 
 
+def _damage_of(home: Path, table: str) -> str | None:
+    """Return why a table must not be read. The time that this takes, once per file, is not the query's."""
+    from tokenuq_ml.tables.integrity import damage_of_table
+
+    with _paused():
+        return damage_of_table(home, table)
+
+
+@contextlib.contextmanager
+def _paused() -> Iterator[None]:
+    left = confinement.pause_time()
+    try:
+        yield
+    finally:
+        if left:
+            confinement.limit_time(left)
+
+
 def _too_much(error: BaseException) -> str:
     words = str(error).strip().splitlines()
+    if "failed to offload" in str(error):
+        disk = space(temporary_folder())
+        return (
+            f"query: needs more space to spill to than {disk} gives it, half of the {in_words(disk.free)} that are free "
+            "(at most 20 GiB); make space there, set TMPDIR to a folder on another disk, or filter or aggregate earlier"
+        )
     return (
         f"query: needs more memory than the {_limit()}, for values that cannot be spilled; "
         f"filter or aggregate earlier, or select fewer columns ({words[0] if words else type(error).__name__})"
@@ -103,12 +130,8 @@ class _Output(io.FileIO):
     """Standard output. The time that a slow reader takes (`| less`) is not the query's."""
 
     def write(self, data: Any) -> int | None:
-        left = confinement.pause_time()
-        try:
+        with _paused():
             return super().write(data)
-        finally:
-            if left:
-                confinement.limit_time(left)
 
 
 def _writable(query: Query) -> list[Path]:
