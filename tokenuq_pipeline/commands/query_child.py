@@ -110,8 +110,8 @@ def _too_much(error: BaseException) -> str:
     if "failed to offload" in str(error):
         disk = space(temporary_folder())
         return (
-            f"query: needs more space to spill to than {disk} gives it, half of the {in_words(disk.free)} that are free "
-            "(at most 20 GiB); make space there, set TMPDIR to a folder on another disk, or filter or aggregate earlier"
+            f"query: needs more space to spill to than {disk} gives it, half of the free {in_words(disk.free)} (at "
+            "most 20 GiB); make space there, set TMPDIR to a folder on another disk, or filter or aggregate earlier"
         )
     return (
         f"query: needs more memory than the {_limit()}, for values that cannot be spilled; "
