@@ -15,37 +15,64 @@ POLL_S, SHORT_POLL_S = 0.5, 0.02
 NOT_SUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path, say: Callable[[str], None]) -> Iterator[int]:
-    """Lock a folder for this process, and wait while another process holds the lock.
+class FolderLock:
+    """A lock on a folder.
 
-    A child that is started with the descriptor holds the lock too, so it lasts as long as either process lives: two
-    trainings never write to one checkpoint folder, even if the parent of the first was killed.
+    Attributes:
+        descriptor: to be passed to a child.
+    """
+
+    def __init__(self, descriptor: int):
+        self.descriptor, self._open = descriptor, True
+
+    def leave_to_child(self) -> None:
+        """Let go of the lock, which a child started with the descriptor keeps. Does nothing the second time."""
+        if self._open:
+            self._open = False
+            os.close(self.descriptor)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, say: Callable[[str], None]) -> Iterator[FolderLock]:
+    """Lock a folder for a child of this process, and wait while another process holds the lock.
+
+    The child is started with the descriptor and keeps the lock as long as it lives: two trainings never write to one
+    checkpoint folder, even if the parent of the first was killed. The parent has to let go once the child runs.
+    Otherwise a parent that is suspended would keep the folder from the run that has taken its lease.
 
     Args:
         folder: created if it is missing. The lock is the file `.lock` in it.
         say: called with one sentence before waiting.
 
     Yields:
-        The file descriptor of the lock, to be passed to a child. Where the file system has no locks it locks nothing.
+        The lock. Where the file system has no locks it locks nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _opened(folder / ".lock") as descriptor:
-        if not _lock(descriptor):
+    lock = FolderLock(_open(folder / ".lock"))
+    try:
+        if not _lock(lock.descriptor):
             say("waiting for another run of this stage to end")
-            while not _lock(descriptor):
+            while not _lock(lock.descriptor):
                 time.sleep(POLL_S)
-        yield descriptor
+        yield lock
+    finally:
+        lock.leave_to_child()
 
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process holds the lock on a folder. A lock that cannot be asked counts as held."""
+    path, flags = folder / ".lock", os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDWR | flags)
+        except PermissionError:
+            # Another user's. Only some network file systems need the right to write for a lock.
+            descriptor = os.open(path, os.O_RDONLY | flags)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        # On a read-only file system no run works.
+        return error.errno != errno.EROFS
     try:
         return not _lock(descriptor)
     finally:
@@ -69,12 +96,16 @@ def store_lock(home: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    # Writable for all whom the umask lets: a second user of the store locks the same file.
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    descriptor = _open(path)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    # Writable for all whom the umask lets: a second user of the store locks the same file.
+    return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
 
 
 def _lock(descriptor: int) -> bool:

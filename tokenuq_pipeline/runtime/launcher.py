@@ -110,10 +110,11 @@ class StageLauncher:
                 stdout=output.stdout,
                 stderr=output.stderr,
                 start_new_session=True,
-                pass_fds=[read_end, lock],
+                pass_fds=[read_end, lock.descriptor],
             )
             child, refusals = _Child(process, messages, output, MemoryWatch(process.pid), lease), []
             try:
+                lock.leave_to_child()
                 lease.note_child(process_name(process.pid))
                 for message in _follow(child):
                     if message["kind"] == "result":
