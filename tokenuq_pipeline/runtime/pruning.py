@@ -7,6 +7,7 @@ Does not import Dagster: the records of Dagster's runs stay.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -115,10 +116,16 @@ def remove(store: Store, item: Removable, now: bool = False) -> None:
     except ValueError as error:
         raise NotRemovable(f"{item.name}: {error}") from error
     except OSError as error:
-        advice = "" if now else "; `--now` deletes it without the trash"
-        raise NotRemovable(f"{item.name}: {full_disk(error, store.home) or error}{advice}") from error
+        helps = not now and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EXDEV)
+        advice = "; `--now` deletes it without the trash" if helps else ""
+        raise NotRemovable(f"{item.name}: {refusal(error, store)}{advice}") from error
     if entry is not None:
         Trash(store.home).delete(entry)
+
+
+def refusal(error: OSError, store: Store) -> str:
+    """Return why the system does not let an item be moved or deleted."""
+    return full_disk(error, store.home) or f"{error.filename or store.home}: {error.strerror or error}"
 
 
 def _removed(store: Store, item: Removable, now: bool) -> Path | None:

@@ -2,13 +2,12 @@
 
 import os
 
-from tokenuq_ml.disk import full_disk
 from tokenuq_ml.tables.integrity import file_difference
 from tokenuq_ml.tables.partitions import PublishedFile
 from tokenuq_pipeline.runtime.folder_lock import store_lock
 from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.places import manifest_place
-from tokenuq_pipeline.runtime.pruning import run_at_work
+from tokenuq_pipeline.runtime.pruning import refusal, run_at_work
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.trash import Entry, Trash
 
@@ -49,8 +48,10 @@ def restore(store: Store, asset: str, entry: Entry) -> None:
             if in_the_way := [place for place in places if entry.holds(place) and os.path.lexists(store.home / place)]:
                 Trash(store.home).put(in_the_way)
             Trash(store.home).take(entry, places)
-    except (OSError, ValueError) as error:
-        raise NotRestorable(f"{asset}: {full_disk(error, store.home) or error}") from error
+    except OSError as error:
+        raise NotRestorable(f"{asset}: {refusal(error, store)}") from error
+    except ValueError as error:
+        raise NotRestorable(f"{asset}: {error}") from error
 
 
 def _undamaged(store: Store, manifest: Manifest, entry: Entry) -> list[str]:
