@@ -57,7 +57,8 @@ def client_of(app, token=None, host=f"127.0.0.1:{PORT}", **environment):
 
 @pytest.fixture
 def client(webserver):
-    return client_of(webserver[1])
+    with client_of(webserver[1]) as client:
+        yield client
 
 
 def connect(client, rest="", headers=None):
@@ -280,7 +281,8 @@ def test_websocket_messages_that_are_no_objects_end_the_connection(client, text)
 
 @pytest.fixture
 def locked(webserver):
-    return client_of(webserver[1], TOKEN)
+    with client_of(webserver[1], TOKEN) as client:
+        yield client
 
 
 def test_without_the_token_nothing_is_shown(locked, limits):
