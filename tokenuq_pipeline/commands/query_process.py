@@ -153,7 +153,10 @@ def _environment() -> dict[str, str]:
 
 def _words(spill: SpillFolder) -> BinaryIO:
     """Open a file for what the child writes to standard error; without a folder, it is lost."""
-    return open(spill.path / "stderr", "w+b") if spill.path else open(os.devnull, "r+b")
+    if spill.path:
+        with contextlib.suppress(OSError):
+            return open(spill.path / "stderr", "w+b")
+    return open(os.devnull, "r+b")
 
 
 def _death(code: int, said: str) -> str:
