@@ -3,12 +3,13 @@
 A manifest that is replaced while a file is compared is read again: an asset that is being published is not damaged.
 """
 
+import functools
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from tokenuq_ml.file_hashes import Identity, KeptHashes, identity, sha256_of
+from tokenuq_ml.file_hashes import Identity, KeptHashes, cache_folder, identity, sha256_of
 from tokenuq_ml.tables.partitions import (
     MANIFESTS,
     Published,
@@ -52,7 +53,7 @@ def damages(home: str | Path, files: Iterable[str | Path]) -> dict[Path, str]:
     home, found = store_home(home), {}
     if not has_manifests(home):
         return {}
-    kept, records = KeptHashes(), _records(home)
+    kept, records = _kept(cache_folder()), _records(home)
     for file in files:
         relative = Path(os.path.normpath(home / file)).relative_to(home).as_posix()
         sentence = records.damage(relative, kept)
@@ -181,6 +182,12 @@ class _Records:
             names = []
         extra = [name for name in sorted(names) if self._where.get(f"{Path(record.path).parent}/{name}") is None]
         return f"{path.parent / extra[0]} does not belong to {record.asset}; {SET_ASIDE}" if extra else None
+
+
+@functools.cache
+def _kept(folder: Path) -> KeptHashes:
+    """Return the hashes that the user keeps, read once per process."""
+    return KeptHashes(folder / "file_hashes.json")
 
 
 _all_records: dict[Path, _Records] = {}
