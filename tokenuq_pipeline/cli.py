@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import sys
+from typing import Any
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
@@ -44,9 +45,16 @@ GC_THRESHOLD = 100_000
 """Objects that are allocated between two collections; Python's default is 700."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages cannot control a terminal: they quote what was given."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(escaped(message), file)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="tokenuq", description="Post-training with a token-level, uncertainty-aware objective."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

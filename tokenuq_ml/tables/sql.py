@@ -111,6 +111,10 @@ def select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRe
         InputError: `sql` is not one SELECT of the store's tables, a table that it names is damaged, or DuckDB rejects
             it; the message is DuckDB's.
     """
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"query: character {error.start + 1} is not valid UTF-8") from None
     with query_errors():
         statements = connection.extract_statements(sql)
         if len(statements) != 1:

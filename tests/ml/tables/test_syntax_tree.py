@@ -174,6 +174,10 @@ def test_deep_nesting_is_refused_in_words(walled):
     assert refusal(f"SELECT {'(' * 10_000}1{')' * 10_000}", walled).startswith("query: ")
 
 
+def test_text_that_is_not_utf_8_is_refused_in_words(walled):
+    assert refusal("SELECT '\udcff'", walled) == "query: character 9 is not valid UTF-8"
+
+
 def test_functions_and_macros_of_the_program_itself_are_walked(walled):
     _, words = walled
     with connect(words["home"]) as connection:

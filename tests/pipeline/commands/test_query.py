@@ -182,3 +182,10 @@ def test_a_timeout_is_a_number_of_seconds(query, seconds, capfd):
     with pytest.raises(SystemExit):
         query("SELECT 1", "--timeout", seconds)
     assert "--timeout" in capfd.readouterr().err
+
+
+def test_messages_on_usage_do_not_control_a_terminal(query, capfd):
+    for arguments in (["SELECT 1", "--\x1b]0;t\x07"], ["SELECT 1", "--format", "\x1b[31m"], ["SELECT 1", "\u202e"]):
+        with pytest.raises(SystemExit):
+            query(*arguments)
+        assert not set(capfd.readouterr().err) & set("\x1b\x07\u202e")
