@@ -185,3 +185,32 @@ class TestSelect:
             connection.register("mine", pl.DataFrame({"example_id": ["toy/003"]}).to_arrow())
             joined = select(connection, "SELECT count(*) FROM token_losses JOIN mine USING (example_id)")
             assert joined.fetchall() == [(len(STUDIES) * LENGTH,)]
+
+
+def test_scan_refuses_a_damaged_partition_and_reads_others(tmp_path):
+    store = make_store(tmp_path)
+    path = tmp_path / "selections/study=other/ablation=mle/part-0.parquet"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 4
+    path.write_bytes(content)
+    for partitions in ({}, {"study": "other"}, {"study": "other", "ablation": ["paper_top25", "mle"]}):
+        with pytest.raises(InputError, match=r"selections is damaged: .*ablation=mle/part-0.parquet.*verify --forget"):
+            scan("selections", tmp_path, **partitions)
+    for partitions in (
+        {"study": "quickstart"},
+        {"ablation": ["paper_top25"]},
+        {"study": "other", "ablation": "paper_top25"},
+    ):
+        assert scan("selections", tmp_path, **partitions).collect().height > 0
+    assert scan("tokens", tmp_path, study="other").collect().height == TOKENS
+    assert store.is_complete("other/mle/student")
+
+
+def test_an_asset_of_another_size_is_not_left_out_in_silence(tmp_path):
+    make_store(tmp_path)
+    path = tmp_path / "evaluations/study=other/ablation=mle/part-0.parquet"
+    path.write_bytes(path.read_bytes() + b"x")
+    with connect(tmp_path) as connection:
+        with pytest.raises(InputError, match="evaluations is damaged: .*study=other/ablation=mle"):
+            select(connection, "SELECT count(*) FROM evaluations")
+        assert select(connection, "SELECT count(*) FROM tokens").fetchall() == [(len(STUDIES) * TOKENS,)]
