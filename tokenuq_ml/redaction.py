@@ -84,13 +84,13 @@ def redacted(text: str) -> str:
 
 
 def redacted_values(value: Any) -> Any:
-    """Return lists and mappings with every text in them redacted; numbers and names of keys stay."""
+    """Return lists and mappings, as JSON has them, with every text redacted; numbers and names of keys stay."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
         return {name: redacted_values(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(redacted_values(item) for item in value)
+        return [redacted_values(item) for item in value]
     return value
 
 

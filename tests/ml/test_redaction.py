@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tokenuq_ml import redaction
-from tokenuq_ml.redaction import hide, holds_secret, redacted, secret_values
+from tokenuq_ml.redaction import RedactedStream, hide, holds_secret, redacted, redacted_values, secret_values
 
 HUB = "hf_" + "aBcDeFgHiJ" * 3
 API = "sk-proj-" + "a1b2c3d4" * 4
@@ -83,3 +83,18 @@ def test_a_value_that_was_handed_over_is_hidden(monkeypatch):
 def test_configured_texts_that_hold_credentials():
     assert holds_secret("https://me:word@host/v1") and holds_secret("https://host/v1?key=abc") and holds_secret(HUB)
     assert not holds_secret("https://host:8080/v1") and not holds_secret("Say 'api_key: abcdefgh' in your answer")
+
+
+def test_texts_inside_values_are_hidden_and_numbers_stay():
+    value = {HUB: [1, 2.5, None, True, (HUB, {"a": f"x {HUB}"})], "n": 12345678}
+    assert redacted_values(value) == {HUB: [1, 2.5, None, True, ["***", {"a": "x ***"}]], "n": 12345678}
+
+
+def test_a_stream_hides_secrets_and_is_otherwise_the_same(tmp_path):
+    with open(tmp_path / "log", "w") as file:
+        stream = RedactedStream(file)
+        print("key", HUB, file=stream)
+        stream.writelines([f"{HUB}\n"])
+        assert stream.fileno() == file.fileno() and stream.encoding == file.encoding and not stream.isatty()
+        assert stream.write(HUB) == len(HUB)
+    assert (tmp_path / "log").read_text() == "key ***\n***\n***"

@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 
+from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands.common import project
 from tokenuq_pipeline.commands.disk_space import disk_needs
 from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows
@@ -41,9 +43,9 @@ def plan_command(options: argparse.Namespace) -> int:
         states = {row["asset"]: STATES.get(row["state"], row["state"]) for row in rows}
         plan = make_plan(here.config, options.study, states, here.store)
     if options.format == "json":
-        print(json.dumps(vars(plan), indent=1))
+        print(json.dumps(redacted_values(vars(plan)), indent=1))
     else:
-        print(as_text(plan, disk_needs(plan.planned, here.store)))
+        print(escaped(redacted(as_text(plan, disk_needs(plan.planned, here.store)))))
     return 0
 
 

@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from tokenuq_ml.control_characters import escaped
+from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import STALE
 from tokenuq_pipeline.commands.common import configuration, known_study, project
 from tokenuq_pipeline.commands.status_text import (
@@ -55,12 +57,12 @@ def status_command(options: argparse.Namespace) -> int:
     config, store, details = configuration(), Store(store_home()), bool(options.study or options.all)
     studies, rows = study_statuses(config, _studies(options, config, store), store, options.deep)
     if options.format == "json":
-        print(json.dumps(rows if details else [study.as_json() for study in studies], indent=1))
+        print(json.dumps(redacted_values(rows if details else [study.as_json() for study in studies]), indent=1))
     elif details:
         made = [row for row in rows if any(row in study.rows for study in studies if study.made)]
-        print("\n\n".join(filter(None, (as_lines(studies), as_table(made)))))
+        print(escaped(redacted("\n\n".join(filter(None, (as_lines(studies), as_table(made)))))))
     else:
-        print("\n".join(filter(None, (as_lines(studies), where_details_are(studies)))))
+        print(escaped(redacted("\n".join(filter(None, (as_lines(studies), where_details_are(studies)))))))
     return STALE if is_stale(rows) else 0
 
 

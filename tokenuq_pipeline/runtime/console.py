@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import dagster as dg
 
 from tokenuq_ml.control_characters import escaped
+from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.runtime.failures import Failures, RunPlan
 from tokenuq_pipeline.runtime.readers import why_lost
 
@@ -54,7 +55,7 @@ class Console:
     def line(self, text: str, indent: str = "") -> None:
         """Print `text` after the time of day; its further lines are aligned with the first."""
         now = time.strftime("%H:%M:%S")
-        for number, part in enumerate(escaped(text.rstrip()).split("\n")):
+        for number, part in enumerate(escaped(redacted(text.rstrip())).split("\n")):
             self._print(f"{now if number == 0 else ' ' * len(now)}  {indent}{part}")
 
     def _print(self, line: str) -> None:
