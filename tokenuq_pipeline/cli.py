@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code."""
     if arguments is None:
         # Imports and definitions allocate half a million objects that stay. To look for garbage among them takes a
-        # fifth of a short command. Callers from Python keep their own threshold.
+        # tenth of a short command. Callers from Python keep their own threshold.
         gc.set_threshold(GC_THRESHOLD)
     _open_closed_streams()
     redact_tracebacks()
