@@ -54,9 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = Parser(
-        prog="tokenuq", description="Post-training with a token-level, uncertainty-aware objective."
-    )
+    top = Parser(prog="tokenuq", description="Post-training with a token-level, uncertainty-aware objective.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
