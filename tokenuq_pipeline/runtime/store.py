@@ -75,10 +75,8 @@ class Store:
 
         What has another name than they, and is old, goes to the trash. What lies behind a symbolic link stays.
         """
-        removed: list[str] = []
-        if linked(self.home, [STAGING]) is not None:
-            return removed
-        for folder in (self.home / STAGING).glob("*"):
+        removed = []
+        for folder in () if linked(self.home, [STAGING]) else (self.home / STAGING).glob("*"):
             owner = _owner_of(folder.name)
             if self._is_in_use(folder, owner):
                 continue
@@ -105,8 +103,7 @@ class Store:
             OSError: it cannot be written.
         """
         outputs = list(outputs)
-        if (link := linked(self.home, outputs)) is not None:
-            raise InputError(f"{link} is a symbolic link: {ONE_FILE_SYSTEM}")
+        self._refuse_links(outputs)
         for parent in sorted({self.path(output).parent for output in outputs}):
             parent.mkdir(parents=True, exist_ok=True)
             probe = staging / f".probe-{uuid.uuid4().hex[:8]}"
@@ -143,7 +140,11 @@ class Store:
         """Move the folder `staged` to a path in the store, in one step; an older version is replaced and deleted.
 
         The content is flushed to the disk first. Where the step fails, the older version stays.
+
+        Raises:
+            InputError: a symbolic link has appeared on the way to the place.
         """
+        self._refuse_links([relative])
         final = self.path(relative)
         final.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(staged, final)
@@ -261,6 +262,10 @@ class Store:
 
     def _manifest_path(self, asset: str) -> Path:
         return self.home / MANIFESTS / f"{check_asset_name(asset)}.json"
+
+    def _refuse_links(self, places: Iterable[str]) -> None:
+        if (link := linked(self.home, places)) is not None:
+            raise InputError(f"{link} is a symbolic link: {ONE_FILE_SYSTEM}")
 
     def _is_in_use(self, folder: Path, owner: Owner | None) -> bool:
         try:

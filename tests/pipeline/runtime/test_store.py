@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.owners import elsewhere, write_heartbeat
 from tests.support.tiny_store import manifest
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages.request import CheckOutcome
 from tokenuq_pipeline.runtime.manifest import FileEntry, Provenance
 from tokenuq_pipeline.runtime.owners import Owner
@@ -52,6 +53,19 @@ def test_publish_replaces_every_old_file(store):
         assert final == store.path("table/study=s") and content(final) == {"one": text, "two": text}
         assert not folder.exists()
     assert os.listdir(store.home / ".staging" / "work") == []
+
+
+def test_nothing_is_published_through_a_link(store, tmp_path):
+    (tmp_path / "elsewhere" / "study=s").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "study=s" / "precious").write_text("x")
+    store.home.mkdir()
+    for place in ("teacher_hidden", "teacher_hidden/study=s"):
+        store.path(place).parent.mkdir(parents=True, exist_ok=True)
+        store.path(place).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(InputError, match="is a symbolic link: "):
+            store.publish(staged(store, place.replace("/", "_")), PLACE)
+        store.path(place).unlink()
+    assert content(tmp_path / "elsewhere" / "study=s") == {"precious": "x"}
 
 
 def test_a_manifest_marks_an_asset_as_complete(store):

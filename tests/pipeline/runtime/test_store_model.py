@@ -244,7 +244,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=15, stateful_step_count=20, derandomize=True, **COMMON)
+TestStore.settings = settings(max_examples=12, stateful_step_count=20, derandomize=True, **COMMON)
 
 
 class TestStoreLonger(StoreMachine.TestCase):
