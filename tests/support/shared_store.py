@@ -7,7 +7,6 @@ is a child process (`fake_entrypoints` has to be importable); the others run in 
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -49,11 +48,12 @@ class SharedStore:
         self.folder, self.store, self.log = folder, Store(store or folder / "store"), folder / "stages.log"
         folder.mkdir(parents=True, exist_ok=True)
         self.log.touch()
+        self.runs: list[subprocess.Popen] = []
 
     def start(self, dagster_home: str, *before: str, children: bool = False, **environment: str) -> subprocess.Popen:
         """Start a run; `before` is put before the command, such as `CONTAINER`."""
         arguments = [str(self.store.home), str(self.folder / dagster_home), str(self.log)]
-        return subprocess.Popen(
+        run = subprocess.Popen(
             [
                 *before,
                 sys.executable,
@@ -67,6 +67,15 @@ class SharedStore:
             stderr=subprocess.STDOUT,
             env={**os.environ, **fake_environment(self.folder), **environment},
         )
+        self.runs.append(run)
+        return run
+
+    def kill(self) -> None:
+        """Kill the runs that have not ended."""
+        for run in self.runs:
+            run.kill()
+            run.wait()
+            run.stdout.close()
 
     @property
     def stages(self) -> list[str]:
@@ -86,12 +95,7 @@ class SharedStore:
 
 def end(process: subprocess.Popen, seconds: float = 240) -> tuple[int, str]:
     """Wait for a run; return its exit code and what it printed."""
-    try:
-        out, _ = process.communicate(timeout=seconds)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
+    out, _ = process.communicate(timeout=seconds)
     return process.returncode, out
 
 
