@@ -92,17 +92,22 @@ def manifest_names(home: Path) -> list[str]:
 
 
 def damaged_folders(home: Path) -> dict[Path, str]:
-    """Return what lies where a folder of manifests should be, and is none -> the sentence that says so.
+    """Return what lies where a folder of manifests should be, and is none or cannot be read -> the sentence about it.
 
     Behind it, manifests are neither seen nor missed.
     """
-    root = home / MANIFESTS
+    root, unreadable = home / MANIFESTS, list[OSError]()
     found = [root] if os.path.islink(root) or (os.path.lexists(root) and not root.is_dir()) else []
-    for parent, folders, files in os.walk(root):
+    for parent, folders, files in [] if found else os.walk(root, onerror=unreadable.append):
         odd = [name for name in files if not name.startswith(".") and not name.endswith(".json")]
         odd += [name for name in folders if os.path.islink(Path(parent, name)) and not name.endswith(".json")]
         found += [Path(parent, name) for name in odd]
-    return {path: f"{path} is not a folder; `tokenuq verify --forget` moves it to the trash" for path in sorted(found)}
+    sentences = {path: f"{path} is not a folder; `tokenuq verify --forget` moves it to the trash" for path in found}
+    for error in unreadable:
+        if not isinstance(error, FileNotFoundError):
+            path = Path(str(error.filename))
+            sentences[path] = f"{path} cannot be read ({error.strerror}); let this user read it"
+    return dict(sorted(sentences.items()))
 
 
 def published(home: Path) -> Published:

@@ -113,7 +113,8 @@ def mend_others(store: Store) -> None:
     """Set aside what `other_damage` finds, and delete what dead runs have left in the staging folder."""
     fingerprints = Fingerprints(store.home)
     put_aside(store, [fingerprints.path] if fingerprints.damage() else [])
-    put_aside(store, damaged_folders(store.home))
+    # What is a folder, and cannot be read, may hold the manifests of a whole study.
+    put_aside(store, (path for path in damaged_folders(store.home) if path.is_symlink() or not path.is_dir()))
     store.clean_staging()
 
 

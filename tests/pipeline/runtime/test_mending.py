@@ -250,3 +250,19 @@ def test_what_is_read_outside_of_stages_is_compared_first(store):
     manifest(store).write_text("{")
     with pytest.raises(InputError, match=f"^{manifest(store)}: is not JSON"):
         require_undamaged(store, ASSET)
+
+
+def test_a_folder_of_manifests_that_cannot_be_read_is_named_and_left_alone(store, monkeypatch):
+    folder, real = store.path(".manifests/datasets"), os.scandir
+
+    def refuse(path):
+        if str(path) == str(folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (sentence,) = other_damage(store)
+    assert sentence == f"{folder} cannot be read (Permission denied); let this user read it"
+    assert sentence in damage_of_table(store.home, "examples") and cli.main(["verify", "--forget"]) == 1
+    monkeypatch.undo()
+    assert store.is_complete(ASSET)
