@@ -91,7 +91,9 @@ def test_project_files_have_the_settings_that_dagster_needs():
     workspace = (ROOT / "workspace.yaml").read_text()
     assert "module_name: tokenuq_pipeline.definitions" in workspace and "working_directory: ." in workspace
     makefile = (ROOT / "Makefile").read_text()
-    assert "dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000" in makefile and "DAGSTER_HOME ?=" in makefile
+    assert "tokenuq ui --port $(PORT) --with-parent" in makefile and "DAGSTER_HOME ?=" in makefile
+    # Dagster's own server has no guard.
+    assert "dagster dev" not in makefile and "dagster-webserver" not in makefile
     for path in (ROOT / "tokenuq_pipeline").rglob("*.py"):
         source = path.read_text()
         assert not ("from __future__ import annotations" in source and ("Config" in source or "Resource" in source))
