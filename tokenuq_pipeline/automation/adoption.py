@@ -34,7 +34,6 @@ from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.manifest import Manifest
 
 Checks = Mapping[Key, list[TableCheck]]
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -98,12 +97,18 @@ class _Adopter:
         if reason is not None or manifest is None:
             self._result.refused[asset.name] = reason or ""
             return
+        try:
+            shown = {**metadata.materialization(asset, manifest, self._store), **_origin(manifest)}
+        except Exception as error:
+            # Possible only where files are compared by size. The UI starts anyway, and a run finds the damage.
+            self._result.refused[asset.name] = f"cannot be read: {error}"
+            return
         inputs = {Key(path): self._recorded(Key(path)) for path in asset.deps}
         inputs |= {files.key: self._observed(files) for files in asset.observed_files}
         event = dg.AssetMaterialization(
             asset.key,
             description=asset.description,
-            metadata={**metadata.materialization(asset, manifest, self._store), **_origin(manifest)},
+            metadata=shown,
             tags=version_tags(manifest.data_version, asset.code_version, inputs),
         )
         if self._store.read_manifest(asset.name) != manifest:

@@ -6,7 +6,7 @@ import threading
 import dagster as dg
 import pytest
 
-from tests.support.toy_pipeline import STUDY, config_with
+from tests.support.toy_pipeline import STUDY, config_with, toy_config
 from tokenuq_ml.stages import versions
 from tokenuq_pipeline.assets.checks import table_checks
 from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
@@ -121,6 +121,23 @@ def test_a_damaged_file_is_not_adopted_and_stops_the_run_in_words(toy, config, c
     toy.store.forget(student)
     # Made again with the same content: what follows it is adopted.
     assert run(toy, config) == (0, [{student}])
+
+
+def test_a_table_that_cannot_be_read_is_left_out_where_files_are_compared_by_size(toy, config):
+    """As at the start of the UI."""
+    path, key = toy.store.path("examples/dataset=toy/part-0.parquet"), dg.AssetKey(["datasets", "toy"])
+    path.write_bytes(b"x" * path.stat().st_size)
+    with toy.instance() as instance:
+        found = adopt(records_of(toy, config, instance), [key], verify=False)
+    assert not found.adopted and found.refused["datasets/toy"].startswith("cannot be read: ")
+
+
+def test_a_dataset_whose_files_are_gone_is_adopted_once(made_study, tmp_path):
+    toy, key = made_study.copy(tmp_path / "toy"), dg.AssetKey(["datasets", "extra"])
+    os.rename(toy.folder / "dagster_home", toy.folder / "old_home")
+    with toy.instance() as instance:
+        for adopted in (["datasets/extra"], []):
+            assert adopt(records_of(toy, toy_config(), instance), [key]).adopted == adopted
 
 
 def test_what_has_another_spec_is_made_again_and_only_that(toy, config, monkeypatch):
