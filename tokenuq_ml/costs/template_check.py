@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenuq_ml.config import ModelSpec, StudySpec
-from tokenuq_ml.data.chat_template import default_template
+from tokenuq_ml.data.chat_template import default_template, name_template
 from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.template_probe import probe_template
 from tokenuq_ml.data.tokenization import ConversationTokenizer, describe
@@ -43,6 +43,7 @@ def template_findings(
     tokenizer = load_tokenizer(folder)
     if model.chat_template is not None:
         tokenizer.chat_template = model.template_text
+        name_template(tokenizer, model.chat_template)
     elif not tokenizer.chat_template:
         tokenizer.chat_template = default_template()
     try:

@@ -39,6 +39,16 @@ def default_template() -> str:
     return Path(__file__).with_name("chat_template.jinja").read_text()
 
 
+def name_template(tokenizer: "PreTrainedTokenizerBase", given: str) -> None:
+    """Note where a tokenizer's template was given: the value of `chat_template:`, a file or the text itself."""
+    tokenizer.template_file = given if "{" not in given else "`chat_template:`"
+
+
+def named_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return how messages name a tokenizer's template: the file that it was given in, or the model's folder."""
+    return getattr(tokenizer, "template_file", None) or f"of {tokenizer.name_or_path or 'the model'}"
+
+
 class ChatTemplate:
     """The chat template of a tokenizer.
 
@@ -81,7 +91,7 @@ class ChatTemplate:
             )
 
         try:
-            return LIMITS.run(rendered, self._tokenizer.name_or_path or "the model")
+            return LIMITS.run(rendered, named_template(self._tokenizer))
         except TemplateLimitError:
             raise
         except Exception as error:  # Jinja raises the errors of the template's author.

@@ -106,7 +106,7 @@ class TemplateLimits:
 
         Args:
             render: renders a conversation.
-            name: of the model with the template, for messages.
+            name: what messages call the template, after "the chat template".
 
         Raises:
             TemplateLimitError: a limit is exceeded.
@@ -119,15 +119,15 @@ class TemplateLimits:
             text = self._timed(render)
         except TimeIsUp:
             raise TemplateLimitError(
-                f"the chat template of {name} takes more than {self._limit_s:g} s for one conversation, as an endless "
+                f"the chat template {name} takes more than {self._limit_s:g} s for one conversation, as an endless "
                 f"loop does; {_REMEDY}, or set {SECONDS_VARIABLE} to more seconds"
             ) from None
         except MemoryError as error:
             needs = str(error) or f"needs more than {MEMORY_BYTES >> 20:,} MiB of memory"
-            raise TemplateLimitError(f"the chat template of {name} {needs} for one conversation; {_REMEDY}") from None
+            raise TemplateLimitError(f"the chat template {name} {needs} for one conversation; {_REMEDY}") from None
         if len(text) > TEXT_CHARACTERS:
             raise TemplateLimitError(
-                f"the chat template of {name} renders {len(text):,} characters for one conversation, more than "
+                f"the chat template {name} renders {len(text):,} characters for one conversation, more than "
                 f"{TEXT_CHARACTERS:,}; {_REMEDY}"
             )
         return text

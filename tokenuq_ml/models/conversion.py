@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.config import ModelSpec
+from tokenuq_ml.data.chat_template import name_template
 from tokenuq_ml.data.template_probe import probe_template
 from tokenuq_ml.data.tokenization import default_template
 from tokenuq_ml.errors import InputError, NonFiniteError
@@ -80,6 +81,7 @@ def _set_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> str:
     """Give the tokenizer its chat template; return where the template is from."""
     if spec.chat_template is not None:
         tokenizer.chat_template = spec.template_text
+        name_template(tokenizer, spec.chat_template)
         return "given in models.yaml"
     if tokenizer.chat_template:
         return "the model's own"

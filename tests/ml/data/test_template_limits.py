@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.support.tiny_tokenizer import tiny_tokenizer
-from tokenuq_ml.data.chat_template import ChatTemplate, TemplateError
+from tokenuq_ml.data.chat_template import ChatTemplate, TemplateError, name_template
 from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.template_limits import LIMITS, SECONDS_VARIABLE, TemplateLimitError
 from tokenuq_ml.data.tokenization import ConversationTokenizer
@@ -143,3 +143,13 @@ def test_a_limit_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
         InputError, match=f"TOKENUQ_TEMPLATE_SECONDS: must be a number of seconds above 0, is '{value}'"
     ):
         rendered("fine")
+
+
+def test_a_template_of_a_file_is_named_by_the_file(quick):
+    tokenizer = tiny_tokenizer(chat_template=ENDLESS["loops"])
+    name_template(tokenizer, "/config/endless.jinja")
+    with pytest.raises(TemplateLimitError, match="the chat template /config/endless.jinja takes more than 0.05 s"):
+        ChatTemplate(tokenizer).render(MESSAGES)
+    name_template(tokenizer, "{% for a in b %}")
+    with pytest.raises(TemplateLimitError, match="the chat template `chat_template:` takes more than"):
+        ChatTemplate(tokenizer).render(MESSAGES)
