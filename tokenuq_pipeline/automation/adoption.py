@@ -51,6 +51,11 @@ class Adoption:
     """Blocking checks that have not passed, as `<asset>: <check>: <what is wrong>`."""
 
 
+def counted(assets: int) -> str:
+    """Return a number of assets in words."""
+    return f"{assets} asset{'' if assets == 1 else 's'}"
+
+
 def checks_by_asset(checks: Iterable[TableCheck]) -> Checks:
     """Return the checks of each asset."""
     found: dict[Key, list[TableCheck]] = {}

@@ -14,7 +14,7 @@ from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets.checks import table_checks
 from tokenuq_pipeline.assets.graph import stage_groups
-from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
+from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset, counted
 from tokenuq_pipeline.automation.explain import explain
 from tokenuq_pipeline.automation.run_log import AssetTiming, RunLog
 from tokenuq_pipeline.automation.staleness import (
@@ -135,11 +135,11 @@ class StudyRunner:
         if found.adopted:
             seconds = time.monotonic() - began
             self.console.line(
-                f"{len(found.adopted)} assets of the store adopted into Dagster's records in {seconds:.1f} s"
+                f"{counted(len(found.adopted))} of the store adopted into Dagster's records in {seconds:.1f} s"
             )
         if found.damaged:
             raise RunFailed(
-                f"{len(found.damaged)} assets of the store are damaged",
+                f"{counted(len(found.damaged))} of the store damaged",
                 [f"damaged: {reason}" for reason in found.damaged.values()],
             )
 

@@ -54,9 +54,11 @@ def adopt_command(options: argparse.Namespace) -> int:
 
 def as_text(found: "Adoption", assets: int, seconds: float) -> str:
     """Return what was adopted and what was not, with the reasons."""
+    from tokenuq_pipeline.automation.adoption import counted
+
     known = assets - len(found.adopted) - len(found.refused) - len(found.stale)
     lines = [f"{name}: not adopted: {reason}" for name, reason in (found.stale | found.refused).items()]
     lines += [f"check failed: {text}" for text in found.failed_checks]
-    adopted = f"{len(found.adopted)} assets adopted in {seconds:.1f} s, nothing recomputed"
+    adopted = f"{counted(len(found.adopted))} adopted in {seconds:.1f} s, nothing recomputed"
     lines.append(f"{adopted}; {known} were recorded before" if known else adopted)
     return "\n".join(lines)

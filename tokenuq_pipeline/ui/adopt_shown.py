@@ -9,7 +9,7 @@ import dagster as dg
 from tokenuq_ml.config.load import load_config
 from tokenuq_pipeline.assets.checks import table_checks
 from tokenuq_pipeline.assets.shown_studies import held, shown_config
-from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
+from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset, counted
 from tokenuq_pipeline.automation.staleness import Records
 from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.runtime.data_files import observe
@@ -36,4 +36,4 @@ def adopt_shown(instance: dg.DagsterInstance, home: Path, say: Callable[[str], N
     records = Records.of(build_defs(config, home).resolve_asset_graph(), config, instance, store)
     found = adopt(records, records.assets, checks_by_asset(table_checks(config)), verify=False)
     if found.adopted:
-        say(f"{len(found.adopted)} assets of the store adopted into Dagster's records")
+        say(f"{counted(len(found.adopted))} of the store adopted into Dagster's records")
