@@ -41,7 +41,11 @@ def run_command(options: argparse.Namespace) -> int:
     """Run `tokenuq run`."""
     # A flag given twice and a flag with two names mean the same.
     ablations = [name for names in options.ablation or [] for name in names]
+    from tokenuq_pipeline.runtime.trash import Trash
+
     with project(options.study) as here:
+        # Before the disk space is looked at; each stage does it too, for runs from the UI.
+        Trash(here.store.home).empty_old()
         check = None if options.ignore_disk_space else partial(_check_disk_space, here, options.study)
         return run_study(here.defs, here.config, options.study, ablations, here.instance, here.store, check)
 

@@ -1,7 +1,9 @@
 """`tokenuq prune`: what it lists, what it asks, and what it refuses."""
 
+import contextlib
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from tests.support.toy_pipeline import toy_config
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.commands import prune
+from tokenuq_pipeline.commands import run as run_module
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.pruning import removable, remove
 from tokenuq_pipeline.runtime.store import Store
@@ -128,3 +131,12 @@ def test_names_from_the_disk_cannot_control_the_terminal(store, capsys):
     (store.home / ".manifests" / "\x1b[31mred\n.json").write_text("{}")
     _, out = run(capsys)
     assert r"stays: \x1b[31mred\n: is not the name of an asset" in out and "\x1b" not in out
+
+
+def test_a_run_empties_the_trash_also_if_it_makes_nothing(store, monkeypatch):
+    entry = store.home / ".trash" / "20200101T000000.000000Z-01234567"
+    entry.mkdir(parents=True)
+    here = SimpleNamespace(store=store, defs=None, config=None, instance=None)
+    monkeypatch.setattr(run_module, "project", lambda study: contextlib.nullcontext(here))
+    monkeypatch.setattr(run_module, "run_study", lambda *arguments: 0)
+    assert cli.main(["run", "--study", "study"]) == 0 and not entry.exists()
