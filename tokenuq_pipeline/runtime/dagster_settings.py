@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -74,7 +74,8 @@ def write_settings(home: Path, environment: Mapping[str, str]) -> None:
     Raises:
         InputError: the file cannot be written or read, or it and the environment contradict each other.
     """
-    path, postgres = home / "dagster.yaml", environment.get(POSTGRES_VARIABLE)
+    # Where a link leads to: the link stays.
+    path, postgres = (home / "dagster.yaml").resolve(), environment.get(POSTGRES_VARIABLE)
     text = _read(path)
     if not text.strip() or _is_cut(text):
         text = SETTINGS + POSTGRES if postgres else SETTINGS
@@ -109,6 +110,7 @@ def require_postgres(environment: MutableMapping[str, str]) -> None:
         parts = urlsplit(url)
         where = f"{parts.hostname or 'this machine'}{f':{parts.port}' if parts.port else ''}{parts.path}"
         hide(parts.password)
+        hide(unquote(parts.password or ""))
     except ValueError:
         parts, where = urlsplit(""), ""
     if parts.scheme not in SCHEMES or not parts.path.strip("/"):
@@ -205,6 +207,7 @@ def _first_line(error: BaseException) -> str:
         "no password supplied": "set PGPASSWORD, or add a line to ~/.pgpass",
         "password authentication failed": "correct PGPASSWORD or ~/.pgpass",
         "does not exist": "create it with `createdb` or `createuser`",
+        "permission denied": "let the user own the database (`createdb --owner`)",
     }
     help_ = next((f"; {what}" for words, what in advice.items() if words in said), "")
     return said + help_

@@ -62,6 +62,13 @@ def test_a_users_edits_are_kept(tmp_path, mine):
     assert settings(tmp_path).startswith(mine.rstrip()) and settings(tmp_path).endswith(POSTGRES)
 
 
+def test_a_link_to_settings_elsewhere_stays_a_link(tmp_path):
+    (tmp_path / "shared.yaml").write_text("nux: {enabled: true}\n")
+    (tmp_path / "dagster.yaml").symlink_to("shared.yaml")
+    write_settings(tmp_path, ADDRESS)
+    assert (tmp_path / "dagster.yaml").is_symlink() and settings(tmp_path).endswith(POSTGRES)
+
+
 def test_the_database_is_referred_to_by_the_variable_and_no_password_is_written(tmp_path):
     for _ in range(2):
         write_settings(tmp_path, ADDRESS)
