@@ -81,6 +81,8 @@ def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> l
 def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
     """Mark runs whose process has been killed as ended, and free the slots that they hold.
 
+    A run that is suspended (Ctrl-Z) goes on later, but until then it keeps no slot from others, as it keeps no lease.
+
     Args:
         instance: what is maintained.
         home: the store, which holds the heartbeats of runs.
@@ -88,7 +90,7 @@ def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
     Returns:
         What was done, one sentence per action.
     """
-    return [*_mark_dead_runs(instance, home), *_free_slots(instance)]
+    return [*_mark_dead_runs(instance, home), *_free_slots(instance, home)]
 
 
 def _mark_dead_runs(instance: dg.DagsterInstance, home: Path) -> Iterator[str]:
@@ -103,7 +105,7 @@ def _mark_dead_runs(instance: dg.DagsterInstance, home: Path) -> Iterator[str]:
         yield f"run {run.run_id[:8]} marked as ended: its process no longer exists"
 
 
-def _free_slots(instance: dg.DagsterInstance) -> Iterator[str]:
+def _free_slots(instance: dg.DagsterInstance, home: Path) -> Iterator[str]:
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return
@@ -112,9 +114,10 @@ def _free_slots(instance: dg.DagsterInstance) -> Iterator[str]:
         # Steps that a dead run had queued for a slot would keep other steps out of the queue.
         for run_id in {*info.active_run_ids, *(step.run_id for step in info.pending_steps)}:
             run = instance.get_run_by_id(run_id)
-            if run is None or run.is_finished:
+            silent = run is not None and _is_silent(run, home)
+            if run is None or run.is_finished or silent:
                 storage.free_concurrency_slots_for_run(run_id)
-                yield f"slots of run {run_id[:8]} freed"
+                yield f"slots of run {run_id[:8]} freed{': it is suspended' if silent else ''}"
 
 
 def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance, home: Path) -> bool:
@@ -131,6 +134,13 @@ def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance, home: Path) -> bo
             gone = not is_running(pid) or _started_after(pid, entry.timestamp)
             return gone and time.time() - _last_sign(instance, run, entry.timestamp) > UNTAGGED_S
     return False
+
+
+def _is_silent(run: dg.DagsterRun, home: Path) -> bool:
+    """Return whether the run's process has not renewed its heartbeat for so long that it has lost its leases."""
+    owner = Owner.parse(run.tags.get(PROCESS_TAG, ""))
+    beat = heartbeat_of(owner, home) if owner else None
+    return beat is not None and beat.is_expired
 
 
 def _last_sign(instance: dg.DagsterInstance, run: dg.DagsterRun, since: float) -> float:

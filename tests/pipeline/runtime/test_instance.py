@@ -132,6 +132,18 @@ def test_a_run_elsewhere_is_judged_by_its_heartbeat_in_the_store(toy, instance):
     assert not holders(instance)
 
 
+def test_a_suspended_run_keeps_no_slot_and_is_not_ended(toy, instance):
+    prepare(instance, toy.store.home, {})
+    parent = Owner.parse(str(Owner.current()).replace(process_name(), process_name(os.getppid())))
+    run = create_run(toy, instance, **{PROCESS_TAG: str(parent)})
+    hold_slot(instance, run)
+    write_heartbeat(parent, toy.store.home, age=59)
+    assert prepare(instance, toy.store.home, {}) == []
+    write_heartbeat(parent, toy.store.home, age=61)
+    assert prepare(instance, toy.store.home, {}) == [f"slots of run {run.run_id[:8]} freed: it is suspended"]
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED and not holders(instance)
+
+
 def test_a_run_records_its_process_when_its_executor_starts(toy, instance):
     """As runs from the UI do, which nobody has tagged."""
     job = toy.defs().resolve_job_def(STUDY).get_subset(asset_selection={dg.AssetKey(["models", "tiny"])})
