@@ -1,6 +1,6 @@
 """The definitions that Dagster loads: the studies that one works with, each with its job.
 
-`TOKENUQ_STUDIES` adds studies by name. Commands build what they need with `build_defs.py` and do not import this module.
+`TOKENUQ_STUDIES` adds studies by name. Commands do not import this module: `build_defs.py` builds what they need.
 """
 
 import os
