@@ -47,6 +47,11 @@ def adopt_command(options: argparse.Namespace) -> int:
         keys = set().union(*(study_keys(records.assets, study) for study in studies))
         found = adopt(records, keys, checks_by_asset(table_checks(here.config)))
     print(as_text(found, len(keys), time.monotonic() - began))
+    return exit_code(found)
+
+
+def exit_code(found: "Adoption") -> int:
+    """Return 1 if something is wrong, 3 if a run has something to make, 0 if everything is recorded."""
     if found.damaged or found.failed_checks:
         return FAILED
     return STALE if found.stale or found.refused else 0
@@ -60,5 +65,5 @@ def as_text(found: "Adoption", assets: int, seconds: float) -> str:
     lines = [f"{name}: not adopted: {reason}" for name, reason in (found.stale | found.refused).items()]
     lines += [f"check failed: {text}" for text in found.failed_checks]
     adopted = f"{counted(len(found.adopted))} adopted in {seconds:.1f} s, nothing recomputed"
-    lines.append(f"{adopted}; {known} were recorded before" if known else adopted)
+    lines.append(f"{adopted}; {counted(known)} recorded before" if known else adopted)
     return "\n".join(lines)
