@@ -15,51 +15,25 @@ instance; a store may serve several.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from tokenuq_pipeline.runtime.folder_lock import store_lock
-from tokenuq_pipeline.runtime.owners import BEATS_PER_EXPIRY, Heartbeat, Owner, beating, expiry, file_time, heartbeat_of
+from tokenuq_pipeline.runtime.lease_files import FOLDER, SUFFIX, LeaseFiles, LeaseRecord
+from tokenuq_pipeline.runtime.owners import BEATS_PER_EXPIRY, Heartbeat, Owner, beating, expiry, heartbeat_of
 from tokenuq_pipeline.runtime.processes import is_alive
 
-FOLDER, SUFFIX = ".leases", ".lease"
 POLL_S = 0.5
 _HELD: set[str] = set()
 """Tokens of the leases that this process holds."""
-KEPT_S = 3600.0
-"""How long files of earlier numbers stay. A machine that sees changes late must not create one of them again."""
 
 
 class LeaseLost(Exception):
     """Another process has taken the lease."""
-
-
-@dataclass(frozen=True)
-class LeaseRecord:
-    """One lease file."""
-
-    number: int
-    age_s: float
-    """Since it was written."""
-    owner: Owner | None
-    """None: the file cannot be read; its writer may have been killed."""
-    token: str = ""
-    makes: tuple[str, ...] = ()
-    """The assets that are made under this lease."""
-    child: str = ""
-    """`process_name` of the child that works for the owner; it may outlive its parent, to write a checkpoint."""
-    released: bool = False
-
-    def content(self) -> bytes:
-        """Return what the file holds."""
-        fields = {"owner": str(self.owner), "token": self.token, "makes": self.makes, "child": self.child}
-        return json.dumps({**fields, "released": self.released}).encode()
 
 
 class Lease:
@@ -156,19 +130,16 @@ class Lease:
             self._leases.rewrite(self.asset, self._record)
 
 
-class Leases:
+class Leases(LeaseFiles):
     """The leases of a store."""
-
-    def __init__(self, home: Path):
-        self.home = home
 
     def holder(self, asset: str) -> Owner | None:
         """Return the process that makes `asset` now, or whose child still writes its checkpoint; None if none does."""
-        for folder in {self._folder(asset), *(path.parent for path in (self.home / FOLDER).rglob(f"*{SUFFIX}"))}:
+        for folder in {self.folder(asset), *(path.parent for path in (self.home / FOLDER).rglob(f"*{SUFFIX}"))}:
             record = self.latest(folder.relative_to(self.home / FOLDER).as_posix())
             if record is None or record.released or record.owner is None:
                 continue
-            own = folder == self._folder(asset)
+            own = folder == self.folder(asset)
             if (own or asset in record.makes) and not self._is_free(record):
                 return record.owner
         return None
@@ -197,42 +168,6 @@ class Leases:
                     lease.release()
             finally:
                 _HELD.discard(mine.token)
-
-    def latest(self, asset: str) -> LeaseRecord | None:
-        """Return the current lease of an asset, also one that was released; None if there was none."""
-        numbers = self._numbers(asset)
-        number = max(numbers, default=0)
-        # A machine may see a file before the folder's listing shows it.
-        while (self._path(asset, number + 1)).exists():
-            number += 1
-        return self._read(asset, number) if number else None
-
-    def create(self, asset: str, record: LeaseRecord) -> bool:
-        """Create the file of a number; return False if another process has it, or a higher one."""
-        path = self._path(asset, record.number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{record.token}")
-        temporary.write_bytes(record.content())
-        try:
-            if not self._link(temporary, path, asset, record):
-                return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        if max(self._numbers(asset), default=0) > record.number:
-            path.unlink(missing_ok=True)
-            return False
-        self._forget_earlier(asset, record.number)
-        return True
-
-    def rewrite(self, asset: str, record: LeaseRecord) -> None:
-        """Replace the content of an existing lease file."""
-        path = self._path(asset, record.number)
-        temporary = path.with_name(f".{secrets.token_hex(8)}")
-        temporary.write_bytes(record.content())
-        if path.exists():
-            os.replace(temporary, path)
-        else:
-            temporary.unlink()
 
     def _take(self, asset: str, say: Callable[[str], None], mine: LeaseRecord) -> LeaseRecord:
         told, seen = False, _Seen()
@@ -272,55 +207,6 @@ class Leases:
         if seen is None or not silent:
             return silent
         return seen.lasts(f"{record.number} {beat.written_at if beat else 0}", beat.expiry_s if beat else expiry())
-
-    def _folder(self, asset: str) -> Path:
-        return self.home / FOLDER / asset
-
-    def _path(self, asset: str, number: int) -> Path:
-        return self._folder(asset) / f"{number:08d}{SUFFIX}"
-
-    def _numbers(self, asset: str) -> list[int]:
-        names = (path.stem for path in self._folder(asset).glob(f"*{SUFFIX}"))
-        return [int(name) for name in names if name.isdigit()]
-
-    def _read(self, asset: str, number: int) -> LeaseRecord:
-        try:
-            with open(self._path(asset, number), "rb") as file:
-                age = file_time(self.home) - os.fstat(file.fileno()).st_mtime
-                content = file.read()
-        except OSError:
-            return LeaseRecord(number, 0.0, None)
-        try:
-            known = json.loads(content)
-            owner, makes = Owner.parse(known["owner"]), tuple(map(str, known["makes"]))
-            return LeaseRecord(number, age, owner, known["token"], makes, known["child"], known["released"] is True)
-        except (ValueError, KeyError, TypeError):
-            return LeaseRecord(number, age, None)
-
-    def _link(self, temporary: Path, path: Path, asset: str, record: LeaseRecord) -> bool:
-        """Give a complete file its name unless that exists; return whether it did."""
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            # NFS may answer so to a repeated request of which the first one succeeded.
-            return self._read(asset, record.number).token == record.token
-        except OSError:
-            # A file system without hard links.
-            try:
-                with open(path, "xb") as file:
-                    file.write(record.content())
-            except FileExistsError:
-                return False
-        return True
-
-    def _forget_earlier(self, asset: str, number: int) -> None:
-        now = file_time(self.home)
-        for path in self._folder(asset).iterdir():
-            with contextlib.suppress(OSError):
-                is_lease = path.suffix == SUFFIX and path.stem.isdigit()
-                earlier = int(path.stem) < number if is_lease else path.name.startswith(".")
-                if earlier and now - path.stat().st_mtime > KEPT_S:
-                    path.unlink()
 
 
 class _Seen:
