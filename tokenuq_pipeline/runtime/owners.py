@@ -5,8 +5,7 @@ boot and PID namespace are those of this process. Every other owner is judged by
 whose modification time it renews. Ages are differences of two times that the file system itself has set, so the clocks
 of the machines do not matter.
 
-psutil, which accelerate installs, knows pids and start times but neither the boot nor the namespace that they belong
-to; hence `processes.py` and this file.
+psutil, which accelerate installs, knows pids and start times, but not the boot or the namespace that they belong to.
 """
 
 import contextlib
@@ -130,9 +129,8 @@ class Heartbeat:
     def __init__(self, home: Path, expiry_s: float):
         self.home, self.expiry_s, self.interval_s = home, expiry_s, expiry_s / BEATS_PER_EXPIRY
         self.path = home / FOLDER / str(Owner.current())
-        self.users = 0
         self._listeners: list[Callable[[], None]] = []
-        self._ended = threading.Event()
+        self._ended, self.users = threading.Event(), 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._create()
         threading.Thread(target=self._run, daemon=True, name="heartbeat").start()
@@ -152,6 +150,8 @@ class Heartbeat:
             os.utime(self.path)
             self._look()
         except FileNotFoundError:
+            # Without the parents: a store that was deleted or moved stays so.
+            self.path.parent.mkdir(exist_ok=True)
             self._create()
         for listener in list(self._listeners):
             listener()
