@@ -5,20 +5,12 @@ from urllib.parse import quote
 
 import dagster as dg
 import pytest
-from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from tests.support.guarded_ui import EVIL, MUTATION, OWN, PORT, client_of, connect, post
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.runtime.dagster_internals import web_app
-from tokenuq_pipeline.ui.guard import Guard
 from tokenuq_pipeline.ui.hosts import HOSTS_VARIABLE, Hosts
-from tokenuq_pipeline.ui.login import TOKEN_VARIABLE, Login
-from tokenuq_pipeline.ui.server import endpoints_of
 
-PORT = 3000
-OWN, EVIL = f"http://127.0.0.1:{PORT}", "http://evil.example"
-TOKEN = "a-token-of-the-tests-0123"
-MUTATION = 'mutation { setConcurrencyLimit(concurrencyKey: "attacked", limit: 3) }'
 HIDDEN_MUTATIONS = (
     MUTATION,
     f"query Harmless {{ version }} {MUTATION}",
@@ -30,44 +22,10 @@ SUBSCRIPTION = 'subscription { capturedLogs(logKey: ["a", "b"]) { stdout } }'
 LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 
 
-@pytest.fixture(scope="module")
-def webserver(tmp_path_factory):
-    """Dagster's application over an instance without code locations."""
-    folder = tmp_path_factory.mktemp("instance")
-    workspace = folder / "workspace.yaml"
-    workspace.write_text("load_from: []\n")
-    with dg.DagsterInstance.local_temp(str(folder)) as instance, web_app(instance, workspace) as app:
-        yield instance, app
-
-
-@pytest.fixture
-def limits(webserver):
-    """The pools that mutations of an attack have made; none before."""
-    storage = webserver[0].event_log_storage
-    for pool in storage.get_concurrency_keys():
-        storage.delete_concurrency_limit(pool)
-    return storage.get_concurrency_keys
-
-
-def client_of(app, token=None, host=f"127.0.0.1:{PORT}", **environment):
-    login = None if token is None else Login(token, PORT)
-    guard = Guard(app, Hosts.of(PORT, environment), login, endpoints_of(app))
-    return TestClient(guard, base_url=f"http://{host}", follow_redirects=False)
-
-
 @pytest.fixture
 def client(webserver):
     with client_of(webserver[1]) as client:
         yield client
-
-
-def connect(client, rest="", headers=None):
-    """A WebSocket, as the UI opens it for live updates."""
-    return client.websocket_connect(f"ws://127.0.0.1:{PORT}/graphql{rest}", ["graphql-ws"], headers=headers or {})
-
-
-def post(client, query, **headers):
-    return client.post("/graphql", json={"query": query}, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -277,63 +235,3 @@ def test_websocket_messages_that_are_no_objects_end_the_connection(client, text)
         socket.send_text(text)
         with pytest.raises(WebSocketDisconnect):
             socket.receive_json()
-
-
-@pytest.fixture
-def locked(webserver):
-    with client_of(webserver[1], TOKEN) as client:
-        yield client
-
-
-def test_without_the_token_nothing_is_shown(locked, limits):
-    for path in (
-        "/",
-        "/assets",
-        "/graphql?query={version}",
-        "/logs/a/b.err",
-        "/server_info",
-        "/favicon.ico",
-        "/?token=wrong",
-    ):
-        answer = locked.get(path)
-        assert answer.status_code == 401 and TOKEN_VARIABLE in answer.text and TOKEN not in answer.text
-    assert post(locked, MUTATION, Origin=OWN).status_code == 401 and not limits()
-    assert post(locked, MUTATION, Cookie=f"tokenuq_ui_{PORT}={TOKEN}").status_code == 401
-    assert locked.post(f"/graphql?token={TOKEN}", json={"query": MUTATION}).status_code == 401
-    with pytest.raises(Exception) as refused, connect(locked, f"?token={TOKEN}"):
-        pass
-    assert refused.value.status_code == 401
-
-
-def test_the_token_sets_a_cookie_and_leaves_the_address(locked):
-    answer = locked.get("/assets/a%20b", params={"view": "graph", "token": TOKEN, "q": "a&b"})
-    assert answer.status_code == 303 and answer.headers["location"] == "/assets/a%20b?view=graph&q=a%26b"
-    cookie = answer.headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and "Path=/" in cookie and TOKEN not in cookie
-    assert locked.get("/").status_code == 200
-    assert post(locked, "{ version }", Origin=OWN).status_code == 200
-    with connect(locked, headers={"Origin": OWN}) as socket:
-        socket.send_json({"type": "connection_init"})
-        assert socket.receive_json() == {"type": "connection_ack"}
-    # Another origin of this machine shares the cookie, but is refused as before.
-    assert post(locked, MUTATION, Origin="http://127.0.0.1:4000").status_code == 403
-
-
-def test_programs_send_the_token_in_a_header(locked):
-    assert post(locked, "{ version }", Authorization=f"Bearer {TOKEN}").status_code == 200
-    assert post(locked, "{ version }", Authorization=f"Basic {TOKEN}").status_code == 401
-    assert post(locked, "{ version }", Authorization=f"Bearer {TOKEN}x").status_code == 401
-
-
-@pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example/", "///evil.example", "/%5cevil.example"])
-def test_the_redirect_stays_on_the_host(locked, path):
-    answer = locked.get(f"http://127.0.0.1:{PORT}{path}?token={TOKEN}")
-    location = answer.headers["location"]
-    assert location.startswith("/") and not location.startswith(("//", "/\\")) and "\r" not in location
-
-
-@pytest.mark.parametrize("token", ["", "short", "a" * 15, "with spaces and more", "ümlaut-and-enough-of-them"])
-def test_a_token_that_is_no_secret_is_refused(token):
-    with pytest.raises(InputError, match=TOKEN_VARIABLE):
-        Login.of({TOKEN_VARIABLE: token}, PORT)
-    assert Login.of({}, PORT) is None
