@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -16,6 +17,8 @@ os.environ.update(
 )
 # Hashes of files that queries keep (`file_hashes.KeptHashes`) stay out of the user's folder.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokenuq-tests-")
+# A process that a shell starts in the background ignores Ctrl-C, and its children do too. Tests send it to children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("DAGSTER_HOME", "TOKENUQ_HOME", "TOKENUQ_CONFIG"):
     os.environ.pop(name, None)
 

@@ -13,19 +13,21 @@ from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
 pytestmark = pytest.mark.slow
 LEASE_S = 0.8
 CODE = """
-import os, time
-os.setpgrp()
+import os, signal, time
 from tokenuq_ml.stages.parent_watch import ParentWatch
+
+def interrupted(*_):
+    reason = "orphaned" if watch.orphaned.is_set() else "silent" if watch.silent.is_set() else "asked"
+    os.write(1, reason.encode() + bytes([10]))
+    if not {stubborn}:
+        os._exit(7)
+
+os.setpgrp()
+signal.signal(signal.SIGINT, interrupted)
 watch = ParentWatch.start()
-print("ready", flush=True)
+os.write(1, b"ready" + bytes([10]))
 while True:
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        print("orphaned" if watch.orphaned.is_set() else "silent" if watch.silent.is_set() else "asked", flush=True)
-        if {stubborn}:
-            continue
-        raise SystemExit(7)
+    time.sleep(60)
 """
 
 
