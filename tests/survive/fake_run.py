@@ -17,7 +17,8 @@ from tokenuq_pipeline.runtime.store import Store
 def main() -> int:
     """Bring the study up to date and return the exit code."""
     toy, store = Toy(Path(sys.argv[1])), Store(store_home())
-    config = config_with(toy.folder)
+    # One file of data for all trials: a file at another path is another dataset.
+    config = config_with(toy.folder.parent)
     defs = build_defs(config, store.home, StageLauncher(package="fake_entrypoints"))
     with toy.instance() as instance:
         return run_study(defs, config, STUDY, [], instance, store)

@@ -35,7 +35,7 @@ def test_an_unknown_study_is_named(tmp_path, monkeypatch, capsys):
             Adoption(
                 ["a", "b"], refused={"c": "x differs"}, damaged={"c": "x differs"}, failed_checks=["a: check: no"]
             ),
-            "c: not adopted: x differs\ncheck failed: a: one: no\n"
+            "c: not adopted: x differs\ncheck failed: a: check: no\n"
             "2 assets adopted in 1.5 s, nothing recomputed; 1 asset recorded before",
             1,
         ),
