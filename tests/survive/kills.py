@@ -24,8 +24,10 @@ from tests.survive.trials import Record, Trial
 
 PART = "kills"
 NEAR_S = 0.2
-TARGETS = ("stage", "tokenuq run", "stage", "tokenuq run", "daemon", "server")
-"""The turn of what is killed: four of six in `tokenuq run`, two in the web UI's processes."""
+TARGETS = ("stage", "tokenuq run", "daemon", "stage", "tokenuq run", "stage", "tokenuq run", "server")
+"""The turn of what is killed: six of eight in `tokenuq run`, two in the web UI's processes."""
+KILLS_A_RUN = 4
+"""Stages that are killed in one run, which goes on after each."""
 
 
 def kills(folder: Path, calm: Calm, record: Record, count: int, seed: int, deadline: float) -> None:
@@ -38,7 +40,8 @@ def kills(folder: Path, calm: Calm, record: Record, count: int, seed: int, deadl
             start_again(study)
         in_terminal = target in ("stage", "tokenuq run")
         for trial in (_in_terminal if in_terminal else _in_server)(study, calm, target, near, draw):
-            record.add(_numbered(trial, done + 1))
+            done += 1
+            record.add(replace(trial, number=done))
 
 
 def start_again(study: TrialStudy) -> None:
@@ -56,20 +59,40 @@ def _in_terminal(study: TrialStudy, calm: Calm, target: str, near: bool, draw: r
     when = _wait_for_moment(study, near, draw, lambda: process.poll() is not None)
     if process.poll() is not None:
         yield from _ended(study, calm, process.returncode, printed, started)
-        return
-    if target == "stage":
-        _kill(study.stages())
+    elif target == "stage":
+        yield from _stages_of_one_run(study, calm, process, printed, when, draw)
     else:
         process.kill()
-    code = _wait(process, 900 if target == "stage" else 30)
-    reader.join(10)
-    orphans = study.wait_for_orphans()
-    wrong = calm.wrong(study) + [f"stage {pid} is still at work" for pid in orphans]
-    found = f"{len(calm.versions) - len(calm.missing(study))} of {len(calm.versions)} assets complete"
-    if target == "stage":
-        found = f"tokenuq run went on and ended with exit code {code}; {found}"
-        wrong += [] if code == 0 else ["".join(printed)[-800:]]
-    yield Trial(PART, 0, f"{target} killed {when}", found, tuple(wrong), time.monotonic() - started)
+        process.wait()
+        orphans = study.wait_for_orphans()
+        wrong = calm.wrong(study) + [f"stage {pid} is still at work" for pid in orphans]
+        found = f"{_complete(study, calm)} assets complete"
+        yield Trial(PART, 0, f"{target} killed {when}", found, tuple(wrong), time.monotonic() - started)
+
+
+def _stages_of_one_run(
+    study: TrialStudy, calm: Calm, process: subprocess.Popen, printed: list[str], when: str, draw: random.Random
+) -> Iterator[Trial]:
+    """Kill a stage, then stages of later steps: a step whose stage dies a third time fails by design."""
+    made: list[Trial] = []
+    while process.poll() is None and len(made) < KILLS_A_RUN:
+        started, before = time.monotonic(), "".join(printed).count(" done in ")
+        _kill(study.stages())
+        wrong = tuple(calm.wrong(study))
+        made.append(Trial(PART, 0, f"stage killed {when}", f"{_complete(study, calm)} assets complete", wrong, 0.0))
+        while process.poll() is None and "".join(printed).count(" done in ") == before:
+            time.sleep(0.05)
+        when = _wait_for_moment(study, draw.random() < 0.5, draw, lambda: process.poll() is not None)
+        made[-1] = replace(made[-1], seconds=time.monotonic() - started)
+    code = _wait(process, 900)
+    wrong = calm.wrong(study) + calm.missing(study) + ([] if code == 0 else ["".join(printed)[-800:]])
+    found = f"{made[-1].found}; tokenuq run went on and ended with exit code {code}"
+    made[-1] = replace(made[-1], found=found, wrong=(*made[-1].wrong, *wrong))
+    yield from made
+
+
+def _complete(study: TrialStudy, calm: Calm) -> str:
+    return f"{len(calm.versions) - len(calm.missing(study))} of {len(calm.versions)}"
 
 
 def _ended(study: TrialStudy, calm: Calm, code: int, printed: list[str], started: float) -> Iterator[Trial]:
@@ -136,20 +159,28 @@ class SurviveServer(DevServer):
 def _wait_for_moment(study: TrialStudy, near: bool, draw: random.Random, over) -> str:
     """Wait for a random moment, or for one close to a publish; return it in words."""
     if not near:
-        seconds = draw.uniform(2, 25)
+        seconds = draw.uniform(1, 12)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not over():
             time.sleep(0.1)
         return f"after {seconds:.1f} s"
-    results, after = draw.randint(1, 6), draw.uniform(0, NEAR_S)
-    seen: dict[Path, int] = {}
+    results, after = draw.randint(1, 3), draw.uniform(0, NEAR_S)
+    seen = _results(study)
+    results += sum(seen.values())
     while sum(seen.values()) < results and not over():
-        for path in study.store.home.glob(".staging/*/messages.jsonl"):
-            with contextlib.suppress(OSError):
-                seen[path] = path.read_text(errors="replace").count('"kind": "result"')
+        seen |= _results(study)
         time.sleep(0.002)
     time.sleep(after)
     return f"{1000 * after:.0f} ms after a result was reported"
+
+
+def _results(study: TrialStudy) -> dict[Path, int]:
+    """Return how many results the stages at work have reported."""
+    found = {}
+    for path in study.store.home.glob(".staging/*/messages.jsonl"):
+        with contextlib.suppress(OSError):
+            found[path] = path.read_text(errors="replace").count('"kind": "result"')
+    return found
 
 
 def _kill(pids: list[int]) -> None:
@@ -164,7 +195,3 @@ def _wait(process: subprocess.Popen, seconds: float) -> int:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return process.wait()
-
-
-def _numbered(trial: Trial, number: int) -> Trial:
-    return replace(trial, number=number)
