@@ -13,7 +13,7 @@ _MAX_BYTES = 2**30
 
 
 class DamagedFile(InputError):
-    """A file that does not hold what it should; the message is one sentence with its path and what mends it."""
+    """A file that does not hold what it should; the message is one sentence with its path and what repairs it."""
 
 
 def read_json(path: str | Path, remedy: str = "") -> Any:
@@ -23,7 +23,7 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
 
     Args:
         path: the file.
-        remedy: what mends a damaged file; ends the message.
+        remedy: what repairs a damaged file; ends the message.
 
     Raises:
         FileNotFoundError: there is no such file. (NotADirectoryError counts as one.)

@@ -1,4 +1,4 @@
-"""Damaged stores: whatever happens to a file of a complete study is found, named, not served, and mended."""
+"""Damaged stores: whatever happens to a file of a complete study is found, named, not served, and repaired."""
 
 import json
 import shutil
@@ -175,8 +175,9 @@ def damages(folder: Path, whole: TrialStudy, calm: Calm, record: Record, deadlin
         study = whole.copy_to(folder / "damaged")
         damage.alter(study.store.path(damage.path))
         found, wrong = _look(study, damage)
-        mended, more = _mend(study, calm)
-        record.add(Trial(PART, number, damage.name, f"{found}; {mended}", (*wrong, *more), time.monotonic() - started))
+        repaired, more = _repair(study, calm)
+        found = f"{found}; {repaired}"
+        record.add(Trial(PART, number, damage.name, found, (*wrong, *more), time.monotonic() - started))
 
 
 def _look(study: TrialStudy, damage: Damage) -> tuple[str, list[str]]:
@@ -208,11 +209,11 @@ def _look(study: TrialStudy, damage: Damage) -> tuple[str, list[str]]:
     return said or "nothing refused", wrong
 
 
-def _mend(study: TrialStudy, calm: Calm) -> tuple[str, list[str]]:
+def _repair(study: TrialStudy, calm: Calm) -> tuple[str, list[str]]:
     """Do what the messages say."""
     study.tokenuq("verify", "--forget")
     code, printed = study.run()
     wrong = [] if code == 0 else [f"after verify --forget: exit code {code}: {printed[-500:]}"]
     wrong += calm.wrong(study) + [f"{name} is missing" for name in calm.missing(study)]
     made = printed.count(" done in ")
-    return f"mended by verify --forget and {made} assets made again", wrong
+    return f"repaired by verify --forget and {made} assets made again", wrong

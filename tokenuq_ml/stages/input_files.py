@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.stages.request import RecordedInput, StageRequest
-from tokenuq_ml.tables.integrity import MEND, SET_ASIDE, file_difference, unlisted
+from tokenuq_ml.tables.integrity import REPAIR, SET_ASIDE, file_difference, unlisted
 from tokenuq_ml.tables.partitions import PublishedFile, why_not_file
 
 THREADS = 4
@@ -26,7 +26,7 @@ def verify_inputs(request: StageRequest, reporter: Reporter) -> None:
 
     Raises:
         InputError: a file is missing, is no regular file, has another size or SHA-256 than recorded, or does not
-            belong to its asset. The message names the file and what mends it.
+            belong to its asset. The message names the file and what repairs it.
     """
     started, found = time.monotonic(), {}
     for name, record in request.recorded.items():
@@ -49,11 +49,11 @@ def verify_inputs(request: StageRequest, reporter: Reporter) -> None:
 
 
 def _damage(folder: Path, path: str, record: RecordedInput) -> str | None:
-    """Return how one file differs from its record, and what mends it."""
+    """Return how one file differs from its record, and what repairs it."""
     expected, relative = record.files[path], f"{folder.name}/{path}"
     if expected.sha256 is None:
         wrong = why_not_file(folder.parent, relative, expected.bytes)
     else:
         file = PublishedFile(record.asset, relative, expected.bytes, expected.sha256)
         wrong = file_difference(folder.parent, file)
-    return wrong and f"{record.asset}: {wrong}; {MEND}"
+    return wrong and f"{record.asset}: {wrong}; {REPAIR}"

@@ -24,10 +24,10 @@ from tokenuq_ml.tables.partitions import (
 )
 from tokenuq_ml.tables.schemas import TABLES
 
-MEND = "`tokenuq verify --forget`, then `tokenuq run`, makes it again"
-"""What mends a damaged file."""
+REPAIR = "`tokenuq verify --forget`, then `tokenuq run`, makes it again"
+"""What repairs a damaged file."""
 SET_ASIDE = "`tokenuq verify --forget` moves it to the trash"
-"""What mends a folder with a file too many."""
+"""What repairs a folder with a file too many."""
 _NOT_OURS = re.compile(r"\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.DS_Store")
 """Files that file systems and desktops leave in folders, and that nothing reads."""
 
@@ -43,7 +43,7 @@ def damage_of(home: str | Path, file: str | Path) -> str | None:
         file: absolute, or relative to the store.
 
     Returns:
-        One sentence that names the file and what mends it.
+        One sentence that names the file and what repairs it.
     """
     return next(iter(damages(home, [file]).values()), None)
 
@@ -137,13 +137,13 @@ class _Records:
         self._seen: dict[str, Identity | None] = {}
 
     def damage(self, relative: str, kept: KeptHashes) -> str | None:
-        """Return what is wrong with a file, and what mends it."""
+        """Return what is wrong with a file, and what repairs it."""
         for _ in range(2):
             record = self._record(relative)
             if record is None:
                 return self._why_no_record(relative)
             wrong = file_difference(self._home, record, kept)
-            wrong = f"{wrong}; {MEND}" if wrong else self._extra_part(record)
+            wrong = f"{wrong}; {REPAIR}" if wrong else self._extra_part(record)
             if wrong is None or self._identity(record.asset) == self._seen[record.asset]:
                 break
         return wrong

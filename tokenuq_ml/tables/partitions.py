@@ -21,7 +21,7 @@ _parsed: dict[Path, tuple[Identity, list["PublishedFile"]]] = {}
 
 MANIFESTS = ".manifests"
 FORGET = "`tokenuq verify --forget` deletes it, and the next run makes the asset again"
-"""What mends a damaged manifest."""
+"""What repairs a damaged manifest."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Published:
     files: dict[str, list[PublishedFile]] = field(default_factory=dict)
     """Asset -> its files."""
     damaged: dict[str, str] = field(default_factory=dict)
-    """Asset whose manifest cannot be used -> the sentence that says why, and what mends it.
+    """Asset whose manifest cannot be used -> the sentence that says why, and what repairs it.
 
     Also the start of such names, where the folder of the manifests is none; `.` for all.
     """

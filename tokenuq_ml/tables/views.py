@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from tokenuq_ml.tables.integrity import MEND
+from tokenuq_ml.tables.integrity import REPAIR
 from tokenuq_ml.tables.joined_view import joined_sql, quoted
 from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
 
@@ -35,7 +35,7 @@ def create_view(
     try:
         select = _select_from_files(connection, table, types, [address(file) for file in files])
     except duckdb.Error as error:
-        message = f"table {table}: {str(error).strip().splitlines()[0]}; {MEND}"
+        message = f"table {table}: {str(error).strip().splitlines()[0]}; {REPAIR}"
         select = _select_an_error(types, message)
     connection.execute(f"CREATE VIEW {table} AS {select}")
     _comment(connection, table, definition.description, _meanings(table))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
-from tokenuq_ml.tables.integrity import MEND
+from tokenuq_ml.tables.integrity import REPAIR
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.check_outcome import Outcome, outcome
 from tokenuq_pipeline.runtime.store import Store
@@ -53,4 +53,4 @@ def files_intact(store: Store, asset: str) -> Outcome:
         return outcome(True, f"{len(files)} files as recorded", files=len(files), bytes=size)
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     listed = "\n".join(problems[:SHOWN])
-    return outcome(False, f"{problems[0]}{more}; {MEND}", damaged=len(problems), first=listed)
+    return outcome(False, f"{problems[0]}{more}; {REPAIR}", damaged=len(problems), first=listed)

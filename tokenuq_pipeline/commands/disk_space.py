@@ -54,7 +54,7 @@ def disk_needs(rows: Iterable[Mapping], store) -> list[Need]:
 
     Args:
         rows: of a plan, one per asset that is made.
-        store: where they go; an asset that is made anew gives the space of its older version back.
+        store: where they go; an asset that is made again gives the space of its older version back.
     """
     made = list(rows)
     if not made:

@@ -128,7 +128,7 @@ def measure_machine(architecture, precision: str, tables: str = "auto"):
 def _sources(config, spec, store) -> tuple[list, dict]:
     """Return the availability of the study's models and datasets, and the sizes of each model (None: not known)."""
     from tokenuq_ml.costs.sources import dataset_source, model_source
-    from tokenuq_pipeline.runtime.mending import require_undamaged
+    from tokenuq_pipeline.runtime.repair import require_undamaged
 
     for name in config.models_of(spec):
         # The next run makes a model with a damaged manifest again.

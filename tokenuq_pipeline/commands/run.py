@@ -148,7 +148,7 @@ def print_report(store, study: str) -> None:
     """
     from tokenuq_ml.reports.text import report_text
     from tokenuq_pipeline.assets.ablation_report import report_path
-    from tokenuq_pipeline.runtime.mending import require_undamaged
+    from tokenuq_pipeline.runtime.repair import require_undamaged
 
     require_undamaged(store, f"{study}/ablation_report")
     folder: Path = store.path(report_path(study))

@@ -126,7 +126,7 @@ def status_rows(defs, config, studies: list[str], instance, store, deep: bool = 
     from tokenuq_pipeline.automation.explain import explain
     from tokenuq_pipeline.automation.staleness import NEVER_MADE, Records, descendants, staleness, study_keys
     from tokenuq_pipeline.runtime.data_files import observe
-    from tokenuq_pipeline.runtime.mending import damage
+    from tokenuq_pipeline.runtime.repair import damage
 
     records = Records.of(defs.resolve_asset_graph(), config, instance, store)
     assets, parents = records.assets, records.parents

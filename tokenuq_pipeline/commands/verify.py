@@ -28,7 +28,7 @@ def add_parser(commands) -> None:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Run `tokenuq verify`."""
-    from tokenuq_pipeline.runtime.mending import mend, mend_others, other_damage
+    from tokenuq_pipeline.runtime.repair import other_damage, repair, repair_others
     from tokenuq_pipeline.runtime.store import Store
 
     store = Store(store_home())
@@ -37,7 +37,7 @@ def verify_command(options: argparse.Namespace) -> int:
     for sentence in others:
         print(sentence, flush=True)
     if options.forget and not prefixes:
-        mend_others(store)
+        repair_others(store)
     assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
     if not assets and not others:
         print(f"{store.home}: holds nothing of {options.study or 'any study'}")
@@ -50,7 +50,7 @@ def verify_command(options: argparse.Namespace) -> int:
         return 0
     if options.forget:
         for name in wrong:
-            print(f"{name}: {mend(store, name)}", flush=True)
+            print(f"{name}: {repair(store, name)}", flush=True)
     advice = "the next run makes them again" if options.forget else "--forget makes the next run rebuild them"
     print(f"{len(wrong)} of {len(assets)} assets do not match; {advice}")
     return FAILED

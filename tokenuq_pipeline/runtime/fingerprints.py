@@ -1,6 +1,6 @@
 """Fingerprints of data files that the store keeps in `.fingerprints.json`, so that unchanged files are read once.
 
-A cache: what is damaged is ignored, named once in a sentence, and written anew.
+A cache: what is damaged is ignored, named once in a sentence, and written again.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Fingerprints:
                 file.write(json.dumps(content).encode())
 
     def damage(self) -> str | None:
-        """Return how the file is damaged, and what mends it; None if it is not."""
+        """Return how the file is damaged, and what repairs it; None if it is not."""
         try:
             self._checked()
         except DamagedFile as error:

@@ -83,7 +83,7 @@ class Manifest(BaseModel):
 
         Raises:
             FileNotFoundError: there is no such file.
-            DamagedFile: the file is damaged; the message says where, and what mends it.
+            DamagedFile: the file is damaged; the message says where, and what repairs it.
         """
         content = read_json(path, FORGET)
         try:

@@ -181,7 +181,7 @@ class Store:
             return None
 
     def damaged_manifest(self, asset: str) -> str | None:
-        """Return how the manifest of `asset` is damaged, and what mends it; None if it is not, or if there is none."""
+        """Return how the manifest of `asset` is damaged, and what repairs it; None if it is not, or there is none."""
         try:
             Manifest.read(self._manifest_path(asset))
         except FileNotFoundError:

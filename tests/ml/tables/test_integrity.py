@@ -1,4 +1,4 @@
-"""What differs from its manifest is named, with what mends it."""
+"""What differs from its manifest is named, with what repairs it."""
 
 import hashlib
 import os

@@ -227,7 +227,7 @@ def test_a_failed_blocking_check_stops_what_is_downstream(copy, monkeypatch, cap
     assert code == 1 and runs[2:] == [[]]
     assert f"check failed: {asset}: {check}: " in capfd.readouterr().out
     if stage == "student":
-        # Mended, it goes on.
+        # Repaired, it goes on.
         monkeypatch.delenv("FAKE_STAGE")
         copy.store.forget(asset)
         code, runs = bring_up_to_date(copy)

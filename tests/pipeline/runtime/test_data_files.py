@@ -59,7 +59,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("content, says", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_fingerprints_are_named_ignored_and_written_anew(tmp_path, store, capsys, content, says):
+def test_damaged_fingerprints_are_named_ignored_and_written_again(tmp_path, store, capsys, content, says):
     write_lines(tmp_path / "d.jsonl", [chat("a")])
     version = current_version(spec(tmp_path / "d.jsonl"), store)
     file = store.home / ".fingerprints.json"

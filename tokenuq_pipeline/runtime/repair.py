@@ -1,4 +1,4 @@
-"""Mend what is damaged in a store, so that the next run makes again what has to be made, and nothing else.
+"""Repair what is damaged in a store, so that the next run makes again what has to be made, and nothing else.
 
 An asset whose files differ from its manifest loses the manifest. A file that no manifest lists goes to the trash, and
 the asset that it lay in stays as it is.
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.tables.integrity import MEND, SET_ASIDE, damages
+from tokenuq_ml.tables.integrity import REPAIR, SET_ASIDE, damages
 from tokenuq_ml.tables.partitions import damaged_folders
 from tokenuq_pipeline.runtime.fingerprints import Fingerprints
 from tokenuq_pipeline.runtime.leases import Leases
@@ -20,7 +20,7 @@ from tokenuq_pipeline.runtime.trash import Trash
 
 
 def damage(store: Store, asset: str, deep: bool) -> str | None:
-    """Return what is wrong with a complete asset that no run makes again by itself, and what mends it.
+    """Return what is wrong with a complete asset that no run makes again by itself, and what repairs it.
 
     Args:
         store: the store.
@@ -30,7 +30,7 @@ def damage(store: Store, asset: str, deep: bool) -> str | None:
     extra = [f"{path.relative_to(store.home)}: does not belong to the asset" for path in store.extra_files(asset)]
     problems = store.problems(asset) if deep else extra
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"{problems[0]}{more}; {SET_ASIDE if problems == extra else MEND}" if problems else None
+    return f"{problems[0]}{more}; {SET_ASIDE if problems == extra else REPAIR}" if problems else None
 
 
 def require_undamaged(store: Store, asset: str, not_read: str = "") -> None:
@@ -54,8 +54,8 @@ def require_undamaged(store: Store, asset: str, not_read: str = "") -> None:
         raise InputError(f"{asset}: {sentence}")
 
 
-def mend(store: Store, asset: str) -> str:
-    """Mend an asset, and return what was done. An asset that a run is making is left as it is.
+def repair(store: Store, asset: str) -> str:
+    """Repair an asset, and return what was done. An asset that a run is making is left as it is.
 
     Raises:
         InputError: a file cannot be moved or deleted.
@@ -63,12 +63,12 @@ def mend(store: Store, asset: str) -> str:
     if (owner := Leases(store.home).holder(asset)) is not None:
         return f"{owner.described} is making it again; nothing is changed"
     try:
-        return _mend(store, asset)
+        return _repair(store, asset)
     except (OSError, ValueError) as error:
-        raise InputError(f"{asset}: cannot be mended: {error}") from error
+        raise InputError(f"{asset}: cannot be repaired: {error}") from error
 
 
-def _mend(store: Store, asset: str) -> str:
+def _repair(store: Store, asset: str) -> str:
     extra = store.extra_files(asset)
     if not any(_was_published(store, asset, path) for path in extra):
         put_aside(store, extra)
@@ -109,7 +109,7 @@ def other_damage(store: Store) -> list[str]:
     return [*([found] if found else []), *damaged_folders(store.home).values()]
 
 
-def mend_others(store: Store) -> None:
+def repair_others(store: Store) -> None:
     """Set aside what `other_damage` finds, and delete what dead runs have left in the staging folder."""
     fingerprints = Fingerprints(store.home)
     put_aside(store, [fingerprints.path] if fingerprints.damage() else [])

@@ -1,4 +1,4 @@
-"""`tokenuq verify --forget`: every damage is named, and mended so that only what has to be made is made again."""
+"""`tokenuq verify --forget`: every damage is named, and repaired so that only what has to be made is made again."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tests.support.tiny_store import examples, publish
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_pipeline import cli
-from tokenuq_pipeline.runtime.mending import damage, mend, other_damage, require_undamaged
+from tokenuq_pipeline.runtime.repair import damage, other_damage, repair, require_undamaged
 from tokenuq_pipeline.runtime.store import Store
 
 ASSET, OTHER = "datasets/toy", "datasets/other"
@@ -131,7 +131,7 @@ def test_a_damaged_file_costs_its_asset_the_manifest(store, change, says):
     change(store.path(TABLE))
     (problem,) = store.problems(ASSET)
     assert TABLE in problem and says in problem
-    assert mend(store, ASSET) == "its manifest is deleted, and the next run makes it again"
+    assert repair(store, ASSET) == "its manifest is deleted, and the next run makes it again"
     assert store.incomplete_because(ASSET) == "has no manifest" and store.problems(OTHER) == []
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_no_manifest_lists_goes_to_the_trash_and_nothing_is_made_aga
     assert store.problems(ASSET) == [
         f"examples/dataset=toy/{name}: does not belong to the asset" for name in ("link", "part-1.parquet")
     ]
-    assert store.is_complete(ASSET) and "2 files moved to" in mend(store, ASSET)
+    assert store.is_complete(ASSET) and "2 files moved to" in repair(store, ASSET)
     assert store.problems(ASSET) == [] and not os.path.lexists(link) and not extra.exists()
     assert len(list((store.home / ".trash").rglob("part-1.parquet"))) == 1
 
@@ -194,7 +194,7 @@ def test_a_manifest_that_has_lost_an_entry_costs_no_file(store):
     content["files"] = [file for file in content["files"] if not file["path"].endswith("more")]
     path.write_text(json.dumps(content))
     assert store.problems(ASSET) == ["examples/dataset=toy/more: does not belong to the asset"]
-    assert mend(store, ASSET) == "its manifest is deleted, and the next run makes it again" and more.exists()
+    assert repair(store, ASSET) == "its manifest is deleted, and the next run makes it again" and more.exists()
 
 
 def test_a_manifest_without_files_is_damaged(store):
@@ -237,7 +237,7 @@ def test_what_cannot_be_moved_is_one_sentence(store, monkeypatch, capsys):
 
     monkeypatch.setattr(Store, "forget", refuse)
     assert cli.main(["verify", "--forget"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {ASSET}: cannot be mended: [Errno 13] Permission denied")
+    assert capsys.readouterr().err.startswith(f"error: {ASSET}: cannot be repaired: [Errno 13] Permission denied")
 
 
 def test_what_is_read_outside_of_stages_is_compared_first(store):
