@@ -27,8 +27,9 @@ class Daemon:
 
     def __init__(self, toy, config, instance):
         self.toy, self.config, self.instance = toy, config, instance
-        self.repository = toy.defs(config).get_repository_def()
         self.defs, self.cursors, self.observed = toy.defs(config), {}, []
+        # At once: later, Dagster would ask the instance that built definitions last, which may be gone.
+        self.repository = self.defs.get_repository_def()
 
     def schedule(self, study=STUDY):
         context = dg.build_schedule_context(instance=self.instance, repository_def=self.repository)
