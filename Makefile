@@ -41,7 +41,7 @@ test-fast: $(VENV)/.dev ## Run the tests that are neither slow nor heavy
 	$(PYTEST) -m "not slow and not heavy"
 
 # pytest exits with 5 if there is no heavy test.
-test-heavy: $(VENV)/.dev ## Run the heavy tests: clusters, database servers, attacked browsers, notebooks
+test-heavy: $(VENV)/.dev ## Run the heavy tests: all architectures, database servers, attacked browsers, several runs at once
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m heavy || [ $$? = 5 ]
 
 # Takes about two hours, in parts of less than one: run it again until it says that no trial is left.

@@ -43,6 +43,8 @@ VOCAB = 384
 """About thirty more than the tokenizer has."""
 BASE_MODELS = list(ARCHITECTURES)[::2]
 WITHOUT_PAD = list(ARCHITECTURES)[::3]
+EACH_TIME = ("gemma2", "gemma3_text", "llama", "qwen3", "gpt2", "mixtral", "mamba")
+"""Those that `make test` runs; `make test-heavy` runs all."""
 STUDY = {
     "dataset": "talks",
     "max_length": 128,
@@ -130,7 +132,10 @@ def plain_scores(model, example) -> torch.Tensor:
     return torch.stack([-logp[before, labels], -(logp.exp() * logp).sum(-1)[before]])
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in EACH_TIME else pytest.param(kind, marks=pytest.mark.heavy) for kind in ARCHITECTURES],
+)
 def test_the_complete_graph_matches_plain_transformers_and_peft(kind, studies):
     studies.run(kind)
     examples = read_examples(studies.home / f"tokenized_dataset/study=of_{kind}")

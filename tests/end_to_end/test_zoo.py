@@ -18,6 +18,9 @@ AT_LEAST_RIGHT = 112
 FEW = ("llama", "gemma2", "gpt2", "mamba", "falcon_h1", "modernbert-decoder", "deepseek_v32", "mixtral", "xlnet")
 """Rotary and learned positions, a soft cap, a state space, a multiplier, a head with a dense layer, sparse attention,
 experts, and a model that is refused."""
+OTHERS = [kind for kind in KINDS if kind not in FEW]
+EACH_TIME = OTHERS[::5]
+"""Those that `make test` looks at; `make test-heavy` looks at all."""
 
 
 @pytest.mark.parametrize("kind", FEW)
@@ -26,13 +29,15 @@ def test_a_few_are_right_or_refused(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FEW])
+@pytest.mark.parametrize(
+    "kind", [kind if kind in EACH_TIME else pytest.param(kind, marks=pytest.mark.heavy) for kind in OTHERS]
+)
 def test_each_is_right_refused_or_not_built(kind):
     found = outcome_of(kind)
     assert found.outcome == "right" or found.reason
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_at_least_112_are_right():
     """Also the page lists what became of each, for the version that it names."""
     outcomes = {kind: outcome_of(kind) for kind in KINDS}
