@@ -187,7 +187,7 @@ def _look(study: TrialStudy, damage: Damage) -> tuple[str, list[str]]:
         "query of it": study.tokenuq("query", f"SELECT count(*) FROM {damage.table or OTHER_TABLE}"),
         "query of another table": study.tokenuq("query", f"SELECT count(*) FROM {OTHER_TABLE}"),
         "status": study.tokenuq("status", "--study", STUDY, "--deep"),
-        "verify": study.tokenuq("verify", "--study", STUDY),
+        "verify": study.tokenuq("verify"),
         "prune": study.tokenuq("prune"),
     }
     for command, (_, printed) in answers.items():
