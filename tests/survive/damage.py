@@ -201,6 +201,9 @@ def _look(study: TrialStudy, damage: Damage) -> tuple[str, list[str]]:
         if code == 0:
             wrong.append("a query of the damaged table is answered")
     code, printed = answers[damage.seen_by]
+    if damage.asset == FINGERPRINTS:
+        # A cache, which the first command that reads it names and replaces.
+        code, printed = 1, next((text for _, text in answers.values() if FINGERPRINTS in text), "")
     if code == 0 or damage.asset not in printed:
         wrong.append(f"{damage.seen_by} ends with {code} and does not name {damage.asset}: {printed[-300:]}")
     else:

@@ -26,10 +26,21 @@ def full_disks_in_words(store: Path) -> Iterator[None]:
     except (dg.Failure, dg.RetryRequested):
         raise
     except Exception as error:
+        if (end := _generator_exit(error)) is not None:
+            # The step is over, for the reason that it reports: nobody would hear of another one.
+            raise end from None
         message = not_permitted(error, store) or full_disk_of_run(error, store)
         if message is None:
             raise
         raise dg.Failure(message, allow_retries=False) from error
+
+
+def _generator_exit(error: BaseException) -> GeneratorExit | None:
+    """Return the end of the generator during which the error was raised, if any."""
+    context: BaseException | None = error
+    while context is not None and not isinstance(context, GeneratorExit):
+        context = context.__context__
+    return context
 
 
 def full_disk_of_run(error: BaseException, *paths: Path) -> str | None:

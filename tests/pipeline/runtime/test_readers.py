@@ -150,3 +150,16 @@ def test_a_step_on_a_full_disk_fails_without_a_retry(tmp_path):
         raise dg.RetryRequested(max_retries=1)
     with pytest.raises(KeyError), full_disks_in_words(tmp_path):
         raise KeyError("x")
+
+
+def test_a_step_that_is_closed_on_a_full_disk_says_nothing_more(tmp_path):
+    def step():
+        with full_disks_in_words(tmp_path):
+            try:
+                yield
+            finally:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    steps = step()
+    next(steps)
+    steps.close()
