@@ -25,7 +25,7 @@ def page(record: Record, wanted: Mapping[str, int]) -> str:
     for part in wanted:
         rows = [_row(trial) for trial in record.trials(part)]
         text += f"\n## {part.capitalize()}\n\n| | done | found | held |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
-    return text
+    return text.replace(str(record.path.parent), "FOLDER")
 
 
 def _row(trial: Trial) -> str:
