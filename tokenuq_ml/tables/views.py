@@ -45,7 +45,7 @@ def create_view(
 def create_joined_view(
     connection: duckdb.DuckDBPyConnection, files: dict[str, list[Path]], address: Callable[[Path], str]
 ) -> None:
-    """Create the view `tokens`; arguments as of `create_view`, `files` of every table."""
+    """Create the view `tokens`; its arguments are those of `create_view`, with `files` of every table."""
     one, other = JOINED_FROM
     connection.execute(f"CREATE VIEW {JOINED} AS {joined_sql(files, address)}")
     description = f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}."

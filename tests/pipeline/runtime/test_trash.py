@@ -8,58 +8,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.support.plain_store import put, tree
+from tests.support.prunable_store import CONFIGURED, OLD, files, names, prunable_store, remove_all
 from tokenuq_ml.tables.partitions import complete_files
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.pruning import NotRemovable, removable, remove
 from tokenuq_pipeline.runtime.restoring import NotRestorable, restorable, restore
-from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 from tokenuq_pipeline.runtime.trash import Trash
-
-CONFIGURED = {"s/a/student": "1-s", "s/token_losses": "1-s", "datasets/d": "1-s", "s/reference_evaluation": "1-s"}
-OLD = "s/old/student"
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """Three configured assets and one that is not, next to a folder of somebody else."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    store = Store(tmp_path / "store")
-    for asset in (*CONFIGURED, OLD):
-        put(store, asset, content=asset)
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "precious").write_text("x")
-    return store
-
-
-def names(store, study=None):
-    return [item.name for item in removable(store, CONFIGURED, study)]
-
-
-def forge(store, asset, **parts):
-    path = store.home / ".manifests" / f"{asset}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.loads((store.home / ".manifests" / f"{OLD}.json").read_text())
-    path.write_text(json.dumps({**content, "asset": asset, **parts}))
-
-
-def files(store):
-    """Return what is in the store, the trash and the locks left out."""
-    return {
-        path: text for path, text in tree(store.home).items() if not path.startswith((".trash", ".leases", ".owners"))
-    }
-
-
-def remove_all(store, now=False):
-    for item in removable(store, CONFIGURED):
-        remove(store, item, now)
-
-
-def checkpoint(store, asset, name="0123/checkpoint-7/weights"):
-    path = store.work_dir(asset) / name
-    path.parent.mkdir(parents=True)
-    path.write_text("weights")
-    return path
+    return prunable_store(tmp_path)
 
 
 def test_an_asset_goes_to_the_trash_with_all_its_folders_and_comes_back_byte_for_byte(store):
