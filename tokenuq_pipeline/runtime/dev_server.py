@@ -8,11 +8,11 @@ Dagster intends: their runs go on.
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from tokenuq_pipeline.runtime.background import looking
 from tokenuq_pipeline.runtime.processes import is_alive, process_name, process_stat
 
 LOOK_S = 1.0
@@ -27,21 +27,16 @@ def ending_with_dev() -> Iterator[None]:
     if server is None:
         yield
         return
-    name, ended = process_name(server), threading.Event()
+    name = process_name(server)
 
-    def look() -> None:
-        while not ended.wait(LOOK_S):
-            if not is_alive(name):
-                os.kill(os.getpid(), signal.SIGINT)
-                return
+    def look() -> bool:
+        if is_alive(name):
+            return False
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
 
-    thread = threading.Thread(target=look, daemon=True, name="dev-server-watch")
-    thread.start()
-    try:
+    with looking(look, LOOK_S, "dev-server-watch"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _dev_above(pid: int) -> int | None:

@@ -5,13 +5,13 @@ launcher that keeps no record of its processes. An executor is the first thing o
 """
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import dagster as dg
 
+from tokenuq_pipeline.runtime.background import looking
 from tokenuq_pipeline.runtime.dagster_internals import (
     ExecutionPlan,
     PlanOrchestrationContext,
@@ -77,18 +77,12 @@ class _OwnedExecutor(dg.Executor):
 @contextlib.contextmanager
 def _closing_dead_runs(instance: dg.DagsterInstance, home: Path) -> Iterator[None]:
     """Close dead runs every few seconds, from a thread: one of them may hold the slot that this run waits for."""
-    ended = threading.Event()
 
-    def look() -> None:
-        while not ended.wait(LOOK_S):
-            # The database may be locked or away. This is upkeep: the next look tries again.
-            with contextlib.suppress(Exception):
-                close_dead_runs(instance, home)
+    def look() -> bool:
+        # The database may be locked or away. This is upkeep: the next look tries again.
+        with contextlib.suppress(Exception):
+            close_dead_runs(instance, home)
+        return False
 
-    thread = threading.Thread(target=look, daemon=True, name="dead-runs")
-    thread.start()
-    try:
+    with looking(look, LOOK_S, "dead-runs"):
         yield
-    finally:
-        ended.set()
-        thread.join()
