@@ -7,6 +7,8 @@ import signal
 import sys
 import tempfile
 
+import pytest
+
 # Before anything imports a Hugging Face library: they read these once.
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -21,6 +23,16 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokenuq-tests-")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("DAGSTER_HOME", "TOKENUQ_HOME", "TOKENUQ_CONFIG"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _forget_hidden_values():
+    """Forget after each test what it has hidden: a judge's key of one test may be an ordinary word of the next."""
+    redaction = sys.modules.get("tokenuq_ml.redaction")
+    before = set(redaction._hidden) if redaction else set()
+    yield
+    if redaction := sys.modules.get("tokenuq_ml.redaction"):
+        redaction._hidden.intersection_update(before)
 
 
 def pytest_collection_modifyitems(items):
