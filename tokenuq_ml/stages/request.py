@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.json_files import damaged, read_json
 from tokenuq_ml.progress import Reporter
+
+Processes = int | Literal["auto"]
+"""How many processes a stage has: a number, or `auto` for one per visible GPU, and one without GPUs."""
+
+PARALLEL_STAGES = frozenset({"train_teacher", "train_student", "score_teacher"})
+"""Entry points that run in several processes; the others are one process, whatever the study says."""
 
 _REMEDY = "`tokenuq run` writes a new one; `tokenuq verify --forget` deletes what a run left behind"
 
@@ -73,6 +79,8 @@ class StageRequest(BaseModel):
     """Input name -> what its folder must hold; `verify_inputs` compares it before the stage reads anything."""
     work_dir: str
     """Folder for checkpoints and caches, private to this stage and its fields. Outlives a run, so that work resumes."""
+    processes: Processes = 1
+    """As the study says. No part of any version: it decides where the work is done."""
 
     @classmethod
     def read(cls, path: str | Path) -> "StageRequest":

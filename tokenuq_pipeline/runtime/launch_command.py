@@ -1,0 +1,48 @@
+"""The command that starts a stage: one process, or several by torchrun.
+
+Launchers of every kind start the same command where the store's folders are. The number of processes is no part of a
+version. `auto` is resolved by the started process, because the GPUs may be another machine's.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.stages.request import PARALLEL_STAGES, Processes, StageRequest
+
+PROCESSES = "TOKENUQ_PROCESSES"
+"""Environment variable: the number of processes of a stage, or `auto`; takes the place of the study's `processes`."""
+
+
+def processes_of(request: StageRequest) -> Processes:
+    """Return how many processes a stage is started in.
+
+    Raises:
+        InputError: the environment variable is neither a number from 1 nor `auto`.
+    """
+    if request.entrypoint not in PARALLEL_STAGES:
+        return 1
+    text = os.environ.get(PROCESSES)
+    if not text:
+        return request.processes
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise InputError(f"{PROCESSES} is {text!r}; set it to a number from 1, or to auto (one process per GPU)")
+    return int(text)
+
+
+def stage_command(package: str, request: StageRequest, request_file: str | Path, processes: Processes) -> list[str]:
+    """Return the command that runs a stage; its exit code is the stage's.
+
+    Args:
+        package: of the entry points.
+        request: of the stage.
+        request_file: the request as JSON, where the stage will read it.
+        processes: as `processes_of` returns them.
+    """
+    module = f"{package}.{request.entrypoint}"
+    if processes == 1:
+        return [sys.executable, "-m", module, str(request_file)]
+    return [sys.executable, "-m", "tokenuq_ml.stages.several_processes", str(processes), module, str(request_file)]
