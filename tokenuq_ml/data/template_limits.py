@@ -11,9 +11,10 @@ import operator
 import os
 import resource
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -77,7 +78,8 @@ class TemplateLimits:
 
     The time is the process's processor time, so that a busy or suspended machine ends no rendering. A signal looks
     every quarter of a second whether it is up; Python runs its handler in the main thread only, so that there is no
-    limit of time in others.
+    limit of time in others. Python swallows and prints what is raised in a finalizer or in a callback of the garbage
+    collector or of a weak reference. Such a `TimeIsUp` is not printed; the next look raises another.
     """
 
     def __init__(self) -> None:
@@ -163,6 +165,7 @@ class TemplateLimits:
         stack.callback(
             signal.setitimer, signal.ITIMER_VIRTUAL, *signal.setitimer(signal.ITIMER_VIRTUAL, TICK_S, TICK_S)
         )
+        stack.enter_context(_quiet_time_is_up())
 
     def _limit_memory(self, stack: contextlib.ExitStack) -> None:
         if _STATM.exists():
@@ -179,6 +182,22 @@ LIMITS = TemplateLimits()
 
 _REMEDY = "correct it, or name another one as `chat_template:` of the model in models.yaml"
 _STATM = Path("/proc/self/statm")
+
+
+@contextlib.contextmanager
+def _quiet_time_is_up() -> Iterator[None]:
+    """Print no `TimeIsUp` that Python swallows, and all others as before."""
+    hook = sys.unraisablehook
+
+    def report(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, TimeIsUp):
+            hook(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _set_memory_limit(size: int) -> None:

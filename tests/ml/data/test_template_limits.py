@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import sys
 import threading
 import time
 
@@ -81,6 +82,35 @@ def test_usual_products_and_powers_stay():
         rendered("{{ 'x' * none }}")
 
 
+class Finalized:
+    """Takes its time when it is dropped, and then fails."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __del__(self):
+        until = time.process_time() + self.seconds
+        while time.process_time() < until:
+            pass
+        raise ValueError("of a finalizer")
+
+
+def test_the_limit_holds_and_is_not_printed_where_python_swallows_it(quick, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_type))
+
+    def endless():
+        Finalized(3600)
+        while True:
+            pass
+
+    with pytest.raises(TemplateLimitError, match="takes more than 0.05 s"):
+        LIMITS.run(endless, "of models/odd")
+    assert printed == []
+    LIMITS.run(lambda: str(Finalized(0)), "of models/odd")
+    assert printed == [ValueError]
+
+
 def test_the_limit_ends_the_dataset_and_not_an_example(quick):
     """An example that a template rejects is counted; ten seconds for each of a million examples would never end."""
     tokenizer = ConversationTokenizer(tiny_tokenizer(chat_template="{{ messages[0]['content'] }}" + ENDLESS["loops"]))
@@ -93,6 +123,7 @@ def test_nothing_is_left_behind(quick):
         return (
             signal.getsignal(signal.SIGVTALRM),
             signal.getitimer(signal.ITIMER_VIRTUAL),
+            sys.unraisablehook,
             resource.getrlimit(resource.RLIMIT_DATA),
         )
 
