@@ -1,24 +1,22 @@
 """The tables of datasets: examples, tokens, and the rows and examples that are left out."""
 
-import pyarrow as pa
-
 from tokenuq_ml.tables.table import Table
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MESSAGES = "list<struct<role: string, content: string>>"
 
 DATA_TABLES = {
     "examples": Table(
         "One row per example of a dataset, in a common format.",
         {
-            "example_id": (pa.string(), "unique; starts with the name of the dataset"),
-            "split": (pa.string(), "train, validation, test or ood"),
+            "example_id": ("string", "unique; starts with the name of the dataset"),
+            "split": ("string", "train, validation, test or ood"),
             "messages": (_MESSAGES, "the conversation, as role and content"),
-            "source": (pa.string(), "JSON: origin of the example, and further fields of its format"),
-            "turns": (pa.string(), "JSON: the turns, if one has more than role and content (tool calls, reasoning)"),
-            "turn_weights": (pa.list_(pa.float32()), "weight of each turn in training; null: 1 for assistant turns"),
-            "template": (pa.string(), "JSON: tools and chat_template_kwargs, which the chat template gets"),
+            "source": ("string", "JSON: origin of the example, and further fields of its format"),
+            "turns": ("string", "JSON: the turns, if one has more than role and content (tool calls, reasoning)"),
+            "turn_weights": ("list<float32>", "weight of each turn in training; null: 1 for assistant turns"),
+            "template": ("string", "JSON: tools and chat_template_kwargs, which the chat template gets"),
             "untrained_spans": (
-                pa.list_(pa.list_(pa.int32())),
+                "list<list<int32>>",
                 "[turn, start, end]: characters of trained turns, counted from 0, that are not trained",
             ),
         },
@@ -29,12 +27,12 @@ DATA_TABLES = {
     "rejected_rows": Table(
         "One row per rejected row of a dataset's source, with the reason.",
         {
-            "number": (pa.int64(), "order in which rows were rejected, from 0"),
-            "file": (pa.string(), "name of the file, or of the hub dataset"),
-            "row": (pa.int64(), "number of the row in the file, from 1"),
-            "line": (pa.int64(), "line on which it begins, from 1; null if the format has no lines"),
-            "reason": (pa.string(), "kind of fault or of repetition"),
-            "detail": (pa.string(), "the fault or repetition in detail"),
+            "number": ("int64", "order in which rows were rejected, from 0"),
+            "file": ("string", "name of the file, or of the hub dataset"),
+            "row": ("int64", "number of the row in the file, from 1"),
+            "line": ("int64", "line on which it begins, from 1; null if the format has no lines"),
+            "reason": ("string", "kind of fault or of repetition"),
+            "detail": ("string", "the fault or repetition in detail"),
         },
         keys=("number",),
         partitions=("dataset",),
@@ -42,12 +40,12 @@ DATA_TABLES = {
     "tokenized_dataset": Table(
         "One row per example, as tokens of the study's model.",
         {
-            "example_id": (pa.string(), "unique; starts with the name of the dataset"),
-            "dataset": (pa.string(), "name of the dataset"),
-            "split": (pa.string(), "train, validation, test or ood"),
-            "input_ids": (pa.list_(pa.int32()), "token ids, chat template applied"),
-            "response_mask": (pa.list_(pa.bool_()), "true for tokens that are trained and scored"),
-            "token_weight": (pa.list_(pa.float32()), "factor of each token's term in training; null: 1"),
+            "example_id": ("string", "unique; starts with the name of the dataset"),
+            "dataset": ("string", "name of the dataset"),
+            "split": ("string", "train, validation, test or ood"),
+            "input_ids": ("list<int32>", "token ids, chat template applied"),
+            "response_mask": ("list<bool>", "true for tokens that are trained and scored"),
+            "token_weight": ("list<float32>", "factor of each token's term in training; null: 1"),
         },
         keys=("example_id",),
         optional=("token_weight",),
@@ -55,11 +53,11 @@ DATA_TABLES = {
     "rejected_examples": Table(
         "One row per example of a study's datasets that is not in tokenized_dataset, with the reason.",
         {
-            "example_id": (pa.string(), "the example; starts with the name of its dataset"),
-            "dataset": (pa.string(), "name of the dataset"),
-            "split": (pa.string(), "train, validation, test or ood"),
-            "reason": (pa.string(), "kind of fault, or the rule that left it out"),
-            "detail": (pa.string(), "the fault in detail, with the turn"),
+            "example_id": ("string", "the example; starts with the name of its dataset"),
+            "dataset": ("string", "name of the dataset"),
+            "split": ("string", "train, validation, test or ood"),
+            "reason": ("string", "kind of fault, or the rule that left it out"),
+            "detail": ("string", "the fault in detail, with the turn"),
         },
         keys=("example_id",),
     ),

@@ -30,7 +30,7 @@ def create_view(
     """
     definition = TABLES[table]
     types = dict.fromkeys(definition.partitions, "VARCHAR")
-    types |= {name: _sql_type(dtype) for name, (dtype, _) in definition.columns.items()}
+    types |= {field.name: _sql_type(field.type) for field in definition.schema}
     message = None
     try:
         select = _select_from_files(connection, table, types, [address(file) for file in files])

@@ -44,7 +44,7 @@ def column_schema(table: str) -> dg.TableSchema:
     """Return the table's columns with types and meanings."""
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(name, _type_name(dtype), description=meaning)
+            dg.TableColumn(name, "string" if dtype == "category" else dtype, description=meaning)
             for name, (dtype, meaning) in TABLES[table].columns.items()
         ]
     )
@@ -146,8 +146,3 @@ def _cell(value: Any) -> str:
 def _cut(text: str) -> str:
     text = text.replace("\n", "⏎").replace("\r", "⏎").replace("\t", "⇥")
     return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
-
-
-def _type_name(dtype: Any) -> str:
-    text = str(dtype)
-    return "string" if text.startswith("dictionary") else text.replace("element: ", "").replace("item: ", "")
