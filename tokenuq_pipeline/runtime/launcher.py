@@ -1,36 +1,27 @@
-"""Run a heavy stage in a child process that reports through Dagster Pipes.
+"""Run a heavy stage that reports through Dagster Pipes: as a child process, or wherever another backend starts it.
 
-The child is stopped, with everything it started, when the step is cancelled or this process dies. It is killed, without
-a checkpoint, when the lease of its assets is lost, and stops by itself when this process is suspended for so long that
-it may lose the lease (`tokenuq_ml/stages/parent_watch.py`). To run stages elsewhere (Ray, Slurm), write a resource with
-the same `run`.
+The stage is stopped, with everything it started, when the step is cancelled. It is killed, without a checkpoint, when
+the lease of its assets is lost. What depends on where it runs is in `launchers/`.
 """
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from tokenuq_ml.stages.failures import name_of, write_reserve
-from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
+from tokenuq_ml.stages.failures import name_of
 from tokenuq_ml.stages.request import AssetResult, StageRequest
 from tokenuq_ml.stages.runner import PARENT_SILENT
-from tokenuq_pipeline.runtime.child_output import ChildOutput
-from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
-from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.interrupts import hold_interrupts
+from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, RunningStage
+from tokenuq_pipeline.runtime.launchers.local import LocalBackend
 from tokenuq_pipeline.runtime.leases import Lease, LeaseLost
 from tokenuq_pipeline.runtime.message_file import MessageFile
-from tokenuq_pipeline.runtime.processes import process_name
-from tokenuq_pipeline.runtime.stage_failure import MemoryWatch, StageFailure, failure_of
+from tokenuq_pipeline.runtime.stage_failure import StageFailure, failure_of
 
 POLL_S = 0.05
 
@@ -38,129 +29,88 @@ __all__ = ["StageFailure", "StageLauncher"]
 
 
 @dataclass(frozen=True)
-class _Child:
-    """A running child process with what it reports."""
-
-    process: subprocess.Popen[bytes]
-    messages: MessageFile
-    output: ChildOutput
-    memory: MemoryWatch
-    lease: Lease
-
-    def signal_group(self, number: int) -> None:
-        """Send a signal to the child and everything that it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
-
-
-@dataclass(frozen=True)
 class StageLauncher:
-    """Runs `python -m <package>.<entrypoint> request.json` as a child of this process.
+    """Runs the program `<package>.<entrypoint>` of a stage.
 
     No `ConfigurableResource`: then whoever launches a run from the UI could name the package whose code runs.
     """
 
     package: str = "tokenuq_ml.stages"
     termination_timeout: float = 30.0
-    """Seconds that a child has to write a checkpoint after SIGINT."""
+    """Seconds that a stage has to write a checkpoint after SIGINT."""
+    backend: Backend = field(default_factory=LocalBackend)
 
     def run(
         self, context: dg.AssetExecutionContext, request: StageRequest, staging: Path, lease: Lease
     ) -> Iterator[AssetResult]:
-        """Start a stage and yield each result as the child reports it.
+        """Start a stage and yield each result as the stage reports it.
 
-        Closing the iterator, or any exception, stops the child: SIGINT to its process group, and SIGKILL after
-        `termination_timeout`.
+        Closing the iterator, or any exception, stops the stage: SIGINT, and SIGKILL after `termination_timeout`.
 
         Args:
-            context: of the step; receives the child's log messages.
-            request: what the child makes.
+            context: of the step; receives the stage's log messages.
+            request: what the stage makes.
             staging: a folder for the request, the messages and the output.
             lease: of the assets.
 
         Raises:
-            StageFailure: the child ended with an exit code other than 0.
+            StageFailure: the stage ended with an exit code other than 0.
             LeaseLost: another process has taken over.
         """
-        request_file = staging / "request.json"
-        request.write(request_file)
-        write_reserve(staging)
-        messages = MessageFile(staging / "messages.jsonl")
+        launch = Launch(context, request, staging, lease, self.package, self.termination_timeout)
         with (
-            lock_folder(Path(request.work_dir), context.log.info) as lock,
-            _parent_pipe() as (read_end, write_end),
-            lease.confirmed_to(write_end),
-            dg.open_pipes_session(context, dg.PipesEnvContextInjector(), messages) as session,
-            ChildOutput(staging) as output,
+            self.backend.open(launch) as slot,
+            dg.open_pipes_session(context, dg.PipesEnvContextInjector(), slot.messages) as session,
         ):
-            environment = {
-                # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
-                **{name: value for name, value in os.environ.items() if name != POSTGRES_VARIABLE},
-                "TOKENIZERS_PARALLELISM": "false",
-                "PYTHONUNBUFFERED": "1",
-                **session.get_bootstrap_env_vars(),
-                PARENT_PIPE: str(read_end),
-                LEASE_SECONDS: str(lease.expiry_s),
-            }
-            # In its own session: Ctrl-C in a terminal reaches only this process, which then asks the child to stop.
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"{self.package}.{request.entrypoint}", str(request_file)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output.stdout,
-                stderr=output.stderr,
-                start_new_session=True,
-                pass_fds=[read_end, lock.descriptor],
-            )
-            child, refusals = _Child(process, messages, output, MemoryWatch(process.pid), lease), []
+            stage, refusals = slot.start(session.get_bootstrap_env_vars()), []
             try:
-                lock.leave_to_child()
-                lease.note_child(process_name(process.pid))
-                for message in _follow(child):
-                    if message["kind"] == "result":
-                        yield AssetResult(**message["result"])
-                    else:
+                stage.record()
+                for message in _follow(stage, slot.messages, lease):
+                    if message["kind"] != "result":
                         refusals.append(message["message"])
+                    elif stage.deliver(result := AssetResult(**message["result"])):
+                        yield result
             finally:
-                self._stop(context, child)
-            if process.returncode == PARENT_SILENT:
+                _stop(launch, stage, slot.messages)
+            code = stage.poll()
+            if code == PARENT_SILENT:
                 raise StageFailure(_silence(request, lease), crashed=True)
-            if process.returncode != 0:
+            if code:
                 refusal = refusals[-1] if refusals else None
-                raise failure_of(request, staging, process.returncode, refusal, output, child.memory) from None
-
-    def _stop(self, context: dg.AssetExecutionContext, child: _Child) -> None:
-        """Stop the child and everything that it started. A second interrupt meanwhile kills at once."""
-        try:
-            if child.process.poll() is None and not child.lease.lost:
-                child.signal_group(signal.SIGINT)
-                with hold_interrupts():
-                    context.log.info(f"stopping; the stage has {self.termination_timeout:.0f} s to write a checkpoint")
-                deadline = time.monotonic() + self.termination_timeout
-                while child.process.poll() is None and time.monotonic() < deadline and not child.lease.lost:
-                    child.messages.drain()
-                    time.sleep(POLL_S)
-        finally:
-            # After a clean end too: processes that the child started must not outlive it.
-            child.signal_group(signal.SIGKILL)
-            child.process.wait()
-            child.messages.drain()
-            child.output.finish()
+                raise failure_of(request, slot.folder, code, refusal, stage.output, stage.memory) from None
 
 
-def _follow(child: _Child) -> Iterator[dict[str, Any]]:
-    """Yield the child's custom messages until it ends; its logs and output are passed on meanwhile.
+def _stop(launch: Launch, stage: RunningStage, messages: MessageFile) -> None:
+    """Stop the stage and everything that it started. A second interrupt meanwhile kills at once."""
+    try:
+        if stage.poll() is None and not launch.lease.lost:
+            stage.signal(signal.SIGINT)
+            with hold_interrupts():
+                launch.context.log.info(
+                    f"stopping; the stage has {launch.termination_timeout:.0f} s to write a checkpoint"
+                )
+            deadline = time.monotonic() + launch.termination_timeout
+            while stage.poll() is None and time.monotonic() < deadline and not launch.lease.lost:
+                messages.drain()
+                time.sleep(POLL_S)
+    finally:
+        stage.end()
+        messages.drain()
+
+
+def _follow(stage: RunningStage, messages: MessageFile, lease: Lease) -> Iterator[dict[str, Any]]:
+    """Yield the stage's custom messages until it ends; its logs and output are passed on meanwhile.
 
     Raises:
         LeaseLost: another process has taken the lease.
     """
     while True:
-        if child.lease.lost:
-            raise LeaseLost(child.lease.loss)
+        if lease.lost:
+            raise LeaseLost(lease.loss)
         # Before reading: then what it wrote last is read for sure.
-        ended = child.process.poll() is not None
-        child.memory.look()
-        yield from child.messages.pump()
+        ended = stage.poll() is not None
+        stage.memory.look()
+        yield from messages.pump()
         if ended:
             return
         time.sleep(POLL_S)
@@ -171,18 +121,3 @@ def _silence(request: StageRequest, lease: Lease) -> str:
         f"{name_of(request)} has stopped because this run had not answered for {lease.expiry_s / 2:.0f} s, "
         "as when it is suspended; a training resumes from its checkpoint"
     )
-
-
-@contextlib.contextmanager
-def _parent_pipe() -> Iterator[tuple[int, int]]:
-    """Open a pipe and yield both ends. At the read end the child sees the end of file when this process dies.
-
-    The write end is close-on-exec, so no other process holds it. Writing to it never waits.
-    """
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    try:
-        yield read_end, write_end
-    finally:
-        os.close(read_end)
-        os.close(write_end)

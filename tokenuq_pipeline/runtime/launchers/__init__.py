@@ -1,0 +1,1 @@
+"""Where stages run: as child processes of this one, or elsewhere."""

@@ -1,0 +1,112 @@
+"""Stages as child processes of this one.
+
+A child is stopped, with everything it started, when this process dies, and stops by itself when this process is
+suspended for so long that it may lose the lease (`tokenuq_ml/stages/parent_watch.py`).
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenuq_ml.stages.failures import write_reserve
+from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
+from tokenuq_pipeline.runtime.child_output import ChildOutput
+from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
+from tokenuq_pipeline.runtime.folder_lock import FolderLock, lock_folder
+from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, RunningStage, Slot
+from tokenuq_pipeline.runtime.message_file import MessageFile
+from tokenuq_pipeline.runtime.processes import process_name
+from tokenuq_pipeline.runtime.stage_failure import MemoryWatch
+
+REQUEST, MESSAGES = "request.json", "messages.jsonl"
+
+
+@dataclass(frozen=True)
+class LocalBackend(Backend):
+    """Runs `python -m <package>.<entrypoint> request.json` as a child of this process."""
+
+    @contextlib.contextmanager
+    def open(self, launch: Launch) -> Iterator[Slot]:
+        """Write the request into the staging folder, and lock the folder of checkpoints for the child."""
+        launch.request.write(launch.staging / REQUEST)
+        write_reserve(launch.staging)
+        with (
+            lock_folder(Path(launch.request.work_dir), launch.context.log.info) as lock,
+            _parent_pipe() as (read_end, write_end),
+            launch.lease.confirmed_to(write_end),
+            ChildOutput(launch.staging) as output,
+        ):
+            yield _LocalSlot(launch, output, lock, read_end)
+
+
+class _LocalSlot(Slot):
+    def __init__(self, launch: Launch, output: ChildOutput, lock: FolderLock, read_end: int):
+        self.folder, self.messages = launch.staging, MessageFile(launch.staging / MESSAGES)
+        self._launch, self._output, self._lock, self._read_end = launch, output, lock, read_end
+
+    def start(self, environment: Mapping[str, str]) -> "_Child":
+        request, lease = self._launch.request, self._launch.lease
+        # In its own session: Ctrl-C in a terminal reaches only this process, which then asks the child to stop.
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"{self._launch.package}.{request.entrypoint}", str(self.folder / REQUEST)],
+            env={
+                # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
+                **{name: value for name, value in os.environ.items() if name != POSTGRES_VARIABLE},
+                "TOKENIZERS_PARALLELISM": "false",
+                "PYTHONUNBUFFERED": "1",
+                **environment,
+                PARENT_PIPE: str(self._read_end),
+                LEASE_SECONDS: str(lease.expiry_s),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=self._output.stdout,
+            stderr=self._output.stderr,
+            start_new_session=True,
+            pass_fds=[self._read_end, self._lock.descriptor],
+        )
+        return _Child(self._launch, process, self._output, self._lock)
+
+
+class _Child(RunningStage):
+    """A child process, which leads its own process group."""
+
+    def __init__(self, launch: Launch, process: subprocess.Popen[bytes], output: ChildOutput, lock: FolderLock):
+        self._launch, self._process, self._lock = launch, process, lock
+        self.output, self.memory = output, MemoryWatch(process.pid)
+
+    def record(self) -> None:
+        self._lock.leave_to_child()
+        self._launch.lease.note_child(process_name(self._process.pid))
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def end(self) -> None:
+        # After a clean end too: processes that the child started must not outlive it.
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+        self.output.finish()
+
+
+@contextlib.contextmanager
+def _parent_pipe() -> Iterator[tuple[int, int]]:
+    """Open a pipe and yield both ends. At the read end the child sees the end of file when this process dies.
+
+    The write end is close-on-exec, so no other process holds it. Writing to it never waits.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    try:
+        yield read_end, write_end
+    finally:
+        os.close(read_end)
+        os.close(write_end)
