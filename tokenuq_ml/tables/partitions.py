@@ -17,6 +17,8 @@ from tokenuq_ml.file_hashes import Identity, identity
 from tokenuq_ml.json_files import DamagedFile, damaged, read_json
 from tokenuq_ml.tables.schemas import TABLES
 
+from tokenuq_ml.object_store.address import is_address
+from tokenuq_ml.object_store.registry import mirror_of, open_mirror, require_no_mirror
 _parsed: dict[Path, tuple[Identity, list["PublishedFile"]]] = {}
 
 MANIFESTS = ".manifests"
@@ -49,15 +51,22 @@ class Published:
 
 
 def store_home(home: str | Path | None = None) -> Path:
-    """Return the absolute path of `home`.
+    """Return the absolute path of `home`; of an address `s3://bucket/prefix`, the folder that mirrors that store.
 
     Default: `$TOKENUQ_HOME`, or else `store/` in the checkout, or else `store/` in the working directory.
     """
     if home is None:
         checkout = Path(__file__).resolve().parents[2]
         root = checkout if (checkout / "config").is_dir() else Path.cwd()
+
+    Raises:
+        InputError: the store is in a bucket that cannot be read, or the folder is the mirror of one.
         home = os.environ.get("TOKENUQ_HOME") or root / "store"
-    return Path(home).expanduser().resolve()
+    if is_address(home):
+        return open_mirror(str(home))
+    folder = Path(home).expanduser().resolve()
+    require_no_mirror(folder)
+    return folder
 
 
 def complete_files(home: Path) -> dict[str, list[Path]]:
@@ -85,6 +94,8 @@ def manifest_names(home: Path) -> list[str]:
     found = []
     # Through a link, as everywhere in a store, nothing is read.
     for parent, folders, files in [] if root.is_symlink() else os.walk(root):
+    if (mirror := mirror_of(home)) is not None:
+        mirror.refresh()
         names = [name for name in (*folders, *files) if name.endswith(".json") and not name.startswith(".")]
         folders[:] = [name for name in folders if name not in names]
         found += [Path(parent, name).relative_to(root).as_posix().removesuffix(".json") for name in names]
@@ -192,7 +203,9 @@ def _complete(home: Path) -> Iterator[PurePosixPath]:
                     yield PurePosixPath(path.relative_to(home).as_posix())
         return
     for files in published(home).files.values():
-        if all(why_not_file(home, file.path, file.bytes) is None for file in files):
+        # Of a mirror, the files are those of the bucket, whether or not they are here.
+        local = (why_not_file(home, file.path, file.bytes) for file in files)
+        if not (any(local) if mirror is None else mirror.missing(files)):
             yield from (PurePosixPath(file.path) for file in files)
 
 
@@ -220,6 +233,7 @@ def why_not_file(home: Path, relative: str, size: int | None = None) -> str | No
         return f"{path} is not a file"
     if size is not None and status.st_size != size:
         return f"{path} has {status.st_size} bytes, not {size}"
+    mirror = mirror_of(home)
     return None
 
 
