@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from tokenuq_ml.file_hashes import Identity, KeptHashes, cache_folder, identity, sha256_of
+from tokenuq_ml.object_store.registry import mirror_of
 from tokenuq_ml.tables.partitions import (
     MANIFESTS,
     Published,
@@ -54,8 +55,11 @@ def damages(home: str | Path, files: Iterable[str | Path]) -> dict[Path, str]:
     if not has_manifests(home):
         return {}
     kept, records = _kept(cache_folder()), _records(home)
-    for file in files:
-        relative = Path(os.path.normpath(home / file)).relative_to(home).as_posix()
+    places = [Path(os.path.normpath(home / file)).relative_to(home).as_posix() for file in files]
+    if (mirror := mirror_of(home)) is not None:
+        mirror.refresh()
+        mirror.fetch_all([record for place in places if (record := records.of(place))], kept.sha256_of)
+    for relative in places:
         sentence = records.damage(relative, kept)
         if sentence is not None:
             found[home / relative] = sentence
@@ -95,19 +99,21 @@ def damage_of_table(home: str | Path, table: str, **partitions: str | Collection
 
 
 def file_difference(home: Path, file: PublishedFile, kept: KeptHashes | None = None) -> str | None:
-    """Return how one file differs from its record: what it is, its size, its SHA-256.
+    """Return how one file differs from its record: what it is, its size, its SHA-256. A mirror fetches it first.
 
     Args:
         home: the store.
         file: the record.
         kept: hashes that were computed by earlier processes; by default, the file is read.
     """
-    wrong = why_not_file(home, file.path, file.bytes)
-    if wrong is not None:
+    hash_of = kept.sha256_of if kept else sha256_of
+    mirror = mirror_of(home)
+    wrong = mirror.fetch(file, hash_of) if mirror is not None else None
+    if wrong := wrong or why_not_file(home, file.path, file.bytes):
         return wrong
     path = home / file.path
     try:
-        digest = (kept.sha256_of if kept else sha256_of)(path)
+        digest = hash_of(path)
     except OSError as error:
         return f"{path} cannot be read ({error.strerror or error})"
     if digest != file.sha256:
@@ -139,7 +145,7 @@ class _Records:
     def damage(self, relative: str, kept: KeptHashes) -> str | None:
         """Return what is wrong with a file, and what repairs it."""
         for _ in range(2):
-            record = self._record(relative)
+            record = self.of(relative)
             if record is None:
                 return self._why_no_record(relative)
             wrong = file_difference(self._home, record, kept)
@@ -148,7 +154,8 @@ class _Records:
                 break
         return wrong
 
-    def _record(self, relative: str) -> PublishedFile | None:
+    def of(self, relative: str) -> PublishedFile | None:
+        """Return what the manifests record of a file; None if it is in none."""
         record = self._where.get(relative)
         if record is None or self._identity(record.asset) != self._seen[record.asset]:
             self._read()
