@@ -63,10 +63,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code."""
-    if arguments is None:
-        # Imports and definitions allocate half a million objects that stay. To look for garbage among them takes a
-        # tenth of a short command. Callers from Python keep their own threshold.
-        gc.set_threshold(GC_THRESHOLD)
+    if arguments is not None:
+        # A caller from Python, who has a garbage collector to keep.
+        return _run(arguments)
+    # Imports and definitions allocate half a million objects that stay. To look for garbage among them takes a tenth of
+    # a short command, and at the exit of Python a quarter.
+    gc.set_threshold(GC_THRESHOLD)
+    try:
+        return _run(arguments)
+    finally:
+        gc.freeze()
+
+
+def _run(arguments: list[str] | None) -> int:
     _open_closed_streams()
     redact_tracebacks()
     options = parser().parse_args(arguments)

@@ -21,6 +21,49 @@ def test_loading_imports_nothing_heavy():
     assert process.stdout.strip() == "[]", process.stderr
 
 
+def loaded_by(arguments, store):
+    """Return the packages that a command has loaded when it ends."""
+    code = (
+        "import atexit, sys\n"
+        "from tokenuq_pipeline.cli import main\n"
+        "atexit.register(lambda: print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr))\n"
+        f"main({arguments!r})"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ, "TOKENUQ_HOME": str(store), "DAGSTER_HOME": str(store / "dagster_home")},
+    )
+    assert process.stdout and "Traceback" not in process.stderr, process.stderr
+    return process.stdout, set(process.stderr.split())
+
+
+TABLES = {"numpy", "pyarrow", "polars", "duckdb"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, shown",
+    [(["--help"], "curate"), (["query", "--help"], "--output"), (["query", "SELECT 41 + 1 AS n"], "42")],
+    ids=["help", "query_help", "query"],
+)
+def test_a_command_that_opens_no_dagster_loads_little(tmp_path, arguments, shown):
+    out, loaded = loaded_by(arguments, tmp_path)
+    assert shown in out and not loaded & {"dagster", "sqlalchemy", "pydantic", "yaml", *TABLES}
+
+
+@pytest.mark.slow
+def test_status_reads_records_and_manifests_but_no_tables(tmp_path):
+    (tmp_path / "selections" / "study=quickstart").mkdir(parents=True)
+    out, loaded = loaded_by(["status"], tmp_path)
+    # What a study was made of is compared with its definitions and with Dagster's records.
+    assert "quickstart" in out and "incomplete" in out and {"dagster", "sqlalchemy"} <= loaded
+    assert not loaded & {"torch", "transformers", "matplotlib", "dagster_webserver", "starlette", *TABLES}
+
+
 @pytest.mark.slow
 def test_twenty_studies_of_forty_ablations_load_without_torch(tmp_path):
     study = {"model": "smollm2_135m", "dataset": "gsm_symbolic", "ood": ["alpaca_eval_gpt4"], "ablations": ["sweep"]}

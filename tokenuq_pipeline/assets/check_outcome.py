@@ -1,14 +1,17 @@
-"""What every asset check shares: reading a table of the store, and stating the outcome."""
+"""What every asset check shares: reading a table of the store, and stating the outcome.
 
-from typing import Any
+Checks import polars when they are evaluated: their names are enough to find out what is stale.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import polars as pl
 
-from tokenuq_ml.tables.integrity import damage_of_table
-from tokenuq_ml.tables.parquet import read_table
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import table_path
+
+if TYPE_CHECKING:
+    import polars as pl
 
 ENTROPY_SLACK = 1e-5
 """Nats by which rounding may take an entropy below zero, or a part of it above the total."""
@@ -16,12 +19,15 @@ ENTROPY_SLACK = 1e-5
 Outcome = dg.AssetCheckResult
 
 
-def read(store: Store, table: str, **partitions: str) -> pl.DataFrame:
+def read(store: Store, table: str, **partitions: str) -> "pl.DataFrame":
     """Return one partition of a table.
 
     Raises:
         Failure: it is damaged.
     """
+    from tokenuq_ml.tables.integrity import damage_of_table
+    from tokenuq_ml.tables.parquet import read_table
+
     if damage := damage_of_table(store.home, table, **partitions):
         raise dg.Failure(damage, allow_retries=False)
     return read_table(store.path(table_path(table, **partitions)))

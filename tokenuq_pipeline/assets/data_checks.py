@@ -3,8 +3,6 @@
 Checks read tables with polars and manifests, but no tensors.
 """
 
-import polars as pl
-
 from tokenuq_ml.data.examples import TEXT_ROLE
 from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
@@ -12,6 +10,8 @@ from tokenuq_pipeline.runtime.store import Store
 
 def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
     """Check that no question (`Example.question`) is in two splits; letter case and white space are ignored."""
+    import polars as pl
+
     asked = pl.col("source").str.json_path_match("$.question_turn").cast(pl.Int64)
     texts = (
         pl.col("messages")
@@ -43,6 +43,8 @@ def no_question_in_two_splits(store: Store, dataset: str) -> Outcome:
 
 def no_tokens_in_two_splits(store: Store, study: str) -> Outcome:
     """Check that no tokenised example of train is, token for token, in another split of any of the study's datasets."""
+    import polars as pl
+
     rows = read(store, "tokenized_dataset", study=study).select(
         pl.col("split").cast(pl.String), "input_ids", "example_id"
     )
@@ -58,6 +60,8 @@ def no_tokens_in_two_splits(store: Store, study: str) -> Outcome:
 
 def one_row_per_response_token(store: Store, study: str) -> Outcome:
     """Check that each response token of every split has one row, and that no prompt or padding token has one."""
+    import polars as pl
+
     expected = (
         read(store, "tokenized_dataset", study=study)
         .select(

@@ -1,15 +1,20 @@
 """Asset checks of evaluations. They only warn: a bad result is a result."""
 
-import polars as pl
+from typing import TYPE_CHECKING
 
 from tokenuq_ml.config import BASE_ROW, TEACHER_ROW
 from tokenuq_pipeline.assets.check_outcome import Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import table_path
 
+if TYPE_CHECKING:
+    import polars as pl
+
 
 def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
     """Check that the student's loss on the test split is not above the base model's."""
+    import polars as pl
+
     both = _compare(store, study, ablation, BASE_ROW, "test")
     if not len(both):
         return _nothing_to_compare(study)
@@ -25,6 +30,8 @@ def quality_in_distribution(store: Store, study: str, ablation: str) -> Outcome:
 
 def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
     """Check that the student's loss out of distribution is not above the teacher's interval."""
+    import polars as pl
+
     if not len(_loss(store, study, ablation, "ood")):
         return outcome(True, "the study has no ood data", warn=True)
     both = _compare(store, study, ablation, TEACHER_ROW, "ood")
@@ -44,6 +51,8 @@ def ood_kept(store: Store, study: str, ablation: str) -> Outcome:
 
 def judge_is_consistent(store: Store, study: str, *models: str) -> Outcome:
     """Check that fewer than half of the judge's verdicts flip with the order in which it reads the outputs."""
+    import polars as pl
+
     flips = pl.concat(
         [
             read(store, "evaluations", study=study, ablation=model)
@@ -66,8 +75,10 @@ def judge_is_consistent(store: Store, study: str, *models: str) -> Outcome:
     )
 
 
-def _loss(store: Store, study: str, row: str, split: str) -> pl.DataFrame:
+def _loss(store: Store, study: str, row: str, split: str) -> "pl.DataFrame":
     """Return `dataset, value, ci_low, ci_high` of a model's loss; no rows if the model is not evaluated yet."""
+    import polars as pl
+
     if not store.path(table_path("evaluations", study=study, ablation=row)).is_dir():
         return pl.DataFrame(schema={"dataset": pl.String, **dict.fromkeys(("value", "ci_low", "ci_high"), pl.Float64)})
     return (
@@ -77,7 +88,7 @@ def _loss(store: Store, study: str, row: str, split: str) -> pl.DataFrame:
     )
 
 
-def _compare(store: Store, study: str, ablation: str, other: str, split: str) -> pl.DataFrame:
+def _compare(store: Store, study: str, ablation: str, other: str, split: str) -> "pl.DataFrame":
     """Return the losses of a student and of base model or teacher (`..._other`), by dataset."""
     return _loss(store, study, ablation, split).join(_loss(store, study, other, split), on="dataset", suffix="_other")
 

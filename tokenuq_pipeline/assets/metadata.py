@@ -6,10 +6,9 @@ Reads published tables with polars.
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import polars as pl
 
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.asset import StageAsset
@@ -17,6 +16,9 @@ from tokenuq_pipeline.assets.lineage import column_lineage
 from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
 from tokenuq_pipeline.runtime.markdown import plain
 from tokenuq_pipeline.runtime.store import Store
+
+if TYPE_CHECKING:
+    import polars as pl
 
 PREVIEW_ROWS = 5
 COMPLETE_TABLE_ROWS = 20
@@ -52,6 +54,8 @@ def column_schema(table: str) -> dg.TableSchema:
 
 def materialization(asset: StageAsset, manifest: Manifest, store: Store) -> Metadata:
     """Return metadata of a published asset: figures, plots, pages, previews, paths, then provenance."""
+    import polars as pl
+
     entries: Metadata = {key: value for key, value in manifest.metrics.items() if value is not None}
     for title, picture in manifest.plots.items():
         output, _, file = picture.partition("/")
@@ -75,8 +79,10 @@ def materialization(asset: StageAsset, manifest: Manifest, store: Store) -> Meta
     return entries | _provenance(manifest.provenance)
 
 
-def _tables(asset: StageAsset, store: Store) -> dict[str, pl.LazyFrame]:
+def _tables(asset: StageAsset, store: Store) -> "dict[str, pl.LazyFrame]":
     """Return the asset's tables; outputs of one table (of base model and teacher) are concatenated."""
+    import polars as pl
+
     frames: dict[str, pl.LazyFrame] = {}
     for output, table in asset.tables.items():
         frame = pl.scan_parquet(store.path(asset.outputs[output]) / "part-*.parquet", hive_partitioning=False)
@@ -94,7 +100,7 @@ def _provenance(provenance: Provenance) -> Metadata:
     return entries | shown
 
 
-def preview(frame: pl.DataFrame, total: int | None = None) -> dg.MarkdownMetadataValue:
+def preview(frame: "pl.DataFrame", total: int | None = None) -> dg.MarkdownMetadataValue:
     """Return the first rows as a Markdown table; all rows if the table is short.
 
     Args:

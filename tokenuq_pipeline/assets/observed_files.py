@@ -6,7 +6,6 @@ import dagster as dg
 
 from tokenuq_ml.config import CuratedDatasetSpec, DatasetSpec
 from tokenuq_ml.config.load import Config
-from tokenuq_ml.data.curation import EMPTY_DECISIONS
 from tokenuq_ml.data.sources.locate import why_missing
 from tokenuq_pipeline.runtime.data_files import current_version, file_key, watched
 
@@ -55,5 +54,7 @@ def _columns(spec: DatasetSpec) -> dict[str, dg.TableSchema]:
     """Return the columns of a reviewed file that a dataset is made by, for the column lineage."""
     if not isinstance(spec, CuratedDatasetSpec):
         return {}
+    from tokenuq_ml.data.curation import EMPTY_DECISIONS
+
     read = {"example_id": "string"} | {name: str(dtype).lower() for name, dtype in EMPTY_DECISIONS.items()}
     return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(*column) for column in read.items()])}

@@ -1,6 +1,6 @@
 """The asset check of a student: as many tokens are selected as its spec says."""
 
-import polars as pl
+from typing import TYPE_CHECKING
 
 from tokenuq_ml.config import AblationSpec, Schedule
 from tokenuq_ml.config.quantiles import count_selected
@@ -8,6 +8,9 @@ from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_pipeline.assets.asset import StageCheck
 from tokenuq_pipeline.assets.check_outcome import Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def selected_share_check(study: str, ablation: AblationSpec) -> StageCheck:
@@ -24,6 +27,8 @@ def selections_as_specified(store: Store, study: str, ablation: AblationSpec) ->
 
     A threshold asks for no number.
     """
+    import polars as pl
+
     rows = read(store, "selections", study=study, ablation=ablation.name)
     select = ablation.select
     if select.scope == "dataset" and select.by != "all":
@@ -62,6 +67,8 @@ def quantile_at(ablation: AblationSpec, step: int, steps: int) -> float:
     return select.quantile
 
 
-def _one_value(rows: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+def _one_value(rows: "pl.DataFrame", keys: list[str]) -> "pl.DataFrame":
     """Return one row per key with its first `selected`, and whether it `differs` within the key."""
+    import polars as pl
+
     return rows.group_by(keys).agg(pl.col("selected").first(), differs=pl.col("selected").n_unique() > 1)

@@ -4,10 +4,6 @@ Training itself stops where they are not (`tokenuq_ml/training/finite_steps.py`)
 however it was made.
 """
 
-import polars as pl
-import polars.selectors as cs
-
-from tokenuq_ml.tensor_digest import non_finite_values
 from tokenuq_pipeline.assets.asset import StageCheck
 from tokenuq_pipeline.assets.check_outcome import Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
@@ -31,6 +27,11 @@ def training_is_finite_check(study: str, row: str, adapter: str, *tables: str) -
 
 def training_is_finite(store: Store, study: str, row: str, adapter: str, *tables: str) -> Outcome:
     """Check that no number of the tables or of the adapter is NaN or infinite; a null loss had no tokens."""
+    import polars as pl
+    import polars.selectors as cs
+
+    from tokenuq_ml.tensor_digest import non_finite_values
+
     bad: dict[str, int] = {}
     for table in tables:
         numbers = read(store, table, study=study, ablation=row).select(cs.float())

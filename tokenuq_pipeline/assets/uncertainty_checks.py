@@ -1,8 +1,5 @@
 """Asset checks of `token_uncertainty`: bounds, rounding, and the join with `token_losses`."""
 
-import polars as pl
-
-from tokenuq_ml.tables.bald_noise import NOISE, bald_noise
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_pipeline.assets.check_outcome import ENTROPY_SLACK, Outcome, outcome, read
 from tokenuq_pipeline.runtime.store import Store
@@ -35,6 +32,8 @@ def bald_above_noise(store: Store, study: str) -> Outcome:
     The floor is the mean difference between BALD and BALD in float64 with the same masks, on the tokens of
     `bald_reference`. Without active dropout BALD is zero, and the check fails too.
     """
+    from tokenuq_ml.tables.bald_noise import bald_noise
+
     noise = bald_noise(store.home, study)
     if noise is None:
         return outcome(False, f"the noise floor was not measured; materialise {study}/token_uncertainty again")
@@ -51,6 +50,10 @@ def bald_above_noise(store: Store, study: str) -> Outcome:
 
 def bald_above_noise_by_category(store: Store, study: str) -> Outcome:
     """Check that the noise floor is below 5% of mean BALD within each token category of the reference sample."""
+    import polars as pl
+
+    from tokenuq_ml.tables.bald_noise import NOISE, bald_noise
+
     if bald_noise(store.home, study) is None:
         return outcome(False, f"materialise {study}/token_uncertainty again", warn=True)
     categories = read(store, "token_losses", study=study).select(*TOKEN_KEY, pl.col("category").cast(pl.String))

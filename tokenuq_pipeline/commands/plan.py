@@ -8,11 +8,11 @@ import sys
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted, redacted_values
+from tokenuq_pipeline.commands import plan_cluster
 from tokenuq_pipeline.commands.common import project
 from tokenuq_pipeline.commands.disk_space import disk_needs
 from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows
 from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions
-from tokenuq_pipeline.runtime.store_layout import table_path
 
 STATES = {"waiting": "may follow", "unchecked": FRESH, "damaged": FRESH}
 """States of `tokenuq status` that a plan names otherwise: an asset that may follow is counted. One is not
@@ -27,15 +27,20 @@ def add_parser(commands) -> None:
         help="estimate a study's tokens, FLOPs, time, disk and memory",
         description="Estimates what each stage of the study would take on this machine, and checks that its models and "
         "datasets are available. Measures the machine's rate of matrix products and computes nothing else. Downloads "
-        "no weights: it sends the hub one HEAD request per source.",
+        "no weights: it sends the hub one HEAD request per source. With --cluster it estimates all stages on a cluster "
+        "that need not exist, and measures and looks up nothing.",
     )
-    parser.add_argument("--study", required=True, metavar="STUDY", help="a study in studies.yaml")
+    parser.add_argument("--study", metavar="STUDY", help="a study in studies.yaml; may be left out with --cluster")
+    plan_cluster.add_arguments(parser)
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(function=plan_command)
 
 
 def plan_command(options: argparse.Namespace) -> int:
     """Run `tokenuq plan`."""
+    if options.cluster is not None:
+        return plan_cluster.cluster_command(options)
+    plan_cluster.require_no_cluster_options(options)
     from tokenuq_pipeline.commands.status import status_rows
 
     with project(options.study) as here:
@@ -162,6 +167,7 @@ def _first_examples(store, dataset: str) -> list:
     from tokenuq_ml.data.examples import Example
     from tokenuq_ml.tables.parquet import stream_table
     from tokenuq_ml.tables.schemas import TABLES
+    from tokenuq_pipeline.runtime.store_layout import table_path
 
     if not store.is_complete(f"datasets/{dataset}"):
         return []

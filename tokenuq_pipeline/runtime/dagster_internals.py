@@ -140,11 +140,13 @@ class Recorded:
 def last_recorded(instance: dg.DagsterInstance, key: dg.AssetKey) -> Recorded:
     """Return what an instance has recorded last of an asset, with Dagster's default version if there is nothing."""
     records = instance.fetch_materializations(key, limit=1).records or instance.fetch_observations(key, limit=1).records
-    for record in records:
-        event = record.asset_materialization or record.event_log_entry.asset_observation
-        version = (event.tags or {}).get(DATA_VERSION_TAG) if event else None
-        return Recorded(version or DEFAULT_DATA_VERSION.value, record.storage_id, record.run_id, record.timestamp)
-    return Recorded(DEFAULT_DATA_VERSION.value)
+    return _recorded(records[0]) if records else Recorded(DEFAULT_DATA_VERSION.value)
+
+
+def _recorded(record: dg.EventLogRecord) -> Recorded:
+    event = record.asset_materialization or record.event_log_entry.asset_observation
+    version = (event.tags or {}).get(DATA_VERSION_TAG) if event else None
+    return Recorded(version or DEFAULT_DATA_VERSION.value, record.storage_id, record.run_id, record.timestamp)
 
 
 def version_tags(data_version: str, code_version: str, inputs: Mapping[dg.AssetKey, Recorded]) -> dict[str, str]:
@@ -186,17 +188,28 @@ def passed_on_latest(instance: dg.DagsterInstance, checks: Iterable[dg.AssetChec
     """Return for each check whether its last execution passed on the latest materialization of its asset."""
     checks = list(checks)
     executions = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
-    return {check: _passed(instance, check, executions.get(check)) for check in checks}
+    # By one query, not one for each check.
+    entries = [record.asset_entry for record in instance.get_asset_records(list({key.asset_key for key in checks}))]
+    latest = {
+        entry.asset_key: _recorded(entry.last_materialization_record)
+        for entry in entries
+        if entry.last_materialization_record is not None
+    }
+    return {check: _passed(instance, check, executions.get(check), latest.get(check.asset_key)) for check in checks}
 
 
-def _passed(instance: dg.DagsterInstance, check: dg.AssetCheckKey, execution: AssetCheckExecutionRecord | None) -> bool:
+def _passed(
+    instance: dg.DagsterInstance,
+    check: dg.AssetCheckKey,
+    execution: AssetCheckExecutionRecord | None,
+    latest: Recorded | None,
+) -> bool:
     if execution is None or execution.event is None:
         return False
     if execution.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
         return False
     target = execution.event.get_dagster_event().asset_check_evaluation_data.target_materialization_data
-    latest = last_recorded(instance, check.asset_key)
-    if target is None or latest.storage_id is None:
+    if target is None or latest is None:
         return False
     if latest.run_id:
         return target.run_id == latest.run_id

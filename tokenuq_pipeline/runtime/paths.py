@@ -8,11 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenuq_ml.config.shipped import shipped_config
 from tokenuq_ml.disk import full_disk
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.permissions import not_permitted
-from tokenuq_pipeline.runtime.dagster_settings import create_records, require_postgres, write_settings
 from tokenuq_pipeline.runtime.folder_lock import lock_file
 
 LOCK = ".tokenuq.lock"
@@ -27,6 +25,8 @@ def checkout() -> Path:
 
 def config_folders(environment: Mapping[str, str]) -> list[Path]:
     """Return the folders that configuration is read from: the shipped one, then `$TOKENUQ_CONFIG` if it is set."""
+    from tokenuq_ml.config.shipped import shipped_config
+
     folders = [shipped_config()]
     if extra := environment.get("TOKENUQ_CONFIG"):
         if not Path(extra).is_dir():
@@ -53,6 +53,8 @@ def dagster_home() -> Path:
     Raises:
         InputError: it cannot be written, its settings are damaged, or the database that keeps its records is down.
     """
+    from tokenuq_pipeline.runtime.dagster_settings import create_records, require_postgres, write_settings
+
     home = Path(os.environ.get("DAGSTER_HOME") or checkout() / ".dagster_home").expanduser().resolve()
     os.environ["DAGSTER_HOME"] = str(home)
     try:
