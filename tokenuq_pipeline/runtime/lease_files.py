@@ -81,6 +81,11 @@ class LeaseFiles:
         else:
             temporary.unlink()
 
+    def assets(self) -> list[str]:
+        """Return the assets that have leases."""
+        root = self.home / FOLDER
+        return sorted({path.parent.relative_to(root).as_posix() for path in root.rglob(f"*{SUFFIX}")})
+
     def folder(self, asset: str) -> Path:
         """Return the folder of an asset's lease files."""
         return self.home / FOLDER / asset
@@ -99,12 +104,7 @@ class LeaseFiles:
                 content = file.read()
         except OSError:
             return LeaseRecord(number, 0.0, None)
-        try:
-            known = json.loads(content)
-            owner, makes = Owner.parse(known["owner"]), tuple(map(str, known["makes"]))
-            return LeaseRecord(number, age, owner, known["token"], makes, known["child"], known["released"] is True)
-        except (ValueError, KeyError, TypeError):
-            return LeaseRecord(number, age, None)
+        return parsed_record(number, age, content)
 
     def _link(self, temporary: Path, path: Path, asset: str, record: LeaseRecord) -> bool:
         """Give a complete file its name unless that exists; return whether it did."""
@@ -130,3 +130,13 @@ class LeaseFiles:
                 earlier = int(path.stem) < number if is_lease else path.name.startswith(".")
                 if earlier and now - path.stat().st_mtime > KEPT_S:
                     path.unlink()
+
+
+def parsed_record(number: int, age_s: float, content: bytes) -> LeaseRecord:
+    """Return what a lease file holds; one that cannot be read has no owner."""
+    try:
+        known = json.loads(content)
+        owner, makes = Owner.parse(known["owner"]), tuple(map(str, known["makes"]))
+        return LeaseRecord(number, age_s, owner, known["token"], makes, known["child"], known["released"] is True)
+    except (ValueError, KeyError, TypeError):
+        return LeaseRecord(number, age_s, None)

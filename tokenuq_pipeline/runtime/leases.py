@@ -6,6 +6,9 @@ Another process takes the next number once the holder has released its own, is d
 `TOKENUQ_LEASE_SECONDS`. `Lease.require`, called before anything is published, takes the next number too: it fails if
 another process has it, so who lost the lease publishes nothing (fencing).
 
+In a bucket, taking the next number is a conditional put (`bucket_leases.py`), and so is the publication of a manifest,
+which closes that moment on all machines.
+
 Nothing here relies on `flock`, which network file systems lack or imitate. Where it works, `store_lock` also closes the
 moment between `require` and the rename that follows: a holder that is suspended exactly there keeps others waiting.
 Where it does not, such a holder can put an older folder in place after its wake-up; the hashes in the manifest tell.
@@ -20,10 +23,13 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from tokenuq_ml.object_store.registry import bucket_mirror
+from tokenuq_pipeline.runtime.bucket_leases import BucketLeaseFiles
 from tokenuq_pipeline.runtime.folder_lock import store_lock
-from tokenuq_pipeline.runtime.lease_files import FOLDER, SUFFIX, LeaseFiles, LeaseRecord
+from tokenuq_pipeline.runtime.lease_files import LeaseFiles, LeaseRecord
 from tokenuq_pipeline.runtime.owners import BEATS_PER_EXPIRY, Heartbeat, Owner, beating, expiry, heartbeat_of
 from tokenuq_pipeline.runtime.processes import is_alive
 
@@ -130,17 +136,32 @@ class Lease:
             self._leases.rewrite(self.asset, self._record)
 
 
-class Leases(LeaseFiles):
-    """The leases of a store."""
+class Leases:
+    """The leases of a store: files in its folder, or objects in its bucket."""
+
+    def __init__(self, home: Path):
+        self.home, mirror = home, bucket_mirror(home)
+        self._files = LeaseFiles(home) if mirror is None else BucketLeaseFiles(mirror)
+
+    def latest(self, asset: str) -> LeaseRecord | None:
+        """Return the current lease of an asset, also one that was released; None if there was none."""
+        return self._files.latest(asset)
+
+    def create(self, asset: str, record: LeaseRecord) -> bool:
+        """Take a number; return False if another process has it, or a higher one."""
+        return self._files.create(asset, record)
+
+    def rewrite(self, asset: str, record: LeaseRecord) -> None:
+        """Replace what is recorded under a number that this process has."""
+        self._files.rewrite(asset, record)
 
     def holder(self, asset: str) -> Owner | None:
         """Return the process that makes `asset` now, or whose child still writes its checkpoint; None if none does."""
-        for folder in {self.folder(asset), *(path.parent for path in (self.home / FOLDER).rglob(f"*{SUFFIX}"))}:
-            record = self.latest(folder.relative_to(self.home / FOLDER).as_posix())
+        for name in {asset, *self._files.assets()}:
+            record = self.latest(name)
             if record is None or record.released or record.owner is None:
                 continue
-            own = folder == self.folder(asset)
-            if (own or asset in record.makes) and not self._is_free(record):
+            if (name == asset or asset in record.makes) and not self._is_free(record):
                 return record.owner
         return None
 

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.object_store.registry import bucket_mirror
+from tokenuq_pipeline.runtime.bucket_heartbeats import bucket_heartbeat, read_heartbeat
 from tokenuq_pipeline.runtime.places import linked
-from tokenuq_pipeline.runtime.processes import is_alive, process_stat
+from tokenuq_pipeline.runtime.processes import OTHER_PROC, boot_id, is_alive, pid_namespace, process_stat
 
 EXPIRY_VARIABLE = "TOKENUQ_LEASE_SECONDS"
 EXPIRY_S = 60.0
@@ -33,7 +35,6 @@ FOLDER = ".owners"
 KEPT_S = 7 * 24 * 3600.0
 """How long the heartbeat of a dead owner is kept: a run whose tag names it may still be open in Dagster."""
 
-OTHER_PROC = "x"
 _TEXT = re.compile(r"(?P<pid>\d+)-(?P<started>\d+)(@(?P<boot>\w+)-(?P<namespace>\w+)-(?P<host>.+))?")
 
 
@@ -133,6 +134,7 @@ class Heartbeat:
         self._ended, self.users = threading.Event(), 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._create()
+        self._in_bucket = bucket_heartbeat(home, self.path.name, expiry_s)
         threading.Thread(target=self._run, daemon=True, name="heartbeat").start()
 
     def now(self) -> float:
@@ -153,6 +155,8 @@ class Heartbeat:
             # Without the parents: a store that was deleted or moved stays so.
             self.path.parent.mkdir(exist_ok=True)
             self._create()
+        if self._in_bucket is not None:
+            self._in_bucket.beat()
         for listener in list(self._listeners):
             listener()
 
@@ -168,6 +172,8 @@ class Heartbeat:
     def end(self) -> None:
         """Stop, and remove the file: this process owns nothing in the store any more."""
         self._ended.set()
+        if self._in_bucket is not None:
+            self._in_bucket.end()
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -217,24 +223,34 @@ def beating(home: Path) -> Iterator[Heartbeat]:
 
 def heartbeat_of(owner: Owner, home: Path) -> HeartbeatRecord | None:
     """Return what an owner's heartbeat in a store says; None if there is none."""
+    if (mirror := bucket_mirror(home)) is not None:
+        if (beat := read_heartbeat(mirror, str(owner))) is None:
+            return None
+        return HeartbeatRecord(beat.written_at, beat.age_s, _known(beat.content)[0], is_copied=False)
     try:
         # Opened, not only looked at: that makes NFS ask the server for the time.
         with open(home / FOLDER / str(owner), "rb") as file:
             status, content = os.fstat(file.fileno()), file.read()
     except OSError:
         return None
-    try:
-        known = json.loads(content)
-        expiry_s, identity = float(known["expiry_s"]), list(known["file"])
-    except (ValueError, KeyError, TypeError):
-        # Its owner is writing it now, or was killed while it did.
-        expiry_s, identity = expiry(), [status.st_dev, status.st_ino]
+    here = [status.st_dev, status.st_ino]
+    expiry_s, identity = _known(content)
     return HeartbeatRecord(
         written_at=status.st_mtime,
         age_s=file_time(home) - status.st_mtime,
         expiry_s=expiry_s,
-        is_copied=owner.is_local and identity != [status.st_dev, status.st_ino],
+        is_copied=owner.is_local and (identity or here) != here,
     )
+
+
+def _known(content: bytes) -> tuple[float, list[int]]:
+    """Return the expiry that a heartbeat names, and device and inode of its file; nothing if it cannot be read."""
+    try:
+        known = json.loads(content)
+        return float(known["expiry_s"]), list(known["file"])
+    except (ValueError, KeyError, TypeError):
+        # Its owner is writing it now, or was killed while it did.
+        return expiry(), []
 
 
 def file_time(home: Path) -> float:
@@ -276,25 +292,4 @@ def _owner(pid: int) -> Owner:
     """Return this process; `pid` is its own, so that a forked process is another one."""
     stat = process_stat("self")
     host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:64] or "unknown"
-    return Owner(pid, stat.start_ticks if stat else 0, _boot(), _namespace(pid), host)
-
-
-def _boot() -> str:
-    """Return the id that the system has drawn at boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:16]
-    except OSError:
-        return "none"
-
-
-def _namespace(pid: int) -> str:
-    """Return the inode of this process's PID namespace.
-
-    `OTHER_PROC` comes first where `/proc` shows another namespace (`unshare --pid` without `--mount-proc`): its pids
-    are not those of this process, so that no owner is judged by them.
-    """
-    try:
-        inode = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
-        return inode if os.readlink("/proc/self") == str(pid) else f"{OTHER_PROC}{inode}"
-    except OSError:
-        return "none"
+    return Owner(pid, stat.start_ticks if stat else 0, boot_id(), pid_namespace(pid), host)

@@ -4,10 +4,12 @@ Reads `/proc` where there is one (Linux), and knows less elsewhere.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 ZOMBIE = "Z"
+OTHER_PROC = "x"
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,24 @@ def peak_memory(pid: int) -> int | None:
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     except (OSError, StopIteration, ValueError, IndexError):
         return None
+
+
+def boot_id() -> str:
+    """Return the id that the system has drawn at boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:16]
+    except OSError:
+        return "none"
+
+
+def pid_namespace(pid: int) -> str:
+    """Return the inode of the PID namespace of this process, whose pid is given.
+
+    `OTHER_PROC` comes first where `/proc` shows another namespace (`unshare --pid` without `--mount-proc`): its pids
+    are not those of this process, so that no owner is judged by them.
+    """
+    try:
+        inode = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+        return inode if os.readlink("/proc/self") == str(pid) else f"{OTHER_PROC}{inode}"
+    except OSError:
+        return "none"

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.owners import elsewhere, write_heartbeat
 from tokenuq_pipeline.runtime import leases as leases_module
+from tokenuq_pipeline.runtime.lease_files import LeaseFiles
 from tokenuq_pipeline.runtime.leases import LeaseLost, LeaseRecord, Leases
 from tokenuq_pipeline.runtime.owners import Owner
 from tokenuq_pipeline.runtime.processes import process_name
@@ -210,13 +211,13 @@ def test_a_machine_that_sees_changes_late_does_not_take_a_number_again(leases, m
     for number in (1, 2, 3):
         put(leases, elsewhere(), number=number, released=number < 3)
     put(leases, elsewhere(), number=4, released=True)
-    real, calls = Leases._numbers, []
+    real, calls = LeaseFiles._numbers, []
 
     def late(self, asset):
         calls.append(asset)
         return [1] if len(calls) == 1 else real(self, asset)
 
-    monkeypatch.setattr(Leases, "_numbers", late)
+    monkeypatch.setattr(LeaseFiles, "_numbers", late)
     assert not leases.create(ASSET, LeaseRecord(2, 0.0, Owner.current(), "mine"))
     calls.clear()
     assert take(leases)[0] == 5
