@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import RESERVED_STUDIES, Spec, check_name
 from tokenuq_ml.config.evaluation import EvaluationSpec
+from tokenuq_ml.config.resources import StageName, StageResources
 
 
 class LoraSpec(Spec):
@@ -105,7 +106,7 @@ class StudySpec(Spec):
     """One model, one dataset and one training budget, with the ablations to compare."""
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
-        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text"}
+        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text", "resources"}
     )
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -138,6 +139,9 @@ class StudySpec(Spec):
     curriculum: CurriculumSpec = CurriculumSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     ablations: tuple[str, ...]
+    resources: dict[StageName, StageResources] = Field(
+        default={}, description="what stages reserve on a cluster, by stage; no part of any version"
+    )
     enabled: bool = Field(
         default=True, description="whether schedule, sensors and automation run it; it can always be started by hand"
     )

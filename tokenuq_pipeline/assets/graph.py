@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.resources import StageResources, largest
 from tokenuq_pipeline.assets.ablation import ablation_assets
 from tokenuq_pipeline.assets.ablation_report import ablation_report
 from tokenuq_pipeline.assets.asset import StageAsset
@@ -21,6 +22,8 @@ class StageGroup(NamedTuple):
     """The module of `tokenuq_ml.stages` that the child runs."""
     op: str
     assets: list[StageAsset]
+    resources: StageResources = StageResources()
+    """What the study says that the child needs."""
 
 
 def stage_groups(config: Config) -> list[StageGroup]:
@@ -41,7 +44,15 @@ def stage_groups(config: Config) -> list[StageGroup]:
             assets = ablation_assets(config, study, config.ablations[ablation])
             groups.append(StageGroup("train_student", f"{name}__{ablation}__student", assets))
         groups.append(StageGroup("report", f"{name}__ablation_report", [ablation_report(config, study)]))
-    return groups
+    return [group._replace(resources=_resources(config, group)) for group in groups]
+
+
+def _resources(config: Config, group: StageGroup) -> StageResources:
+    """Return what one child process needs: it makes its assets one after the other."""
+    study = config.studies.get(group.assets[0].study or "")
+    if study is None:
+        return StageResources()
+    return largest(need for stage, need in study.resources.items() if stage in {one.stage for one in group.assets})
 
 
 def assets_by_name(config: Config) -> dict[str, StageAsset]:

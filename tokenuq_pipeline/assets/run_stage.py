@@ -90,6 +90,9 @@ def run_stage(context: dg.AssetExecutionContext, group: StageGroup) -> Iterator:
         return
     makes = [asset.name for asset in wanted.values()]
     with store.leases.hold(group.assets[0].name, context.log.info, makes) as lease:
+        # The run that held the lease before may have been killed while it published.
+        for name, outcome in store.recover(held=[asset.name for asset in group.assets]).items():
+            context.log.info(f"{name}: {outcome}")
         for asset, manifest in made_meanwhile(context, store, wanted):
             del wanted[asset.stage]
             if manifest.provenance.run_id != context.run_id:
@@ -209,4 +212,5 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
         inputs=inputs,
         recorded=recorded_inputs(store, wanted.values()),
         work_dir=str(store.work_dir(group.assets[0].name)),
+        resources=group.resources,
     )

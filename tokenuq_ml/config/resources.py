@@ -1,0 +1,66 @@
+"""What a stage needs of a cluster: processors, GPUs, memory. No part of any version."""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from tokenuq_ml.config.base import Spec
+
+StageName = Literal[
+    "tokenized_dataset",
+    "baseline_teacher",
+    "token_losses",
+    "teacher_hidden",
+    "token_uncertainty",
+    "reference_evaluation",
+    "uncertainty_analysis",
+    "student",
+    "curriculum",
+    "evaluation",
+    "ablation_report",
+]
+"""The stages of a study, of which `resources` may name what they need."""
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[kMGT]?)(?P<binary>i?)B", re.IGNORECASE)
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def bytes_of(value: Any) -> Any:
+    """Return the bytes that a size such as `24GB` or `16GiB` names; a number stays as it is.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size: write it like 24GB, 16GiB or 500MB")
+    return round(float(match["number"]) * (1024 if match["binary"] else 1000) ** _UNITS[match["unit"].upper()])
+
+
+class StageResources(Spec):
+    """What one stage reserves on the cluster. None: what the launcher gives every stage."""
+
+    num_cpus: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="processors; the stage's processes share as many threads"
+    )
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    memory: Annotated[int, BeforeValidator(bytes_of), Field(gt=0, description="such as 24GB")] | None = None
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="resources that the cluster's nodes were started with, by name"
+    )
+
+
+def largest(resources: Iterable[StageResources]) -> StageResources:
+    """Return what one process needs that makes several assets: of each resource the most that one of them needs."""
+    found: dict[str, Any] = {"custom": {}}
+    for one in resources:
+        for name in ("num_cpus", "num_gpus", "memory"):
+            values = [value for value in (found.get(name), getattr(one, name)) if value is not None]
+            found[name] = max(values, default=None)
+        for name, amount in one.custom.items():
+            found["custom"][name] = max(amount, found["custom"].get(name, 0.0))
+    return StageResources(**found)
