@@ -31,7 +31,7 @@ from tokenuq_ml.tables.read_only_files import ReadOnlyFiles
 from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, TABLES
 from tokenuq_ml.tables.spill import SpillFolder
 from tokenuq_ml.tables.syntax_tree import Catalog, require_allowed
-from tokenuq_ml.tables.views import create_joined_view, create_view
+from tokenuq_ml.tables.views import create_joined_view, create_view, describe_views
 
 MEMORY = "700MiB"
 """Default memory limit of DuckDB. Leaves room for Python, Arrow and a result's batches within 1 GiB."""
@@ -66,6 +66,7 @@ def connect(
     memory: str = MEMORY,
     spill: SpillFolder | None = None,
     damage_of: Callable[[Path, str], str | None] = damage_of_table,
+    describe: bool = True,
 ) -> duckdb.DuckDBPyConnection:
     """Return a connection with a view for every table of the store.
 
@@ -83,6 +84,7 @@ def connect(
         memory: DuckDB's memory limit, beyond which it writes to a temporary folder.
         spill: that folder; default: one for the process, removed when it ends.
         damage_of: `(home, table) -> str | None`, asked before a table is first read; a sentence refuses the table.
+        describe: store the comments. `select` can read none of them, and they take a third of the time of this call.
     """
     home, spill = store_home(home), spill or process_folder()
     files = complete_files(home)
@@ -96,6 +98,8 @@ def connect(
     connection.execute("SET parquet_metadata_cache = true")
     views = {table: create_view(connection, table, files[table], reading.address) for table in TABLES}
     create_joined_view(connection, files, reading.address)
+    if describe:
+        describe_views(connection)
     connection.execute("SET allowed_paths = ?", [[reading.address(path) for paths in files.values() for path in paths]])
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

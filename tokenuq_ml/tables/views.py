@@ -1,4 +1,4 @@
-"""The views of a connection: one per table, with descriptions as comments, and the join of the token tables.
+"""The views of a connection: one per table, the join of the token tables, and their descriptions as comments.
 
 A table with a file that DuckDB cannot open gets a view that raises an error, so that other tables can be queried.
 """
@@ -38,7 +38,6 @@ def create_view(
         message = f"table {table}: {str(error).strip().splitlines()[0]}; {REPAIR}"
         select = _select_an_error(types, message)
     connection.execute(f"CREATE VIEW {table} AS {select}")
-    _comment(connection, table, definition.description, _meanings(table))
     return message
 
 
@@ -46,10 +45,18 @@ def create_joined_view(
     connection: duckdb.DuckDBPyConnection, files: dict[str, list[Path]], address: Callable[[Path], str]
 ) -> None:
     """Create the view `tokens`; its arguments are those of `create_view`, with `files` of every table."""
-    one, other = JOINED_FROM
     connection.execute(f"CREATE VIEW {JOINED} AS {joined_sql(files, address)}")
-    description = f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}."
-    _comment(connection, JOINED, description, _meanings(one) | _meanings(other))
+
+
+def describe_views(connection: duckdb.DuckDBPyConnection) -> None:
+    """Store the descriptions of all views and their columns as comments, in one transaction."""
+    one, other = JOINED_FROM
+    joined = f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}."
+    comments = [
+        comment for table in TABLES for comment in _comments(table, TABLES[table].description, _meanings(table))
+    ]
+    comments += _comments(JOINED, joined, _meanings(one) | _meanings(other))
+    connection.execute(";".join(("BEGIN", *comments, "COMMIT")))
 
 
 def _select_from_files(
@@ -75,10 +82,9 @@ def _select_an_error(types: dict[str, str], message: str) -> str:
     return f"SELECT {', '.join(values)} FROM range(1) WHERE {error}"
 
 
-def _comment(connection: duckdb.DuckDBPyConnection, view: str, description: str, meanings: dict[str, str]) -> None:
+def _comments(view: str, description: str, meanings: dict[str, str]) -> list[str]:
     comments = [f"COMMENT ON VIEW {view} IS {quoted(description)}"]
-    comments += [f'COMMENT ON COLUMN {view}."{name}" IS {quoted(meaning)}' for name, meaning in meanings.items()]
-    connection.execute(";".join(comments))
+    return comments + [f'COMMENT ON COLUMN {view}."{name}" IS {quoted(meaning)}' for name, meaning in meanings.items()]
 
 
 def _meanings(table: str) -> dict[str, str]:

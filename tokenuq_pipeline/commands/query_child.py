@@ -73,7 +73,7 @@ def answer(query: Query, stream: Any) -> int:
     if stream.isatty() and query.form != "parquet":
         stream = TerminalText(stream)
     spill = SpillFolder(Path(query.spill) if query.spill else None)
-    with sql.connect(query.home, f"{MEMORY}B", spill, _damage_of) as connection:
+    with sql.connect(query.home, f"{MEMORY}B", spill, _damage_of, describe=False) as connection:
         # After the connection, whose threads have their stacks by now.
         if query.parent:
             confinement.limit_memory(MEMORY + MORE_MEMORY)
