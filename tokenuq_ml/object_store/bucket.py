@@ -89,14 +89,14 @@ class Bucket:
 
     def read(self, key: str) -> tuple[bytes, ObjectInfo] | None:
         """Return a small object with its content; None if there is none."""
-        with self._errors(key), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._errors(key):
             found = self._obstore.get(self._store, key)
             return bytes(found.bytes()), _info(found.meta)
         return None
 
     def info(self, key: str) -> ObjectInfo | None:
         """Return an object without its content; None if there is none."""
-        with self._errors(key), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._errors(key):
             return _info(self._obstore.head(self._store, key))
         return None
 

@@ -59,10 +59,9 @@ class ManifestCopies:
                 self._refresh()
                 self._listed_at = began
 
-    def etag(self, asset: str) -> str | None:
-        """Return the ETag of the manifest that the mirror has of an asset; None if it has none."""
-        known = self._read_state().get(asset)
-        return str(known[0]) if known else None
+    def etags(self) -> dict[str, str]:
+        """Return asset -> ETag, for the manifests that the mirror has."""
+        return {asset: str(known[0]) for asset, known in self._read_state().items()}
 
     def put(self, asset: str, content: bytes, replaces: str | None) -> bool:
         """Write the manifest of an asset, which makes it complete, if nobody else has written one meanwhile.
