@@ -6,7 +6,8 @@ machine's rate of matrix products at the model's shapes (`matmul_rate.py`), over
 Does not import torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tokenuq_ml.config import AblationSpec, DatasetSpec, StudySpec
 from tokenuq_ml.config.load import Config
@@ -44,6 +45,7 @@ class Planner:
         measured: (dataset, split) -> lengths, of what is already tokenised.
         machine: what the plan is for; may be None if no sizes are known.
         fresh: stages that need no work. Stages that share a pass cost more alone.
+        train_rows: rows of the train split, from its lengths; by default as many as it has.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Planner:
         measured: Mapping[tuple[str, str], Lengths],
         machine: Machine | None,
         fresh: frozenset[str] = frozenset(),
+        train_rows: Callable[[Lengths], int] | None = None,
     ):
         self.config, self.study, self.sizes, self.machine, self.fresh = config, study, sizes, machine, fresh
         known = sizes[study.model]
@@ -61,6 +64,8 @@ class Planner:
         self.softcapped = known is not None and known.softcapped
         self.memory = PeakMemory(self.architecture, study, machine)
         self.train_data = self._lengths(study.dataset, "train", measured)
+        if train_rows is not None:
+            self.train_data = replace(self.train_data, rows=train_rows(self.train_data))
         self.held_out = [self._lengths(study.dataset, "test", measured)]
         for name in study.ood:
             # All splits of an out-of-distribution dataset count as one.

@@ -26,14 +26,14 @@ def stage_rows(config, study: str, states: dict[str, str], store, sizes: dict, m
     from tokenuq_ml.costs.lengths import measured_lengths
     from tokenuq_ml.costs.planner import Planner
 
-    groups = _groups(config, study)
+    groups = study_groups(config, study)
     fresh = frozenset(
         asset.stage
         for group in groups
         for asset in group
         if asset.study and not asset.ablation and asset.name not in states
     )
-    lengths = measured_lengths(_tokenised(config, study, store))
+    lengths = measured_lengths(tokenised_tables(config, study, store))
     planner = Planner(config, config.studies[study], sizes, lengths, machine, fresh)
     return planner, [row for group in groups for row in _group_rows(group, states, planner, machine)]
 
@@ -60,7 +60,7 @@ def check_disk_space(config, study: str, assets: Iterable[str], store) -> None:
     require_disk_space([row for row in rows if row["state"] != FRESH], store)
 
 
-def _groups(config, study: str) -> list[list]:
+def study_groups(config, study: str) -> list[list]:
     """Return the study's assets and those that it needs, one list per child process."""
     from tokenuq_pipeline.assets.graph import stage_groups
 
@@ -96,7 +96,7 @@ def _group_rows(group: list, states: dict[str, str], planner, machine) -> list[d
     return rows
 
 
-def _tokenised(config, study: str, store) -> list[Path]:
+def tokenised_tables(config, study: str, store) -> list[Path]:
     """Return the token tables of the same model and maximum length, this study's first."""
     spec, found = config.studies[study], []
     for name in sorted(store.assets(), key=lambda name: not name.startswith(f"{study}/")):

@@ -199,7 +199,9 @@ def duration(seconds: float) -> str:
 
 def disk(size: float) -> str:
     """Return a size in decimal units, as disks are sold."""
-    unit, length = next(((unit, length) for unit, length in (("GB", 1e9), ("MB", 1e6)) if size >= length), ("kB", 1e3))
+    unit, length = next(
+        ((unit, length) for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if size >= length), ("kB", 1e3)
+    )
     return f"{size / length:,.1f} {unit}"
 
 
