@@ -1,7 +1,7 @@
 """Open the tables of a store: lazily with polars, or as SQL views with DuckDB."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
 
     Args:
         table: a name of `TABLES`, or `tokens`: token_losses and token_uncertainty joined one to one.
-        home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
+        home: the store's folder, or its address `s3://bucket/prefix`; default: `$TOKENUQ_HOME`, or `store/`.
         **partitions: values of partition columns, as in `scan("selections", ablation=["mle", "paper_top25"])`. A
             filter on such a column skips files as well; naming values here also avoids listing the others.
 
@@ -63,17 +63,20 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
     ).select(*definition.partitions, *definition.columns)
 
 
-def connect(home: str | Path | None = None, memory: str | None = None) -> "duckdb.DuckDBPyConnection":
+def connect(
+    home: str | Path | None = None, memory: str | None = None, tables: Collection[str] | None = None
+) -> "duckdb.DuckDBPyConnection":
     """Return a DuckDB connection with every table of the store as a view; see `tables.sql.connect`.
 
     Args:
-        home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
+        home: the store's folder, or its address `s3://bucket/prefix`; default: `$TOKENUQ_HOME`, or `store/`.
         memory: DuckDB's memory limit, beyond which it writes to a temporary folder; default: `tables.sql.MEMORY`.
+        tables: of a store in a bucket, the tables to download; default: all.
     """
     # Imported here: to scan needs no DuckDB.
     from tokenuq_ml.tables import sql
 
-    return sql.connect(home, memory or sql.MEMORY)
+    return sql.connect(home, memory or sql.MEMORY, tables=tables)
 
 
 def _require_undamaged(home: Path, table: str, wanted: dict[str, set[str]]) -> None:

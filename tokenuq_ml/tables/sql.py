@@ -17,7 +17,7 @@ import contextlib
 import functools
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import duckdb
 import pyarrow as pa
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.tables.fetching import fetch_tables, not_fetched
 from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_ml.tables.partitions import complete_files, store_home
 from tokenuq_ml.tables.read_only_files import ReadOnlyFiles
@@ -67,6 +68,7 @@ def connect(
     spill: SpillFolder | None = None,
     damage_of: Callable[[Path, str], str | None] = damage_of_table,
     describe: bool = True,
+    tables: Collection[str] | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """Return a connection with a view for every table of the store.
 
@@ -80,14 +82,18 @@ def connect(
     or better through `tokenuq query`, which also limits its memory and time.
 
     Args:
-        home: the store's folder; default: `$TOKENUQ_HOME`, or `store/`.
+        home: the store's folder, or its address `s3://bucket/prefix`; default: `$TOKENUQ_HOME`, or `store/`.
         memory: DuckDB's memory limit, beyond which it writes to a temporary folder.
         spill: that folder; default: one for the process, removed when it ends.
         damage_of: `(home, table) -> str | None`, asked before a table is first read; a sentence refuses the table.
         describe: store the comments. `select` can read none of them, and they take a third of the time of this call.
+        tables: of a store in a bucket, the tables to download; others can be read only if they are here already.
+            Default: all.
     """
     home, spill = store_home(home), spill or process_folder()
+    fetch_tables(home, TABLES if tables is None else tables)
     files = complete_files(home)
+    absent = not_fetched(home, files)
     reading = ReadOnlyFiles(home, files, damage_of)
     # Created by this process, so that no other user can read it; "" for none. DuckDB removes it with the connection.
     folder = str(spill.path / uuid.uuid4().hex) if spill.path else ""
@@ -96,7 +102,9 @@ def connect(
     connection.register_filesystem(reading)
     # `tokens` names a file once per piece; its footer shall be read only once.
     connection.execute("SET parquet_metadata_cache = true")
-    views = {table: create_view(connection, table, files[table], reading.address) for table in TABLES}
+    views = {
+        table: create_view(connection, table, files[table], reading.address, absent.get(table)) for table in TABLES
+    }
     create_joined_view(connection, files, reading.address)
     if describe:
         describe_views(connection)

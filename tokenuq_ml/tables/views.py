@@ -15,7 +15,11 @@ from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, TABLES
 
 
 def create_view(
-    connection: duckdb.DuckDBPyConnection, table: str, files: list[Path], address: Callable[[Path], str]
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    files: list[Path],
+    address: Callable[[Path], str],
+    refused: str | None = None,
 ) -> str | None:
     """Create the view of a table.
 
@@ -24,6 +28,7 @@ def create_view(
         table: a name of `TABLES`.
         files: the table's files.
         address: a file -> the name by which DuckDB reads it.
+        refused: why the table must not be opened.
 
     Returns:
         Why DuckDB cannot open the files; the view raises it. None if it can.
@@ -31,11 +36,12 @@ def create_view(
     definition = TABLES[table]
     types = dict.fromkeys(definition.partitions, "VARCHAR")
     types |= {field.name: _sql_type(field.type) for field in definition.schema}
-    message = None
+    message = refused
     try:
-        select = _select_from_files(connection, table, types, [address(file) for file in files])
+        select = "" if message else _select_from_files(connection, table, types, [address(file) for file in files])
     except duckdb.Error as error:
         message = f"table {table}: {str(error).strip().splitlines()[0]}; {REPAIR}"
+    if message:
         select = _select_an_error(types, message)
     connection.execute(f"CREATE VIEW {table} AS {select}")
     return message

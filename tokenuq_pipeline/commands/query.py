@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,7 +73,7 @@ def query_command(options: argparse.Namespace) -> int:
             if options.schema:
                 rows = _write_schema(home, form, stream)
             else:
-                rows = answer(Query(str(home), options.sql, form, options.timeout), stream)
+                rows = answer(_prepared(Query(str(home), options.sql, form, options.timeout)), stream)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
@@ -85,11 +86,26 @@ answer = run_query
 """What runs a query: in a child process. Tests run most in their own."""
 
 
+def _prepared(query: Query) -> Query:
+    """Download the tables that a query names, for its process may not; nothing is done for a store in a folder."""
+    from tokenuq_ml.object_store.registry import mirror_of
+
+    home = Path(query.home)
+    if mirror_of(home) is None:
+        return query
+    from tokenuq_ml.tables.fetching import fetch_tables, incomplete_assets, tables_named
+
+    fetch_tables(home, tables_named(query.sql))
+    return replace(query, mirrors=True, incomplete=tuple(incomplete_assets(home)))
+
+
 def _schema(home: Path) -> str:
+    from tokenuq_ml.object_store.registry import mirror_of
     from tokenuq_ml.tables import sql
 
-    with sql.connect(home) as connection:
-        notes = {"token_uncertainty": noise_text(home)}
+    with sql.connect(home, tables=()) as connection:
+        # The noise floor reads two tables, which are not downloaded to be described.
+        notes = {"token_uncertainty": noise_text(home)} if mirror_of(home) is None else {}
         return schema_text(sql.columns(connection).to_pylist(), sql.descriptions(connection), notes)
 
 
@@ -97,7 +113,7 @@ def _write_schema(home: Path, form: str, stream: BinaryIO | None) -> int:
     from tokenuq_ml.tables import sql
     from tokenuq_pipeline.commands.query_formats import WRITERS
 
-    with sql.connect(home) as connection, contextlib.ExitStack() as stack:
+    with sql.connect(home, tables=()) as connection, contextlib.ExitStack() as stack:
         if stream is None:
             sys.stdout.flush()
             stream = stack.enter_context(open(os.dup(1), "wb"))
@@ -135,7 +151,7 @@ def schema_text(columns: list[dict], descriptions: dict[str, str], notes: dict[s
     for table, description in descriptions.items():
         rows = [row for row in columns if row["table"] == table]
         count = rows[0]["rows"]
-        counted = "cannot be read" if count is None else f"{count:,} {'row' if count == 1 else 'rows'}"
+        counted = "cannot be read here" if count is None else f"{count:,} {'row' if count == 1 else 'rows'}"
         lines = [f"{table}: {counted}. {description}"]
         widths = [max(len(row[key]) for row in rows) for key in ("column", "type")]
         for row in rows:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tokenuq_ml.disk_space import in_words, space, temporary_folder
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.object_store.registry import SealedMirror
 from tokenuq_pipeline.commands.query_process import Query
 from tokenuq_pipeline.runtime import confinement
 from tokenuq_pipeline.runtime.readers import file_of_output
@@ -35,6 +36,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confinement.end_with_parent(query.parent)
     confinement.no_core_dumps()
+    if query.mirrors:
+        SealedMirror(Path(query.home), query.incomplete)
     confinement.write_only_in(_writable(query))
     confinement.limit_time(query.timeout)
     with open(query.report, "w") as report:

@@ -37,6 +37,10 @@ class Query:
     parent: int = 0
     spill: str = ""
     report: int = -1
+    mirrors: bool = False
+    """`home` mirrors a bucket, which the child may not reach. The files of the tables that are named are in it."""
+    incomplete: tuple[str, ...] = ()
+    """Assets of which an object is missing in the bucket."""
 
 
 def run_query(query: Query, output: BinaryIO | None) -> int:
