@@ -53,7 +53,7 @@ def arrow_type(dtype: str) -> "pa.DataType":
         return pa.list_(arrow_type(inner))
     if kind == "struct":
         return pa.struct([(name, arrow_type(of)) for name, of in (field.split(": ") for field in inner.split(", "))])
-    return pa.dictionary(pa.int32(), pa.string()) if kind == "category" else pa.type_for_alias(kind)
+    return pa.dictionary(pa.int32(), pa.string()) if dtype == "category" else pa.type_for_alias(dtype)
 
 
 TOKEN_COLUMNS = {
