@@ -21,6 +21,8 @@ PART = "full disk"
 WRITES, SPACE_MIB = 2500, 64
 """Writes that a run of the study makes, at most; MiB that it takes, at least."""
 SAYS = re.compile(r"full|no space left", re.IGNORECASE)
+NOT_OURS = re.compile(r"Traceback|Exception (while|ignored)")
+"""What Python and Dagster print of an error, before or after our sentence."""
 
 
 def full_disks(folder: Path, calm: Calm, record: Record, count: int, seed: int, deadline: float) -> None:
@@ -58,8 +60,8 @@ def _fill(study: TrialStudy, calm: Calm, make_space) -> tuple[str, list[str]]:
     wrong = calm.wrong(study)
     if not SAYS.search(printed):
         wrong.append(f"does not say that a disk is full: {printed[-600:]}")
-    if "Traceback" in printed:
-        wrong.append(f"a traceback: {printed[-600:]}")
+    if NOT_OURS.search(printed):
+        wrong.append(f"a traceback, or lines of Dagster: {printed[-600:]}")
     if (retries := printed.count("retries in")) > 0:
         wrong.append(f"retried {retries} times on a full disk")
     sentence = next((line.strip() for line in reversed(printed.splitlines()) if SAYS.search(line)), "")

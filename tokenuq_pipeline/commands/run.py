@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -163,7 +165,9 @@ def print_report(store, study: str) -> None:
 def quiet_streams(console) -> Iterator[None]:
     """Let only `console` write to the terminal; other output goes to the logs that Dagster captures.
 
-    Dagster echoes what it captures, including progress bars of libraries.
+    Dagster echoes what it captures, including progress bars of libraries. It also prints that it cannot log, on a full
+    disk, and a step that an error has left suspended logs until it is closed. So it is closed here: the error is
+    printed after that, and nothing follows it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -179,6 +183,9 @@ def quiet_streams(console) -> Iterator[None]:
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         yield
+    except BaseException as error:
+        _close_what_is_suspended(error)
+        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -195,3 +202,15 @@ def quiet_streams(console) -> Iterator[None]:
             replace_output()
         console.stream, console.shows_events = before
         console.other_stream, console.has_lost_stream = None, False
+
+
+def _close_what_is_suspended(error: BaseException | None) -> None:
+    """Close the generators that the frames of an error hold, which would be closed when the error is forgotten.
+
+    The lines of its traceback stay; the local variables of the frames do not.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    # Some are held in cycles.
+    gc.collect()

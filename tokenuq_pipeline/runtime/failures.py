@@ -10,7 +10,9 @@ from typing import Any
 
 import dagster as dg
 
+from tokenuq_ml.tables.partitions import store_home
 from tokenuq_pipeline.runtime.dagster_internals import exception_of_run
+from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
 
 REPORTED_OTHERWISE = {"DagsterAssetCheckFailedError", "DagsterExecutionInterruptedError"}
 """Errors of a step that the failed check, or the interrupted run, already reports."""
@@ -78,7 +80,7 @@ class Failures:
         elif event.event_type == kinds.STEP_FAILURE:
             self._step_failed(event)
         elif event.event_type == kinds.RUN_FAILURE and (message := exception_of_run(event)) is not None:
-            self._found[""] = _Failure(f"failed: {message}", ())
+            self._found[""] = _Failure(f"failed: {_full_disk(message) or message}", ())
         if len(self._found) == before:
             return None
         last = list(self._found.values())[-1]
@@ -130,7 +132,14 @@ def _reason(event: dg.DagsterEvent) -> str:
         return data.user_failure_data.description
     if data.error is None:
         return f"{event.step_key}, for an unknown reason"
-    return f"{_innermost(data.error)} (traceback: `make ui`, run {(event.logging_tags or {}).get('run_id', '')})"
+    message = _innermost(data.error)
+    run = (event.logging_tags or {}).get("run_id", "")
+    return _full_disk(message) or f"{message} (traceback: `make ui`, run {run})"
+
+
+def _full_disk(message: str) -> str | None:
+    """Return which disk is full if an error says so, as Dagster's does where it records what a step has done."""
+    return full_disk_of_run(message, store_home())
 
 
 def _descendants(

@@ -43,7 +43,12 @@ def _generator_exit(error: BaseException) -> GeneratorExit | None:
     return context
 
 
-def full_disk_of_run(error: BaseException, *paths: Path) -> str | None:
-    """Return which disk of a run is full: that of `paths`, of Dagster's records, or of temporary files."""
+def full_disk_of_run(error: BaseException | str, *paths: Path) -> str | None:
+    """Return which disk of a run is full: that of `paths`, of Dagster's records, or of temporary files.
+
+    Args:
+        error: of a write, or its words.
+        *paths: what the run writes to.
+    """
     # SQLite names no file, and it is Dagster that uses it.
     return full_disk(error, *paths, *([home] if (home := os.environ.get("DAGSTER_HOME")) else []))

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sqlite3
 
 import dagster as dg
 import pytest
@@ -21,6 +22,9 @@ def definitions(**broken):
             how = broken.get(name)
             if how == "failure":
                 raise dg.Failure(SENTENCE, allow_retries=False)
+            if how == "full":
+                # As SQLAlchemy raises it where Dagster records what a step has done.
+                raise RuntimeError("event") from sqlite3.OperationalError("database or disk is full")
             if how == "bug":
                 raise ZeroDivisionError(SENTENCE)
             if how == "crash":
@@ -83,6 +87,13 @@ def test_each_failure_is_printed_once_at_the_end_with_the_assets_that_wait(broke
     lines = [line[10:] for line in text.splitlines()]
     ends = [line for error in errors for line in error.splitlines()]
     assert not ends or lines[-len(ends) :] == ends
+
+
+def test_records_on_a_full_disk_are_a_failure_in_words():
+    text, (error,) = run(a="full")
+    assert error.startswith("failed: the disk at ") and error.endswith("\nin a; 3 assets wait for it")
+    assert "make space and run the same command again" in text and "traceback" not in text.lower()
+    assert "database or disk" not in text
 
 
 def test_only_assets_of_the_run_wait():

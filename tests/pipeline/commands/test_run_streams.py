@@ -1,0 +1,46 @@
+"""What the run of a study prints when an error ends it: the error, last, and nothing of what it left suspended."""
+
+import errno
+import gc
+import os
+import sys
+
+import pytest
+
+from tokenuq_pipeline.commands.run import quiet_streams
+from tokenuq_pipeline.runtime.console import Console
+
+
+def step():
+    """A step that logs as it is closed, where Dagster cannot log any more and says so itself."""
+    try:
+        yield "event"
+    finally:
+        os.write(2, b"Exception while writing logger call to event log\n")
+
+
+def engine(steps, held):
+    """Keep a step as a local variable and in a cycle, as Dagster's engine does, and fail."""
+    held["steps"], held["itself"] = steps, held
+    try:
+        for event in steps:
+            raise KeyError(event)
+    except KeyError as error:
+        raise OSError(errno.ENOSPC, "No space left on device") from error
+
+
+def test_a_step_that_an_error_left_suspended_says_nothing_after_the_error(capfd):
+    try:
+        with quiet_streams(Console()):
+            engine(step(), {})
+    except OSError:
+        print("error: the disk is full", file=sys.stderr, flush=True)
+    # The error is forgotten, and what it held is deleted.
+    gc.collect()
+    assert capfd.readouterr().err == "error: the disk is full\n"
+
+
+def test_the_traceback_of_a_bug_keeps_its_lines():
+    with pytest.raises(KeyError) as raised, quiet_streams(Console()):
+        {}["bug"]
+    assert raised.traceback[-1].lineno + 1 == test_the_traceback_of_a_bug_keeps_its_lines.__code__.co_firstlineno + 2
