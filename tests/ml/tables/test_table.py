@@ -27,7 +27,9 @@ def test_a_name_is_one_arrow_type(name, dtype):
     assert arrow_type(name) == dtype
 
 
-@pytest.mark.parametrize("name", ["text", "list<text>", "struct<role: text>", "int32>", "map<int32>", "int32<int32>", ""])
+@pytest.mark.parametrize(
+    "name", ["text", "list<text>", "struct<role: text>", "int32>", "map<int32>", "int32<int32>", ""]
+)
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError):
         arrow_type(name)
