@@ -17,9 +17,14 @@ FAMILIES = (
     *("olmo2", "granite", "cohere"),
 )
 FAST = ("llama", "gemma3_text", "gpt2")
+SLOW = ("qwen3", "gemma2", "granite", "gpt_neox")
+"""Those that `make test` adds; `make test-heavy` runs all."""
 FLOAT64 = Numerics("cpu", torch.float64, 1, "test")
 BFLOAT16 = Numerics("cpu", torch.bfloat16, 1, "test")
-EACH = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in FAMILIES]
+EACH = [
+    pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow if kind in SLOW else pytest.mark.heavy)
+    for kind in FAMILIES
+]
 
 pytestmark = pytest.mark.parametrize("adapter", ["no adapter", "peft"])
 

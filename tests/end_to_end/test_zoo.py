@@ -19,7 +19,7 @@ FEW = ("llama", "gemma2", "gpt2", "mamba", "falcon_h1", "modernbert-decoder", "d
 """Rotary and learned positions, a soft cap, a state space, a multiplier, a head with a dense layer, sparse attention,
 experts, and a model that is refused."""
 OTHERS = [kind for kind in KINDS if kind not in FEW]
-EACH_TIME = OTHERS[::5]
+EACH_TIME = OTHERS[::10]
 """Those that `make test` looks at; `make test-heavy` looks at all."""
 
 

@@ -20,6 +20,19 @@ pytestmark = pytest.mark.slow
 
 USES = ("score", "train", "default teacher", "BALD")
 """Columns of the table."""
+EACH_TIME = {
+    *("LORA", "ADALORA", "IA3", "LN_TUNING", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "TRAINABLE_TOKENS", "VERA"),
+    *("XLORA", "use_dora", "target_modules: lm_head", "target_modules: embed_tokens, tied", "modules_to_save"),
+    *("target_parameters: experts", 'bias="all"', "two active adapters", "model.add_adapter"),
+    *("SHADOW", "ADAPTION_PROMPT", "POLY", "LILY", "alora_invocation_tokens", "kasa_config", "layer_replication"),
+    *(True, False, "gaussian", "pissa", "loftq"),
+}
+"""Adapters and initialisations that `make test` looks at: the most used, and one per reason of a refusal.
+`make test-heavy` looks at all."""
+
+
+def cases(names):
+    return [name if name in EACH_TIME else pytest.param(name, marks=pytest.mark.heavy) for name in names]
 
 
 def documented() -> dict[str, dict[str, str]]:
@@ -48,7 +61,7 @@ def test_the_table_has_every_kind_and_initialisation_of_the_installed_peft():
     assert set(INITIALISATIONS) - values == {"lora_ga"}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases(CASES))
 def test_an_adapter_gives_the_numbers_of_plain_peft_or_is_refused(name):
     got = outcomes(CASES[name].make, CASES[name].base)
     assert {use: "refused" if message else "yes" for use, message in got.items()} == documented()[name]
@@ -57,7 +70,7 @@ def test_an_adapter_gives_the_numbers_of_plain_peft_or_is_refused(name):
         assert message is None or (";" in message and len(message) < 400)
 
 
-@pytest.mark.parametrize("init", INITIALISATIONS, ids=str)
+@pytest.mark.parametrize("init", cases(INITIALISATIONS), ids=str)
 def test_an_initialisation_that_changes_the_base_model_is_refused_as_teacher(init):
     case, expected = INITIALISATIONS[init], documented()[initialisation_name(init)]
     message = teacher_outcome(case.make, case.base)
@@ -72,7 +85,7 @@ def test_an_initialisation_that_changes_the_base_model_is_refused_as_teacher(ini
     assert score_outcome(case.make) is None and bald_outcome(case.make) is None
 
 
-@pytest.mark.parametrize("kind", sorted(SUPPORTED_KINDS))
+@pytest.mark.parametrize("kind", cases(sorted(SUPPORTED_KINDS)))
 def test_the_base_models_tensors_are_told_from_the_adapters(kind):
     ours = base_tensors(tiny_adapter(kind))
     theirs = dict(tiny_llama().named_parameters())

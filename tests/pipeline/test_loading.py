@@ -64,7 +64,7 @@ def test_status_reads_records_and_manifests_but_no_tables(tmp_path):
     assert not loaded & {"torch", "transformers", "matplotlib", "dagster_webserver", "starlette", *TABLES}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_twenty_studies_of_forty_ablations_load_without_torch(tmp_path):
     study = {"model": "smollm2_135m", "dataset": "gsm_symbolic", "ood": ["alpaca_eval_gpt4"], "ablations": ["sweep"]}
     (tmp_path / "studies.yaml").write_text(yaml.safe_dump({f"study{number}": study for number in range(20)}))

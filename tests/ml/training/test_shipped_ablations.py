@@ -161,6 +161,8 @@ DISTILS = {"distill_all"} | {
     if name.startswith("paper") or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank")
 }
 RANDOM = ("random25", "fixed_random25")
+OTHER_SHARES = [name for name in MASKS if name.startswith(("paper", "masked_mle")) and not name.endswith("25")]
+"""What differs from the ablation of 25% by its share only; `make test-heavy` runs these too."""
 
 
 def objective(name, w, mask):
@@ -174,7 +176,9 @@ def test_every_shipped_ablation_is_tested():
     assert {a.family for a in ABLATIONS.values()} == {*MASKS, *RANDOM}
 
 
-@pytest.mark.parametrize("name", [*MASKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.heavy) if name in OTHER_SHARES else name for name in MASKS]
+)
 def test_selected_set_and_loss_equal_plain_pytorch(name, teacher_and_tables, tmp_path):
     recorder = run(ABLATIONS[name], teacher_and_tables, tmp_path)
     w = FirstBatch(recorder, teacher_and_tables)
