@@ -39,13 +39,14 @@ class AtomicFile:
 
     Attributes:
         file: where the content is written. It is seekable.
+        temporary: its name until then.
     """
 
     def __init__(self, path: str | Path, durable: bool = True):
         self.path, self._durable = Path(path), durable
         # Unique: two processes may write the same file, and the last one to commit wins.
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.writing")
-        self.file: BinaryIO = open(self._temporary, "xb")
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.writing")
+        self.file: BinaryIO = open(self.temporary, "xb")
 
     def commit(self) -> None:
         """Give the file its name, in place of an earlier file."""
@@ -53,7 +54,7 @@ class AtomicFile:
         if self._durable:
             os.fsync(self.file.fileno())
         self.file.close()
-        os.replace(self._temporary, self.path)
+        os.replace(self.temporary, self.path)
         if self._durable:
             fsync(self.path.parent)
 
@@ -66,7 +67,7 @@ class AtomicFile:
         # What is still in the buffer finds no room either.
         with contextlib.suppress(OSError):
             self.file.close()
-        self._temporary.unlink(missing_ok=True)
+        self.temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -115,6 +116,37 @@ def fsync_tree(folder: str | Path) -> None:
         for name in files:
             fsync(Path(root, name))
         fsync(root)
+
+
+def make_folders(folder: str | Path) -> None:
+    """Create a folder and its parents where they are missing; the names of new ones are flushed to the disk."""
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync(path.parent)
+
+
+def move_into_place(new: str | Path, path: str | Path, aside: str | Path) -> None:
+    """Move the folder `new` to `path`, durably. What `path` held is kept: at `new`, if the system can exchange folders.
+
+    A crash leaves each of the two folders complete, at one of the three paths.
+
+    Args:
+        new: a folder whose content is on the disk.
+        path: where it goes. Its parent exists.
+        aside: where the old content goes if the system cannot exchange two folders in one step.
+    """
+    new, path, aside = Path(new), Path(path), Path(aside)
+    if not os.path.lexists(path):
+        os.rename(new, path)
+    elif not exchange_folders(new, path):
+        aside.parent.mkdir(exist_ok=True)
+        os.rename(path, aside)
+        fsync(aside.parent)
+        os.rename(new, path)
+    fsync(path.parent)
+    fsync(new.parent)
 
 
 def replace_folder(new: str | Path, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 
+from tests.support.manifests import complete
 from tests.support.tiny_store import manifest
 from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.store import Store
@@ -15,7 +16,7 @@ def put(store: Store, asset: str, content: str = "x", **parts) -> Manifest:
         folder = store.path(place)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "file").write_text(content)
-    return store.write_manifest(manifest(asset, data_version=content, outputs=outputs, **parts))
+    return complete(store, manifest(asset, data_version=content, outputs=outputs, **parts))
 
 
 def tree(folder) -> dict[str, str | None]:

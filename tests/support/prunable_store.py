@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tests.support.manifests import write
 from tests.support.plain_store import put, tree
 from tokenuq_pipeline.runtime.pruning import removable, remove
 from tokenuq_pipeline.runtime.store import Store
@@ -26,10 +27,8 @@ def names(store, study=None):
 
 
 def forge(store, asset, **parts):
-    path = store.home / ".manifests" / f"{asset}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads((store.home / ".manifests" / f"{OLD}.json").read_text())
-    path.write_text(json.dumps({**content, "asset": asset, **parts}))
+    write(store.home / ".manifests" / f"{asset}.json", {**content, "asset": asset, **parts})
 
 
 def files(store):

@@ -100,6 +100,20 @@ def tables_read(store: Store) -> set[str]:
     return {path.parent.relative_to(store.home).as_posix() for path in files}
 
 
+def damage(store: Store, asset: str, version: str) -> None:
+    """Change a file of a version, wherever a publication that was interrupted has left it; its size stays."""
+    roots = {".publishing", *(place.split("/")[0] for place in places_of(asset).values())}
+    paths = [path for root in sorted(roots) for path in store.path(root).rglob(FILES[0])]
+    path = next(path for path in paths if path.read_text().startswith(f"{version} "))
+    path.write_text(path.read_text().replace(version, "v999999"))
+
+
+def begun(store: Store, asset: str) -> str | None:
+    """Return the version of which a publication was interrupted after it had begun; None without one."""
+    paths = store.home.glob(f".publishing/{asset.replace('/', '.')}+*/manifest.json")
+    return next((Manifest.read_of(asset, path).data_version for path in paths), None)
+
+
 def in_trash(store: Store, asset: str) -> list[str]:
     """Return the versions of an asset whose manifest is in the trash, oldest first."""
     paths = [entry.path / ".manifests" / f"{asset}.json" for entry in Trash(store.home).entries()]

@@ -23,9 +23,10 @@ def publish(store: Store, asset: str, frames: dict[str, pl.DataFrame], **partiti
     with store.staging() as staging:
         for table, frame in frames.items():
             write_table(frame, table, staging / table, spec_hash="s", code_version="1-s")
-            store.publish(staging / table, table_path(table, **partitions))
-    outputs = {table: table_path(table, **partitions) for table in frames}
-    store.write_manifest(manifest(asset, outputs=outputs))
+        outputs = {table: table_path(table, **partitions) for table in frames}
+        staged = {table: staging / table for table in frames}
+        files = store.settle(staged, outputs)
+        store.publish(manifest(asset, outputs=outputs, files=files), staged)
 
 
 def manifest(asset: str, **parts) -> Manifest:

@@ -29,8 +29,6 @@ class Damage:
     """The asset, or the file of no asset, that must be named."""
     table: str | None = None
     """The table whose queries must be refused."""
-    seen_by: str = "verify"
-    """The command that names it: `verify`, or `status`."""
 
 
 def flip(share: float) -> Callable[[Path], None]:
@@ -154,9 +152,7 @@ def kinds(study: str, ablation: str, model: str, dataset: str) -> list[Damage]:
         Damage("a manifest that is empty", manifest, overwrite(b""), losses),
         Damage("a manifest that is a folder", manifest, to_folder, losses),
         Damage("a manifest with places outside the store", manifest, edited(outputs={"x": "../outside"}), losses),
-        Damage(
-            "a manifest with another data version", manifest, edited(data_version="forged"), losses, seen_by="status"
-        ),
+        Damage("a manifest with another data version", manifest, edited(data_version="forged"), losses, "token_losses"),
         Damage("a manifest of another asset", manifest, other_manifest, losses),
         Damage("fingerprints that are not JSON", FINGERPRINTS, overwrite(b"\xff{"), FINGERPRINTS),
         Damage("fingerprints that are a folder", FINGERPRINTS, to_folder, FINGERPRINTS),
@@ -200,15 +196,15 @@ def _look(study: TrialStudy, damage: Damage) -> tuple[str, list[str]]:
         said = f"“{printed.strip()[-160:]}”; "
         if code == 0:
             wrong.append("a query of the damaged table is answered")
-    code, printed = answers[damage.seen_by]
+    code, printed = answers["verify"]
     if damage.asset == FINGERPRINTS:
         # A cache, which the first command that reads it names and replaces.
         code, printed = 1, next((text for _, text in answers.values() if FINGERPRINTS in text), "")
     if code == 0 or damage.asset not in printed:
-        wrong.append(f"{damage.seen_by} ends with {code} and does not name {damage.asset}: {printed[-300:]}")
+        wrong.append(f"verify ends with {code} and does not name {damage.asset}: {printed[-300:]}")
     else:
         line = next(line for line in printed.splitlines() if damage.asset in line)
-        said += f"{damage.seen_by}: “{line.strip()[:160]}”"
+        said += f"verify: “{line.strip()[:160]}”"
     return said or "nothing refused", wrong
 
 

@@ -6,24 +6,28 @@ the listed sizes. A folder without manifests, which no pipeline writes to, count
 Knows names, paths, sizes and recorded hashes; opens no Parquet file. `integrity.py` compares files with their hashes.
 """
 
+import hashlib
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tokenuq_ml.file_hashes import Identity, identity
 from tokenuq_ml.json_files import DamagedFile, damaged, read_json
-from tokenuq_ml.tables.schemas import TABLES
-
 from tokenuq_ml.object_store.address import is_address
 from tokenuq_ml.object_store.registry import mirror_of, open_mirror, require_no_mirror
+from tokenuq_ml.tables.schemas import TABLES
+
 _parsed: dict[Path, tuple[Identity, list["PublishedFile"]]] = {}
 
 MANIFESTS = ".manifests"
 FORGET = "`tokenuq verify --forget` deletes it, and the next run makes the asset again"
 """What repairs a damaged manifest."""
+DIGEST = "manifest_sha256"
+"""The key under which a manifest holds the digest of its other keys. Manifests of earlier versions have none."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,13 @@ def store_home(home: str | Path | None = None) -> Path:
     """Return the absolute path of `home`; of an address `s3://bucket/prefix`, the folder that mirrors that store.
 
     Default: `$TOKENUQ_HOME`, or else `store/` in the checkout, or else `store/` in the working directory.
+
+    Raises:
+        InputError: the store is in a bucket that cannot be read, or the folder is the mirror of one.
     """
     if home is None:
         checkout = Path(__file__).resolve().parents[2]
         root = checkout if (checkout / "config").is_dir() else Path.cwd()
-
-    Raises:
-        InputError: the store is in a bucket that cannot be read, or the folder is the mirror of one.
         home = os.environ.get("TOKENUQ_HOME") or root / "store"
     if is_address(home):
         return open_mirror(str(home))
@@ -90,12 +94,12 @@ def has_manifests(home: Path) -> bool:
 
 def manifest_names(home: Path) -> list[str]:
     """Return the assets that have a manifest, whatever it holds; a folder of such a name counts as a damaged one."""
+    if (mirror := mirror_of(home)) is not None:
+        mirror.refresh()
     root = home / MANIFESTS
     found = []
     # Through a link, as everywhere in a store, nothing is read.
     for parent, folders, files in [] if root.is_symlink() else os.walk(root):
-    if (mirror := mirror_of(home)) is not None:
-        mirror.refresh()
         names = [name for name in (*folders, *files) if name.endswith(".json") and not name.startswith(".")]
         folders[:] = [name for name in folders if name not in names]
         found += [Path(parent, name).relative_to(root).as_posix().removesuffix(".json") for name in names]
@@ -170,7 +174,32 @@ def manifest_files(path: Path, asset: str) -> list[PublishedFile]:
     files = [_entry(path, asset, entry) for entry in entries]
     if len({file.path for file in files}) < len(files):
         raise damaged(path, "lists a file twice", FORGET)
+    check_digest(path, content)
     return files
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's content, its digest left out: of JSON with sorted keys and no spaces."""
+    others = {key: value for key, value in content.items() if key != DIGEST}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_digest(path: Path, content: Mapping[str, Any]) -> None:
+    """Check that a manifest is as it was written. One of an earlier version, without a digest, is accepted.
+
+    Finds what was changed by accident or by hand. Who can write to the store can write a digest too.
+
+    Raises:
+        DamagedFile: it is not.
+    """
+    try:
+        if DIGEST in content and content[DIGEST] != digest_of(content):
+            raise damaged(
+                path, f"has been changed since it was written: its content is not that of its {DIGEST}", FORGET
+            )
+    except RecursionError:
+        raise damaged(path, "is nested too deeply for JSON of a store", FORGET) from None
 
 
 def _entry(manifest: Path, asset: str, entry: Any) -> PublishedFile:
@@ -202,6 +231,7 @@ def _complete(home: Path) -> Iterator[PurePosixPath]:
                 if why_not_file(home, path.relative_to(home).as_posix()) is None:
                     yield PurePosixPath(path.relative_to(home).as_posix())
         return
+    mirror = mirror_of(home)
     for files in published(home).files.values():
         # Of a mirror, the files are those of the bucket, whether or not they are here.
         local = (why_not_file(home, file.path, file.bytes) for file in files)
@@ -233,7 +263,6 @@ def why_not_file(home: Path, relative: str, size: int | None = None) -> str | No
         return f"{path} is not a file"
     if size is not None and status.st_size != size:
         return f"{path} has {status.st_size} bytes, not {size}"
-    mirror = mirror_of(home)
     return None
 
 

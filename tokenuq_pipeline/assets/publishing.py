@@ -67,11 +67,8 @@ def publish(
         files=files,
     )
     with lease.publishing():
-        # Until the manifest is written the asset is incomplete: some of its folders may be new and some old.
-        store.forget(asset.name)
-        for output, place in asset.outputs.items():
-            store.publish(staged[output], place)
-        return store.write_manifest(manifest, files)
+        store.publish(manifest, staged)
+    return manifest
 
 
 def made_meanwhile(

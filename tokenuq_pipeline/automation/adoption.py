@@ -2,7 +2,8 @@
 
 The store's manifests say what is fresh; Dagster's records follow. They have to catch up where `DAGSTER_HOME` is new,
 was lost or is another one than before, where a run was killed between a manifest and its event, and where the edges
-that are drawn have changed, which Dagster calls a removed dependency.
+that are drawn have changed, which Dagster calls a removed dependency. Publications that a kill has interrupted are
+completed first.
 
 Dagster reports assets that are made elsewhere by `report_runless_asset_event`, which is used here. Its event takes the
 versions of the asset only as tags; those of a step's own events are given, so that Dagster's staleness agrees.
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from tokenuq_ml.tables.integrity import damages
 from tokenuq_pipeline.assets import metadata
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.checks import TableCheck
@@ -23,6 +23,7 @@ from tokenuq_pipeline.assets.integrity_checks import NAME as FILES_INTACT
 from tokenuq_pipeline.assets.integrity_checks import files_intact
 from tokenuq_pipeline.automation.explain import explain
 from tokenuq_pipeline.automation.staleness import Key, Records, staleness
+from tokenuq_pipeline.runtime.bucket_store import BucketStore, damaged_files
 from tokenuq_pipeline.runtime.dagster_internals import (
     Recorded,
     check_evaluation,
@@ -47,6 +48,8 @@ class Adoption:
     """Of those: assets with a file that differs from its manifest."""
     stale: dict[str, str] = field(default_factory=dict)
     """Assets that a run makes again. Missing ones are among them."""
+    recovered: dict[str, str] = field(default_factory=dict)
+    """Assets whose publication was interrupted, and what became of it; looked at first."""
     failed_checks: list[str] = field(default_factory=list)
     """Blocking checks that have not passed, as `<asset>: <check>: <what is wrong>`."""
 
@@ -74,11 +77,12 @@ def adopt(records: Records, keys: Iterable[Key], checks: Checks | None = None, v
             are; they are pending then, as after a run that was killed before them, and the next run evaluates them.
         verify: compare the files with their recorded hashes. A file that was read before is not read again.
     """
-    keys = set(keys)
+    keys, recovered = set(keys), records.store.recover()
     found = staleness(records, keys)
     reasons = ((key, found.reasons[key]) for key in records.assets if key in found.reasons)
     result = Adoption(
-        stale={key.to_user_string(): explain(reason, records.assets[key], records.store) for key, reason in reasons}
+        stale={key.to_user_string(): explain(reason, records.assets[key], records.store) for key, reason in reasons},
+        recovered={asset: str(outcome) for asset, outcome in recovered.items()},
     )
     if found.unrecorded:
         adopter = _Adopter(records, checks, verify, result)
@@ -131,9 +135,8 @@ class _Adopter:
         if (owner := Leases(self._store.home).holder(asset.name)) is not None:
             return f"{owner.described} is making it again"
         if self._verify:
-            files = [self._store.path(file.path) for file in manifest.files]
-            if wrong := damages(self._store.home, files):
-                self._result.damaged[asset.name] = next(iter(wrong.values()))
+            if wrong := damaged_files(self._store, manifest):
+                self._result.damaged[asset.name] = wrong[0]
                 return self._result.damaged[asset.name]
         for path in asset.deps:
             # Dagster compares with what it has recorded of the inputs: they come first.
@@ -177,7 +180,7 @@ class _Adopter:
             yield dg.AssetCheckKey(asset.key, own.name), lambda check=own: check.evaluate(store)
         for other in (self._checks or {}).get(asset.key, []):
             yield other.key, lambda check=other: check.evaluate(store)
-        if self._verify:
+        if self._verify and not isinstance(self._store, BucketStore):
             yield dg.AssetCheckKey(asset.key, FILES_INTACT), lambda: files_intact(store, asset.name)
 
 

@@ -132,6 +132,8 @@ class StudyRunner:
         """
         began = time.monotonic()
         found = adopt(self.records, keys, checks_by_asset(table_checks(self.config)))
+        for asset, outcome in found.recovered.items():
+            self.console.line(f"{asset}: {outcome}")
         if found.adopted:
             seconds = time.monotonic() - began
             self.console.line(

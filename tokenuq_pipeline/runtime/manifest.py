@@ -1,7 +1,7 @@
 """The manifest of an asset: what it was made from and with, and every file of it.
 
-A manifest is stored at `.manifests/<asset>.json`. It is written after the files, so an asset with a manifest
-whose files all exist is complete.
+A manifest is stored at `.manifests/<asset>.json`. It appears after the files, so an asset with a manifest whose files
+all exist is complete. It holds a digest of itself, so a manifest that was changed is found.
 """
 
 import json
@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.json_files import damaged, read_json
 from tokenuq_ml.stages.request import CheckOutcome, first_error
-from tokenuq_ml.tables.partitions import FORGET
-from tokenuq_pipeline.runtime.places import MANIFESTS, check_no_link, check_places, check_plots
+from tokenuq_ml.tables.partitions import DIGEST, FORGET, check_digest, digest_of
+from tokenuq_pipeline.runtime.places import MANIFESTS, check_no_link, check_places, check_plots, manifest_place
 
 
 class FileEntry(BaseModel):
@@ -85,18 +85,39 @@ class Manifest(BaseModel):
             FileNotFoundError: there is no such file.
             DamagedFile: the file is damaged; the message says where, and what repairs it.
         """
+        return cls._read(path, None)
+
+    @classmethod
+    def read_of(cls, asset: str, path: Path) -> "Manifest":
+        """Read the manifest of an asset from any path. Symbolic links on the way to its files are not looked for.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedFile: the file is damaged.
+        """
+        return cls._read(path, asset)
+
+    @classmethod
+    def _read(cls, path: Path, asset: str | None) -> "Manifest":
         content = read_json(path, FORGET)
         try:
             manifest = cls.model_validate(content)
-            manifest._check(path)
+            if asset is None:
+                home, asset = _home_and_asset(path)
+                manifest._check(asset)
+                places = [*manifest.outputs.values(), *(file.path for file in manifest.files)]
+                check_no_link(home, [manifest_place(asset), *places])
+            else:
+                manifest._check(asset)
         except ValidationError as error:
             raise damaged(path, first_error(error), FORGET) from None
         except (ValueError, OSError) as error:
             raise damaged(path, str(error), FORGET) from None
+        # Last: what is wrong with a field says more than that something is.
+        check_digest(path, content)
         return manifest
 
-    def _check(self, path: Path) -> None:
-        home, asset = _home_and_asset(path)
+    def _check(self, asset: str) -> None:
         if self.asset != asset:
             raise ValueError(f"is the manifest of {self.asset!r}, not of {asset}")
         files = [file.path for file in self.files]
@@ -104,15 +125,19 @@ class Manifest(BaseModel):
         check_plots(self.outputs, self.plots.values())
         if self.outputs and not files:
             raise ValueError("lists no file")
-        check_no_link(home, [f"{MANIFESTS}/{asset}.json", *self.outputs.values(), *files])
 
-    def write(self, path: Path) -> None:
-        """Write the manifest, atomically and durably."""
+    def content(self) -> bytes:
+        """Return what the file holds: the fields, and a digest of them."""
         content = self.model_dump()
         content["provenance"] = self.provenance.model_dump(exclude_none=True, exclude_unset=True)
+        content[DIGEST] = digest_of(content)
+        return json.dumps(content, indent=1).encode()
+
+    def write(self, path: Path) -> None:
+        """Write the manifest with its digest, atomically and durably."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(json.dumps(content, indent=1).encode())
+            file.write(self.content())
 
 
 def _home_and_asset(path: Path) -> tuple[Path, str]:

@@ -19,6 +19,7 @@ from tokenuq_ml.disk import folder_size, full_disk
 from tokenuq_pipeline.runtime.folder_lock import is_locked, store_lock
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, linked, manifest_place
+from tokenuq_pipeline.runtime.publication import recover_locked
 from tokenuq_pipeline.runtime.store import CHECKPOINTS, Store
 from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
 from tokenuq_pipeline.runtime.trash import Trash
@@ -112,6 +113,7 @@ def remove(store: Store, item: Removable, now: bool = False) -> None:
     try:
         # Leases are taken and assets are published under the same lock.
         with store_lock(store.home):
+            recover_locked(store.home, [item.asset])
             entry = _removed(store, item, now)
     except ValueError as error:
         raise NotRemovable(f"{item.name}: {error}") from error

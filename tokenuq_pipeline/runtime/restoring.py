@@ -8,6 +8,7 @@ from tokenuq_pipeline.runtime.folder_lock import store_lock
 from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.places import manifest_place
 from tokenuq_pipeline.runtime.pruning import refusal, run_at_work
+from tokenuq_pipeline.runtime.publication import recover_locked
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.trash import Entry, Trash
 
@@ -40,6 +41,7 @@ def restore(store: Store, asset: str, entry: Entry) -> None:
     manifest = manifest_place(asset)
     try:
         with store_lock(store.home):
+            recover_locked(store.home, [asset])
             if os.path.lexists(store.home / manifest):
                 raise NotRestorable(f"{asset}: is in the store, so that the one in the trash stays there")
             if because := run_at_work(store, asset):

@@ -1,7 +1,8 @@
 """The store: assets on disk. An asset is complete, or readers do not see it.
 
-A stage fills staging folders. `publish` swaps each into its place in one step, and the manifest, which is written last,
-marks the asset as complete. Who may do so is decided by `leases.py`. Does not import Dagster.
+A stage fills staging folders. `publish` moves them into their places with a journal (`publication.py`), and the
+manifest, which appears last, marks the asset as complete. Who may do so is decided by `leases.py`. Does not import
+Dagster.
 """
 
 import contextlib
@@ -10,25 +11,23 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tokenuq_ml.atomic_files import fsync_tree, replace_folder
+from tokenuq_ml.atomic_files import fsync_tree
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.file_hashes import sha256_of
 from tokenuq_ml.tables.integrity import file_difference, unlisted
 from tokenuq_ml.tables.partitions import PublishedFile, manifest_names, why_not_file
+from tokenuq_pipeline.runtime.journal import ONE_FILE_SYSTEM, PUBLISHING, Outcome
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.manifest import FileEntry, Manifest
 from tokenuq_pipeline.runtime.owners import Owner, beating, file_time
 from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, check_no_link, linked
+from tokenuq_pipeline.runtime.publication import INTERRUPTED, is_interrupted, publish, recover
 from tokenuq_pipeline.runtime.trash import Trash
 
 CHECKPOINTS, STAGING = ".checkpoints", ".staging"
-ONE_FILE_SYSTEM = (
-    "results are moved into place in one step, so the store has to be one tree of folders on one file system; "
-    "put a folder there, or move the whole store (TOKENUQ_HOME)"
-)
 UNKNOWN_KEPT_S = 24 * 3600.0
 """How long a staging folder stays whose name says nothing of its owner: another version may have named it."""
 
@@ -104,7 +103,9 @@ class Store:
         """
         outputs = list(outputs)
         self._refuse_links(outputs)
-        for parent in sorted({self.path(output).parent for output in outputs}):
+        # A publication also goes through the folders of journals and manifests.
+        own = (self.home / PUBLISHING, self.home / MANIFESTS)
+        for parent in (*sorted({self.path(output).parent for output in outputs}), *own):
             parent.mkdir(parents=True, exist_ok=True)
             probe = staging / f".probe-{uuid.uuid4().hex[:8]}"
             probe.mkdir()
@@ -136,35 +137,28 @@ class Store:
             fsync_tree(folder)
         return [entry for name, place in outputs.items() for entry in _files(staged[name], place)]
 
-    def publish(self, staged: str | Path, relative: str) -> Path:
-        """Move the folder `staged` to a path in the store, in one step; an older version is replaced and deleted.
+    def publish(self, manifest: Manifest, staged: Mapping[str, Path]) -> None:
+        """Replace an asset, or publish its first version. The caller holds its lease and the store's lock.
 
-        The content is flushed to the disk first. Where the step fails, the older version stays.
-
-        Raises:
-            InputError: a symbolic link has appeared on the way to the place.
-        """
-        self._refuse_links([relative])
-        final = self.path(relative)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        replace_folder(staged, final)
-        return final
-
-    def write_manifest(self, manifest: Manifest, files: list[FileEntry] | None = None) -> Manifest:
-        """Mark an asset as complete.
+        A crash at any moment leaves the old version or the new one, or neither until `recover` is called.
 
         Args:
-            manifest: everything but the files.
-            files: what `settle` has returned; by default they are listed, measured and hashed here.
+            manifest: of the new version, with what `settle` has returned.
+            staged: output name -> folder.
 
-        Returns:
-            The manifest with its files.
+        Raises:
+            InputError: a symbolic link has appeared on the way to a place.
+            OSError: the system does not allow a step.
         """
-        if files is None:
-            files = [entry for place in manifest.outputs.values() for entry in _files(self.path(place), place)]
-        complete = manifest.model_copy(update={"files": files})
-        complete.write(self._manifest_path(manifest.asset))
-        return complete
+        publish(self.home, manifest, staged)
+
+    def recover(self, held: Collection[str] = ()) -> dict[str, Outcome]:
+        """Complete or undo publications that were interrupted; return what became of them, by asset.
+
+        Args:
+            held: assets whose lease the caller holds; those that others are making are left alone.
+        """
+        return recover(self.home, held)
 
     def manifest_age(self, asset: str) -> float | None:
         """Return the seconds since the manifest of `asset` was written, by the file system; None without one."""
@@ -206,7 +200,7 @@ class Store:
         try:
             manifest = Manifest.read(self._manifest_path(asset))
         except FileNotFoundError:
-            return "has no manifest"
+            return INTERRUPTED if is_interrupted(self.home, asset) else "has no manifest"
         except ValueError as error:
             return f"has a damaged manifest, {error}"
         wrong = (why_not_file(self.home, file.path, file.bytes) for file in manifest.files)

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tests.support.manifests import complete
 from tests.support.tiny_store import make_store
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.integrity import damage_of, damage_of_table, damages
@@ -108,7 +109,7 @@ def test_an_asset_that_is_published_meanwhile_is_not_damaged(store):
     flip(store.home / LOSSES)
     assert damage_of(store.home, LOSSES) is not None
     # As a stage does it: with the new content comes a new manifest.
-    store.write_manifest(store.read_manifest("other/token_losses"))
+    complete(store, store.read_manifest("other/token_losses"))
     assert damage_of(store.home, LOSSES) is None
     store.forget("other/token_losses")
     assert "belongs to no complete asset" in damage_of(store.home, LOSSES)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.manifests import complete
 from tests.support.tiny_store import manifest, put
 from tokenuq_ml.data.examples import Example
 from tokenuq_pipeline.assets import data_checks, uncertainty_checks
@@ -229,7 +230,7 @@ def test_cached_teacher_matches_online(store, passed):
     """The child's word stands; where it said nothing, the check fails."""
     outcome = {"passed": passed, "description": "0.01 apart", "figures": {"error": 0.01}}
     checks = {} if passed is None else {"cached_teacher_matches_online": outcome}
-    store.write_manifest(manifest("s/teacher_hidden", checks=checks))
+    complete(store, manifest("s/teacher_hidden", checks=checks))
     result = data_checks.cached_teacher_matches_online(store, "s")
     assert result.passed is bool(passed)
     assert result.description == ("the stage did not compare them" if passed is None else "0.01 apart")

@@ -6,6 +6,7 @@ import threading
 import dagster as dg
 import pytest
 
+from tests.support.manifests import complete
 from tests.support.toy_pipeline import STUDY, config_with, toy_config
 from tokenuq_ml.stages import versions
 from tokenuq_pipeline.assets.checks import table_checks
@@ -161,7 +162,7 @@ def test_records_of_other_edges_are_replaced(with_records, config):
 def test_a_killed_run_loses_nothing_between_a_manifest_and_its_event(with_records, config):
     name = f"{STUDY}/top/student"
     manifest = with_records.store.read_manifest(name)
-    with_records.store.write_manifest(manifest.model_copy(update={"data_version": "newer"}))
+    complete(with_records.store, manifest.model_copy(update={"data_version": "newer"}))
     code, made = run(with_records, config)
     assert code == 0 and made[0] == {f"{STUDY}/top/evaluation", f"{STUDY}/top/curriculum", f"{STUDY}/ablation_report"}
     with with_records.instance() as instance:

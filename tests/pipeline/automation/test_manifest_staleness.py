@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.support.manifests import complete
 from tests.support.toy_pipeline import STUDY, config_with
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.automation.manifest_staleness import ManifestReader
@@ -29,7 +30,7 @@ def stale(toy, assets):
 
 def change(toy, name, **parts):
     manifest = toy.store.read_manifest(name)
-    toy.store.write_manifest(manifest.model_copy(update=parts))
+    complete(toy.store, manifest.model_copy(update=parts))
     return manifest
 
 

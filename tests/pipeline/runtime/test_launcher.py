@@ -11,6 +11,7 @@ import threading
 import dagster as dg
 import pytest
 
+from tests.support.manifests import write
 from tests.support.processes import wait_until
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
 from tokenuq_ml.stages.parent_watch import PARENT_PIPE
@@ -184,7 +185,7 @@ def test_a_killed_stage_is_retried_over_a_store_of_an_earlier_version(toy, monke
     path = toy.store.home / ".manifests" / "models" / "tiny.json"
     manifest = json.loads(path.read_text())
     del manifest["provenance"]
-    path.write_text(json.dumps(manifest))
+    write(path, manifest)
     monkeypatch.setenv("FAKE_STAGE", json.dumps({"die_once": "models"}))
     result, _ = materialise(toy, ["models", "tiny"])
     assert result.success and attempts(result) == ["models__tiny"]

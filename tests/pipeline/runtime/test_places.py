@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from tests.support.manifests import complete, write
 from tests.support.tiny_store import manifest
 from tests.support.toy_pipeline import toy_config
 from tokenuq_ml.config.load import load_config
@@ -28,7 +29,7 @@ def store(tmp_path):
     folder = store.path(PLACE)
     folder.mkdir(parents=True)
     (folder / "weights").write_text("x")
-    store.write_manifest(manifest(ASSET, outputs={"adapter": PLACE}, plots={"P": "adapter/p.png"}))
+    complete(store, manifest(ASSET, outputs={"adapter": PLACE}, plots={"P": "adapter/p.png"}))
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "precious").write_text("x")
     return store
@@ -38,8 +39,7 @@ def alter(store, written_as=ASSET, **parts):
     path = store.home / ".manifests" / f"{ASSET}.json"
     content = {**json.loads(path.read_text()), **parts}
     path = store.home / ".manifests" / f"{written_as}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    write(path, content)
     return path
 
 

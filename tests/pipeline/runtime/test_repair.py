@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tests.support.manifests import complete, edit, write
 from tests.support.tiny_store import examples, publish
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.integrity import damage_of_table
@@ -32,6 +33,9 @@ def store(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path / "store")
     monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path / "store"))
     return Store(tmp_path / "store")
+
+
+CHANGED = "has been changed since it was written"
 
 
 def manifest(store):
@@ -71,6 +75,10 @@ MANIFESTS = {
     "NaN": (text('"metrics": {}', '"metrics": {"a": NaN}'), "is not JSON: NaN"),
     "a key twice": (text('"metrics"', '"metrics": {}, "metrics"'), "is not JSON: the key 'metrics' is given twice"),
     "another asset": (text(f'"asset": "{ASSET}"', f'"asset": "{OTHER}"'), f"is the manifest of '{OTHER}'"),
+    "another version": (text('"data_version": "d"', '"data_version": "e"'), CHANGED),
+    "an input less": (text('"input_data_versions": {', '"input_data_versions": {"x": "y"'), CHANGED),
+    "another digest": (text('"manifest_sha256": "', '"manifest_sha256": "0'), CHANGED),
+    "no digest but its key": (text('"manifest_sha256": "', '"manifest_sha256": null, "was": "'), CHANGED),
     "half a surrogate": (text('"data_version": "d"', '"data_version": "\\ud800"'), "holds half of a surrogate pair"),
     "a folder": (in_place_of(lambda path: (path / "x").mkdir(parents=True)), "is a folder, not a file"),
     "an empty folder": (in_place_of(lambda path: path.mkdir()), "is a folder, not a file"),
@@ -189,17 +197,17 @@ def test_a_manifest_that_has_lost_an_entry_costs_no_file(store):
     # The manifest is written after the files.
     more = table.with_name("more")
     more.write_bytes(b"x")
-    store.write_manifest(store.read_manifest(ASSET))
+    complete(store, store.read_manifest(ASSET))
     content = json.loads(path.read_text())
     content["files"] = [file for file in content["files"] if not file["path"].endswith("more")]
-    path.write_text(json.dumps(content))
+    write(path, content)
     assert store.problems(ASSET) == ["examples/dataset=toy/more: does not belong to the asset"]
     assert repair(store, ASSET) == "its manifest is deleted, and the next run makes it again" and more.exists()
 
 
 def test_a_manifest_without_files_is_damaged(store):
     path = manifest(store)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": []}))
+    edit(path, files=[])
     assert "lists no file; `tokenuq verify --forget`" in store.problems(ASSET)[0] and not store.is_complete(ASSET)
 
 

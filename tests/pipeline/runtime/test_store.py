@@ -1,5 +1,6 @@
 """The store publishes completely or not at all, and deletes the staging folders of dead processes only."""
 
+import hashlib
 import json
 import os
 import stat
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.support.manifests import complete, write
 from tests.support.owners import elsewhere, write_heartbeat
 from tests.support.tiny_store import manifest
 from tokenuq_ml.errors import InputError
@@ -35,6 +37,12 @@ def staged(store, content):
     return folder
 
 
+def publish(store, folder, **parts):
+    files = store.settle({"teacher_hidden": folder}, {"teacher_hidden": PLACE})
+    parts = {"outputs": {"teacher_hidden": PLACE}, "files": files, **parts}
+    store.publish(manifest(ASSET, **parts), {"teacher_hidden": folder})
+
+
 def content(folder):
     return {path.name: path.read_text() for path in folder.iterdir()}
 
@@ -49,10 +57,10 @@ def test_paths_are_hive_partitions():
 def test_publish_replaces_every_old_file(store):
     for text in ("first", "second"):
         folder = staged(store, text)
-        final = store.publish(folder, "table/study=s")
-        assert final == store.path("table/study=s") and content(final) == {"one": text, "two": text}
+        publish(store, folder)
+        assert content(store.path(PLACE)) == {"one": text, "two": text} and store.problems(ASSET) == []
         assert not folder.exists()
-    assert os.listdir(store.home / ".staging" / "work") == []
+    assert os.listdir(store.home / ".staging" / "work") == os.listdir(store.home / ".publishing") == []
 
 
 def test_nothing_is_published_through_a_link(store, tmp_path):
@@ -63,17 +71,18 @@ def test_nothing_is_published_through_a_link(store, tmp_path):
         store.path(place).parent.mkdir(parents=True, exist_ok=True)
         store.path(place).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(InputError, match="is a symbolic link: "):
-            store.publish(staged(store, place.replace("/", "_")), PLACE)
+            publish(store, staged(store, place.replace("/", "_")))
         store.path(place).unlink()
     assert content(tmp_path / "elsewhere" / "study=s") == {"precious": "x"}
 
 
 def test_a_manifest_marks_an_asset_as_complete(store):
     assert store.read_manifest(ASSET) is None
-    store.publish(staged(store, "x"), PLACE)
+    store.path(PLACE).parent.mkdir(parents=True)
+    staged(store, "x").rename(store.path(PLACE))
     parts = {"fields": {"k": 1}, "input_data_versions": {"s/b": "dv2"}, "metrics": {"m": 1.5}}
     parts["outputs"] = {"teacher_hidden": PLACE}
-    written = store.write_manifest(manifest(ASSET, data_version="dv", **parts))
+    written = complete(store, manifest(ASSET, data_version="dv", **parts))
     read = store.read_manifest(ASSET)
     assert read == written and read.data_version == "dv" and read.input_data_versions == {"s/b": "dv2"}
     assert read.fields == {"k": 1} and read.metrics == {"m": 1.5}
@@ -110,12 +119,12 @@ def test_an_asset_with_a_damaged_manifest_is_incomplete_and_the_reason_names_the
 
 def test_a_manifest_without_plots_checks_and_provenance_is_read(store):
     """As early versions wrote it."""
-    store.write_manifest(manifest("s/a"))
+    complete(store, manifest("s/a"))
     path = store.home / ".manifests" / "s" / "a.json"
     content = json.loads(path.read_text())
     for name in ("plots", "checks", "provenance"):
         del content[name]
-    path.write_text(json.dumps(content))
+    write(path, content)
     assert store.is_complete("s/a") and store.read_manifest("s/a").provenance.run_id is None
 
 
@@ -123,8 +132,10 @@ def test_the_format_on_disk(store):
     """Other programs and later versions read it."""
     parts = {"checks": {"c": CheckOutcome(passed=True, description="d", figures={"f": 0.5})}}
     provenance = Provenance(run_id="r", made_at="t", seed=None, packages={"p": "1"}, git_dirty=False)
-    store.write_manifest(manifest("s/a", provenance=provenance, metrics={"m": None, "n": 1, "b": True}, **parts))
-    assert json.loads((store.home / ".manifests" / "s" / "a.json").read_text()) == {
+    complete(store, manifest("s/a", provenance=provenance, metrics={"m": None, "n": 1, "b": True}, **parts))
+    written = json.loads((store.home / ".manifests" / "s" / "a.json").read_text())
+    digest = written.pop("manifest_sha256")
+    assert written == {
         "asset": "s/a",
         "data_version": "d",
         "code_version": "1-s",
@@ -138,6 +149,8 @@ def test_the_format_on_disk(store):
         "outputs": {},
         "files": [],
     }
+    text = json.dumps(written, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert digest == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_staging_is_deleted_also_after_a_failure(store):

@@ -6,14 +6,19 @@ from tests.support.store_actions import (
     ASSETS,
     at_each_change,
     bring_back,
+    damage,
     fill,
     in_trash,
+    killed,
     observed,
     prune,
     publish,
+    recorded,
     tables_read,
 )
+from tokenuq_pipeline.runtime.journal import Outcome
 from tokenuq_pipeline.runtime.leases import Leases
+from tokenuq_pipeline.runtime.publication import is_interrupted
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 from tokenuq_pipeline.runtime.trash import Trash
@@ -21,6 +26,8 @@ from tokenuq_pipeline.runtime.trash import Trash
 pytestmark = pytest.mark.slow
 
 OLD, NEW, NEWER = "v000001", "v000002", "v000003"
+MIDDLE = 64
+"""A change of a publication between the removal of the old manifest and the new one."""
 ASSET = ASSETS[0]
 heavy = pytest.mark.heavy
 
@@ -29,14 +36,20 @@ def publish_version(store: Store, version: str) -> None:
     publish(store, ASSET, version, fill(store, ASSET, version))
 
 
-@pytest.mark.parametrize("exchange", [True, pytest.param(False, marks=heavy)])
-@pytest.mark.parametrize("first", [False, pytest.param(True, marks=heavy)])
-def test_a_publication_that_is_killed_at_any_change(exchange, first):
+def prepared(first: bool):
+    """Return what makes a store with the version before, or none, and the next one staged."""
+
     def prepare(store):
         if not first:
             publish_version(store, OLD)
         fill(store, ASSET, NEW)
 
+    return prepare
+
+
+@pytest.mark.parametrize("exchange", [True, pytest.param(False, marks=heavy)])
+@pytest.mark.parametrize("first", [False, pytest.param(True, marks=heavy)])
+def test_a_publication_that_is_killed_at_any_change(exchange, first):
     def action(store):
         publish(store, ASSET, NEW, {output: store.home / ".staging" / NEW / output for output in places_of(ASSET)})
 
@@ -48,8 +61,60 @@ def test_a_publication_that_is_killed_at_any_change(exchange, first):
         publish_version(store, NEWER)
         assert observed(store, ASSET) == NEWER
 
-    assert at_each_change(prepare, action, check, exchange) > 40
+    assert at_each_change(prepared(first), action, check, exchange) > 40
     assert seen == {None, NEW} | (set() if first else {OLD})
+
+
+@pytest.mark.parametrize("exchange", [True, pytest.param(False, marks=heavy)])
+@pytest.mark.parametrize("first", [False, pytest.param(True, marks=heavy)])
+def test_the_next_start_completes_a_publication_or_leaves_the_version_before(exchange, first):
+    def action(store):
+        publish(store, ASSET, NEW, {output: store.home / ".staging" / NEW / output for output in places_of(ASSET)})
+
+    seen = []
+
+    def check(store):
+        now, began = observed(store, ASSET), is_interrupted(store.home, ASSET)
+        found = store.recover()
+        seen.append((now, observed(store, ASSET)))
+        assert found == ({ASSET: Outcome.COMPLETED} if began else {})
+        assert seen[-1][1] == (NEW if began or now == NEW else None if first else OLD)
+        assert not any(store.home.glob(".publishing/*"))
+        assert store.recover() == {} and Trash(store.home).bytes == 0
+
+    at_each_change(prepared(first), action, check, exchange)
+    before = None if first else OLD
+    assert set(seen) == {(before, before), (before, NEW), (None, NEW), (NEW, NEW)}
+
+
+@pytest.mark.parametrize("exchange", [True, pytest.param(False, marks=heavy)])
+@pytest.mark.parametrize("intact", ["new", "old", "none"])
+def test_a_recovery_that_is_killed_at_any_change_is_done_by_the_next(exchange, intact):
+    """Of a publication that was killed in its middle, and whose files were damaged then."""
+    expected = {"new": NEW, "old": OLD, "none": None}[intact]
+    outcome = {"new": Outcome.COMPLETED, "old": Outcome.ROLLED_BACK, "none": Outcome.SET_ASIDE}[intact]
+
+    def prepare(store):
+        prepared(first=False)(store)
+        assert killed(store, action, MIDDLE, exchange) and is_interrupted(store.home, ASSET)
+        assert observed(store, ASSET) is None and recorded(store, ASSET) is None
+        for version in {"new": (), "old": (NEW,), "none": (OLD, NEW)}[intact]:
+            damage(store, ASSET, version)
+
+    def action(store):
+        publish(store, ASSET, NEW, {output: store.home / ".staging" / NEW / output for output in places_of(ASSET)})
+
+    found = []
+
+    def check(store):
+        assert observed(store, ASSET) in (None, expected) and store.damaged_manifest(ASSET) is None
+        found.append(store.recover().get(ASSET))
+        assert observed(store, ASSET) == expected and not any(store.home.glob(".publishing/*"))
+        publish_version(store, NEWER)
+        assert observed(store, ASSET) == NEWER
+
+    assert at_each_change(prepare, lambda store: store.recover(), check, exchange) > 5
+    assert outcome in found and set(found) <= {outcome, Outcome.SUPERSEDED, None}
 
 
 @pytest.mark.parametrize("now", [False, pytest.param(True, marks=heavy)])

@@ -1,8 +1,9 @@
 """The store compared with a dictionary, while it is published to, pruned, restored, adopted and killed between
 any two calls.
 
-A killed publication leaves the old asset, the new one, or none, which is then made again; never a mixture. A killed
-deletion or restoration is completed by the same command.
+A killed publication leaves the old asset, the new one, or none, and never a mixture; the next start leaves the new one
+or, where a file of that was damaged meanwhile, the old one. A killed deletion or restoration is completed by the same
+command.
 """
 
 import contextlib
@@ -23,7 +24,9 @@ from tests.support.crashes import Crash
 from tests.support.store_actions import (
     ASSETS,
     MEMORY,
+    begun,
     bring_back,
+    damage,
     fill,
     in_trash,
     killed,
@@ -53,7 +56,7 @@ class StoreMachine(RuleBasedStateMachine):
     """Actions of runs and users, each of which may be killed at any change to the disk."""
 
     assets = st.sampled_from(ASSETS)
-    crashes = st.one_of(st.none(), st.integers(1, 20), st.integers(21, 130))
+    crashes = st.one_of(st.none(), st.integers(1, 20), st.integers(21, 180))
 
     def __init__(self):
         super().__init__()
@@ -67,6 +70,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Assets of which a killed deletion has moved some folders; the next one moves the rest to them."""
         self.half_restored: dict[str, str] = {}
         """Asset -> the version of which a killed restoration has moved some folders."""
+        self.interrupted: dict[str, tuple[str, str | None]] = {}
+        """Asset whose publication was interrupted -> the version that the next start leaves, and the one before."""
         self.instance = dg.DagsterInstance.ephemeral()
         self.records = Records(
             GRAPH, {key: stage_asset(key.to_user_string()) for key in KEYS}, self.instance, self.store
@@ -88,6 +93,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Note what the store and the trash hold now."""
         self.model[asset] = observed(self.store, asset)
         self.trash[asset] = in_trash(self.store, asset)
+        if begun(self.store, asset) is None:
+            self.interrupted.pop(asset, None)
         if recorded(self.store, asset) is None or self.model[asset] is not None:
             self.half_pruned.discard(asset)
 
@@ -100,12 +107,47 @@ class StoreMachine(RuleBasedStateMachine):
     def publish(self, asset, crash, exchange):
         self.versions += 1
         old, new, trash = self.model[asset], f"v{self.versions:06d}", self.trash[asset]
+        left = self.expected(asset)
         staged = fill(self.store, asset, new)
         self.replaces(asset)
         killed = self.killed(lambda store: publish(store, asset, new, staged), crash, exchange)
+        if begun(self.store, asset) == new:
+            self.interrupted[asset] = (new, left)
         self.look(asset)
-        assert self.model[asset] in ((old, new, None) if killed else (new,))
+        assert self.model[asset] in ((old, left, new, None) if killed else (new,))
         assert self.trash[asset] == trash
+
+    def expected(self, asset: str) -> str | None:
+        """Return the version that the next start leaves."""
+        return self.interrupted[asset][0] if asset in self.interrupted else self.model[asset]
+
+    @rule(crash=crashes, exchange=st.booleans())
+    def start(self, crash, exchange):
+        self.was_killed_at_start(crash, exchange)
+
+    def was_killed_at_start(self, crash: int | None, exchange: bool = True) -> bool:
+        """Begin a command or a run."""
+        before, expected = dict(self.model), {asset: self.expected(asset) for asset in ASSETS}
+        killed = self.killed(lambda store: store.recover(), crash, exchange)
+        for asset in ASSETS:
+            self.look(asset)
+            if killed:
+                assert self.model[asset] in (before[asset], None, expected[asset])
+            else:
+                assert self.model[asset] == expected[asset] and asset not in self.interrupted
+        return killed
+
+    @rule(asset=assets, crash=crashes, exchange=st.booleans())
+    def start_after_damage(self, asset, crash, exchange):
+        """A file of the version that was being published changes before the next start, which may be killed too."""
+        if asset not in self.interrupted or begun(self.store, asset) == self.model[asset]:
+            return
+        version, before = self.interrupted[asset]
+        if version != before:
+            damage(self.store, asset, version)
+            self.interrupted[asset] = (before, before)
+        self.was_killed_at_start(crash, exchange)
+        self.was_killed_at_start(None)
 
     @initialize()
     def a_first_run(self):
@@ -120,6 +162,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(asset=assets, crash=crashes, now=st.booleans())
     def prune(self, asset, crash, now):
+        if self.was_killed_at_start(crash):
+            return
         old, version, trash = self.model[asset], recorded(self.store, asset), self.trash[asset]
         if version is not None:
             self.replaces(asset)
@@ -141,6 +185,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(asset=assets, crash=crashes)
     def restore(self, asset, crash):
+        if self.was_killed_at_start(crash):
+            return
         old, trash = self.model[asset], self.trash[asset]
         refused = trash and (recorded(self.store, asset) is not None or trash[-1] in self.torn)
         try:
@@ -202,6 +248,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(events=st.one_of(st.none(), st.integers(0, 1)))
     def adopt(self, events):
         """A new `DAGSTER_HOME` is told what the store holds; killed after some events, or not at all."""
+        self.was_killed_at_start(None)
         before, told = dict(self.known), []
 
         def report(event):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.support.manifests import edit
 from tests.support.plain_store import put, tree
 from tests.support.prunable_store import CONFIGURED, OLD, files, names, prunable_store, remove_all
 from tokenuq_ml.tables.partitions import complete_files
@@ -152,7 +153,7 @@ def test_a_forged_entry_of_the_trash_is_not_restored(store, tmp_path):
     entry = restorable(store, OLD)[OLD]
     path = entry.path / ".manifests" / f"{OLD}.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "outputs": {"x": "../outside"}}))
+    edit(path, outputs={"x": "../outside"})
     with pytest.raises(NotRestorable, match="has no output 'x'"):
         restore(store, OLD, entry)
     path.write_text(json.dumps(content))
