@@ -62,7 +62,8 @@ def as_text(found: "Adoption", assets: int, seconds: float) -> str:
     from tokenuq_pipeline.automation.adoption import counted
 
     known = assets - len(found.adopted) - len(found.refused) - len(found.stale)
-    lines = [f"{name}: not adopted: {reason}" for name, reason in (found.stale | found.refused).items()]
+    lines = [f"{name}: {outcome}" for name, outcome in found.recovered.items()]
+    lines += [f"{name}: not adopted: {reason}" for name, reason in (found.stale | found.refused).items()]
     lines += [f"check failed: {text}" for text in found.failed_checks]
     adopted = f"{counted(len(found.adopted))} adopted in {seconds:.1f} s, nothing recomputed"
     lines.append(f"{adopted}; {counted(known)} recorded before" if known else adopted)

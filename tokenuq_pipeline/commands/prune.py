@@ -43,6 +43,8 @@ def prune_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.runtime.trash import Trash
 
     store = Store(store_home())
+    for asset, outcome in store.recover().items():
+        print(f"{asset}: {outcome}")
     if options.restore is not None:
         return _restore(store, options.restore.strip("/"))
     found = _found(store, options.study)

@@ -33,6 +33,8 @@ def verify_command(options: argparse.Namespace) -> int:
 
     store = Store(store_home())
     prefixes = _prefixes(options.study) if options.study else None
+    for asset, outcome in store.recover().items() if options.forget else ():
+        print(f"{asset}: {outcome}", flush=True)
     others = [] if prefixes else other_damage(store)
     for sentence in others:
         print(sentence, flush=True)
