@@ -1,5 +1,6 @@
-"""The scripts in examples/, run as a user runs them."""
+"""The scripts in examples/: one is run as a user runs it, those that train are run in this process."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -10,6 +11,17 @@ import pytest
 from tests.support.paths import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """A function that imports an example into this process, which has loaded torch already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    yield importlib.import_module
+    for path in EXAMPLES:
+        sys.modules.pop(path.stem, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def output_of(name: str, folder) -> str:
@@ -23,8 +35,11 @@ def output_of(name: str, folder) -> str:
 
 
 @pytest.mark.slow
-def test_own_trainer_lowers_the_training_loss_with_both_objectives(tmp_path):
-    printed = output_of("own_trainer.py", tmp_path)
+def test_own_trainer_lowers_the_training_loss_with_both_objectives(example, monkeypatch, capsys):
+    own_trainer = example("own_trainer")
+    monkeypatch.setattr(own_trainer, "STEPS", own_trainer.STEPS // 2)
+    own_trainer.main()
+    printed = capsys.readouterr().out
     rows = re.findall(r"^(random|baseline|more MLE|paper) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE)
     losses = {name: float(on_training_sums) for name, on_training_sums, _ in rows}
     assert list(losses) == ["random", "baseline", "more MLE", "paper"]
@@ -33,8 +48,9 @@ def test_own_trainer_lowers_the_training_loss_with_both_objectives(tmp_path):
 
 
 @pytest.mark.slow
-def test_own_selector_trains_the_tokens_that_its_function_selects(tmp_path):
-    printed = output_of("own_selector.py", tmp_path)
+def test_own_selector_trains_the_tokens_that_its_function_selects(example, capsys):
+    example("own_selector").main()
+    printed = capsys.readouterr().out
     rows = re.findall(r"^(mle|own selector|own objective) +(\d+)% +([\d.]+)$", printed, re.MULTILINE)
     assert [name for name, *_ in rows] == ["mle", "own selector", "own objective"]
     selected = {name: int(share) for name, share, _ in rows}
