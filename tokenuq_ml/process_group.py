@@ -9,7 +9,7 @@ The group itself is accelerate's (`PartialState`): it chooses the backend, and t
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -108,14 +108,17 @@ def gather_objects(own: list[T]) -> list[T]:
     return [item for items in lists for item in items]
 
 
-def from_main(value: T) -> T:
-    """Return the value that rank 0 passes; every rank calls this."""
+def on_main(function: Callable[[], T]) -> T:
+    """Return what the function returns on rank 0, which alone calls it; every rank calls this."""
     if _group.world_size == 1:
-        return value
+        return function()
     from torch import distributed
 
     join()
-    box: list[Any] = [value if is_main() else None]
+    box: list[Any] = [None]
+    if is_main():
+        with alone():
+            box = [function()]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
 

@@ -32,7 +32,10 @@ class Seconds(BaseModel):
 
 
 class CostRecord(BaseModel):
-    """Sums over the steps of one training process, on its rank; a resumed process counts only its own steps."""
+    """Sums over the steps of one training; a resumed one counts only its own steps.
+
+    Of several processes, the counts are over all, and the seconds are those of rank 0.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenuq_ml import process_group
 from tokenuq_ml.atomic_files import append_line
 from tokenuq_ml.config import spec_hash
 
@@ -38,9 +39,10 @@ class AnswerCache:
         return self._values[key]
 
     def put(self, values: Mapping[str, Any]) -> None:
-        """Append a batch as one line; an incomplete line is ignored when the file is read."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        append_line(self.path, json.dumps(dict(values)).encode())
+        """Append a batch as one line; an incomplete line is ignored when the file is read. Rank 0 alone writes."""
+        if process_group.is_main():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self.path, json.dumps(dict(values)).encode())
         self._values |= values
 
 

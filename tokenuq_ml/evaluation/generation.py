@@ -1,4 +1,7 @@
-"""Greedy answers to prompts, in batches. Runs on the model's device; the caller chooses the precision (autocast)."""
+"""Greedy answers to prompts, in batches. Runs on the model's device; the caller chooses the precision (autocast).
+
+In a stage of several processes, complete batches are dealt to the ranks, and every rank gets all answers.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tokenuq_ml import process_group
 from tokenuq_ml.evaluation.prompt_batches import STEPS, batches_are_exact, require_generation
 from tokenuq_ml.models.dynamic_rope import forget_lengths, shared_length
 from tokenuq_ml.models.positions import require_positions
@@ -86,15 +90,24 @@ def generate(
     with _quiet(), _evaluating(causal_lm, config), torch.no_grad():
         if order:
             require_generation(causal_lm, partial(_step_logits, causal_lm, pad))
-        for batch in _batches(causal_lm, order, prompts, decoding, pad):
+
+        def answered(batch: list[int]) -> dict[int, list[int]]:
             forget_lengths(causal_lm)
             stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
             new = generate_batch(causal_lm, [prompts[index] for index in batch], pad, stops)
-            for index, new_ids in zip(batch, new, strict=True):
-                end = next((place for place, token in enumerate(new_ids) if token in ends), len(new_ids))
-                answers[index] = new_ids[:end]
-            finished({index: answers[index] for index in batch})
+            return {index: _before_end(new_ids, ends) for index, new_ids in zip(batch, new, strict=True)}
+
+        batches = process_group.dealt(_batches(causal_lm, order, prompts, decoding, pad))
+        for found in process_group.merged(map(answered, batches)):
+            for index, ids in found.items():
+                answers[index] = ids
+            finished(found)
     return answers
+
+
+def _before_end(new_ids: list[int], ends: set[int]) -> list[int]:
+    """Return the ids before the first that ends a turn."""
+    return new_ids[: next((place for place, token in enumerate(new_ids) if token in ends), len(new_ids))]
 
 
 def _batches(

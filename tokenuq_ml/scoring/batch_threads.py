@@ -2,18 +2,22 @@
 
 If one batch used all threads, they would wait for each other after each of the thousands of small operations of a
 forward pass. Batches share nothing but the weights, and the activations of a small batch stay in its core's cache.
+
+In a stage of several processes, complete batches are dealt to the ranks, and every rank gets all results in the order
+of the batches: the tables are those of one process.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from tokenuq_ml import process_group
 from tokenuq_ml.data.batching import Batch
 from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.numerics import Numerics
@@ -48,9 +52,13 @@ def longest_shared(model: PreTrainedModel | PeftModel) -> int | None:
 
 
 def map_batches(
-    function: Callable[[Batch], Result], batches: Iterable[Batch], model: nn.Module, numerics: Numerics
-) -> Iterator[Result]:
-    """Yield `function(batch)` for each batch, in the order of the batches.
+    function: Callable[[Batch], Result],
+    batches: Iterable[Batch],
+    model: nn.Module,
+    numerics: Numerics,
+    finish: Callable[[Result], Any] = lambda result: result,
+) -> Iterator[Any]:
+    """Yield `finish(function(batch))` for each batch, in the order of the batches, on every rank.
 
     At most two batches per worker are submitted at a time. After an exception or an interruption, batches that have
     not started are dropped.
@@ -60,7 +68,16 @@ def map_batches(
         batches: Moved to the device one by one.
         model: Decides, with `numerics`, how many batches run at the same time.
         numerics: Device and number of threads.
+        finish: Called with one result after another, on the rank that has it; what it returns goes to every rank.
     """
+    own = _map_here(function, process_group.dealt(batches), model, numerics)
+    yield from process_group.merged(finish(result) for result in own)
+
+
+def _map_here(
+    function: Callable[[Batch], Result], batches: Iterable[Batch], model: nn.Module, numerics: Numerics
+) -> Iterator[Result]:
+    """Yield `function(batch)` for each batch of this rank."""
     workers = num_workers(model, numerics)
     if workers == 1:
         for batch in batches:

@@ -145,11 +145,15 @@ def uncertainty_in_model_dtype(
             hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)
             return batch, monte_carlo_scores(hidden_KND, head, batch.label_N)
 
+        def rows_of(scored: tuple[Batch, MonteCarloScores]) -> tuple[pl.DataFrame, int]:
+            tokens = sum(len(example.input_ids) for example in scored[0].examples)
+            return uncertainty_rows(*scored, spec), tokens
+
         shared = longest_shared(model)
         batches = length_batches(examples, max_tokens, num_workers(model, numerics), shared)
-        for batch, scores in map_batches(sample_scores, batches, model, numerics):
-            rows.append(uncertainty_rows(batch, scores, spec))
-            progress(sum(len(example.input_ids) for example in batch.examples) * spec.samples)
+        for found, tokens in map_batches(sample_scores, batches, model, numerics, rows_of):
+            rows.append(found)
+            progress(tokens * spec.samples)
     return pl.concat(rows)
 
 

@@ -41,6 +41,15 @@ class ScoredBatch(NamedTuple):
     """`ALTERNATIVES_SCHEMA`; no rows unless alternatives were asked for."""
 
 
+class ScoredRows(NamedTuple):
+    """The table rows of a batch."""
+
+    rows: pl.DataFrame
+    alternatives: pl.DataFrame
+    tokens: int
+    """Tokens of the batch, prompts included."""
+
+
 @torch.no_grad()
 def score_batch(
     model: PreTrainedModel | PeftModel, batch: Batch, numerics: Numerics, alternatives: int = 0
@@ -101,7 +110,8 @@ def scored_batches(
     progress: Callable[[int], None] = lambda tokens: None,
     max_tokens: int | None = None,
     alternatives: int = 0,
-) -> Iterator[ScoredBatch]:
+    keep: Callable[[ScoredBatch], None] = lambda scored: None,
+) -> Iterator[ScoredRows]:
     """Score all examples, the longest first.
 
     Args:
@@ -111,14 +121,21 @@ def scored_batches(
         progress: Called with the number of tokens of each batch that is done.
         max_tokens: Most padded tokens per batch. The default suits the device.
         alternatives: As for `score_batch`.
+        keep: Called with each batch, on the rank that has scored it.
     """
+
+    def finish(scored: ScoredBatch) -> ScoredRows:
+        keep(scored)
+        tokens = sum(len(example.input_ids) for example in scored.batch.examples)
+        return ScoredRows(scored.rows, scored.alternatives, tokens)
+
     model.eval()
     tokens, shared = max_tokens or batch_tokens(numerics), longest_shared(model)
     batches = length_batches(examples, tokens, num_workers(model, numerics), shared)
     score = partial(score_batch, model, numerics=numerics, alternatives=alternatives)
     with located(model, numerics), fast_inference(causal_lm(model)):
-        for scored in map_batches(score, batches, model, numerics):
-            progress(sum(len(example.input_ids) for example in scored.batch.examples))
+        for scored in map_batches(score, batches, model, numerics, finish):
+            progress(scored.tokens)
             yield scored
 
 

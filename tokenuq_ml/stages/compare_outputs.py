@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import AlpacaEvalSpec
 from tokenuq_ml.evaluation.alpaca_eval import VERDICT_SCHEMA, alpaca_eval_examples, references, verdicts
 from tokenuq_ml.evaluation.answer_cache import AnswerCache
@@ -25,6 +26,8 @@ def compare_outputs(context: StageContext, candidate: Candidate, spec: AlpacaEva
         empty = pl.DataFrame(schema=VERDICT_SCHEMA | {"n_tokens": pl.Int32})
         note = _left_out(context, candidate, f"no win rate: {error}")
         return EvaluationPart({VERDICTS: empty}, notes={"alpaca_eval": note})
+    if judged is None:
+        return EvaluationPart()
     notes: dict[str, int | str] = {"alpaca_eval_unjudged": judged["preferred"].null_count()}
     examples = [alpaca_eval_examples(judged, spec.dataset, spec.split)]
     try:
@@ -34,20 +37,35 @@ def compare_outputs(context: StageContext, candidate: Candidate, spec: AlpacaEva
     return EvaluationPart({VERDICTS: judged}, tuple(examples), notes)
 
 
-def _judged(context: StageContext, candidate: Candidate, spec: AlpacaEvalSpec) -> pl.DataFrame:
-    """Return the table of verdicts.
+def _judged(context: StageContext, candidate: Candidate, spec: AlpacaEvalSpec) -> pl.DataFrame | None:
+    """Return the table of verdicts; None on a rank other than 0, which only answers.
 
     Raises:
         JudgeUnavailable: there is no judge, or it fails.
     """
     asked = references(held_out_rows(context, spec.dataset))
     # The judge comes first, so that no answer is generated without one.
-    judge, cache = _judge(context, spec)
+    found: list[tuple[Judge, AnswerCache]] = []
+    missing = process_group.on_main(lambda: _look_for_judge(context, spec, found))
+    if missing is not None:
+        raise JudgeUnavailable(missing)
     encoder, examples = PromptEncoder(context, candidate.tokenizer), held_out(context, spec.dataset)
     ids = [encoder.ids(example) for example in examples]
     texts, lengths = answer_prompts(context, candidate, "AlpacaEval", ids, spec)
+    if not found:
+        return None
+    judge, cache = found[0]
     progress = Progress(context.reporter, f"{candidate.name} AlpacaEval's judge", 2 * len(asked), "pairs")
     return verdicts(asked, texts, judge, cache, progress.add).with_columns(n_tokens=lengths)
+
+
+def _look_for_judge(context: StageContext, spec: AlpacaEvalSpec, found: list[tuple[Judge, AnswerCache]]) -> str | None:
+    """Add the judge and its cache to `found`; return why there is none. Rank 0 alone asks it."""
+    try:
+        found.append(_judge(context, spec))
+    except JudgeUnavailable as error:
+        return str(error)
+    return None
 
 
 def _judge(context: StageContext, spec: AlpacaEvalSpec) -> tuple[Judge, AnswerCache]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenuq_ml import process_group
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, CheckOutcome, StageReporter, StageRequest
@@ -48,12 +49,14 @@ class StageContext:
         plots: Mapping[str, str] | None = None,
         checks: Mapping[str, CheckOutcome] | None = None,
     ) -> None:
-        """Report the asset as complete; device, precision and threads are added to its metrics."""
+        """Report the asset as complete; device, precision, threads and processes are added to its metrics."""
+        ranks = process_group.world_size()
+        processes = {"processes": ranks} if ranks > 1 else {}
         self.reporter.done(
             AssetResult(
                 stage=self.stage,
                 data_version=data_version,
-                metrics={**metrics, **self.numerics.fields()},
+                metrics={**metrics, **self.numerics.fields(), **processes},
                 plots=dict(plots or {}),
                 checks=dict(checks or {}),
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import EvaluationSpec, Gsm8kSpec, IfEvalSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.examples import Example, Turn
@@ -30,7 +31,7 @@ _SHOWN = 20
 
 def evaluate_and_store(
     context: StageContext, candidate: Candidate, examples: list[TokenizedExample], suffix: str = ""
-) -> tuple[str, dict[str, float | int | str]]:
+) -> tuple[str, dict[str, float | int | str]] | None:
     """Evaluate the model and write its tables.
 
     Fills the outputs `evaluations`, `evaluation_examples`, `evaluation_tokens`, and one per generated evaluation.
@@ -42,7 +43,8 @@ def evaluate_and_store(
         suffix: ends the names of the outputs.
 
     Returns:
-        The content digest, and the figures: each metric as `<dataset>_<metric>`, and notes on what was left out.
+        The content digest, and the figures: each metric as `<dataset>_<metric>`, and notes on what was left out. None
+        on a rank other than 0, which computes its share of losses and answers.
     """
     spec = EvaluationSpec(**context.asset.fields["evaluation"])
     parts = [_held_out(context, candidate, spec, examples)]
@@ -52,6 +54,8 @@ def evaluate_and_store(
         parts.append(_gsm8k(context, candidate, spec.gsm8k))
     if spec.alpaca_eval is not None:
         parts.append(compare_outputs(context, candidate, spec.alpaca_eval))
+    if not process_group.is_main():
+        return None
     # The digest follows the order of these tables.
     tables = {name: frame for part in parts for name, frame in part.tables.items()}
     tables["evaluation_examples"] = pl.concat([frame for part in parts for frame in part.examples])
@@ -85,6 +89,8 @@ def _held_out(
         batch.rows.with_columns(confidence=batch.alternatives["probability"])
         for batch in scored_batches(candidate.model, examples, context.numerics, progress.add, alternatives=1)
     )
+    if not process_group.is_main():
+        return EvaluationPart()
     columns = (*TOKEN_KEY, "loss", "entropy")
     teacher = None
     if "token_losses" in context.request.inputs:
@@ -101,6 +107,8 @@ def _ifeval(context: StageContext, candidate: Candidate, spec: IfEvalSpec) -> Ev
     encoder = PromptEncoder(context, candidate.tokenizer)
     ids = [encoder.ids(example) for example in held_out(context, spec.dataset)]
     texts, lengths = answer_prompts(context, candidate, "IF-Eval", ids, spec)
+    if not process_group.is_main():
+        return EvaluationPart()
     generations = check(prompts, texts).with_columns(n_tokens=lengths)
     return EvaluationPart({"generations": generations}, (ifeval_examples(generations, spec.dataset),))
 
@@ -112,6 +120,8 @@ def _gsm8k(context: StageContext, candidate: Candidate, spec: Gsm8kSpec) -> Eval
     task = Gsm8k(held_out_rows(context, spec.dataset), shots, num_fewshot=spec.num_fewshot, chat=spec.chat)
     ids = _gsm8k_prompts(context, candidate, spec, task)
     texts, lengths = answer_prompts(context, candidate, "GSM8K", ids, spec, task.stop)
+    if not process_group.is_main():
+        return EvaluationPart()
     answers = task.score(texts).with_columns(n_tokens=lengths)
     notes: dict[str, int | str] = {}
     if task.unscorable:

@@ -6,11 +6,13 @@ Each has a pass of its own if training and tables have different precisions. Par
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 from peft import PeftModel
 
+from tokenuq_ml import process_group
 from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, shards
 from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.numerics import Numerics
@@ -42,44 +44,50 @@ def losses_and_states(
 ) -> None:
     """Make the assets that `stages` names, all of the same precision, in one pass of the teacher.
 
-    `token_losses` takes a pass of the base model too.
+    `token_losses` takes a pass of the base model too. Rank 0 writes the tables, and every rank its part of the states.
     """
     model, numerics = teacher.at(request.assets[stages[0]].fields["precision"])
     contexts = {stage: StageContext(stage, request, reporter, numerics) for stage in request.assets if stage in stages}
-    if STATES in contexts and not states_fit_budget(contexts[STATES], model):
+    if STATES in contexts and not process_group.on_main(lambda: states_fit_budget(contexts[STATES], model)):
         del contexts[STATES]
     if not contexts:
         return
     with ExitStack() as files:
-        tables = files.enter_context(LossTables(contexts[LOSSES], tokenizer)) if LOSSES in contexts else None
+        tables = None
+        if LOSSES in contexts and process_group.is_main():
+            tables = files.enter_context(LossTables(contexts[LOSSES], tokenizer))
         cache = files.enter_context(new_cache(contexts[STATES], model)) if STATES in contexts else None
-        _score(next(iter(contexts.values())), model, tables, cache)
+        _score(next(iter(contexts.values())), model, LOSSES in contexts, tables, cache)
+    if not process_group.is_main():
+        return
     if tables is not None:
         tables.report()
     if cache is not None:
         report_cache(contexts[STATES], model, cache.tokens)
 
 
-def _score(context: StageContext, model: PeftModel, tables: LossTables | None, cache: TeacherCache | None) -> None:
-    """Score the dataset shard by shard, and write each shard to the tables and the cache.
+def _score(
+    context: StageContext, model: PeftModel, losses: bool, tables: LossTables | None, cache: TeacherCache | None
+) -> None:
+    """Score the dataset shard by shard, with `losses` under the base model too; write each to the tables and the cache.
 
     The cache alone takes a pass over all splits too: in bfloat16, other batches give other states of the same teacher.
     """
     dataset, numerics = context.input("tokenized_dataset"), context.numerics
-    passes = 1 if tables is None else 2
+    passes = 2 if losses else 1
     progress = context.progress(passes * sum(len(example.input_ids) for example in StoredExamples(dataset)))
-    count = 0 if tables is None else N_ALTERNATIVES
+    count = N_ALTERNATIVES if losses else 0
+    keep = partial(_put_states, cache) if cache is not None else lambda scored: None
     for shard in stored_shards(dataset, numerics):
         rows, alternatives = [], []
-        for scored in scored_batches(model, shard, numerics, progress.add, alternatives=count):
+        for scored in scored_batches(model, shard, numerics, progress.add, alternatives=count, keep=keep):
             rows.append(scored.rows)
             alternatives.append(scored.alternatives)
-            if cache is not None:
-                _put_states(cache, scored)
-        if tables is not None:
+        if losses:
             with use_adapter(model, None):
                 # The same batches in the same order.
                 base = score_examples(model, shard, numerics, progress.add)
+        if tables is not None:
             tables.append(pl.concat(rows), base, pl.concat(alternatives))
 
 

@@ -8,6 +8,7 @@ import polars as pl
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import CurriculumSpec, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.reports import plots
@@ -37,6 +38,8 @@ def measure_curriculum(
 ) -> None:
     """Fill the outputs `curriculum`, `curriculum_uncertainty` and `plots`, and report the asset.
 
+    A rank other than 0 measures its share of the batches.
+
     Args:
         context: of the asset `curriculum`.
         model: the base model with the student's adapter active; each snapshot is loaded into that adapter.
@@ -44,9 +47,11 @@ def measure_curriculum(
         examples: at least the validation examples of the study.
     """
     token_losses = read_table(context.input("token_losses"))
-    selected = selected_by_category(student.selections, token_losses)
     probe = _probe(context, examples, token_losses)
     uncertainty = _uncertainty(context, model, student, probe)
+    if not process_group.is_main():
+        return
+    selected = selected_by_category(student.selections, token_losses)
     digests = [
         write_table(frame, name, context.output(name), **context.asset.stamp)
         for name, frame in (("curriculum", selected), ("curriculum_uncertainty", uncertainty))

@@ -9,9 +9,12 @@ The parent holds one end of a pipe, and writes a byte at each heartbeat for whic
 - no byte for the lease's whole time, because this process was suspended too: it is killed at once.
 """
 
+import contextlib
+import ctypes
 import os
 import select
 import signal
+import sys
 import threading
 import time
 
@@ -61,6 +64,30 @@ class ParentWatch:
             time.sleep(grace_s)
         kill_group()
         os._exit(1)
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process as soon as its parent has died.
+
+    For the processes that torchrun starts: each has a session of its own, and inherits no pipe, so that whoever kills
+    torchrun's process group does not reach them.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        with contextlib.suppress(OSError):
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="torchrun-watch").start()
 
 
 def kill_group() -> None:

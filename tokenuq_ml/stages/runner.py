@@ -2,6 +2,9 @@
 
 Reports through Dagster Pipes if Dagster started the process, and to the terminal otherwise. Exit codes: 0 done, 2 bad
 input, 12 no memory, 28 no space on a disk, 75 the parent was silent, 130 interrupted, 1 a bug.
+
+Under torchrun, rank 0 alone reports. The others say only why they fail (`rank_failures.py`), and have nothing to do in
+a stage that is not of `PARALLEL_STAGES`.
 """
 
 import contextlib
@@ -17,16 +20,22 @@ from pathlib import Path
 
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 
+from tokenuq_ml import process_group
 from tokenuq_ml.disk import DiskFull
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redact_output, redacted, redacted_values
 from tokenuq_ml.stages.failures import NO_SPACE, known_failure, name_of, release_reserve
 from tokenuq_ml.stages.input_files import verify_inputs
-from tokenuq_ml.stages.parent_watch import ParentWatch, kill_group
+from tokenuq_ml.stages.parent_watch import ParentWatch, die_with_parent, kill_group
 from tokenuq_ml.stages.provenance import package_versions
-from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
+from tokenuq_ml.stages.rank_failures import write_failure
+from tokenuq_ml.stages.request import PARALLEL_STAGES, AssetResult, StageReporter, StageRequest
 
 BAD_INPUT, INTERRUPTED, BUG, PARENT_SILENT = 2, 130, 1, 75
+THREADS = "TOKENUQ_THREADS"
+"""Environment variable: the threads of each process of a stage; default: those that PyTorch chooses."""
+FIRST_REPORTS_S = 5.0
+"""Seconds for which another rank that fails lets rank 0 report, which has most likely found the same."""
 
 
 def with_usage(result: AssetResult, started: float, tokens: int = 0) -> AssetResult:
@@ -123,6 +132,28 @@ class TerminalReporter(_Usage):
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
+class RankReporter(_Usage):
+    """The reporter of a rank other than 0, which reports nothing: rank 0 does the same work and reports it."""
+
+    def info(self, message: str) -> None:
+        """Report nothing."""
+
+    warning = info
+
+    def done(self, result: AssetResult) -> None:
+        """Refuse a result: rank 0 alone writes outputs.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"rank {process_group.rank()} has reported {result.stage}, which rank 0 alone does")
+
+    def bad_input(self, message: str) -> None:
+        """Let rank 0 report."""
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(FIRST_REPORTS_S)
+
+
 def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     """Call `run` with the request that the first argument names, and exit."""
     if len(sys.argv) != 2:
@@ -131,6 +162,8 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     redact_output()
+    if process_group.launched_processes() > 1:
+        die_with_parent()
     parent = ParentWatch.start()
     warnings.filterwarnings("ignore", category=FutureWarning)
     code = _run_and_report(run)
@@ -145,17 +178,50 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     os._exit(code)
 
 
+def _use_threads() -> None:
+    """Set the number of threads, if the environment says it and this stage has loaded PyTorch.
+
+    Raises:
+        InputError: the environment variable is no number from 1.
+    """
+    threads, torch = os.environ.get(THREADS), sys.modules.get("torch")
+    if not threads:
+        return
+    if not threads.isascii() or not threads.isdigit() or int(threads) < 1:
+        raise InputError(f"{THREADS} is {threads!r}; set it to a number from 1")
+    if torch is not None:
+        torch.set_num_threads(int(threads))
+
+
 def _run_and_report(run: Callable) -> int:
-    """Call `run`, report what ended it, and return the exit code.
+    """Call `run`, report what ended it, and return the exit code."""
+    if process_group.launched_rank() > 0:
+        return _run(run, RankReporter())
+    return _with_reporter(lambda reporter: _run(run, reporter))
+
+
+def report_refusal(message: str, staging: Path, code: int = BAD_INPUT) -> int:
+    """Report the sentence that ends a stage from outside of it; return the exit code."""
+    release_reserve(staging)
+
+    def report(reporter) -> int:
+        reporter.bad_input(message)
+        return code
+
+    return _with_reporter(report)
+
+
+def _with_reporter(function: Callable[..., int]) -> int:
+    """Call the function with a reporter, and return the exit code that it returns.
 
     On a full disk the message file may take nothing more, not even the message that ends it: the code remains.
     """
     if DAGSTER_PIPES_CONTEXT_ENV_VAR not in os.environ:
-        return _run(run, TerminalReporter())
+        return function(TerminalReporter())
     code = None
     try:
         with open_dagster_pipes() as pipes:
-            code = _run(run, PipesReporter(pipes))
+            code = function(PipesReporter(pipes))
     except OSError as error:
         if code is None:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -167,7 +233,14 @@ def _run(run: Callable, reporter) -> int:
     request = None
     try:
         request = StageRequest.read(sys.argv[1])
-        verify_inputs(request, reporter)
+        if request.entrypoint in PARALLEL_STAGES:
+            process_group.start()
+        elif process_group.launched_rank() > 0:
+            return 0
+        _use_threads()
+        if process_group.is_main():
+            verify_inputs(request, reporter)
+        process_group.barrier()
         run(request, reporter)
     except InputError as error:
         if isinstance(error, DiskFull) and request is not None:
@@ -186,7 +259,8 @@ def _report_failure(error: Exception, request: StageRequest | None, reporter) ->
     staging = Path(sys.argv[1]).parent
     found = known_failure(error, request, staging, peak_memory_mib() * 2**20) if request else None
     if found is None:
-        traceback.print_exc()
+        if process_group.world_size() == 1 or not write_failure(BUG, error=error):
+            traceback.print_exc()
         return BUG
     return _report(*found, reporter)
 
@@ -195,6 +269,9 @@ def _report(code: int, message: str, reporter) -> int:
     """Report the sentence that ends the stage, on a full disk too; return the exit code."""
     release_reserve(Path(sys.argv[1]).parent)
     try:
+        if process_group.world_size() > 1:
+            with contextlib.suppress(OSError):
+                write_failure(code, redacted(message))
         reporter.bad_input(message)
     except OSError:
         with contextlib.suppress(OSError):

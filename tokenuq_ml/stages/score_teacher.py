@@ -1,13 +1,16 @@
 """Child process that scores the teacher: token losses, hidden states, the reference evaluation, and BALD.
 
 One process makes up to four assets and reports each as soon as it is complete. One model is in memory at a time, in
-the precision of the asset; BALD is computed in float32.
+the precision of the asset; BALD is computed in float32. Of several processes, all score, and rank 0 writes and reports.
 """
+
+from collections import deque
 
 import polars as pl
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import BASE_ROW, REFERENCE_ROWS, TEACHER_ROW, UncertaintySpec
 from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_examples
 from tokenuq_ml.models.adapters import use_adapter
@@ -58,7 +61,10 @@ def _token_uncertainty(context: StageContext, model: PeftModel) -> None:
     """Write BALD of every token and its float64 reference, and report the asset."""
     spec = UncertaintySpec(**context.asset.fields["uncertainty"])
     sample = reference_sample(StoredExamples(context.input("tokenized_dataset")))
-    table, sampled = _write_uncertainty(context, model, spec, [example.example_id for example in sample])
+    written = _write_uncertainty(context, model, spec, [example.example_id for example in sample])
+    if written is None:
+        return
+    table, sampled = written
     tokens = sum(len(example.input_ids) for example in sample)
     progress = context.progress(spec.samples * tokens, what="in float64")
     reference = reference_rows(sampled, float64_uncertainty(model, sample, spec, progress.add))
@@ -74,14 +80,23 @@ def _token_uncertainty(context: StageContext, model: PeftModel) -> None:
 
 def _write_uncertainty(
     context: StageContext, model: PeftModel, spec: UncertaintySpec, sample: list[str]
-) -> tuple[TableWriter, pl.DataFrame]:
-    """Write the table `token_uncertainty` shard by shard; return its writer, and the rows of the sampled examples."""
+) -> tuple[TableWriter, pl.DataFrame] | None:
+    """Write the table `token_uncertainty` shard by shard; return its writer, and the rows of the sampled examples.
+
+    On a rank other than 0, only compute this rank's share, and return None.
+    """
     dataset, sampled = context.input("tokenized_dataset"), []
     tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
     progress = context.progress(tokens * spec.samples)
+    computed = (
+        token_uncertainty(model, shard, spec, context.numerics, progress.add)
+        for shard in stored_shards(dataset, context.numerics)
+    )
+    if not process_group.is_main():
+        deque(computed, maxlen=0)
+        return None
     with TableWriter("token_uncertainty", context.output("token_uncertainty"), **context.asset.stamp) as table:
-        for shard in stored_shards(dataset, context.numerics):
-            rows = token_uncertainty(model, shard, spec, context.numerics, progress.add)
+        for rows in computed:
             table.append(rows)
             sampled.append(rows.filter(pl.col("example_id").is_in(sample)))
     return table, pl.concat(sampled)
@@ -128,9 +143,14 @@ def _reference_evaluation(
                 seed=None,
                 name=f"{context.name}: {family}",
             )
-            digest, figures = evaluate_and_store(context, candidate, examples, suffix=f"_{family}")
+            evaluated = evaluate_and_store(context, candidate, examples, suffix=f"_{family}")
+        if evaluated is None:
+            continue
+        digest, figures = evaluated
         digests.append(digest)
         metrics |= {f"{family}_{key}": value for key, value in figures.items()}
+    if not process_group.is_main():
+        return
     metric_intervals(
         {family: read_table(context.output(f"evaluations_{family}")) for family in REFERENCE_ROWS},
         context.output("plots") / "metrics.png",

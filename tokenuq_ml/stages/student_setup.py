@@ -5,6 +5,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
@@ -91,7 +92,8 @@ def _teacher(
             # Mean embeddings cannot give the factors of the cross-entropy.
             distillation=ablation.distillation if ablation.can_use_mean_embeddings else None,
         )
-        return teacher, {"teacher": tensors_digest(Path(folder, "hidden.safetensors"))}, None
+        states = Path(folder, "hidden.safetensors")
+        return teacher, {"teacher": process_group.on_main(lambda: tensors_digest(states))}, None
     attach_adapter(model, context.input("teacher"), TEACHER_ADAPTER)
     digest = tensors_digest(context.input("teacher") / "adapter_model.safetensors")
     return OnlineTeacher(TEACHER_ADAPTER, context.numerics), {"teacher": digest}, online_reason

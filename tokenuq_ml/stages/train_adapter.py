@@ -1,4 +1,4 @@
-"""Training of an adapter, its outputs and its data version. Shared by teacher and students."""
+"""The outputs and the data version of a trained adapter. Shared by teacher and students."""
 
 import shutil
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 from peft import PeftModel
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.models.adapters import adapter_digest, save_adapter
@@ -14,48 +15,46 @@ from tokenuq_ml.reports import plots
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tensor_digest import tensors_digest
-from tokenuq_ml.training.checkpoints import latest_checkpoint
 from tokenuq_ml.training.recorder import StepRecorder
-from tokenuq_ml.training.setup import TrainingSetup
-from tokenuq_ml.training.trainer import train
 
 
 @dataclass(frozen=True)
 class TrainedAdapter:
     """A stored adapter, with the digests and figures of its training."""
 
-    recorder: StepRecorder
     digest: str
     log_digest: str
     figures: dict
 
 
 def model_digest(folder: str | Path) -> str:
-    """Return the content hash of a base model's tensors."""
-    return "-".join(tensors_digest(path) for path in sorted(Path(folder).glob("*.safetensors")))
+    """Return the content hash of a base model's tensors; of several processes, one reads them."""
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    return process_group.on_main(lambda: "-".join(tensors_digest(path) for path in paths))
 
 
 def checkpoint_dir(context: StageContext, **inputs: str) -> Path:
     """Return the folder of a training's checkpoints.
 
-    Its name is a hash of everything that affects the result: the spec, the content of the inputs, device, precision
-    and thread count. It does not depend on the run, so that a rerun resumes.
+    Its name is a hash of everything that affects the result: the spec, the content of the inputs, device, precision,
+    and the counts of threads and processes. It does not depend on the run, so that a rerun resumes.
 
     Args:
         context: of the training stage.
         **inputs: input -> its content digest.
     """
-    asset = context.asset
-    key = spec_hash({"spec": asset.spec_hash, "code": asset.code_version, **context.numerics.fields(), **inputs})
+    asset, ranks = context.asset, process_group.world_size()
+    # One process has the key that it had before there could be several.
+    processes = {"processes": ranks} if ranks > 1 else {}
+    numerics = context.numerics.fields()
+    key = spec_hash({"spec": asset.spec_hash, "code": asset.code_version, **numerics, **processes, **inputs})
     folder = Path(context.request.work_dir, key)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def train_and_store(context: StageContext, model: PeftModel, setup: TrainingSetup, work_dir: Path) -> TrainedAdapter:
-    """Train, and fill the outputs `adapter`, `training_log`, `plots`, and `snapshots` and `costs` if there are any."""
-    resumed_from = _latest_step(work_dir)
-    recorder = train(model, setup, work_dir, context.reporter, context.name)
+def store_adapter(context: StageContext, model: PeftModel, recorder: StepRecorder, work_dir: Path) -> TrainedAdapter:
+    """Fill the outputs `adapter`, `training_log`, `plots`, and `snapshots` and `costs` if there are any; on rank 0."""
     save_adapter(model, context.output("adapter"))
     if "snapshots" in context.asset.outputs and (work_dir / "snapshots").is_dir():
         shutil.copytree(work_dir / "snapshots", context.output("snapshots"), dirs_exist_ok=True)
@@ -64,8 +63,8 @@ def train_and_store(context: StageContext, model: PeftModel, setup: TrainingSetu
     log = recorder.training_log()
     log_digest = write_table(log, "training_log", context.output("training_log"), **context.asset.stamp)
     plots.training_curve(log, context.output("plots") / "training_curve.png")
-    figures = {"resumed_from_step": resumed_from, **_figures(recorder, log)}
-    return TrainedAdapter(recorder, adapter_digest(context.output("adapter")), log_digest, figures)
+    figures = {"resumed_from_step": recorder.resumed_from, **_figures(recorder, log)}
+    return TrainedAdapter(adapter_digest(context.output("adapter")), log_digest, figures)
 
 
 def _figures(recorder: StepRecorder, log: pl.DataFrame) -> dict[str, float | int | str]:
@@ -84,9 +83,3 @@ def _figures(recorder: StepRecorder, log: pl.DataFrame) -> dict[str, float | int
         figures["selection_pass_seconds"] = round(recorder.costs.seconds.selection, 3)
         figures["seconds_a_step"] = round(recorder.costs.seconds.total / recorder.costs.steps, 3)
     return figures
-
-
-def _latest_step(work_dir: Path) -> int:
-    """Return the step that training resumes from; 0 for a fresh start."""
-    checkpoint = latest_checkpoint(work_dir)
-    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0

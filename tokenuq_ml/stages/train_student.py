@@ -1,7 +1,7 @@
 """Child process of one ablation: train the student, evaluate it, and measure its curriculum.
 
 One process makes up to three assets and reports each as soon as it is complete. Without the student among them, it
-reads the published one.
+reads the published one. Of several processes, all train and measure, and rank 0 writes and reports.
 """
 
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 from peft import PeftModel
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.data.batching import TokenizedExample, read_examples
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
@@ -24,9 +25,10 @@ from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
 from tokenuq_ml.stages.measure_curriculum import TrainedStudent, measure_curriculum
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.student_setup import StudentSetup, student_setup, student_train_spec
-from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, train_and_store
+from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, store_adapter
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
+from tokenuq_ml.training.trainer import train
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
@@ -47,7 +49,9 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         model, numerics = student.for_bald()
         context = StageContext("curriculum", request, reporter, numerics)
         measure_curriculum(context, model, trained, examples)
-    if copies is not None:
+    # No rank needs the copies any more.
+    process_group.barrier()
+    if copies is not None and process_group.is_main():
         shutil.rmtree(copies)
 
 
@@ -68,19 +72,23 @@ def _train(
     context = StageContext("student", request, reporter, numerics)
     setup = student_setup(context, model, examples, ablation, spec)
     work_dir = checkpoint_dir(context, **setup.input_digests)
-    trained = train_and_store(context, model, setup.training, work_dir)
-    shutil.copytree(context.output("adapter"), work_dir / "adapter", dirs_exist_ok=True)
-    selections = trained.recorder.selections()
-    _report_student(context, setup, trained, selections)
-    # Without checkpoints, a forced rerun trains from the first step.
-    for checkpoint in work_dir.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    recorder = train(model, setup.training, work_dir, reporter, context.name)
+    selections = recorder.selections()
+    if process_group.is_main():
+        trained = store_adapter(context, model, recorder, work_dir)
+        shutil.copytree(context.output("adapter"), work_dir / "adapter", dirs_exist_ok=True)
+        _report_student(context, setup, trained, recorder.lora_rank, selections)
+        # Without checkpoints, a forced rerun trains from the first step.
+        for checkpoint in work_dir.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    # The adapter is there for every rank.
+    process_group.barrier()
     student = TrainedStudent(selections, work_dir / "adapter", work_dir / "snapshots")
     return (freeze_adapter(model), numerics), student, work_dir
 
 
 def _report_student(
-    context: StageContext, setup: StudentSetup, trained: TrainedAdapter, selections: pl.DataFrame
+    context: StageContext, setup: StudentSetup, trained: TrainedAdapter, lora_rank: int | None, selections: pl.DataFrame
 ) -> None:
     """Write the table `selections` and report the student."""
     digest = write_table(selections, "selections", context.output("selections"), **context.asset.stamp)
@@ -90,7 +98,7 @@ def _report_student(
             **trained.figures,
             "selection": setup.training.ablation.selection_kind,
             "lora_rank": setup.training.train.lora.rank,
-            "final_lora_rank": trained.recorder.lora_rank,
+            "final_lora_rank": lora_rank,
             **setup.teacher_metrics,
         },
         plots={"Training curve": "plots/training_curve.png"},
@@ -116,7 +124,10 @@ def _evaluate(
         seed=asset.fields["seed"],
         name=context.name,
     )
-    digest, figures = evaluate_and_store(context, candidate, examples)
+    evaluated = evaluate_and_store(context, candidate, examples)
+    if evaluated is None:
+        return
+    digest, figures = evaluated
     metric_intervals(
         {request.ablation or "student": read_table(context.output("evaluations"))},
         context.output("plots") / "metrics.png",

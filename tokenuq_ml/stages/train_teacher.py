@@ -2,6 +2,7 @@
 
 import shutil
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec, SelectSpec, TrainSpec
 from tokenuq_ml.data.batching import read_examples
 from tokenuq_ml.models.adapters import add_adapter
@@ -9,10 +10,11 @@ from tokenuq_ml.models.load import load_model
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.request import StageReporter, StageRequest
-from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, train_and_store
+from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, store_adapter
 from tokenuq_ml.tables.parquet import content_of
 from tokenuq_ml.tensor_digest import joined_digest
 from tokenuq_ml.training.setup import TrainingSetup
+from tokenuq_ml.training.trainer import train
 
 VANILLA_MLE = AblationSpec(name="vanilla", select=SelectSpec(by="all"))
 
@@ -31,7 +33,10 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     )
     model = add_adapter(base, spec.lora, seed)
     setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
-    trained = train_and_store(context, model, setup, work_dir)
+    recorder = train(model, setup, work_dir, reporter, context.name)
+    if not process_group.is_main():
+        return
+    trained = store_adapter(context, model, recorder, work_dir)
     context.done(
         joined_digest(trained.digest, trained.log_digest),
         trained.figures,

@@ -1,6 +1,7 @@
 """What the training steps of this process cost: the counts behind a `CostRecord`."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.costs.record import CostRecord, Seconds
@@ -30,6 +31,19 @@ class CostCounter:
         # A packed row attends only within its sequences, a padded one over its full length.
         spans = lengths if batch.position_ids_BT is not None else [batch.input_ids_BT.shape[1]] * len(lengths)
         counts["attended"] += sum(span**2 for span in spans) / 2
+
+    def over_ranks(self, gather: Callable[[list], list]) -> "CostCounter":
+        """Return the counts of all ranks together.
+
+        Args:
+            gather: concatenates the lists of all ranks.
+        """
+        together = CostCounter()
+        for counts, steps, micro_batches in gather([(self._counts, self._steps, self._micro_batches)]):
+            together._counts.update(counts)
+            together._steps |= steps
+            together._micro_batches += micro_batches
+        return together
 
     def record(
         self,

@@ -61,6 +61,8 @@ class StepRecorder:
         """The router's loss of each step, of a mixture of experts; set at the end of training."""
         self.lora_rank: int | None = None
         """The adapter's active rank."""
+        self.resumed_from = 0
+        """The step of the checkpoint that training resumed from; 0 for a fresh start."""
         self.batching = "bucket"
         """How micro-batches were made: `bucket` or `pack`."""
         self._sums: _StepSums | None = None
@@ -154,3 +156,4 @@ class StepRecorder:
         """Replace both tables by those of a checkpoint."""
         self.log_rows = pl.read_parquet(folder / "training_log.parquet").to_dicts()
         self.selection_frames = [pl.read_parquet(folder / "selections.parquet")]
+        self.resumed_from = self.last_step

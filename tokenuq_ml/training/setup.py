@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.token_columns import TokenColumns
@@ -41,8 +42,21 @@ class TrainingSetup:
 
 
 def micro_batch_size(train: TrainSpec, ranks: int = 1) -> int:
-    """Return the examples of a forward pass: as configured, or the rank's share of the optimiser batch."""
-    return train.micro_batch_size or max(1, train.batch_size // ranks)
+    """Return the examples of a forward pass: a rank's share of the optimiser batch, in parts as configured.
+
+    The parts of a rank's share have the configured size, or the next smaller one that divides the share.
+
+    Raises:
+        InputError: the optimiser batch cannot be shared equally.
+    """
+    share, rest = divmod(train.batch_size, ranks)
+    if rest:
+        divisors = ", ".join(str(count) for count in range(1, train.batch_size + 1) if train.batch_size % count == 0)
+        raise InputError(
+            f"train.batch_size {train.batch_size} cannot be shared by {ranks} processes; set `processes` of the study "
+            f"(or TOKENUQ_PROCESSES) to one of {divisors}, or batch_size to a multiple of {ranks}"
+        )
+    return next(size for size in range(min(train.micro_batch_size or share, share), 0, -1) if share % size == 0)
 
 
 def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> TrainingArguments:

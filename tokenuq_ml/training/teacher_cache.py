@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import polars as pl
 import torch
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tokenuq_ml import process_group
 from tokenuq_ml.atomic_files import AtomicFile, atomic_write
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample
@@ -108,7 +109,8 @@ class TeacherCache:
     The file has `hidden_ND` (bfloat16) and, unless the head soft-caps its logits, `mean_ND` (in the head's dtype) and
     `offset_N` (float32). Rows are ordered by example id, then position. Nothing that was put stays in memory.
 
-    Used as a context manager: the file appears when the block ends, and not after an error.
+    Used as a context manager: the file appears when the block ends, and not after an error. In a stage of several
+    processes every rank has one: all write to the same file, each the examples that it puts.
 
     Args:
         folder: where the cache is written.
@@ -139,11 +141,22 @@ class TeacherCache:
         self._index = pl.DataFrame(
             {"example_id": list(lengths), "first_row": firsts[:-1], "tokens": list(lengths.values())}
         )
-        # The file has its size from the beginning, but no space: hours later it would find none.
-        require_space(self.folder, cache_bytes(self.tokens, head), "the cache of the teacher's states")
-        self._hidden = AtomicFile(self.folder / HIDDEN_FILE)
         metadata = {"dataset": dataset_digest, "teacher": teacher_digest}
-        self._start = _start_safetensors(self._hidden.file, _cached_tensors(self.tokens, head), metadata)
+        head_bytes, self._start, size = _safetensors_layout(_cached_tensors(self.tokens, head), metadata)
+        self._hidden: AtomicFile | None = None
+        path = process_group.on_main(lambda: self._create(head_bytes, size))
+        # Of the file's own object, so that the writes of a rank are in one order.
+        self._file = self._hidden.file if self._hidden is not None else open(path, "r+b")
+
+    def _create(self, head_bytes: bytes, size: int) -> Path:
+        """Create the file, with its header and its final size; return where it is until it is complete."""
+        # The file has its size from the beginning, but no space: hours later it would find none.
+        require_space(self.folder, cache_bytes(self.tokens, self.head), "the cache of the teacher's states")
+        self._hidden = AtomicFile(self.folder / HIDDEN_FILE)
+        self._hidden.file.write(head_bytes)
+        self._hidden.file.truncate(size)
+        self._hidden.file.flush()
+        return self._hidden.temporary
 
     def put(self, example_id: str, hidden_ND: Tensor) -> None:
         """Write the states of an example.
@@ -163,8 +176,8 @@ class TeacherCache:
         # Not through a memory map, whose written pages count as memory of the process.
         data = rows.cpu().contiguous().flatten().view(torch.uint8).numpy()
         bytes_per_row = rows[:1].numel() * rows.element_size()
-        self._hidden.file.seek(self._start[name] + self._first[example_id] * bytes_per_row)
-        self._hidden.file.write(data)
+        self._file.seek(self._start[name] + self._first[example_id] * bytes_per_row)
+        self._file.write(data)
 
     def __enter__(self) -> "TeacherCache":
         return self
@@ -175,15 +188,19 @@ class TeacherCache:
         try:
             if kind is not None:
                 return
-            if self._missing:
-                raise ValueError(
-                    f"the states of {len(self._missing)} examples were not put, e.g. of {min(self._missing)}"
-                )
-            with atomic_write(self.folder / INDEX_FILE) as file:
-                self._index.write_parquet(file)
-            self._hidden.commit()
+            self._file.flush()
+            missing = set.intersection(*process_group.gather_objects([self._missing]))
+            if missing:
+                raise ValueError(f"the states of {len(missing)} examples were not put, e.g. of {min(missing)}")
+            if self._hidden is not None:
+                with atomic_write(self.folder / INDEX_FILE) as file:
+                    self._index.write_parquet(file)
+                self._hidden.commit()
         finally:
-            self._hidden.discard()
+            if self._hidden is not None:
+                self._hidden.discard()
+            else:
+                self._file.close()
 
 
 def cache_bytes(tokens: int, head: Head) -> int:
@@ -227,8 +244,8 @@ def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * math.prod(shape)
 
 
-def _start_safetensors(file: BinaryIO, tensors: dict, metadata: dict[str, str]) -> dict[str, int]:
-    """Write the header and set the final size; return the byte at which each tensor starts.
+def _safetensors_layout(tensors: dict, metadata: dict[str, str]) -> tuple[bytes, dict[str, int], int]:
+    """Return the first bytes of the file, the byte at which each tensor starts, and the file's size.
 
     The safetensors library can only write tensors that are all in memory.
     """
@@ -239,6 +256,5 @@ def _start_safetensors(file: BinaryIO, tensors: dict, metadata: dict[str, str]) 
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    file.write(len(text).to_bytes(8, "little") + text)
-    file.truncate(start + end)
-    return {name: start + header[name]["data_offsets"][0] for name in tensors}
+    starts = {name: start + header[name]["data_offsets"][0] for name in tensors}
+    return len(text).to_bytes(8, "little") + text, starts, start + end

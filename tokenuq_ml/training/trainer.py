@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -141,12 +141,12 @@ class TokenTrainer(TokenObjective, Trainer):
         return 0
 
     def costs(self) -> CostRecord | None:
-        """Return what this process's steps cost on this rank; None if it made none."""
-        return self.cost_counter.record(
+        """Return what this process's steps cost, over all ranks; None if it made none. Every rank calls this."""
+        return self.cost_counter.over_ranks(self.recorder.gather).record(
             self.ablation,
             self.teacher.form,
             _lora_rank(self.model),
-            self.selection_passes,
+            self.selection_passes * self.accelerator.num_processes,
             self.clock.seconds(),
         )
 
@@ -185,12 +185,16 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     trainer.remove_callback(PrinterCallback)
     for sentence in damaged_checkpoints(work_dir):
         reporter.info(f"{name}: {sentence}")
-    checkpoint = latest_checkpoint(work_dir)
+    # Rank 0 decides, and deletes once every rank has looked.
+    checkpoint = recorder.gather([latest_checkpoint(work_dir)])[0]
     if checkpoint is not None:
         recorder.load(checkpoint)
         reporter.info(f"{name}: resuming from step {recorder.last_step} of {setup.steps}")
     if trainer.is_world_process_zero():
         remove_incomplete(work_dir)
+    if trainer.accelerator.num_processes > 1:
+        # Trainer seeds every rank alike, so that their dropout masks would be the same.
+        set_seed(setup.seed, device_specific=True)
     try:
         with checkpoints.graceful_stop(), disk_errors(work_dir):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
