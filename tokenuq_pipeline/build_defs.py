@@ -16,12 +16,12 @@ from tokenuq_pipeline.automation.reruns import Reruns, starts_running
 from tokenuq_pipeline.automation.schedules import build_schedules
 from tokenuq_pipeline.automation.sensors import build_sensors
 from tokenuq_pipeline.automation.verification import verify_job, verify_schedule
+from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.console import compact_logger
 from tokenuq_pipeline.runtime.fixed_config import fixed_executor, fixed_io_manager, fixed_resource
 from tokenuq_pipeline.runtime.launcher import StageLauncher
-from tokenuq_pipeline.runtime.paths import store_home
+from tokenuq_pipeline.runtime.launchers.choice import chosen_backend
 from tokenuq_pipeline.runtime.run_owner import owned
-from tokenuq_pipeline.runtime.store import Store
 
 
 def build_defs(
@@ -35,13 +35,13 @@ def build_defs(
     Args:
         config: models, datasets, studies and ablations.
         home: the store; default: `$TOKENUQ_HOME`.
-        launcher: runs heavy stages; default: child processes of this one.
+        launcher: runs heavy stages; default: the one that `$TOKENUQ_LAUNCHER` names.
         executor: runs the steps of a run.
 
     Raises:
         InputError: an environment variable that schedules and sensors read has a wrong value.
     """
-    store, launcher = Store(home or store_home()), launcher or StageLauncher()
+    store, launcher = open_store(home), launcher or StageLauncher(backend=chosen_backend())
     reruns, running, jobs = Reruns(config, store), starts_running(), build_jobs(config)
     groups = stage_groups(config)
     makeable = [asset for group in groups for asset in group.assets]

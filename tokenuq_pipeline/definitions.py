@@ -11,10 +11,10 @@ from tokenuq_ml.config.load import load_config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets.shown_studies import shown_config
 from tokenuq_pipeline.build_defs import build_defs
+from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.console import compact_logger
 from tokenuq_pipeline.runtime.dagster_internals import log_by_default
-from tokenuq_pipeline.runtime.paths import config_folders, store_home
-from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.paths import config_folders
 
 __all__ = ["build_defs", "chosen_executor", "defs", "load_defs"]
 
@@ -43,7 +43,7 @@ def load_defs() -> dg.Definitions:
     Raises:
         InputError: the configuration or a variable is wrong; the message says where and how to fix it.
     """
-    store = Store(store_home())
+    store = open_store()
     try:
         config = shown_config(load_config(*config_folders(os.environ)), store)
         return build_defs(config, store.home, executor=chosen_executor())

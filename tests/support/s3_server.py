@@ -1,4 +1,4 @@
-"""An S3 service on this machine (moto's server), and a proxy before it that loses, cuts, delays and refuses requests."""
+"""An S3 service on this machine (moto's server), and a proxy that loses, cuts, delays and refuses requests to it."""
 
 import contextlib
 import http.client
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 BUCKET = "bucket"
 REFUSE, CUT_REQUEST, CUT_ANSWER, LOSE_ANSWER, SLOW = "refuse", "cut request", "cut answer", "lose answer", "slow"
-"""Answer 500 without asking the service; close the connection within the request's body, or within the answer's; let the
+"""Answer 500 without asking the service; close the connection within the body of the request, or of the answer; let the
 service act, and close the connection without an answer; wait half a second."""
 
 

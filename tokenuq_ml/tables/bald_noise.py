@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tokenuq_ml.tables.fetching import fetch_partition
 from tokenuq_ml.tables.schemas import table_dir
 
 NOISE = (pl.col("bald").cast(pl.Float64) - pl.col("bald_float64")).abs()
@@ -20,6 +21,8 @@ def noise_floor(reference: pl.DataFrame) -> float:
 
 def bald_noise(home: str | Path, study: str) -> dict[str, float | int] | None:
     """Return `floor` and `mean_bald` in nats, and `tokens` of the reference; None if it was not measured."""
+    for table in ("bald_reference", "token_uncertainty"):
+        fetch_partition(Path(home), table, study=study)
     reference, uncertainty = (table_dir(home, table, study=study) for table in ("bald_reference", "token_uncertainty"))
     if not any(reference.glob("part-*.parquet")):
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenuq_ml.object_store.registry import bucket_mirror, mirror_of
 from tokenuq_ml.tables.integrity import REPAIR
-from tokenuq_ml.tables.partitions import complete_files, published, published_files
+from tokenuq_ml.tables.partitions import complete_files, partition_of, published, published_files
 from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, TABLES
 
 
@@ -27,6 +27,19 @@ def fetch_tables(home: Path, tables: Collection[str]) -> None:
     paths = [path.relative_to(home).as_posix() for table in tables for path in files[table]]
     # What is missing or damaged is left for the look at the table, which names it.
     mirror.fetch_all(records[path] for path in paths if path in records)
+
+
+def fetch_partition(home: Path, table: str, **partition: str) -> None:
+    """Download one partition of a table, for readers that look for its folder.
+
+    Raises:
+        StoreAway: the service does not answer.
+    """
+    mirror = bucket_mirror(home)
+    if mirror is not None:
+        records = published_files(home)
+        files = (file for file in complete_files(home)[table] if partition_of(file, table) == partition)
+        mirror.fetch_all(records[file.relative_to(home).as_posix()] for file in files)
 
 
 def not_fetched(home: Path, files: Mapping[str, list[Path]]) -> dict[str, str]:

@@ -79,6 +79,9 @@ def _loss(store: Store, study: str, row: str, split: str) -> "pl.DataFrame":
     """Return `dataset, value, ci_low, ci_high` of a model's loss; no rows if the model is not evaluated yet."""
     import polars as pl
 
+    from tokenuq_ml.tables.fetching import fetch_partition
+
+    fetch_partition(store.home, "evaluations", study=study, ablation=row)
     if not store.path(table_path("evaluations", study=study, ablation=row)).is_dir():
         return pl.DataFrame(schema={"dataset": pl.String, **dict.fromkeys(("value", "ci_low", "ci_high"), pl.Float64)})
     return (

@@ -13,6 +13,7 @@ import dagster as dg
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.lineage import column_lineage
+from tokenuq_pipeline.runtime.bucket_store import fetch
 from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
 from tokenuq_pipeline.runtime.markdown import plain
 from tokenuq_pipeline.runtime.store import Store
@@ -56,6 +57,7 @@ def materialization(asset: StageAsset, manifest: Manifest, store: Store) -> Meta
     """Return metadata of a published asset: figures, plots, pages, previews, paths, then provenance."""
     import polars as pl
 
+    fetch(store, asset.name, lambda path: _is_shown(path, asset))
     entries: Metadata = {key: value for key, value in manifest.metrics.items() if value is not None}
     for title, picture in manifest.plots.items():
         output, _, file = picture.partition("/")
@@ -77,6 +79,12 @@ def materialization(asset: StageAsset, manifest: Manifest, store: Store) -> Meta
     entries["spec_hash"] = manifest.spec_hash
     entries["input_data_versions"] = dg.MetadataValue.json(manifest.input_data_versions)
     return entries | _provenance(manifest.provenance)
+
+
+def _is_shown(path: str, asset: StageAsset) -> bool:
+    """Return whether a file of an asset is read here: of tables, pictures and pages."""
+    tables = tuple(f"{asset.outputs[output]}/" for output in asset.tables)
+    return path.endswith((".png", ".html")) or path.startswith(tables)
 
 
 def _tables(asset: StageAsset, store: Store) -> "dict[str, pl.LazyFrame]":

@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_pipeline.assets import metadata
 from tokenuq_pipeline.assets.asset import StageAsset, StageCheck
@@ -18,6 +19,7 @@ from tokenuq_pipeline.assets.conditions import FOLLOWS_ITS_INPUTS
 from tokenuq_pipeline.assets.graph import StageGroup
 from tokenuq_pipeline.assets.publishing import made_meanwhile, publish, versions_read
 from tokenuq_pipeline.assets.recorded_inputs import recorded_inputs
+from tokenuq_pipeline.runtime.bucket_store import address_of, fetch, look_again
 from tokenuq_pipeline.runtime.dagster_internals import selected_checks
 from tokenuq_pipeline.runtime.full_disks import full_disks_in_words
 from tokenuq_pipeline.runtime.instance import ACCELERATOR
@@ -66,7 +68,7 @@ def build_assets(group: StageGroup) -> dg.AssetsDefinition:
         pool=ACCELERATOR if any(asset.needs_model for asset in group.assets) else None,
     )
     def stage(context: dg.AssetExecutionContext):
-        with full_disks_in_words(context.resources.store.home):
+        with full_disks_in_words(context.resources.store.home), _repeated_when_away(context):
             yield from run_stage(context, group)
 
     return stage
@@ -93,6 +95,7 @@ def run_stage(context: dg.AssetExecutionContext, group: StageGroup) -> Iterator:
         # The run that held the lease before may have been killed while it published.
         for name, outcome in store.recover(held=[asset.name for asset in group.assets]).items():
             context.log.info(f"{name}: {outcome}")
+        look_again(store)
         for asset, manifest in made_meanwhile(context, store, wanted):
             del wanted[asset.stage]
             if manifest.provenance.run_id != context.run_id:
@@ -103,6 +106,7 @@ def run_stage(context: dg.AssetExecutionContext, group: StageGroup) -> Iterator:
                 return
         if wanted:
             _require_inputs(store, wanted)
+            _fetch_inputs(store, wanted)
             yield from _run_child(context, group, wanted, store, lease)
 
 
@@ -178,8 +182,31 @@ def _require_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
         raise dg.Failure(damaged, allow_retries=False)
     missing = [name for name in needed if store.read_manifest(name) is None]
     if missing:
-        message = f"{store.home}: missing inputs: {', '.join(missing)}; materialise them first"
+        message = f"{address_of(store)}: missing inputs: {', '.join(missing)}; materialise them first"
         raise dg.Failure(message, allow_retries=False)
+
+
+def _fetch_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
+    """Bring what the child reads to this machine; fail the step if a file is missing or damaged."""
+    made = {place for asset in wanted.values() for place in asset.outputs.values()}
+    for item in (item for asset in wanted.values() for item in asset.inputs if item.path not in made):
+        folder = f"{item.path}/"
+        try:
+            fetch(store, "/".join(item.asset), lambda path, folder=folder: path.startswith(folder))
+        except StoreAway:
+            raise
+        except InputError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+
+
+@contextlib.contextmanager
+def _repeated_when_away(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Repeat the step if the service that holds the store does not answer. A training resumes from its checkpoint."""
+    try:
+        yield
+    except StoreAway as away:
+        wait = RETRY_DELAY_S * 2**context.retry_number
+        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=wait) from away
 
 
 def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: StageGroup) -> StageRequest:

@@ -4,8 +4,10 @@ Training itself stops where they are not (`tokenuq_ml/training/finite_steps.py`)
 however it was made.
 """
 
+from tokenuq_ml.config import TEACHER_ROW
 from tokenuq_pipeline.assets.asset import StageCheck
 from tokenuq_pipeline.assets.check_outcome import Outcome, outcome, read
+from tokenuq_pipeline.runtime.bucket_store import fetch
 from tokenuq_pipeline.runtime.store import Store
 
 
@@ -37,6 +39,8 @@ def training_is_finite(store: Store, study: str, row: str, adapter: str, *tables
         numbers = read(store, table, study=study, ablation=row).select(cs.float())
         counts = numbers.select((~pl.all().is_finite()).sum()).row(0, named=True)
         bad |= {f"{table}.{column}": count for column, count in counts.items() if count}
+    asset = f"{study}/baseline_teacher" if row == TEACHER_ROW else f"{study}/{row}/student"
+    fetch(store, asset, lambda path: path.startswith(f"{adapter}/"))
     files = sorted(store.path(adapter).glob("*.safetensors"))
     for file in files:
         bad |= non_finite_values(file)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from tokenuq_pipeline.commands import FAILED, STALE
 from tokenuq_pipeline.commands.common import configuration, project
-from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
     from tokenuq_pipeline.automation.adoption import Adoption
@@ -33,13 +32,13 @@ def adopt_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.assets.shown_studies import held
     from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
     from tokenuq_pipeline.automation.staleness import Records, study_keys
+    from tokenuq_pipeline.runtime.bucket_store import address_of, open_store
     from tokenuq_pipeline.runtime.data_files import observe
-    from tokenuq_pipeline.runtime.store import Store
 
-    began, store, config = time.monotonic(), Store(store_home()), configuration()
+    began, store, config = time.monotonic(), open_store(), configuration()
     studies = [options.study] if options.study else [name for name in config.studies if name in held(store).studies]
     if not studies:
-        print(f"{store.home}: holds nothing of any study")
+        print(f"{address_of(store)}: holds nothing of any study")
         return 0
     with project(*studies) as here:
         observe(here.config, here.instance, here.store)

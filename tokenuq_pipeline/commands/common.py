@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenuq_ml.errors import InputError
-from tokenuq_pipeline.runtime.paths import config_folders, dagster_home, store_home
+from tokenuq_pipeline.runtime.paths import config_folders, dagster_home
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -65,9 +65,9 @@ def project(*studies: str, config: "Config | None" = None) -> Iterator[Project]:
 
     from tokenuq_pipeline.assets.shown_studies import config_of
     from tokenuq_pipeline.build_defs import build_defs
-    from tokenuq_pipeline.runtime.store import Store
+    from tokenuq_pipeline.runtime.bucket_store import open_store
 
-    store = Store(store_home())
+    store = open_store()
     defs = build_defs(config_of(config, studies), store.home)
     with dg.DagsterInstance.get() as instance:
         yield Project(config, defs, store, instance)

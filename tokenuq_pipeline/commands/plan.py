@@ -133,13 +133,14 @@ def measure_machine(architecture, precision: str, tables: str = "auto"):
 def _sources(config, spec, store) -> tuple[list, dict]:
     """Return the availability of the study's models and datasets, and the sizes of each model (None: not known)."""
     from tokenuq_ml.costs.sources import dataset_source, model_source
+    from tokenuq_pipeline.runtime.bucket_store import model_folder
     from tokenuq_pipeline.runtime.repair import require_undamaged
 
     for name in config.models_of(spec):
         # The next run makes a model with a damaged manifest again.
         if store.is_complete(f"models/{name}"):
             require_undamaged(store, f"models/{name}", not_read=".safetensors")
-    models = {name: model_source(config.models[name], store.path(f"models/{name}")) for name in config.models_of(spec)}
+    models = {name: model_source(config.models[name], model_folder(store, name)) for name in config.models_of(spec)}
     datasets = [
         dataset_source(config.datasets[name], store.is_complete(f"datasets/{name}"))
         for name in config.datasets_of(spec)
@@ -151,9 +152,10 @@ def _sources(config, spec, store) -> tuple[list, dict]:
 def _template_findings(config, spec, store) -> list[str]:
     """Return what the chat template makes of the study's rows, as far as tokenizer and rows are here."""
     from tokenuq_ml.costs.template_check import template_findings, tokenizer_folder
+    from tokenuq_pipeline.runtime.bucket_store import model_folder
 
     model = config.models[spec.model]
-    folder = tokenizer_folder(model, store.path(f"models/{spec.model}"))
+    folder = tokenizer_folder(model, model_folder(store, spec.model))
     if folder is None:
         return []
     examples = {name: _first_examples(store, name) for name in (spec.dataset, *spec.ood)}

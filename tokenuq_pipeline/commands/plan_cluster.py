@@ -10,7 +10,6 @@ import json
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import configuration, known_study
-from tokenuq_pipeline.runtime.paths import store_home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,11 +92,11 @@ def _tokens(text: str | None) -> float | None:
 def _sizes(config, study) -> dict:
     """Return model -> its sizes, as far as they are known without a request."""
     from tokenuq_ml.costs.sources import model_source
-    from tokenuq_pipeline.runtime.store import Store
+    from tokenuq_pipeline.runtime.bucket_store import model_folder, open_store
 
-    store = Store(store_home())
+    store = open_store()
     return {
-        name: model_source(config.models[name], store.path(f"models/{name}"), quick=True)[1]
+        name: model_source(config.models[name], model_folder(store, name), quick=True)[1]
         for name in config.models_of(study)
     }
 
@@ -106,6 +105,6 @@ def _lengths(config, study: str) -> dict:
     """Return the lengths of what is tokenised in the store."""
     from tokenuq_ml.costs.lengths import measured_lengths
     from tokenuq_pipeline.commands.plan_rows import tokenised_tables
-    from tokenuq_pipeline.runtime.store import Store
+    from tokenuq_pipeline.runtime.bucket_store import open_store
 
-    return measured_lengths(tokenised_tables(config, study, Store(store_home())))
+    return measured_lengths(tokenised_tables(config, study, open_store()))

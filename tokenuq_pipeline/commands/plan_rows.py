@@ -48,10 +48,11 @@ def check_disk_space(config, study: str, assets: Iterable[str], store) -> None:
     """
     from tokenuq_ml.costs.machine import Machine
     from tokenuq_ml.costs.sources import model_source
+    from tokenuq_pipeline.runtime.bucket_store import model_folder
 
     spec = config.studies[study]
     sizes = {
-        name: model_source(config.models[name], store.path(f"models/{name}"), quick=True)[1]
+        name: model_source(config.models[name], model_folder(store, name), quick=True)[1]
         for name in config.models_of(spec)
     }
     # Times are not asked for. The smaller one of the precisions: an estimate that is too high would refuse a run.

@@ -11,7 +11,7 @@ from tokenuq_ml.disk import in_words
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands import FAILED
 from tokenuq_pipeline.commands.common import configuration
-from tokenuq_pipeline.runtime.paths import config_folders, store_home
+from tokenuq_pipeline.runtime.paths import config_folders
 
 if TYPE_CHECKING:
     from tokenuq_pipeline.runtime.pruning import Removable
@@ -39,10 +39,10 @@ def add_parser(commands) -> None:
 
 def prune_command(options: argparse.Namespace) -> int:
     """Run `tokenuq prune`."""
-    from tokenuq_pipeline.runtime.store import Store
+    from tokenuq_pipeline.runtime.bucket_store import open_store
     from tokenuq_pipeline.runtime.trash import Trash
 
-    store = Store(store_home())
+    store = open_store()
     for asset, outcome in store.recover().items():
         print(f"{asset}: {outcome}")
     if options.restore is not None:

@@ -105,6 +105,7 @@ def _bring_up_to_date(runner, keys: set, with_report: bool) -> tuple[int, list[s
         with_report: `keys` holds the report already.
     """
     from tokenuq_pipeline.automation.study_runner import Interrupted, RunFailed
+    from tokenuq_pipeline.runtime.bucket_store import address_of
     from tokenuq_pipeline.runtime.instance import prepare
 
     console, store = runner.console, runner.store
@@ -112,7 +113,7 @@ def _bring_up_to_date(runner, keys: set, with_report: bool) -> tuple[int, list[s
         console.line(line)
     store.clean_staging()
     runs = os.environ.get("DAGSTER_HOME", "memory")
-    console.line(f"study {runner.study}: results in {store.home}, runs in {runs}")
+    console.line(f"study {runner.study}: results in {address_of(store)}, runs in {runs}")
     try:
         runner.bring_up_to_date(keys)
         if not with_report:

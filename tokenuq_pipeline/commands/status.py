@@ -16,7 +16,6 @@ from tokenuq_pipeline.commands.status_text import (
     is_stale,
     where_details_are,
 )
-from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
     from tokenuq_ml.config.load import Config
@@ -52,9 +51,9 @@ def add_parser(commands) -> None:
 
 def status_command(options: argparse.Namespace) -> int:
     """Run `tokenuq status`."""
-    from tokenuq_pipeline.runtime.store import Store
+    from tokenuq_pipeline.runtime.bucket_store import open_store
 
-    config, store, details = configuration(), Store(store_home()), bool(options.study or options.all)
+    config, store, details = configuration(), open_store(), bool(options.study or options.all)
     studies, rows = study_statuses(config, _studies(options, config, store), store, options.deep)
     if options.format == "json":
         print(json.dumps(redacted_values(rows if details else [study.as_json() for study in studies]), indent=1))

@@ -11,6 +11,7 @@ from tokenuq_ml.config import REFERENCE_ROWS
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports.explorer_data import Students
 from tokenuq_ml.reports.explorer_examples import prompts_of
+from tokenuq_ml.tables.partitions import complete_files, partition_of, store_home
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_ml.tables.schemas import TABLES, TOKEN_KEY
 
@@ -146,7 +147,10 @@ class StudyTokens:
 
     def _ablations(self, table: str) -> list[str]:
         folders: Iterable[Path] = Path(self._home, table, f"study={self._study}").glob("ablation=*")
-        return sorted(folder.name.partition("=")[2] for folder in folders)
+        # Of a store in a bucket, not all are here. Of one in a folder, an incomplete one is named by the error.
+        partitions = (partition_of(file, table) for file in complete_files(store_home(self._home))[table])
+        complete = {partition["ablation"] for partition in partitions if partition["study"] == self._study}
+        return sorted({folder.name.partition("=")[2] for folder in folders} | complete)
 
 
 def _same_examples(tokens: pl.DataFrame) -> pl.Expr:

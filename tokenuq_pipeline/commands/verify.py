@@ -4,7 +4,6 @@ import argparse
 
 from tokenuq_pipeline.commands import FAILED
 from tokenuq_pipeline.commands.common import configuration, known_study
-from tokenuq_pipeline.runtime.paths import store_home
 
 
 def add_parser(commands) -> None:
@@ -28,10 +27,10 @@ def add_parser(commands) -> None:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Run `tokenuq verify`."""
+    from tokenuq_pipeline.runtime.bucket_store import address_of, open_store
     from tokenuq_pipeline.runtime.repair import other_damage, repair, repair_others
-    from tokenuq_pipeline.runtime.store import Store
 
-    store = Store(store_home())
+    store = open_store()
     prefixes = _prefixes(options.study) if options.study else None
     for asset, outcome in store.recover().items() if options.forget else ():
         print(f"{asset}: {outcome}", flush=True)
@@ -42,7 +41,7 @@ def verify_command(options: argparse.Namespace) -> int:
         repair_others(store)
     assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
     if not assets and not others:
-        print(f"{store.home}: holds nothing of {options.study or 'any study'}")
+        print(f"{address_of(store)}: holds nothing of {options.study or 'any study'}")
         return FAILED
     manifests = [store.read_manifest(name) for name in assets]
     files = sum(len(manifest.files) for manifest in manifests if manifest)

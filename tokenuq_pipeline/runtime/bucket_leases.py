@@ -4,11 +4,14 @@ S3 answers a put with `If-None-Match: *` for one of several writers, and lists w
 be waited for or looked at twice, as on a network file system.
 """
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from tokenuq_ml.object_store.bucket import ObjectInfo
 from tokenuq_ml.object_store.mirror import Mirror
 from tokenuq_pipeline.runtime.lease_files import FOLDER, KEPT_S, SUFFIX, LeaseRecord, parsed_record
+
+_read: dict[tuple[Path, str], tuple[tuple[int, str], bytes]] = {}
+"""Store and asset -> number and ETag of its latest lease, and what it holds."""
 
 
 class BucketLeaseFiles:
@@ -49,10 +52,23 @@ class BucketLeaseFiles:
         if (info := self._bucket.info(key)) is not None:
             self._bucket.write_if(key, record.content(), info.etag)
 
-    def assets(self) -> list[str]:
-        """Return the assets that have leases."""
-        keys = (PurePosixPath(info.key) for info in self._bucket.objects(FOLDER))
-        return sorted({key.parent.relative_to(FOLDER).as_posix() for key in keys if key.suffix == SUFFIX})
+    def all_latest(self) -> dict[str, LeaseRecord]:
+        """Return asset -> its current lease, for all assets that had one, by one list. Unchanged ones are not read."""
+        found: dict[str, tuple[int, ObjectInfo]] = {}
+        for info in self._bucket.objects(FOLDER):
+            key = PurePosixPath(info.key)
+            if key.suffix == SUFFIX and key.stem.isdigit():
+                asset = key.parent.relative_to(FOLDER).as_posix()
+                found[asset] = max(found.get(asset, (0, info)), (int(key.stem), info), key=lambda one: one[0])
+        return {asset: self._record(asset, number, info) for asset, (number, info) in found.items()}
+
+    def _record(self, asset: str, number: int, info: ObjectInfo) -> LeaseRecord:
+        """Return a lease that is listed; it is read only if it is not the one that was read last."""
+        known = _read.get((self._mirror.home, asset))
+        if known is None or known[0] != (number, info.etag):
+            content = self._bucket.read(info.key)
+            known = _read[self._mirror.home, asset] = ((number, info.etag), content[0] if content else b"")
+        return parsed_record(number, self._mirror.clock.age_of(info), known[1])
 
     def _numbers(self, asset: str) -> dict[int, ObjectInfo]:
         """Return number -> object, for objects directly in the folder: another asset's name may begin with this one."""

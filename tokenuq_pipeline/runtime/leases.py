@@ -157,9 +157,8 @@ class Leases:
 
     def holder(self, asset: str) -> Owner | None:
         """Return the process that makes `asset` now, or whose child still writes its checkpoint; None if none does."""
-        for name in {asset, *self._files.assets()}:
-            record = self.latest(name)
-            if record is None or record.released or record.owner is None:
+        for name, record in self._files.all_latest().items():
+            if record.released or record.owner is None:
                 continue
             if (name == asset or asset in record.makes) and not self._is_free(record):
                 return record.owner

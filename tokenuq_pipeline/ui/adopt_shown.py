@@ -12,9 +12,9 @@ from tokenuq_pipeline.assets.shown_studies import held, shown_config
 from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset, counted
 from tokenuq_pipeline.automation.staleness import Records
 from tokenuq_pipeline.build_defs import build_defs
+from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.data_files import observe
 from tokenuq_pipeline.runtime.paths import config_folders
-from tokenuq_pipeline.runtime.store import Store
 
 
 def adopt_shown(instance: dg.DagsterInstance, home: Path, say: Callable[[str], None]) -> None:
@@ -28,7 +28,7 @@ def adopt_shown(instance: dg.DagsterInstance, home: Path, say: Callable[[str], N
         home: the store.
         say: called with one sentence if anything was adopted.
     """
-    store = Store(home)
+    store = open_store(home)
     if not any(held(store)):
         return
     config = shown_config(load_config(*config_folders(os.environ)), store)

@@ -1,35 +1,5 @@
-"""The S3 service of these tests, and a mirror of an empty store in it."""
+"""An S3 service on this machine."""
 
-import itertools
+from tests.support.s3_fixtures import address, proxy, server
 
-import pytest
-
-from tests.support.s3_server import BUCKET, FaultyProxy, environment, s3_server
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server():
-    pytest.importorskip("moto.server")
-    pytest.importorskip("obstore")
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def proxy(server, monkeypatch, tmp_path):
-    """A proxy before the service, which the environment names, and a cache folder."""
-    proxy = FaultyProxy(server)
-    with proxy.started() as address:
-        for name, value in environment(address).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "10")
-        yield proxy
-
-
-@pytest.fixture
-def address(proxy):
-    """The address of a store that holds nothing."""
-    return f"s3://{BUCKET}/store-{next(_numbers)}"
+__all__ = ["address", "proxy", "server"]

@@ -1,0 +1,35 @@
+"""Fixtures: an S3 service, a faulty proxy before it, and the address of an empty store. A conftest imports them."""
+
+import itertools
+
+import pytest
+
+from tests.support.s3_server import BUCKET, FaultyProxy, environment, s3_server
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("moto.server")
+    pytest.importorskip("obstore")
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(server, monkeypatch, tmp_path):
+    """A proxy before the service, which the environment names, and a cache folder."""
+    proxy = FaultyProxy(server)
+    with proxy.started() as address:
+        for name, value in environment(address).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "10")
+        yield proxy
+
+
+@pytest.fixture
+def address(proxy):
+    """The address of a store that holds nothing."""
+    return f"s3://{BUCKET}/store-{next(_numbers)}"
