@@ -4,6 +4,7 @@ Each folder of an asset holds two small files. Files of all versions have the sa
 content tells a mixture of two versions.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -18,7 +19,7 @@ from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
 from tokenuq_ml.tables.partitions import complete_files
 from tokenuq_pipeline.assets import publishing
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.runtime import leases, owners
+from tokenuq_pipeline.runtime import journal, leases, owners
 from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.owners import Owner
 from tokenuq_pipeline.runtime.pruning import removable, remove
@@ -98,6 +99,24 @@ def tables_read(store: Store) -> set[str]:
     """Return the folders of tables that queries read, relative to the store."""
     files = (path for paths in complete_files(store.home).values() for path in paths)
     return {path.parent.relative_to(store.home).as_posix() for path in files}
+
+
+def interrupt(store: Store, asset: str) -> None:
+    """Leave a complete asset as a run leaves it that is killed in the middle of publishing it again."""
+    record = store.read_manifest(asset)
+    staged = {output: store.home / ".staging" / "copy" / output for output in record.outputs}
+    for output, place in record.outputs.items():
+        shutil.copytree(store.path(place), staged[output])
+    moved = journal.move_into_place
+
+    def die(*arguments):
+        moved(*arguments)
+        raise Crash
+
+    dead = mock.patch.object(journal.Journal, "recover", side_effect=Crash)
+    with dead, mock.patch.object(journal, "move_into_place", die), contextlib.suppress(Crash):
+        store.publish(record, staged)
+    shutil.rmtree(store.home / ".staging" / "copy")
 
 
 def damage(store: Store, asset: str, version: str) -> None:

@@ -8,11 +8,13 @@ import dagster as dg
 import pytest
 
 from tests.support.owners import elsewhere
+from tests.support.store_actions import interrupt
 from tests.support.toy_pipeline import FakeStagesInProcess, toy_config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets import run_stage
 from tokenuq_pipeline.assets.graph import stage_groups
 from tokenuq_pipeline.assets.run_stage import build_assets
+from tokenuq_pipeline.runtime import journal
 from tokenuq_pipeline.runtime.instance import ONLY_STALE_TAG
 from tokenuq_pipeline.runtime.leases import LeaseRecord
 from tokenuq_pipeline.runtime.store import Store
@@ -97,6 +99,28 @@ def test_a_run_uses_what_was_made_since_it_was_created(store):
     # As if another run had finished while this one waited in the queue.
     os.utime(path, (path.stat().st_mtime + 3600,) * 2)
     assert make(store).success and STARTED == ["convert_model"]
+
+
+def test_a_stage_first_completes_what_the_last_holder_of_its_lease_was_publishing(store):
+    first = make(store)
+    interrupt(store, MODEL)
+    assert store.read_manifest(MODEL) is None
+    second = make(store, **{ONLY_STALE_TAG: "true"})
+    assert second.success and STARTED == ["convert_model"] and run_of(store) == first.run_id
+
+
+def test_a_step_that_fails_while_it_publishes_leaves_a_complete_version(store, monkeypatch):
+    """It is completed at once: nothing waits for the next start."""
+    first = make(store)
+
+    def refuse(*_):
+        monkeypatch.undo()
+        raise PermissionError(13, "Permission denied", "x")
+
+    monkeypatch.setattr(journal, "move_into_place", refuse)
+    second = make(store)
+    assert first.success and not second.success and run_of(store) == second.run_id
+    assert store.problems(MODEL) == [] and not any(store.home.glob(".publishing/*"))
 
 
 @pytest.mark.parametrize("damage", ["code_version", "input_data_versions", "missing file"])

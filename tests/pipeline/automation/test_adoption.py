@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from tests.support.manifests import complete
+from tests.support.store_actions import interrupt
 from tests.support.toy_pipeline import STUDY, config_with, toy_config
 from tokenuq_ml.stages import versions
 from tokenuq_pipeline.assets.checks import table_checks
@@ -122,6 +123,16 @@ def test_a_damaged_file_is_not_adopted_and_stops_the_run_in_words(toy, config, c
     toy.store.forget(student)
     # Made again with the same content: what follows it is adopted.
     assert run(toy, config) == (0, [{student}])
+
+
+def test_a_publication_that_was_killed_is_completed_and_nothing_is_made_again(toy, config, capfd):
+    teacher, before = f"{STUDY}/baseline_teacher", toy.store.read_manifest(f"{STUDY}/baseline_teacher")
+    interrupt(toy.store, teacher)
+    reason = "its publication was interrupted, and the next run completes it"
+    assert toy.store.read_manifest(teacher) is None and toy.store.incomplete_because(teacher) == reason
+    assert run(toy, config) == (0, [])
+    assert f"{teacher}: its publication was interrupted, and has been completed" in capfd.readouterr().out
+    assert toy.store.read_manifest(teacher) == before and toy.store.problems(teacher) == []
 
 
 def test_a_table_that_cannot_be_read_is_left_out_where_files_are_compared_by_size(toy, config):
