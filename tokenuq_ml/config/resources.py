@@ -1,4 +1,4 @@
-"""What a stage needs of a cluster: processors, GPUs, memory. No part of any version."""
+"""What a stage needs: processes, and of a cluster processors, GPUs, memory. No part of any version."""
 
 import re
 from collections.abc import Iterable
@@ -22,6 +22,9 @@ StageName = Literal[
     "ablation_report",
 ]
 """The stages of a study, of which `resources` may name what they need."""
+
+Processes = Annotated[int, Field(ge=1)] | Literal["auto"]
+"""How many processes a stage has: a number, or `auto` for one per visible GPU, and one without GPUs."""
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[kMGT]?)(?P<binary>i?)B", re.IGNORECASE)
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import RESERVED_STUDIES, Spec, check_name
 from tokenuq_ml.config.evaluation import EvaluationSpec
-from tokenuq_ml.config.resources import StageName, StageResources
+from tokenuq_ml.config.resources import Processes, StageName, StageResources
 
 
 class LoraSpec(Spec):
@@ -106,7 +106,7 @@ class StudySpec(Spec):
     """One model, one dataset and one training budget, with the ablations to compare."""
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
-        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text", "resources"}
+        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text", "resources", "processes"}
     )
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -139,6 +139,9 @@ class StudySpec(Spec):
     curriculum: CurriculumSpec = CurriculumSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     ablations: tuple[str, ...]
+    processes: Processes = Field(
+        default=1, description="processes of a stage that trains or measures; auto: one per GPU; no part of any version"
+    )
     resources: dict[StageName, StageResources] = Field(
         default={}, description="what stages reserve on a cluster, by stage; no part of any version"
     )
@@ -159,4 +162,9 @@ class StudySpec(Spec):
                 raise ValueError(f"{key!r} names an entry twice; remove one")
         if not self.ablations:
             raise ValueError("'ablations' is empty: name at least one")
+        if self.processes != "auto" and self.train.batch_size % self.processes:
+            raise ValueError(
+                f"'processes' is {self.processes}, which does not divide train.batch_size {self.train.batch_size}: "
+                "the examples of an optimiser step are shared equally"
+            )
         return self

@@ -2,17 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenuq_ml.config import spec_hash
-from tokenuq_ml.config.resources import StageResources
+from tokenuq_ml.config.resources import Processes, StageResources
 from tokenuq_ml.json_files import damaged, read_json
 from tokenuq_ml.progress import Reporter
-
-Processes = int | Literal["auto"]
-"""How many processes a stage has: a number, or `auto` for one per visible GPU, and one without GPUs."""
 
 PARALLEL_STAGES = frozenset({"train_teacher", "train_student", "score_teacher"})
 """Entry points that run in several processes; the others are one process, whatever the study says."""

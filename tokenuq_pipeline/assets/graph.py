@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from tokenuq_ml.config.load import Config
-from tokenuq_ml.config.resources import StageResources, largest
+from tokenuq_ml.config.resources import Processes, StageResources, largest
 from tokenuq_pipeline.assets.ablation import ablation_assets
 from tokenuq_pipeline.assets.ablation_report import ablation_report
 from tokenuq_pipeline.assets.asset import StageAsset
@@ -24,6 +24,8 @@ class StageGroup(NamedTuple):
     assets: list[StageAsset]
     resources: StageResources = StageResources()
     """What the study says that the child needs."""
+    processes: Processes = 1
+    """What the study says, of which `PARALLEL_STAGES` take account."""
 
 
 def stage_groups(config: Config) -> list[StageGroup]:
@@ -44,7 +46,9 @@ def stage_groups(config: Config) -> list[StageGroup]:
             assets = ablation_assets(config, study, config.ablations[ablation])
             groups.append(StageGroup("train_student", f"{name}__{ablation}__student", assets))
         groups.append(StageGroup("report", f"{name}__ablation_report", [ablation_report(config, study)]))
-    return [group._replace(resources=_resources(config, group)) for group in groups]
+    return [
+        group._replace(resources=_resources(config, group), processes=_processes(config, group)) for group in groups
+    ]
 
 
 def _resources(config: Config, group: StageGroup) -> StageResources:
@@ -53,6 +57,11 @@ def _resources(config: Config, group: StageGroup) -> StageResources:
     if study is None:
         return StageResources()
     return largest(need for stage, need in study.resources.items() if stage in {one.stage for one in group.assets})
+
+
+def _processes(config: Config, group: StageGroup) -> Processes:
+    study = config.studies.get(group.assets[0].study or "")
+    return 1 if study is None else study.processes
 
 
 def assets_by_name(config: Config) -> dict[str, StageAsset]:

@@ -8,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+from tokenuq_ml.config.resources import Processes
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages.request import PARALLEL_STAGES, Processes, StageRequest
+from tokenuq_ml.stages.request import PARALLEL_STAGES, StageRequest
 
 PROCESSES = "TOKENUQ_PROCESSES"
 """Environment variable: the number of processes of a stage, or `auto`; takes the place of the study's `processes`."""
