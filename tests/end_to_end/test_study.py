@@ -14,6 +14,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.support.pictures import draw_each_layout_once
 from tests.support.tiny_study import ABLATIONS, CONFIG, STUDY, StagesInProcess, write_inputs
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.tables.scanning import scan
@@ -74,8 +75,10 @@ def study(tmp_path_factory):
     before = dict(os.environ)
     study = TinyStudy(tmp_path_factory.mktemp("study"))
     try:
-        assert study.run() == 0
-        yield study
+        with pytest.MonkeyPatch.context() as patch:
+            draw_each_layout_once(patch)
+            assert study.run() == 0
+            yield study
     finally:
         study.instance.dispose()
         os.environ.clear()
