@@ -11,7 +11,7 @@ whose loss costs nothing:
 - the output of `tokenuq query --output`: the user's file, which the same query writes again.
 
 Files that a stage writes once into its empty staging folder (adapters, plots, report pages) need neither: the store
-flushes the whole folder before it publishes it with `replace_folder`. Only appends to the answer cache
+flushes the whole folder before it publishes it. Only appends to the answer cache
 (`tokenuq_ml/evaluation/answer_cache.py`) are not replacements; they use `append_line`.
 """
 

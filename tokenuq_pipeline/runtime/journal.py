@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenuq_ml.atomic_files import fsync, make_folders, move_into_place
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.tables.integrity import file_difference, unlisted
-from tokenuq_ml.tables.partitions import PublishedFile
+from tokenuq_ml.file_hashes import sha256_of
+from tokenuq_ml.tables.integrity import unlisted
 from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.places import check_asset_name, is_asset_name, linked, manifest_place
 from tokenuq_pipeline.runtime.trash import Trash
@@ -160,7 +160,13 @@ class Journal:
         return found
 
     def _read(self, path: Path) -> Manifest | None:
+        """Return a manifest of the journal; None if there is none, or it is damaged.
+
+        Raises:
+            OSError: it cannot be read now.
+        """
         try:
+            path.read_bytes()
             return Manifest.read_of(self.asset, path)
         except (FileNotFoundError, ValueError):
             return None
@@ -224,12 +230,24 @@ def _content(path: Path) -> bytes | None:
 
 
 def _holds(folder: Path, place: str, manifest: Manifest) -> bool:
-    """Return whether a folder holds what a manifest records of the folder `place`, and nothing more."""
-    files = [
-        PublishedFile(manifest.asset, file.path.removeprefix(f"{place}/"), file.bytes, file.sha256)
+    """Return whether a folder holds what a manifest records of the folder `place`, and nothing more.
+
+    Raises:
+        OSError: something cannot be read now. Nothing is decided then: it may be readable at the next start.
+    """
+    files = {
+        folder / file.path.removeprefix(f"{place}/"): file
         for file in manifest.files
         if file.path.startswith(f"{place}/")
-    ]
-    if folder.is_symlink() or not folder.is_dir() or unlisted(folder, (folder / file.path for file in files)):
+    }
+    if folder.is_symlink() or not folder.is_dir() or unlisted(folder, files):
         return False
-    return all(file_difference(folder, file) is None for file in files)
+    return all(_is_file(path, file.bytes) and sha256_of(path) == file.sha256 for path, file in files.items())
+
+
+def _is_file(path: Path, size: int) -> bool:
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size

@@ -15,7 +15,8 @@ An asset has several folders and a manifest, which no file system replaces in on
 
 Each step is flushed to the disk before the next. A journal with a manifest.json is a publication that was interrupted.
 `recover` completes it if all files of the new version have their recorded hashes, wherever the crash left them; else it
-brings back the old version if those of it have; else the journal goes to the trash. A journal without one is deleted.
+brings back the old version if those of it have; else the journal goes to the trash. While a file cannot be read,
+nothing is decided. A journal without a manifest.json is deleted.
 
 Whoever recovers a journal renames it first. Every later move of a publisher that was only suspended then fails, since
 one of its paths is in the journal: recovery is safe where the file system has no `flock`, too.

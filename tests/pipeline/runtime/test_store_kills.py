@@ -1,14 +1,20 @@
 """Each action on a store, killed at its first change to the disk, at its second, and so on to its last."""
 
+import errno
+
 import pytest
 
+from tests.support.crashes import Crash
+from tests.support.manifests import complete
 from tests.support.store_actions import (
     ASSETS,
+    FILES,
     at_each_change,
     bring_back,
     damage,
     fill,
     in_trash,
+    interrupt,
     killed,
     observed,
     prune,
@@ -16,6 +22,8 @@ from tests.support.store_actions import (
     recorded,
     tables_read,
 )
+from tests.support.tiny_store import manifest
+from tokenuq_pipeline.runtime import journal
 from tokenuq_pipeline.runtime.journal import Outcome
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.publication import is_interrupted
@@ -115,6 +123,64 @@ def test_a_recovery_that_is_killed_at_any_change_is_done_by_the_next(exchange, i
 
     assert at_each_change(prepare, lambda store: store.recover(), check, exchange) > 5
     assert outcome in found and set(found) <= {outcome, Outcome.SUPERSEDED, None}
+
+
+def test_nothing_is_decided_while_a_file_cannot_be_read(tmp_path, monkeypatch):
+    """A network file system that is away for a moment costs no version."""
+    store = Store(tmp_path)
+    publish_version(store, OLD)
+    interrupt(store, ASSET)
+
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as away:
+        away.setattr(journal, "sha256_of", refuse)
+        assert store.recover() == {} and is_interrupted(store.home, ASSET) and store.assets() == []
+    assert store.recover() == {ASSET: Outcome.COMPLETED} and observed(store, ASSET) == OLD
+
+
+def test_what_is_being_made_is_left_to_its_run(tmp_path):
+    store = Store(tmp_path)
+    publish_version(store, OLD)
+    interrupt(store, ASSET)
+    with store.leases.hold(ASSET, print):
+        assert store.recover() == {} and is_interrupted(store.home, ASSET)
+        assert store.recover(held=[ASSET]) == {ASSET: Outcome.COMPLETED}
+
+
+def test_a_journal_of_an_asset_that_was_published_since_goes_to_the_trash(tmp_path):
+    """By a version of tokenuq that knows no journals."""
+    store = Store(tmp_path)
+    publish_version(store, OLD)
+    interrupt(store, ASSET)
+    for place in places_of(ASSET).values():
+        for name in FILES:
+            store.path(f"{place}/{name}").write_text(f"{NEW} {place}/{name}")
+    complete(store, manifest(ASSET, data_version=NEW, outputs=places_of(ASSET)))
+    assert store.recover() == {ASSET: Outcome.SUPERSEDED} and observed(store, ASSET) == NEW
+    assert Trash(store.home).bytes > 0 and not any(store.home.glob(".publishing/*"))
+
+
+def test_an_output_that_only_the_damaged_version_has_goes_with_it(tmp_path, monkeypatch):
+    store, (kept, added) = Store(tmp_path), places_of(ASSET).items()
+
+    def publish_with(version, outputs):
+        staged = {output: folder for output, folder in fill(store, ASSET, version).items() if output in outputs}
+        files = store.settle(staged, outputs)
+        store.publish(manifest(ASSET, data_version=version, outputs=outputs, files=files), staged)
+
+    def die(*_):
+        raise Crash
+
+    publish_with(OLD, dict([kept]))
+    with monkeypatch.context() as death, pytest.raises(Crash):
+        death.setattr(journal.Journal, "_move_manifest", die)
+        death.setattr(journal.Journal, "recover", die)
+        publish_with(NEW, dict([kept, added]))
+    damage(store, ASSET, NEW)
+    assert store.path(added[1]).exists() and store.recover() == {ASSET: Outcome.ROLLED_BACK}
+    assert store.problems(ASSET) == [] and store.data_version(ASSET) == OLD and not store.path(added[1]).exists()
 
 
 @pytest.mark.parametrize("now", [False, pytest.param(True, marks=heavy)])
