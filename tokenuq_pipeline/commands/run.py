@@ -15,7 +15,7 @@ from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import FAILED, INTERRUPTED
 from tokenuq_pipeline.commands.common import project
 from tokenuq_pipeline.commands.disk_space import OVERRIDE
-from tokenuq_pipeline.runtime.readers import is_gone, replace_output
+from tokenuq_pipeline.runtime.readers import READER_LEFT, is_gone, print_on, replace_output
 
 ABLATION_HELP = (
     "make only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
@@ -85,14 +85,14 @@ def run_study(
     if code == INTERRUPTED:
         return code
     if runner.timings:
-        print("\n" + time_table(runner.timings))
+        print_on("\n" + time_table(runner.timings))
     elif code == 0:
-        print("up to date: nothing to recompute")
+        print_on("up to date: nothing to recompute")
     if code == 0:
         print_report(store, study)
     for error in errors:
         # Last, so that it stands above the next prompt.
-        print("\n" + escaped(redacted(error)))
+        print_on("\n" + escaped(redacted(error)))
     return code
 
 
@@ -157,9 +157,9 @@ def print_report(store, study: str) -> None:
     folder: Path = store.path(report_path(study))
     table = report_text(folder)
     if table:
-        print("\n" + table)
+        print_on("\n" + table)
     if (folder / "report.html").is_file():
-        print(f"\nreport: {folder / 'report.html'}")
+        print_on(f"\nreport: {folder / 'report.html'}")
 
 
 @contextlib.contextmanager
@@ -198,9 +198,10 @@ def quiet_streams(console) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 stream.close()
         if console.has_lost_stream or is_gone(1):
-            if not console.has_lost_stream:
-                print("the reader of standard output is gone: what it would have read follows here", file=sys.stderr)
+            # First, because standard error may have had the same reader (`2>&1 | head -3`).
             replace_output()
+            if not console.has_lost_stream:
+                print(READER_LEFT, file=sys.stderr)
         console.stream, console.shows_events = before
         console.other_stream, console.has_lost_stream = None, False
 

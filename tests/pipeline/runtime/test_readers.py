@@ -13,7 +13,7 @@ from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import FAILED, READER_GONE, USAGE
 from tokenuq_pipeline.runtime.console import Console
 from tokenuq_pipeline.runtime.full_disks import full_disks_in_words
-from tokenuq_pipeline.runtime.readers import is_gone
+from tokenuq_pipeline.runtime.readers import READER_LEFT, is_gone
 
 RUN = """
 import sys
@@ -110,6 +110,17 @@ def test_a_reader_that_left_last_is_noticed():
         "the reader of standard output is gone: what it would have read follows here",
         "the table",
     ]
+
+
+def test_a_result_whose_reader_leaves_in_the_middle_is_printed_on_standard_error():
+    """In a process of its own, because descriptors are replaced."""
+    code = (
+        "import os\nfrom tokenuq_pipeline.runtime.readers import print_on\n"
+        "read, write = os.pipe()\nos.dup2(write, 1)\nos.close(write)\n"
+        "print_on('read')\nos.close(read)\nprint_on('a table\\n' + '-' * 200)\nprint_on('the error')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.splitlines() == [READER_LEFT, "a table", "-" * 200, "the error"]
 
 
 @pytest.mark.parametrize(
