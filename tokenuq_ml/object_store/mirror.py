@@ -168,6 +168,11 @@ class Mirror:
             return None
         return digest.hexdigest()
 
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; the next look at the list sees that they are gone."""
+        self.bucket.delete(list(keys))
+        self._listed_at = float("-inf")
+
     def objects(self) -> dict[str, ObjectInfo]:
         """Return all objects by key; listed again every few seconds, or less often where that takes long."""
         with self._lock:

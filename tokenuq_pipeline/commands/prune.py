@@ -14,6 +14,7 @@ from tokenuq_pipeline.commands.common import configuration
 from tokenuq_pipeline.runtime.paths import config_folders
 
 if TYPE_CHECKING:
+    from tokenuq_pipeline.runtime.pruner import Pruner
     from tokenuq_pipeline.runtime.pruning import Removable
     from tokenuq_pipeline.runtime.store import Store
     from tokenuq_pipeline.runtime.trash import Entry
@@ -39,38 +40,39 @@ def add_parser(commands) -> None:
 
 def prune_command(options: argparse.Namespace) -> int:
     """Run `tokenuq prune`."""
-    from tokenuq_pipeline.runtime.bucket_store import open_store
-    from tokenuq_pipeline.runtime.trash import Trash
+    from tokenuq_pipeline.runtime.bucket_store import address_of, open_store
+    from tokenuq_pipeline.runtime.pruner import pruner_of
 
     store = open_store()
+    pruner = pruner_of(store)
     for asset, outcome in store.recover().items():
         print(f"{asset}: {outcome}")
     if options.restore is not None:
-        return _restore(store, options.restore.strip("/"))
-    found = _found(store, options.study)
-    if old := Trash(store.home).empty_old():
+        return _restore(store, pruner, options.restore.strip("/"))
+    found = _found(store, pruner, options.study)
+    if old := pruner.trash.empty_old():
         print(f"deleted what was in the trash for more than a week: {_counted(len(old), 'item')}")
-    trash = Trash(store.home).all() if options.now else []
+    trash = pruner.trash.all() if options.now else []
     items, kept = [item for item in found if not item.kept_because], [item for item in found if item.kept_because]
     _print_items(items, trash)
     for item in kept:
         print(f"stays: {escaped_line(f'{item.name}: {item.kept_because}')}")
     if not items and not trash:
-        print(f"{store.home}: nothing to delete{_trash_note(store)}")
+        print(f"{address_of(store)}: nothing to delete{_trash_note(pruner)}")
         return 0
     if not (options.yes or _confirmed(options.now)):
         return 0
-    return _remove(store, items, options.now)
+    return _remove(store, pruner, items, options.now)
 
 
-def _found(store: "Store", study: str | None) -> "list[Removable]":
+def _found(store: "Store", pruner: "Pruner", study: str | None) -> list:
     """Return what no configuration refers to.
 
     Raises:
         InputError: the configuration is not the store's own.
     """
     from tokenuq_pipeline.assets.graph import assets_by_name
-    from tokenuq_pipeline.runtime.pruning import foreign, removable
+    from tokenuq_pipeline.runtime.pruning import foreign
 
     configured = {name: asset.code_version for name, asset in assets_by_name(configuration()).items()}
     if because := foreign(store, configured):
@@ -78,7 +80,7 @@ def _found(store: "Store", study: str | None) -> "list[Removable]":
             f"{because}, and would delete all of it; it was read from {_origin()}: set TOKENUQ_CONFIG to the folder "
             "with their studies.yaml, or TOKENUQ_HOME to the store that you mean"
         )
-    return removable(store, configured, study)
+    return pruner.removable(store, configured, study)
 
 
 def _print_items(items: "Sequence[Removable]", trash: "Sequence[Entry]") -> None:
@@ -97,16 +99,15 @@ def _print_items(items: "Sequence[Removable]", trash: "Sequence[Entry]") -> None
         print(f"the configuration was read from {_origin()}")
 
 
-def _remove(store: "Store", items: "Sequence[Removable]", now: bool) -> int:
+def _remove(store: "Store", pruner: "Pruner", items: "Sequence[Removable]", now: bool) -> int:
     """Delete items, and with `now` the trash too; return the exit code."""
-    from tokenuq_pipeline.runtime.pruning import NotRemovable, remove
-    from tokenuq_pipeline.runtime.trash import Trash
+    from tokenuq_pipeline.runtime.pruning import NotRemovable
 
-    emptied = Trash(store.home).empty() if now else []
+    emptied = pruner.trash.empty() if now else []
     removed, failed = 0, 0
     for item in items:
         try:
-            remove(store, item, now)
+            pruner.remove(store, item, now)
             removed += 1
         except NotRemovable as error:
             failed += 1
@@ -114,23 +115,23 @@ def _remove(store: "Store", items: "Sequence[Removable]", now: bool) -> int:
     if now:
         print(f"deleted {_counted(removed, 'item')} for good, and {_counted(len(emptied), 'item')} of the trash")
     else:
-        print(f"deleted {_counted(removed, 'item')}{_trash_note(store)}")
+        print(f"deleted {_counted(removed, 'item')}{_trash_note(pruner)}")
     return FAILED if failed else 0
 
 
-def _restore(store: "Store", name: str) -> int:
+def _restore(store: "Store", pruner: "Pruner", name: str) -> int:
     """Move assets back from the trash and return the exit code."""
-    from tokenuq_pipeline.runtime.restoring import NotRestorable, restorable, restore
+    from tokenuq_pipeline.runtime.restoring import NotRestorable
 
-    found = restorable(store, name)
+    found = pruner.restorable(store, name)
     if not found:
-        there = sorted(restorable(store))
+        there = sorted(pruner.restorable(store))
         shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "") or "nothing"
-        raise InputError(f"{store.home / '.trash'}: holds no asset {name!r}, and none below it; there is {shown}")
+        raise InputError(f"{pruner.trash_place}: holds no asset {name!r}, and none below it; there is {shown}")
     failed = 0
     for asset, entry in found.items():
         try:
-            restore(store, asset, entry)
+            pruner.restore(store, asset, entry)
             print(f"restored {asset}")
         except NotRestorable as error:
             failed += 1
@@ -144,13 +145,11 @@ def _origin() -> str:
     return f"{folders} (TOKENUQ_CONFIG {'is set' if os.environ.get('TOKENUQ_CONFIG') else 'is not set'})"
 
 
-def _trash_note(store: "Store") -> str:
+def _trash_note(pruner: "Pruner") -> str:
     """Return what the trash holds, for the end of a sentence; nothing if it is empty."""
-    from tokenuq_pipeline.runtime.trash import Trash
-
-    size = Trash(store.home).bytes
+    size = pruner.trash.bytes
     kept = "kept for a week after deletion; `tokenuq prune --restore ASSET` brings an asset back, `--now` empties it"
-    return f"; {store.home / '.trash'} holds {in_words(size)}, {kept}" if size else ""
+    return f"; {pruner.trash_place} holds {in_words(size)}, {kept}" if size else ""
 
 
 def _counted(number: int, what: str) -> str:

@@ -169,7 +169,7 @@ class BucketStore(Store):
         manifest = self.read_manifest(asset)
         self.mirror.manifests.delete(check_asset_name(asset))
         if manifest is not None:
-            self.mirror.bucket.delete([key_of_file(file) for file in manifest.files])
+            self.mirror.delete(key_of_file(file) for file in manifest.files)
 
     def fetch(self, asset: str, is_read: Callable[[str], bool]) -> None:
         """Download files of an asset, and compare them with their hashes, unless they are here; see `fetch`."""

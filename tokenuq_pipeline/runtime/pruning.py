@@ -92,7 +92,7 @@ def removable(store: Store, configured: Mapping[str, str], study: str | None = N
         configured: name -> code version of every configured asset.
         study: list only what is named `<study>/...`.
     """
-    found = [*_assets(store, configured), *_checkpoints(store, configured)]
+    found = [*_assets(store, configured), *checkpoints(store, configured)]
     return [item for item in found if study is None or item.asset.startswith(f"{study}/")]
 
 
@@ -160,18 +160,19 @@ def _assets(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
             yield Removable(name, said, (), store.home, said)
             continue
         places = tuple(place for place in places_of(name).values() if not _overlaps(place, in_use))
-        reason = _reason(name, configured)
+        reason = reason_of(name, configured)
         if store.damaged_manifest(name):
             reason += "; its manifest is damaged, and only folders of its name go"
         item = Removable(name, reason, (*places, manifest_place(name)), store.home)
         yield _looked_at(store, item)
 
 
-def _checkpoints(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
+def checkpoints(store: Store, configured: Mapping[str, str]) -> Iterator[Removable]:
+    """Yield checkpoints that no training needs."""
     for name in _checkpoint_folders(store, configured):
         folder = f"{CHECKPOINTS}/{name}"
         if name not in configured:
-            reason = f"checkpoints; {_reason(name, configured)}"
+            reason = f"checkpoints; {reason_of(name, configured)}"
             yield _looked_at(store, Removable(folder, reason, (folder,), store.home))
         elif _is_current(store, name, configured[name]):
             left = tuple(
@@ -200,7 +201,7 @@ def _checkpoint_folders(store: Store, configured: Collection[str] = ()) -> list[
     )
 
 
-def _reason(name: str, configured: Collection[str]) -> str:
+def reason_of(name: str, configured: Collection[str]) -> str:
     """Return why no configured asset has this name."""
     first, second = name.split("/")[:2]
     if first in ("models", "datasets"):

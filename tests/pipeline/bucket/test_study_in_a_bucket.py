@@ -1,13 +1,9 @@
 """A study whose store is in a bucket: made by one machine, seen, queried and continued by another."""
 
 import dagster as dg
-import polars as pl
 import pytest
 
 from tests.support.toy_pipeline import STUDY, FakeStagesInProcess, toy_config
-from tokenuq_ml.tables import connect, scan
-from tokenuq_pipeline.automation.adoption import adopt
-from tokenuq_pipeline.automation.staleness import Records
 from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.runtime.bucket_store import open_store

@@ -15,6 +15,7 @@ from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.commands import prune
 from tokenuq_pipeline.commands import run as run_module
 from tokenuq_pipeline.runtime.leases import Leases
+from tokenuq_pipeline.runtime.pruner import pruner_of
 from tokenuq_pipeline.runtime.pruning import removable, remove
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.trash import Trash
@@ -88,7 +89,7 @@ def test_a_person_is_asked_and_only_yes_deletes(store, monkeypatch, capsys):
 def test_what_was_deleted_is_listed_restored_and_emptied(store, capsys):
     before = files(store)
     assert run(capsys, "--yes")[0] == 0
-    assert run(capsys) == (0, f"{store.home}: nothing to delete{prune._trash_note(store)}\n")
+    assert run(capsys) == (0, f"{store.home}: nothing to delete{prune._trash_note(pruner_of(store))}\n")
     code, out = run(capsys, "--restore", "study/old/")
     assert (code, out) == (0, "restored study/old/student\n") and store.is_complete("study/old/student")
     code, out = run(capsys, "--restore", "study/old/student")
