@@ -83,9 +83,12 @@ class RankFailure:
 
     @property
     def order(self) -> tuple[int, float, int]:
-        """The first of these is the cause: one that says why, then a signal, then what a lost process brings about."""
+        """The first of these is the cause: one that says why, then a signal, then what a lost process brings about.
+
+        Of several that refuse the same input, it is rank 0, which has reported it.
+        """
         if self.is_told and not self.lost_peer:
-            return 0, self.time, self.rank
+            return 0, 0.0 if self.sentence and self.rank == 0 else self.time, self.rank
         if self.code < 0:
             return 1, 0.0, self.rank
         return (3 if self.code == INTERRUPTED else 2), self.time, self.rank

@@ -34,7 +34,7 @@ from tokenuq_ml.stages.request import PARALLEL_STAGES, AssetResult, StageReporte
 BAD_INPUT, INTERRUPTED, BUG, PARENT_SILENT = 2, 130, 1, 75
 THREADS = "TOKENUQ_THREADS"
 """Environment variable: the threads of each process of a stage; default: those that PyTorch chooses."""
-FIRST_REPORTS_S = 5.0
+FIRST_REPORTS_S = 1.0
 """Seconds for which another rank that fails lets rank 0 report, which has most likely found the same."""
 
 
