@@ -118,15 +118,24 @@ class StoredExamples:
     """The rows of a `tokenized_dataset` partition, of all or some splits, in the order of ids.
 
     Each iteration reads the file again, a few rows at a time, in bounded memory.
+
+    Args:
+        folder: of the partition.
+        splits: to read; None: all.
+        first: row of the table to begin with.
+        count: rows of the table to read; None: all.
     """
 
     _COLUMNS = ["example_id", "dataset", "split", "input_ids", "response_mask"]
 
-    def __init__(self, folder: str | Path, splits: Sequence[str] | None = None):
+    def __init__(
+        self, folder: str | Path, splits: Sequence[str] | None = None, first: int = 0, count: int | None = None
+    ):
         self.folder, self.splits = Path(folder), splits
+        self.first, self.count = first, count
 
     def __iter__(self) -> Iterator[TokenizedExample]:
-        for rows in stream_table(self.folder, [*self._COLUMNS, _WEIGHTS]):
+        for rows in stream_table(self.folder, [*self._COLUMNS, _WEIGHTS], first=self.first, count=self.count):
             names = zip(*(rows.column(name).to_pylist() for name in self._COLUMNS[:3]), strict=True)
             lists = [_arrays(rows.column(name)) for name in self._COLUMNS[3:]]
             # Tables of earlier versions have no weights; pyarrow leaves out a column that a file lacks.

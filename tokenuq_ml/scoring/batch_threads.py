@@ -10,6 +10,7 @@ of the batches: the tables are those of one process.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
-from tokenuq_ml.data.batching import Batch
+from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
 from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm
@@ -49,6 +50,28 @@ def num_workers(model: nn.Module, numerics: Numerics) -> int:
 def longest_shared(model: PreTrainedModel | PeftModel) -> int | None:
     """Return the tokens beyond which a text is a batch of its own, so that its scores do not depend on others."""
     return 0 if shares_outliers(model) else shared_length(causal_lm(model))
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How examples become batches. Scores depend on it a little, so that every process has to use the same one."""
+
+    max_tokens: int
+    """Padded tokens of a batch."""
+    workers: int
+    """Batches that run at the same time in one process."""
+    shared_length: int | None
+    """Longer texts are batches of their own."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel | PeftModel, numerics: Numerics, max_tokens: int | None = None) -> "BatchPlan":
+        """Return the plan for a model on this machine; by default with as many tokens as suit the device."""
+        tokens = max_tokens or batch_tokens(numerics)
+        return cls(tokens, num_workers(model, numerics), longest_shared(model))
+
+    def batches(self, examples: list[TokenizedExample]) -> Iterator[Batch]:
+        """Yield the batches of the examples, the longest first."""
+        return length_batches(examples, self.max_tokens, self.workers, self.shared_length)
 
 
 def map_batches(

@@ -8,7 +8,7 @@ while the model stays in `eval()`. All layers of the active adapters are sampled
 Shapes: B sequences, T positions, D features, N response tokens, K samples.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import cast
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
+from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.kernels.scores import MonteCarloScores, monte_carlo_scores
 from tokenuq_ml.models.attention_dropout import attention_dropout, require_softmax_attention
 from tokenuq_ml.models.fast_inference import fast_inference
@@ -31,7 +31,7 @@ from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.sampled_layers import drops_only_in_training, sampled_layers
-from tokenuq_ml.scoring.batch_threads import batch_tokens, longest_shared, map_batches, num_workers
+from tokenuq_ml.scoring.batch_threads import BatchPlan, batch_tokens, map_batches
 from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
 
 StartPass = Callable[[int, list[str]], None]
@@ -130,10 +130,34 @@ def uncertainty_in_model_dtype(
     In bfloat16, BALD is mostly rounding error. The arguments are those of `token_uncertainty`; `numerics` has the
     dtype.
     """
+    plan = uncertainty_plan(model, spec, numerics, max_tokens)
+    rows: list[pl.DataFrame] = []
+    with uncertainty_pass(model, spec, numerics) as score:
+        for found, tokens in score(plan.batches(examples)):
+            rows.append(found)
+            progress(tokens)
+    return pl.concat(rows)
+
+
+def uncertainty_plan(
+    model: PeftModel | PreTrainedModel, spec: UncertaintySpec, numerics: Numerics, max_tokens: int | None = None
+) -> BatchPlan:
+    """Return how examples become batches, all of whose K hidden states are in memory at once."""
     head = head_of(model)
     bytes_per_token = spec.samples * head.features * head.weight_VD.element_size()
-    max_tokens = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // bytes_per_token))
-    rows: list[pl.DataFrame] = []
+    most = min(max_tokens or batch_tokens(numerics), max(1, STATES_BYTES // bytes_per_token))
+    return BatchPlan.of(model, numerics, most)
+
+
+@contextmanager
+def uncertainty_pass(
+    model: PeftModel | PreTrainedModel, spec: UncertaintySpec, numerics: Numerics
+) -> Iterator[Callable[[Iterable[Batch]], Iterator[tuple[pl.DataFrame, int]]]]:
+    """Yield a function that gives each batch's rows, in the order of the batches, and its tokens times K.
+
+    The arguments are those of `uncertainty_in_model_dtype`.
+    """
+    head = head_of(model)
     # Before dropout is replaced: fast passes are compared with the model's own, which must not drop anything.
     with (
         located(model, numerics),
@@ -147,14 +171,9 @@ def uncertainty_in_model_dtype(
 
         def rows_of(scored: tuple[Batch, MonteCarloScores]) -> tuple[pl.DataFrame, int]:
             tokens = sum(len(example.input_ids) for example in scored[0].examples)
-            return uncertainty_rows(*scored, spec), tokens
+            return uncertainty_rows(*scored, spec), tokens * spec.samples
 
-        shared = longest_shared(model)
-        batches = length_batches(examples, max_tokens, num_workers(model, numerics), shared)
-        for found, tokens in map_batches(sample_scores, batches, model, numerics, rows_of):
-            rows.append(found)
-            progress(tokens * spec.samples)
-    return pl.concat(rows)
+        yield lambda batches: map_batches(sample_scores, batches, model, numerics, rows_of)
 
 
 def uncertainty_rows(batch: Batch, scores: MonteCarloScores, spec: UncertaintySpec) -> pl.DataFrame:

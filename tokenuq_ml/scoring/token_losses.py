@@ -3,7 +3,8 @@
 Shapes: N response tokens of a batch, D hidden size, M held-out tokens, A alternatives.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -13,12 +14,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenuq_ml.data.batching import Batch, TokenizedExample, length_batches
+from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.kernels.scores import TokenScores, token_scores
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.batch_threads import batch_tokens, longest_shared, map_batches, num_workers
+from tokenuq_ml.scoring.batch_threads import BatchPlan, map_batches
 from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
@@ -124,19 +125,31 @@ def scored_batches(
         keep: Called with each batch, on the rank that has scored it.
     """
 
+    plan = BatchPlan.of(model, numerics, max_tokens)
+    with loss_pass(model, numerics, alternatives, keep) as score:
+        for scored in score(plan.batches(examples)):
+            progress(scored.tokens)
+            yield scored
+
+
+@contextmanager
+def loss_pass(
+    model: PreTrainedModel | PeftModel,
+    numerics: Numerics,
+    alternatives: int = 0,
+    keep: Callable[[ScoredBatch], None] = lambda scored: None,
+) -> Iterator[Callable[[Iterable[Batch]], Iterator[ScoredRows]]]:
+    """Yield a function that scores batches, in their order; the arguments are those of `scored_batches`."""
+
     def finish(scored: ScoredBatch) -> ScoredRows:
         keep(scored)
         tokens = sum(len(example.input_ids) for example in scored.batch.examples)
         return ScoredRows(scored.rows, scored.alternatives, tokens)
 
     model.eval()
-    tokens, shared = max_tokens or batch_tokens(numerics), longest_shared(model)
-    batches = length_batches(examples, tokens, num_workers(model, numerics), shared)
     score = partial(score_batch, model, numerics=numerics, alternatives=alternatives)
     with located(model, numerics), fast_inference(causal_lm(model)):
-        for scored in map_batches(score, batches, model, numerics, finish):
-            progress(scored.tokens)
-            yield scored
+        yield lambda batches: map_batches(score, batches, model, numerics, finish)
 
 
 def score_examples(

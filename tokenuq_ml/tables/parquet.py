@@ -174,11 +174,39 @@ def read_table(folder: str | Path) -> pl.DataFrame:
     return pl.read_parquet(Path(folder) / "part-*.parquet", hive_partitioning=False)
 
 
-def stream_table(folder: str | Path, columns: list[str], rows: int = 256) -> Iterator[pa.RecordBatch]:
-    """Yield some columns of one partition in file order, `rows` at a time, in bounded memory."""
+def stream_table(
+    folder: str | Path, columns: list[str], rows: int = 256, first: int = 0, count: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of one partition in file order, `rows` at a time, in bounded memory.
+
+    Args:
+        folder: of the partition.
+        columns: to read.
+        rows: of each batch.
+        first: row to begin with. Row groups before it are not read.
+        count: rows to read; None: all.
+    """
     # Without a buffer, a column of a row group would be read at once.
     with pq.ParquetFile(Path(folder, "part-0.parquet"), buffer_size=_READ_BYTES) as file:
-        yield from file.iter_batches(rows, columns=columns, use_threads=False)
+        groups, skipped = _groups_from(file.metadata, first)
+        left = file.metadata.num_rows if count is None else count
+        for batch in file.iter_batches(rows, row_groups=groups, columns=columns, use_threads=False):
+            if left <= 0:
+                return
+            taken = batch.slice(min(skipped, batch.num_rows), left)
+            skipped, left = max(0, skipped - batch.num_rows), left - taken.num_rows
+            if taken.num_rows:
+                yield taken
+
+
+def _groups_from(metadata: pq.FileMetaData, first: int) -> tuple[list[int], int]:
+    """Return the row groups from the one that holds a row, and the rows before it in that group."""
+    for group in range(metadata.num_row_groups):
+        held = metadata.row_group(group).num_rows
+        if first < held:
+            return list(range(group, metadata.num_row_groups)), first
+        first -= held
+    return [], 0
 
 
 def content_of(folder: str | Path) -> str:

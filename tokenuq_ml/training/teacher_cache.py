@@ -25,8 +25,9 @@ from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.disk import require_space
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
-from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
+from tokenuq_ml.kernels.mean_embeddings import TeacherStates
 from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.training.states_writer import CachePart, StatesWriter
 from tokenuq_ml.training.teacher import TeacherSource
 
 HIDDEN_FILE, INDEX_FILE, ONLINE_FILE = "hidden.safetensors", "index.parquet", "online.json"
@@ -145,8 +146,10 @@ class TeacherCache:
         head_bytes, self._start, size = _safetensors_layout(_cached_tensors(self.tokens, head), metadata)
         self._hidden: AtomicFile | None = None
         path = process_group.on_main(lambda: self._create(head_bytes, size))
+        self._path = path
         # Of the file's own object, so that the writes of a rank are in one order.
         self._file = self._hidden.file if self._hidden is not None else open(path, "r+b")
+        self._writer = StatesWriter(self._file, self._start, self._first, head)
 
     def _create(self, head_bytes: bytes, size: int) -> Path:
         """Create the file, with its header and its final size; return where it is until it is complete."""
@@ -165,19 +168,16 @@ class TeacherCache:
             example_id: the example.
             hidden_ND: the teacher's states of its response tokens, in order of position.
         """
-        self._write("hidden_ND", example_id, hidden_ND.bfloat16())
-        if "mean_ND" in self._start:
-            states = mean_embeddings(hidden_ND, self.head).states(hidden_ND)
-            self._write("mean_ND", example_id, states.mean_ND)
-            self._write("offset_N", example_id, states.offset_N.float())
+        self._writer.put(example_id, hidden_ND)
         self._missing.discard(example_id)
 
-    def _write(self, name: str, example_id: str, rows: Tensor) -> None:
-        # Not through a memory map, whose written pages count as memory of the process.
-        data = rows.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        bytes_per_row = rows[:1].numel() * rows.element_size()
-        self._file.seek(self._start[name] + self._first[example_id] * bytes_per_row)
-        self._file.write(data)
+    def part(self, example_ids: Iterable[str]) -> CachePart:
+        """Return where the states of some examples go, for a process that writes them in place of this one."""
+        return CachePart(self._path, self._start, {example_id: self._first[example_id] for example_id in example_ids})
+
+    def note(self, part: CachePart) -> None:
+        """Record that another process has put the examples of a part."""
+        self._missing -= part.first.keys()
 
     def __enter__(self) -> "TeacherCache":
         return self

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -209,3 +210,14 @@ def test_token_weights_are_read_if_the_table_has_them(tmp_path):
     # A file of an earlier version lacks the column.
     frame.drop("token_weight").write_parquet(tmp_path / "part-0.parquet")
     assert [r.weights for r in read_examples(tmp_path)] == [None] * 3
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 5), (3, 400), (250, 7), (511, 150), (640, None), (700, 1)])
+def test_rows_of_a_table_are_read_from_a_place(tmp_path, first, count):
+    """From the first, the middle and the last row group, and across their borders."""
+    rows = examples(700)
+    path = stored(tmp_path, rows).folder / "part-0.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=250)
+    ends = None if count is None else first + count
+    found = [as_lists(row) for row in StoredExamples(tmp_path, first=first, count=count)]
+    assert found == [as_lists(row) for row in rows[first:ends]]

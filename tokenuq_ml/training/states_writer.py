@@ -1,0 +1,62 @@
+"""Write a teacher's states into the file of its cache, from any process that sees the file.
+
+Shapes: N response tokens of an example, D hidden size.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.mean_embeddings import mean_embeddings
+
+
+class StatesWriter:
+    """Writes the states of examples to their places in the file of a cache.
+
+    Args:
+        file: open for writing.
+        start: tensor -> the byte at which it starts.
+        first: example -> its first row in each tensor.
+        head: the head that the teacher shares with its students.
+    """
+
+    def __init__(self, file: Any, start: Mapping[str, int], first: Mapping[str, int], head: Head):
+        self._file, self._start, self._first, self._head = file, start, first, head
+
+    def put(self, example_id: str, hidden_ND: Tensor) -> None:
+        """Write the teacher's states of an example's response tokens, in order of position."""
+        self._write("hidden_ND", example_id, hidden_ND.bfloat16())
+        if "mean_ND" in self._start:
+            states = mean_embeddings(hidden_ND, self._head).states(hidden_ND)
+            self._write("mean_ND", example_id, states.mean_ND)
+            self._write("offset_N", example_id, states.offset_N.float())
+
+    def _write(self, name: str, example_id: str, rows: Tensor) -> None:
+        # Not through a memory map, whose written pages count as memory of the process.
+        data = rows.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        bytes_per_row = rows[:1].numel() * rows.element_size()
+        self._file.seek(self._start[name] + self._first[example_id] * bytes_per_row)
+        self._file.write(data)
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """Where the states of some examples go in the file of a cache. The same states may be written several times."""
+
+    path: Path
+    start: Mapping[str, int]
+    """Tensor -> the byte at which it starts."""
+    first: Mapping[str, int]
+    """Example -> its first row in each tensor."""
+
+    @contextmanager
+    def writer(self, head: Head) -> Iterator[StatesWriter]:
+        """Open the file, and yield what writes to it; at the end of the block everything is written."""
+        with open(self.path, "r+b") as file:
+            yield StatesWriter(file, self.start, self.first, head)
