@@ -18,6 +18,7 @@ from tokenuq_pipeline.runtime.places import is_asset_name
 from tokenuq_pipeline.runtime.pruning import NotRemovable, Removable, checkpoints, reason_of, run_at_work
 from tokenuq_pipeline.runtime.pruning import remove as remove_files
 from tokenuq_pipeline.runtime.restoring import NotRestorable
+from tokenuq_pipeline.runtime.store import CHECKPOINTS
 from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
 
 LEFT_OVER = "objects that no manifest names"
@@ -26,7 +27,7 @@ _OBJECT = re.compile(r"[^.][^/]*/(.+/)?[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class BucketRemovable:
-    """Something that can be deleted from a bucket: an asset, or the objects that no manifest names."""
+    """Something that can be deleted from a bucket: an asset, checkpoints, or the objects that no manifest names."""
 
     name: str
     reason: str
@@ -39,8 +40,8 @@ class BucketRemovable:
 
     @property
     def asset(self) -> str:
-        """Return its name."""
-        return self.name
+        """Return the asset that it belongs to."""
+        return self.name.removeprefix(f"{CHECKPOINTS}/")
 
     @property
     def bytes(self) -> int:
@@ -53,6 +54,7 @@ def removable(
 ) -> list[BucketRemovable | Removable]:
     """List assets that no configuration refers to, checkpoints on this machine, and objects that no manifest names."""
     found: list[BucketRemovable | Removable] = [*_assets(store, configured), *checkpoints(store, configured)]
+    found += _checkpoints(store, configured)
     if study is not None:
         return [item for item in found if item.asset.startswith(f"{study}/")]
     return [*found, *_left_over(store)]
@@ -66,6 +68,10 @@ def remove(store: BucketStore, item: BucketRemovable | Removable, now: bool = Fa
     """
     if isinstance(item, Removable):
         remove_files(store, item, now)
+    elif item.name.startswith(CHECKPOINTS):
+        if because := item.kept_because or run_at_work(store, item.asset):
+            raise NotRemovable(f"{item.name}: {because}")
+        store.mirror.delete(item.keys)
     elif item.name == LEFT_OVER:
         # A run may have published some of them since they were listed.
         store.mirror.refresh(0)
@@ -108,6 +114,32 @@ def _assets(store: BucketStore, configured: Collection[str]) -> Iterator[BucketR
             continue
         because = run_at_work(store, name)
         yield BucketRemovable(name, reason_of(name, configured), because, _sizes(store, name), etags.get(name, ""))
+
+
+def _checkpoints(store: BucketStore, configured: Mapping[str, str]) -> Iterator[BucketRemovable]:
+    """Yield the checkpoints in the bucket whose asset is not configured, or complete as it is configured."""
+    found: dict[str, dict[str, int]] = {}
+    for key, info in store.mirror.objects().items():
+        if (asset := _asset_of_checkpoint(key)) is not None:
+            found.setdefault(asset, {})[key] = info.bytes
+    for asset, sizes in sorted(found.items()):
+        manifest = store.read_manifest(asset)
+        if asset not in configured:
+            reason = f"checkpoints in the bucket; {reason_of(asset, configured)}"
+        elif manifest and manifest.code_version == configured[asset] and store.is_complete(asset):
+            reason = "checkpoints in the bucket; the asset is complete"
+        else:
+            continue
+        folder = f"{CHECKPOINTS}/{asset}"
+        total = {folder: sum(sizes.values())}
+        yield BucketRemovable(folder, reason, run_at_work(store, asset), total, keys=tuple(sizes))
+
+
+def _asset_of_checkpoint(key: str) -> str | None:
+    """Return the asset whose checkpoint an object is part of; None if it is no part of one."""
+    parts = key.split("/")
+    names = ["/".join(parts[1:end]) for end in (3, 4)] if parts[0] == CHECKPOINTS else []
+    return next((name for name in names if is_asset_name(name) and places_of(name)), None)
 
 
 def _sizes(store: BucketStore, asset: str) -> dict[str, int]:
