@@ -19,6 +19,7 @@ from tokenuq_pipeline.assets.conditions import FOLLOWS_ITS_INPUTS
 from tokenuq_pipeline.assets.graph import StageGroup
 from tokenuq_pipeline.assets.publishing import made_meanwhile, publish, versions_read
 from tokenuq_pipeline.assets.recorded_inputs import recorded_inputs
+from tokenuq_pipeline.runtime.bucket_checkpoints import carried_checkpoints
 from tokenuq_pipeline.runtime.bucket_store import address_of, fetch, look_again
 from tokenuq_pipeline.runtime.dagster_internals import selected_checks
 from tokenuq_pipeline.runtime.full_disks import full_disks_in_words
@@ -121,7 +122,10 @@ def _run_child(
         read = {asset.stage: versions_read(store, asset) for asset in wanted.values()}
         missing = set(wanted)
         try:
-            with contextlib.closing(context.resources.launcher.run(context, request, staging, lease)) as results:
+            with (
+                carried_checkpoints(store, lease, context.log.info),
+                contextlib.closing(context.resources.launcher.run(context, request, staging, lease)) as results,
+            ):
                 for result in results:
                     asset = wanted[result.stage]
                     manifest = publish(store, lease, request, asset, result, context.run_id, read[result.stage])
