@@ -103,7 +103,7 @@ def test_plain_peft_with_independent_masks_gives_the_same_mean_bald():
     assert spearmanr(ours["bald"], one["bald"])[0] > spearmanr(one["bald"], two["bald"])[0] - 0.03
 
 
-@pytest.mark.parametrize("samples", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("samples", [5, pytest.param(20, marks=pytest.mark.heavy)])
 def test_the_standard_error_matches_the_spread_over_seeds(samples):
     model, rows = tiny_peft(), examples(4)
     tables = [

@@ -55,7 +55,7 @@ def test_a_query_for_one_example_reads_few_pieces(tmp_path, many_pieces):
     store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
     store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))
     everything = by_keys(tmp_path)
-    for number in range(EXAMPLES):
+    for number in range(0, EXAMPLES, 3):
         one = f"toy/{number:03d}"
         expected = everything.filter(pl.col("study") == "b", pl.col("example_id") == one)
         assert_frame_equal(asked(tmp_path, f"study = 'b' AND example_id = '{one}'"), expected)
