@@ -136,17 +136,17 @@ def test_no_process_outlives_one_that_is_killed(tmp_path):
 @pytest.mark.parametrize(("closes", "code"), [(True, -signal.SIGKILL), (False, 75)])
 def test_every_process_writes_a_checkpoint_if_the_parent_is_gone_or_silent(closes, code, tmp_path):
     """A parent that has died sees no exit code: the group is killed at the end, with what it may have started."""
+    lease_s = 10.0
     ranks, (read_end, write_end) = Ranks(tmp_path, rank0="wait", rank1="wait"), os.pipe()
-    process = ranks.start(pass_fds=[read_end], env={PARENT_PIPE: str(read_end), LEASE_SECONDS: "60"})
+    ranks.start(pass_fds=[read_end], env={PARENT_PIPE: str(read_end), LEASE_SECONDS: str(lease_s)})
     os.close(read_end)
-    ranks.wait_for("waiting0", "waiting1")
+    deadline = time.monotonic() + 60
+    while len(ranks.files("waiting")) < 2 and time.monotonic() < deadline:
+        os.write(write_end, b".")
+        time.sleep(0.2)
     if closes:
         os.close(write_end)
-    else:
-        # Half of the lease's time passes without a heartbeat.
-        deadline = time.monotonic() + 45
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
+    # Otherwise half of the lease's time passes without a heartbeat.
     found, _, err = ranks.end()
     assert found == code, err[-3000:]
     assert ranks.files("checkpoint") == ["checkpoint0", "checkpoint1"]

@@ -23,6 +23,8 @@ from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.trainer import train
 
 WEIGHTED = "weighted"
+BOUND = 1e-13
+"""Largest difference of a weight after six steps in float64, where 6e-16 was measured: the order of sums remains."""
 ABLATIONS = {"mle": (MLE, 1), "paper": (PAPER, 2), WEIGHTED: (PAPER, 2)}
 """Name -> the ablation and the size of its micro-batches on two ranks."""
 
@@ -39,8 +41,8 @@ def setup_of(name: str, micro: int) -> TrainingSetup:
 
 
 def train_here(name: str, micro: int, folder: Path) -> None:
-    """Train as one rank, which is the only one without a launcher; rank 0 saves the result in `folder`."""
-    model = tiny_peft(trained=True)
+    """Train in float64 as one rank, which is the only one without a launcher; rank 0 saves the result in `folder`."""
+    model = tiny_peft(trained=True).double()
     recorder = train(model, setup_of(name, micro), folder / "work", RecordingReporter(), "x")
     if int(os.environ.get("RANK", 0)) == 0:
         recorder.save(folder)
@@ -105,16 +107,16 @@ def test_two_ranks_give_the_result_of_one(name, two_ranks, tmp_path):
     one, two = tmp_path, two_ranks / name
     train_here(name, 4, one)
     logs = [pl.read_parquet(folder / "training_log.parquet") for folder in (one, two)]
-    assert logs[1]["loss"][0] == pytest.approx(logs[0]["loss"][0], rel=1e-6)
     for column in ("loss", "grad_norm", "mle_loss", "selected_share", "tokens"):
-        torch.testing.assert_close(*(torch.tensor(log[column].to_list()) for log in logs), rtol=1e-4, atol=1e-5)
+        # The table has float32.
+        torch.testing.assert_close(*(torch.tensor(log[column].to_list()) for log in logs), rtol=1e-6, atol=1e-7)
     keys = ["step", "example_id", "position"]
     rows = [pl.read_parquet(folder / "selections.parquet").sort(keys).drop("loss") for folder in (one, two)]
-    assert rows[0].filter(pl.col("step") == 1).equals(rows[1].filter(pl.col("step") == 1))
-    assert rows[0].select(keys).equals(rows[1].select(keys))
+    assert rows[0].equals(rows[1])
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, two)]
     for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+        assert tensor.dtype == torch.float64
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=BOUND)
 
 
 @pytest.mark.slow
