@@ -106,9 +106,9 @@ def _system_error(error: Exception) -> str | None:
     """Return the sentence for a full disk, a lack of memory or rights, or a lost database; None for other errors."""
     from tokenuq_ml.out_of_memory import memory_sentence, ran_out
     from tokenuq_ml.permissions import not_permitted
+    from tokenuq_ml.tables.partitions import store_folder
     from tokenuq_pipeline.runtime.dagster_settings import records_failure
     from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
-    from tokenuq_pipeline.runtime.paths import store_home
     from tokenuq_pipeline.runtime.readers import file_of_output, why_lost
 
     output = file_of_output()
@@ -116,7 +116,7 @@ def _system_error(error: Exception) -> str | None:
         return f"{why_lost(error)}: {output}"
     if sentence := not_permitted(error, *filter(None, [os.environ.get("DAGSTER_HOME")])):
         return sentence
-    sentence = full_disk_of_run(error, *([output] if output else []), store_home())
+    sentence = full_disk_of_run(error, *([output] if output else []), store_folder())
     if sentence is None and ran_out(error):
         sentence = memory_sentence("tokenuq", "")
     return sentence or records_failure(error)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenuq_ml.file_hashes import Identity, identity
 from tokenuq_ml.json_files import DamagedFile, damaged, read_json
-from tokenuq_ml.object_store.address import is_address
+from tokenuq_ml.object_store.address import Address, is_address, mirror_folder
 from tokenuq_ml.object_store.registry import mirror_of, open_mirror, require_no_mirror
 from tokenuq_ml.tables.schemas import TABLES
 
@@ -62,15 +62,28 @@ def store_home(home: str | Path | None = None) -> Path:
     Raises:
         InputError: the store is in a bucket that cannot be read, or the folder is the mirror of one.
     """
-    if home is None:
-        checkout = Path(__file__).resolve().parents[2]
-        root = checkout if (checkout / "config").is_dir() else Path.cwd()
-        home = os.environ.get("TOKENUQ_HOME") or root / "store"
+    home = _named_home() if home is None else home
     if is_address(home):
         return open_mirror(str(home))
     folder = Path(home).expanduser().resolve()
     require_no_mirror(folder)
     return folder
+
+
+def store_folder() -> Path:
+    """Return the folder on this machine of the store that `$TOKENUQ_HOME` names; asks no bucket.
+
+    Raises:
+        InputError: the variable is no address of a store.
+    """
+    home = _named_home()
+    return mirror_folder(Address.parse(str(home))) if is_address(home) else Path(home).expanduser().resolve()
+
+
+def _named_home() -> str | Path:
+    checkout = Path(__file__).resolve().parents[2]
+    root = checkout if (checkout / "config").is_dir() else Path.cwd()
+    return os.environ.get("TOKENUQ_HOME") or root / "store"
 
 
 def complete_files(home: Path) -> dict[str, list[Path]]:

@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def ui(options: argparse.Namespace) -> int:
     """Serve until a signal, and return the exit code."""
-    from tokenuq_pipeline.runtime.paths import dagster_home, store_home
+    from tokenuq_pipeline.runtime.paths import dagster_home, store_name
     from tokenuq_pipeline.ui.supervisor import supervise
 
     if not 0 <= options.port < 65536:
@@ -37,7 +37,7 @@ def ui(options: argparse.Namespace) -> int:
         # An error in the configuration is one sentence here, and a page of traceback in the UI.
         configuration()
     home = dagster_home()
-    print(f"runs in {home}, results in {store_home()}", flush=True)
+    print(f"runs in {home}, results in {store_name()}", flush=True)
     return supervise(options.host, options.port, options.workspace, home, options.with_parent, _say)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from tokenuq_ml.tables.partitions import store_home
+from tokenuq_ml.tables.partitions import store_folder
 from tokenuq_pipeline.runtime.dagster_internals import exception_of_run
 from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
 
@@ -139,7 +139,7 @@ def _reason(event: dg.DagsterEvent) -> str:
 
 def _full_disk(message: str) -> str | None:
     """Return which disk is full if an error says so, as Dagster's does where it records what a step has done."""
-    return full_disk_of_run(message, store_home())
+    return full_disk_of_run(message, store_folder())
 
 
 def _descendants(

@@ -39,10 +39,19 @@ def config_folders(environment: Mapping[str, str]) -> list[Path]:
 
 
 def store_home() -> Path:
-    """Return `$TOKENUQ_HOME`, by default `store/` in the checkout."""
+    """Return `$TOKENUQ_HOME`, by default `store/` in the checkout; of a store in a bucket, its mirror."""
     from tokenuq_ml.tables.partitions import store_home
 
     return store_home()
+
+
+def store_name() -> str:
+    """Return `store_home()` for messages: of a store in a bucket, the address."""
+    from tokenuq_ml.object_store.registry import bucket_mirror
+
+    home = store_home()
+    mirror = bucket_mirror(home)
+    return str(home if mirror is None else mirror.address)
 
 
 def dagster_home() -> Path:
@@ -82,12 +91,12 @@ def _why_not_written(error: Exception, home: Path) -> str | None:
 
 def main() -> None:
     """Create the folders and prepare the instance, before the UI starts."""
-    print(f"runs in {dagster_home()}, results in {store_home()}")
     import dagster as dg
 
     from tokenuq_pipeline.runtime.instance import prepare
 
     try:
+        print(f"runs in {dagster_home()}, results in {store_name()}")
         with dg.DagsterInstance.get() as instance:
             for line in prepare(instance, store_home()):
                 print(line)
