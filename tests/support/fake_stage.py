@@ -1,8 +1,8 @@
 """A stand-in for every stage: small, consistent tables at once, and misbehaviour on request.
 
 `$FAKE_STAGE` holds JSON that maps a kind of misbehaviour to a stage's name, or `@` and the path of a file with such
-JSON. The kinds are `bad_input`, `crash`, `die_once`, `hang`, `stubborn` (hangs and ignores SIGINT) and `spoil` (writes
-a table that a check must refuse).
+JSON. The kinds are `bad_input`, `crash`, `die_once`, `hang`, `stubborn` (hangs and ignores SIGINT), `wait` (until there
+is a file `go` in the stage's folder of checkpoints) and `spoil` (writes a table that a check must refuse).
 """
 
 import contextlib
@@ -71,6 +71,10 @@ def misbehave(behaviour: dict[str, str], stage: str, asset, work_dir: Path) -> N
         with contextlib.suppress(FileExistsError):
             Path(work_dir, "died").touch(exist_ok=False)
             os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour.get("wait") == stage:
+        note_pids(work_dir, os.getpid())
+        while not (work_dir / "go").exists():
+            time.sleep(0.05)
     if stage in (behaviour.get("hang"), behaviour.get("stubborn")):
         hang(work_dir, stubborn="stubborn" in behaviour)
 
@@ -103,13 +107,18 @@ def hang(work_dir: Path, stubborn: bool) -> None:
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     if stubborn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with atomic_write(work_dir / "pids", durable=False) as file:
-        file.write(f"{os.getpid()} {grandchild.pid}".encode())
+    note_pids(work_dir, os.getpid(), grandchild.pid)
     try:
         time.sleep(120)
     except KeyboardInterrupt:
         (work_dir / "checkpoint").write_text("step 7")
         raise
+
+
+def note_pids(work_dir: Path, *pids: int) -> None:
+    """Write which processes wait."""
+    with atomic_write(work_dir / "pids", durable=False) as file:
+        file.write(" ".join(map(str, pids)).encode())
 
 
 def main() -> None:

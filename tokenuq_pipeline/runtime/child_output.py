@@ -53,16 +53,20 @@ class ChildOutput:
 
     A child that outlives this process would die of a broken pipe; files have no such end. A thread copies, so that the
     files stay small while this process is busy, too: what a child writes in a moment is all that they hold.
+
+    Args:
+        folder: of the files.
+        is_shared: a child on another machine writes them. They are then opened for each look, and never emptied.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, is_shared: bool = False) -> None:
+        self._folder, self._is_shared = folder, is_shared
 
     def __enter__(self) -> "ChildOutput":
         # Dagster captures what Python's own streams write to.
         self._streams = (
-            _Stream(self._folder / "stdout", _descriptor(sys.stdout, 1)),
-            _Stream(self._folder / "stderr", _descriptor(sys.stderr, 2)),
+            _Stream(self._folder / "stdout", _descriptor(sys.stdout, 1), self._is_shared),
+            _Stream(self._folder / "stderr", _descriptor(sys.stderr, 2), self._is_shared),
         )
         self.stdout, self.stderr = (stream.writer for stream in self._streams)
         self._ended = threading.Event()
@@ -103,8 +107,9 @@ class ChildOutput:
 class _Stream:
     """One stream of a child: the file that it writes to, and the descriptor that the content is copied to."""
 
-    def __init__(self, path: Path, target: int):
+    def __init__(self, path: Path, target: int, is_shared: bool):
         self.writer, self._reader = path.open("ab"), path.open("rb", buffering=0)
+        self._path, self._is_shared = path, is_shared
         self._target, self._allowance = target, Allowance(BURST_BYTES, BYTES_PER_S)
         self._left_out, self.tail = 0, b""
 
@@ -118,6 +123,11 @@ class _Stream:
         size = begun = 0
         with contextlib.suppress(OSError):
             begun = self._reader.tell()
+            if self._is_shared:
+                reader = self._path.open("rb", buffering=0)
+                self._reader.close()
+                self._reader = reader
+                self._reader.seek(begun)
             size = os.fstat(self._reader.fileno()).st_size
             # Of gigabytes in a moment only the beginning and the end are read.
             while (position := self._reader.tell()) < size:
@@ -128,7 +138,7 @@ class _Stream:
                 if not chunk:
                     break
                 self._pass_on(chunk)
-            if self._reader.tell() >= FILE_BYTES:
+            if self._reader.tell() >= FILE_BYTES and not self._is_shared:
                 # The child appends, so that it goes on at the beginning. What it writes in this very moment is lost.
                 os.ftruncate(self.writer.fileno(), 0)
                 self._reader.seek(0)

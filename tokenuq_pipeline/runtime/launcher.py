@@ -4,6 +4,7 @@ The stage is stopped, with everything it started, when the step is cancelled. It
 the lease of its assets is lost. What depends on where it runs is in `launchers/`.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages.failures import name_of
 from tokenuq_ml.stages.request import AssetResult, StageRequest
 from tokenuq_ml.stages.runner import PARENT_SILENT
@@ -22,8 +24,6 @@ from tokenuq_pipeline.runtime.launchers.local import LocalBackend
 from tokenuq_pipeline.runtime.leases import Lease, LeaseLost
 from tokenuq_pipeline.runtime.message_file import MessageFile
 from tokenuq_pipeline.runtime.stage_failure import StageFailure, failure_of
-
-POLL_S = 0.05
 
 __all__ = ["StageFailure", "StageLauncher"]
 
@@ -59,6 +59,7 @@ class StageLauncher:
         """
         launch = Launch(context, request, staging, lease, self.package, self.termination_timeout)
         with (
+            _refused(),
             self.backend.open(launch) as slot,
             dg.open_pipes_session(context, dg.PipesEnvContextInjector(), slot.messages) as session,
         ):
@@ -72,12 +73,23 @@ class StageLauncher:
                         yield result
             finally:
                 _stop(launch, stage, slot.messages)
+            if stage.loss is not None:
+                raise stage.loss from None
             code = stage.poll()
             if code == PARENT_SILENT:
                 raise StageFailure(_silence(request, lease), crashed=True)
             if code:
                 refusal = refusals[-1] if refusals else None
                 raise failure_of(request, slot.folder, code, refusal, stage.output, stage.memory) from None
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Raise what is wrong with the configuration or the environment as the failure of the stage."""
+    try:
+        yield
+    except InputError as error:
+        raise StageFailure(str(error)) from None
 
 
 def _stop(launch: Launch, stage: RunningStage, messages: MessageFile) -> None:
@@ -92,7 +104,7 @@ def _stop(launch: Launch, stage: RunningStage, messages: MessageFile) -> None:
             deadline = time.monotonic() + launch.termination_timeout
             while stage.poll() is None and time.monotonic() < deadline and not launch.lease.lost:
                 messages.drain()
-                time.sleep(POLL_S)
+                time.sleep(stage.poll_s)
     finally:
         stage.end()
         messages.drain()
@@ -113,7 +125,7 @@ def _follow(stage: RunningStage, messages: MessageFile, lease: Lease) -> Iterato
         yield from messages.pump()
         if ended:
             return
-        time.sleep(POLL_S)
+        time.sleep(stage.poll_s)
 
 
 def _silence(request: StageRequest, lease: Lease) -> str:

@@ -34,10 +34,15 @@ class MessageFile(dg.PipesMessageReader):
 
     If the child dies while it writes a line, that line is skipped. Results are never left out; log messages are, if
     there are thousands.
+
+    Args:
+        path: the file.
+        is_shared: a child on another machine writes it. It is then opened for each look, which makes a network file
+            system ask its server, and is not replaced: whoever follows the child later reads it from the beginning.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, is_shared: bool = False) -> None:
+        self._path, self._is_shared = path, is_shared
         self._logs = Allowance(LOG_BURST, LOGS_PER_S)
         self._left_out = 0
 
@@ -45,7 +50,7 @@ class MessageFile(dg.PipesMessageReader):
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[dict[str, Any]]:
         """Open the file, and tell the child its path."""
         self._path.touch()
-        self._handler, self._file = handler, _Lines(self._path)
+        self._handler, self._file = handler, _Lines(self._path, self._is_shared)
         self._earlier: _Lines | None = None
         try:
             yield {"path": str(self._path)}
@@ -65,6 +70,11 @@ class MessageFile(dg.PipesMessageReader):
             if message["method"] == "report_custom_message":
                 yield message["params"]["payload"]
 
+    @property
+    def position(self) -> int:
+        """Return how many bytes have been read."""
+        return self._file.position
+
     def drain(self) -> None:
         """Pass new messages on to Dagster and ignore custom ones."""
         for _ in self.pump():
@@ -77,7 +87,7 @@ class MessageFile(dg.PipesMessageReader):
                 self._earlier.close()
                 self._earlier = None
         yield from self._file.new()
-        if self._file.position > FILE_BYTES and self._earlier is None:
+        if self._file.position > FILE_BYTES and self._earlier is None and not self._is_shared:
             self._replace_file()
 
     def _replace_file(self) -> None:
@@ -121,8 +131,9 @@ class MessageFile(dg.PipesMessageReader):
 class _Lines:
     """A file that grows, line by line."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, reopens: bool = False):
         self._file: BinaryIO = path.open("rb")
+        self._reopened = path if reopens else None
         self._path: Path | None = None
         self._rest: list[bytes] = []
         # A caller that stops in the middle finds the other lines of a chunk here.
@@ -131,6 +142,10 @@ class _Lines:
 
     def new(self) -> Iterator[bytes]:
         """Yield the complete lines since the last call."""
+        if self._reopened is not None:
+            self._file.close()
+            self._file = self._reopened.open("rb")
+            self._file.seek(self.position)
         while True:
             while self._complete:
                 yield self._complete.popleft()

@@ -16,7 +16,7 @@ from tokenuq_ml.stages.request import AssetResult, StageRequest
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.leases import Lease
 from tokenuq_pipeline.runtime.message_file import MessageFile
-from tokenuq_pipeline.runtime.stage_failure import MemoryWatch
+from tokenuq_pipeline.runtime.stage_failure import MemoryWatch, StageFailure
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ class RunningStage(ABC):
     Attributes:
         output: its stdout and stderr, and the end of both.
         memory: what it has had of memory, as far as the backend can tell.
+        loss: the failure that the backend itself has found, in place of an exit code that says anything.
+        poll_s: seconds between two looks at it.
     """
 
     output: ChildOutput
     memory: MemoryWatch
+    loss: StageFailure | None = None
+    poll_s: float = 0.05
 
     @abstractmethod
     def record(self) -> None:
@@ -62,10 +66,10 @@ class RunningStage(ABC):
         """Kill what is left of the stage, wait for its end, and copy the rest of its output."""
 
     def deliver(self, result: AssetResult) -> bool:
-        """Put the outputs of a result into the folders that the request of the launch names.
+        """Let the request of the launch name the folders that hold the outputs of a result.
 
         Returns:
-            Whether the result is wanted.
+            Whether the request asks for the result.
         """
         return True
 

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
 from tokenuq_pipeline.runtime.folder_lock import FolderLock, lock_folder
+from tokenuq_pipeline.runtime.launch_command import processes_of, stage_command
 from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, RunningStage, Slot
+from tokenuq_pipeline.runtime.launchers.job_folders import end_jobs
 from tokenuq_pipeline.runtime.message_file import MessageFile
 from tokenuq_pipeline.runtime.processes import process_name
 from tokenuq_pipeline.runtime.stage_failure import MemoryWatch
@@ -28,32 +29,36 @@ REQUEST, MESSAGES = "request.json", "messages.jsonl"
 
 @dataclass(frozen=True)
 class LocalBackend(Backend):
-    """Runs `python -m <package>.<entrypoint> request.json` as a child of this process."""
+    """Runs `python -m <package>.<entrypoint> request.json`, or torchrun of it, as a child of this process."""
 
     @contextlib.contextmanager
     def open(self, launch: Launch) -> Iterator[Slot]:
         """Write the request into the staging folder, and lock the folder of checkpoints for the child."""
-        launch.request.write(launch.staging / REQUEST)
+        request, say = launch.request, launch.context.log.info
+        request.write(launch.staging / REQUEST)
         write_reserve(launch.staging)
+        command = stage_command(launch.package, request, launch.staging / REQUEST, processes_of(request))
         with (
-            lock_folder(Path(launch.request.work_dir), launch.context.log.info) as lock,
+            lock_folder(Path(request.work_dir), say) as lock,
             _parent_pipe() as (read_end, write_end),
             launch.lease.confirmed_to(write_end),
             ChildOutput(launch.staging) as output,
         ):
-            yield _LocalSlot(launch, output, lock, read_end)
+            # Of a run that had a cluster.
+            end_jobs(Path(request.work_dir), say)
+            yield _LocalSlot(launch, command, output, lock, read_end)
 
 
 class _LocalSlot(Slot):
-    def __init__(self, launch: Launch, output: ChildOutput, lock: FolderLock, read_end: int):
+    def __init__(self, launch: Launch, command: list[str], output: ChildOutput, lock: FolderLock, read_end: int):
         self.folder, self.messages = launch.staging, MessageFile(launch.staging / MESSAGES)
+        self._command = command
         self._launch, self._output, self._lock, self._read_end = launch, output, lock, read_end
 
     def start(self, environment: Mapping[str, str]) -> "_Child":
-        request, lease = self._launch.request, self._launch.lease
         # In its own session: Ctrl-C in a terminal reaches only this process, which then asks the child to stop.
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{self._launch.package}.{request.entrypoint}", str(self.folder / REQUEST)],
+            self._command,
             env={
                 # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
                 **{name: value for name, value in os.environ.items() if name != POSTGRES_VARIABLE},
@@ -61,7 +66,7 @@ class _LocalSlot(Slot):
                 "PYTHONUNBUFFERED": "1",
                 **environment,
                 PARENT_PIPE: str(self._read_end),
-                LEASE_SECONDS: str(lease.expiry_s),
+                LEASE_SECONDS: str(self._launch.lease.expiry_s),
             },
             stdin=subprocess.DEVNULL,
             stdout=self._output.stdout,

@@ -1,0 +1,152 @@
+"""A Ray cluster of two nodes on loopback, for tests: its nodes can be killed, and its head started again."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from tests.support.processes import free_port
+
+STORE_BYTES = 80_000_000
+"""Of each node's object store; the least that Ray takes is 75 MB."""
+NAMES = {"head", "worker", "spare"}
+"""Nodes, and the resource that only the node of this name has."""
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+class TwoNodes:
+    """A head node and a worker node, each with one processor, which differ by a resource of their own.
+
+    Every node is a process group of `ray start --block`. (`ray.cluster_utils.Cluster` starts both nodes as children of
+    the test, with one session of Ray; they share its logs and cannot be told apart by `ray stop`.)
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]):
+        # Ray's sockets are in this folder, and their paths are limited to 107 characters.
+        self.folder, self._environment = folder, {**os.environ, **environment, **_QUIET, "RAY_TMPDIR": str(folder)}
+        self.gcs_port, self.port = free_port(), free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.nodes: dict[str, subprocess.Popen] = {}
+
+    def start_head(self) -> None:
+        """Start the head node, and wait until its dashboard answers."""
+        self._start(
+            "head",
+            "--head",
+            f"--port={self.gcs_port}",
+            f"--dashboard-port={self.port}",
+            "--dashboard-host=127.0.0.1",
+            "--include-dashboard=true",
+        )
+        self._wait(lambda: _answers(f"{self.address}/api/version"))
+
+    def start_worker(self, name: str = "worker") -> None:
+        """Start another node, and wait until the head knows it."""
+        self._start(name, f"--address=127.0.0.1:{self.gcs_port}")
+        self._wait(lambda: name in self.alive())
+
+    def alive(self) -> set[str]:
+        """Return the names of the nodes that the head takes for alive."""
+        nodes = _answer(f"{self.address}/api/v0/nodes?detail=true")["data"]["result"]["result"]
+        return {name for node in nodes if node["state"] == "ALIVE" for name in node["resources_total"]} & NAMES
+
+    def kill(self, name: str) -> None:
+        """Kill all processes of a node at once, jobs on it included, as if it lost power."""
+        node = self.nodes.pop(name)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        node.wait()
+
+    def stop(self) -> None:
+        """Stop all nodes."""
+        for name in list(self.nodes):
+            self.kill(name)
+
+    def node_of(self, pid: int) -> str:
+        """Return the name of the node that a process runs on."""
+        parents = {parent.pid for parent in psutil.Process(pid).parents()}
+        return next(name for name, node in self.nodes.items() if node.pid in parents)
+
+    def _start(self, name: str, *options: str) -> None:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.nodes[name] = subprocess.Popen(
+                [
+                    *RAY,
+                    "start",
+                    "--block",
+                    "--num-cpus=1",
+                    f"--resources={json.dumps({name: 1})}",
+                    f"--object-store-memory={STORE_BYTES}",
+                    f"--dashboard-agent-listen-port={free_port()}",
+                    f"--dashboard-agent-grpc-port={free_port()}",
+                    "--disable-usage-stats",
+                    *options,
+                ],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def _wait(self, ready) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if ready():
+                    return
+            dead = [name for name, node in self.nodes.items() if node.poll() is not None]
+            assert not dead, (self.folder / f"{dead[0]}.log").read_text()[-2000:]
+            time.sleep(0.2)
+        raise AssertionError(f"the cluster has not started: {list(self.folder.glob('*.log'))}")
+
+
+_QUIET = {
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ENABLE_OPEN_TELEMETRY": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    # A node that has died is noticed within seconds.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "1000",
+}
+
+
+@contextlib.contextmanager
+def two_nodes(environment: Mapping[str, str] = {}) -> Iterator[TwoNodes]:
+    """Start a cluster of two nodes, and stop it at the end of the block."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    cluster = TwoNodes(folder, environment)
+    try:
+        cluster.start_head()
+        cluster.start_worker()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answer(url: str) -> dict:
+    with urllib.request.urlopen(url, timeout=5) as reply:
+        return json.load(reply)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(_answer(url))
+    return False

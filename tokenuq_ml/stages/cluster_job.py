@@ -1,0 +1,167 @@
+"""Run a stage as a job of a cluster: `python -m tokenuq_ml.stages.cluster_job FOLDER` (`job_files.py`).
+
+It stands between the cluster and the stage, where a local launcher would be, because the cluster loses what that keeps:
+Ray forgets how a stopped job ended, and all of a job when its head node restarts; it shows the environment of a job to
+everyone and writes it into logs; and it knows no leases. The stage is a child of this process, with the same pipe as
+under a local launcher (`parent_watch.py`): if this process dies, the stage writes a checkpoint and ends.
+
+The job works on while no launcher is there, for `unattended_s`: a launcher that is started again follows it.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenuq_ml.out_of_memory import kills_by_limit, limits_of
+from tokenuq_ml.stages import job_files
+from tokenuq_ml.stages.job_files import JobDescription, JobEnd
+from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
+from tokenuq_ml.stages.provenance import code_hash
+from tokenuq_ml.stages.runner import BAD_INPUT, report_refusal
+
+POLL_S = 0.1
+LOOK_S = 0.5
+"""Seconds between two looks at what the launcher says."""
+SET_BY_RAY = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+"""Variables that Ray sets for its own workers. It sets one thread wherever a job reserves no processor."""
+
+
+class Job:
+    """A running stage, and what is known of its launcher."""
+
+    def __init__(self, folder: Path, description: JobDescription, environment: Mapping[str, str]):
+        self._folder, self._description = folder, description
+        self._kills = kills_by_limit()
+        read_end, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        with open(folder / job_files.STDOUT, "ab") as stdout, open(folder / job_files.STDERR, "ab") as stderr:
+            self._stage = subprocess.Popen(
+                [sys.executable, *description.arguments],
+                env={**environment, PARENT_PIPE: str(read_end), LEASE_SECONDS: str(description.expiry_s)},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+                pass_fds=[read_end],
+            )
+        os.close(read_end)
+        self._heard, self._last_size = time.monotonic(), 0
+        self._beaten = time.monotonic()
+        self._kill_at: float | None = None
+
+    def follow(self) -> JobEnd:
+        """Keep the heartbeat going and do what the launcher says, until the stage has ended; return how it did."""
+        beat_s = self._description.expiry_s / job_files.BEATS_PER_EXPIRY
+        next_beat = next_look = 0.0
+        while (code := self._stage.poll()) is None:
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + min(beat_s, 1.0)
+                self._beat()
+            if now >= next_look:
+                next_look = now + LOOK_S
+                self._listen()
+            if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                self._signal(signal.SIGKILL)
+            time.sleep(POLL_S)
+        # Processes that the stage started must not outlive it.
+        self._signal(signal.SIGKILL)
+        return self._end(code)
+
+    def _beat(self) -> None:
+        """Renew the heartbeat, and pass it on to the stage. Without a heartbeat for too long, others may take over."""
+        try:
+            os.utime(self._folder / job_files.BEAT)
+            self._beaten = time.monotonic()
+        except FileNotFoundError:
+            # The folder was deleted: somebody has taken this job for dead.
+            self._signal(signal.SIGKILL)
+        except OSError:
+            # The file server is away, and a checkpoint cannot be written.
+            if time.monotonic() - self._beaten > self._description.expiry_s * (1 - 1 / job_files.BEATS_PER_EXPIRY):
+                self._signal(signal.SIGKILL)
+            return
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, b".")
+
+    def _listen(self) -> None:
+        try:
+            said = (self._folder / job_files.LAUNCHER).read_bytes()
+        except OSError:
+            return
+        if len(said) > self._last_size:
+            self._last_size, self._heard = len(said), time.monotonic()
+        if said.endswith(job_files.KILL):
+            self._signal(signal.SIGKILL)
+        elif said.endswith(job_files.STOP):
+            self._interrupt()
+        elif time.monotonic() - self._heard > self._description.unattended_s:
+            print("no run follows this job any more: it writes a checkpoint and ends", flush=True)
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Ask the stage for a checkpoint, once."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + self._description.grace_s
+            self._signal(signal.SIGINT)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._stage.pid, number)
+
+    def _end(self, code: int) -> JobEnd:
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        messages = self._folder / job_files.MESSAGES
+        return JobEnd(
+            code=code,
+            messages=messages.stat().st_size if messages.exists() else 0,
+            peak_memory=peak,
+            memory_limit=limits_of()[0].size,
+            met_limit=kills_by_limit() > self._kills,
+        )
+
+
+def main() -> None:
+    """Run the stage that the folder describes, and exit as it did."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tokenuq_ml.stages.cluster_job FOLDER")
+    # A job that is stopped by Ray's dashboard gets them together with its stage, which they are meant for.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    folder = Path(sys.argv[1])
+    try:
+        description = JobDescription.model_validate_json((folder / job_files.DESCRIPTION).read_text())
+        (folder / job_files.BEAT).touch()
+    except FileNotFoundError:
+        sys.exit(f"{folder}: the job is no longer wanted, or this node does not see the store under the same path")
+    for name in SET_BY_RAY:
+        os.environ.pop(name, None)
+    os.environ.update(job_files.take_environment(folder))
+    if (code := _wrong_code(description, folder)) is None:
+        end = Job(folder, description, os.environ).follow()
+    else:
+        end = JobEnd(code=code, messages=(folder / job_files.MESSAGES).stat().st_size)
+    job_files.write_json(folder / job_files.ENDED, end)
+    os._exit(end.code if end.code >= 0 else 128 - end.code)
+
+
+def _wrong_code(description: JobDescription, folder: Path) -> int | None:
+    """Report that this node's code is not the launcher's; return the exit code, or None if it is."""
+    if code_hash() == description.code:
+        return None
+    return report_refusal(
+        f"the code of tokenuq_ml on the cluster, {Path(__file__).parents[1]} ({code_hash()}), is not that of this run "
+        f"({description.code}): install the same version there, or name a checkout in TOKENUQ_RAY_WORKING_DIR",
+        folder,
+        BAD_INPUT,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The environment that a stage gets on a cluster: what is listed here, and nothing else of this process's."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tokenuq_ml.stages.request import PARALLEL_STAGES, StageRequest
+from tokenuq_ml.stages.runner import THREADS
+from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
+from tokenuq_pipeline.runtime.launch_command import processes_of
+
+PASSED = ("HF_", "TOKENUQ_")
+"""Beginnings of the names of variables that every stage gets."""
+NOT_PASSED = {POSTGRES_VARIABLE, "TOKENUQ_UI_TOKEN"}
+"""Passwords of Dagster's records and of the UI, which no stage needs."""
+MORE = "TOKENUQ_RAY_ENV"
+"""Environment variable: names of further variables to pass, separated by commas."""
+_KEY = "api_key_env"
+
+
+def job_environment(request: StageRequest, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables of a stage: tokenuq's and Hugging Face's, the keys of its judge, what a person has named.
+
+    Args:
+        request: of the stage; names the variables of keys.
+        environment: of this process.
+    """
+    named = {name.strip() for name in environment.get(MORE, "").split(",")}
+    for asset in request.assets.values():
+        named |= set(_keys(asset.fields))
+    passed = {name: value for name, value in environment.items() if name.startswith(PASSED) or name in named}
+    return {
+        **{name: passed[name] for name in passed.keys() - NOT_PASSED},
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _keys(fields: Any) -> Iterator[str]:
+    """Yield the names of the variables that hold keys, from anywhere in the fields."""
+    for name, value in fields.items() if isinstance(fields, dict) else enumerate(fields):
+        if name == _KEY and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _keys(value)
+
+
+def reserved(request: StageRequest, cluster_gpus: float) -> dict[str, float]:
+    """Return what a stage reserves, by Ray's names: as the study says, else a processor, and a GPU for each process.
+
+    A job that reserves nothing would run on the head node, and would see no GPU.
+
+    Args:
+        request: of the stage.
+        cluster_gpus: GPUs of the cluster. Without any, a stage reserves none unless the study says so.
+    """
+    asked = request.resources
+    gpus = asked.num_gpus
+    if gpus is None:
+        gpus = _processes(request) if cluster_gpus and request.entrypoint in PARALLEL_STAGES else 0
+    needs = {"CPU": asked.num_cpus or 1, "GPU": gpus, "memory": asked.memory or 0, **asked.custom}
+    return {name: amount for name, amount in needs.items() if amount}
+
+
+def threads(request: StageRequest, needs: Mapping[str, float]) -> dict[str, str]:
+    """Return the variables that give each process of a stage its share of the processors that are reserved."""
+    processes = max(1, int(needs.get("GPU", 0))) if processes_of(request) == "auto" else _processes(request)
+    share = str(max(1, int(needs["CPU"] // processes)))
+    return {THREADS: share, "OMP_NUM_THREADS": share}
+
+
+def _processes(request: StageRequest) -> int:
+    processes = processes_of(request)
+    return 1 if processes == "auto" else processes

@@ -1,0 +1,169 @@
+"""Stages as jobs of a Ray cluster that exists already.
+
+A stage is the same command as under the local launcher. It is submitted as a Ray job that reserves what the study says,
+and runs where the store is mounted under the same path. Everything else goes through the job's folder in the store
+(`job_folders.py`): messages, output, the environment with its keys, the exit code. Ray schedules, starts and stops.
+
+A job that has started is interrupted through its folder, not by Ray's `stop_job`, which signals every process of the
+job, so that torchrun's processes are interrupted twice. Ray's own stop, from its dashboard, is told to send SIGINT, and
+to wait for the checkpoint.
+"""
+
+import contextlib
+import secrets
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenuq_ml.stages import job_files
+from tokenuq_ml.stages.failures import name_of
+from tokenuq_ml.stages.job_files import JobDescription
+from tokenuq_ml.stages.provenance import code_hash
+from tokenuq_pipeline.runtime.background import looking
+from tokenuq_pipeline.runtime.child_output import ChildOutput
+from tokenuq_pipeline.runtime.folder_lock import lock_folder
+from tokenuq_pipeline.runtime.launch_command import processes_of, stage_command
+from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, Slot
+from tokenuq_pipeline.runtime.launchers.job_environment import job_environment, reserved, threads
+from tokenuq_pipeline.runtime.launchers.job_folders import JobFolder, beating_for, create_job, end_jobs, jobs_in
+from tokenuq_pipeline.runtime.launchers.ray_cluster import ClusterAway, NodeResources, RayCluster
+from tokenuq_pipeline.runtime.launchers.ray_settings import RaySettings
+from tokenuq_pipeline.runtime.launchers.ray_stage import RayStage
+from tokenuq_pipeline.runtime.message_file import MessageFile
+from tokenuq_pipeline.runtime.stage_failure import StageFailure
+
+PROGRAM = "tokenuq_ml.stages.cluster_job"
+CLUSTER_WAIT_S = 300.0
+"""How long a step waits for a cluster that does not answer, as while its head node restarts."""
+
+
+@dataclass(frozen=True)
+class RayBackend(Backend):
+    """Runs stages as jobs of a Ray cluster."""
+
+    cluster: RayCluster
+    settings: RaySettings = field(default_factory=RaySettings)
+
+    @contextlib.contextmanager
+    def open(self, launch: Launch) -> Iterator[Slot]:
+        """Find the job of an earlier run that makes the same, or create the folder of a new one."""
+        work_dir, say = Path(launch.request.work_dir), launch.context.log.info
+        with lock_folder(work_dir, say):
+            # A child of a local launcher has ended, and the lease keeps others away.
+            pass
+        try:
+            resources = self.cluster.wait(CLUSTER_WAIT_S, say)
+        except ClusterAway as away:
+            raise StageFailure(
+                f"the Ray cluster does not answer: {away}; start it, or unset TOKENUQ_LAUNCHER"
+            ) from None
+        found = self._followed(work_dir, launch)
+        end_jobs(work_dir, say, kept=found)
+        job = found or self._create(work_dir, launch)
+        stage = None
+        try:
+            with (
+                looking(beating_for(job, lambda: not launch.lease.lost), _beat_s(launch), "ray-job"),
+                ChildOutput(job.path, is_shared=True) as output,
+            ):
+                slot = _RaySlot(self, launch, job, output, resources, is_new=found is None)
+                yield slot
+                stage = slot.stage
+        finally:
+            # Of a job that may still work, or that another run follows, the folder stays.
+            if not launch.lease.lost and (stage is None or stage.is_over):
+                job.remove()
+
+    def _followed(self, work_dir: Path, launch: Launch) -> JobFolder | None:
+        """Return a job that works on what is asked for, or has completed it while no run was there."""
+        for job in jobs_in(work_dir):
+            description, end = job.description(), job.end()
+            if description is None or description.remote != self.cluster.address or not job.fits(launch.request):
+                continue
+            if end.code == 0 if end else (job.works() or self._waits(job)):
+                return job
+        return None
+
+    def _waits(self, job: JobFolder) -> bool:
+        """Return whether a job has been submitted, and waits for its resources."""
+        if job.silence() is not None:
+            return False
+        with contextlib.suppress(ClusterAway):
+            return not self.cluster.state(job.id).has_ended
+        return False
+
+    def _create(self, work_dir: Path, launch: Launch) -> JobFolder:
+        request = launch.request
+        command = stage_command(launch.package, request, "{request}", processes_of(request))
+        name = "-".join(
+            ("tokenuq", launch.context.run_id[:8], name_of(request).replace("/", "-"), secrets.token_hex(4))
+        )
+        description = JobDescription(
+            arguments=command[1:],
+            code=code_hash(),
+            expiry_s=launch.lease.expiry_s,
+            unattended_s=self.settings.unattended_s,
+            grace_s=launch.termination_timeout,
+            remote=self.cluster.address,
+        )
+        return create_job(work_dir, name, request, description)
+
+
+def _beat_s(launch: Launch) -> float:
+    return launch.lease.expiry_s / job_files.BEATS_PER_EXPIRY
+
+
+class _RaySlot(Slot):
+    def __init__(
+        self,
+        backend: RayBackend,
+        launch: Launch,
+        job: JobFolder,
+        output: ChildOutput,
+        resources: NodeResources,
+        is_new: bool,
+    ):
+        self.folder, self.messages = job.path, MessageFile(job.path / job_files.MESSAGES, is_shared=True)
+        self.stage: RayStage | None = None
+        self._backend, self._launch, self._job, self._output = backend, launch, job, output
+        self._resources, self._is_new = resources, is_new
+
+    def start(self, environment: Mapping[str, str]) -> "RayStage":
+        log = self._launch.context.log
+        if self._is_new:
+            needs = reserved(self._launch.request, self._resources.total("GPU"))
+            if not self._resources.fit(needs):
+                log.warning(f"no node of the Ray cluster has {_listed(needs)}; the job waits until one has")
+            self._submit(environment, needs)
+            log.info(f"Ray job {self._job.id}: reserves {_listed(needs)}")
+        else:
+            log.info(f"follows the Ray job {self._job.id}, which an earlier run started")
+        self.stage = RayStage(self._backend.cluster, self._launch, self._job, self._output, self.messages)
+        return self.stage
+
+    def _submit(self, environment: Mapping[str, str], needs: Mapping[str, float]) -> None:
+        request, settings = self._launch.request, self._backend.settings
+        variables = {**threads(request, needs), **job_environment(request), **environment}
+        job_files.write_environment(self._job.path, variables)
+        rest = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU", "memory")}
+        context = self._launch.context
+        try:
+            self._backend.cluster.submit(
+                self._job.id,
+                entrypoint=f"exec {settings.python} -m {PROGRAM} {shlex.quote(str(self._job.path))}",
+                runtime_env=settings.runtime_env(self._launch.termination_timeout),
+                metadata={"dagster/run-id": context.run_id, "tokenuq/stage": name_of(request)},
+                entrypoint_num_cpus=needs["CPU"],
+                entrypoint_num_gpus=needs.get("GPU"),
+                entrypoint_memory=int(needs["memory"]) if "memory" in needs else None,
+                entrypoint_resources=rest or None,
+            )
+        except ClusterAway as away:
+            raise StageFailure(f"{name_of(request)}: the job was not submitted: {away}", crashed=True) from None
+
+
+def _listed(needs: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{amount:,.0f} bytes of memory" if name == "memory" else f"{amount:g} {name}" for name, amount in needs.items()
+    )
