@@ -9,7 +9,7 @@ from tests.support.s3_server import BUCKET, FaultyProxy, environment, s3_server
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server():
     pytest.importorskip("moto.server")
     pytest.importorskip("obstore")

@@ -37,7 +37,9 @@ def test_one_of_two_writers_creates_or_replaces(bucket):
     assert bucket.read("m")[0] == b"three"
 
 
-@pytest.mark.parametrize("kind", [REFUSE, CUT_REQUEST, LOSE_ANSWER, SLOW])
+@pytest.mark.parametrize(
+    "kind", [LOSE_ANSWER, *(pytest.param(kind, marks=pytest.mark.heavy) for kind in (REFUSE, CUT_REQUEST, SLOW))]
+)
 def test_a_conditional_put_is_done_once_whatever_becomes_of_the_request(bucket, proxy, kind):
     """With a lost answer, the second try finds what the first one has written."""
     first = bucket.write_if("m", b"one", None)
@@ -48,6 +50,7 @@ def test_a_conditional_put_is_done_once_whatever_becomes_of_the_request(bucket, 
     assert bucket.write_if("n", b"new", None) and bucket.read("n")[0] == b"new"
 
 
+@pytest.mark.heavy
 def test_large_files_are_sent_and_read_in_parts_each_repeated_alone(bucket, proxy, monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_module, "PART_BYTES", 5 * 2**20)
     path = tmp_path / "file"
@@ -62,6 +65,7 @@ def test_large_files_are_sent_and_read_in_parts_each_repeated_alone(bucket, prox
     assert [fault.times for fault in faults] == [0] * 4
 
 
+@pytest.mark.heavy
 def test_an_upload_that_fails_leaves_no_object(address, proxy, monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_module, "PART_BYTES", 5 * 2**20)
     bucket = Bucket(Address.parse(address), away_s=0.5)
@@ -74,7 +78,7 @@ def test_an_upload_that_fails_leaves_no_object(address, proxy, monkeypatch, tmp_
 
 
 def test_a_service_that_comes_back_in_time_is_waited_for_and_one_that_does_not_is_one_sentence(address, proxy):
-    bucket = Bucket(Address.parse(address), away_s=1.0)
+    bucket = Bucket(Address.parse(address), away_s=0.4)
     fault = proxy.break_next(CUT_REQUEST, "GET", times=3)
     assert bucket.read("none") is None and fault.times == 0
     proxy.is_away = True
@@ -91,6 +95,7 @@ def test_a_service_that_comes_back_in_time_is_waited_for_and_one_that_does_not_i
         assert said.endswith("run the same command again once it does: what is complete is kept")
 
 
+@pytest.mark.heavy
 def test_a_bucket_that_does_not_exist_is_one_sentence(proxy):
     bucket = Bucket(Address.parse("s3://nowhere/x"))
     for request in (lambda: bucket.read("x"), lambda: list(bucket.objects()), lambda: bucket.write("x", b"")):
@@ -98,6 +103,7 @@ def test_a_bucket_that_does_not_exist_is_one_sentence(proxy):
             request()
 
 
+@pytest.mark.heavy
 def test_missing_credentials_are_one_sentence(proxy, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -107,6 +113,7 @@ def test_missing_credentials_are_one_sentence(proxy, monkeypatch, tmp_path):
         Bucket(Address.parse("s3://bucket"))
 
 
+@pytest.mark.heavy
 def test_credentials_of_a_profile_are_used(address, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

@@ -83,6 +83,7 @@ def test_a_stage_resumes_on_another_machine(machine):
     assert objects(two) == set()
 
 
+@pytest.mark.heavy
 def test_who_has_lost_the_lease_copies_nothing(machine):
     one = machine("one")
     with one.leases.hold(ASSET, print) as lease, carried_checkpoints(one, lease, print):
@@ -91,6 +92,7 @@ def test_who_has_lost_the_lease_copies_nothing(machine):
     assert objects(one) == set()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("marker", [b"", b"{}", b"no json", b'{"../../../escape": "00"}', b'["list"]'])
 def test_a_marker_that_lists_no_files_of_its_folder_is_not_brought(machine, tmp_path, marker):
     one = machine("one")
@@ -99,6 +101,7 @@ def test_a_marker_that_lists_no_files_of_its_folder_is_not_brought(machine, tmp_
     assert here(one) == {} and not list(tmp_path.rglob("escape"))
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_which_a_file_is_damaged_is_not_brought(machine):
     one, two = machine("one"), machine("two")
     write_checkpoint(one, 2, content="more")
@@ -109,6 +112,7 @@ def test_a_checkpoint_of_which_a_file_is_damaged_is_not_brought(machine):
     assert not list(two.home.rglob("COMPLETE"))
 
 
+@pytest.mark.heavy
 def test_checkpoints_in_the_bucket_are_pruned(machine):
     one = machine("one")
     write_checkpoint(one, 2)

@@ -68,7 +68,9 @@ def test_what_one_machine_publishes_another_reads(machine):
     assert seen(one) == seen(two) == "3"
 
 
-@pytest.mark.parametrize("kind", [REFUSE, CUT_REQUEST, LOSE_ANSWER])
+@pytest.mark.parametrize(
+    "kind", [LOSE_ANSWER, *(pytest.param(kind, marks=pytest.mark.heavy) for kind in (REFUSE, CUT_REQUEST))]
+)
 def test_requests_that_fail_on_the_way_change_nothing(machine, proxy, kind):
     store = machine("one")
     publish(store, "1")
@@ -78,6 +80,7 @@ def test_requests_that_fail_on_the_way_change_nothing(machine, proxy, kind):
     assert seen(machine("two")) == "2" and [fault.times for fault in hit] == [0] * len(hit)
 
 
+@pytest.mark.heavy
 def test_a_run_that_ends_before_the_manifest_leaves_the_old_version(machine):
     one, two = machine("one"), machine("two")
     publish(one, "1")
@@ -122,6 +125,7 @@ def test_a_damaged_object_is_refused_found_and_replaced(machine):
     assert seen(two) is None and two.incomplete_because(ASSET) == f"{two.mirror.address}/{key} is missing"
 
 
+@pytest.mark.heavy
 def test_a_damaged_copy_is_fetched_again(machine):
     one, two = machine("one"), machine("two")
     publish(one, "1")
@@ -144,6 +148,7 @@ def test_a_service_that_is_away_is_one_sentence(machine, proxy, monkeypatch):
     assert store.read_manifest(ASSET) is None
 
 
+@pytest.mark.heavy
 def test_the_mirror_itself_is_no_store(machine):
     store = machine("one")
     moved = store.home.with_name("moved")
@@ -152,6 +157,7 @@ def test_the_mirror_itself_is_no_store(machine):
         store_home(moved)
 
 
+@pytest.mark.heavy
 def test_one_machine_makes_an_asset_and_the_other_waits(machine):
     one, two = machine("one"), machine("two")
     said, got = [], threading.Event()
@@ -172,6 +178,7 @@ def test_one_machine_makes_an_asset_and_the_other_waits(machine):
     assert len(said) == 1 and one.leases.holder(OTHER) is None
 
 
+@pytest.mark.heavy
 def test_a_machine_that_is_silent_is_followed(machine, monkeypatch):
     monkeypatch.setenv("TOKENUQ_LEASE_SECONDS", "2")
     one, two = machine("one"), machine("two")
@@ -184,6 +191,7 @@ def test_a_machine_that_is_silent_is_followed(machine, monkeypatch):
     assert heartbeat_of(Owner.current(), one.home) is None
 
 
+@pytest.mark.heavy
 def test_a_deleted_asset_is_in_the_trash_for_a_week_and_its_objects_after_a_day(machine, monkeypatch):
     one, two = machine("one"), machine("two")
     publish(one, "1")

@@ -1,15 +1,20 @@
 """A study whose store is in a bucket: made by one machine, seen, queried and continued by another."""
 
+import threading
+
 import dagster as dg
 import pytest
 
 from tests.support.toy_pipeline import STUDY, FakeStagesInProcess, toy_config
+from tokenuq_ml.object_store.bucket import StoreAway
+from tokenuq_ml.tables import connect, scan
+from tokenuq_pipeline import cli
 from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 
 def run(store, config) -> dict[str, str]:
@@ -18,24 +23,100 @@ def run(store, config) -> dict[str, str]:
     with dg.DagsterInstance.ephemeral() as instance:
         defs = build_defs(config, store.home, FakeStagesInProcess())
         assert run_study(defs, config, STUDY, [], instance, store) == 0
+    return versions(store)
+
+
+def versions(store) -> dict[str, str]:
     return {asset: store.data_version(asset) for asset in store.assets()}
 
 
-def test_another_machine_goes_on_where_the_first_ended(address, proxy, monkeypatch, tmp_path, made_study, capsys):
-    config = toy_config()
-    versions = run(open_store(address), config)
-    local = made_study.store
-    assert versions == {asset: local.data_version(asset) for asset in local.assets()}
+def another_machine(address, monkeypatch, folder):
+    monkeypatch.setenv("TOKENUQ_CACHE", str(folder))
+    return open_store(address)
 
-    monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / "another machine"))
-    store = open_store(address)
-    assert not list(store.home.rglob("*.parquet")) and all(store.is_complete(asset) for asset in versions)
+
+def test_another_machine_goes_on_where_the_first_ended(address, monkeypatch, tmp_path, made_study, capsys):
+    config = toy_config()
+    made = run(open_store(address), config)
+    assert made == versions(made_study.store)
+
+    store = another_machine(address, monkeypatch, tmp_path / "another machine")
+    assert not list(store.home.rglob("*.parquet")) and all(store.is_complete(asset) for asset in made)
     capsys.readouterr()
-    proxy.requests.clear()
-    assert run(store, config) == versions and "up to date: nothing to recompute" in capsys.readouterr().out
-    fetched = {path.relative_to(store.home).parts[0] for path in store.home.rglob("*.parquet")}
-    assert not fetched & {"models", "teacher_hidden"}
-    changed = toy_config(quantile=0.5)
-    made = run(store, changed)
-    assert {asset for asset in made if made[asset] != versions[asset]} >= {f"{STUDY}/top/student"}
-    assert made["models/tiny"] == versions["models/tiny"]
+    assert run(store, config) == made and "up to date: nothing to recompute" in capsys.readouterr().out
+    # To report assets to Dagster, tables and pictures are shown; the teacher's states and the model are not.
+    fetched = {path.relative_to(store.home).parts[0] for path in store.home.rglob("*") if path.is_file()}
+    assert "token_losses" in fetched and not fetched & {"models", "teacher_hidden"}
+
+    remade = run(store, toy_config(quantile=0.5))
+    changed = {asset for asset in remade if remade[asset] != made[asset]}
+    assert f"{STUDY}/top/student" in changed and f"{STUDY}/mle/student" not in changed
+
+
+def test_readers_fetch_what_they_read(address, proxy, monkeypatch, tmp_path, made_study, capsys):
+    local = made_study.store
+    first = open_store(address)
+    for asset in local.assets():
+        manifest = local.read_manifest(asset)
+        first.mirror.upload_all((file, local.path(file.path)) for file in manifest.files)
+        assert first.mirror.manifests.put(asset, manifest.content(), None)
+
+    store = another_machine(address, monkeypatch, tmp_path / "one")
+    rows = scan("selections", address, ablation="mle").collect()
+    assert rows.equals(scan("selections", local.home, ablation="mle").collect())
+    assert {path.parent.name for path in store.home.rglob("*.parquet")} == {"ablation=mle"}
+
+    store = another_machine(address, monkeypatch, tmp_path / "two")
+    count = "SELECT count(*) FROM tokens"
+    with connect(address, tables=["token_losses", "token_uncertainty"]) as connection, connect(local.home) as expected:
+        assert connection.sql(count).fetchall() == expected.sql(count).fetchall() != [(0,)]
+        with pytest.raises(Exception, match="table selections: .* was not downloaded from the bucket"):
+            connection.sql("SELECT * FROM selections").fetchall()
+
+    another_machine(address, monkeypatch, tmp_path / "three")
+    monkeypatch.setenv("TOKENUQ_HOME", address)
+    output = tmp_path / "counted.csv"
+    assert cli.main(["query", "--output", str(output), "SELECT count(*) AS n FROM selections"]) == 0
+    with connect(local.home) as expected:
+        ((number,),) = expected.sql("SELECT count(*) FROM selections").fetchall()
+    assert output.read_text().split() == ["n", str(number)]
+    assert cli.main(["verify"]) == 0
+    store = open_store(address)
+    file = next(file for file in store.read_manifest(f"{STUDY}/mle/student").files if "selections" in file.path)
+    store.mirror.bucket.write(f"{file.path}/{file.sha256}", bytes(file.bytes))
+    assert cli.main(["verify"]) == 1 and cli.main(["verify", "--forget"]) == 1
+    assert store.incomplete_because(f"{STUDY}/mle/student") == "has no manifest"
+    out = capsys.readouterr().out
+    assert f"{file.path}: its SHA-256 begins with" in out
+    proxy.is_away = True
+    monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
+    assert cli.main(["query", count]) == 2
+    assert "does not answer as it should" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_when_the_service_is_back(address, proxy, monkeypatch, made_study, capsys):
+    """The service is away for longer than a request is repeated for, so steps are repeated too."""
+    monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "2")
+    store = open_store(address)
+
+    class Interrupted(FakeStagesInProcess):
+        def run(self, context, request, staging, lease):
+            if request.entrypoint == "score_teacher" and not proxy.faults:
+                proxy.is_away = True
+                proxy.break_next("used", "NONE")
+                threading.Timer(4.0, setattr, [proxy, "is_away", False]).start()
+            yield from super().run(context, request, staging, lease)
+
+    forget_definitions_storage()
+    with dg.DagsterInstance.ephemeral() as instance:
+        config = toy_config()
+        defs = build_defs(config, store.home, Interrupted())
+        assert run_study(defs, config, STUDY, [], instance, store) == 0
+    assert versions(store) == versions(made_study.store)
+
+
+def test_a_run_without_a_service_is_one_sentence(address, proxy, monkeypatch):
+    proxy.is_away = True
+    monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
+    with pytest.raises(StoreAway, match="run the same command again once it does: what is complete is kept$"):
+        open_store(address)
