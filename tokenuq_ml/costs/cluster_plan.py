@@ -140,10 +140,10 @@ class ClusterPlan:
         }
 
     def failure_costs(self) -> list[FailureCost]:
-        """Return what failures cost in scoring, BALD and training."""
+        """Return what failures cost in scoring, BALD and the longest training."""
         by_stage = {stage.asset.rpartition("/")[2]: stage for stage in self.stages}
         costs = [self._shard_cost(by_stage[name]) for name in ("token_losses", "token_uncertainty") if name in by_stage]
-        return [*costs, self._checkpoint_cost(by_stage["baseline_teacher"])]
+        return [*costs, self._checkpoint_cost(self._longest_training)]
 
     # What the stages share.
 
@@ -227,14 +227,13 @@ class ClusterPlan:
     def _checkpoint_cost(self, stage: StageTime) -> FailureCost:
         """Return what it costs that a failure of any node loses what all GPUs did since the last checkpoint."""
         cluster, every = self.cluster, self.planner.study.train.save_steps
-        saving = 3 * 4 * self.model.adapter_parameters(self.planner.study.train.lora.rank) / cluster.storage_rate
-        unit = min(every, self.steps) * stage.seconds / self.steps
+        unit, saving = min(every, self.steps) * self._step_seconds(stage), self._saving_seconds(stage)
         runs = [
             failures.simulate_checkpoints(SIMULATED_SHARDS, unit, cluster.mtbf_s, saving, cluster.restart, seed)
             for seed in range(SIMULATED_RUNS)
         ]
         return FailureCost(
-            f"training: {every} steps between checkpoints (save_steps)",
+            f"{stage.asset}: {every} steps between checkpoints (save_steps)",
             unit,
             cluster.mtbf_s,
             saving,
@@ -243,12 +242,34 @@ class ClusterPlan:
             failures.lost_share(stage.seconds, cluster.mtbf_s),
         )
 
+    def _saving_seconds(self, stage: StageTime) -> float:
+        """Return the mean time of a checkpoint: the adapter with its moments, and the rows of `selections` so far."""
+        rank = self.planner.study.train.lora.rank
+        rows = stage.work.disk.get("selections", 0.0) / TABLE_BYTES["selections"] / 2
+        size = 3 * 4 * self.model.adapter_parameters(rank) + rows * volumes.CHECKPOINT_BYTES_PER_ROW
+        return size / self.cluster.storage_rate + rows / volumes.CHECKPOINT_ROWS_PER_SECOND
+
+    def _step_seconds(self, stage: StageTime) -> float:
+        """Return the time of an optimiser step without checkpoints."""
+        saves = max(0, (self.steps - 1) // self.planner.study.train.save_steps)
+        return (stage.seconds - saves * self._saving_seconds(stage)) / self.steps
+
+    @property
+    def _longest_training(self) -> StageTime:
+        return max((one for one in self.stages if one.asset.endswith(TRAININGS)), key=lambda one: one.seconds)
+
+    @property
+    def saving_share(self) -> float:
+        """The time of checkpoints as a share of the longest training's other work."""
+        stage, train = self._longest_training, self.planner.study.train
+        return self._saving_seconds(stage) / (train.save_steps * self._step_seconds(stage))
+
     @property
     def longest_save_steps(self) -> int:
         """The most steps between checkpoints at which less than 1% of the work is lost; 0 if none are."""
-        stage = next(stage for stage in self.stages if stage.asset.endswith("/baseline_teacher"))
-        saving = self.failure_costs()[-1].saving
-        return int(failures.longest_interval(self.cluster.mtbf_s, saving=saving) * self.steps / stage.seconds)
+        stage = self._longest_training
+        longest = failures.longest_interval(self.cluster.mtbf_s, saving=self._saving_seconds(stage))
+        return int(longest / self._step_seconds(stage))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -71,6 +71,7 @@ def as_json(plan: ClusterPlan) -> dict:
         "limits": _limits(plan),
         "failures": [vars(one) for one in plan.failure_costs()],
         "longest_save_steps": plan.longest_save_steps,
+        "saving_share": plan.saving_share,
         "assumed": assumed(plan),
         "known": known(plan),
     }
@@ -194,7 +195,8 @@ def _failures(plan: ClusterPlan) -> list[str]:
     return [
         *lines,
         f"save_steps: {steps} {verdict} lost work under {LOST_LIMIT:.0%}; "
-        + (f"up to {most:,} steps do" if most else "no interval does: checkpoints take too long"),
+        + (f"up to {most:,} steps do" if most else "no interval does: checkpoints take too long")
+        + f"; checkpoints take {share(plan.saving_share)} of the time of the steps",
     ]
 
 
@@ -230,7 +232,7 @@ def assumed(plan: ClusterPlan) -> list[str]:
         f"{planner.train_data.response:.0f} scored; {planner.train_data.origin}",
         f"{plan.steps:,} steps of {planner.study.train.batch_size:,} examples, {plan.layout.examples} per GPU and pass",
         "compute, exchange and generation's memory overlap; storage and one process do not",
-        "weights are sharded by FSDP (`sharding: fsdp`), adapters with them; activations are stored, not recomputed",
+        "weights are sharded over GPUs as FSDP does it, adapters with them; activations are stored, not recomputed",
     ]
 
 
