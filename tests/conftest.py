@@ -16,6 +16,8 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     DAGSTER_DISABLE_TELEMETRY="1",
+    # On tensors of a few kilobytes, two threads would mostly wait for each other. Child processes read this too.
+    OMP_NUM_THREADS="1",
 )
 # Hashes of files that queries keep (`file_hashes.KeptHashes`) stay out of the user's folder.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tokenuq-tests-")
@@ -43,11 +45,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+def _leave_writing_to_the_system(connection, _):
+    """Let SQLite wait for no disk: Dagster opens and commits a database for each of its events."""
+    if type(connection).__module__.partition(".")[0] == "sqlite3":
+        connection.execute("PRAGMA synchronous = OFF")
+
+
 def pytest_collection_finish():
     """Prepare the process for many small tests, once all modules are imported."""
     if torch := sys.modules.get("torch"):
-        # On tensors of a few kilobytes, two threads would mostly wait for each other.
         torch.set_num_threads(1)
+    if sqlalchemy := sys.modules.get("sqlalchemy"):
+        sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", _leave_writing_to_the_system)
     # Each training collects garbage several times. Without this, it would search all imported modules each time.
     gc.collect()
     gc.freeze()
