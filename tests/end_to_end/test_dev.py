@@ -102,10 +102,13 @@ def end_by_a_signal(server):
     """SIGTERM to the command ends all of Dagster; the stage writes its checkpoint."""
     run = server.launch(MODEL)
     stage, others = server.wait(lambda: pids(server)), server.descendants()
+    checkpoint = server.toy.store.home / ".checkpoints/models/tiny/checkpoint"
+    # That of a stage that ended before.
+    checkpoint.unlink(missing_ok=True)
     server.process.terminate()
     assert server.process.wait(60) == 0
     assert not any(is_running(pid) for pid in [*stage, *others])
-    assert (server.toy.store.home / ".checkpoints/models/tiny/checkpoint").read_text() == "step 7"
+    assert checkpoint.read_text() == "step 7"
     assert server.status(run) == "FAILURE"
 
 
@@ -124,13 +127,21 @@ def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tm
         kill_the_worker(server)
         kill_all_of_dagster(server)
     with DevServer(tmp_path, TOKENUQ_EXECUTOR="multiprocess", **environment) as server:
+        end_by_a_signal(server)
+
+
+@pytest.mark.heavy
+def test_runs_of_the_multiprocess_executor_are_cancelled_and_succeed(tmp_path):
+    behaviour = tmp_path / "behaviour.json"
+    behaviour.write_text(json.dumps({"hang": "models"}))
+    with DevServer(tmp_path, TOKENUQ_EXECUTOR="multiprocess", FAKE_STAGE=f"@{behaviour}") as server:
+        with server.toy.instance() as instance:
+            prepare(instance, server.toy.store.home, {})
         wait_for_a_slot_and_cancel(server)
         behaviour.write_text("{}")
         run = server.launch(MODEL)
         server.wait(lambda: server.status(run) == "SUCCESS")
         assert server.toy.store.is_complete("models/tiny")
-        behaviour.write_text(json.dumps({"hang": "models"}))
-        end_by_a_signal(server)
 
 
 def test_the_daemon_runs_schedule_waves_and_changed_files(automated):
