@@ -1,8 +1,11 @@
-"""Toy studies that are materialised once per test process. Tests that change one take a copy."""
+"""Toy studies that are materialised once per test process, and an S3 service. Tests that change a study take a copy."""
 
 import pytest
 
+from tests.support.s3_fixtures import s3_proxy, s3_service, store_address
 from tests.support.toy_pipeline import Toy, config_with, toy_config
+
+__all__ = ["made_study", "made_study_with_file", "s3_proxy", "s3_service", "store_address"]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def server():
+def s3_service():
     pytest.importorskip("moto.server")
     pytest.importorskip("obstore")
     with s3_server() as address:
@@ -18,9 +18,9 @@ def server():
 
 
 @pytest.fixture
-def proxy(server, monkeypatch, tmp_path):
+def s3_proxy(s3_service, monkeypatch, tmp_path):
     """A proxy before the service, which the environment names, and a cache folder."""
-    proxy = FaultyProxy(server)
+    proxy = FaultyProxy(s3_service)
     with proxy.started() as address:
         for name, value in environment(address).items():
             monkeypatch.setenv(name, value)
@@ -30,6 +30,6 @@ def proxy(server, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def address(proxy):
+def store_address(s3_proxy):
     """The address of a store that holds nothing."""
     return f"s3://{BUCKET}/store-{next(_numbers)}"

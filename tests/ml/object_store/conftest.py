@@ -1,5 +1,5 @@
 """An S3 service on this machine."""
 
-from tests.support.s3_fixtures import address, proxy, server
+from tests.support.s3_fixtures import s3_proxy, s3_service, store_address
 
-__all__ = ["address", "proxy", "server"]
+__all__ = ["s3_proxy", "s3_service", "store_address"]

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def bucket(address):
-    return Bucket(Address.parse(address))
+def bucket(store_address):
+    return Bucket(Address.parse(store_address))
 
 
 def test_objects_are_written_read_listed_and_deleted(bucket):
@@ -40,48 +40,48 @@ def test_one_of_two_writers_creates_or_replaces(bucket):
 @pytest.mark.parametrize(
     "kind", [LOSE_ANSWER, *(pytest.param(kind, marks=pytest.mark.heavy) for kind in (REFUSE, CUT_REQUEST, SLOW))]
 )
-def test_a_conditional_put_is_done_once_whatever_becomes_of_the_request(bucket, proxy, kind):
+def test_a_conditional_put_is_done_once_whatever_becomes_of_the_request(bucket, s3_proxy, kind):
     """With a lost answer, the second try finds what the first one has written."""
     first = bucket.write_if("m", b"one", None)
-    fault = proxy.break_next(kind, "PUT", "/m")
+    fault = s3_proxy.break_next(kind, "PUT", "/m")
     second = bucket.write_if("m", b"two", first)
     assert fault.times == 0 and second and second != first and bucket.read("m")[0] == b"two"
-    proxy.break_next(kind, "PUT", "/n")
+    s3_proxy.break_next(kind, "PUT", "/n")
     assert bucket.write_if("n", b"new", None) and bucket.read("n")[0] == b"new"
 
 
 @pytest.mark.heavy
-def test_large_files_are_sent_and_read_in_parts_each_repeated_alone(bucket, proxy, monkeypatch, tmp_path):
+def test_large_files_are_sent_and_read_in_parts_each_repeated_alone(bucket, s3_proxy, monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_module, "PART_BYTES", 5 * 2**20)
     path = tmp_path / "file"
     path.write_bytes(os.urandom(12 * 2**20))
-    faults = [proxy.break_next(kind, "PUT", "partNumber=2") for kind in (CUT_REQUEST, REFUSE)]
+    faults = [s3_proxy.break_next(kind, "PUT", "partNumber=2") for kind in (CUT_REQUEST, REFUSE)]
     bucket.upload("large", path)
-    sent = [name for method, name in proxy.requests if method == "PUT" and "partNumber" in name]
+    sent = [name for method, name in s3_proxy.requests if method == "PUT" and "partNumber" in name]
     assert sorted(name.split("partNumber=")[1][0] for name in sent) == ["1", "2", "2", "2", "3"]
-    faults += [proxy.break_next(kind, "GET", "/large") for kind in (CUT_ANSWER, REFUSE)]
+    faults += [s3_proxy.break_next(kind, "GET", "/large") for kind in (CUT_ANSWER, REFUSE)]
     chunks = list(bucket.chunks("large", 12 * 2**20))
     assert b"".join(chunks) == path.read_bytes() and [len(chunk) >> 20 for chunk in chunks] == [5, 5, 2]
     assert [fault.times for fault in faults] == [0] * 4
 
 
 @pytest.mark.heavy
-def test_an_upload_that_fails_leaves_no_object(address, proxy, monkeypatch, tmp_path):
+def test_an_upload_that_fails_leaves_no_object(store_address, s3_proxy, monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_module, "PART_BYTES", 5 * 2**20)
-    bucket = Bucket(Address.parse(address), away_s=0.5)
+    bucket = Bucket(Address.parse(store_address), away_s=0.5)
     path = tmp_path / "file"
     path.write_bytes(bytes(11 * 2**20))
-    proxy.break_next(REFUSE, "PUT", "partNumber=3", times=1000)
+    s3_proxy.break_next(REFUSE, "PUT", "partNumber=3", times=1000)
     with pytest.raises(StoreAway):
         bucket.upload("large", path)
     assert bucket.info("large") is None
 
 
-def test_a_service_that_comes_back_in_time_is_waited_for_and_one_that_does_not_is_one_sentence(address, proxy):
-    bucket = Bucket(Address.parse(address), away_s=0.4)
-    fault = proxy.break_next(CUT_REQUEST, "GET", times=3)
+def test_a_service_that_comes_back_in_time_is_waited_for_and_one_that_does_not_is_one_sentence(store_address, s3_proxy):
+    bucket = Bucket(Address.parse(store_address), away_s=0.4)
+    fault = s3_proxy.break_next(CUT_REQUEST, "GET", times=3)
     assert bucket.read("none") is None and fault.times == 0
-    proxy.is_away = True
+    s3_proxy.is_away = True
     for request in (
         lambda: bucket.read("x"),
         lambda: bucket.write("x", b""),
@@ -91,12 +91,12 @@ def test_a_service_that_comes_back_in_time_is_waited_for_and_one_that_does_not_i
         with pytest.raises(StoreAway) as caught:
             request()
         said = str(caught.value)
-        assert said.startswith(f"{address}: http://127.0.0.1") and "\n" not in said and "secret" not in said
+        assert said.startswith(f"{store_address}: http://127.0.0.1") and "\n" not in said and "secret" not in said
         assert said.endswith("run the same command again once it does: what is complete is kept")
 
 
 @pytest.mark.heavy
-def test_a_bucket_that_does_not_exist_is_one_sentence(proxy):
+def test_a_bucket_that_does_not_exist_is_one_sentence(s3_proxy):
     bucket = Bucket(Address.parse("s3://nowhere/x"))
     for request in (lambda: bucket.read("x"), lambda: list(bucket.objects()), lambda: bucket.write("x", b"")):
         with pytest.raises(InputError, match="^s3://nowhere/x: there is no bucket nowhere; create it, or correct"):
@@ -104,7 +104,7 @@ def test_a_bucket_that_does_not_exist_is_one_sentence(proxy):
 
 
 @pytest.mark.heavy
-def test_missing_credentials_are_one_sentence(proxy, monkeypatch, tmp_path):
+def test_missing_credentials_are_one_sentence(s3_proxy, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
@@ -114,12 +114,12 @@ def test_missing_credentials_are_one_sentence(proxy, monkeypatch, tmp_path):
 
 
 @pytest.mark.heavy
-def test_credentials_of_a_profile_are_used(address, monkeypatch, tmp_path):
+def test_credentials_of_a_profile_are_used(store_address, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     (tmp_path / "credentials").write_text("[team]\naws_access_key_id = key\naws_secret_access_key = secret\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "team")
-    bucket = Bucket(Address.parse(address))
+    bucket = Bucket(Address.parse(store_address))
     bucket.write("x", b"1")
     assert bucket.read("x")[0] == b"1"

@@ -35,12 +35,12 @@ def at_once(monkeypatch):
 
 
 @pytest.fixture
-def machine(address, monkeypatch, tmp_path):
+def machine(store_address, monkeypatch, tmp_path):
     """Return the store as a machine sees it, by the machine's name."""
 
     def store_of(name: str):
         monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / name))
-        return open_store(address)
+        return open_store(store_address)
 
     return store_of
 
@@ -71,11 +71,11 @@ def test_what_one_machine_publishes_another_reads(machine):
 @pytest.mark.parametrize(
     "kind", [LOSE_ANSWER, *(pytest.param(kind, marks=pytest.mark.heavy) for kind in (REFUSE, CUT_REQUEST))]
 )
-def test_requests_that_fail_on_the_way_change_nothing(machine, proxy, kind):
+def test_requests_that_fail_on_the_way_change_nothing(machine, s3_proxy, kind):
     store = machine("one")
     publish(store, "1")
-    hit = [proxy.break_next(kind, "PUT", part) for part in (".leases/", "/part-0.parquet/", ".manifests/")]
-    hit += [proxy.break_next(kind, "GET", part) for part in (".manifests", "/part-0.parquet/")]
+    hit = [s3_proxy.break_next(kind, "PUT", part) for part in (".leases/", "/part-0.parquet/", ".manifests/")]
+    hit += [s3_proxy.break_next(kind, "GET", part) for part in (".manifests", "/part-0.parquet/")]
     publish(store, "2")
     assert seen(machine("two")) == "2" and [fault.times for fault in hit] == [0] * len(hit)
 
@@ -137,14 +137,14 @@ def test_a_damaged_copy_is_fetched_again(machine):
     assert seen(two) == "1"
 
 
-def test_a_service_that_is_away_is_one_sentence(machine, proxy, monkeypatch):
+def test_a_service_that_is_away_is_one_sentence(machine, s3_proxy, monkeypatch):
     monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
     store = machine("one")
-    proxy.is_away = True
+    s3_proxy.is_away = True
     for action in (lambda: store.read_manifest(ASSET), lambda: store.assets(), lambda: store.is_complete(ASSET)):
         with pytest.raises(StoreAway, match="does not answer as it should"):
             action()
-    proxy.is_away = False
+    s3_proxy.is_away = False
     assert store.read_manifest(ASSET) is None
 
 

@@ -35,12 +35,12 @@ def another_machine(address, monkeypatch, folder):
     return open_store(address)
 
 
-def test_another_machine_goes_on_where_the_first_ended(address, monkeypatch, tmp_path, made_study, capsys):
+def test_another_machine_goes_on_where_the_first_ended(store_address, monkeypatch, tmp_path, made_study, capsys):
     config = toy_config()
-    made = run(open_store(address), config)
+    made = run(open_store(store_address), config)
     assert made == versions(made_study.store)
 
-    store = another_machine(address, monkeypatch, tmp_path / "another machine")
+    store = another_machine(store_address, monkeypatch, tmp_path / "another machine")
     assert not list(store.home.rglob("*.parquet")) and all(store.is_complete(asset) for asset in made)
     capsys.readouterr()
     assert run(store, config) == made and "up to date: nothing to recompute" in capsys.readouterr().out
@@ -53,58 +53,61 @@ def test_another_machine_goes_on_where_the_first_ended(address, monkeypatch, tmp
     assert f"{STUDY}/top/student" in changed and f"{STUDY}/mle/student" not in changed
 
 
-def test_readers_fetch_what_they_read(address, proxy, monkeypatch, tmp_path, made_study, capsys):
+def test_readers_fetch_what_they_read(store_address, s3_proxy, monkeypatch, tmp_path, made_study, capsys):
     local = made_study.store
-    first = open_store(address)
+    first = open_store(store_address)
     for asset in local.assets():
         manifest = local.read_manifest(asset)
         first.mirror.upload_all((file, local.path(file.path)) for file in manifest.files)
         assert first.mirror.manifests.put(asset, manifest.content(), None)
 
-    store = another_machine(address, monkeypatch, tmp_path / "one")
-    rows = scan("selections", address, ablation="mle").collect()
+    store = another_machine(store_address, monkeypatch, tmp_path / "one")
+    rows = scan("selections", store_address, ablation="mle").collect()
     assert rows.equals(scan("selections", local.home, ablation="mle").collect())
     assert {path.parent.name for path in store.home.rglob("*.parquet")} == {"ablation=mle"}
 
-    store = another_machine(address, monkeypatch, tmp_path / "two")
+    store = another_machine(store_address, monkeypatch, tmp_path / "two")
     count = "SELECT count(*) FROM tokens"
-    with connect(address, tables=["token_losses", "token_uncertainty"]) as connection, connect(local.home) as expected:
+    with (
+        connect(store_address, tables=["token_losses", "token_uncertainty"]) as connection,
+        connect(local.home) as expected,
+    ):
         assert connection.sql(count).fetchall() == expected.sql(count).fetchall() != [(0,)]
         with pytest.raises(Exception, match="table selections: .* was not downloaded from the bucket"):
             connection.sql("SELECT * FROM selections").fetchall()
 
-    another_machine(address, monkeypatch, tmp_path / "three")
-    monkeypatch.setenv("TOKENUQ_HOME", address)
+    another_machine(store_address, monkeypatch, tmp_path / "three")
+    monkeypatch.setenv("TOKENUQ_HOME", store_address)
     output = tmp_path / "counted.csv"
     assert cli.main(["query", "--output", str(output), "SELECT count(*) AS n FROM selections"]) == 0
     with connect(local.home) as expected:
         ((number,),) = expected.sql("SELECT count(*) FROM selections").fetchall()
     assert output.read_text().split() == ["n", str(number)]
     assert cli.main(["verify"]) == 0
-    store = open_store(address)
+    store = open_store(store_address)
     file = next(file for file in store.read_manifest(f"{STUDY}/mle/student").files if "selections" in file.path)
     store.mirror.bucket.write(f"{file.path}/{file.sha256}", bytes(file.bytes))
     assert cli.main(["verify"]) == 1 and cli.main(["verify", "--forget"]) == 1
     assert store.incomplete_because(f"{STUDY}/mle/student") == "has no manifest"
     out = capsys.readouterr().out
     assert f"{file.path}: its SHA-256 begins with" in out
-    proxy.is_away = True
+    s3_proxy.is_away = True
     monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
     assert cli.main(["query", count]) == 2
     assert "does not answer as it should" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_when_the_service_is_back(address, proxy, monkeypatch, made_study, capsys):
+def test_a_run_goes_on_when_the_service_is_back(store_address, s3_proxy, monkeypatch, made_study, capsys):
     """The service is away for longer than a request is repeated for, so steps are repeated too."""
     monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "2")
-    store = open_store(address)
+    store = open_store(store_address)
 
     class Interrupted(FakeStagesInProcess):
         def run(self, context, request, staging, lease):
-            if request.entrypoint == "score_teacher" and not proxy.faults:
-                proxy.is_away = True
-                proxy.break_next("used", "NONE")
-                threading.Timer(4.0, setattr, [proxy, "is_away", False]).start()
+            if request.entrypoint == "score_teacher" and not s3_proxy.faults:
+                s3_proxy.is_away = True
+                s3_proxy.break_next("used", "NONE")
+                threading.Timer(4.0, setattr, [s3_proxy, "is_away", False]).start()
             yield from super().run(context, request, staging, lease)
 
     forget_definitions_storage()
@@ -115,8 +118,8 @@ def test_a_run_goes_on_when_the_service_is_back(address, proxy, monkeypatch, mad
     assert versions(store) == versions(made_study.store)
 
 
-def test_a_run_without_a_service_is_one_sentence(address, proxy, monkeypatch):
-    proxy.is_away = True
+def test_a_run_without_a_service_is_one_sentence(store_address, s3_proxy, monkeypatch):
+    s3_proxy.is_away = True
     monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
     with pytest.raises(StoreAway, match="run the same command again once it does: what is complete is kept$"):
-        open_store(address)
+        open_store(store_address)

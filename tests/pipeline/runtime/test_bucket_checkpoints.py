@@ -15,12 +15,12 @@ ASSET, KEY = "s/a/student", "0123abcd"
 
 
 @pytest.fixture
-def machine(address, monkeypatch, tmp_path):
+def machine(store_address, monkeypatch, tmp_path):
     """Return the store as a machine sees it, by the machine's name."""
 
     def store_of(name: str):
         monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / name))
-        return open_store(address)
+        return open_store(store_address)
 
     return store_of
 
