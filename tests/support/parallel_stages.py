@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,8 @@ def study_requests(folder: Path) -> dict[str, StageRequest]:
     evaluation = CONFIG["studies"][STUDY]["evaluation"]
     evaluation = {"bootstrap": 20, "ifeval": evaluation["ifeval"], "alpaca_eval": evaluation["alpaca_eval"]}
     study = {**CONFIG["studies"][STUDY], "ablations": [ABLATION], "evaluation": evaluation}
+    # Every rank draws masks of its own, so that with dropout two ranks train another student.
+    study["train"] = {**study["train"], "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
     (folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
     REQUESTS.clear()
     defs = build_defs(load_config(folder), Store(folder / "store").home, NotedRequests())
@@ -54,17 +54,26 @@ class Rerun:
     request: StageRequest
     folder: Path
     processes: int = 1
+    stages: tuple[str, ...] = ()
+    """The assets to make; default: all of the request."""
+    epochs: int | None = None
+    """Epochs of the training; default: as requested."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, command: list[str] | None = None) -> subprocess.Popen:
         """Start the stage as a launcher does, or by another command, which gets the request's file."""
         assets = {}
         for stage, asset in self.request.assets.items():
+            if self.stages and stage not in self.stages:
+                continue
             outputs = {name: str(self.folder / stage / name) for name in asset.outputs}
             for output in outputs.values():
-                Path(output).mkdir(parents=True)
-            assets[stage] = asset.model_copy(update={"outputs": outputs})
-        self.work_dir.mkdir()
+                Path(output).mkdir(parents=True, exist_ok=True)
+            fields = asset.fields
+            if self.epochs is not None:
+                fields = {**fields, "train": {**fields["train"], "epochs": self.epochs}}
+            assets[stage] = asset.model_copy(update={"outputs": outputs, "fields": fields})
+        self.work_dir.mkdir(exist_ok=True)
         request = self.request.model_copy(update={"assets": assets, "work_dir": str(self.work_dir)})
         request_file = self.folder / "request.json"
         request.write(request_file)
@@ -73,7 +82,6 @@ class Rerun:
         else:
             command = [*command, str(request_file)]
         environment = {**os.environ, "TOKENUQ_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.started = time.monotonic()
         self.process = subprocess.Popen(
             command,
             env=environment | self.environment,
@@ -94,10 +102,6 @@ class Rerun:
         out, err = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, out[-2000:] + err[-6000:]
         return {result.stage: result for result in map(AssetResult.model_validate, _results(out))}
-
-    def forget(self) -> None:
-        """Delete the folders."""
-        shutil.rmtree(self.folder)
 
 
 def _results(out: str) -> list[dict[str, Any]]:
