@@ -244,4 +244,5 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
         recorded=recorded_inputs(store, wanted.values()),
         work_dir=str(store.work_dir(group.assets[0].name)),
         resources=group.resources,
+        processes=group.processes,
     )
