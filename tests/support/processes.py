@@ -19,7 +19,7 @@ def all_processes() -> Iterator[tuple[int, ProcessStat, str]]:
             yield int(folder.name), stat, command.replace("\0", " ")
 
 
-def wait_until(condition, seconds: float = 30):
+def wait_until(condition, seconds: float = 90):
     """Return what `condition` returns as soon as it is true; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
