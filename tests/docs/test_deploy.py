@@ -111,6 +111,7 @@ def test_kubernetes_files_agree_with_each_other_and_with_the_pins():
     (pinned,) = re.findall(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert cluster["spec"]["rayVersion"] == pinned and cluster["spec"]["authOptions"] == {"mode": "token"}
     for container, pod in found.values():
+        assert f"--uid {pod['securityContext']['fsGroup']} " in (DEPLOY / "Dockerfile").read_text()
         claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
         assert claims == {claim["metadata"]["name"]}
         assert {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}

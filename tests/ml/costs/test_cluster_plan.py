@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.tiny_plans import CONFIG, tiny_planner
-from tokenuq_ml.config import TrainSpec
+from tokenuq_ml.config import PrecisionSpec, TrainSpec
 from tokenuq_ml.costs import cluster, scale_study, volumes
 from tokenuq_ml.costs.cards import CARDS
 from tokenuq_ml.costs.cluster import EFFICIENCY, LINK_EFFICIENCY, USABLE_MEMORY, Cluster
@@ -116,6 +116,19 @@ def test_layouts_fit_the_cards_and_the_smallest_sharding_that_fits_is_taken_for_
 def test_what_fits_no_layout_is_refused():
     with pytest.raises(InputError, match="one example of 1,024 tokens does not fit the memory of a l40s"):
         plan_of("nodes=64,gpus=8,card=l40s")
+
+
+def test_a_study_in_float32_trains_at_the_rate_of_float32():
+    plans = {}
+    for precision in ("bfloat16", "float32"):
+        on = Cluster.parse("nodes=1,gpus=2,card=h100")
+        study = {"train": TrainSpec(batch_size=8), "precision": PrecisionSpec.model_validate(precision)}
+        planner = tiny_planner(machine=on.machine(precision), **study)
+        plans[precision] = ClusterPlan(planner, on, [("quickstart/baseline_teacher", "baseline_teacher", "")])
+    slow, fast = (plans[name].stages[0] for name in ("float32", "bfloat16"))
+    rate = 989 * EFFICIENCY["train"] / (67 * EFFICIENCY["float32"])
+    assert slow.seconds_by["compute"] == pytest.approx(rate * fast.seconds_by["compute"])
+    assert slow.layout.memory["weights"] == 2 * fast.layout.memory["weights"]
 
 
 def test_gpus_without_an_example_have_no_work():
