@@ -41,7 +41,9 @@ class FailureCost:
     simulated: float
     """The same, in simulations of 10,000 units."""
     from_start: float
-    """The same if the whole stage started again."""
+    """The same if a failure of any node started the whole stage again, as under torchrun."""
+    of_writer: float | None
+    """The same for failures of one node only: the one whose process forms batches and writes the table."""
 
 
 class ClusterPlan:
@@ -222,6 +224,7 @@ class ClusterPlan:
             failures.lost_share(unit, mtbf),
             _mean([run.lost_share for run in runs]),
             failures.lost_share(stage.seconds, cluster.mtbf_s),
+            failures.lost_share(stage.seconds, cluster.mtbf * 3600),
         )
 
     def _checkpoint_cost(self, stage: StageTime) -> FailureCost:
@@ -240,6 +243,7 @@ class ClusterPlan:
             failures.lost_share(unit, cluster.mtbf_s, saving),
             _mean([run.lost_share for run in runs]),
             failures.lost_share(stage.seconds, cluster.mtbf_s),
+            None,
         )
 
     def _saving_seconds(self, stage: StageTime) -> float:

@@ -172,8 +172,8 @@ def _limits(plan: ClusterPlan) -> list[str]:
         f"{cluster.gpus}",
         f"rank 0 of a student holds its selections: {disk(volumes.SELECTION_BYTES * rows)}, and writes those so far "
         "with each checkpoint",
-        f"a shard has {plan.shard_batches} batches: processes that share one shard at a time keep that many GPUs busy; "
-        "the times above are of shards side by side",
+        f"a shard has {plan.shard_batches} batches: under torchrun all processes share one shard at a time, so that "
+        "more of them wait; the times above are of shards side by side, as on Ray",
     ]
     if long:
         said.append(
@@ -189,7 +189,14 @@ def _failures(plan: ClusterPlan) -> list[str]:
         f"one of {cluster.nodes:,} nodes fails every {duration(cluster.mtbf_s)}; lost work as a share of all, by the "
         f"closed form and in {SIMULATED_RUNS} simulations of {SIMULATED_SHARDS:,} units:"
     ]
-    lines += [_failure(one) for one in plan.failure_costs()]
+    costs = plan.failure_costs()
+    lines += [_failure(one) for one in costs]
+    lines += [
+        f"{one.what.partition(':')[0]}: more than {LOST_LIMIT:.0%} is lost with the process that writes its table, which "
+        "keeps nothing until the end: measure less, or in several studies"
+        for one in costs
+        if one.of_writer is not None and one.of_writer > LOST_LIMIT
+    ]
     most, steps = plan.longest_save_steps, plan.planner.study.train.save_steps
     verdict = "keeps" if 0 < steps <= most or most >= plan.steps else "does not keep"
     return [
@@ -202,9 +209,12 @@ def _failures(plan: ClusterPlan) -> list[str]:
 
 def _failure(one: FailureCost) -> str:
     whole = "never ends" if one.from_start > 100 else f"{one.from_start:.1%}"
+    writer = (
+        "" if one.of_writer is None else f"{share(one.of_writer)} by failures of the node that writes the table, or "
+    )
     return (
-        f"{one.what}, {duration(one.unit)}: {share(one.closed)} and {share(one.simulated)}; {whole} if the stage "
-        "started from its beginning"
+        f"{one.what}, {duration(one.unit)}: {share(one.closed)} and {share(one.simulated)}; {writer}{whole} if each "
+        "failure started the stage again"
     )
 
 

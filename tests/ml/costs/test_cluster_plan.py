@@ -205,6 +205,8 @@ def test_failures_lose_under_one_percent_at_the_stated_time_between_them():
     assert plan.cluster.mtbf_s == pytest.approx(54 * 86_400 * 2048 / 419 / 64)
     for cost in costs:
         assert cost.closed < 0.01 and cost.simulated < 0.01 < cost.from_start
+    losses, bald, training = costs
+    assert training.of_writer is None and losses.of_writer < 0.01 < bald.of_writer < bald.from_start
     longest = plan.longest_save_steps
     kept, lost = plan_of(save_steps=longest), plan_of(save_steps=longest + 2)
     assert kept.failure_costs()[-1].closed <= 0.01 < lost.failure_costs()[-1].closed
