@@ -192,8 +192,8 @@ def _failures(plan: ClusterPlan) -> list[str]:
     costs = plan.failure_costs()
     lines += [_failure(one) for one in costs]
     lines += [
-        f"{one.what.partition(':')[0]}: more than {LOST_LIMIT:.0%} is lost with the process that writes its table, which "
-        "keeps nothing until the end: measure less, or in several studies"
+        f"{one.what.partition(':')[0]}: more than {LOST_LIMIT:.0%} is lost with the process that writes its table, "
+        "which keeps nothing until the end: measure less, or in several studies"
         for one in costs
         if one.of_writer is not None and one.of_writer > LOST_LIMIT
     ]
