@@ -92,12 +92,13 @@ def training_time(
     most = math.ceil(steps.batch / working)
     balanced = steps.batch / (working * most)
     passes = steps.steps * math.ceil(most / layout.examples) * steps.passes
-    copies = cluster.size / layout.group
+    # All-reduce: first within nodes, or groups that span nodes, then each GPU's part of the gradients between these.
+    near = max(layout.group, min(cluster.gpus, cluster.size))
+    apart = cluster.size / near
     gradients = 2 * GRADIENT_BYTES * steps.adapter
     exchange = passes * _gather_seconds(cluster, model, layout.group, steps.precision)
-    exchange += steps.steps * gradients * (layout.group - 1) / layout.group / cluster.between(layout.group)
-    # Groups exchange what each of their GPUs holds of the gradients.
-    exchange += steps.steps * gradients / layout.group * (copies - 1) / copies / cluster.between(cluster.size)
+    exchange += steps.steps * gradients * (near - 1) / near / cluster.between(near)
+    exchange += steps.steps * gradients / near * (apart - 1) / apart / cluster.between(cluster.size)
     saves = max(0, (steps.steps - 1) // steps.save_steps)
     rewritten = steps.selected_rows * saves / 2
     written = sum(work.disk.values()) + rewritten * volumes.CHECKPOINT_BYTES_PER_ROW

@@ -87,8 +87,7 @@ def test_exchange_is_weights_per_pass_and_gradients_per_step():
     inside, between = LINK_EFFICIENCY * 450e9, LINK_EFFICIENCY * 50e9
     weights = 2 * plan.model.parameters * (group - 1) / group / inside
     gradients = 8 * plan.model.adapter_parameters(32)
-    step = gradients * (group - 1) / group / inside
-    step += gradients / group * (1 - group / 512) / between
+    step = gradients * 7 / 8 / inside + gradients / 8 * 63 / 64 / between
     assert stage.seconds_by["exchange"] == pytest.approx(passes * weights + plan.steps * step)
 
 
