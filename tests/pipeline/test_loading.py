@@ -140,3 +140,12 @@ def test_project_files_have_the_settings_that_dagster_needs():
     for path in (ROOT / "tokenuq_pipeline").rglob("*.py"):
         source = path.read_text()
         assert not ("from __future__ import annotations" in source and ("Config" in source or "Resource" in source))
+
+
+@pytest.mark.slow
+def test_a_command_that_opens_duckdb_ends_without_a_word_of_it(tmp_path):
+    """Its objects must be collected at the exit, or it prints a page on leaks."""
+    command = [sys.executable, "-m", "tokenuq_pipeline.cli", "query", "--schema"]
+    environment = {**os.environ, "TOKENUQ_HOME": str(tmp_path)}
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    assert process.returncode == 0 and process.stdout and process.stderr == ""
