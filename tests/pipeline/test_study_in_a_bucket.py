@@ -1,10 +1,13 @@
 """A study whose store is in a bucket: made by one machine, seen, queried and continued by another."""
 
+import subprocess
+import sys
 import threading
 
 import dagster as dg
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.toy_pipeline import STUDY, FakeStagesInProcess, toy_config
 from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.tables import connect, scan
@@ -15,6 +18,7 @@ from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage
 
 pytestmark = pytest.mark.heavy
+CAPTURED = {"capture_output": True, "text": True, "cwd": ROOT}
 
 
 def run(store, config) -> dict[str, str]:
@@ -91,6 +95,9 @@ def test_readers_fetch_what_they_read(store_address, s3_proxy, monkeypatch, tmp_
     assert store.incomplete_because(f"{STUDY}/mle/student") == "has no manifest"
     out = capsys.readouterr().out
     assert f"{file.path}: its SHA-256 begins with" in out
+    described = subprocess.run([sys.executable, "-m", "tokenuq_pipeline.cli", "query", "--schema"], **CAPTURED)
+    assert (described.returncode, described.stderr) == (0, "")
+    assert "generations: cannot be read here." in described.stdout
     s3_proxy.is_away = True
     monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
     assert cli.main(["query", count]) == 2
