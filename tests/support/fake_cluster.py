@@ -77,8 +77,11 @@ class FakeCluster(RayCluster):
 
     def processes(self, job: str) -> list[psutil.Process]:
         """Return the processes of a job, the first one first."""
+        pid = json.loads((self.folder / job).read_text())
+        if not isinstance(pid, int):
+            return []
         with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(json.loads((self.folder / job).read_text()))
+            process = psutil.Process(pid)
             return [process, *process.children(recursive=True)]
         return []
 

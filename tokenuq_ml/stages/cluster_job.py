@@ -79,12 +79,13 @@ class Job:
         try:
             os.utime(self._folder / job_files.BEAT)
             self._beaten = time.monotonic()
-        except FileNotFoundError:
+        except OSError as error:
             # The folder was deleted: somebody has taken this job for dead.
-            self._signal(signal.SIGKILL)
-        except OSError:
-            # The file server is away, and a checkpoint cannot be written.
-            if time.monotonic() - self._beaten > self._description.expiry_s * (1 - 1 / job_files.BEATS_PER_EXPIRY):
+            taken = isinstance(error, FileNotFoundError) and self._folder.parents[1].is_dir()
+            # Otherwise the file server is away, and a checkpoint cannot be written.
+            if taken or time.monotonic() - self._beaten > self._description.expiry_s * (
+                1 - 1 / job_files.BEATS_PER_EXPIRY
+            ):
                 self._signal(signal.SIGKILL)
             return
         with contextlib.suppress(OSError):

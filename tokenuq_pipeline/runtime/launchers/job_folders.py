@@ -86,6 +86,9 @@ class JobFolder:
     def remove(self) -> None:
         """Delete the folder. A job that has not started yet then ends at once."""
         shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.path.parent / CLOCK).unlink(missing_ok=True)
+            self.path.parent.rmdir()
 
 
 def jobs_in(work_dir: Path) -> list[JobFolder]:
