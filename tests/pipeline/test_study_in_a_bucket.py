@@ -97,7 +97,7 @@ def test_readers_fetch_what_they_read(store_address, s3_proxy, monkeypatch, tmp_
     assert f"{file.path}: its SHA-256 begins with" in out
     described = subprocess.run([sys.executable, "-m", "tokenuq_pipeline.cli", "query", "--schema"], **CAPTURED)
     assert (described.returncode, described.stderr) == (0, "")
-    assert "generations: cannot be read here." in described.stdout
+    assert "token_losses: cannot be read here." in described.stdout
     s3_proxy.is_away = True
     monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
     assert cli.main(["query", count]) == 2
