@@ -246,7 +246,7 @@ def _complete(home: Path) -> Iterator[PurePosixPath]:
         return
     mirror = mirror_of(home)
     for files in published(home).files.values():
-        # Of a mirror, the files are those of the bucket, whether or not they are here.
+        # A mirror counts the objects of its bucket, whether or not they are here.
         local = (why_not_file(home, file.path, file.bytes) for file in files)
         if not (any(local) if mirror is None else mirror.missing(files)):
             yield from (PurePosixPath(file.path) for file in files)

@@ -147,7 +147,7 @@ class StudyTokens:
 
     def _ablations(self, table: str) -> list[str]:
         folders: Iterable[Path] = Path(self._home, table, f"study={self._study}").glob("ablation=*")
-        # Of a store in a bucket, not all are here. Of one in a folder, an incomplete one is named by the error.
+        # A mirror does not have all folders. An incomplete one in a folder is named by the error.
         partitions = (partition_of(file, table) for file in complete_files(store_home(self._home))[table])
         complete = {partition["ablation"] for partition in partitions if partition["study"] == self._study}
         return sorted({folder.name.partition("=")[2] for folder in folders} | complete)

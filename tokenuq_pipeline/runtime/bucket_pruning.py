@@ -35,7 +35,7 @@ class BucketRemovable:
     sizes: dict[str, int]
     """Folder -> size of its objects."""
     etag: str = ""
-    """Of the manifest, when it was listed."""
+    """ETag of the manifest, when it was listed."""
     keys: tuple[str, ...] = field(default=(), repr=False)
 
     @property
