@@ -1,4 +1,4 @@
-"""A study on a cluster: the time of each stage, totals, volumes and what failures cost.
+"""A study on a cluster: the time of each stage, totals and volumes. `cluster_failures.py` says what failures cost.
 
 Extends the planner: its work per stage (FLOPs, bytes, memory) is spread over GPUs (`layout.py`) and timed by what a
 stage waits for (`cluster_stage.py`). One stage at a time has the whole cluster. Nothing is measured or started.
@@ -7,12 +7,18 @@ stage waits for (`cluster_stage.py`). One stage at a time has the whole cluster.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from tokenuq_ml.costs import failures, volumes
+from tokenuq_ml.costs import volumes
 from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.cluster import Cluster
-from tokenuq_ml.costs.cluster_stage import StageTime, TrainingSteps, host_time, inference_time, training_time
+from tokenuq_ml.costs.cluster_stage import (
+    StageTime,
+    TrainingSteps,
+    host_time,
+    inference_time,
+    training_time,
+    weights_bytes,
+)
 from tokenuq_ml.costs.layout import inference_layout, training_layouts, with_examples
 from tokenuq_ml.costs.passes import response_tokens, total_tokens
 from tokenuq_ml.costs.planner import TABLE_BYTES, Planner
@@ -21,29 +27,6 @@ from tokenuq_ml.errors import InputError
 
 TRAININGS = ("baseline_teacher", "student")
 HOST_STAGES = ("models", "datasets", "tokenized_dataset", "uncertainty_analysis", "ablation_report")
-SIMULATED_SHARDS = 10_000
-SIMULATED_RUNS = 5
-"""Simulations with other seeds, whose mean is shown."""
-
-
-@dataclass(frozen=True)
-class FailureCost:
-    """What failures cost a kind of work."""
-
-    what: str
-    unit: float
-    """Seconds of work after which nothing of it can be lost."""
-    mtbf: float
-    """Seconds between failures of what works on it."""
-    saving: float
-    closed: float
-    """Lost work per useful work, by the closed form."""
-    simulated: float
-    """The same, in simulations of 10,000 units."""
-    from_start: float
-    """The same if a failure of any node started the whole stage again, as under torchrun."""
-    of_writer: float | None
-    """The same for failures of one node only: the one whose process forms batches and writes the table."""
 
 
 class ClusterPlan:
@@ -141,11 +124,23 @@ class ClusterPlan:
             "online_seconds": flop / (self.cluster.size * self.cluster.rate("train", self.planner.machine.precision)),
         }
 
-    def failure_costs(self) -> list[FailureCost]:
-        """Return what failures cost in scoring, BALD and the longest training."""
-        by_stage = {stage.asset.rpartition("/")[2]: stage for stage in self.stages}
-        costs = [self._shard_cost(by_stage[name]) for name in ("token_losses", "token_uncertainty") if name in by_stage]
-        return [*costs, self._checkpoint_cost(self._longest_training)]
+    def not_in_code(self) -> list[str]:
+        """Return what the plan needs that stages cannot do yet."""
+        gpus, said = self.cluster.gpus, []
+        if self.cluster.nodes > 1:
+            said.append("trainings on several nodes: `processes` are those of one node")
+        if self.layout.group not in (1, gpus):
+            said.append(
+                f"trainings with weights shared by {self.layout.group} GPUs: `sharding: fsdp` shares them among all "
+                "processes of a training"
+            )
+        measuring = [one for one in self.stages if one.layout and one.layout.group > 1 and not one.layout.examples]
+        if measuring:
+            size = max(weights_bytes(self.model, one.precision) for one in measuring)
+            said.append(
+                f"measuring with sharded weights: each process holds the complete model, here {size / 1e9:,.0f} GB"
+            )
+        return said
 
     # What the stages share.
 
@@ -203,78 +198,3 @@ class ClusterPlan:
             planner.machine.precision,
         )
         return training_time(name, work, self.layout, steps, self.cluster, self.model)
-
-    def _shard_cost(self, stage: StageTime) -> FailureCost:
-        """Return what it costs that a group scores a shard, which a failure of one of its nodes loses."""
-        cluster, group = self.cluster, max(1, stage.layout.group)
-        groups = max(1, stage.working // group)
-        unit = max(stage.seconds_by["compute"], stage.seconds_by["exchange"]) * groups / self.shards
-        nodes = max(1, cluster.size // max(group, cluster.gpus))
-        per_node = max(1, cluster.gpus // group)
-        mtbf = cluster.mtbf * 3600 / max(1, group // cluster.gpus)
-        runs = [
-            failures.simulate_shards(SIMULATED_SHARDS, unit, nodes, per_node, mtbf, cluster.restart, seed)
-            for seed in range(SIMULATED_RUNS)
-        ]
-        return FailureCost(
-            f"{stage.asset.rpartition('/')[2]}: a shard of {self.shard_tokens:,} response tokens",
-            unit,
-            mtbf,
-            0.0,
-            failures.lost_share(unit, mtbf),
-            _mean([run.lost_share for run in runs]),
-            failures.lost_share(stage.seconds, cluster.mtbf_s),
-            failures.lost_share(stage.seconds, cluster.mtbf * 3600),
-        )
-
-    def _checkpoint_cost(self, stage: StageTime) -> FailureCost:
-        """Return what it costs that a failure of any node loses what all GPUs did since the last checkpoint."""
-        cluster, every = self.cluster, self.planner.study.train.save_steps
-        unit, saving = min(every, self.steps) * self._step_seconds(stage), self._saving_seconds(stage)
-        runs = [
-            failures.simulate_checkpoints(SIMULATED_SHARDS, unit, cluster.mtbf_s, saving, cluster.restart, seed)
-            for seed in range(SIMULATED_RUNS)
-        ]
-        return FailureCost(
-            f"{stage.asset}: {every} steps between checkpoints (save_steps)",
-            unit,
-            cluster.mtbf_s,
-            saving,
-            failures.lost_share(unit, cluster.mtbf_s, saving),
-            _mean([run.lost_share for run in runs]),
-            failures.lost_share(stage.seconds, cluster.mtbf_s),
-            None,
-        )
-
-    def _saving_seconds(self, stage: StageTime) -> float:
-        """Return the mean time of a checkpoint: the adapter with its moments, and the rows of `selections` so far."""
-        rank = self.planner.study.train.lora.rank
-        rows = stage.work.disk.get("selections", 0.0) / TABLE_BYTES["selections"] / 2
-        size = 3 * 4 * self.model.adapter_parameters(rank) + rows * volumes.CHECKPOINT_BYTES_PER_ROW
-        return size / self.cluster.storage_rate + rows / volumes.CHECKPOINT_ROWS_PER_SECOND
-
-    def _step_seconds(self, stage: StageTime) -> float:
-        """Return the time of an optimiser step without checkpoints."""
-        saves = max(0, (self.steps - 1) // self.planner.study.train.save_steps)
-        return (stage.seconds - saves * self._saving_seconds(stage)) / self.steps
-
-    @property
-    def _longest_training(self) -> StageTime:
-        return max((one for one in self.stages if one.asset.endswith(TRAININGS)), key=lambda one: one.seconds)
-
-    @property
-    def saving_share(self) -> float:
-        """The time of checkpoints as a share of the longest training's other work."""
-        stage, train = self._longest_training, self.planner.study.train
-        return self._saving_seconds(stage) / (train.save_steps * self._step_seconds(stage))
-
-    @property
-    def longest_save_steps(self) -> int:
-        """The most steps between checkpoints at which less than 1% of the work is lost; 0 if none are."""
-        stage = self._longest_training
-        longest = failures.longest_interval(self.cluster.mtbf_s, saving=self._saving_seconds(stage))
-        return int(longest / self._step_seconds(stage))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -1,7 +1,7 @@
 """How a model's weights are spread over the GPUs of a cluster, and how many examples a GPU holds at once.
 
-Every GPU has its own examples (data parallel). The weights are copied, or sharded over a group of GPUs (FSDP's hybrid
-sharding): they are gathered layer by layer in every pass. Adapters are sharded with them.
+Every GPU has its own examples (data parallel) and the complete adapter. The weights of the base model are copied, or
+sharded over a group of GPUs (FSDP's hybrid sharding): they are gathered layer by layer in every pass.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from tokenuq_ml.costs.cluster import USABLE_MEMORY, Cluster
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.memory import PeakMemory
 
-SHARDED = ("weights", "adapter, gradients, optimiser", "adapter")
-"""Parts of `PeakMemory` that are sharded."""
-ON_HOST = ("process",)
+SHARDED = "weights"
+"""The part of `PeakMemory` that is sharded."""
+ON_HOST = "process"
 GATHERED_LAYERS = 2
 """Layers whose weights are complete at once: the one that computes, and the one that is gathered meanwhile."""
 
@@ -69,7 +69,7 @@ def _groups(cluster: Cluster) -> list[int]:
 
 
 def _on_each(memory: dict[str, float], group: int, model: Architecture, itemsize: int) -> dict[str, float]:
-    held = {part: size / (group if part in SHARDED else 1) for part, size in memory.items() if part not in ON_HOST}
+    held = {part: size / (group if part == SHARDED else 1) for part, size in memory.items() if part != ON_HOST}
     if group > 1:
         layer = sum(i * o for i, o in model.matrices)
         held["gathered weights"] = itemsize * (GATHERED_LAYERS * layer + model.hidden * model.vocabulary)

@@ -2,7 +2,15 @@
 
 from tokenuq_ml.costs import cluster as clusters
 from tokenuq_ml.costs import volumes
-from tokenuq_ml.costs.cluster_plan import SIMULATED_RUNS, SIMULATED_SHARDS, ClusterPlan, FailureCost
+from tokenuq_ml.costs.cluster_failures import (
+    SIMULATED_RUNS,
+    SIMULATED_SHARDS,
+    FailureCost,
+    failure_costs,
+    longest_save_steps,
+    saving_share,
+)
+from tokenuq_ml.costs.cluster_plan import ClusterPlan
 from tokenuq_ml.costs.cluster_stage import StageTime
 from tokenuq_ml.costs.failures import LOST_LIMIT
 from tokenuq_ml.costs.passes import response_tokens, total_tokens
@@ -41,6 +49,7 @@ def as_text(plan: ClusterPlan) -> str:
         ("Volumes", _volumes(plan)),
         ("Limits of one process", _limits(plan)),
         ("Failures", _failures(plan)),
+        ("Planned as if stages could do it, which they cannot yet", plan.not_in_code()),
         ("Assumed, not measured", assumed(plan)),
         ("Known", known(plan)),
     ):
@@ -69,9 +78,10 @@ def as_json(plan: ClusterPlan) -> dict:
         "teacher_cache": {**plan.teacher_cache, "online_reason": plan.planner.online_reason},
         "events": dict(zip(("count", "bytes"), volumes.dagster_events(len(plan.stages), plan.seconds), strict=True)),
         "limits": _limits(plan),
-        "failures": [vars(one) for one in plan.failure_costs()],
-        "longest_save_steps": plan.longest_save_steps,
-        "saving_share": plan.saving_share,
+        "failures": [vars(one) for one in failure_costs(plan)],
+        "longest_save_steps": longest_save_steps(plan),
+        "saving_share": saving_share(plan),
+        "not_in_code": plan.not_in_code(),
         "assumed": assumed(plan),
         "known": known(plan),
     }
@@ -189,7 +199,7 @@ def _failures(plan: ClusterPlan) -> list[str]:
         f"one of {cluster.nodes:,} nodes fails every {duration(cluster.mtbf_s)}; lost work as a share of all, by the "
         f"closed form and in {SIMULATED_RUNS} simulations of {SIMULATED_SHARDS:,} units:"
     ]
-    costs = plan.failure_costs()
+    costs = failure_costs(plan)
     lines += [_failure(one) for one in costs]
     lines += [
         f"{one.what.partition(':')[0]}: more than {LOST_LIMIT:.0%} is lost with the process that writes its table, "
@@ -197,13 +207,13 @@ def _failures(plan: ClusterPlan) -> list[str]:
         for one in costs
         if one.of_writer is not None and one.of_writer > LOST_LIMIT
     ]
-    most, steps = plan.longest_save_steps, plan.planner.study.train.save_steps
+    most, steps = longest_save_steps(plan), plan.planner.study.train.save_steps
     verdict = "keeps" if 0 < steps <= most or most >= plan.steps else "does not keep"
     return [
         *lines,
         f"save_steps: {steps} {verdict} lost work under {LOST_LIMIT:.0%}; "
         + (f"up to {most:,} steps do" if most else "no interval does: checkpoints take too long")
-        + f"; checkpoints take {share(plan.saving_share)} of the time of the steps",
+        + f"; checkpoints take {share(saving_share(plan))} of the time of the steps",
     ]
 
 
@@ -242,7 +252,7 @@ def assumed(plan: ClusterPlan) -> list[str]:
         f"{planner.train_data.response:.0f} scored; {planner.train_data.origin}",
         f"{plan.steps:,} steps of {planner.study.train.batch_size:,} examples, {plan.layout.examples} per GPU and pass",
         "compute, exchange and generation's memory overlap; storage and one process do not",
-        "weights are sharded over GPUs as FSDP does it, adapters with them; activations are stored, not recomputed",
+        "base models are sharded over GPUs as FSDP does it, adapters are not; activations are stored, not recomputed",
     ]
 
 

@@ -11,6 +11,7 @@ from tokenuq_ml.config import PrecisionSpec, TrainSpec
 from tokenuq_ml.costs import cluster, scale_study, volumes
 from tokenuq_ml.costs.cards import CARDS
 from tokenuq_ml.costs.cluster import EFFICIENCY, LINK_EFFICIENCY, USABLE_MEMORY, Cluster
+from tokenuq_ml.costs.cluster_failures import failure_costs, longest_save_steps
 from tokenuq_ml.costs.cluster_plan import ClusterPlan
 from tokenuq_ml.costs.cluster_stage import weights_bytes
 from tokenuq_ml.costs.planner import TABLE_BYTES, Planner
@@ -200,15 +201,15 @@ def test_a_study_of_the_configuration_is_planned_on_a_cluster():
 
 def test_failures_lose_under_one_percent_at_the_stated_time_between_them():
     plan = plan_of()
-    costs = plan.failure_costs()
+    costs = failure_costs(plan)
     assert plan.cluster.mtbf_s == pytest.approx(54 * 86_400 * 2048 / 419 / 64)
     for cost in costs:
         assert cost.closed < 0.01 and cost.simulated < 0.01 < cost.from_start
     losses, bald, training = costs
     assert training.of_writer is None and losses.of_writer < 0.01 < bald.of_writer < bald.from_start
-    longest = plan.longest_save_steps
+    longest = longest_save_steps(plan)
     kept, lost = plan_of(save_steps=longest), plan_of(save_steps=longest + 2)
-    assert kept.failure_costs()[-1].closed <= 0.01 < lost.failure_costs()[-1].closed
+    assert failure_costs(kept)[-1].closed <= 0.01 < failure_costs(lost)[-1].closed
 
 
 def test_sizes_that_are_not_known_are_refused():
@@ -216,3 +217,10 @@ def test_sizes_that_are_not_known_are_refused():
         ClusterPlan(tiny_planner(model_config=None), Cluster.parse(SIXTY_FOUR), [])
     with pytest.raises(InputError, match="--model: nowhere: is no config.json and not one of Llama-3.2-1B"):
         scale_study.published_sizes("nowhere")
+
+
+def test_what_stages_cannot_do_yet_is_said():
+    assert plan_of("nodes=1,gpus=8,card=h200", 1e6, "Llama-3.2-1B").not_in_code() == []
+    nodes, shared, measuring = plan_of("nodes=64,gpus=8,card=h200").not_in_code()
+    assert "on several nodes" in nodes and "shared by 4 GPUs" in shared
+    assert measuring.startswith("measuring with sharded weights") and "282 GB" in measuring
