@@ -58,6 +58,7 @@ class Rerun:
     """The assets to make; default: all of the request."""
     epochs: int | None = None
     """Epochs of the training; default: as requested."""
+    sharding: str = "none"
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, command: list[str] | None = None) -> subprocess.Popen:
@@ -74,7 +75,8 @@ class Rerun:
                 fields = {**fields, "train": {**fields["train"], "epochs": self.epochs}}
             assets[stage] = asset.model_copy(update={"outputs": outputs, "fields": fields})
         self.work_dir.mkdir(exist_ok=True)
-        request = self.request.model_copy(update={"assets": assets, "work_dir": str(self.work_dir)})
+        changed = {"assets": assets, "work_dir": str(self.work_dir), "sharding": self.sharding}
+        request = self.request.model_copy(update=changed)
         request_file = self.folder / "request.json"
         request.write(request_file)
         if command is None:

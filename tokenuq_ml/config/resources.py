@@ -26,6 +26,9 @@ StageName = Literal[
 Processes = Annotated[int, Field(ge=1)] | Literal["auto"]
 """How many processes a stage has: a number, or `auto` for one per visible GPU, and one without GPUs."""
 
+Sharding = Literal["none", "fsdp"]
+"""Whether the processes of a training share the base model's weights, or have one copy each."""
+
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[kMGT]?)(?P<binary>i?)B", re.IGNORECASE)
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -55,6 +58,14 @@ class StageResources(Spec):
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}, description="resources that the cluster's nodes were started with, by name"
     )
+
+    def share(self, processes: int) -> "StageResources":
+        """Return what each of several processes of the stage reserves; a custom resource is not divided."""
+        parts = {name: getattr(self, name) for name in ("num_cpus", "num_gpus", "memory")}
+        given = {name: amount / processes for name, amount in parts.items() if amount is not None}
+        if "memory" in given:
+            given["memory"] = max(1, round(given["memory"]))
+        return self.model_copy(update=given)
 
 
 def largest(resources: Iterable[StageResources]) -> StageResources:

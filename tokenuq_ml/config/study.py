@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import RESERVED_STUDIES, Spec, check_name
 from tokenuq_ml.config.evaluation import EvaluationSpec
-from tokenuq_ml.config.resources import Processes, StageName, StageResources
+from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
 
 
 class LoraSpec(Spec):
@@ -106,7 +106,8 @@ class StudySpec(Spec):
     """One model, one dataset and one training budget, with the ablations to compare."""
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
-        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text", "resources", "processes"}
+        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text"}
+        | {"resources", "processes", "sharding"}
     )
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -141,6 +142,10 @@ class StudySpec(Spec):
     ablations: tuple[str, ...]
     processes: Processes = Field(
         default=1, description="processes of a stage that trains or measures; auto: one per GPU; no part of any version"
+    )
+    sharding: Sharding = Field(
+        default="none",
+        description="fsdp: the processes of a training share the base model's weights; no part of any version",
     )
     resources: dict[StageName, StageResources] = Field(
         default={}, description="what stages reserve on a cluster, by stage; no part of any version"

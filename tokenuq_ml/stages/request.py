@@ -7,7 +7,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenuq_ml.config import spec_hash
-from tokenuq_ml.config.resources import Processes, StageResources
+from tokenuq_ml.config.resources import Processes, Sharding, StageResources
 from tokenuq_ml.json_files import damaged, read_json
 from tokenuq_ml.progress import Reporter
 
@@ -79,6 +79,8 @@ class StageRequest(BaseModel):
     """Folder for checkpoints and caches, private to this stage and its fields. Outlives a run, so that work resumes."""
     processes: Processes = 1
     """As the study says. No part of any version: it decides where the work is done."""
+    sharding: Sharding = "none"
+    """As the study says; of stages that train."""
     resources: StageResources = StageResources()
     """As the study says. No part of any version."""
 

@@ -1,4 +1,4 @@
-"""The outputs and the data version of a trained adapter. Shared by teacher and students."""
+"""The base model, the checkpoints and the outputs of a training. Shared by teacher and students."""
 
 import shutil
 from dataclasses import dataclass
@@ -6,13 +6,18 @@ from pathlib import Path
 
 import polars as pl
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.models.adapters import adapter_digest, save_adapter
+from tokenuq_ml.models.load import load_model
+from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.sharding import load_sharded
 from tokenuq_ml.reports import plots
 from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tensor_digest import tensors_digest
 from tokenuq_ml.training.recorder import StepRecorder
@@ -33,11 +38,18 @@ def model_digest(folder: str | Path) -> str:
     return process_group.on_main(lambda: "-".join(tensors_digest(path) for path in paths))
 
 
+def load_base(request: StageRequest, precision: str) -> tuple[PreTrainedModel, Numerics]:
+    """Load the base model of a training: this process's part of it, if the study shards it."""
+    if request.sharding == "fsdp" and process_group.world_size() > 1:
+        return load_sharded(request.inputs["model"], precision, process_group.world_size())
+    return load_model(request.inputs["model"], precision)
+
+
 def checkpoint_dir(context: StageContext, **inputs: str) -> Path:
     """Return the folder of a training's checkpoints.
 
     Its name is a hash of everything that affects the result: the spec, the content of the inputs, device, precision,
-    and the counts of threads and processes. It does not depend on the run, so that a rerun resumes.
+    the counts of threads and processes, and their sharding. It does not depend on the run, so that a rerun resumes.
 
     Args:
         context: of the training stage.
@@ -45,7 +57,7 @@ def checkpoint_dir(context: StageContext, **inputs: str) -> Path:
     """
     asset, ranks = context.asset, process_group.world_size()
     # One process has the key that it had before there could be several.
-    processes = {"processes": ranks} if ranks > 1 else {}
+    processes = {"processes": ranks, "sharding": context.request.sharding} if ranks > 1 else {}
     numerics = context.numerics.fields()
     key = spec_hash({"spec": asset.spec_hash, "code": asset.code_version, **numerics, **processes, **inputs})
     folder = Path(context.request.work_dir, key)

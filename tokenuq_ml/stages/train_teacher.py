@@ -6,11 +6,10 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec, SelectSpec, TrainSpec
 from tokenuq_ml.data.batching import read_examples
 from tokenuq_ml.models.adapters import add_adapter
-from tokenuq_ml.models.load import load_model
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.request import StageReporter, StageRequest
-from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, store_adapter
+from tokenuq_ml.stages.train_adapter import checkpoint_dir, load_base, model_digest, store_adapter
 from tokenuq_ml.tables.parquet import content_of
 from tokenuq_ml.tensor_digest import joined_digest
 from tokenuq_ml.training.setup import TrainingSetup
@@ -23,7 +22,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fill the outputs `adapter`, `training_log` and `plots`."""
     fields = request.assets["baseline_teacher"].fields
     spec, seed = TrainSpec(**fields["train"]), fields["seed"]
-    base, numerics = load_model(request.inputs["model"], fields["precision"])
+    base, numerics = load_base(request, fields["precision"])
     context = StageContext("baseline_teacher", request, reporter, numerics)
     examples = read_examples(context.input("tokenized_dataset"), ["train"])
     work_dir = checkpoint_dir(

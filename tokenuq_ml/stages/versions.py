@@ -30,7 +30,7 @@ _TOKENIZATION = ("truncation", "max_truncated_share", "template_drops", "special
 _PROMPTS = ("template_drops", "special_tokens_in_text")
 """Those of them on which prompts of evaluations depend."""
 
-_WITHOUT_RESULT = ("enabled", "max_truncated_share", "resources", "processes")
+_WITHOUT_RESULT = ("enabled", "max_truncated_share", "resources", "processes", "sharding")
 """Keys that decide whether and where a study runs, and affect no result."""
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tokenuq_ml.errors import NonFiniteError
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.models.non_finite import first_non_finite_module, is_finite, non_finite_weights, output_layer_name
+from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.seeding import replayed_generators
 from tokenuq_ml.training.decisions import MicroBatch
 from tokenuq_ml.training.token_batch import TokenBatch
@@ -152,8 +153,12 @@ class FiniteSteps:
     def _origin(self, micro_batches: Sequence[MicroBatch]) -> str | None:
         """Return the first module with an output that is not finite; None if all outputs are finite.
 
+        Not of a sharded model, whose passes all processes would have to make.
+
         Repeats the forward passes with the weights and dropout masks of the failure, until one fails.
         """
+        if is_sharded(self.model):
+            return "the module is not looked for in a sharded model"
         for micro_batch in micro_batches:
 
             def run(micro_batch: MicroBatch = micro_batch) -> None:

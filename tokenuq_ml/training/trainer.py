@@ -25,6 +25,7 @@ from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.forward import packing_is_exact
 from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.router_loss import router_coefficient
+from tokenuq_ml.models.sharding import leave_to_fsdp
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.training.checkpoints import (
     CheckpointCallback,
@@ -183,6 +184,7 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     trainer = TokenTrainer(model, setup, recorder, join, args=training_arguments(setup, work_dir), callbacks=callbacks)
     # It would print every log a second time.
     trainer.remove_callback(PrinterCallback)
+    leave_to_fsdp(model)
     for sentence in damaged_checkpoints(work_dir):
         reporter.info(f"{name}: {sentence}")
     # Rank 0 decides, and deletes once every rank has looked.

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
-from tokenuq_ml.config.resources import Processes, StageResources, largest
+from tokenuq_ml.config.resources import Processes, Sharding, StageResources, largest
 from tokenuq_pipeline.assets.ablation import ablation_assets
 from tokenuq_pipeline.assets.ablation_report import ablation_report
 from tokenuq_pipeline.assets.asset import StageAsset
@@ -26,6 +27,7 @@ class StageGroup(NamedTuple):
     """What the study says that the child needs."""
     processes: Processes = 1
     """What the study says, of which `PARALLEL_STAGES` take account."""
+    sharding: Sharding = "none"
 
 
 def stage_groups(config: Config) -> list[StageGroup]:
@@ -46,22 +48,20 @@ def stage_groups(config: Config) -> list[StageGroup]:
             assets = ablation_assets(config, study, config.ablations[ablation])
             groups.append(StageGroup("train_student", f"{name}__{ablation}__student", assets))
         groups.append(StageGroup("report", f"{name}__ablation_report", [ablation_report(config, study)]))
-    return [
-        group._replace(resources=_resources(config, group), processes=_processes(config, group)) for group in groups
-    ]
+    return [_placed(config, group) for group in groups]
 
 
-def _resources(config: Config, group: StageGroup) -> StageResources:
-    """Return what one child process needs: it makes its assets one after the other."""
+def _placed(config: Config, group: StageGroup) -> StageGroup:
+    """Return the group with what its study says of where the child runs."""
     study = config.studies.get(group.assets[0].study or "")
     if study is None:
-        return StageResources()
+        return group
+    return group._replace(resources=_resources(study, group), processes=study.processes, sharding=study.sharding)
+
+
+def _resources(study: StudySpec, group: StageGroup) -> StageResources:
+    """Return what one child process needs: it makes its assets one after the other."""
     return largest(need for stage, need in study.resources.items() if stage in {one.stage for one in group.assets})
-
-
-def _processes(config: Config, group: StageGroup) -> Processes:
-    study = config.studies.get(group.assets[0].study or "")
-    return 1 if study is None else study.processes
 
 
 def assets_by_name(config: Config) -> dict[str, StageAsset]:

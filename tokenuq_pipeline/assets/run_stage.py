@@ -245,4 +245,5 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
         work_dir=str(store.work_dir(group.assets[0].name)),
         resources=group.resources,
         processes=group.processes,
+        sharding=group.sharding,
     )

@@ -59,9 +59,12 @@ def test_scores_have_the_data_versions_of_one_process(study, tmp_path):
         assert not list(stage.folder.rglob(".*.writing"))
 
 
-@pytest.mark.parametrize("command", [None, [*TORCHRUN, "tokenuq_ml.stages.train_teacher"]])
-def test_a_teacher_of_two_processes_is_that_of_one(command, study, tmp_path):
-    _, results = finish(study, tmp_path, "train_teacher", 2, command=command)
+@pytest.mark.parametrize(
+    ("command", "sharding"),
+    [(None, "none"), (None, "fsdp"), ([*TORCHRUN, "tokenuq_ml.stages.train_teacher"], "none")],
+)
+def test_a_teacher_of_two_processes_is_that_of_one(command, sharding, study, tmp_path):
+    _, results = finish(study, tmp_path, "train_teacher", 2, command=command, sharding=sharding)
     found = results["baseline_teacher"]
     assert (found.metrics["processes"], found.metrics["threads"], found.metrics["steps"]) == (2, 1, 6)
     assert_close(
@@ -70,8 +73,9 @@ def test_a_teacher_of_two_processes_is_that_of_one(command, study, tmp_path):
     )
 
 
-def test_a_student_is_trained_evaluated_and_measured_by_two_processes(study, tmp_path):
-    stage, results = finish(study, tmp_path, "train_student", 2)
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_student_is_trained_evaluated_and_measured_by_two_processes(sharding, study, tmp_path):
+    stage, results = finish(study, tmp_path, "train_student", 2, sharding=sharding)
     assert set(results) == {"student", "evaluation", "curriculum"}
     store = study[0] / "store"
     assert_close(store / f"student/study={STUDY}/ablation={ABLATION}/adapter", stage.folder / "student/adapter")
