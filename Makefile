@@ -11,7 +11,7 @@ export TOKENUQ_HOME ?= $(CURDIR)/store
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui lint format test test-fast test-heavy survive examples bench
+.PHONY: help run ui lint format test test-fast test-heavy survive cluster-demo examples bench
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -45,6 +45,9 @@ test-heavy: $(VENV)/.dev ## Run the heavy tests: all architectures, database ser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m heavy || [ $$? = 5 ]
 
 # Takes about two hours, in parts of less than one: run it again until it says that no trial is left.
+cluster-demo: $(VENV)/.dev ## Run a tiny study on a local two-node Ray cluster, and compare it with one machine
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.cluster
+
 survive: $(VENV)/.dev ## Kill, fill disks, damage and misconfigure a tiny study; write docs/results/survive.md
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.survive .survive --page docs/results/survive.md
 

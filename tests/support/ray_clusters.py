@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on loopback, for tests: its nodes can be killed, and its head started again."""
+"""A Ray cluster on loopback, for tests: a head and two nodes that can be killed, and a head that starts again."""
 
 import contextlib
 import json
@@ -18,16 +18,17 @@ from tests.support.processes import free_port
 
 STORE_BYTES = 80_000_000
 """Of each node's object store; the least that Ray takes is 75 MB."""
-NAMES = {"head", "worker", "spare"}
-"""Nodes, and the resource that only the node of this name has."""
+WORKERS = ("first", "second")
+NAMES = {"head", *WORKERS}
+"""Nodes; each has a resource of its name. The head runs no stage, as Ray advises for clusters of any size."""
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 class TwoNodes:
-    """A head node and a worker node, each with one processor, which differ by a resource of their own.
+    """Two nodes with one processor each, and a head without any.
 
-    Every node is a process group of `ray start --block`. (`ray.cluster_utils.Cluster` starts both nodes as children of
-    the test, with one session of Ray; they share its logs and cannot be told apart by `ray stop`.)
+    Every node is `ray start --block` with its children. (`ray.cluster_utils.Cluster` starts all nodes as children of
+    the test, so that a node cannot be killed with everything that runs on it.)
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]):
@@ -36,6 +37,14 @@ class TwoNodes:
         self.gcs_port, self.port = free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.nodes: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Start the nodes that do not run."""
+        if "head" not in self.nodes:
+            self.start_head()
+        for name in WORKERS:
+            if name not in self.nodes:
+                self.start_worker(name)
 
     def start_head(self) -> None:
         """Start the head node, and wait until its dashboard answers."""
@@ -49,7 +58,7 @@ class TwoNodes:
         )
         self._wait(lambda: _answers(f"{self.address}/api/version"))
 
-    def start_worker(self, name: str = "worker") -> None:
+    def start_worker(self, name: str) -> None:
         """Start another node, and wait until the head knows it."""
         self._start(name, f"--address=127.0.0.1:{self.gcs_port}")
         self._wait(lambda: name in self.alive())
@@ -77,10 +86,20 @@ class TwoNodes:
         for name in list(self.nodes):
             self.kill(name)
 
-    def node_of(self, pid: int) -> str:
-        """Return the name of the node that a process runs on."""
-        parents = {parent.pid for parent in psutil.Process(pid).parents()}
-        return next(name for name, node in self.nodes.items() if node.pid in parents)
+    def node_with(self, words: str) -> str | None:
+        """Return the name of the node that runs a process with these words in its command; None if none does."""
+        for name, node in self.nodes.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(node.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if words in " ".join(process.cmdline()):
+                            return name
+        return None
+
+    def stop_job(self, job: str) -> None:
+        """Stop a job, as the button in Ray's dashboard does."""
+        request = urllib.request.Request(f"{self.address}/api/jobs/{job}/stop", method="POST")
+        urllib.request.urlopen(request, timeout=10).close()
 
     def _start(self, name: str, *options: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -89,7 +108,7 @@ class TwoNodes:
                     *RAY,
                     "start",
                     "--block",
-                    "--num-cpus=1",
+                    f"--num-cpus={0 if name == 'head' else 1}",
                     f"--resources={json.dumps({name: 1})}",
                     f"--object-store-memory={STORE_BYTES}",
                     f"--dashboard-agent-listen-port={free_port()}",
@@ -124,6 +143,8 @@ _QUIET = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "1000",
+    # Without its head a node ends after seconds.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 
 
@@ -133,8 +154,7 @@ def two_nodes(environment: Mapping[str, str] = {}) -> Iterator[TwoNodes]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     cluster = TwoNodes(folder, environment)
     try:
-        cluster.start_head()
-        cluster.start_worker()
+        cluster.start()
         yield cluster
     finally:
         cluster.stop()

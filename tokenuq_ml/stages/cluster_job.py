@@ -28,7 +28,7 @@ from tokenuq_ml.stages.runner import BAD_INPUT, report_refusal
 POLL_S = 0.1
 LOOK_S = 0.5
 """Seconds between two looks at what the launcher says."""
-SET_BY_RAY = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+SET_BY_RAY = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT")
 """Variables that Ray sets for its own workers. It sets one thread wherever a job reserves no processor."""
 
 
@@ -37,6 +37,7 @@ class Job:
 
     def __init__(self, folder: Path, description: JobDescription, environment: Mapping[str, str]):
         self._folder, self._description = folder, description
+        self._beat_s = description.expiry_s / job_files.BEATS_PER_EXPIRY
         self._kills = kills_by_limit()
         read_end, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
@@ -57,12 +58,11 @@ class Job:
 
     def follow(self) -> JobEnd:
         """Keep the heartbeat going and do what the launcher says, until the stage has ended; return how it did."""
-        beat_s = self._description.expiry_s / job_files.BEATS_PER_EXPIRY
         next_beat = next_look = 0.0
         while (code := self._stage.poll()) is None:
             now = time.monotonic()
             if now >= next_beat:
-                next_beat = now + min(beat_s, 1.0)
+                next_beat = now + min(self._beat_s, 1.0)
                 self._beat()
             if now >= next_look:
                 next_look = now + LOOK_S
@@ -143,7 +143,9 @@ def main() -> None:
         sys.exit(f"{folder}: the job is no longer wanted, or this node does not see the store under the same path")
     for name in SET_BY_RAY:
         os.environ.pop(name, None)
-    os.environ.update(job_files.take_environment(folder))
+    given = job_files.take_environment(folder)
+    # Ranks on other nodes get the same.
+    os.environ.update({**given, "TOKENUQ_JOB_VARIABLES": ",".join(given)})
     if (code := _wrong_code(description, folder)) is None:
         end = Job(folder, description, os.environ).follow()
     else:

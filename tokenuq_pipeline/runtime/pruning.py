@@ -17,6 +17,7 @@ from pathlib import Path
 from tokenuq_ml.config import RESERVED_STUDIES
 from tokenuq_ml.disk import folder_size, full_disk
 from tokenuq_pipeline.runtime.folder_lock import is_locked, store_lock
+from tokenuq_pipeline.runtime.launchers.job_folders import jobs_in
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, linked, manifest_place
 from tokenuq_pipeline.runtime.publication import recover_locked
@@ -230,8 +231,11 @@ def run_at_work(store: Store, asset: str) -> str | None:
     worker = worker_of(asset)
     if (owner := Leases(store.home).holder(asset) or Leases(store.home).holder(worker)) is not None:
         return f"a run works on it: {owner.described}"
+    folder = store.home / CHECKPOINTS / worker
+    if job := next((job.id for job in jobs_in(folder) if job.works()), None):
+        return f"the job {job} of a cluster works on it"
     # A child of an earlier version, or one that outlives its run to write a checkpoint, holds the lock of its folder.
-    return "a run works on it" if is_locked(store.home / CHECKPOINTS / worker) else None
+    return "a run works on it" if is_locked(folder) else None
 
 
 def _is_current(store: Store, asset: str, code_version: str) -> bool:

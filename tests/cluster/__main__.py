@@ -1,0 +1,90 @@
+"""`make cluster-demo`: a tiny study on a local two-node Ray cluster, with the same data versions as on one machine.
+
+    python -m tests.cluster [--failures] [--only WORDS] [--page docs/results/cluster.md]
+
+With `--failures`, parts of the cluster then fail while stages run; `--page` writes what was seen as a page.
+"""
+
+import argparse
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.cluster.failures import TRIALS, Trial, mounted_disk, store_away
+from tests.cluster.page import page
+from tests.cluster.study import ClusterStudy
+from tests.support.ray_clusters import TwoNodes, two_nodes
+
+
+def main() -> int:
+    """Run the study and the trials; return 1 if one of them failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster")
+    parser.add_argument("--failures", action="store_true")
+    parser.add_argument("--only", default="", metavar="WORDS", help="trials with these words")
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="tokenuq-cluster-"))
+    rows: list[tuple[str, str, str, bool]] = []
+    try:
+        local = ClusterStudy(folder / "local", long=True)
+        began = time.monotonic()
+        local.run(None)
+        print(f"one machine: {len(local.versions())} assets in {time.monotonic() - began:.0f} s", flush=True)
+        with two_nodes() as cluster:
+            seen, well = demo(folder, cluster, local.versions())
+            print(seen, flush=True)
+            rows.append(("none", "the same data versions as on one machine", seen, well))
+            for trial in TRIALS if options.failures else ():
+                if options.only in trial.what:
+                    cluster.start()
+                    rows.append(run_trial(trial, folder, cluster, local.versions()))
+                    print(rows[-1], flush=True)
+        if options.page:
+            options.page.write_text(page(rows))
+    finally:
+        subprocess.run(["umount", str(folder / "disk")], capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if all(well for *_, well in rows) else 1
+
+
+def demo(folder: Path, cluster: TwoNodes, expected: dict[str, str]) -> tuple[str, bool]:
+    """Run the study on the cluster; return what was seen, and whether it is as expected."""
+    study = ClusterStudy(folder / "cluster", long=True)
+    began = time.monotonic()
+    study.run(cluster.address)
+    versions, seconds = study.versions(), time.monotonic() - began
+    different = sorted(name for name in expected if versions.get(name) != expected[name])
+    if different:
+        return f"{len(different)} of {len(expected)} data versions differ: {', '.join(different)}", False
+    jobs = study.said().count(": reserves ")
+    return f"{len(versions)} assets by {jobs} jobs in {seconds:.0f} s, with the same data versions", True
+
+
+def run_trial(trial: Trial, folder: Path, cluster: TwoNodes, expected: dict[str, str]) -> tuple[str, str, str, bool]:
+    """Run a trial in a store of its own; return its row of the table."""
+    place = folder / trial.act.__name__
+    store = None
+    if trial.act is store_away:
+        store = mounted_disk(folder)
+        if store is None:
+            return trial.what, trial.expected, "not tried: no file system could be mounted", True
+        store /= "store"
+    study = ClusterStudy(place, store, long=True)
+    try:
+        seen = trial.act(study, cluster)
+        versions = study.versions()
+        different = sorted(name for name in versions if versions[name] != expected[name])
+        well = not different and trial.asset in versions
+        return trial.what, trial.expected, seen + ("" if well else f"; other versions: {different}"), well
+    except (AssertionError, subprocess.SubprocessError, OSError) as error:
+        with contextlib.suppress(OSError):
+            print(study.said()[-3000:])
+        return trial.what, trial.expected, f"{type(error).__name__}: {str(error)[-500:]}", False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""A study of real stages on a tiny model, whose runs are processes, with stages on this machine or on a cluster.
+
+`python -m tests.cluster.study FOLDER [ASSET ...]` is `tokenuq run` of it, or of some of its assets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests.support.paths import ROOT
+from tests.support.tiny_study import CONFIG, STUDY, write_inputs
+
+ABLATION = "masked_mle_top25"
+TEACHER, LOSSES = f"{STUDY}/baseline_teacher", f"{STUDY}/token_losses"
+LONG_TRAINING = {"epochs": 60, "save_steps": 5}
+"""180 steps, so that there is a time in which a training can be interrupted."""
+
+
+class ClusterStudy:
+    """The study in a folder: its inputs, its configuration, and a store.
+
+    Args:
+        folder: of the inputs and of Dagster's home.
+        store: by default in `folder`.
+        ablations: of the study.
+        long: the teacher trains for some seconds.
+    """
+
+    def __init__(self, folder: Path, store: Path | None = None, ablations=(ABLATION,), long: bool = False):
+        self.folder, self.home = folder, store or folder / "store"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_inputs(folder)
+        study = CONFIG["studies"][STUDY] | {"ablations": list(ablations)}
+        if long:
+            study["train"] = study["train"] | LONG_TRAINING
+        (folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
+        chosen = {name: CONFIG["ablations"][name] for name in ablations}
+        (folder / "ablations.yaml").write_text(yaml.safe_dump(chosen))
+        self.log = folder / "runs.log"
+
+    def start(self, address: str | None, *assets: str, **environment: str) -> subprocess.Popen:
+        """Start a run of the study, or of some assets.
+
+        Args:
+            address: of the cluster; None: stages are child processes.
+            assets: names; by default all.
+            environment: in addition to this process's.
+        """
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("TOKENUQ_", "RAY_"))}
+        own |= {"TOKENUQ_HOME": str(self.home), "DAGSTER_HOME": str(self.folder / "dagster"), "HF_HUB_OFFLINE": "1"}
+        # One thread per process on both sides: the number of threads is part of a sum's rounding.
+        own |= {"OMP_NUM_THREADS": "1", "TOKENUQ_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        if address:
+            own |= {"TOKENUQ_LAUNCHER": "ray", "RAY_ADDRESS": address}
+        with open(self.log, "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.cluster.study", str(self.folder), *assets],
+                env=own | environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def run(self, address: str | None, *assets: str, **environment: str) -> None:
+        """Run the study, or some assets, and check that it succeeds."""
+        assert self.start(address, *assets, **environment).wait(1200) == 0, self.said()[-6000:]
+
+    def said(self) -> str:
+        """Return what all runs have printed."""
+        return self.log.read_text(errors="replace")
+
+    def versions(self) -> dict[str, str]:
+        """Return the data version of every asset."""
+        manifests = self.home / ".manifests"
+        found = {path.relative_to(manifests).with_suffix("").as_posix(): path for path in manifests.rglob("*.json")}
+        return {name: json.loads(path.read_text())["data_version"] for name, path in sorted(found.items())}
+
+    def work_dir(self, asset: str) -> Path:
+        """Return the folder of checkpoints of an asset."""
+        return self.home / ".checkpoints" / asset
+
+    def checkpoint_of(self, asset: str) -> Path | None:
+        """Return a complete checkpoint of an asset's training; None if there is none (yet)."""
+        return next(self.work_dir(asset).rglob("checkpoint-*/COMPLETE"), None)
+
+
+def main() -> int:
+    """Bring the study up to date, or some of its assets, and return the exit code."""
+    import dagster as dg
+
+    from tokenuq_ml.config.load import load_config
+    from tokenuq_pipeline.automation.study_runner import StudyRunner
+    from tokenuq_pipeline.build_defs import build_defs
+    from tokenuq_pipeline.commands.run import _bring_up_to_date
+    from tokenuq_pipeline.runtime.console import CONSOLE
+    from tokenuq_pipeline.runtime.paths import dagster_home
+    from tokenuq_pipeline.runtime.store import Store
+
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    dagster_home()
+    config, store = load_config(folder), Store(os.environ["TOKENUQ_HOME"])
+    with dg.DagsterInstance.get() as instance:
+        runner = StudyRunner(build_defs(config, store.home), config, STUDY, instance, store, CONSOLE)
+        keys = {dg.AssetKey(name.split("/")) for name in names} if names else runner.targets([])
+        while names and (more := {parent for key in keys for parent in runner.parents[key]} - keys):
+            keys |= more
+        code, errors = _bring_up_to_date(runner, keys, with_report=not names)
+    print("\n".join(errors))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
