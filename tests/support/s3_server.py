@@ -70,12 +70,14 @@ class FaultyProxy:
         faults: the first that hits a request is used up by it.
         requests: method and path of every request.
         is_away: close every connection.
+        left: requests until it is away; None: any number.
     """
 
     target: str
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     is_away: bool = False
+    left: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def break_next(self, kind: str, method: str, part: str = "", times: int = 1) -> Fault:
@@ -88,6 +90,9 @@ class FaultyProxy:
         """Return what happens to a request."""
         with self._lock:
             self.requests.append((method, path))
+            if self.left is not None:
+                self.left -= 1
+                self.is_away = self.is_away or self.left < 0
             for fault in self.faults:
                 if fault.times > 0 and fault.is_hit(method, path):
                     fault.times -= 1

@@ -1,6 +1,8 @@
 """Assets of a store in a bucket: published by one step, verified as they are fetched, pruned and restored."""
 
+import contextlib
 import dataclasses
+import itertools
 import threading
 
 import pytest
@@ -87,6 +89,26 @@ def test_a_run_that_ends_before_the_manifest_leaves_the_old_version(machine):
     staged = store_actions.fill(one, ASSET, "2")
     one.settle(staged, places_of(ASSET))
     assert seen(one) == seen(two) == "1" and one.problems(ASSET) == []
+
+
+@pytest.mark.heavy
+def test_a_machine_that_is_cut_off_at_any_request_leaves_one_version(machine, s3_proxy, monkeypatch):
+    """The service answers the first requests of a publication and then no more, for every number of them."""
+    two = machine("two")
+    monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.2")
+    one, version = machine("one"), 0
+    publish(one, "00")
+    for number in itertools.count(1):
+        before, version = seen(two), version + 1
+        s3_proxy.left = number
+        with contextlib.suppress(StoreAway, LeaseLost):
+            publish(one, f"{version:02d}")
+        was_cut = s3_proxy.is_away
+        s3_proxy.left, s3_proxy.is_away = None, False
+        assert seen(two) in (before, f"{version:02d}")
+        if not was_cut:
+            break
+    assert number > 20 and seen(two) == seen(one) == f"{version:02d}"
 
 
 def test_who_was_overtaken_publishes_nothing(machine):
