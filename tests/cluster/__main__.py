@@ -37,14 +37,14 @@ def main() -> int:
         with two_nodes() as cluster:
             seen, well = demo(folder, cluster, local.versions())
             print(seen, flush=True)
-            rows.append(("none", "the same data versions as on one machine", seen, well))
+            rows.append(("nothing", "the same data versions as on one machine", seen, well))
             for trial in TRIALS if options.failures else ():
                 if options.only in trial.what:
                     cluster.start()
                     rows.append(run_trial(trial, folder, cluster, local.versions()))
                     print(rows[-1], flush=True)
-        if options.page:
-            options.page.write_text(page(rows))
+                if options.page:
+                    options.page.write_text(page(rows))
     finally:
         subprocess.run(["umount", str(folder / "disk")], capture_output=True)
         shutil.rmtree(folder, ignore_errors=True)

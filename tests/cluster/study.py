@@ -16,8 +16,8 @@ from tests.support.tiny_study import CONFIG, STUDY, write_inputs
 
 ABLATION = "masked_mle_top25"
 TEACHER, LOSSES = f"{STUDY}/baseline_teacher", f"{STUDY}/token_losses"
-LONG_TRAINING = {"epochs": 60, "save_steps": 5}
-"""180 steps, so that there is a time in which a training can be interrupted."""
+LONG_TRAINING = {"epochs": 60, "save_steps": 5, "learning_rate": 1e-3}
+"""180 steps, so that there is a time in which a training can be interrupted, and small ones, for a sound model."""
 
 
 class ClusterStudy:

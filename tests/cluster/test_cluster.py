@@ -1,0 +1,51 @@
+"""A study on a Ray cluster of two local nodes has the data versions of one machine, whatever fails meanwhile."""
+
+import subprocess
+
+import pytest
+
+from tests.cluster.__main__ import demo, run_trial
+from tests.cluster.failures import TRIALS
+from tests.cluster.study import ClusterStudy
+from tests.support.ray_clusters import two_nodes
+
+pytestmark = [pytest.mark.slow, pytest.mark.heavy]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    yield folder
+    subprocess.run(["umount", str(folder / "disk")], capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """The data versions of a run on one machine."""
+    local = ClusterStudy(folder / "local", long=True)
+    local.run(None)
+    return local.versions()
+
+
+@pytest.fixture(scope="module")
+def running():
+    with two_nodes() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running):
+    """The cluster, with all its nodes."""
+    running.start()
+    return running
+
+
+def test_a_cluster_gives_the_data_versions_of_one_machine(folder, cluster, expected):
+    seen, well = demo(folder, cluster, expected)
+    assert well, seen
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=[trial.act.__name__ for trial in TRIALS])
+def test_a_failure_changes_no_data_version(trial, folder, cluster, expected):
+    *_, seen, well = run_trial(trial, folder, cluster, expected)
+    assert well, seen
