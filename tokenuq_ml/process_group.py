@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 LONGEST_WAIT = timedelta(days=7)
 """Time that a rank waits for another: all wait while the first asks a judge. If one dies, torchrun ends the others."""
 
+RANK_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+"""What torchrun tells a process of its group. Launchers keep them from stages, which are no ranks of theirs."""
+
 T = TypeVar("T")
 
 

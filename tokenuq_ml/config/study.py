@@ -167,6 +167,11 @@ class StudySpec(Spec):
                 raise ValueError(f"{key!r} names an entry twice; remove one")
         if not self.ablations:
             raise ValueError("'ablations' is empty: name at least one")
+        if self.sharding != "none" and self.processes == 1:
+            raise ValueError(
+                f"'sharding' is {self.sharding!r}, which shares the model between processes, and 'processes' is 1; set "
+                "'processes' to their number or to auto"
+            )
         if self.processes != "auto" and self.train.batch_size % self.processes:
             raise ValueError(
                 f"'processes' is {self.processes}, which does not divide train.batch_size {self.train.batch_size}: "

@@ -14,6 +14,7 @@ import pytest
 from tests.support.manifests import write
 from tests.support.processes import wait_until
 from tests.support.toy_pipeline import STUDY, Toy, fake_environment
+from tokenuq_ml.process_group import RANK_VARIABLES
 from tokenuq_ml.stages.parent_watch import PARENT_PIPE
 from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
@@ -68,7 +69,10 @@ def start_study(toy, behaviour, timeout=30.0):
     return process, [int(pid) for pid in pids.read_text().split()], pids.with_name("checkpoint")
 
 
-def test_a_stage_does_not_see_the_address_of_dagsters_records(toy, monkeypatch):
+def test_a_stage_does_not_see_the_address_of_dagsters_records_or_another_group(toy, monkeypatch):
+    """A run that torchrun has started is no rank of its stages, which would wait for others."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     environments, start = [], subprocess.Popen
     monkeypatch.setenv(POSTGRES_VARIABLE, "postgresql://user:sesame@host/records")
     monkeypatch.setattr(
@@ -77,6 +81,7 @@ def test_a_stage_does_not_see_the_address_of_dagsters_records(toy, monkeypatch):
     result, _ = materialise(toy, ["models", "tiny"])
     (environment,) = (env for env in environments if env and PARENT_PIPE in env)
     assert result.success and POSTGRES_VARIABLE not in environment and "sesame" not in str(environment)
+    assert not RANK_VARIABLES & set(environment)
 
 
 def test_a_childs_lines_and_results_reach_the_event_log(toy):

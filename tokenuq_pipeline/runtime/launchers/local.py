@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenuq_ml.process_group import RANK_VARIABLES
 from tokenuq_ml.stages.failures import write_reserve
 from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
 from tokenuq_pipeline.runtime.child_output import ChildOutput
@@ -61,7 +62,11 @@ class _LocalSlot(Slot):
             self._command,
             env={
                 # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
-                **{name: value for name, value in os.environ.items() if name != POSTGRES_VARIABLE},
+                **{
+                    name: value
+                    for name, value in os.environ.items()
+                    if name not in {POSTGRES_VARIABLE, *RANK_VARIABLES}
+                },
                 "TOKENIZERS_PARALLELISM": "false",
                 "PYTHONUNBUFFERED": "1",
                 **environment,
