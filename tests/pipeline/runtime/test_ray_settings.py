@@ -103,6 +103,7 @@ def test_the_code_is_installed_in_an_image_or_uploaded():
         ({"TOKENUQ_LAUNCHER": "slurm"}, "TOKENUQ_LAUNCHER: unknown launcher 'slurm'; allowed: local, ray"),
         ({"RAY_ADDRESS": ""}, "needs RAY_ADDRESS, the address of the cluster's dashboard"),
         ({"TOKENUQ_RAY_WORKING_DIR": "/nowhere"}, "/nowhere is no checkout of tokenuq"),
+        ({"TOKENUQ_RAY_IMAGE": "x", "TOKENUQ_RAY_WORKING_DIR": str(ROOT)}, "Ray uploads no code into an image"),
         ({"TOKENUQ_RAY_UNATTENDED_SECONDS": "soon"}, "must be a positive number of seconds, is 'soon'"),
     ],
 )

@@ -40,6 +40,8 @@ class RaySettings:
             raise InputError(
                 f"{WORKING_DIR}: {folder} is no checkout of tokenuq; name the folder that holds tokenuq_ml"
             )
+        if image and folder:
+            raise InputError(f"{IMAGE} and {WORKING_DIR}: Ray uploads no code into an image; unset one of them")
         # An image has an interpreter of its own; nodes of one shared file system have this one.
         python = environment.get(PYTHON) or ("python" if image else sys.executable)
         text = environment.get(UNATTENDED)
