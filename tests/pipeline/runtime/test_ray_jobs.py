@@ -219,6 +219,8 @@ def test_a_lost_job_is_started_again(toy, cluster, tmp_path, forgotten):
     thread.join()
     assert result.success and attempts(result) == 1 and len(cluster.submitted) == 2
     assert messages.count("working on models") == 2
+    # Its node may only be cut off: nothing is started before the job has been silent for long enough.
+    assert any("has written its checkpoint" in message for message in messages)
 
 
 @rare

@@ -61,7 +61,7 @@ class RayBackend(Backend):
         found = self._followed(work_dir, launch)
         end_jobs(work_dir, say, kept=found)
         job = found or self._create(work_dir, launch)
-        stage = None
+        slot = None
         try:
             with (
                 looking(beating_for(job, lambda: not launch.lease.lost), _beat_s(launch), "ray-job"),
@@ -69,9 +69,9 @@ class RayBackend(Backend):
             ):
                 slot = _RaySlot(self, launch, job, output, resources, is_new=found is None)
                 yield slot
-                stage = slot.stage
         finally:
             # Of a job that may still work, or that another run follows, the folder stays.
+            stage = slot.stage if slot else None
             if not launch.lease.lost and (stage is None or stage.is_over):
                 job.remove()
 
