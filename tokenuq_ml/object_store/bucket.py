@@ -9,10 +9,13 @@ ranges, each of which is repeated alone; errors are one sentence.
 """
 
 import contextlib
+import itertools
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,11 +31,12 @@ AWAY_S = 120.0
 QUICK_S = 10.0
 """The same for heartbeats, which must not be late."""
 REQUEST_S = 60.0
-"""The limit of one request. The largest is `PART_BYTES`, which then needs 0.3 MB/s."""
-PART_BYTES = 16 * 2**20
+"""The limit of one request. The largest is `PART_BYTES`, which then needs 0.15 MB/s."""
+PART_BYTES = 8 * 2**20
 MAX_PARTS = 9_000
 """S3 takes 10,000 parts."""
 PARTS_AT_ONCE = 4
+"""Parts of one file that are in memory at once."""
 
 
 class StoreAway(InputError, OSError):
@@ -148,15 +152,23 @@ class Bucket:
                 time.sleep(random.uniform(0.1, 1.0))
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
-        """Yield the content of an object of a known size, a part at a time.
+        """Yield the content of an object of a known size, a part at a time; the next parts are read meanwhile.
 
         Raises:
             FileNotFoundError: there is no such object.
         """
-        for start in range(0, size, PART_BYTES):
-            end = min(start + PART_BYTES, size)
+
+        def part(start: int) -> bytes:
             with self._errors(key):
-                yield bytes(self._obstore.get_range(self._store, key, start=start, end=end))
+                return bytes(self._obstore.get_range(self._store, key, start=start, end=min(start + PART_BYTES, size)))
+
+        starts = iter(range(0, size, PART_BYTES))
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            ahead = deque(pool.submit(part, start) for start in itertools.islice(starts, PARTS_AT_ONCE))
+            while ahead:
+                content = ahead.popleft().result()
+                ahead.extend(pool.submit(part, start) for start in itertools.islice(starts, 1))
+                yield content
 
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys begin with the folders of `prefix`."""

@@ -27,7 +27,7 @@ from tokenuq_ml.object_store.bucket import Bucket, ObjectInfo
 from tokenuq_ml.object_store.manifest_copies import BOOKS, REFRESH_S, ManifestCopies
 from tokenuq_ml.object_store.service_clock import ServiceClock
 
-AT_ONCE = 8
+AT_ONCE = 4
 """Files that are downloaded or uploaded at once."""
 KEEP_UNREFERENCED_S = 24 * 3600.0
 """How long an object stays that no manifest names: a run may be about to publish it."""
