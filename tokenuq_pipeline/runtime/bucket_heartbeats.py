@@ -66,3 +66,10 @@ def read_heartbeat(mirror: Mirror, owner: str) -> BucketRecord | None:
         return None
     content, info = found
     return BucketRecord(info.modified.timestamp(), mirror.clock.age_of(info), content)
+
+
+def delete_old_heartbeats(mirror: Mirror, kept_s: float) -> None:
+    """Delete heartbeats that no owner has renewed for `kept_s`."""
+    old = [info.key for info in mirror.bucket.objects(FOLDER) if mirror.clock.age_of(info) > kept_s]
+    if old:
+        mirror.bucket.delete(old)

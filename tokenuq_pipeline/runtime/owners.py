@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.object_store.registry import bucket_mirror
-from tokenuq_pipeline.runtime.bucket_heartbeats import bucket_heartbeat, read_heartbeat
+from tokenuq_pipeline.runtime.bucket_heartbeats import bucket_heartbeat, delete_old_heartbeats, read_heartbeat
 from tokenuq_pipeline.runtime.places import linked
 from tokenuq_pipeline.runtime.processes import OTHER_PROC, boot_id, is_alive, pid_namespace, process_stat
 
@@ -264,6 +264,8 @@ def file_time(home: Path) -> float:
 
 def clean_heartbeats(home: Path) -> None:
     """Delete heartbeats that no owner has renewed for a week; other files, and what is behind a link, stay."""
+    if (mirror := bucket_mirror(home)) is not None:
+        delete_old_heartbeats(mirror, KEPT_S)
     now, own = file_time(home), linked(home, [FOLDER]) is None
     for path in (path for path in (home / FOLDER).glob("*") if own and Owner.parse(path.name)):
         with contextlib.suppress(OSError):

@@ -15,11 +15,11 @@ from tokenuq_ml.object_store import mirror as mirror_module
 from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.object_store.manifest_copies import ManifestCopies
 from tokenuq_ml.tables.partitions import store_home
-from tokenuq_pipeline.runtime import bucket_pruning, leases
+from tokenuq_pipeline.runtime import bucket_pruning, leases, owners
 from tokenuq_pipeline.runtime.bucket_pruning import NotRemovable, removable, remove, restorable, restore
 from tokenuq_pipeline.runtime.bucket_store import fetch, open_store
 from tokenuq_pipeline.runtime.leases import LeaseLost, LeaseRecord
-from tokenuq_pipeline.runtime.owners import Owner, heartbeat_of
+from tokenuq_pipeline.runtime.owners import Owner, clean_heartbeats, heartbeat_of
 from tokenuq_pipeline.runtime.store_layout import places_of
 
 pytestmark = pytest.mark.slow
@@ -211,6 +211,19 @@ def test_a_machine_that_is_silent_is_followed(machine, monkeypatch):
     with two.leases.hold(ASSET, print) as lease:
         assert lease.number == 2 and heartbeat_of(Owner.current(), one.home).age_s < 2
     assert heartbeat_of(Owner.current(), one.home) is None
+
+
+@pytest.mark.heavy
+def test_heartbeats_that_nobody_renews_are_deleted(machine, monkeypatch):
+    store = machine("one")
+    for name in ("1-1@b-n-gone", "2-2@b-n-gone"):
+        store.mirror.bucket.write(f".owners/{name}", b"{}")
+    clean_heartbeats(store.home)
+    assert len(list(store.mirror.bucket.objects(".owners"))) == 2
+    monkeypatch.setattr(owners, "KEPT_S", -2.0)
+    with owners.beating(store.home):
+        clean_heartbeats(store.home)
+    assert list(store.mirror.bucket.objects(".owners")) == []
 
 
 @pytest.mark.heavy
