@@ -81,13 +81,16 @@ class RayBackend(Backend):
             description, end = job.description(), job.end()
             if description is None or description.remote != self.cluster.address or not job.fits(launch.request):
                 continue
-            if end.code == 0 if end else (job.works() or self._waits(job)):
+            if end.code == 0 if end else self._goes_on(job):
                 return job
         return None
 
-    def _waits(self, job: JobFolder) -> bool:
-        """Return whether a job has been submitted, and waits for its resources."""
-        if job.silence() is not None:
+    def _goes_on(self, job: JobFolder) -> bool:
+        """Return whether a job works, or waits for its resources.
+
+        Of a job that Ray has lost, the heartbeat may still be recent.
+        """
+        if job.silence() is not None and not job.works():
             return False
         with contextlib.suppress(ClusterAway):
             return not self.cluster.state(job.id).has_ended
