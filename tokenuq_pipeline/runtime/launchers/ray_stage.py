@@ -117,7 +117,7 @@ class RayStage(RunningStage):
         if state.has_ended and self._lasts("ended", LATE_S):
             crashed = state.error_type not in PERMANENT
             return self._lose(f"the Ray job {self._job.id} has not started: {_last_line(state.message)}", crashed)
-        if self._lasts("waiting", TOLD_S) and "told" not in self._since:
+        if state.status == "PENDING" and self._lasts("waiting", TOLD_S) and "told" not in self._since:
             self._since["told"] = 0.0
             self._launch.context.log.info(f"the Ray job {self._job.id} waits: {_last_line(state.message)}")
         return None
