@@ -6,6 +6,7 @@ message of megabytes ends the stream, and the run succeeds all the same), passes
 logs it, does not wait for a stopped job, and cannot follow a job that another process has started.
 """
 
+import logging
 import os
 import threading
 import time
@@ -162,6 +163,9 @@ class RayCluster:
                 from ray.job_submission import JobSubmissionClient
 
                 self._client = JobSubmissionClient(self.address)
+                # Ray prints each file that it leaves out of an upload.
+                for handler in logging.getLogger("ray").handlers:
+                    handler.setLevel(logging.WARNING)
             return question(self._client)
 
         try:
