@@ -125,8 +125,19 @@ def test_a_run_goes_on_when_the_service_is_back(store_address, s3_proxy, monkeyp
     assert versions(store) == versions(made_study.store)
 
 
-def test_a_run_without_a_service_is_one_sentence(store_address, s3_proxy, monkeypatch):
-    s3_proxy.is_away = True
+def test_a_run_without_a_service_is_one_sentence(store_address, s3_proxy, monkeypatch, capsys):
+    class Cut(FakeStagesInProcess):
+        def run(self, context, request, staging, lease):
+            s3_proxy.is_away = request.entrypoint == "train_teacher"
+            yield from super().run(context, request, staging, lease)
+
     monkeypatch.setenv("TOKENUQ_STORE_TIMEOUT_SECONDS", "0.5")
+    store, config = open_store(store_address), toy_config()
+    forget_definitions_storage()
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_study(build_defs(config, store.home, Cut()), config, STUDY, [], instance, store) == 1
+    failed, where = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert failed.startswith(f"failed: {store_address}: http://127.0.0.1") and "traceback" not in failed
+    assert where == f"in {STUDY}/baseline_teacher; 11 assets wait for it"
     with pytest.raises(StoreAway, match="run the same command again once it does: what is complete is kept$"):
         open_store(store_address)

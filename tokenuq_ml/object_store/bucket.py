@@ -239,6 +239,6 @@ def _info(meta: Any) -> ObjectInfo:
 
 
 def _reason(error: Exception) -> str:
-    """Return the end of obstore's first line, which is the cause, at a length that fits into a sentence."""
-    line = str(error).strip().partition("\n")[0]
-    return line if len(line) <= 240 else f"{line[:80]} … {line[-150:]}"
+    """Return the cause, which is at the end of obstore's first line, at a length that fits into a sentence."""
+    line = str(error).strip().partition("\n")[0].rpartition(" - ")[2].partition(": <?xml")[0]
+    return line if len(line) <= 200 else f"{line[:50]} … {line[-150:]}"

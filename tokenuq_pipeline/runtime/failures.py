@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.tables.partitions import store_folder
 from tokenuq_pipeline.runtime.dagster_internals import exception_of_run
 from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
@@ -118,11 +119,11 @@ class Failures:
         return f"in {first.to_user_string()}; {who} for it"
 
 
-def _innermost(error: Any) -> str:
-    """Return the message of the exception at the start of the chain of causes."""
+def _innermost(error: Any) -> Any:
+    """Return the exception at the start of the chain of causes; None without one."""
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error else "an unknown reason"
+    return error
 
 
 def _reason(event: dg.DagsterEvent) -> str:
@@ -132,7 +133,11 @@ def _reason(event: dg.DagsterEvent) -> str:
         return data.user_failure_data.description
     if data.error is None:
         return f"{event.step_key}, for an unknown reason"
-    message = _innermost(data.error)
+    error = _innermost(data.error)
+    message = error.message.strip()
+    if error.cls_name == StoreAway.__name__:
+        # No bug: the sentence says it all, and has the exception's class before it.
+        return message.partition(": ")[2]
     run = (event.logging_tags or {}).get("run_id", "")
     return _full_disk(message) or f"{message} (traceback: `make ui`, run {run})"
 
