@@ -1,12 +1,12 @@
 """Greedy answers that survive an interruption: each batch is cached as soon as it is generated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.evaluation.answer_cache import AnswerCache, key_of
-from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
+from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, Prompts, deal_to_ranks, generate
 
 
 def resumable_answers(
@@ -16,6 +16,7 @@ def resumable_answers(
     decoding: GreedyDecoding,
     cache: AnswerCache,
     progress: Callable[[int], None] = lambda prompts: None,
+    deal: Callable[[Answer, Iterable[Prompts]], Iterator[Prompts]] = deal_to_ranks,
 ) -> list[list[int]]:
     """Return the answers that `generate` gives; only prompts without an answer in `cache` are generated.
 
@@ -29,6 +30,7 @@ def resumable_answers(
         decoding: lengths, batches and stop strings.
         cache: answers of the same model under the same decoding.
         progress: receives the number of prompts that got their answers.
+        deal: as for `generate`.
     """
     keys = [key_of(ids) for ids in prompts]
     todo = {key: ids for key, ids in zip(keys, prompts, strict=True) if key not in cache}
@@ -39,5 +41,5 @@ def resumable_answers(
         cache.put({names[index]: ids for index, ids in answers.items()})
         progress(len(answers))
 
-    generate(model, tokenizer, list(todo.values()), decoding, finished)
+    generate(model, tokenizer, list(todo.values()), decoding, finished, deal)
     return [cache[key] for key in keys]

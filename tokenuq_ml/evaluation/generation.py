@@ -3,7 +3,7 @@
 In a stage of several processes, complete batches are dealt to the ranks, and every rank gets all answers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,12 +37,24 @@ class GreedyDecoding:
     """Strings that end an answer. An answer's last token completes the string; `cut` removes it from the text."""
 
 
+Prompts = list[list[int]]
+"""Token ids of each prompt of a batch, or of each answer."""
+Answer = Callable[[Prompts], Prompts]
+"""Returns the answers to a batch of prompts."""
+
+
+def deal_to_ranks(answer: Answer, batches: Iterable[Prompts]) -> Iterator[Prompts]:
+    """Yield the answers to each batch, on every rank of the stage, each of which computes its share."""
+    return process_group.merged(map(answer, process_group.dealt(batches)))
+
+
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     decoding: GreedyDecoding,
     finished: Callable[[Mapping[int, list[int]]], None] = lambda answers: None,
+    deal: Callable[[Answer, Iterable[Prompts]], Iterator[Prompts]] = deal_to_ranks,
 ) -> list[list[int]]:
     """Return the greedy continuation of each prompt, under the active adapter, with dropout off.
 
@@ -55,6 +67,7 @@ def generate(
         prompts: token ids of each prompt, with the chat template applied; none may be empty.
         decoding: lengths, batches and stop strings.
         finished: receives the answers of each batch, index of the prompt -> new ids, as soon as it is generated.
+        deal: has batches answered, in order; another process may open an `answer_pass` of its own.
 
     Returns:
         The new token ids of each prompt, in order, without the end of turn (any end id of the generation config or the
@@ -68,10 +81,36 @@ def generate(
     empty = [index for index, prompt in enumerate(prompts) if not prompt]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens")
-    # PEFT puts the adapter's layers into the base model, so that the base model's `generate` uses them.
-    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+    causal_lm = _generating(model)
+    answers: list[list[int]] = [[] for _ in prompts]
+    # Longest first: a batch that does not fit in memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    if order:
+        what = f"prompt {order[0]} with an answer of {decoding.max_new_tokens:,} tokens"
+        longest, fields = len(prompts[order[0]]) + decoding.max_new_tokens, causal_lm.config.get_text_config().to_dict()
+        require_positions(longest, fields, what, "lower max_new_tokens, or use a model with more positions")
+    with answer_pass(model, tokenizer, decoding) as answer:
+        pad = _pad_id(tokenizer, _end_ids(causal_lm, tokenizer))
+        if order:
+            require_generation(causal_lm, partial(_step_logits, causal_lm, pad))
+        batches = list(_batches(causal_lm, order, prompts, decoding, pad))
+        texts = ([prompts[index] for index in batch] for batch in batches)
+        for batch, found in zip(batches, deal(answer, texts), strict=True):
+            new = dict(zip(batch, found, strict=True))
+            for index, ids in new.items():
+                answers[index] = ids
+            finished(new)
+    return answers
+
+
+@contextmanager
+def answer_pass(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, decoding: GreedyDecoding
+) -> Iterator[Answer]:
+    """Yield a function that generates the answers to one batch; the arguments are those of `generate`."""
+    causal_lm = _generating(model)
     ends = _end_ids(causal_lm, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    pad = _pad_id(tokenizer, ends)
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -80,29 +119,24 @@ def generate(
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
-    answers: list[list[int]] = [[] for _ in prompts]
-    # Longest first: a batch that does not fit in memory fails at once.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    if order:
-        what = f"prompt {order[0]} with an answer of {decoding.max_new_tokens:,} tokens"
-        longest, fields = len(prompts[order[0]]) + decoding.max_new_tokens, causal_lm.config.get_text_config().to_dict()
-        require_positions(longest, fields, what, "lower max_new_tokens, or use a model with more positions")
+
+    @torch.no_grad()
+    def answer(batch: Prompts) -> Prompts:
+        forget_lengths(causal_lm)
+        stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
+        return [_before_end(new_ids, ends) for new_ids in generate_batch(causal_lm, batch, pad, stops)]
+
     with _quiet(), _evaluating(causal_lm, config), torch.no_grad():
-        if order:
-            require_generation(causal_lm, partial(_step_logits, causal_lm, pad))
+        yield answer
 
-        def answered(batch: list[int]) -> dict[int, list[int]]:
-            forget_lengths(causal_lm)
-            stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
-            new = generate_batch(causal_lm, [prompts[index] for index in batch], pad, stops)
-            return {index: _before_end(new_ids, ends) for index, new_ids in zip(batch, new, strict=True)}
 
-        batches = process_group.dealt(_batches(causal_lm, order, prompts, decoding, pad))
-        for found in process_group.merged(map(answered, batches)):
-            for index, ids in found.items():
-                answers[index] = ids
-            finished(found)
-    return answers
+def _generating(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the model whose `generate` is called: PEFT puts the adapter's layers into the base model."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
 
 
 def _before_end(new_ids: list[int], ends: set[int]) -> list[int]:

@@ -1,17 +1,35 @@
 """A base model with a stored adapter, loaded in one precision at a time."""
 
 import gc
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import PeftModel
 
-from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.models.adapters import attach_adapter, use_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 
 STUDENT_ADAPTER, TEACHER_ADAPTER = "default", "teacher"
 """Names of the adapters in their models; `default` is PEFT's own default."""
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A base model with an adapter, as files and settings: what another process needs to load the same model."""
+
+    base: str
+    adapter: str
+    name: str
+    """Of the adapter in the model."""
+    precision: str
+    is_active: bool = True
+    """Whether passes go through the adapter, or through the base model alone."""
+
+    def activated(self, model: PeftModel) -> AbstractContextManager[None]:
+        """Activate the adapter inside the context, or none."""
+        return use_adapter(model, self.name if self.is_active else None)
 
 
 class AdaptedModel:
@@ -26,6 +44,14 @@ class AdaptedModel:
 
     def __init__(self, base: str | Path, adapter: str | Path, name: str, loaded: tuple[PeftModel, Numerics] | None):
         self._base, self._adapter, self._name, self._loaded = base, adapter, name, loaded
+
+    def stored(self, numerics: Numerics) -> StoredModel:
+        """Return the model in the dtype of its numerics, for another process."""
+        return StoredModel(str(self._base), str(self._adapter), self._name, str(numerics.fields()["precision"]))
+
+    def is_of(self, stored: StoredModel) -> bool:
+        """Return whether this is the model, whatever its precision is."""
+        return (str(self._base), str(self._adapter), self._name) == (stored.base, stored.adapter, stored.name)
 
     def at(self, precision: str) -> tuple[PeftModel, Numerics]:
         """Return the model with its adapter, frozen.

@@ -1,7 +1,8 @@
 """Generated answers of a model under evaluation: resumable, and cut where a prompt exceeds the model's context."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -13,9 +14,11 @@ from tokenuq_ml.data.tokenization import ConversationTokenizer
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.answers import resumable_answers
-from tokenuq_ml.evaluation.generation import GreedyDecoding, cut
+from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, Prompts, cut, deal_to_ranks
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.progress import Progress
+from tokenuq_ml.stages import batch_actors
+from tokenuq_ml.stages.batch_work import AnswerMeasure, Job
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.request import StageRequest
@@ -99,9 +102,23 @@ def answer_prompts(
         decoding,
         cache,
         progress=Progress(context.reporter, f"{candidate.name} {what}", len(prompts), "prompts").add,
+        deal=partial(_deal, context, candidate, decoding),
     )
     texts = [cut(candidate.tokenizer.decode(ids, skip_special_tokens=True), stop) for ids in answers]
     return texts, pl.Series([len(ids) for ids in answers], dtype=pl.Int32)
+
+
+def _deal(
+    context: StageContext, candidate: Candidate, decoding: GreedyDecoding, answer: Answer, batches: Iterable[Prompts]
+) -> Iterator[Prompts]:
+    """Yield the answers to each batch: of this stage's ranks, or of the processes of a cluster."""
+    actors = batch_actors.current()
+    if actors is None or candidate.stored is None:
+        yield from deal_to_ranks(answer, batches)
+        return
+    measure = AnswerMeasure(candidate.stored, decoding)
+    for answers in actors.run([Job([batch], measure) for batch in batches], context.numerics):
+        yield from answers
 
 
 def _fitting_prompts(

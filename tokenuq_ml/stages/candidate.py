@@ -7,6 +7,8 @@ from pathlib import Path
 import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokenuq_ml.stages.adapted_model import StoredModel
+
 HELD_OUT = ("test", "ood")
 """Splits that are evaluated on."""
 
@@ -23,6 +25,8 @@ class Candidate:
     seed: int | None
     name: str
     """Prefix of progress lines."""
+    stored: StoredModel | None = None
+    """The same model, for other processes; None: only this one has it."""
 
 
 @dataclass(frozen=True)

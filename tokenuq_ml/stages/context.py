@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenuq_ml import process_group
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.progress import Progress
+from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, CheckOutcome, StageReporter, StageRequest
 
 
@@ -50,8 +51,9 @@ class StageContext:
         checks: Mapping[str, CheckOutcome] | None = None,
     ) -> None:
         """Report the asset as complete; device, precision, threads and processes are added to its metrics."""
-        ranks = process_group.world_size()
-        processes = {"processes": ranks} if ranks > 1 else {}
+        actors = batch_actors.current()
+        count = process_group.world_size() if actors is None else actors.size
+        processes = {"processes": count} if actors is not None or count > 1 else {}
         self.reporter.done(
             AssetResult(
                 stage=self.stage,

@@ -1,6 +1,7 @@
 """Evaluation of one model: every metric of the study, and its tables. Shared by base, teacher and students."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from tokenuq_ml.evaluation.held_out import held_out_examples
 from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
 from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
 from tokenuq_ml.progress import Progress
-from tokenuq_ml.scoring.token_losses import scored_batches
+from tokenuq_ml.scoring.batch_threads import BatchPlan
+from tokenuq_ml.scoring.token_losses import ScoredRows, scored_batches
+from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.answer_prompts import PromptEncoder, answer_prompts, answers_dir, held_out, held_out_rows
+from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate, EvaluationPart
 from tokenuq_ml.stages.compare_outputs import compare_outputs
 from tokenuq_ml.stages.context import StageContext
@@ -87,7 +91,7 @@ def _held_out(
     # has one alternative, in order.
     tokens = pl.concat(
         batch.rows.with_columns(confidence=batch.alternatives["probability"])
-        for batch in scored_batches(candidate.model, examples, context.numerics, progress.add, alternatives=1)
+        for batch in _scored(context, candidate, examples, progress)
     )
     if not process_group.is_main():
         return EvaluationPart()
@@ -99,6 +103,20 @@ def _held_out(
         teacher = stored.select(columns).collect()
     rows = held_out_examples(tokens, spec.calibration_bins, teacher)
     return EvaluationPart({"evaluation_tokens": tokens.select(columns)}, (rows,))
+
+
+def _scored(
+    context: StageContext, candidate: Candidate, examples: list[TokenizedExample], progress: Progress
+) -> Iterator[ScoredRows]:
+    """Yield the rows of each batch, scored here or by the processes of a cluster."""
+    numerics, actors = context.numerics, batch_actors.current()
+    if actors is None or candidate.stored is None:
+        yield from scored_batches(candidate.model, examples, numerics, progress.add, alternatives=1)
+        return
+    plan, measure = BatchPlan.of(candidate.model, numerics), LossMeasure(candidate.stored, alternatives=1)
+    job = Job(ExampleBatches(examples, plan), measure, group=plan.workers)
+    for rows in actors.run([job], numerics, progress.add):
+        yield from rows
 
 
 def _ifeval(context: StageContext, candidate: Candidate, spec: IfEvalSpec) -> EvaluationPart:

@@ -5,6 +5,8 @@ the precision of the asset; BALD is computed in float32. Of several processes, a
 """
 
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
 
 import polars as pl
 from peft import PeftModel
@@ -16,16 +18,18 @@ from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_exam
 from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import resolve_numerics
+from tokenuq_ml.progress import Progress
 from tokenuq_ml.reports import token_plots
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_rows, reference_sample
-from tokenuq_ml.scoring.mc_dropout import token_uncertainty
-from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER, AdaptedModel
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
+from tokenuq_ml.stages import batch_actors, runner
+from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER, AdaptedModel, StoredModel
+from tokenuq_ml.stages.batch_work import Job, UncertaintyMeasure
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
-from tokenuq_ml.stages.losses_and_states import LOSSES, STATES, losses_and_states, stored_shards
+from tokenuq_ml.stages.losses_and_states import LOSSES, STATES, losses_and_states, stored_batches, stored_shards
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.tables.bald_noise import noise_floor
 from tokenuq_ml.tables.parquet import TableWriter, read_table, write_table
@@ -44,7 +48,8 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         _reference_evaluation(request, reporter, teacher, tokenizer, examples)
     if "token_uncertainty" in request.assets:
         model, numerics = teacher.for_bald()
-        _token_uncertainty(StageContext("token_uncertainty", request, reporter, numerics), model)
+        stored = teacher.stored(numerics)
+        _token_uncertainty(StageContext("token_uncertainty", request, reporter, numerics), model, stored)
 
 
 def _passes(request: StageRequest) -> list[list[str]]:
@@ -57,11 +62,11 @@ def _passes(request: StageRequest) -> list[list[str]]:
     return list(by_dtype.values())
 
 
-def _token_uncertainty(context: StageContext, model: PeftModel) -> None:
+def _token_uncertainty(context: StageContext, model: PeftModel, stored: StoredModel) -> None:
     """Write BALD of every token and its float64 reference, and report the asset."""
     spec = UncertaintySpec(**context.asset.fields["uncertainty"])
     sample = reference_sample(StoredExamples(context.input("tokenized_dataset")))
-    written = _write_uncertainty(context, model, spec, [example.example_id for example in sample])
+    written = _write_uncertainty(context, model, stored, spec, [example.example_id for example in sample])
     if written is None:
         return
     table, sampled = written
@@ -79,7 +84,7 @@ def _token_uncertainty(context: StageContext, model: PeftModel) -> None:
 
 
 def _write_uncertainty(
-    context: StageContext, model: PeftModel, spec: UncertaintySpec, sample: list[str]
+    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, sample: list[str]
 ) -> tuple[TableWriter, pl.DataFrame] | None:
     """Write the table `token_uncertainty` shard by shard; return its writer, and the rows of the sampled examples.
 
@@ -88,10 +93,7 @@ def _write_uncertainty(
     dataset, sampled = context.input("tokenized_dataset"), []
     tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
     progress = context.progress(tokens * spec.samples)
-    computed = (
-        token_uncertainty(model, shard, spec, context.numerics, progress.add)
-        for shard in stored_shards(dataset, context.numerics)
-    )
+    computed = _uncertainty_of_shards(context, model, stored, spec, progress)
     if not process_group.is_main():
         deque(computed, maxlen=0)
         return None
@@ -100,6 +102,21 @@ def _write_uncertainty(
             table.append(rows)
             sampled.append(rows.filter(pl.col("example_id").is_in(sample)))
     return table, pl.concat(sampled)
+
+
+def _uncertainty_of_shards(
+    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, progress: Progress
+) -> Iterator[pl.DataFrame]:
+    """Yield the rows of each shard, measured here or by the processes of a cluster."""
+    dataset, numerics, actors = context.input("tokenized_dataset"), context.numerics, batch_actors.current()
+    if actors is None:
+        for shard in stored_shards(dataset, numerics):
+            yield token_uncertainty(model, shard, spec, numerics, progress.add)
+        return
+    plan, measure = uncertainty_plan(model, spec, numerics), UncertaintyMeasure(stored, spec)
+    jobs = [Job(batches, measure, group=plan.workers) for batches, _ in stored_batches(dataset, plan, numerics)]
+    for rows in actors.run(jobs, numerics, progress.add):
+        yield pl.concat(rows)
 
 
 def _uncertainty_figures(spec: UncertaintySpec, rows: pl.LazyFrame, reference: pl.DataFrame) -> dict:
@@ -142,6 +159,7 @@ def _reference_evaluation(
                 family=family,
                 seed=None,
                 name=f"{context.name}: {family}",
+                stored=replace(teacher.stored(numerics), is_active=adapter is not None),
             )
             evaluated = evaluate_and_store(context, candidate, examples, suffix=f"_{family}")
         if evaluated is None:

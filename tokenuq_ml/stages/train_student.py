@@ -14,8 +14,9 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.data.batching import TokenizedExample, read_examples
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
-from tokenuq_ml.models.load import load_model, load_tokenizer
+from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel
@@ -25,7 +26,7 @@ from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
 from tokenuq_ml.stages.measure_curriculum import TrainedStudent, measure_curriculum
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.student_setup import StudentSetup, student_setup, student_train_spec
-from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, store_adapter
+from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, load_base, store_adapter
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
 from tokenuq_ml.training.trainer import train
@@ -57,17 +58,18 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
 
 def _train(
     request: StageRequest, reporter: StageReporter, examples: list[TokenizedExample]
-) -> tuple[tuple[PeftModel, Numerics], TrainedStudent, Path]:
+) -> tuple[tuple[PeftModel, Numerics] | None, TrainedStudent, Path]:
     """Train and report the student.
 
     Returns:
-        The trained model, the student with copies of its files, and the folder of the copies, which the caller
-        removes. Outputs are moved away as soon as they are reported, hence the copies.
+        The trained model (None if it is sharded: measuring loads it again), the student with copies of its files, and
+        the folder of the copies, which the caller removes. Outputs are moved away as soon as they are reported, hence
+        the copies.
     """
     asset = request.assets["student"]
     ablation = AblationSpec(**asset.fields["ablation"])
     spec = student_train_spec(asset.fields, ablation)
-    base, numerics = load_model(request.inputs["model"], asset.fields["precision"])
+    base, numerics = load_base(request, asset.fields["precision"])
     model = add_adapter(base, spec.lora, ablation.seed)
     context = StageContext("student", request, reporter, numerics)
     setup = student_setup(context, model, examples, ablation, spec)
@@ -84,7 +86,8 @@ def _train(
     # The adapter is there for every rank.
     process_group.barrier()
     student = TrainedStudent(selections, work_dir / "adapter", work_dir / "snapshots")
-    return (freeze_adapter(model), numerics), student, work_dir
+    loaded = None if is_sharded(model) else (freeze_adapter(model), numerics)
+    return loaded, student, work_dir
 
 
 def _report_student(
@@ -123,6 +126,7 @@ def _evaluate(
         family=asset.fields["family"],
         seed=asset.fields["seed"],
         name=context.name,
+        stored=student.stored(numerics),
     )
     evaluated = evaluate_and_store(context, candidate, examples)
     if evaluated is None:

@@ -1,0 +1,270 @@
+"""What a measuring stage deals to processes of a cluster: batches, and how they are measured.
+
+All of it can be pickled. A process holds one model, and keeps a pass over it open until it is asked for another one.
+Nothing here depends on who computes a batch: masks of MC dropout are keyed by example (`models/keyed_masks.py`).
+"""
+
+import pickle
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.data.batching import Batch, StoredExamples, TokenizedExample
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.generation import GreedyDecoding, answer_pass
+from tokenuq_ml.models.float32_passes import float32_passes
+from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.models.load import load_tokenizer
+from tokenuq_ml.models.numerics import Numerics, resolve_numerics
+from tokenuq_ml.out_of_memory import ran_out
+from tokenuq_ml.scoring.batch_threads import BatchPlan
+from tokenuq_ml.scoring.mc_dropout import uncertainty_pass
+from tokenuq_ml.scoring.token_losses import ScoredBatch, loss_pass
+from tokenuq_ml.stages.adapted_model import AdaptedModel, StoredModel
+from tokenuq_ml.stages.provenance import code_hash
+from tokenuq_ml.training.states_writer import CachePart, StatesWriter
+
+Keep = Callable[[ScoredBatch], None]
+Run = Callable[[Iterable[Any]], list[tuple[Any, int]]]
+"""Takes batches, and returns for each its result and the units of progress that it counts."""
+
+
+class Measure(ABC):
+    """How batches are measured: with which model, and what of them."""
+
+    model: StoredModel
+
+    @abstractmethod
+    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> AbstractContextManager[Run]:
+        """Prepare the model, and yield what measures batches.
+
+        Args:
+            model: with its adapter.
+            numerics: of the model.
+            keep: called with each batch that is scored, hidden states included.
+        """
+
+
+@dataclass(frozen=True)
+class LossMeasure(Measure):
+    """Losses, entropies and ranks; results are `ScoredRows`, and units are tokens."""
+
+    model: StoredModel
+    alternatives: int = 0
+
+    @contextmanager
+    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+        """Yield what scores batches."""
+        with self.model.activated(model), loss_pass(model, numerics, self.alternatives, keep) as score:
+            yield lambda batches: [(scored, scored.tokens) for scored in score(batches)]
+
+
+@dataclass(frozen=True)
+class UncertaintyMeasure(Measure):
+    """BALD from K dropout samples; results are rows of `token_uncertainty`, and units are tokens times K."""
+
+    model: StoredModel
+    spec: UncertaintySpec
+
+    @contextmanager
+    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+        """Yield what samples batches, in float32."""
+        with self.model.activated(model), float32_passes(model) as dtype:
+            with uncertainty_pass(model, self.spec, replace(numerics, dtype=dtype)) as score:
+                yield lambda batches: list(score(batches))
+
+
+@dataclass(frozen=True)
+class AnswerMeasure(Measure):
+    """Greedy answers to batches of prompts; results are the new ids by prompt, and units are prompts."""
+
+    model: StoredModel
+    decoding: GreedyDecoding
+
+    @contextmanager
+    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+        """Yield what answers prompts."""
+        tokenizer = load_tokenizer(self.model.base)
+        with self.model.activated(model), answer_pass(model, tokenizer, self.decoding) as answer:
+            yield lambda batches: [(answer(batch), len(batch)) for batch in batches]
+
+
+@dataclass(frozen=True)
+class StoredBatches:
+    """Batches of some rows of a `tokenized_dataset`, which the process that forms them reads."""
+
+    folder: Path
+    first: int
+    count: int
+    plan: BatchPlan
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.plan.batches(list(StoredExamples(self.folder, first=self.first, count=self.count)))
+
+
+@dataclass(frozen=True)
+class ExampleBatches:
+    """Batches of examples that travel with the work."""
+
+    examples: Sequence[TokenizedExample]
+    plan: BatchPlan
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.plan.batches(list(self.examples))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Batches, how each is measured, and where the states of their examples go."""
+
+    batches: Iterable[Any]
+    measure: Measure
+    states: CachePart | None = None
+    group: int = 1
+    """Batches that one process measures at a time: as many as it has threads for."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every process must have in common with the one that forms the batches."""
+
+    code: str
+    device: str
+    threads: int
+
+    @classmethod
+    def of(cls, numerics: Numerics) -> "Setting":
+        """Return the setting of this process."""
+        return cls(code_hash(), numerics.device, numerics.threads)
+
+    def require(self, numerics: Numerics) -> None:
+        """Check that this process is like the one that forms the batches.
+
+        Raises:
+            InputError: it has other code, or another kind of device.
+        """
+        if code_hash() != self.code:
+            raise InputError(
+                f"the code of tokenuq_ml on a node, {Path(__file__).parents[1]} ({code_hash()}), is not that of the "
+                f"stage ({self.code}): install the same version on all nodes, or name a "
+                "checkout in TOKENUQ_RAY_WORKING_DIR"
+            )
+        if numerics.device.split(":")[0] != self.device.split(":")[0]:
+            raise InputError(
+                f"the stage computes on {self.device} and a process of it on {numerics.device}; reserve the same "
+                "kind of device for all of them by `resources` of the study"
+            )
+
+
+def groups(job: Job, setting: Setting) -> Iterator[dict[str, Any]]:
+    """Yield the work of a job: complete batches, as many as one process measures at a time, and which are the last."""
+    batches = iter(job.batches)
+    now = list(islice(batches, job.group))
+    while True:
+        later = list(islice(batches, job.group))
+        yield {"is_last": not later, "work": pickle.dumps((replace(job, batches=now), setting))}
+        if not later:
+            return
+        now = later
+
+
+class Measurer:
+    """Measures work with the model that it holds. One per process."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._model: AdaptedModel | None = None
+        self._measure: Measure | None = None
+        self._writer: StatesWriter | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row of `groups`, with its results in place of its work, or with the reason why there are none."""
+        results = failure = b""
+        try:
+            results = pickle.dumps(self._results(*pickle.loads(row["work"])))
+        except Exception as error:
+            failure = pickle.dumps(Failure.of(error))
+        return {"is_last": row["is_last"], "results": results, "failure": failure}
+
+    def _results(self, job: Job, setting: Setting) -> list[tuple[Any, int]]:
+        """Return the result and the units of each batch."""
+        if job.measure != self._measure:
+            self._switch(job.measure, setting)
+        if job.states is None:
+            return self._run(job.batches)
+        try:
+            with job.states.writer(self._head) as self._writer:
+                return self._run(job.batches)
+        finally:
+            self._writer = None
+
+    def close(self) -> None:
+        """Give the model back as it was."""
+        self._open.close()
+        self._measure = None
+
+    def _switch(self, measure: Measure, setting: Setting) -> None:
+        """Close the pass over the model, and open another one, with another model if it needs one."""
+        self.close()
+        stored = measure.model
+        if self._model is None or not self._model.is_of(stored):
+            self._model = AdaptedModel(stored.base, stored.adapter, stored.name, None)
+        # The batches of one thread each, and the products of a batch on its own, are then those of the stage.
+        torch.set_num_threads(setting.threads)
+        setting.require(resolve_numerics(stored.precision))
+        model, numerics = self._model.at(stored.precision)
+        self._head = head_of(model)
+        self._run: Run = self._open.enter_context(measure.open(model, numerics, self._keep))
+        self._measure = measure
+
+    def _keep(self, scored: ScoredBatch) -> None:
+        if self._writer is not None:
+            put_states(self._writer, scored)
+
+
+def put_states(cache: StatesWriter, scored: ScoredBatch) -> None:
+    """Store the hidden states of a batch's train examples."""
+    lengths = [len(example.positions) for example in scored.batch.examples]
+    for example, hidden_ND in zip(scored.batch.examples, scored.hidden_ND.split(lengths), strict=True):
+        if example.split == "train":
+            cache.put(example.example_id, hidden_ND)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a process could not measure a batch. Many exceptions cannot be pickled."""
+
+    kind: str
+    """`input`, `memory`, `system` or `bug`."""
+    message: str
+    arguments: tuple = field(default=())
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        """Return what is known of an exception."""
+        if isinstance(error, InputError):
+            return cls("input", str(error))
+        if ran_out(error):
+            return cls("memory", str(error))
+        if isinstance(error, OSError) and error.errno is not None:
+            return cls("system", str(error), (error.errno, error.strerror, error.filename))
+        return cls("bug", "".join(traceback.format_exception(error)))
+
+    def exception(self) -> Exception:
+        """Return an exception that ends the stage as the original one would."""
+        if self.kind == "input":
+            return InputError(self.message)
+        if self.kind == "memory":
+            return MemoryError(self.message)
+        if self.kind == "system":
+            return OSError(*self.arguments)
+        return RuntimeError(f"a process that measures batches has failed:\n{self.message}")
