@@ -43,10 +43,10 @@ def load_defs() -> dg.Definitions:
     Raises:
         InputError: the configuration or a variable is wrong; the message says where and how to fix it.
     """
-    store = open_store()
     try:
         config = shown_config(load_config(*config_folders(os.environ)), store)
         return build_defs(config, store.home, executor=chosen_executor())
+        store = open_store()
     except InputError as error:
         # Raised again for a short traceback: `dagster dev` shows all of it, with the message at the end.
         raise InputError(str(error)) from None
