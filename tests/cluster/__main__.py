@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster.failures import TRIALS, Trial, mounted_disk, store_away
+from tests.cluster.failures import MADE_BEFORE, TRIALS, Trial, mounted_disk, store_away
 from tests.cluster.page import page
 from tests.cluster.study import ClusterStudy
 from tests.support.ray_clusters import TwoNodes, two_nodes
@@ -30,7 +30,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="tokenuq-cluster-"))
     rows: list[tuple[str, str, str, bool]] = []
     try:
-        local = ClusterStudy(folder / "local", long=True)
+        local = ClusterStudy(folder / "local")
         began = time.monotonic()
         local.run(None)
         print(f"one machine: {len(local.versions())} assets in {time.monotonic() - began:.0f} s", flush=True)
@@ -41,7 +41,7 @@ def main() -> int:
             for trial in TRIALS if options.failures else ():
                 if options.only in trial.what:
                     cluster.start()
-                    rows.append(run_trial(trial, folder, cluster, local.versions()))
+                    rows.append(run_trial(trial, folder, cluster, local))
                     print(rows[-1], flush=True)
                 if options.page:
                     options.page.write_text(page(rows))
@@ -53,7 +53,7 @@ def main() -> int:
 
 def demo(folder: Path, cluster: TwoNodes, expected: dict[str, str]) -> tuple[str, bool]:
     """Run the study on the cluster; return what was seen, and whether it is as expected."""
-    study = ClusterStudy(folder / "cluster", long=True)
+    study = ClusterStudy(folder / "cluster")
     began = time.monotonic()
     study.run(cluster.address)
     versions, seconds = study.versions(), time.monotonic() - began
@@ -64,16 +64,16 @@ def demo(folder: Path, cluster: TwoNodes, expected: dict[str, str]) -> tuple[str
     return f"{len(versions)} assets by {jobs} jobs in {seconds:.0f} s, with the same data versions", True
 
 
-def run_trial(trial: Trial, folder: Path, cluster: TwoNodes, expected: dict[str, str]) -> tuple[str, str, str, bool]:
-    """Run a trial in a store of its own; return its row of the table."""
-    place = folder / trial.act.__name__
-    store = None
+def run_trial(trial: Trial, folder: Path, cluster: TwoNodes, local: ClusterStudy) -> tuple[str, str, str, bool]:
+    """Run a trial in a store of its own, with what a run on one machine has made before; return its row."""
+    store, expected = None, local.versions()
     if trial.act is store_away:
         store = mounted_disk(folder)
         if store is None:
             return trial.what, trial.expected, "not tried: no file system could be mounted", True
         store /= "store"
-    study = ClusterStudy(place, store, long=True)
+    study = ClusterStudy(folder / trial.act.__name__, store, local.inputs)
+    study.take(local, MADE_BEFORE[trial.asset])
     try:
         seen = trial.act(study, cluster)
         versions = study.versions()

@@ -1,12 +1,14 @@
 """A study of real stages on a tiny model, whose runs are processes, with stages on this machine or on a cluster.
 
-`python -m tests.cluster.study FOLDER [ASSET ...]` is `tokenuq run` of it, or of some of its assets.
+`python -m tests.cluster.study INPUTS [ASSET ...]` is `tokenuq run` of it, or of some of its assets.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -24,23 +26,30 @@ class ClusterStudy:
     """The study in a folder: its inputs, its configuration, and a store.
 
     Args:
-        folder: of the inputs and of Dagster's home.
+        folder: of Dagster's home.
         store: by default in `folder`.
-        ablations: of the study.
-        long: the teacher trains for some seconds.
+        inputs: folder of the configuration and the data; by default `folder`, where they are written.
     """
 
-    def __init__(self, folder: Path, store: Path | None = None, ablations=(ABLATION,), long: bool = False):
-        self.folder, self.home = folder, store or folder / "store"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_inputs(folder)
-        study = CONFIG["studies"][STUDY] | {"ablations": list(ablations)}
-        if long:
-            study["train"] = study["train"] | LONG_TRAINING
-        (folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
-        chosen = {name: CONFIG["ablations"][name] for name in ablations}
-        (folder / "ablations.yaml").write_text(yaml.safe_dump(chosen))
+    def __init__(self, folder: Path, store: Path | None = None, inputs: Path | None = None):
+        self.folder, self.home, self.inputs = folder, store or folder / "store", inputs or folder
         self.log = folder / "runs.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        if inputs is None:
+            write_inputs(folder)
+            study = CONFIG["studies"][STUDY] | {"ablations": [ABLATION]}
+            study["train"] = study["train"] | LONG_TRAINING
+            (folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
+            (folder / "ablations.yaml").write_text(yaml.safe_dump({ABLATION: CONFIG["ablations"][ABLATION]}))
+
+    def take(self, other: "ClusterStudy", names: Iterable[str]) -> None:
+        """Copy complete assets of another store, which a run then adopts."""
+        for name in names:
+            manifest = Path(".manifests", f"{name}.json")
+            for place in (*json.loads((other.home / manifest).read_text())["outputs"].values(), manifest.as_posix()):
+                source, target = other.home / place, self.home / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
 
     def start(self, address: str | None, *assets: str, **environment: str) -> subprocess.Popen:
         """Start a run of the study, or of some assets.
@@ -58,7 +67,7 @@ class ClusterStudy:
             own |= {"TOKENUQ_LAUNCHER": "ray", "RAY_ADDRESS": address}
         with open(self.log, "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.cluster.study", str(self.folder), *assets],
+                [sys.executable, "-m", "tests.cluster.study", str(self.inputs), *assets],
                 env=own | environment,
                 cwd=ROOT,
                 stdout=log,

@@ -20,11 +20,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(folder):
-    """The data versions of a run on one machine."""
-    local = ClusterStudy(folder / "local", long=True)
+def local(folder):
+    """The study, made on one machine."""
+    local = ClusterStudy(folder / "local")
     local.run(None)
-    return local.versions()
+    return local
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,12 @@ def cluster(running):
     return running
 
 
-def test_a_cluster_gives_the_data_versions_of_one_machine(folder, cluster, expected):
-    seen, well = demo(folder, cluster, expected)
+def test_a_cluster_gives_the_data_versions_of_one_machine(folder, cluster, local):
+    seen, well = demo(folder, cluster, local.versions())
     assert well, seen
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=[trial.act.__name__ for trial in TRIALS])
-def test_a_failure_changes_no_data_version(trial, folder, cluster, expected):
-    *_, seen, well = run_trial(trial, folder, cluster, expected)
+def test_a_failure_changes_no_data_version(trial, folder, cluster, local):
+    *_, seen, well = run_trial(trial, folder, cluster, local)
     assert well, seen
