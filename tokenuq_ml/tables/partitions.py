@@ -66,6 +66,10 @@ def store_home(home: str | Path | None = None) -> Path:
     if is_address(home):
         return open_mirror(str(home))
     folder = Path(home).expanduser().resolve()
+    named = _named_home()
+    if is_address(named) and folder == store_folder():
+        # A process of a run is told the folder, and has the address in its environment.
+        return open_mirror(str(named))
     require_no_mirror(folder)
     return folder
 

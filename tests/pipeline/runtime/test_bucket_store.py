@@ -12,12 +12,13 @@ from tests.support.owners import elsewhere
 from tests.support.s3_server import CUT_REQUEST, LOSE_ANSWER, REFUSE
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.object_store import mirror as mirror_module
+from tokenuq_ml.object_store import registry
 from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.object_store.manifest_copies import ManifestCopies
 from tokenuq_ml.tables.partitions import store_home
 from tokenuq_pipeline.runtime import bucket_pruning, leases, owners
 from tokenuq_pipeline.runtime.bucket_pruning import NotRemovable, removable, remove, restorable, restore
-from tokenuq_pipeline.runtime.bucket_store import fetch, open_store
+from tokenuq_pipeline.runtime.bucket_store import BucketStore, fetch, open_store
 from tokenuq_pipeline.runtime.leases import LeaseLost, LeaseRecord
 from tokenuq_pipeline.runtime.owners import Owner, clean_heartbeats, heartbeat_of
 from tokenuq_pipeline.runtime.store_layout import places_of
@@ -171,8 +172,11 @@ def test_a_service_that_is_away_is_one_sentence(machine, s3_proxy, monkeypatch):
 
 
 @pytest.mark.heavy
-def test_the_mirror_itself_is_no_store(machine):
+def test_the_mirror_itself_is_no_store(machine, monkeypatch):
     store = machine("one")
+    monkeypatch.setenv("TOKENUQ_HOME", str(store.mirror.address))
+    monkeypatch.setattr(registry, "_mirrors", {})
+    assert isinstance(open_store(store.home), BucketStore)
     moved = store.home.with_name("moved")
     store.home.rename(moved)
     with pytest.raises(InputError, match="is the local cache of a store in a bucket; set TOKENUQ_HOME to the address"):
