@@ -6,6 +6,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -88,6 +89,12 @@ def test_code_servers_of_the_workspace_are_services_of_compose():
         assert services[server["host"]]["environment"]["TOKENUQ_CONFIG"] == f"/config/{server['location_name']}"
     ports = services["ui"]["ports"]
     assert all(port.startswith("127.0.0.1:") for port in ports) and "TOKENUQ_UI_TOKEN" in services["ui"]["environment"]
+
+
+def test_the_image_installs_extras_that_there_are():
+    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
 def test_compose_reads_its_file():

@@ -126,10 +126,8 @@ class ClusterPlan:
 
     def not_in_code(self) -> list[str]:
         """Return what the plan needs that stages cannot do yet."""
-        gpus, said = self.cluster.gpus, []
-        if self.cluster.nodes > 1:
-            said.append("trainings on several nodes: `processes` are those of one node")
-        if self.layout.group not in (1, gpus):
+        said = []
+        if self.layout.group not in (1, self.cluster.size):
             said.append(
                 f"trainings with weights shared by {self.layout.group} GPUs: `sharding: fsdp` shares them among all "
                 "processes of a training"

@@ -252,6 +252,7 @@ def assumed(plan: ClusterPlan) -> list[str]:
         f"{planner.train_data.response:.0f} scored; {planner.train_data.origin}",
         f"{plan.steps:,} steps of {planner.study.train.batch_size:,} examples, {plan.layout.examples} per GPU and pass",
         "compute, exchange and generation's memory overlap; storage and one process do not",
+        "one stage has the whole cluster at a time; more than one node needs Ray",
         "base models are sharded over GPUs as FSDP does it, adapters are not; activations are stored, not recomputed",
     ]
 
