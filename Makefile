@@ -15,7 +15,7 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 .DELETE_ON_ERROR:
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.quickstart ## Materialise the study `quickstart` (STUDY=name for another) and print its ablation table
 	HF_HUB_OFFLINE=1 $(BIN)/tokenuq run --study $(STUDY)
@@ -44,10 +44,10 @@ test-fast: $(VENV)/.dev ## Run the tests that are neither slow nor heavy
 test-heavy: $(VENV)/.dev ## Run the heavy tests: all architectures, database servers, attacked browsers, several runs at once
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m heavy || [ $$? = 5 ]
 
-# Takes about two hours, in parts of less than one: run it again until it says that no trial is left.
 cluster-demo: $(VENV)/.dev ## Run a tiny study on a local two-node Ray cluster, and compare it with one machine
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.cluster
 
+# Takes about two hours, in parts of less than one: run it again until it says that no trial is left.
 survive: $(VENV)/.dev ## Kill, fill disks, damage and misconfigure a tiny study; write docs/results/survive.md
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.survive .survive --page docs/results/survive.md
 
