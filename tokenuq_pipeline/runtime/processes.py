@@ -78,12 +78,28 @@ def started_at(pid: int) -> float | None:
 
 
 def peak_memory(pid: int) -> int | None:
-    """Return the bytes of memory that a running process has had at most; None if the system does not say."""
+    """Return the bytes of memory that a running process and its children have had at most; None if it is not known.
+
+    The children of a stage in several processes do its work. The sum is of the most that each has had, whenever.
+    """
+    own = _own_peak(pid)
+    return None if own is None else own + sum(_own_peak(child) or 0 for child in _children(pid))
+
+
+def _own_peak(pid: int) -> int | None:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     except (OSError, StopIteration, ValueError, IndexError):
         return None
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return [int(child) for text in texts for child in text.split()]
 
 
 def boot_id() -> str:

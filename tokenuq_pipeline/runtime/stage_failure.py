@@ -52,7 +52,8 @@ class MemoryWatch:
         """Note the peak so far, at most every quarter of a second."""
         if time.monotonic() - self._last >= LOOK_S:
             self._last = time.monotonic()
-            self.peak = peak_memory(self._pid) or self.peak
+            # The sum over processes of which one has ended is smaller.
+            self.peak = max(peak_memory(self._pid) or 0, self.peak or 0) or None
 
     def was_killed(self) -> bool:
         """Return whether the system has killed a process of our control group for its memory meanwhile."""

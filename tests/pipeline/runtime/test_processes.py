@@ -7,7 +7,24 @@ import time
 
 import pytest
 
-from tokenuq_pipeline.runtime.processes import ZOMBIE, is_alive, is_running, process_name, process_stat, started_at
+from tokenuq_pipeline.runtime.processes import (
+    ZOMBIE,
+    is_alive,
+    is_running,
+    peak_memory,
+    process_name,
+    process_stat,
+    started_at,
+)
+
+PARENT = """
+import subprocess, sys
+code = "block = bytearray(110 * 2**20); print('ready', flush=True); input()"
+child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
+print("ready", flush=True)
+input()
+"""
 
 
 @pytest.fixture
@@ -23,6 +40,13 @@ def test_a_running_process(child):
     assert stat.parent == os.getpid() and stat.state != ZOMBIE
     assert is_running(child.pid) and is_alive(process_name(child.pid)) and is_alive(process_name())
     assert abs(started_at(child.pid) - time.time()) < 10
+
+
+def test_the_peak_of_memory_includes_that_of_children():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()
+        assert 100 * 2**20 < peak_memory(parent.pid) < 200 * 2**20 and peak_memory(2**30) is None
+        parent.kill()
 
 
 def test_a_zombie_does_not_run(child):
