@@ -14,6 +14,7 @@ from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.console import compact_logger
 from tokenuq_pipeline.runtime.dagster_internals import log_by_default
+from tokenuq_pipeline.runtime.launchers.choice import uses_ray
 from tokenuq_pipeline.runtime.paths import config_folders
 
 __all__ = ["build_defs", "chosen_executor", "defs", "load_defs"]
@@ -24,14 +25,15 @@ EXECUTOR_VARIABLE = "TOKENUQ_EXECUTOR"
 def chosen_executor() -> dg.ExecutorDefinition:
     """Return the executor for the UI's runs, as `$TOKENUQ_EXECUTOR` names it.
 
-    By default steps run in the process of their run: the heavy work is in child processes anyway, and a process per
-    step would only import Dagster again.
+    By default steps run in the process of their run, one after another: the heavy work is in child processes anyway,
+    and a process per step would only import Dagster again. On a cluster the ablations of a run are trained side by
+    side, so that steps have processes, which wait for their jobs.
 
     Raises:
         InputError: there is no such executor.
     """
     executors = {"in_process": dg.in_process_executor, "multiprocess": dg.multiprocess_executor}
-    name = os.environ.get(EXECUTOR_VARIABLE, "in_process")
+    name = os.environ.get(EXECUTOR_VARIABLE) or ("multiprocess" if uses_ray() else "in_process")
     if name not in executors:
         raise InputError(f"{EXECUTOR_VARIABLE}: unknown executor {name!r}; allowed: {', '.join(executors)}")
     return executors[name]
@@ -44,9 +46,9 @@ def load_defs() -> dg.Definitions:
         InputError: the configuration or a variable is wrong; the message says where and how to fix it.
     """
     try:
+        store = open_store()
         config = shown_config(load_config(*config_folders(os.environ)), store)
         return build_defs(config, store.home, executor=chosen_executor())
-        store = open_store()
     except InputError as error:
         # Raised again for a short traceback: `dagster dev` shows all of it, with the message at the end.
         raise InputError(str(error)) from None

@@ -8,6 +8,12 @@ from typing import Any
 
 import dagster as dg
 
+from tokenuq_pipeline.runtime.launchers.choice import uses_ray
+
+CLUSTER_STEPS = 32
+"""Steps of a run at once whose stages run on a cluster: as many processes that wait. Dagster's default is one per core
+of this machine. The pool of models limits those that load one."""
+
 
 def fixed_resource(value: Any) -> dg.ResourceDefinition:
     """Return a resource that is `value` and accepts no configuration.
@@ -28,6 +34,9 @@ def fixed_executor(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
     Others name modules that the processes of steps would import.
     """
     schema: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     if executor.name == dg.multiprocess_executor.name:
         schema["max_concurrent"] = dg.Field(dg.Noneable(int), is_required=False, description="steps at once")
-    return executor.configured(lambda config: config, config_schema=schema, name=executor.name)
+        if uses_ray():
+            defaults["max_concurrent"] = CLUSTER_STEPS
+    return executor.configured(lambda config: {**defaults, **config}, config_schema=schema, name=executor.name)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.dagster_internals import IN_PROGRESS_RUN_STATUSES, process_of_event
+from tokenuq_pipeline.runtime.launchers.choice import cluster_slots
 from tokenuq_pipeline.runtime.owners import Owner, clean_heartbeats, heartbeat_of
 from tokenuq_pipeline.runtime.processes import is_running, started_at
 
@@ -55,7 +56,9 @@ def prepare(instance: dg.DagsterInstance, home: Path, environment: Mapping[str, 
 def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> list[str]:
     """Set the slots of the pool `accelerator` to the number in `$TOKENUQ_ACCELERATOR_SLOTS`.
 
-    Without the variable, the number stays as it was set before, for example in the UI; at first it is one.
+    Without the variable, it is the number of models that a Ray cluster holds, if stages run there: the cluster then
+    queues what it has no room for, and a stage that reserves several GPUs waits there. Otherwise the number stays as it
+    was set before, for example in the UI; at first it is one.
 
     Raises:
         InputError: the variable is not a positive integer.
@@ -66,9 +69,10 @@ def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> l
     text = environment.get(SLOTS_VARIABLE)
     if text is not None and not (text.isdigit() and int(text) > 0):
         raise InputError(f"{SLOTS_VARIABLE}: must be a positive integer, is {text!r}")
+    found = int(text) if text else cluster_slots(environment)
     for _ in range(FIRST_STARTS):
         limits = {pool.name: pool.limit for pool in storage.get_pool_limits()}
-        wanted = int(text) if text else limits.get(ACCELERATOR, 1)
+        wanted = found or limits.get(ACCELERATOR, 1)
         if limits.get(ACCELERATOR) == wanted:
             break
         # Of several first starts at once, all but one fail to insert the pool, and find it then.

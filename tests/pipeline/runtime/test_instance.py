@@ -17,6 +17,7 @@ from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.runtime import instance as instance_module
 from tokenuq_pipeline.runtime.dagster_internals import EngineEventData, run_job
 from tokenuq_pipeline.runtime.instance import ACCELERATOR, PROCESS_TAG, prepare
+from tokenuq_pipeline.runtime.launchers.ray_cluster import ClusterAway, NodeResources, RayCluster
 from tokenuq_pipeline.runtime.owners import FOLDER, Owner
 from tokenuq_pipeline.runtime.processes import process_name
 
@@ -173,3 +174,20 @@ def test_the_command_line_waits_for_a_slot_and_says_so(toy, instance, capfd):
     assert run_study(toy.defs(), toy_config(ablations=["mle"]), STUDY, ["mle"], instance, toy.store) == 0
     timer.join()
     assert "waits for a slot of the pool accelerator: other runs use them all" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("nodes", "expected"), [(({"CPU": 8.0, "GPU": 4.0},) * 2, 8), (({"CPU": 3.0},), 3), (None, 1)])
+def test_on_a_cluster_there_is_a_slot_for_each_device(toy, instance, monkeypatch, nodes, expected):
+    """None: the cluster does not answer, and the number stays what it is."""
+
+    def resources(cluster):
+        if nodes is None:
+            raise ClusterAway("no answer")
+        return NodeResources(nodes)
+
+    monkeypatch.setattr(RayCluster, "resources", resources)
+    environment = {"TOKENUQ_LAUNCHER": "ray", "RAY_ADDRESS": "http://head:8265"}
+    prepare(instance, toy.store.home, environment)
+    assert slots(instance) == {ACCELERATOR: expected}
+    prepare(instance, toy.store.home, environment | {"TOKENUQ_ACCELERATOR_SLOTS": "2"})
+    assert slots(instance) == {ACCELERATOR: 2}
