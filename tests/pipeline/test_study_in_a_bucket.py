@@ -14,7 +14,7 @@ from tokenuq_ml.tables import connect, scan
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.commands.run import run_study
-from tokenuq_pipeline.runtime.bucket_store import open_store
+from tokenuq_pipeline.runtime.bucket_store import copy_assets, open_store
 from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage
 
 pytestmark = pytest.mark.heavy
@@ -60,10 +60,7 @@ def test_another_machine_goes_on_where_the_first_ended(store_address, monkeypatc
 def test_readers_fetch_what_they_read(store_address, s3_proxy, monkeypatch, tmp_path, made_study, capsys):
     local = made_study.store
     first = open_store(store_address)
-    for asset in local.assets():
-        manifest = local.read_manifest(asset)
-        first.mirror.upload_all((file, local.path(file.path)) for file in manifest.files)
-        assert first.mirror.manifests.put(asset, manifest.content(), None)
+    assert copy_assets(local, first) == local.assets() and copy_assets(local, first) == []
 
     store = another_machine(store_address, monkeypatch, tmp_path / "one")
     rows = scan("selections", store_address, ablation="mle").collect()

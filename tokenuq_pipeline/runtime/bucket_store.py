@@ -80,6 +80,23 @@ def damaged_files(store: Store, manifest: Manifest) -> list[str]:
     return [] if missing is None else [f"{missing}; {REPAIR}"]
 
 
+def copy_assets(source: Store, target: "BucketStore") -> list[str]:
+    """Copy what is complete in a store in a folder, and not in the bucket, into the bucket; return the assets.
+
+    Every file is compared with its hash first. An asset that is damaged, or of which another machine publishes a
+    version meanwhile, is left out.
+    """
+    copied, there = [], set(target.assets())
+    for asset in source.assets():
+        manifest = source.read_manifest(asset)
+        if manifest is None or asset in there or source.problems(asset):
+            continue
+        target.mirror.upload_all((file, source.path(file.path)) for file in manifest.files)
+        if target.mirror.manifests.put(asset, manifest.content(), None):
+            copied.append(asset)
+    return copied
+
+
 class BucketStore(Store):
     """A store in a bucket. Its paths are those of the mirror."""
 

@@ -18,9 +18,10 @@ from tokenuq_ml.object_store.manifest_copies import ManifestCopies
 from tokenuq_ml.tables.partitions import store_home
 from tokenuq_pipeline.runtime import bucket_pruning, leases, owners
 from tokenuq_pipeline.runtime.bucket_pruning import NotRemovable, removable, remove, restorable, restore
-from tokenuq_pipeline.runtime.bucket_store import BucketStore, fetch, open_store
+from tokenuq_pipeline.runtime.bucket_store import BucketStore, copy_assets, fetch, open_store
 from tokenuq_pipeline.runtime.leases import LeaseLost, LeaseRecord
 from tokenuq_pipeline.runtime.owners import Owner, clean_heartbeats, heartbeat_of
+from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 
 pytestmark = pytest.mark.slow
@@ -90,6 +91,16 @@ def test_a_run_that_ends_before_the_manifest_leaves_the_old_version(machine):
     staged = store_actions.fill(one, ASSET, "2")
     one.settle(staged, places_of(ASSET))
     assert seen(one) == seen(two) == "1" and one.problems(ASSET) == []
+
+
+def test_what_is_undamaged_in_a_folder_is_copied(machine, tmp_path):
+    folder, store = Store(tmp_path / "folder"), machine("one")
+    for asset in (ASSET, OTHER):
+        publish(folder, "1", asset)
+    file = folder.path(folder.read_manifest(OTHER).files[0].path)
+    file.write_bytes(bytes(file.stat().st_size))
+    assert copy_assets(folder, store) == [ASSET]
+    assert seen(machine("two")) == "1" and store.assets() == [ASSET] and copy_assets(folder, store) == []
 
 
 @pytest.mark.heavy
