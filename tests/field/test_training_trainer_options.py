@@ -209,6 +209,13 @@ def test_devices_that_share_a_model_are_refused(changes, message):
         check_options(trainer)
 
 
+def test_a_model_that_transformers_has_sharded_is_refused():
+    trainer = trainer_of()
+    trainer.is_distributed_loading_by_transformers = True
+    with pytest.raises(InputError, match=r"from_pretrained\(distributed_config=...\) has sharded the model"):
+        check_options(trainer)
+
+
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
 def test_sharding_that_accelerate_launch_switches_on_is_refused(name):
     trainer = trainer_of()

@@ -64,7 +64,7 @@ def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> Training
     train = setup.train
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     micro = micro_batch_size(train, ranks)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=train.epochs,
         per_device_train_batch_size=micro,
@@ -85,3 +85,14 @@ def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> Training
         use_cpu=setup.numerics.device == "cpu",
         dataloader_pin_memory=setup.numerics.device == "cuda",
     )
+    return on_one_device(arguments)
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Return the arguments of a process that uses one GPU, also where it sees several.
+
+    Trainer would copy the model to all of them (nn.DataParallel); `processes: auto` of a study uses them.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

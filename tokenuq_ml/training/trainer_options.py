@@ -100,6 +100,11 @@ def _sharding(name: str) -> Refusal:
 
 
 def _parallelism(value: Any, trainer: Any) -> str | None:
+    if getattr(trainer, "is_distributed_loading_by_transformers", False):
+        return (
+            "from_pretrained(distributed_config=...) has sharded the model, which is not supported; load it whole in "
+            "each process, or train by a study with `sharding: fsdp`"
+        )
     value = value or getattr(trainer.accelerator, "parallelism_config", None)
     split = [name for name in ("tp", "cp", "sp") if getattr(value, f"{name}_size", 1) > 1]
     return split and (
