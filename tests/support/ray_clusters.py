@@ -139,12 +139,12 @@ _QUIET = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ENABLE_OPEN_TELEMETRY": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # A node that has died is noticed within seconds.
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_initial_delay_ms": "1000",
-    # Without its head a node ends after seconds.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    # A node that has died is noticed within ten seconds, not on a busy machine's first silence.
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_initial_delay_ms": "2000",
+    # Without its head a node ends after this time.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
 }
 
 
