@@ -1,8 +1,8 @@
 """A stage for tests of several processes: its ranks exchange objects, then each behaves as it is told.
 
-`$STAGE_OF_RANKS` is JSON: rank -> `refuse`, `crash`, `kill`, or `wait` (until it is interrupted, then it writes a
-checkpoint). A rank that is not named waits for the others at the end. Each writes what it
-found into the folder `adapter`.
+`$STAGE_OF_RANKS` is JSON: rank -> `refuse`, `crash`, `kill`, `wait` (until it is interrupted, then it writes a
+checkpoint), or `wait_once` (the same, unless it has waited before). A rank that is not named waits for the others at
+the end. Each writes what it found into the folder `adapter`.
 """
 
 import json
@@ -29,7 +29,7 @@ def run(request, reporter) -> None:
         raise RuntimeError(f"a bug of rank {rank}")
     if behaviour == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if behaviour == "wait":
+    if behaviour == "wait" or (behaviour == "wait_once" and not (out / f"waiting{rank}").exists()):
         wait(out, rank)
     group.barrier()
     (out / f"done{rank}").touch()

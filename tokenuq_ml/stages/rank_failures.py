@@ -7,6 +7,7 @@ import json
 import os
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ def _any_of(text: str) -> bool:
     return any(words in text for words in _LOST_PEERS)
 
 
+def told_in(path: Path) -> dict[str, Any]:
+    """Return what a process has written of its failure, as arguments of `RankFailure`; empty if it has not."""
+    try:
+        return _told(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def _told(content: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("sentence", "traceback", "time", "lost_peer")
+    return {**{name: content[name] for name in names if name in content}, "is_told": "code" in content}
+
+
 @dataclass(frozen=True)
 class RankFailure:
     """How one process of a stage ended."""
@@ -77,9 +91,7 @@ class RankFailure:
     @classmethod
     def of(cls, failure: Any) -> "RankFailure":
         """Return what torchrun's `ProcessFailure` and its file say."""
-        data = failure.error_file_data
-        told = {name: data[name] for name in ("sentence", "traceback", "time", "lost_peer") if name in data}
-        return cls(failure.local_rank, failure.exitcode, **told, is_told="code" in data)
+        return cls(failure.local_rank, failure.exitcode, **_told(failure.error_file_data))
 
     @property
     def order(self) -> tuple[int, float, int]:

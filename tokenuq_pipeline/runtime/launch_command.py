@@ -14,6 +14,8 @@ from tokenuq_ml.stages.request import PARALLEL_STAGES, StageRequest
 
 PROCESSES = "TOKENUQ_PROCESSES"
 """Environment variable: the number of processes of a stage, or `auto`; takes the place of the study's `processes`."""
+TRAINED = {"baseline_teacher", "student"}
+"""Assets that are trained."""
 
 
 def processes_of(request: StageRequest) -> Processes:
@@ -47,3 +49,30 @@ def stage_command(package: str, request: StageRequest, request_file: str | Path,
     if processes == 1:
         return [sys.executable, "-m", module, str(request_file)]
     return [sys.executable, "-m", "tokenuq_ml.stages.several_processes", str(processes), module, str(request_file)]
+
+
+def measures_only(request: StageRequest) -> bool:
+    """Return whether a stage of several processes trains nothing, so that they need not know of each other."""
+    return request.entrypoint in PARALLEL_STAGES and not TRAINED & request.assets.keys()
+
+
+def cluster_command(
+    package: str, request: StageRequest, request_file: str | Path, processes: Processes, spreads: bool = False
+) -> list[str]:
+    """Return the command that runs a stage as a job of a Ray cluster.
+
+    The job of a stage that measures only is one process, which has its batches computed by other processes of the
+    cluster, on any node. Ranks that train are processes of the job's node, as long as one node has room for them.
+
+    Args:
+        package: of the entry points.
+        request: of the stage.
+        request_file: the request as JSON, where the stage will read it.
+        processes: as `processes_of` returns them.
+        spreads: ranks that train are processes of several nodes.
+    """
+    if processes == 1 or not (spreads or measures_only(request)):
+        return stage_command(package, request, request_file, processes)
+    module = f"{package}.{request.entrypoint}"
+    program = "tokenuq_ml.stages.train_on_ray" if spreads else "tokenuq_ml.stages.measure_on_ray"
+    return [sys.executable, "-m", program, str(processes), module, str(request_file)]

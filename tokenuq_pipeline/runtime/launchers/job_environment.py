@@ -7,7 +7,8 @@ from typing import Any
 from tokenuq_ml.stages.request import PARALLEL_STAGES, StageRequest
 from tokenuq_ml.stages.runner import THREADS
 from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
-from tokenuq_pipeline.runtime.launch_command import processes_of
+from tokenuq_pipeline.runtime.launch_command import measures_only, processes_of
+from tokenuq_pipeline.runtime.launchers.ray_cluster import NodeResources
 
 PASSED = ("HF_", "TOKENUQ_")
 """Beginnings of the names of variables that every stage gets."""
@@ -16,6 +17,10 @@ NOT_PASSED = {POSTGRES_VARIABLE, "TOKENUQ_UI_TOKEN"}
 MORE = "TOKENUQ_RAY_ENV"
 """Environment variable: names of further variables to pass, separated by commas."""
 _KEY = "api_key_env"
+DIVIDED = ("CPU", "GPU", "memory")
+"""What each process of a stage reserves a share of; other resources are labels of nodes."""
+OF_A_SPREAD_JOB = {"memory": 2**28}
+"""What the job of ranks on several nodes reserves itself; Ray Train reserves the rest."""
 
 
 def job_environment(request: StageRequest, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -48,24 +53,43 @@ def _keys(fields: Any) -> Iterator[str]:
 def reserved(request: StageRequest, cluster_gpus: float) -> dict[str, float]:
     """Return what a stage reserves, by Ray's names: as the study says, else a processor, and a GPU for each process.
 
-    A job that reserves nothing would run on the head node, and would see no GPU.
+    A job that reserves nothing would run on the head node, and would see no GPU. If other processes of the cluster
+    compute its batches, they and the job reserve a share each.
 
     Args:
         request: of the stage.
         cluster_gpus: GPUs of the cluster. Without any, a stage reserves none unless the study says so.
     """
-    asked = request.resources
+    processes = _processes(request)
+    is_shared = measures_only(request)
+    asked = request.resources.share(processes) if is_shared else request.resources
     gpus = asked.num_gpus
     if gpus is None:
-        gpus = _processes(request) if cluster_gpus and request.entrypoint in PARALLEL_STAGES else 0
+        gpus = (1 if is_shared else processes) if cluster_gpus and request.entrypoint in PARALLEL_STAGES else 0
     needs = {"CPU": asked.num_cpus or 1, "GPU": gpus, "memory": asked.memory or 0, **asked.custom}
     return {name: amount for name, amount in needs.items() if amount}
 
 
+def spreads(request: StageRequest, cluster: NodeResources) -> bool:
+    """Return whether the ranks of a training need several nodes, since none has room for all, and the cluster has."""
+    processes = processes_of(request)
+    if processes == "auto" or processes == 1 or measures_only(request):
+        return False
+    needs = reserved(request, cluster.total("GPU"))
+    if cluster.fit(needs):
+        return False
+    share = {name: needs[name] / processes if name in DIVIDED else needs[name] for name in needs}
+    return cluster.room(share) >= processes
+
+
 def threads(request: StageRequest, needs: Mapping[str, float]) -> dict[str, str]:
     """Return the variables that give each process of a stage its share of the processors that are reserved."""
-    processes = max(1, int(needs.get("GPU", 0))) if processes_of(request) == "auto" else _processes(request)
-    share = str(max(1, int(needs["CPU"] // processes)))
+    if measures_only(request):
+        processes = 1
+    else:
+        processes = max(1, int(needs.get("GPU", 0))) if processes_of(request) == "auto" else _processes(request)
+    processors = needs.get("CPU", request.resources.num_cpus or processes)
+    share = str(max(1, int(processors // processes)))
     return {THREADS: share, "OMP_NUM_THREADS": share}
 
 

@@ -63,6 +63,10 @@ class NodeResources(NamedTuple):
         """Return whether one node could hold this, if nothing else ran there."""
         return any(all(node.get(name, 0.0) >= amount for name, amount in needs.items()) for node in self.nodes)
 
+    def room(self, needs: Mapping[str, float]) -> int:
+        """Return how many processes that need as much the nodes could hold, if nothing else ran there."""
+        return sum(int(min(node.get(name, 0.0) / amount for name, amount in needs.items())) for node in self.nodes)
+
 
 class RayCluster:
     """The cluster at an address.

@@ -23,9 +23,15 @@ from tokenuq_ml.stages.provenance import code_hash
 from tokenuq_pipeline.runtime.background import looking
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
-from tokenuq_pipeline.runtime.launch_command import processes_of, stage_command
+from tokenuq_pipeline.runtime.launch_command import cluster_command, processes_of
 from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, Slot
-from tokenuq_pipeline.runtime.launchers.job_environment import job_environment, reserved, threads
+from tokenuq_pipeline.runtime.launchers.job_environment import (
+    OF_A_SPREAD_JOB,
+    job_environment,
+    reserved,
+    spreads,
+    threads,
+)
 from tokenuq_pipeline.runtime.launchers.job_folders import JobFolder, beating_for, create_job, end_jobs, jobs_in
 from tokenuq_pipeline.runtime.launchers.ray_cluster import ClusterAway, NodeResources, RayCluster
 from tokenuq_pipeline.runtime.launchers.ray_settings import RaySettings
@@ -60,7 +66,7 @@ class RayBackend(Backend):
             ) from None
         found = self._followed(work_dir, launch)
         end_jobs(work_dir, say, kept=found)
-        job = found or self._create(work_dir, launch)
+        job = found or self._create(work_dir, launch, resources)
         slot = None
         try:
             with (
@@ -96,9 +102,11 @@ class RayBackend(Backend):
             return not self.cluster.state(job.id).has_ended
         return False
 
-    def _create(self, work_dir: Path, launch: Launch) -> JobFolder:
+    def _create(self, work_dir: Path, launch: Launch, resources: NodeResources) -> JobFolder:
         request = launch.request
-        command = stage_command(launch.package, request, "{request}", processes_of(request))
+        command = cluster_command(
+            launch.package, request, "{request}", processes_of(request), spreads(request, resources)
+        )
         name = "-".join(
             ("tokenuq", launch.context.run_id[:8], name_of(request).replace("/", "-"), secrets.token_hex(4))
         )
@@ -135,7 +143,12 @@ class _RaySlot(Slot):
     def start(self, environment: Mapping[str, str]) -> "RayStage":
         log = self._launch.context.log
         if self._is_new:
-            needs = reserved(self._launch.request, self._resources.total("GPU"))
+            request = self._launch.request
+            needs = (
+                OF_A_SPREAD_JOB
+                if spreads(request, self._resources)
+                else reserved(request, self._resources.total("GPU"))
+            )
             if not self._resources.fit(needs):
                 log.warning(f"no node of the Ray cluster has {_listed(needs)}; the job waits until one has")
             self._submit(environment, needs)
@@ -157,7 +170,7 @@ class _RaySlot(Slot):
                 entrypoint=f"exec {settings.python} -m {PROGRAM} {shlex.quote(str(self._job.path))}",
                 runtime_env=settings.runtime_env(self._launch.termination_timeout),
                 metadata={"dagster/run-id": context.run_id, "tokenuq/stage": name_of(request)},
-                entrypoint_num_cpus=needs["CPU"],
+                entrypoint_num_cpus=needs.get("CPU"),
                 entrypoint_num_gpus=needs.get("GPU"),
                 entrypoint_memory=int(needs["memory"]) if "memory" in needs else None,
                 entrypoint_resources=rest or None,
