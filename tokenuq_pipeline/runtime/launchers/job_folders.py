@@ -138,7 +138,7 @@ def end_jobs(work_dir: Path, say: Callable[[str], None], kept: JobFolder | None 
             if not told:
                 with contextlib.suppress(OSError):
                     job_files.say(job.path, job_files.STOP)
-                say(f"waiting until the job {job.id}, which an earlier run started, has written its checkpoint")
+                say(f"waiting until the job {job.id}, started earlier, has written its checkpoint or is silent")
                 told = True
             time.sleep(POLL_S)
         job.remove()
