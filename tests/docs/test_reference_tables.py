@@ -9,7 +9,12 @@ from tokenuq_ml.stages.versions import REVISIONS
 from tokenuq_ml.tables import TABLES
 from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
 
-INTERNAL = {"TOKENUQ_PARENT_PIPE", "TOKENUQ_PARENT_LEASE_SECONDS"}
+INTERNAL = {
+    "TOKENUQ_PARENT_PIPE",
+    "TOKENUQ_PARENT_LEASE_SECONDS",
+    "TOKENUQ_JOB_VARIABLES",
+    "TOKENUQ_RANKS_START",
+}
 """Set by tokenuq for its own child processes."""
 
 
