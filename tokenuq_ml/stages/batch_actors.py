@@ -21,7 +21,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.stages.batch_work import Failure, Job, Measurer, Setting, groups
 from tokenuq_ml.stages.job_feed import JobFeed
-from tokenuq_ml.stages.ray_connection import cluster_nodes, connect, reserved_by_process
+from tokenuq_ml.stages.ray_connection import cluster_nodes, connect, is_job, reserved_by_process
 
 RETRIES = 3
 """How often a block is computed again, and a process started again, before the stage fails."""
@@ -50,7 +50,7 @@ class BatchActors:
 
     @classmethod
     def of(cls, processes: Processes, resources: StageResources) -> "BatchActors | None":
-        """Return the pool of a stage that has reserved as much as one of its processes; None without room for one.
+        """Return the pool of a stage; None without room for a process in addition to this one.
 
         Args:
             processes: number of processes, or `auto`: as many as there are GPUs.
@@ -63,7 +63,8 @@ class BatchActors:
         nodes = cluster_nodes()
         gpus = sum(node.get("GPU", 0.0) for node in nodes)
         needs = reserved_by_process(resources if processes == "auto" else resources.share(processes), gpus)
-        size = _room(needs, nodes)
+        # A job has reserved as much itself.
+        size = _room(needs, nodes) - is_job()
         if processes != "auto":
             size = min(size, processes)
         elif not gpus:
@@ -167,8 +168,8 @@ def _keywords(needs: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _room(needs: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
-    """Return how many processes the cluster holds in addition to this one, which has reserved as much."""
-    return sum(int(min(node.get(name, 0.0) / amount for name, amount in needs.items())) for node in nodes) - 1
+    """Return how many processes the cluster holds that reserve as much."""
+    return sum(int(min(node.get(name, 0.0) / amount for name, amount in needs.items())) for node in nodes)
 
 
 def _configure() -> None:

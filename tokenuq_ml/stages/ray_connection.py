@@ -46,6 +46,11 @@ def connect() -> None:
             signal.signal(number, handler)
 
 
+def is_job() -> bool:
+    """Return whether this process belongs to a job that Ray has started, and so has resources of the cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def cluster_nodes() -> list[dict[str, float]]:
     """Return what each node that is alive has in total, by Ray's names."""
     import ray

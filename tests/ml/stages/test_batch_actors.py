@@ -135,10 +135,9 @@ def test_the_cluster_has_room_for_what_its_nodes_hold():
     nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 2.0, "GPU": 4.0}, {"CPU": 64.0}]
     needs = reserved_by_process(StageResources(num_cpus=2), cluster_gpus=8)
     assert needs == {"CPU": 2, "GPU": 1.0}
-    # Of 4 + 1, the stage itself has one.
-    assert _room(needs, nodes) == 4
+    assert _room(needs, nodes) == 5
     assert reserved_by_process(StageResources(), cluster_gpus=0) == {"CPU": 1}
-    assert _room({"CPU": 1}, [{"CPU": 1.0}]) == 0
+    assert _room({"CPU": 2}, [{"CPU": 1.0}] * 2) == 0
     shared = StageResources(num_gpus=4, memory="8GB", custom={"fast": 1}).share(4)
     assert _keywords(reserved_by_process(shared, 8)) == {
         "num_cpus": 1,

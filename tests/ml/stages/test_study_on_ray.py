@@ -14,8 +14,6 @@ pytestmark = pytest.mark.heavy
 @pytest.fixture(scope="module")
 def cluster():
     with two_nodes({"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}) as nodes:
-        # The stage itself is no job here, so that it has no processor of the cluster; a third node has its share.
-        nodes.start_worker("spare")
         yield {"RAY_ADDRESS": f"127.0.0.1:{nodes.gcs_port}", "RAY_AUTH_MODE": "disabled"}
 
 

@@ -95,8 +95,8 @@ def test_all_ranks_start_again_after_a_lost_node(cluster, tmp_path):
     """The stage then resumes from its checkpoint: here a rank finds that it has waited before, and waits no more."""
     ranks = Ranks(cluster, tmp_path, rank0="wait_once", rank1="wait_once")
     wait_until(lambda: len(ranks.files("waiting")) == 2, 400)
-    cluster.kill("worker")
-    cluster.start_worker("spare")
+    cluster.kill("second")
+    cluster.start_worker("second")
     code, out, err = ranks.end()
     assert code == 0, out[-1000:] + err[-3000:]
     assert ranks.files("done") == ["done0", "done1"]
