@@ -11,7 +11,7 @@ export TOKENUQ_HOME ?= $(CURDIR)/store
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui lint format test test-fast test-heavy survive cluster-demo examples bench
+.PHONY: help run ui lint format test test-fast test-heavy cluster-demo survive examples bench
 .DELETE_ON_ERROR:
 
 help: ## List the targets
