@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -105,6 +106,15 @@ def _ended(study: TrialStudy, calm: Calm, code: int, printed: list[str], started
     yield Trial(PART, 0, "nothing killed", f"exit code {code}", tuple(wrong), time.monotonic() - started)
 
 
+_LATER = """
+import dagster as dg
+from tokenuq_pipeline.runtime import instance, paths
+instance.UNTAGGED_S = 0
+with dg.DagsterInstance.get() as records:
+    instance.close_dead_runs(records, paths.store_home())
+"""
+
+
 def _in_server(study: TrialStudy, calm: Calm, target: str, near: bool, draw: random.Random) -> Iterator[Trial]:
     started = time.monotonic()
     server = SurviveServer(study)
@@ -126,7 +136,11 @@ def _in_server(study: TrialStudy, calm: Calm, target: str, near: bool, draw: ran
     wrong = calm.wrong(study) + [f"stage {pid} is still at work" for pid in orphans]
     wrong += [f"{name} is missing" for name in calm.missing(study)] + ([] if code == 0 else [printed[-800:]])
     after = server.status(run)
-    if after not in ("SUCCESS", "FAILURE", "CANCELED"):
+    if after == "STARTING":
+        # The server was killed before the run had a process, which the next start says after some minutes of silence.
+        subprocess.run([sys.executable, "-c", _LATER], env=study.environment, cwd=ROOT, check=True, capture_output=True)
+        after = f"{server.status(run)} some minutes later"
+    if after.split()[0] not in ("SUCCESS", "FAILURE", "CANCELED"):
         wrong.append(f"the killed run is recorded as {after}")
     found = f"run left as {left}, then {after}; tokenuq run ended with exit code {code}"
     yield Trial(PART, 0, f"{target} killed {when}", found, tuple(wrong), time.monotonic() - started)

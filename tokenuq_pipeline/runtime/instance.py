@@ -31,8 +31,8 @@ CLOCK_SLACK_S = 5.0
 FIRST_STARTS = 5
 """Tries to set the number of slots."""
 UNTAGGED_S = 300.0
-"""Silence after which a run without tag, whose pid does not run here, counts as dead: it may run in another container,
-but its executor would have tagged it by then."""
+"""Silence after which a run without tag counts as dead if it is starting, or if its pid does not run here: it may be in
+another container, but its executor would have tagged it by then. Dagster's run monitoring gives a start 180 s."""
 
 
 def prepare(instance: dg.DagsterInstance, home: Path, environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -136,8 +136,9 @@ def _is_dead(run: dg.DagsterRun, instance: dg.DagsterInstance, home: Path) -> bo
         # The first event that names a process names the run's own; later ones may name those of single steps.
         if pid is not None:
             gone = not is_running(pid) or _started_after(pid, entry.timestamp)
-            return gone and time.time() - _last_sign(instance, run, entry.timestamp) > UNTAGGED_S
-    return False
+            return gone and _silence(instance, run) > UNTAGGED_S
+    # Whoever launched it may have been killed before the run's process existed.
+    return run.status == dg.DagsterRunStatus.STARTING and _silence(instance, run) > UNTAGGED_S
 
 
 def _is_silent(run: dg.DagsterRun, home: Path) -> bool:
@@ -147,10 +148,10 @@ def _is_silent(run: dg.DagsterRun, home: Path) -> bool:
     return beat is not None and beat.is_expired
 
 
-def _last_sign(instance: dg.DagsterInstance, run: dg.DagsterRun, since: float) -> float:
-    """Return the time of the run's last event."""
+def _silence(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:
+    """Return the seconds since the run's last event; 0 if it has none."""
     records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
-    return records[0].timestamp if records else since
+    return time.time() - records[0].timestamp if records else 0.0
 
 
 def _started_after(pid: int, timestamp: float) -> bool:

@@ -120,6 +120,20 @@ def test_runs_without_tag_are_judged_by_the_process_in_their_log(toy, instance, 
     assert statuses() == ["FAILURE", "STARTED", "STARTED"]
 
 
+def test_a_run_that_nobody_goes_on_launching_is_marked_once_it_is_silent_for_long(toy, instance, monkeypatch):
+    # Its launcher was killed before a process of the run existed: no event names one.
+    run = create_run(toy, instance, status=dg.DagsterRunStatus.STARTING)
+    instance.report_engine_event("Launching the run", run)
+
+    def status():
+        prepare(instance, toy.store.home, {})
+        return instance.get_run_by_id(run.run_id).status.value
+
+    assert status() == "STARTING"
+    monkeypatch.setattr(instance_module, "UNTAGGED_S", 0.0)
+    assert status() == "FAILURE"
+
+
 def test_a_run_elsewhere_is_judged_by_its_heartbeat_in_the_store(toy, instance):
     prepare(instance, toy.store.home, {})
     run = create_run(toy, instance, **{PROCESS_TAG: str(elsewhere())})
