@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.support.s3_fixtures import s3_proxy, s3_service, store_address
+from tests.support.s3_fixtures import machine, s3_proxy, s3_service, store_address
 from tests.support.toy_pipeline import Toy, config_with, toy_config
 
-__all__ = ["made_study", "made_study_with_file", "s3_proxy", "s3_service", "store_address"]
+__all__ = ["machine", "made_study", "made_study_with_file", "s3_proxy", "s3_service", "store_address"]
 
 
 @pytest.fixture(scope="session")

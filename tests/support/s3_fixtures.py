@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from tests.support.s3_server import BUCKET, FaultyProxy, environment, s3_server
+from tokenuq_pipeline.runtime.bucket_store import open_store
 
 _numbers = itertools.count()
 
@@ -33,3 +34,14 @@ def s3_proxy(s3_service, monkeypatch, tmp_path):
 def store_address(s3_proxy):
     """The address of a store that holds nothing."""
     return f"s3://{BUCKET}/store-{next(_numbers)}"
+
+
+@pytest.fixture
+def machine(store_address, monkeypatch, tmp_path):
+    """Return the store as a machine sees it, by the machine's name."""
+
+    def store_of(name: str):
+        monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / name))
+        return open_store(store_address)
+
+    return store_of

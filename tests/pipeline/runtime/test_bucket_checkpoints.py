@@ -8,21 +8,9 @@ import pytest
 
 from tokenuq_pipeline.runtime.bucket_checkpoints import CheckpointCopies, carried_checkpoints
 from tokenuq_pipeline.runtime.bucket_pruning import removable, remove
-from tokenuq_pipeline.runtime.bucket_store import open_store
 
 pytestmark = pytest.mark.slow
 ASSET, KEY = "s/a/student", "0123abcd"
-
-
-@pytest.fixture
-def machine(store_address, monkeypatch, tmp_path):
-    """Return the store as a machine sees it, by the machine's name."""
-
-    def store_of(name: str):
-        monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / name))
-        return open_store(store_address)
-
-    return store_of
 
 
 def write_checkpoint(store, step: int, content: str | None = None) -> None:

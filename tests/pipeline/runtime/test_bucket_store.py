@@ -38,17 +38,6 @@ def at_once(monkeypatch):
     monkeypatch.setattr(leases, "POLL_S", 0.05)
 
 
-@pytest.fixture
-def machine(store_address, monkeypatch, tmp_path):
-    """Return the store as a machine sees it, by the machine's name."""
-
-    def store_of(name: str):
-        monkeypatch.setenv("TOKENUQ_CACHE", str(tmp_path / name))
-        return open_store(store_address)
-
-    return store_of
-
-
 def publish(store, version: str, asset: str = ASSET) -> None:
     store_actions.publish(store, asset, version, store_actions.fill(store, asset, version))
 
