@@ -25,6 +25,10 @@ CONNECT_POLL_S = 2.0
 NEEDS_ADDRESS = (
     "TOKENUQ_LAUNCHER=ray needs RAY_ADDRESS, the address of the cluster's dashboard, such as http://head-node:8265"
 )
+NEEDS_TOKEN = (
+    "the cluster wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the token of the "
+    "head node (default: ~/.ray/auth_token)"
+)
 NEEDS_PACKAGE = "TOKENUQ_LAUNCHER=ray needs the package ray: pip install 'tokenuq[ray]'"
 PERMANENT = {"RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_ERROR", "JOB_ENTRYPOINT_COMMAND_START_ERROR"}
 """Kinds of errors that a second try would meet again."""
@@ -34,6 +38,10 @@ T = TypeVar("T")
 
 class ClusterAway(Exception):
     """The cluster does not answer; the message says who, and what is known."""
+
+
+class TokenRefused(ClusterAway):
+    """The cluster answers that this process needs a token, or another one. Waiting does not help."""
 
 
 class JobState(NamedTuple):
@@ -145,12 +153,15 @@ class RayCluster:
             say: called with one sentence before waiting.
 
         Raises:
+            TokenRefused: it wants a token that this process does not have.
             ClusterAway: it has not answered.
         """
         deadline, told = time.monotonic() + seconds, False
         while True:
             try:
                 return self.resources()
+            except TokenRefused:
+                raise
             except ClusterAway as away:
                 if time.monotonic() > deadline:
                     raise
@@ -177,6 +188,8 @@ class RayCluster:
         except Exception as error:
             # Ray raises ConnectionError, RuntimeError, and errors of requests, aiohttp and gRPC.
             self._client = None
+            if _wants_token(error):
+                raise TokenRefused(f"{ADDRESS}={self.address}: {NEEDS_TOKEN}") from None
             raise ClusterAway(f"{ADDRESS}={self.address}: {_first_line(error)}") from None
 
 
@@ -219,6 +232,14 @@ def cluster_of(environment: Mapping[str, str] = os.environ) -> RayCluster:
     if not address:
         raise InputError(NEEDS_ADDRESS)
     return RayCluster(address)
+
+
+def _wants_token(error: BaseException) -> bool:
+    """Return whether Ray has refused this process. Its state API wraps the error of its client."""
+    from ray.exceptions import AuthenticationError
+
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(one, AuthenticationError) for one in causes)
 
 
 def _first_line(error: BaseException) -> str:
