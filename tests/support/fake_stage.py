@@ -1,8 +1,9 @@
 """A stand-in for every stage: small, consistent tables at once, and misbehaviour on request.
 
 `$FAKE_STAGE` holds JSON that maps a kind of misbehaviour to a stage's name, or `@` and the path of a file with such
-JSON. The kinds are `bad_input`, `crash`, `die_once`, `hang`, `stubborn` (hangs and ignores SIGINT), `wait` (until there
-is a file `go` in the stage's folder of checkpoints) and `spoil` (writes a table that a check must refuse).
+JSON. The kinds are `bad_input`, `crash`, `die_once`, `hang`, `stubborn` (hangs and ignores SIGINT), `slow` (hangs, and
+writes its checkpoint for two seconds), `wait` (until there is a file `go` in the stage's folder of checkpoints) and
+`spoil` (writes a table that a check must refuse).
 """
 
 import contextlib
@@ -76,7 +77,7 @@ def misbehave(behaviour: dict[str, str], stage: str, asset, work_dir: Path) -> N
         while not (work_dir / "go").exists():
             time.sleep(0.05)
     if stage in (behaviour.get("hang"), behaviour.get("stubborn")):
-        hang(work_dir, stubborn="stubborn" in behaviour)
+        hang(work_dir, stubborn="stubborn" in behaviour, writing_s=2.0 if "slow" in behaviour else 0.0)
 
 
 def make(stage: str, asset, request, spoil: bool) -> AssetResult:
@@ -102,7 +103,7 @@ def make(stage: str, asset, request, spoil: bool) -> AssetResult:
     )
 
 
-def hang(work_dir: Path, stubborn: bool) -> None:
+def hang(work_dir: Path, stubborn: bool, writing_s: float) -> None:
     """Write our pid and that of a child, and wait. On SIGINT, write a checkpoint, unless `stubborn`."""
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     if stubborn:
@@ -111,6 +112,7 @@ def hang(work_dir: Path, stubborn: bool) -> None:
     try:
         time.sleep(120)
     except KeyboardInterrupt:
+        time.sleep(writing_s)
         (work_dir / "checkpoint").write_text("step 7")
         raise
 

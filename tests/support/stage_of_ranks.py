@@ -56,6 +56,8 @@ def wait(out: Path, rank: int) -> None:
         while True:
             time.sleep(0.05)
     except KeyboardInterrupt:
+        # A second interrupt meanwhile would spoil it.
+        time.sleep(0.5)
         (out / f"checkpoint{rank}").touch()
         raise
 

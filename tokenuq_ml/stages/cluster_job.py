@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenuq_ml.out_of_memory import kills_by_limit, limits_of
@@ -23,7 +23,7 @@ from tokenuq_ml.stages import job_files
 from tokenuq_ml.stages.job_files import JobDescription, JobEnd
 from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
 from tokenuq_ml.stages.provenance import code_hash
-from tokenuq_ml.stages.runner import BAD_INPUT, report_refusal
+from tokenuq_ml.stages.runner import BAD_INPUT, INTERRUPTED, report_refusal
 
 POLL_S = 0.1
 LOOK_S = 0.5
@@ -33,10 +33,17 @@ SET_BY_RAY = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT")
 
 
 class Job:
-    """A running stage, and what is known of its launcher."""
+    """A running stage, and what is known of its launcher.
 
-    def __init__(self, folder: Path, description: JobDescription, environment: Mapping[str, str]):
-        self._folder, self._description = folder, description
+    Args:
+        folder: of the job.
+        description: what it runs.
+        environment: of the stage.
+        stops: signals that the cluster has sent to all processes of the job, the stage among them.
+    """
+
+    def __init__(self, folder: Path, description: JobDescription, environment: Mapping[str, str], stops: Sequence[int]):
+        self._folder, self._description, self._stops = folder, description, stops
         self._beat_s = description.expiry_s / job_files.BEATS_PER_EXPIRY
         self._kills = kills_by_limit()
         read_end, self._pipe = os.pipe()
@@ -67,6 +74,8 @@ class Job:
             if now >= next_look:
                 next_look = now + LOOK_S
                 self._listen()
+            if self._stops:
+                self._expect_end()
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._signal(signal.SIGKILL)
             time.sleep(POLL_S)
@@ -107,10 +116,16 @@ class Job:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Ask the stage for a checkpoint, once."""
-        if self._kill_at is None:
-            self._kill_at = time.monotonic() + self._description.grace_s
+        """Ask the stage for a checkpoint, unless it has been asked: a second interrupt would end it without one."""
+        if self._expect_end():
             self._signal(signal.SIGINT)
+
+    def _expect_end(self) -> bool:
+        """Kill the stage if it has not written its checkpoint in time; return False if that was settled before."""
+        if self._kill_at is not None:
+            return False
+        self._kill_at = time.monotonic() + self._description.grace_s
+        return not self._stops
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -133,21 +148,25 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tokenuq_ml.stages.cluster_job FOLDER")
     # A job that is stopped by Ray's dashboard gets them together with its stage, which they are meant for.
+    stops: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda number, _: stops.append(number))
     folder = Path(sys.argv[1])
     try:
         description = JobDescription.model_validate_json((folder / job_files.DESCRIPTION).read_text())
         (folder / job_files.BEAT).touch()
     except FileNotFoundError:
-        sys.exit(f"{folder}: the job is no longer wanted, or this node does not see the store under the same path")
+        sys.exit(
+            f"this node does not see {folder}: all nodes have to share the store, or the folder TOKENUQ_CACHE of a "
+            "store in a bucket, under the same path"
+        )
     for name in SET_BY_RAY:
         os.environ.pop(name, None)
     given = job_files.take_environment(folder)
     # Ranks on other nodes get the same.
     os.environ.update({**given, "TOKENUQ_JOB_VARIABLES": ",".join(given)})
-    if (code := _wrong_code(description, folder)) is None:
-        end = Job(folder, description, os.environ).follow()
+    if (code := INTERRUPTED if stops else _wrong_code(description, folder)) is None:
+        end = Job(folder, description, os.environ, stops).follow()
     else:
         end = JobEnd(code=code, messages=(folder / job_files.MESSAGES).stat().st_size)
     job_files.write_json(folder / job_files.ENDED, end)

@@ -163,6 +163,8 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     redact_output()
     if process_group.launched_processes() > 1:
+        # By torchrun, and by a cluster that stops the job.
+        signal.signal(signal.SIGINT, _interrupt_once)
         die_with_parent()
     parent = ParentWatch.start()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -176,6 +178,12 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
         code = PARENT_SILENT
     # Skip the interpreter's teardown, which takes seconds with torch loaded.
     os._exit(code)
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    """Interrupt the stage, and let it write what it has: whoever wants it to stop at once kills torchrun."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _use_threads() -> None:

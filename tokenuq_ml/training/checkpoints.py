@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from tokenuq_ml.atomic_files import atomic_write, fsync_tree, replace_folder
 from tokenuq_ml.file_hashes import sha256_of
 from tokenuq_ml.models.adapters import save_adapter
+from tokenuq_ml.process_group import world_size
 from tokenuq_ml.progress import Reporter
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.setup import TrainingSetup
@@ -94,13 +95,19 @@ class CheckpointCallback(TrainerCallback):
 
     @contextmanager
     def graceful_stop(self) -> Iterator[None]:
-        """Inside, SIGINT requests a checkpoint and a stop after the current step; a second SIGINT stops at once."""
+        """Inside, SIGINT requests a checkpoint and a stop after the current step; a second SIGINT stops at once.
+
+        In one of several processes a second one changes nothing: each may be interrupted by torchrun and by a cluster
+        that stops the job, and it may come when the others' have stopped the training already.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def handler(signum, frame):
-            if self.stop_requested:
+            if world_size() > 1:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            elif self.stop_requested:
                 raise KeyboardInterrupt
             self.stop_requested = True
             self.reporter.info(f"{self.name}: stopping after this step, with a checkpoint")
@@ -109,7 +116,8 @@ class CheckpointCallback(TrainerCallback):
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            is_settled = self.stop_requested and world_size() > 1
+            signal.signal(signal.SIGINT, signal.SIG_IGN if is_settled else previous)
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         """Note the step's learning rate, before the schedule changes it."""

@@ -1,11 +1,11 @@
 """Every stage that trains or measures, in two processes: one result, and the tables of one process."""
 
-import os
 import signal
 import sys
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -110,7 +110,9 @@ def test_an_interrupted_training_resumes_with_as_many_processes(study, tmp_path)
     process = stage.start()
     log = iter(process.stdout.readline, "")
     next(line for line in log if "step " in line)
-    os.killpg(process.pid, signal.SIGINT)
+    # All of them, as Ray stops a job. torchrun interrupts its ranks once more.
+    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        one.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err[-3000:]
     assert "a checkpoint holds the state" in out and "Traceback" not in err

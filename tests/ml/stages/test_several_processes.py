@@ -109,10 +109,15 @@ def test_the_exit_code_is_that_of_the_first_failure(behaviour, code, said, tmp_p
 
 
 @pytest.mark.heavy
-def test_an_interrupt_reaches_every_process_once(tmp_path):
+@pytest.mark.parametrize("by_cluster", [False, True])
+def test_an_interrupt_reaches_every_process_once(by_cluster, tmp_path):
+    """A cluster that stops a job interrupts the ranks too, which torchrun does already."""
     ranks = Ranks(tmp_path, rank0="wait", rank1="wait")
     process = ranks.start()
     ranks.wait_for("waiting0", "waiting1")
+    for pid in [one["pid"] for one in ranks.exchanged()] if by_cluster else []:
+        os.kill(pid, signal.SIGINT)
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     code, _, err = ranks.end()
     assert code == 130 and ranks.files("checkpoint") == ["checkpoint0", "checkpoint1"], err[-3000:]

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
-from tests.support.training import assert_same_adapter, kill_training, setup_with_teacher, training_setup
+from tests.support.training import MLE, assert_same_adapter, kill_training, setup_with_teacher, training_setup
 from tokenuq_ml.training import checkpoints
 from tokenuq_ml.training.checkpoints import MARKER, damaged_checkpoints, latest_checkpoint, remove_incomplete
 from tokenuq_ml.training.recorder import StepRecorder
@@ -119,6 +119,26 @@ def test_sigint_stops_after_the_step_with_a_checkpoint(tmp_path, monkeypatch):
     step = int(checkpoint.name.split("-")[1])
     assert step in (3, 4)
     assert len(pl.read_parquet(checkpoint / "training_log.parquet")) == step
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_sigint_stops_a_stage_of_one_process_only(processes, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "world_size", lambda: processes)
+    callback = checkpoints.CheckpointCallback(StepRecorder(MLE), training_setup(), tmp_path, RecordingReporter(), "x")
+    before, interrupted = signal.getsignal(signal.SIGINT), False
+    try:
+        with callback.graceful_stop():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert callback.stop_requested
+            os.kill(os.getpid(), signal.SIGINT)
+        # The checkpoint is there, and the process ends.
+        if processes == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupted == (processes == 1)
 
 
 def test_snapshots_are_written_within_training_but_not_at_its_ends(tmp_path):

@@ -175,6 +175,17 @@ def test_a_cancelled_step_leaves_a_checkpoint_and_no_process(toy, cluster, tmp_p
 
 
 @rare
+def test_a_step_that_is_cancelled_after_its_job_was_stopped_leaves_a_checkpoint(toy, cluster, tmp_path):
+    behave(tmp_path, {"hang": "models", "slow": "models"})
+    run, _ = start_run(toy, cluster)
+    (job,) = jobs_in(work_dir(toy))
+    cluster.stop(job.id)
+    run.send_signal(signal.SIGINT)
+    out, _ = run.communicate(timeout=60)
+    assert (work_dir(toy) / "checkpoint").read_text() == "step 7" and "Traceback" not in out
+
+
+@rare
 def test_a_local_launcher_first_ends_the_job_of_a_run_that_was_killed(toy, cluster, tmp_path):
     behave(tmp_path, {"hang": "models"})
     run, pids = start_run(toy, cluster)
@@ -260,6 +271,11 @@ def test_a_node_that_does_not_see_the_store_is_one_sentence(toy, cluster, monkey
     backend = RayBackend(cluster, RaySettings(python="sh -c 'echo no such folder >&2; exit 1' --"))
     result, _ = materialise(toy, backend, MODEL)
     assert "has not started: no such folder" in failure(result) and attempts(result) == 0
+    python = f"sh -c 'exec {sys.executable} -m tokenuq_ml.stages.cluster_job /elsewhere/$(basename $3)' --"
+    result, _ = materialise(toy, RayBackend(cluster, RaySettings(python=python)), MODEL)
+    said = failure(result)
+    assert "this node does not see /elsewhere/tokenuq-" in said and attempts(result) == 0
+    assert said.endswith("or the folder TOKENUQ_CACHE of a store in a bucket, under the same path")
 
 
 @rare
