@@ -101,7 +101,7 @@ def test_on_a_cluster_batches_of_measuring_stages_are_computed_by_processes_of_t
     assert cluster_command("package", one, "/r.json", 1) == stage_command("package", one, "/r.json", 1)
     needs = reserved(one, cluster_gpus=16)
     assert needs == {"CPU": 2.0, "GPU": 1, "memory": 2e9}
-    assert threads(one, needs)["TOKENUQ_THREADS"] == "2"
+    assert threads(one, needs, {})["TOKENUQ_THREADS"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_on_a_cluster_ranks_that_train_are_processes_of_one_node(entrypoint, sta
     assert cluster_command("package", one, "/r.json", 4) == stage_command("package", one, "/r.json", 4)
     needs = reserved(one, cluster_gpus=16)
     assert needs == {"CPU": 8.0, "GPU": 4}
-    assert threads(one, needs)["TOKENUQ_THREADS"] == "2"
+    assert threads(one, needs, {})["TOKENUQ_THREADS"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,4 @@ def test_ranks_that_train_spread_over_nodes_if_none_has_room_for_all(nodes, expe
     assert not spreads(one.model_copy(update={"processes": 1}), NodeResources(nodes))
     command = cluster_command("package", one, "/r.json", 4, expected)
     assert command[2] == f"tokenuq_ml.stages.{'train_on_ray' if expected else 'several_processes'}"
-    assert threads(one, OF_A_SPREAD_JOB)["TOKENUQ_THREADS"] == "2"
+    assert threads(one, OF_A_SPREAD_JOB, {})["TOKENUQ_THREADS"] == "2"

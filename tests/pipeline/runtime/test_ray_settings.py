@@ -17,7 +17,13 @@ from tokenuq_pipeline.runtime.launchers.choice import chosen_backend
 from tokenuq_pipeline.runtime.launchers.job_environment import job_environment, reserved, threads
 from tokenuq_pipeline.runtime.launchers.job_folders import JobFolder, create_job, jobs_in
 from tokenuq_pipeline.runtime.launchers.local import LocalBackend
-from tokenuq_pipeline.runtime.launchers.ray_cluster import ClusterAway, NodeResources, RayCluster, within
+from tokenuq_pipeline.runtime.launchers.ray_cluster import (
+    ClusterAway,
+    NodeResources,
+    RayCluster,
+    TokenRefused,
+    within,
+)
 from tokenuq_pipeline.runtime.launchers.ray_jobs import RayBackend
 from tokenuq_pipeline.runtime.launchers.ray_settings import RaySettings
 from tokenuq_pipeline.ui.login import TOKEN_VARIABLE
@@ -76,7 +82,19 @@ def test_a_stage_reserves_what_the_study_says_else_a_processor_and_its_gpus():
     needs = reserved(request(resources=asked, processes=2), 0)
     assert needs == {"CPU": 8, "GPU": 2, "memory": 2 * 10**9, "disk": 1}
     # Each of the two processes has half.
-    assert set(threads(request(resources=asked, processes=2), needs).values()) == {"4"}
+    assert threads(request(resources=asked, processes=2), needs, {}) == of_threads("4")
+
+
+def of_threads(number):
+    return {"TOKENUQ_THREADS": number, "OMP_NUM_THREADS": number}
+
+
+def test_a_stage_has_the_threads_that_it_would_have_on_this_machine_if_the_environment_says_so():
+    needs = {"CPU": 8.0}
+    assert threads(request(), needs, {"OMP_NUM_THREADS": "3"}) == of_threads("3")
+    assert threads(request(processes=2), needs, {"OMP_NUM_THREADS": "3", "TOKENUQ_THREADS": "2"}) == of_threads("2")
+    assert threads(request(), needs, {"OMP_NUM_THREADS": "6,2"}) == of_threads("6")
+    assert threads(request(), needs, {"OMP_NUM_THREADS": ""}) == of_threads("8")
 
 
 def test_one_node_has_to_hold_a_stage():
@@ -130,6 +148,21 @@ def test_a_question_to_a_cluster_has_a_time_limit(monkeypatch):
     monkeypatch.setattr(cluster, "_client", type("Client", (), {"stop_job": lambda self, job: time.sleep(1)})())
     with pytest.raises(ClusterAway, match="RAY_ADDRESS=http://head:8265: no answer within"):
         cluster.stop("job")
+
+
+def test_a_cluster_that_wants_a_token_is_told_at_once(monkeypatch):
+    from ray.exceptions import AuthenticationError
+
+    def refuse(client):
+        raise AuthenticationError("Authentication required: Unauthorized")
+
+    cluster, waited = RayCluster("http://head:8265"), []
+    monkeypatch.setattr(cluster, "resources", lambda: cluster._ask(refuse, 5))
+    monkeypatch.setattr(cluster, "_client", object())
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address: object())
+    with pytest.raises(TokenRefused, match=r"http://head:8265: the cluster wants its token: set RAY_AUTH_MODE=token"):
+        cluster.wait(5, waited.append)
+    assert not waited
 
 
 def test_a_job_fits_a_request_for_the_same_or_a_part_of_it(tmp_path):

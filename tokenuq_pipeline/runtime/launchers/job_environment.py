@@ -17,6 +17,7 @@ NOT_PASSED = {POSTGRES_VARIABLE, "TOKENUQ_UI_TOKEN"}
 MORE = "TOKENUQ_RAY_ENV"
 """Environment variable: names of further variables to pass, separated by commas."""
 _KEY = "api_key_env"
+OMP_THREADS = "OMP_NUM_THREADS"
 DIVIDED = ("CPU", "GPU", "memory")
 """What each process of a stage reserves a share of; other resources are labels of nodes."""
 OF_A_SPREAD_JOB = {"memory": 2**28}
@@ -82,15 +83,30 @@ def spreads(request: StageRequest, cluster: NodeResources) -> bool:
     return cluster.room(share) >= processes
 
 
-def threads(request: StageRequest, needs: Mapping[str, float]) -> dict[str, str]:
-    """Return the variables that give each process of a stage its share of the processors that are reserved."""
+def threads(
+    request: StageRequest, needs: Mapping[str, float], environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the variables that set the threads of each process of a stage.
+
+    They are those of the same stage on this machine if the environment says how many, because sums are rounded by
+    them; else its share of the processors that are reserved.
+
+    Args:
+        request: of the stage.
+        needs: what it reserves, by Ray's names.
+        environment: of this process.
+    """
+    if given := environment.get(THREADS) or environment.get(OMP_THREADS):
+        # OpenMP's variable may be a list, for nested regions.
+        given = given.split(",")[0].strip()
+        return {THREADS: given, OMP_THREADS: given}
     if measures_only(request):
         processes = 1
     else:
         processes = max(1, int(needs.get("GPU", 0))) if processes_of(request) == "auto" else _processes(request)
     processors = needs.get("CPU", request.resources.num_cpus or processes)
     share = str(max(1, int(processors // processes)))
-    return {THREADS: share, "OMP_NUM_THREADS": share}
+    return {THREADS: share, OMP_THREADS: share}
 
 
 def _processes(request: StageRequest) -> int:

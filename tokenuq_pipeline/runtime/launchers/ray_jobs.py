@@ -20,6 +20,7 @@ from tokenuq_ml.stages import job_files
 from tokenuq_ml.stages.failures import name_of
 from tokenuq_ml.stages.job_files import JobDescription
 from tokenuq_ml.stages.provenance import code_hash
+from tokenuq_ml.stages.runner import THREADS
 from tokenuq_pipeline.runtime.background import looking
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
@@ -27,13 +28,14 @@ from tokenuq_pipeline.runtime.launch_command import cluster_command, processes_o
 from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, Slot
 from tokenuq_pipeline.runtime.launchers.job_environment import (
     OF_A_SPREAD_JOB,
+    OMP_THREADS,
     job_environment,
     reserved,
     spreads,
     threads,
 )
 from tokenuq_pipeline.runtime.launchers.job_folders import JobFolder, beating_for, create_job, end_jobs, jobs_in
-from tokenuq_pipeline.runtime.launchers.ray_cluster import ClusterAway, NodeResources, RayCluster
+from tokenuq_pipeline.runtime.launchers.ray_cluster import ClusterAway, NodeResources, RayCluster, TokenRefused
 from tokenuq_pipeline.runtime.launchers.ray_settings import RaySettings
 from tokenuq_pipeline.runtime.launchers.ray_stage import RayStage
 from tokenuq_pipeline.runtime.message_file import MessageFile
@@ -60,6 +62,8 @@ class RayBackend(Backend):
             pass
         try:
             resources = self.cluster.wait(CLUSTER_WAIT_S, say)
+        except TokenRefused as refused:
+            raise StageFailure(str(refused)) from None
         except ClusterAway as away:
             raise StageFailure(
                 f"the Ray cluster does not answer: {away}; start it, or unset TOKENUQ_LAUNCHER"
@@ -153,6 +157,12 @@ class _RaySlot(Slot):
                 log.warning(f"no node of the Ray cluster has {_listed(needs)}; the job waits until one has")
             self._submit(environment, needs)
             log.info(f"Ray job {self._job.id}: reserves {_listed(needs)}")
+            given, share = threads(request, needs)[THREADS], threads(request, needs, {})[THREADS]
+            if given != share:
+                log.info(
+                    f"threads of each process: {given}, as {THREADS} or {OMP_THREADS} of this run says; what is "
+                    f"reserved would be {share}"
+                )
         else:
             log.info(f"follows the Ray job {self._job.id}, which an earlier run started")
         self.stage = RayStage(self._backend.cluster, self._launch, self._job, self._output, self.messages)
