@@ -30,6 +30,7 @@ from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.mc_dropout import uncertainty_pass
 from tokenuq_ml.scoring.token_losses import ScoredBatch, loss_pass
 from tokenuq_ml.stages.adapted_model import AdaptedModel, StoredModel
+from tokenuq_ml.stages.job_files import not_seen
 from tokenuq_ml.stages.provenance import code_hash
 from tokenuq_ml.training.states_writer import CachePart, StatesWriter
 
@@ -216,6 +217,9 @@ class Measurer:
         """Close the pass over the model, and open another one, with another model if it needs one."""
         self.close()
         stored = measure.model
+        for folder in (stored.base, stored.adapter):
+            if not Path(folder).is_dir():
+                raise InputError(not_seen(folder))
         if self._model is None or not self._model.is_of(stored):
             self._model = AdaptedModel(stored.base, stored.adapter, stored.name, None)
         # The batches of one thread each, and the products of a batch on its own, are then those of the stage.

@@ -156,10 +156,7 @@ def main() -> None:
         description = JobDescription.model_validate_json((folder / job_files.DESCRIPTION).read_text())
         (folder / job_files.BEAT).touch()
     except FileNotFoundError:
-        sys.exit(
-            f"this node does not see {folder}: all nodes have to share the store, or the folder TOKENUQ_CACHE of a "
-            "store in a bucket, under the same path"
-        )
+        sys.exit(job_files.not_seen(folder))
     for name in SET_BY_RAY:
         os.environ.pop(name, None)
     given = job_files.take_environment(folder)

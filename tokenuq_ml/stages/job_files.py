@@ -62,6 +62,14 @@ class JobEnd(BaseModel):
     """The system has killed a process of the job's control group for its memory."""
 
 
+def not_seen(path: Path | str) -> str:
+    """Return that this node does not see a path which the launcher or the job has written, in a sentence."""
+    return (
+        f"this node does not see {path}: all nodes have to share the store, or the folder TOKENUQ_CACHE of a store in "
+        "a bucket, under the same path"
+    )
+
+
 def write_json(path: Path, content: BaseModel) -> None:
     """Write a file of the folder, complete or not at all."""
     with atomic_write(path) as file:

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tokenuq_ml.atomic_files import atomic_write
+from tokenuq_ml.stages.job_files import not_seen
 from tokenuq_ml.stages.parent_watch import ORPHAN_GRACE_S
 from tokenuq_ml.stages.provenance import code_hash
 from tokenuq_ml.stages.rank_failures import ERROR_FILE
@@ -69,6 +70,8 @@ class RankProgram:
             ranks: torch's variables of the rank.
         """
         folder, rank = self.folder / os.environ[START], int(ranks["RANK"])
+        if not Path(self.request_file).is_file():
+            raise RuntimeError(not_seen(self.request_file))
         folder.mkdir(parents=True, exist_ok=True)
         root = Path(__file__).parents[2]
         if code_hash() != self.code:

@@ -179,8 +179,7 @@ def _outcome(folder: Path, count: int, errors: list[BaseException]) -> int:
             return 0
         if (folder / INTERRUPT).exists():
             return runner.INTERRUPTED
-        said = str(errors[0]).strip().splitlines()[0] if errors else "no rank has ended"
-        print(f"the ranks were lost {RESTARTS + 1} times: {said}", file=sys.stderr)
+        print(f"the ranks were lost {RESTARTS + 1} times: {_reason(errors)}", file=sys.stderr)
         return runner.BUG
     first = min(failures, key=lambda failure: failure.order)
     if first.sentence and first.rank:
@@ -188,6 +187,18 @@ def _outcome(folder: Path, count: int, errors: list[BaseException]) -> int:
     elif not first.sentence and first.traceback:
         print(first.traceback, file=sys.stderr)
     return first.code
+
+
+def _reason(errors: list[BaseException]) -> str:
+    """Return the last line of what Ray Train says of the first worker that failed, or else the first one of it all."""
+    if not errors:
+        return "no rank has ended"
+    failures = getattr(errors[0], "worker_failures", None) or {}
+    if not failures:
+        return str(errors[0]).strip().splitlines()[0]
+    first = failures[min(failures)]
+    lines = str(first).strip().splitlines()
+    return lines[-1].strip().removeprefix("RuntimeError: ") if lines else type(first).__name__
 
 
 def _starts(folder: Path) -> list[Path]:

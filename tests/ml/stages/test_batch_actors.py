@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -115,6 +116,14 @@ def test_other_code_or_another_device_is_refused(loaded, measurer):
         measured(measurer, job, Setting("old", "cpu", 1))
     with pytest.raises(InputError, match="computes on cuda and a process of it on cpu; reserve the same kind"):
         measured(measurer, job, Setting(setting.code, "cuda", 1))
+
+
+def test_a_node_that_does_not_see_the_store_is_one_sentence(loaded, measurer):
+    stored, model, numerics, setting = loaded
+    elsewhere = LossMeasure(replace(stored, adapter="/elsewhere/adapter"))
+    job = Job(ExampleBatches(examples(2), BatchPlan.of(model, numerics)), elsewhere)
+    with pytest.raises(InputError, match="does not see /elsewhere/adapter: all nodes have to share the store, or the"):
+        measured(measurer, job, setting)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 
 import pytest
 
 from tests.support.paths import ROOT
 from tests.support.processes import wait_until
 from tests.support.ray_clusters import two_nodes
+from tokenuq_ml.stages.provenance import code_hash
+from tokenuq_ml.stages.rank_process import START, RankProgram
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
-
-pytestmark = pytest.mark.heavy
+from tokenuq_ml.stages.train_on_ray import _reason
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,7 @@ class Ranks:
         return sorted(path.name for path in self.out.glob(f"{start}*"))
 
 
+@pytest.mark.heavy
 def test_ranks_on_two_nodes_are_one_group(cluster, tmp_path):
     ranks = Ranks(cluster, tmp_path)
     code, out, err = ranks.end()
@@ -76,6 +79,7 @@ def test_ranks_on_two_nodes_are_one_group(cluster, tmp_path):
     assert first["gathered"] == second["gathered"] == ["of 0", "of 1", "of 1"]
 
 
+@pytest.mark.heavy
 def test_the_refusal_of_a_rank_is_the_stages(cluster, tmp_path):
     ranks = Ranks(cluster, tmp_path, rank1="refuse", rank0="wait")
     code, _, err = ranks.end()
@@ -83,6 +87,7 @@ def test_the_refusal_of_a_rank_is_the_stages(cluster, tmp_path):
     assert "error: sums.jsonl: row 1: holds no answer; add one\n" in err and "Traceback" not in err
 
 
+@pytest.mark.heavy
 def test_an_interrupt_reaches_every_rank(cluster, tmp_path):
     ranks = Ranks(cluster, tmp_path, rank0="wait", rank1="wait")
     wait_until(lambda: len(ranks.files("waiting")) == 2, 400)
@@ -91,6 +96,7 @@ def test_an_interrupt_reaches_every_rank(cluster, tmp_path):
     assert code == 130 and ranks.files("checkpoint") == ["checkpoint0", "checkpoint1"], err[-3000:]
 
 
+@pytest.mark.heavy
 def test_all_ranks_start_again_after_a_lost_node(cluster, tmp_path):
     """The stage then resumes from its checkpoint: here a rank finds that it has waited before, and waits no more."""
     ranks = Ranks(cluster, tmp_path, rank0="wait_once", rank1="wait_once")
@@ -100,3 +106,16 @@ def test_all_ranks_start_again_after_a_lost_node(cluster, tmp_path):
     code, out, err = ranks.end()
     assert code == 0, out[-1000:] + err[-3000:]
     assert ranks.files("done") == ["done0", "done1"]
+
+
+def test_a_node_that_does_not_see_the_store_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv(START, "first")
+    program = RankProgram("module", "/elsewhere/request.json", tmp_path / "ranks", {}, code_hash())
+    with pytest.raises(RuntimeError, match=r"^this node does not see /elsewhere/request.json: ") as failure:
+        program.run({"RANK": "1"})
+    assert not (tmp_path / "ranks").exists()
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    trace = "".join(traceback.format_exception(failure.value))
+    assert _reason([WorkerGroupError("1 of 2", {1: RuntimeError(trace)})]) == str(failure.value)
+    assert _reason([RuntimeError("no room\nat all")]) == "no room" and _reason([]) == "no rank has ended"
