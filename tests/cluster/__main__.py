@@ -1,8 +1,9 @@
 """`make cluster-demo`: a tiny study on a local two-node Ray cluster, with the same data versions as on one machine.
 
-    python -m tests.cluster [--failures] [--only WORDS] [--page docs/results/cluster.md]
+    python -m tests.cluster [--failures] [--only WORD ...] [--page docs/results/cluster.md]
 
-With `--failures`, parts of the cluster then fail while stages run; `--page` writes what was seen as a page.
+With `--failures`, parts of the cluster then fail while stages run. With `--only`, some of the failures are tried, and
+the study as a whole is not run. `--page` writes what was seen as a page, and keeps its rows of what was not tried.
 """
 
 import argparse
@@ -19,36 +20,48 @@ from tests.cluster.page import page
 from tests.cluster.study import ClusterStudy
 from tests.support.ray_clusters import TwoNodes, two_nodes
 
+NOT_TRIED = "not tried"
+
 
 def main() -> int:
     """Run the study and the trials; return 1 if one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster")
     parser.add_argument("--failures", action="store_true")
-    parser.add_argument("--only", default="", metavar="WORDS", help="trials with these words")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="failures with one of these words")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
+    if options.only and not options.failures:
+        parser.error("--only chooses among the --failures")
     folder = Path(tempfile.mkdtemp(prefix="tokenuq-cluster-"))
+    trials = [trial for trial in TRIALS if options.failures and _is_meant(trial, options.only)]
+    before = options.page.read_text() if options.page and options.page.exists() else ""
     rows: list[tuple[str, str, str, bool]] = []
+
+    def note(*row) -> None:
+        rows.append(row)
+        print(row, flush=True)
+        if options.page:
+            options.page.write_text(page([row for row in rows if NOT_TRIED not in row[2]], before))
+
     try:
         local = ClusterStudy(folder / "local")
         began = time.monotonic()
-        local.run(None)
+        local.run(None, *({trial.asset for trial in trials} if options.only else ()))
         print(f"one machine: {len(local.versions())} assets in {time.monotonic() - began:.0f} s", flush=True)
         with two_nodes() as cluster:
-            seen, well = demo(folder, cluster, local.versions())
-            print(seen, flush=True)
-            rows.append(("nothing", "the same data versions as on one machine", seen, well))
-            for trial in TRIALS if options.failures else ():
-                if options.only in trial.what:
-                    cluster.start()
-                    rows.append(run_trial(trial, folder, cluster, local))
-                    print(rows[-1], flush=True)
-                if options.page:
-                    options.page.write_text(page(rows))
+            if not options.only:
+                note("nothing", "the same data versions as on one machine", *demo(folder, cluster, local.versions()))
+            for trial in trials:
+                cluster.start()
+                note(*run_trial(trial, folder, cluster, local))
     finally:
         subprocess.run(["umount", str(folder / "disk")], capture_output=True)
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if all(well for *_, well in rows) else 1
+
+
+def _is_meant(trial: Trial, words: list[str]) -> bool:
+    return not words or any(word in trial.what for word in words)
 
 
 def demo(folder: Path, cluster: TwoNodes, expected: dict[str, str]) -> tuple[str, bool]:
@@ -70,7 +83,7 @@ def run_trial(trial: Trial, folder: Path, cluster: TwoNodes, local: ClusterStudy
     if trial.act is store_away:
         store = mounted_disk(folder)
         if store is None:
-            return trial.what, trial.expected, "not tried: no file system could be mounted", True
+            return trial.what, trial.expected, f"{NOT_TRIED}: no file system could be mounted", True
         store /= "store"
     study = ClusterStudy(folder / trial.act.__name__, store, local.inputs)
     study.take(local, MADE_BEFORE[trial.asset])
