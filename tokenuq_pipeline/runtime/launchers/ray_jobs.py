@@ -4,9 +4,9 @@ A stage is the same command as under the local launcher. It is submitted as a Ra
 and runs where the store is mounted under the same path. Everything else goes through the job's folder in the store
 (`job_folders.py`): messages, output, the environment with its keys, the exit code. Ray schedules, starts and stops.
 
-A job that has started is interrupted through its folder, not by Ray's `stop_job`, which signals every process of the
-job, so that torchrun's processes are interrupted twice. Ray's own stop, from its dashboard, is told to send SIGINT, and
-to wait for the checkpoint.
+A job that has started is interrupted through its folder, for which the head node need not answer. Ray's own stop, from
+its dashboard, is told to send SIGINT, and to wait for the checkpoint. It signals every process of the job; ranks ignore
+the second interrupt, which torchrun passes on.
 """
 
 import contextlib
