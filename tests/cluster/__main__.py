@@ -86,7 +86,7 @@ def run_trial(trial: Trial, folder: Path, cluster: TwoNodes, local: ClusterStudy
             return trial.what, trial.expected, f"{NOT_TRIED}: no file system could be mounted", True
         store /= "store"
     study = ClusterStudy(folder / trial.act.__name__, store, local.inputs)
-    study.take(local, MADE_BEFORE[trial.asset])
+    study.take(local, [name for name in MADE_BEFORE[trial.asset] if name in expected])
     try:
         seen = trial.act(study, cluster)
         versions = study.versions()
