@@ -89,7 +89,7 @@ def generate(
         what = f"prompt {order[0]} with an answer of {decoding.max_new_tokens:,} tokens"
         longest, fields = len(prompts[order[0]]) + decoding.max_new_tokens, causal_lm.config.get_text_config().to_dict()
         require_positions(longest, fields, what, "lower max_new_tokens, or use a model with more positions")
-    with answer_pass(model, tokenizer, decoding) as answer:
+    with answer_pass(model, tokenizer, decoding) as answer, torch.no_grad():
         pad = _pad_id(tokenizer, _end_ids(causal_lm, tokenizer))
         if order:
             require_generation(causal_lm, partial(_step_logits, causal_lm, pad))
@@ -126,7 +126,8 @@ def answer_pass(
         stops = _StopStrings(tokenizer, decoding.stop, len(batch)) if decoding.stop else None
         return [_before_end(new_ids, ends) for new_ids in generate_batch(causal_lm, batch, pad, stops)]
 
-    with _quiet(), _evaluating(causal_lm, config), torch.no_grad():
+    # Without `no_grad`, which `answer` has: the pass may stay open while this process does something else.
+    with _quiet(), _evaluating(causal_lm, config):
         yield answer
 
 
