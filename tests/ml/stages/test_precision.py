@@ -29,7 +29,7 @@ def configured(folder, precision):
 
 def versions(folder, precision):
     groups = stage_groups(configured(folder, precision))
-    return {asset.name: (asset.stage, asset.code_version) for _, _, group in groups for asset in group}
+    return {asset.name: (asset.stage, asset.code_version) for group in groups for asset in group.assets}
 
 
 @pytest.fixture
