@@ -34,11 +34,11 @@ def connect() -> None:
     python = {"py_executable": sys.executable} if os.environ.get(PYTHON) else None
     try:
         ray.init(address="auto", runtime_env=python, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         address = os.environ.get("RAY_ADDRESS", "not set")
         raise InputError(
             f"no Ray cluster answers ({str(error).splitlines()[0]}); RAY_ADDRESS is {address}: name the address of the "
-            "cluster's head, such as head-node:6379"
+            "cluster's head, such as head-node:6379, and set RAY_AUTH_MODE=token if it has a token"
         ) from None
     finally:
         # Ray ends a driver at SIGTERM, without a checkpoint.
