@@ -11,7 +11,7 @@ from tokenuq_ml.config import StudySpec
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.automation import reruns, schedules
 from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
-from tokenuq_pipeline.runtime.dagster_internals import run_job
+from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage, run_job
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG
 
 pytestmark = pytest.mark.slow
@@ -29,6 +29,7 @@ class Daemon:
         self.toy, self.config, self.instance = toy, config, instance
         self.defs, self.cursors, self.observed = toy.defs(config), {}, []
         # At once: later, Dagster would ask the instance that built definitions last, which may be gone.
+        forget_definitions_storage()
         self.repository = self.defs.get_repository_def()
 
     def schedule(self, study=STUDY):
