@@ -25,6 +25,8 @@ from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.teacher import OnlineTeacher
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 STEP = Step(padded_tokens=2000, response_tokens=1200, attended=120_000, lora_rank=32)
 SMOL = Architecture(30, 576, 1536, 9, 3, 64, 49_152, tied=True)
 

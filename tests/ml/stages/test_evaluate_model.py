@@ -21,6 +21,8 @@ from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tables.schemas import TABLES
 
+pytestmark = pytest.mark.slow
+
 SUMS = [f"How many are {number} and 2?" for number in range(7)]
 GSM8K = {"dataset": "sums", "num_fewshot": 1, "max_new_tokens": 6, "batch_size": 3}
 ALPACA = {"dataset": "sums", "max_new_tokens": 6}

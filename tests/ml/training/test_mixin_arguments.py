@@ -12,6 +12,8 @@ from tokenuq_ml import AblationSpec, SeparateTeacher, TokenObjective
 from tokenuq_ml.config.shipped import shipped_ablations
 from tokenuq_ml.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ALL = {"select": "all"}
 
 

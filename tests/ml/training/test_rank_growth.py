@@ -13,6 +13,8 @@ from tokenuq_ml.training.checkpoints import CheckpointCallback
 from tokenuq_ml.training.rank_growth import active_rank
 from tokenuq_ml.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 GROWING = AblationSpec(name="g", select="all", rank_growth={"start": 1, "fall": 0.5})
 
 

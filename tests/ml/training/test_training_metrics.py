@@ -10,6 +10,8 @@ from tokenuq_ml import TokenObjective
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.training.training_metrics import TrainingMetrics
 
+pytestmark = pytest.mark.slow
+
 OF_TRL = ("entropy", "mean_token_accuracy", "num_tokens")
 
 
