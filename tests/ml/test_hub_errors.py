@@ -8,6 +8,8 @@ from huggingface_hub import constants, hf_hub_download
 from tests.support.fake_hub import REFUSALS, fake_hub
 from tokenuq_ml import hub_errors
 
+pytestmark = pytest.mark.slow
+
 
 def refused(call) -> Exception:
     """The error as transformers and datasets pass it on: wrapped in one of their own."""

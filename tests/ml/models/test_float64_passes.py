@@ -18,6 +18,8 @@ from tokenuq_ml.scoring.bald_reference import SAMPLE_TOKENS, float64_uncertainty
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_in_model_dtype
 from tokenuq_ml.tables.bald_noise import noise_floor
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["example_id", "position"]
 INPUTS = {"input_ids": torch.arange(3, 60).reshape(3, 19) % VOCAB}
 

@@ -19,6 +19,8 @@ from tokenuq_pipeline.runtime.leases import LeaseLost, LeaseRecord, Leases
 from tokenuq_pipeline.runtime.owners import Owner
 from tokenuq_pipeline.runtime.processes import process_name
 
+pytestmark = pytest.mark.slow
+
 ASSET, DEAD = "study/mle/student", 2**22 + 1
 
 
