@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenuq_ml.errors import InputError
 from tokenuq_ml.object_store.registry import bucket_mirror
 from tokenuq_pipeline.runtime.bucket_heartbeats import bucket_heartbeat, delete_old_heartbeats, read_heartbeat
 from tokenuq_pipeline.runtime.places import linked
 from tokenuq_pipeline.runtime.processes import OTHER_PROC, boot_id, is_alive, pid_namespace, process_stat
+from tokenuq_pipeline.runtime.seconds import seconds_of
 
 EXPIRY_VARIABLE = "TOKENUQ_LEASE_SECONDS"
 EXPIRY_S = 60.0
@@ -279,14 +279,7 @@ def expiry(environment: Mapping[str, str] = os.environ) -> float:
     Raises:
         InputError: the variable is not a positive number.
     """
-    text = environment.get(EXPIRY_VARIABLE)
-    try:
-        value = EXPIRY_S if text is None else float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"{EXPIRY_VARIABLE}: must be a positive number of seconds, is {text!r}")
-    return value
+    return seconds_of(EXPIRY_VARIABLE, EXPIRY_S, environment)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenuq_ml.errors import InputError
+from tokenuq_pipeline.runtime.seconds import seconds_of
 
 PYTHON, WORKING_DIR, IMAGE = "TOKENUQ_RAY_PYTHON", "TOKENUQ_RAY_WORKING_DIR", "TOKENUQ_RAY_IMAGE"
 UNATTENDED = "TOKENUQ_RAY_UNATTENDED_SECONDS"
@@ -44,13 +45,7 @@ class RaySettings:
             raise InputError(f"{IMAGE} and {WORKING_DIR}: Ray uploads no code into an image; unset one of them")
         # An image has an interpreter of its own; nodes of one shared file system have this one.
         python = environment.get(PYTHON) or ("python" if image else sys.executable)
-        text = environment.get(UNATTENDED)
-        try:
-            seconds = UNATTENDED_S if text is None else float(text)
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < float("inf"):
-            raise InputError(f"{UNATTENDED}: must be a positive number of seconds, is {text!r}")
+        seconds = seconds_of(UNATTENDED, UNATTENDED_S, environment)
         return cls(shlex.quote(python), folder or None, image or None, seconds)
 
     def runtime_env(self, grace_s: float) -> dict[str, Any]:
