@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 
@@ -26,7 +27,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redact_output, redacted, redacted_values
 from tokenuq_ml.stages.failures import NO_SPACE, known_failure, name_of, release_reserve
 from tokenuq_ml.stages.input_files import verify_inputs
-from tokenuq_ml.stages.parent_watch import ParentWatch, die_with_parent, kill_group
+from tokenuq_ml.stages.parent_watch import PARENT_PIPE, ParentWatch, die_with_parent, kill_group
 from tokenuq_ml.stages.provenance import package_versions
 from tokenuq_ml.stages.rank_failures import write_failure
 from tokenuq_ml.stages.request import PARALLEL_STAGES, AssetResult, StageReporter, StageRequest
@@ -159,13 +160,15 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tokenuq_ml.stages.<name> REQUEST.json")
     # A process that a shell starts in the background inherits an ignored SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _set_handlers(signal.default_int_handler)
     redact_output()
     if process_group.launched_processes() > 1:
         # By torchrun, and by a cluster that stops the job.
-        signal.signal(signal.SIGINT, _interrupt_once)
+        _set_handlers(_interrupt_once)
         die_with_parent()
+    elif PARENT_PIPE in os.environ:
+        # By the launcher, and by the end of the launcher. It kills the stage if it shall stop at once.
+        _set_handlers(_interrupt_once)
     parent = ParentWatch.start()
     warnings.filterwarnings("ignore", category=FutureWarning)
     code = _run_and_report(run)
@@ -181,9 +184,14 @@ def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
 
 
 def _interrupt_once(number: int, frame: object) -> None:
-    """Interrupt the stage, and let it write what it has: whoever wants it to stop at once kills torchrun."""
-    signal.signal(number, signal.SIG_IGN)
+    """Interrupt the stage, and let it write what it has: whoever wants it to stop at once kills it."""
+    _set_handlers(signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _set_handlers(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _use_threads() -> None:
@@ -202,7 +210,7 @@ def _use_threads() -> None:
 
 
 def _run_and_report(run: Callable) -> int:
-    """Call `run`, report what ended it, and return the exit code."""
+    """Call `run` as this rank, and return the exit code."""
     if process_group.launched_rank() > 0:
         return _run(run, RankReporter())
     return _with_reporter(lambda reporter: _run(run, reporter))
@@ -238,6 +246,15 @@ def _with_reporter(function: Callable[..., int]) -> int:
 
 
 def _run(run: Callable, reporter) -> int:
+    """Call `run`, report what ended it, and return the exit code."""
+    try:
+        return _run_to_end(run, reporter)
+    except KeyboardInterrupt:
+        # It came while the end was reported: torchrun interrupts the ranks that are left when one has failed.
+        return INTERRUPTED
+
+
+def _run_to_end(run: Callable, reporter) -> int:
     request = None
     try:
         request = StageRequest.read(sys.argv[1])

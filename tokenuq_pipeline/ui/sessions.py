@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tokenuq_pipeline.runtime.processes import is_running
+from tokenuq_pipeline.runtime.processes import is_running, process_stat
 
 ORDERLY_S = 6.0
 """Seconds that Dagster's servers have to end after an interrupt."""
@@ -39,8 +39,15 @@ def members(session: int, without: Collection[int] = ()) -> list[int]:
 
 
 def interrupt(session: int, without: Collection[int] = ()) -> None:
-    """Send SIGINT to all processes of a session, as Ctrl-C does: runs stop, and their stages write checkpoints."""
-    _send(signal.SIGINT, [pid for pid in members(session, without) if ORPHAN_WATCH not in _command(pid)])
+    """Send SIGINT to all processes of a session, as Ctrl-C does: runs stop, and their stages write checkpoints.
+
+    A run of the multiprocess executor passes it on to its steps itself. They are left out, since a second interrupt
+    kills a stage at once.
+    """
+    pids = members(session, without)
+    workers = {pid for pid in pids if is_run_worker(pid)}
+    steps = {pid for pid in workers if (stat := process_stat(pid)) and stat.parent in workers}
+    _send(signal.SIGINT, [pid for pid in pids if pid not in steps and ORPHAN_WATCH not in _command(pid)])
 
 
 def wait_or_kill(session: int, without: Collection[int], say: Callable[[str], None]) -> None:

@@ -93,6 +93,41 @@ def test_sigint_exits_with_130_even_if_the_shell_ignored_it(request_file):
     assert (request_file.parent / "checkpoint").read_text() == "step 7"
 
 
+def test_an_interrupt_while_the_end_is_reported_is_no_traceback(request_file, monkeypatch, capsys):
+    """torchrun interrupts the ranks that are left, each of which may be reporting that it lost another."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def lose_a_peer(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(sys, "argv", ["stage", str(request_file)])
+    monkeypatch.setattr(runner, "known_failure", interrupted)
+    assert runner._run_and_report(lose_a_peer) == runner.INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
+def test_a_second_signal_does_not_spoil_the_checkpoint(request_file):
+    """The launcher interrupts the stage, and its end does so once more."""
+    read_end, write_end = os.pipe()
+    process = start(
+        request_file,
+        {"hang": "baseline_teacher", "slow": True},
+        env={PARENT_PIPE: str(read_end)},
+        pass_fds=[read_end],
+        start_new_session=True,
+    )
+    os.close(read_end)
+    wait_for(request_file.parent / "pids")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+        time.sleep(0.2)
+    os.close(write_end)
+    process.communicate(timeout=30)
+    assert (request_file.parent / "checkpoint").read_text() == "step 7"
+
+
 def test_the_process_and_its_children_end_when_the_parents_pipe_closes(request_file):
     read_end, write_end = os.pipe()
     process = start(
