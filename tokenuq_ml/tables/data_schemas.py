@@ -1,6 +1,6 @@
 """The tables of datasets: examples, tokens, and the rows and examples that are left out."""
 
-from tokenuq_ml.tables.table import Table
+from tokenuq_ml.tables.table import TOKEN_COLUMNS, TOKEN_KEY, Table
 
 _MESSAGES = "list<struct<role: string, content: string>>"
 
@@ -49,6 +49,19 @@ DATA_TABLES = {
         },
         keys=("example_id",),
         optional=("token_weight",),
+    ),
+    "token_truth": Table(
+        "One row per response token of a synthetic language: the distribution that generated it. All splits.",
+        {
+            **TOKEN_COLUMNS,
+            "slot": ("category", "structure, copy, computation, fact or choice: how the token is decided"),
+            "true_entropy": ("float64", "entropy of the token's true distribution, nats"),
+            "true_loss": ("float64", "-log of the token's true probability, nats"),
+            "support": ("list<int32>", "ids of the tokens that are possible, ascending"),
+            "probabilities": ("list<float64>", "the true probability of each, label noise included"),
+            "clean_probabilities": ("list<float64>", "the same without label noise"),
+        },
+        keys=TOKEN_KEY,
     ),
     "rejected_examples": Table(
         "One row per example of a study's datasets that is not in tokenized_dataset, with the reason.",

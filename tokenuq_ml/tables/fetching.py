@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenuq_ml.object_store.registry import bucket_mirror, mirror_of
 from tokenuq_ml.tables.integrity import REPAIR
 from tokenuq_ml.tables.partitions import complete_files, partition_of, published, published_files
-from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, TABLES
+from tokenuq_ml.tables.schemas import JOINED, JOINED_READS, TABLES
 
 
 def fetch_tables(home: Path, tables: Collection[str]) -> None:
@@ -64,7 +64,7 @@ def not_fetched(home: Path, files: Mapping[str, list[Path]]) -> dict[str, str]:
 def tables_named(sql: str) -> set[str]:
     """Return the tables whose names are words of a query: all that it reads, and perhaps more."""
     words = {word.lower() for word in re.findall(r"\w+", sql)}
-    return {table for table in TABLES if table in words} | (set(JOINED_FROM) if JOINED in words else set())
+    return {table for table in TABLES if table in words} | (set(JOINED_READS) if JOINED in words else set())
 
 
 def incomplete_assets(home: Path) -> list[str]:

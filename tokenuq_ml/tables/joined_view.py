@@ -5,6 +5,8 @@ row n of the other. The tables are therefore joined by row number, in pieces of 
 grow with the tables, a filter on `study` or on one `example_id` skips the other pieces, and processors share the
 pieces. If the files of a study do not match, as after only one table was rerun, that study is joined by key. If a file
 is replaced after the view was made, the query fails.
+
+Studies of a synthetic language have a third table, `token_truth`: small, and joined by key.
 """
 
 from collections.abc import Callable
@@ -15,14 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenuq_ml.tables.partitions import partition_of
-from tokenuq_ml.tables.schemas import JOINED_FROM, JOINED_ON, TABLES
+from tokenuq_ml.tables.schemas import JOINED_FROM, JOINED_ON, JOINED_TRUTH, TABLES, TRUTH_COLUMNS
 
 PIECE_GROUPS, MOST_PIECES = 4, 32
 """Row groups per piece, which a query for one example reads; and pieces per study, each of which costs planning."""
+_TRUTH_TYPES = {"slot": "VARCHAR", "true_entropy": "DOUBLE", "true_loss": "DOUBLE"}
 
 
 def joined_sql(files: dict[str, list[Path]], address: Callable[[Path], str]) -> str:
     """Return a SELECT over the files of both tables, with all columns of the first and the second's without keys.
+
+    The columns of the truth follow; they are null in studies without it.
 
     Args:
         files: table -> its files.
@@ -30,14 +35,26 @@ def joined_sql(files: dict[str, list[Path]], address: Callable[[Path], str]) -> 
     """
     one, other = JOINED_FROM
     by_study = {table: _by_study(table, files[table]) for table in JOINED_FROM}
+    with_truth = _by_study(JOINED_TRUTH, files[JOINED_TRUTH]).keys()
     parts = []
     for study in sorted(by_study[one].keys() & by_study[other].keys()):
         left, right = (_footer(by_study[table][study], table, address) for table in JOINED_FROM)
         if left is None or right is None or left.groups != right.groups:
-            parts.append(_join_by_key(f"WHERE study = {quoted(study)}"))
+            part = _join_by_key(f"WHERE study = {quoted(study)}")
         else:
-            parts.append(_join_in_pieces(study, left, right))
-    return "\nUNION ALL\n".join(parts) or _join_by_key("")
+            part = _join_in_pieces(study, left, right)
+        parts.append(_with_truth(part, study if study in with_truth else None))
+    return "\nUNION ALL\n".join(parts) or _with_truth(_join_by_key(""), None)
+
+
+def _with_truth(part: str, study: str | None) -> str:
+    """Return a SELECT of the rows of `part` with the columns of the study's truth; null without a study."""
+    if study is None:
+        nulls = (f'NULL::{_TRUTH_TYPES[name]} AS "{name}"' for name in TRUTH_COLUMNS)
+        return f"SELECT *, {', '.join(nulls)} FROM ({part})"
+    columns = ", ".join((*JOINED_ON, *TRUTH_COLUMNS))
+    truth = f"SELECT {columns} FROM {JOINED_TRUTH} WHERE study = {quoted(study)}"
+    return f"SELECT * FROM ({part}) LEFT JOIN ({truth}) USING ({', '.join(JOINED_ON)})"
 
 
 def quoted(text: str) -> str:

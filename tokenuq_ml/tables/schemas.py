@@ -230,6 +230,10 @@ TABLES = {
 JOINED = "tokens"
 JOINED_FROM, JOINED_ON = ("token_losses", "token_uncertainty"), ("study", *TOKEN_KEY)
 """The view that readers offer as the one-to-one join of two tables; it has no files of its own."""
+JOINED_TRUTH, TRUTH_COLUMNS = "token_truth", ("slot", "true_entropy", "true_loss")
+"""The table that the view takes further columns from; null in studies that do not have it."""
+JOINED_READS = (*JOINED_FROM, JOINED_TRUTH)
+"""All tables that the view reads."""
 
 
 def table_dir(home: str | Path, table: str, **partitions: str) -> Path:

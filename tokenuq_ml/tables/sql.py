@@ -29,7 +29,7 @@ from tokenuq_ml.tables.fetching import fetch_tables, not_fetched
 from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_ml.tables.partitions import complete_files, store_home
 from tokenuq_ml.tables.read_only_files import ReadOnlyFiles
-from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, TABLES
+from tokenuq_ml.tables.schemas import JOINED, JOINED_READS, TABLES
 from tokenuq_ml.tables.spill import SpillFolder
 from tokenuq_ml.tables.syntax_tree import Catalog, require_allowed
 from tokenuq_ml.tables.views import create_joined_view, create_view, describe_views
@@ -141,7 +141,7 @@ def _require_undamaged(connection: duckdb.DuckDBPyConnection, names: set[str]) -
     store = _stores.get(connection)
     if store is None:
         return
-    tables = {table for table in TABLES if table in names} | (set(JOINED_FROM) if JOINED in names else set())
+    tables = {table for table in TABLES if table in names} | (set(JOINED_READS) if JOINED in names else set())
     for table in sorted(tables):
         if damage := store.reading.damage(table):
             raise InputError(f"query: table {table} is damaged: {damage}")

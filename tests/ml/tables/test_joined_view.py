@@ -122,3 +122,24 @@ def test_names_of_studies_are_quoted(tmp_path, many_pieces):
 def test_a_table_without_rows_joins_to_no_rows(tmp_path):
     store(tmp_path, "a", *(frame.clear() for frame in losses_and_uncertainty(EXAMPLES, 0)))
     assert asked(tmp_path).is_empty() and asked(tmp_path).columns == by_keys(tmp_path).columns
+
+
+def test_the_truth_of_a_language_is_joined_and_null_elsewhere(tmp_path, many_pieces):
+    losses, uncertainty = losses_and_uncertainty(EXAMPLES, 0)
+    store(tmp_path, "plain", losses, uncertainty)
+    store(tmp_path, "language", losses, uncertainty)
+    known = losses.select("example_id", "position").filter(pl.col("position") % 2 == 0)
+    truth = known.with_columns(
+        slot=pl.lit("fact"),
+        true_entropy=pl.int_range(pl.len()) / 7,
+        true_loss=pl.int_range(pl.len()) / 9,
+        support=pl.lit([3, 5], pl.List(pl.Int32)),
+        probabilities=pl.lit([0.25, 0.75], pl.List(pl.Float64)),
+        clean_probabilities=pl.lit([0.0, 1.0], pl.List(pl.Float64)),
+    )
+    folder = tmp_path / "token_truth" / "study=language"
+    write_table(truth, "token_truth", folder, spec_hash="s", code_version="c")
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+    read = asked(tmp_path, "study = 'language' AND slot = 'fact'").select(known.columns + ["true_entropy", "true_loss"])
+    assert_frame_equal(read, truth.select(read.columns).cast({"position": pl.Int32}))
+    assert asked(tmp_path, "study = 'plain' AND slot IS NULL AND true_loss IS NULL").height == EXAMPLES * LENGTH
