@@ -3,15 +3,7 @@
 `load.py` reads the YAML files; `stages/versions.py` decides which fields a stage depends on.
 """
 
-from tokenuq_ml.config.ablation import (
-    AblationSpec,
-    DistillSpec,
-    LoraChange,
-    ObjectiveSpec,
-    RankGrowth,
-    Schedule,
-    SelectSpec,
-)
+from tokenuq_ml.config.ablation import AblationSpec, RankGrowth
 from tokenuq_ml.config.base import (
     BASE_ROW,
     NAME,
@@ -33,8 +25,11 @@ from tokenuq_ml.config.evaluation import (
     IfEvalSpec,
     JudgeSpec,
 )
+from tokenuq_ml.config.objective import DistillSpec, ObjectiveSpec
+from tokenuq_ml.config.select import Schedule, SelectSpec
 from tokenuq_ml.config.sources import DatasetSpec, ModelSpec
-from tokenuq_ml.config.study import CurriculumSpec, LoraSpec, PrecisionSpec, StudySpec, TrainSpec, UncertaintySpec
+from tokenuq_ml.config.study import CurriculumSpec, PrecisionSpec, StudySpec, UncertaintySpec
+from tokenuq_ml.config.train import LoraChange, LoraSpec, TrainSpec
 
 __all__ = [
     "BASE_ROW",

@@ -10,42 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from tokenuq_ml.config.base import RESERVED_STUDIES, Spec, check_name
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
-
-
-class LoraSpec(Spec):
-    """The LoRA adapter of teacher and students."""
-
-    rank: Annotated[int, Field(gt=0)] = 32
-    alpha: Annotated[int, Field(gt=0)] = 64
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-class TrainSpec(Spec):
-    """The training budget, the same for the teacher and every student of a study."""
-
-    epochs: Annotated[int, Field(gt=0)] = 1
-    batch_size: Annotated[int, Field(gt=0, description="examples per optimiser step")] = 8
-    micro_batch_size: Annotated[int, Field(gt=0)] | None = Field(
-        default=None, description="examples per forward pass; must divide batch_size; default: batch_size"
-    )
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    save_steps: Annotated[int, Field(gt=0)] = 50
-    batching: Literal["bucket", "pack"] = Field(
-        default="bucket",
-        description="bucket: padded batches of similar lengths; pack: one row without padding, if the model allows it",
-    )
-    lora: LoraSpec = LoraSpec()
-
-    @model_validator(mode="after")
-    def _check_micro_batch_size(self) -> Self:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
-        return self
-
+from tokenuq_ml.config.train import TrainSpec
 
 MASK_LEVELS = 2**16
 """Levels of a dropout rate: masks of Monte-Carlo dropout compare sixteen random bits with a threshold."""

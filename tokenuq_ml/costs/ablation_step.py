@@ -1,7 +1,6 @@
 """What an ablation changes in the cost of a training step: shares of tokens, selection passes, the teacher's form."""
 
-from tokenuq_ml.config import AblationSpec, SelectSpec, TrainSpec
-from tokenuq_ml.config.ablation import Schedule
+from tokenuq_ml.config import AblationSpec, Schedule, SelectSpec, TrainSpec
 from tokenuq_ml.costs.flops import Teacher
 
 
