@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels.head import Head, blocks, chunks, concatenate_blocks
+from tokenuq_ml.kernels.true_distributions import TrueDistributions
 
 
 class TokenScores(NamedTuple):
@@ -28,11 +29,20 @@ class TokenScores(NamedTuple):
     """Ids of the A likeliest tokens at the M positions that were asked for, likeliest first; None if M is 0."""
     probability_MA: Tensor | None = None
     """Probabilities of these tokens."""
+    true_kl_N: Tensor | None = None
+    """Divergence from the true distributions in nats, float64; NaN where they are not known, None if not asked for."""
+    clean_kl_N: Tensor | None = None
+    """The same from those without label noise."""
 
 
 @torch.no_grad()
 def token_scores(
-    hidden_ND: Tensor, head: Head, label_N: Tensor, choices: int = 0, wanted_N: Tensor | None = None
+    hidden_ND: Tensor,
+    head: Head,
+    label_N: Tensor,
+    choices: int = 0,
+    wanted_N: Tensor | None = None,
+    truth: TrueDistributions | None = None,
 ) -> TokenScores:
     """Return loss, entropy and rank of each label, without a gradient. Costs one head product per token.
 
@@ -42,16 +52,22 @@ def token_scores(
         label_N: ids of the tokens.
         choices: A, the number of likeliest tokens; 0: none.
         wanted_N: mask of the M positions whose likeliest tokens are wanted; required if `choices` is above 0.
+        truth: the distributions that generated the tokens, for the divergence from them.
     """
-    rows, tops = [], []
+    rows, tops, divergences = [], [], []
     for chunk in chunks(len(label_N), head):
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
         for block in blocks(len(label_C), head):
             z_RV, label_R = head.finish(product_CV[block]), label_C[block]
+            if truth is not None:
+                divergences.append(truth.divergences(slice(chunk.start + block.start, chunk.start + block.stop), z_RV))
             rows.append(formulas.loss_entropy_rank(z_RV, label_R))
             if wanted_N is not None and choices and (asked_M := wanted_N[chunk][block].nonzero()[:, 0]).numel():
                 tops.append(formulas.likeliest(z_RV[asked_M], label_R[asked_M], rows[-1][0][asked_M], choices))
     scores = TokenScores(*concatenate_blocks(rows, hidden_ND, (None, None, torch.int32)))
+    if truth is not None:
+        true_kl_N, clean_kl_N = concatenate_blocks(divergences, hidden_ND, (torch.float64, torch.float64))
+        scores = scores._replace(true_kl_N=true_kl_N, clean_kl_N=clean_kl_N)
     if not tops:
         return scores
     choice_MA, probability_MA = concatenate_blocks(tops, hidden_ND, (torch.int64, None))
