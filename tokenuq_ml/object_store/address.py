@@ -1,4 +1,4 @@
-"""Addresses of stores in a bucket, `s3://bucket/prefix`, and the local folder that mirrors one."""
+"""Addresses of stores in a bucket, `s3://bucket/prefix`, the local folder that mirrors one, and paths in it."""
 
 import hashlib
 import os
@@ -12,6 +12,8 @@ from tokenuq_ml.file_hashes import cache_folder
 
 SCHEME = "s3://"
 CACHE_VARIABLE = "TOKENUQ_CACHE"
+CHECKPOINTS = ".checkpoints"
+"""Folder of all checkpoints in a store: one folder per stage, named as its first asset."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PART = re.compile(r"[A-Za-z0-9._=-]+")
 
@@ -71,3 +73,9 @@ def mirror_folder(address: Address, environment: Mapping[str, str] = os.environ)
 def endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the address of the service, by the variables that all of AWS's clients read; None: Amazon S3."""
     return environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None
+
+
+def is_inside(relative: str) -> bool:
+    """Return whether a path is relative, names no parent folder, and is written in the one way that it can be."""
+    parts = relative.split("/")
+    return "\0" not in relative and not any(part in ("", ".", "..") for part in parts)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from tokenuq_ml.object_store.address import CHECKPOINTS
 from tokenuq_ml.object_store.manifest_copies import key_of
 from tokenuq_ml.object_store.mirror import KEEP_UNREFERENCED_S
 from tokenuq_ml.object_store.mirror import key_of as key_of_file
@@ -18,7 +19,6 @@ from tokenuq_pipeline.runtime.places import is_asset_name
 from tokenuq_pipeline.runtime.pruning import NotRemovable, Removable, checkpoints, reason_of, run_at_work
 from tokenuq_pipeline.runtime.pruning import remove as remove_files
 from tokenuq_pipeline.runtime.restoring import NotRestorable
-from tokenuq_pipeline.runtime.store import CHECKPOINTS
 from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
 
 LEFT_OVER = "objects that no manifest names"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenuq_ml.config import NAME
+from tokenuq_ml.object_store.address import is_inside
 from tokenuq_pipeline.runtime.store_layout import places_of
 
 MANIFESTS = ".manifests"
@@ -75,12 +76,6 @@ def check_plots(outputs: Mapping[str, str], plots: Iterable[str]) -> None:
     for plot in plots:
         if plot.partition("/")[0] not in outputs or not is_inside(plot):
             raise ValueError(f"plots: {plot!r} is in none of the asset's outputs")
-
-
-def is_inside(relative: str) -> bool:
-    """Return whether a path is relative, names no parent folder, and is written in the one way that it can be."""
-    parts = relative.split("/")
-    return "\0" not in relative and not any(part in ("", ".", "..") for part in parts)
 
 
 def linked(home: Path, relative: Iterable[str]) -> Path | None:

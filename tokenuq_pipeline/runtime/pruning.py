@@ -16,12 +16,13 @@ from pathlib import Path
 
 from tokenuq_ml.config import RESERVED_STUDIES
 from tokenuq_ml.disk import folder_size, full_disk
+from tokenuq_ml.object_store.address import CHECKPOINTS
 from tokenuq_pipeline.runtime.folder_lock import is_locked, store_lock
 from tokenuq_pipeline.runtime.launchers.job_folders import jobs_in
 from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, linked, manifest_place
 from tokenuq_pipeline.runtime.publication import recover_locked
-from tokenuq_pipeline.runtime.store import CHECKPOINTS, Store
+from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
 from tokenuq_pipeline.runtime.trash import Trash
 

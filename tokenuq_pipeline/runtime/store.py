@@ -17,6 +17,7 @@ from pathlib import Path
 from tokenuq_ml.atomic_files import fsync_tree
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.file_hashes import sha256_of
+from tokenuq_ml.object_store.address import CHECKPOINTS
 from tokenuq_ml.tables.integrity import file_difference, unlisted
 from tokenuq_ml.tables.partitions import PublishedFile, manifest_names, why_not_file
 from tokenuq_pipeline.runtime.journal import ONE_FILE_SYSTEM, PUBLISHING, Outcome
@@ -27,7 +28,7 @@ from tokenuq_pipeline.runtime.places import MANIFESTS, check_asset_name, check_n
 from tokenuq_pipeline.runtime.publication import INTERRUPTED, is_interrupted, publish, recover
 from tokenuq_pipeline.runtime.trash import Trash
 
-CHECKPOINTS, STAGING = ".checkpoints", ".staging"
+STAGING = ".staging"
 UNKNOWN_KEPT_S = 24 * 3600.0
 """How long a staging folder stays whose name says nothing of its owner: another version may have named it."""
 

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from tokenuq_pipeline.runtime.bucket_checkpoints import CheckpointCopies, carried_checkpoints
+from tokenuq_ml.object_store.checkpoints import CheckpointCopies
+from tokenuq_pipeline.runtime.bucket_checkpoints import carried_checkpoints
 from tokenuq_pipeline.runtime.bucket_pruning import removable, remove
 
 pytestmark = pytest.mark.slow
