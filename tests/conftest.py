@@ -51,12 +51,31 @@ def _leave_writing_to_the_system(connection, _):
         connection.execute("PRAGMA synchronous = OFF")
 
 
+def _keep_engines():
+    """Let Dagster's storages use an engine of SQLAlchemy again, with the SQL that it has compiled.
+
+    They make one for each statement. No connection is kept: the engines have no pool.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("dagster._core.storage.") and name.rpartition(".")[2].startswith("sqlite_"):
+            kept, create = {}, module.create_engine
+
+            def create_once(address, kept=kept, create=create, **options):
+                key = (address, repr(options))
+                if key not in kept:
+                    kept[key] = create(address, **options)
+                return kept[key]
+
+            module.create_engine = create_once
+
+
 def pytest_collection_finish():
     """Prepare the process for many small tests, once all modules are imported."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     if sqlalchemy := sys.modules.get("sqlalchemy"):
         sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", _leave_writing_to_the_system)
+        _keep_engines()
     # Each training collects garbage several times. Without this, it would search all imported modules each time.
     gc.collect()
     gc.freeze()
