@@ -31,7 +31,7 @@ def above_example_mean(tokens) -> torch.Tensor:
     Selecting by it takes the hard tokens of every example, instead of all tokens of the hard examples.
 
     Args:
-        tokens: the response tokens of one optimiser batch (`tokenuq_ml.training.selection.Tokens`): `loss_N`,
+        tokens: the response tokens of one optimiser batch (`tokenuq_ml.training.tokens.Tokens`): `loss_N`,
             `example_N`, `step`, `steps`, and `column(name)` for columns of the token tables.
     """
     examples = int(tokens.example_N.max()) + 1

@@ -22,8 +22,9 @@ from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule, Weights
 from tokenuq_ml.training.objectives import token_weights
-from tokenuq_ml.training.selection import Tokens, join, select
+from tokenuq_ml.training.selection import select
 from tokenuq_ml.training.token_batch import TokenBatch
+from tokenuq_ml.training.tokens import Tokens, join
 
 
 def decide(ablation: AblationSpec, tokens: Tokens, static_N: Tensor | None = None) -> BatchDecision:

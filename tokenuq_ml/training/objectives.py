@@ -15,7 +15,7 @@ from tokenuq_ml.config import AblationSpec, ObjectiveSpec, user_code
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels.weight_rule import Gain, Weights
-from tokenuq_ml.training.selection import Tokens
+from tokenuq_ml.training.tokens import Tokens
 
 
 def mle(objective: ObjectiveSpec) -> tuple[float, float]:

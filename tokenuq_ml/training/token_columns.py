@@ -19,7 +19,8 @@ from tokenuq_ml.data.token_categories import CATEGORIES
 from tokenuq_ml.errors import InputError, NonFiniteError
 from tokenuq_ml.tables.parquet import read_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
-from tokenuq_ml.training.selection import Tokens, select
+from tokenuq_ml.training.selection import select
+from tokenuq_ml.training.tokens import Tokens
 
 
 class TokenColumns:

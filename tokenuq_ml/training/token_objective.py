@@ -37,10 +37,10 @@ from tokenuq_ml.training.objective_hooks import ObjectiveHooks
 from tokenuq_ml.training.objectives import token_gain
 from tokenuq_ml.training.phase_clock import PhaseClock
 from tokenuq_ml.training.router_term import RouterLoss
-from tokenuq_ml.training.selection import Tokens
 from tokenuq_ml.training.step_batches import StepBatches
 from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.token_batch import TokenBatch
+from tokenuq_ml.training.tokens import Tokens
 from tokenuq_ml.training.trainer_options import check_options, switch_off_liger_loss, warn_of_unused_loss
 from tokenuq_ml.training.training_metrics import LoggedMetrics
 

@@ -6,7 +6,7 @@ import torch
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.training.decisions import decide
 from tokenuq_ml.training.objectives import token_gain, token_weights
-from tokenuq_ml.training.selection import Tokens
+from tokenuq_ml.training.tokens import Tokens
 
 BY_LOSS = {"by": "loss", "quantile": 0.5}
 

@@ -6,8 +6,9 @@ import torch
 from tokenuq_ml.config import SelectSpec, registry
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.training import objectives, selection
-from tokenuq_ml.training.selection import Tokens, extreme_quantile, join, select
+from tokenuq_ml.training import objectives, selectors
+from tokenuq_ml.training.selection import extreme_quantile, select
+from tokenuq_ml.training.tokens import Tokens, join
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_of_equal_scores_the_earlier_tokens_are_selected():
 
 
 def test_the_registry_has_the_selectors_and_objectives_that_are_implemented():
-    assert set(selection.SELECTORS) == set(registry.SELECTORS)
+    assert set(selectors.SELECTORS) == set(registry.SELECTORS)
     assert set(objectives.OBJECTIVES) == set(registry.OBJECTIVES)
     assert set(objectives.GAINS) == {name for name, objective in registry.OBJECTIVES.items() if objective.scales_loss}
 
@@ -76,9 +77,9 @@ def test_random_depends_only_on_seed_and_step_and_fixed_random_on_seed_and_examp
     assert not torch.equal(select(fresh, at(1)), select(fresh, at(2)))
     assert torch.equal(select(fixed, at(1)), select(fixed, at(2)))
     assert not torch.equal(select(fixed, at(1)), select(fixed, at(1, seed=1)))
-    scores = selection.fixed_random(at(1))
+    scores = selectors.fixed_random(at(1))
     # An example's draws do not depend on its place in the batch.
-    assert torch.equal(selection.fixed_random(at(1, names=("c", "d", "a", "b")))[:3], scores[6:9])
+    assert torch.equal(selectors.fixed_random(at(1, names=("c", "d", "a", "b")))[:3], scores[6:9])
 
 
 @pytest.mark.parametrize(

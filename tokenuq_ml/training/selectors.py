@@ -1,0 +1,109 @@
+"""Scores by which response tokens are selected: a function per name in `registry.SELECTORS`.
+
+`selection.py` has the rule that selects by a score.
+
+Notation: l is the student's cross-entropy with the label; N response tokens of an optimiser batch.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenuq_ml import seeding
+from tokenuq_ml.data.token_categories import CATEGORIES
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.training.tokens import Tokens
+
+
+def loss(tokens: Tokens) -> Tensor:
+    """Score by `l` (Liu, Benjamin, Zador 2025, arXiv 2503.16511)."""
+    return tokens.loss_N
+
+
+def excess_loss(tokens: Tokens) -> Tensor:
+    """Score by `l - l_ref` (Rho-1, Lin et al. 2024, arXiv 2404.07965); the reference is the baseline teacher."""
+    return tokens.loss_N - tokens.column("teacher_loss").to(tokens.loss_N)
+
+
+def teacher_loss(tokens: Tokens) -> Tensor:
+    """Score by the baseline teacher's cross-entropy."""
+    return tokens.column("teacher_loss")
+
+
+def entropy(tokens: Tokens) -> Tensor:
+    """Score by the entropy of the teacher's distribution: aleatoric and epistemic uncertainty together."""
+    return tokens.column("entropy")
+
+
+def bald(tokens: Tokens) -> Tensor:
+    """Score by BALD (Houlsby et al. 2011, arXiv 1112.5745) under the teacher's dropout: epistemic uncertainty."""
+    return tokens.column("bald")
+
+
+def aleatoric(tokens: Tokens) -> Tensor:
+    """Score by the expected entropy under the teacher's dropout: uncertainty that training cannot reduce."""
+    return tokens.column("expected_entropy")
+
+
+def base_loss(tokens: Tokens) -> Tensor:
+    """Score by the base model's cross-entropy."""
+    return tokens.column("base_loss")
+
+
+def base_perplexity(tokens: Tokens) -> Tensor:
+    """Score by `exp(l)` under the base model (selective token masking, Wu et al. 2025, arXiv 2501.14315)."""
+    return tokens.column("base_loss").exp()
+
+
+COMPLEXITY = {"special": 0, "whitespace": 0, "punctuation": 0, "word": 1, "subword": 1, "number": 2, "code": 2}
+
+
+def complexity(tokens: Tokens) -> Tensor:
+    """Score 0 for structure, 1 for words, 2 for numbers and code: the order of an explicit curriculum."""
+    of_category = torch.tensor([float(COMPLEXITY[name]) for name in CATEGORIES])
+    category_N = tokens.column("category").long()
+    return of_category.to(category_N.device)[category_N]
+
+
+def random(tokens: Tokens) -> Tensor:
+    """Score by uniform draws in [0, 1), new at each step, that depend only on seed and step."""
+    draws = seeding.step_generator(tokens.seed, tokens.step).random(len(tokens.loss_N))
+    return torch.from_numpy(draws).to(tokens.loss_N.device)
+
+
+def fixed_random(tokens: Tokens) -> Tensor:
+    """Score by uniform draws in [0, 1) that depend only on seed, example and position: the same in every epoch."""
+    if len(tokens.loss_N) and not tokens.example_ids:
+        raise InputError(
+            "'fixed_random' needs the examples' ids, which this Trainer does not provide; "
+            "override `example_ids` of TokenObjective, or select by 'random'"
+        )
+    counts = torch.bincount(tokens.example_N.cpu(), minlength=len(tokens.example_ids)).tolist()
+    draws = [
+        seeding.example_generator(tokens.seed, name).random(count)
+        for name, count in zip(tokens.example_ids, counts, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(draws) if draws else np.empty(0)).to(tokens.loss_N.device)
+
+
+def everything(tokens: Tokens) -> Tensor:
+    """Score all tokens alike."""
+    return torch.ones_like(tokens.loss_N)
+
+
+SELECTORS: dict[str, Callable[[Tokens], Tensor]] = {
+    "all": everything,
+    "loss": loss,
+    "excess_loss": excess_loss,
+    "teacher_loss": teacher_loss,
+    "entropy": entropy,
+    "bald": bald,
+    "aleatoric": aleatoric,
+    "base_loss": base_loss,
+    "base_perplexity": base_perplexity,
+    "complexity": complexity,
+    "random": random,
+    "fixed_random": fixed_random,
+}
