@@ -7,9 +7,9 @@ is complete (`tokenuq_ml/object_store/checkpoints.py`).
 import contextlib
 from collections.abc import Callable, Iterator
 
+from tokenuq_ml.background import looking
 from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.object_store.checkpoints import LOOK_S, CheckpointCopies
-from tokenuq_pipeline.runtime.background import looking
 from tokenuq_pipeline.runtime.bucket_store import BucketStore
 from tokenuq_pipeline.runtime.leases import Lease
 from tokenuq_pipeline.runtime.store import Store

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from tokenuq_pipeline.runtime.background import looking
+from tokenuq_ml.background import looking
 from tokenuq_pipeline.runtime.processes import is_alive, process_name, process_stat
 
 LOOK_S = 1.0

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import dagster as dg
 
-from tokenuq_pipeline.runtime.background import looking
+from tokenuq_ml.background import looking
 from tokenuq_pipeline.runtime.dagster_internals import (
     ExecutionPlan,
     PlanOrchestrationContext,

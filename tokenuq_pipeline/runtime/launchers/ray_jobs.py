@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenuq_ml.background import looking
 from tokenuq_ml.stages import job_files
 from tokenuq_ml.stages.failures import name_of
 from tokenuq_ml.stages.job_files import JobDescription
 from tokenuq_ml.stages.provenance import code_hash
 from tokenuq_ml.stages.runner import THREADS
-from tokenuq_pipeline.runtime.background import looking
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.launch_command import cluster_command, processes_of
