@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from tokenuq_ml.config import user_code
 
@@ -65,13 +65,17 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
-    """Keys that earlier versions lack. `fields()` leaves them out while they have their default, so that the code
+    """Keys that earlier versions lack. They are left out, at any depth, while they have their default, so that the code
     versions of existing entries stay the same."""
 
     def fields(self) -> dict[str, Any]:
         """Return this spec as plain JSON values, without keys of `ADDED_LATER` that have their default."""
+        return self.model_dump(mode="json")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_later_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         unset = {name for name in self.ADDED_LATER if getattr(self, name) == self._default(name)}
-        return self.model_dump(mode="json", exclude=unset)
+        return {name: value for name, value in dump(self).items() if name not in unset}
 
     @classmethod
     def _default(cls, key: str) -> Any:
