@@ -29,7 +29,7 @@ from tokenuq_ml.config.objective import DistillSpec, ObjectiveSpec
 from tokenuq_ml.config.select import Schedule, SelectSpec
 from tokenuq_ml.config.sources import DatasetSpec, ModelSpec
 from tokenuq_ml.config.study import CurriculumSpec, PrecisionSpec, StudySpec, UncertaintySpec
-from tokenuq_ml.config.train import LoraChange, LoraSpec, TrainSpec
+from tokenuq_ml.config.train import LoraChange, LoraSpec, TrainChange, TrainSpec, TrainSweep
 
 __all__ = [
     "BASE_ROW",
@@ -60,7 +60,9 @@ __all__ = [
     "Spec",
     "Split",
     "StudySpec",
+    "TrainChange",
     "TrainSpec",
+    "TrainSweep",
     "UncertaintySpec",
     "check_name",
     "spec_hash",

@@ -4,7 +4,7 @@ The entries of `ablations.yaml`. The names that an entry may use are in `registr
 `training/selection.py` and `training/objectives.py`.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -12,7 +12,7 @@ from tokenuq_ml.config import registry, user_code
 from tokenuq_ml.config.base import REFERENCE_ROWS, Spec, check_name, one_of
 from tokenuq_ml.config.objective import DistillSpec, ObjectiveSpec
 from tokenuq_ml.config.select import SelectSpec
-from tokenuq_ml.config.train import LoraChange
+from tokenuq_ml.config.train import LoraChange, TrainChange
 
 
 class RankGrowth(Spec):
@@ -35,6 +35,9 @@ class AblationSpec(Spec):
         rest: what is done with the other tokens; default: nothing (`none`).
         seed: of adapter initialisation, order of batches and random selectors.
         lora: changes to the study's adapter.
+        train: changes to the study's training budget. Ablations that differ only in them are settings of one family.
+        budget: `equal_steps`: as many optimiser steps as any other ablation of the study; `equal_tokens`: as many
+            steps as train as many tokens as training every response token does.
         rank_growth: growth of the adapter's active rank; default: none.
         columns: columns of the token tables that your own functions (`module:function`) read.
 
@@ -52,6 +55,8 @@ class AblationSpec(Spec):
         ('dynamic', 'baseline')
     """
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"train", "budget"})
+
     name: Annotated[str, AfterValidator(check_name)]
     select: SelectSpec
     selected: ObjectiveSpec = ObjectiveSpec(kind="mle")
@@ -62,6 +67,8 @@ class AblationSpec(Spec):
     columns: tuple[Annotated[str, one_of(registry.COLUMNS, "column")], ...] = Field(
         default=(), description="columns of the token tables that the ablation's own functions read"
     )
+    train: TrainChange = TrainChange()
+    budget: Literal["equal_steps", "equal_tokens"] = "equal_steps"
 
     @model_validator(mode="before")
     @classmethod
@@ -83,10 +90,35 @@ class AblationSpec(Spec):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _check_training(self) -> Self:
+        if self.train.lora is not None and self.lora != LoraChange():
+            raise ValueError("'lora' and 'train.lora' both change the adapter; remove one of them")
+        if self.budget == "equal_tokens":
+            trained = {name: objective.trains for name, objective in (("selected", self.selected), ("rest", self.rest))}
+            if trained != {"selected": True, "rest": False} or not self.select.is_partial:
+                raise ValueError(
+                    "budget 'equal_tokens' needs a selection that leaves tokens out, and rest 'none': otherwise every "
+                    "step trains all tokens, or another number than the selection's; use budget 'equal_steps'"
+                )
+            if not self.select.by_quantile:
+                raise ValueError(
+                    "budget 'equal_tokens' needs the share of the tokens before training: keep 'top' or 'bottom' with "
+                    "a quantile, not a threshold"
+                )
+        return self
+
+    # Its names.
+
+    @property
+    def setting(self) -> str:
+        """The name without its seed: one training configuration, whose seeds are grouped by it."""
+        return self.name.removesuffix(f"_s{self.seed}") if self.seed else self.name
+
     @property
     def family(self) -> str:
-        """The name without its seed; seeds of one ablation are grouped by it."""
-        return self.name.removesuffix(f"_s{self.seed}") if self.seed else self.name
+        """The name without its seed and what `train` adds to it: settings of one objective are grouped by it."""
+        return self.train.removed_from(self.setting)
 
     # What it selects.
 
@@ -131,6 +163,16 @@ class AblationSpec(Spec):
         )
 
     # How it trains.
+
+    def steps(self, all_tokens: int) -> int:
+        """Return the optimiser steps of its budget.
+
+        Args:
+            all_tokens: the steps of the study's epochs, as a training on every response token takes them.
+        """
+        if self.budget == "equal_steps":
+            return all_tokens
+        return max(1, round(all_tokens / self.select.expected_share))
 
     @property
     def scales_loss(self) -> bool:

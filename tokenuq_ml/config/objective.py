@@ -48,3 +48,8 @@ class ObjectiveSpec(Spec):
         if (self.kind == "distill") != (self.distill is not None):
             raise ValueError(f"kind {self.kind!r} {'needs' if self.distill is None else 'takes no'} key 'distill'")
         return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the tokens have a gradient."""
+        return self.kind != "none" and (self.distill is None or self.distill.weight > 0)

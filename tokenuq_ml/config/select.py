@@ -94,3 +94,15 @@ class SelectSpec(Spec):
     def is_decided_before_training(self) -> bool:
         """Whether the tokens are selected once, among the complete train split, before the first step."""
         return self.scope == "dataset" and not self.takes_all
+
+    @property
+    def expected_share(self) -> float:
+        """The expected share of response tokens that are selected.
+
+        The mean of a scheduled quantile; one half for a threshold, whose share only training shows.
+        """
+        if self.takes_all:
+            return 1.0
+        if isinstance(self.quantile, Schedule):
+            return (self.quantile.start + self.quantile.end) / 2
+        return 0.5 if self.quantile is None else self.quantile

@@ -1,10 +1,13 @@
-"""The training budget of a study, and how an ablation changes it."""
+"""The training budget of a study, how an ablation changes it, and the settings that a study tries."""
 
-from typing import Annotated, Literal, Self
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tokenuq_ml.config.base import Spec
+from tokenuq_ml.config.sweeps import suffix
 
 
 class LoraSpec(Spec):
@@ -54,3 +57,82 @@ class LoraChange(Spec):
         rank = self.rank or lora.rank
         alpha = self.alpha or max(1, round(lora.alpha * rank / lora.rank))
         return LoraSpec(rank=rank, alpha=alpha, dropout=lora.dropout if self.dropout is None else self.dropout)
+
+
+class TrainChange(Spec):
+    """How an ablation's training differs from its study's."""
+
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"learning_rate", "epochs", "weight_decay", "lora"})
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    lora: LoraChange | None = None
+
+    @property
+    def values(self) -> dict[str, float | int]:
+        """Key -> value of what is set, without the level of `lora`: `{"learning_rate": 0.001, "rank": 8}`."""
+        lora = self.lora.model_dump(exclude_none=True) if self.lora is not None else {}
+        return {key: getattr(self, key) for key in BUDGET_KEYS if getattr(self, key) is not None} | lora
+
+    @property
+    def label(self) -> str:
+        """What is set, as a name says it: `lr0p001_rank8`; empty if nothing is."""
+        return "".join(self._suffixes).removeprefix("_")
+
+    def removed_from(self, name: str) -> str:
+        """Return the name without what sweeps of the keys that are set have added to its end."""
+        left = list(self._suffixes)
+        while found := next((one for one in left if name.endswith(one)), None):
+            left.remove(found)
+            name = name.removesuffix(found)
+        return name
+
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        return tuple(suffix("", key, value) for key, value in self.values.items())
+
+    @property
+    def text(self) -> str:
+        """What is set, in words: `learning rate 0.001, rank 8`; `as the study` if nothing is."""
+        return ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in self.values.items()) or "as the study"
+
+    def of(self, train: TrainSpec) -> TrainSpec:
+        """Return the study's budget with these changes."""
+        changes: dict[str, Any] = {key: value for key, value in self.values.items() if key in BUDGET_KEYS}
+        if self.lora is not None:
+            changes["lora"] = self.lora.of(train.lora)
+        return train.model_copy(update=changes)
+
+
+BUDGET_KEYS = ("learning_rate", "epochs", "weight_decay")
+"""Keys of `TrainSpec` that `TrainChange` and `TrainSweep` may set, `lora` apart."""
+
+
+class TrainSweep(Spec):
+    """Settings of a training that are tried: every combination of the listed values."""
+
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    epochs: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> Self:
+        for key, values in self.lists.items():
+            if len(set(values)) < max(len(values), 1):
+                raise ValueError(f"{key!r} must list values that differ from each other, at least one")
+        if len(self.settings) < 2:
+            raise ValueError("a sweep compares at least two settings; list several values of " + ", ".join(BUDGET_KEYS))
+        return self
+
+    @property
+    def lists(self) -> Mapping[str, tuple[float, ...]]:
+        """Key -> the values that are tried."""
+        return {key: values for key in BUDGET_KEYS if (values := getattr(self, key)) is not None}
+
+    @property
+    def settings(self) -> list[TrainChange]:
+        """The settings, in the order of the lists."""
+        lists = self.lists
+        combinations = itertools.product(*lists.values())
+        return [TrainChange.model_validate(dict(zip(lists, values, strict=True))) for values in combinations]

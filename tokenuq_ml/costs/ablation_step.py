@@ -1,6 +1,6 @@
 """What an ablation changes in the cost of a training step: shares of tokens, selection passes, the teacher's form."""
 
-from tokenuq_ml.config import AblationSpec, Schedule, SelectSpec, TrainSpec
+from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.costs.flops import Teacher
 
 
@@ -13,7 +13,7 @@ def ablation_step(ablation: AblationSpec, train: TrainSpec, cached: bool, softca
         cached: whether the baseline teacher's states are cached.
         softcapped: whether the model soft-caps its logits, so that mean embeddings cannot be used.
     """
-    share = expected_selected_share(ablation.select)
+    share = ablation.select.expected_share
     parts = ((share, ablation.selected), (1 - share, ablation.rest))
     distilled = sum(part for part, objective in parts if objective.kind == "distill")
     idle = sum(part for part, objective in parts if objective.kind == "none")
@@ -25,18 +25,6 @@ def ablation_step(ablation: AblationSpec, train: TrainSpec, cached: bool, softca
         "selection_passes": float(ablation.needs_student_losses and several),
         "teacher": _teacher_form(ablation, cached, softcapped) if distilled else "none",
     }
-
-
-def expected_selected_share(select: SelectSpec) -> float:
-    """Return the expected share of response tokens that are selected.
-
-    The mean of a scheduled quantile; one half for a threshold, whose share only training shows.
-    """
-    if select.takes_all:
-        return 1.0
-    if isinstance(select.quantile, Schedule):
-        return (select.quantile.start + select.quantile.end) / 2
-    return 0.5 if select.quantile is None else select.quantile
 
 
 def _teacher_form(ablation: AblationSpec, cached: bool, softcapped: bool) -> Teacher:
