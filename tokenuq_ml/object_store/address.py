@@ -70,6 +70,15 @@ def mirror_folder(address: Address, environment: Mapping[str, str] = os.environ)
     return folder.resolve() / f"{readable}-{digest}"
 
 
+def node_folder(address: Address, environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of a store on a node of a cluster.
+
+    Another one than `mirror_folder`: a job, and the run that follows it, may be on one machine.
+    """
+    folder = mirror_folder(address, environment)
+    return folder.with_name(f"{folder.name}-node")
+
+
 def endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the address of the service, by the variables that all of AWS's clients read; None: Amazon S3."""
     return environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None

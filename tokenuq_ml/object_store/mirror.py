@@ -149,6 +149,18 @@ class Mirror:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(upload, files))
 
+    def adopt(self, folder: Path, place: str) -> None:
+        """Move files that were uploaded to where they are in the mirror, so that they need not be downloaded.
+
+        Args:
+            folder: that holds them, on the file system of the mirror.
+            place: of the folder in the store.
+        """
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            final = self.home / place / path.relative_to(folder)
+            _make_room(self.home, final)
+            os.replace(path, final)
+
     def content_hash(self, file: Recorded, sink: Callable[[bytes], object] = len) -> str | None:
         """Read the object of a file and return its SHA-256; None if there is no such object.
 

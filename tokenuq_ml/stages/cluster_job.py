@@ -157,12 +157,8 @@ def main() -> None:
         (folder / job_files.BEAT).touch()
     except FileNotFoundError:
         sys.exit(job_files.not_seen(folder))
-    for name in SET_BY_RAY:
-        os.environ.pop(name, None)
-    given = job_files.take_environment(folder)
-    # Ranks on other nodes get the same.
-    os.environ.update({**given, "TOKENUQ_JOB_VARIABLES": ",".join(given)})
-    if (code := INTERRUPTED if stops else _wrong_code(description, folder)) is None:
+    replace_environment(job_files.take_environment(folder))
+    if (code := INTERRUPTED if stops else wrong_code(description, folder)) is None:
         end = Job(folder, description, os.environ, stops).follow()
     else:
         end = JobEnd(code=code, messages=(folder / job_files.MESSAGES).stat().st_size)
@@ -170,7 +166,15 @@ def main() -> None:
     os._exit(end.code if end.code >= 0 else 128 - end.code)
 
 
-def _wrong_code(description: JobDescription, folder: Path) -> int | None:
+def replace_environment(given: Mapping[str, str]) -> None:
+    """Set the variables of a stage, in place of those that Ray sets."""
+    for name in SET_BY_RAY:
+        os.environ.pop(name, None)
+    # Ranks on other nodes get the same.
+    os.environ.update({**given, "TOKENUQ_JOB_VARIABLES": ",".join(given)})
+
+
+def wrong_code(description: JobDescription, folder: Path) -> int | None:
     """Report that this node's code is not the launcher's; return the exit code, or None if it is."""
     if code_hash() == description.code:
         return None

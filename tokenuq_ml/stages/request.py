@@ -32,6 +32,8 @@ class AssetRequest(BaseModel):
     code_version: str
     outputs: dict[str, str]
     """Output name (a table, or `adapter`, `weights`, ...) -> empty folder to fill."""
+    places: dict[str, str] = {}
+    """Output name -> the folder of the store that it becomes."""
 
     @property
     def spec_hash(self) -> str:
@@ -60,6 +62,8 @@ class RecordedInput(BaseModel):
     asset: str
     files: dict[str, RecordedFile]
     """Path relative to the input -> the file. The input has these files and no others."""
+    is_partial: bool = False
+    """The folder need not hold what the stage does not read."""
 
 
 class StageRequest(BaseModel):
