@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
 from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
+from tokenuq_ml.config.families import with_settings
 from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.sweeps import expand
 from tokenuq_ml.config.yaml_file import read_mapping
@@ -76,6 +77,7 @@ def load_config(*folders: str | Path) -> Config:
     models, datasets = reader.entries("models", ModelSpec), reader.datasets()
     studies, ablations = reader.entries("studies", StudySpec), reader.entries("ablations", AblationSpec)
     studies = {name: reader.with_single_ablations(study, ablations) for name, study in studies.items()}
+    studies = {name: reader.with_settings(study, ablations) for name, study in studies.items()}
     config = Config(models, datasets, studies, ablations)
     reader.check_mixes(config)
     reader.check_studies(config)
@@ -157,12 +159,19 @@ class _Reader:
                 )
         return study.model_copy(update={"ablations": tuple(dict.fromkeys(names))})
 
+    def with_settings(self, study: StudySpec, ablations: dict[str, AblationSpec]) -> StudySpec:
+        """Return the study with one ablation per setting of its `sweep`, which are added to `ablations`."""
+        try:
+            return with_settings(study, ablations)
+        except ValueError as error:
+            raise InputError(f"{self._origins['studies', study.name]}: {study.name}: {error}") from None
+
     def _families(self, ablations: dict[str, AblationSpec]) -> dict[str, list[str]]:
         """Return entry, or name without seed -> the ablations that it stands for."""
         entry_of = {name: entry for entry, names in self._names_by_entry.items() for name in names}
         families: dict[str, list[str]] = {}
         for name, ablation in ablations.items():
-            for family in dict.fromkeys((entry_of[name], ablation.family)):
+            for family in dict.fromkeys((entry_of[name], ablation.setting)):
                 families.setdefault(family, []).append(name)
         return families
 

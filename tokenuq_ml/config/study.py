@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tokenuq_ml.config.base import RESERVED_STUDIES, Spec, check_name
+from tokenuq_ml.config.base import RESERVED_STUDIES, TEACHER_ROW, Spec, check_name
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
-from tokenuq_ml.config.train import TrainSpec
+from tokenuq_ml.config.train import TrainChange, TrainSpec, TrainSweep
 
 MASK_LEVELS = 2**16
 """Levels of a dropout rate: masks of Monte-Carlo dropout compare sixteen random bits with a threshold."""
@@ -72,7 +72,7 @@ class StudySpec(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
         {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text"}
-        | {"resources", "processes", "sharding"}
+        | {"resources", "processes", "sharding", "sweep", "teacher_sweep"}
     )
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -96,6 +96,12 @@ class StudySpec(Spec):
     )
     precision: PrecisionSpec = PrecisionSpec()
     train: TrainSpec = TrainSpec()
+    sweep: TrainSweep | None = Field(
+        default=None, description="settings at which each ablation is trained; the report takes the best on validation"
+    )
+    teacher_sweep: TrainSweep | None = Field(
+        default=None, description="settings at which teachers are trained; the best on validation is the study's"
+    )
     teacher_seed: int = 1000
     teacher_states: Literal["cached", "online"] = "cached"
     teacher_cache_gigabytes: Annotated[
@@ -118,6 +124,12 @@ class StudySpec(Spec):
     enabled: bool = Field(
         default=True, description="whether schedule, sensors and automation run it; it can always be started by hand"
     )
+
+    @property
+    def teacher_candidates(self) -> dict[str, TrainChange]:
+        """Row of each teacher that is tried -> its setting; empty if the teacher is trained once."""
+        settings = self.teacher_sweep.settings if self.teacher_sweep else []
+        return {f"{TEACHER_ROW}_{setting.label}": setting for setting in settings}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -41,7 +41,7 @@ class StudentSetup:
 
 
 def student_train_spec(fields: dict, ablation: AblationSpec) -> TrainSpec:
-    """Return the study's training budget with the ablation's own LoRA settings."""
+    """Return the training budget, in which the ablation's `train` is applied, with its own LoRA settings."""
     spec = TrainSpec(**fields["train"])
     return spec.model_copy(update={"lora": ablation.lora.of(spec.lora)})
 

@@ -4,6 +4,7 @@ The fields decide the version, so that a stage must not read anything else of th
 """
 
 from tokenuq_ml.config import AblationSpec, StudySpec, spec_hash
+from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.config.user_code import source_hash
 
@@ -12,6 +13,8 @@ REVISIONS = {
     "models": 2,
     "datasets": 2,
     "tokenized_dataset": 2,
+    "candidate_teacher": 1,
+    "teacher_sweep": 1,
     "baseline_teacher": 3,
     "token_losses": 6,
     "teacher_hidden": 5,
@@ -57,6 +60,10 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
             "max_length": study.max_length,
             **{key: given[key] for key in _TOKENIZATION if key in given},
         }
+    if stage == "teacher_sweep":
+        return {"candidates": _candidates(study), "evaluation": study.evaluation.interval_fields()}
+    if stage == "baseline_teacher" and study.teacher_sweep is not None:
+        return {"candidates": _candidates(study)}
     if stage == "baseline_teacher":
         return {**training, "train": study.train.fields(), "seed": study.teacher_seed}
     if stage == "token_losses":
@@ -79,6 +86,21 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     raise KeyError(stage)
 
 
+def candidate_fields(config: Config, study: StudySpec, row: str) -> dict:
+    """Return the fields of `<study>/<row>/candidate_teacher`."""
+    return {
+        "model": study.model,
+        "precision": study.precision.training,
+        "train": study.teacher_candidates[row].of(study.train).fields(),
+        "seed": study.teacher_seed,
+        "tables": study.precision.tables,
+    }
+
+
+def _candidates(study: StudySpec) -> dict:
+    return {row: setting.fields() for row, setting in study.teacher_candidates.items()}
+
+
 def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, stage: str) -> dict:
     """Return the fields of `<study>/<ablation>/<stage>`."""
     identity = {"family": ablation.family, "seed": ablation.seed}
@@ -86,7 +108,7 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         return {
             "model": study.model,
             "precision": study.precision.training,
-            "train": study.train.fields(),
+            "train": ablation.train.of(study.train).fields(),
             "ablation": ablation.fields(),
             # The source of a user's own functions: they are part of the objective.
             "functions": {name: source_hash(name) for name in ablation.functions},
@@ -101,7 +123,10 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         }
     if stage == "evaluation":
         precision = {"model": study.model, "precision": study.precision.tables}
-        return {**precision, **identity, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
+        ablations = {name: config.ablations[name] for name in study.ablations}
+        validation = {"validation": True} if is_measured_on_validation(ablation, ablations) else {}
+        own = {**precision, **identity, **validation}
+        return {**own, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     raise KeyError(stage)
 
 

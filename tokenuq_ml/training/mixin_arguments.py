@@ -104,8 +104,8 @@ def check_ablation(trainer: Any) -> None:
     """Check that the Trainer applies every key of its ablation.
 
     Raises:
-        InputError: a key would be ignored: `scope: dataset`, `rank_growth`, or `lora` with another value than the
-            adapter's.
+        InputError: a key would be ignored: `scope: dataset`, `rank_growth`, `train`, `budget`, or `lora` with another
+            value than the adapter's.
     """
     ablation = trainer.ablation
     if ablation.select.is_decided_before_training and type(trainer).static_mask is ObjectiveHooks.static_mask:
@@ -117,6 +117,16 @@ def check_ablation(trainer: Any) -> None:
         raise InputError(
             "the ablation has rank_growth, which only a study applies (`tokenuq run`); remove the key, or grow the "
             "rank yourself and add it to `applied_keys`"
+        )
+    if ablation.train.values and "train" not in trainer.applied_keys:
+        raise InputError(
+            f"the ablation has train.{next(iter(ablation.train.values))}, which only a study applies (`tokenuq run`); "
+            "set it in the TrainingArguments or the adapter, and remove the key"
+        )
+    if ablation.budget != "equal_steps" and "budget" not in trainer.applied_keys:
+        raise InputError(
+            f"the ablation has budget {ablation.budget!r}, which only a study applies (`tokenuq run`); set max_steps "
+            "in the TrainingArguments, and remove the key"
         )
     if "lora" not in trainer.applied_keys:
         _check_adapter(trainer)

@@ -37,8 +37,8 @@ class TrainingSetup:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the training."""
-        return self.steps_per_epoch * self.train.epochs
+        """Optimiser steps of the training, by the ablation's budget."""
+        return self.ablation.steps(self.steps_per_epoch * self.train.epochs)
 
 
 def micro_batch_size(train: TrainSpec, ranks: int = 1) -> int:
@@ -67,6 +67,8 @@ def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> Training
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=train.epochs,
+        # -1: as many as the epochs take.
+        max_steps=-1 if setup.ablation.budget == "equal_steps" else setup.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=max(1, train.batch_size // (micro * ranks)),
         learning_rate=train.learning_rate,

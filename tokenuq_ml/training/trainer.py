@@ -78,7 +78,7 @@ class TokenTrainer(TokenObjective, Trainer):
 
     records_losses = True
     logs_metrics = False
-    applied_keys = frozenset({"lora", "rank_growth"})
+    applied_keys = frozenset({"lora", "rank_growth", "train", "budget"})
 
     averages_router_loss = True
 
