@@ -58,6 +58,11 @@ def bucket_mirror(home: Path) -> "Mirror | None":
     return None if isinstance(found, SealedMirror) else found
 
 
+def mirror_holding(path: Path) -> "Mirror | None":
+    """Return the mirror that a path is in, if this process may talk to its bucket; None for a store in a folder."""
+    return next((mirror for home in _mirrors if path.is_relative_to(home) and (mirror := bucket_mirror(home))), None)
+
+
 def require_no_mirror(home: Path) -> None:
     """Raise if a folder that is to be used as a store is a mirror, most of whose files are in a bucket.
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from tokenuq_ml.atomic_files import replace_folder
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.object_store.manifest_copies import key_of
 from tokenuq_ml.object_store.mirror import Mirror
 from tokenuq_ml.object_store.mirror import key_of as key_of_file
 from tokenuq_ml.object_store.registry import bucket_mirror
 from tokenuq_ml.tables.integrity import REPAIR, damages
 from tokenuq_ml.tables.partitions import store_home
+from tokenuq_pipeline.runtime.bucket_jobs import uploaded
 from tokenuq_pipeline.runtime.journal import Outcome
 from tokenuq_pipeline.runtime.leases import LeaseLost
 from tokenuq_pipeline.runtime.manifest import FileEntry, Manifest
@@ -106,10 +108,21 @@ class BucketStore(Store):
         self._seen: dict[str, str] = {}
 
     def settle(self, staged: Mapping[str, Path], outputs: Mapping[str, str]) -> list[FileEntry]:
-        """Upload the files of staged folders, and return them as the manifest will list them."""
-        entries = super().settle(staged, outputs)
-        folders = {place: staged[name] for name, place in outputs.items()}
+        """Upload the files of staged folders, and return them as the manifest will list them.
+
+        A job on a cluster has uploaded its own.
+
+        Raises:
+            StoreAway: what a job has uploaded is not in the bucket.
+        """
+        there = {name: files for name, folder in staged.items() if (files := uploaded(folder)) is not None}
+        here = {name: folder for name, folder in staged.items() if name not in there}
+        entries = super().settle(here, {name: outputs[name] for name in outputs if name in here})
+        folders = {outputs[name]: folder for name, folder in here.items()}
         self.mirror.upload_all((entry, _staged_path(entry.path, folders)) for entry in entries)
+        entries += [FileEntry(**file.model_dump()) for files in there.values() for file in files]
+        if there and (missing := self.mirror.missing(entries)):
+            raise StoreAway(f"{missing}, although a job has uploaded it")
         self.mirror.refresh(0)
         # Noted before the lease is confirmed: who loses it later finds another manifest than this one.
         self._seen = self.mirror.manifests.etags()
@@ -128,6 +141,8 @@ class BucketStore(Store):
                 "this run made is not published"
             )
         for name, place in manifest.outputs.items():
+            if uploaded(staged[name]) is not None:
+                continue
             final = self.path(place)
             final.parent.mkdir(parents=True, exist_ok=True)
             replace_folder(staged[name], final)

@@ -40,6 +40,11 @@ class StageLauncher:
     """Seconds that a stage has to write a checkpoint after SIGINT."""
     backend: Backend = field(default_factory=LocalBackend)
 
+    def carries(self, request: StageRequest) -> bool:
+        """Return whether the stage's own machine fetches what it reads, and sends its checkpoints and outputs."""
+        with _refused():
+            return self.backend.carries(request)
+
     def run(
         self, context: dg.AssetExecutionContext, request: StageRequest, staging: Path, lease: Lease
     ) -> Iterator[AssetResult]:

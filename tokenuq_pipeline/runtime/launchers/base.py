@@ -96,3 +96,7 @@ class Backend(ABC):
     @abstractmethod
     def open(self, launch: Launch) -> AbstractContextManager[Slot]:
         """Return a place for a stage; waits while another stage works in the same folder of checkpoints."""
+
+    def carries(self, request: StageRequest) -> bool:
+        """Return whether the stage's own machine fetches what it reads, and sends its checkpoints and outputs."""
+        return False

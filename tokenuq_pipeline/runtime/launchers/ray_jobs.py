@@ -15,17 +15,27 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenuq_ml.background import looking
 from tokenuq_ml.stages import job_files
 from tokenuq_ml.stages.failures import name_of
 from tokenuq_ml.stages.job_files import JobDescription
 from tokenuq_ml.stages.provenance import code_hash
+from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.stages.runner import THREADS
+from tokenuq_pipeline.runtime.bucket_jobs import BucketJobs, bucket_jobs
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.launch_command import cluster_command, processes_of
 from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, Slot
+from tokenuq_pipeline.runtime.launchers.carried_jobs import (
+    carried_environment,
+    in_bucket,
+    reads_this_machine,
+    refuse_spread,
+    submission,
+)
 from tokenuq_pipeline.runtime.launchers.job_environment import (
     OF_A_SPREAD_JOB,
     OMP_THREADS,
@@ -35,6 +45,7 @@ from tokenuq_pipeline.runtime.launchers.job_environment import (
     threads,
 )
 from tokenuq_pipeline.runtime.launchers.job_folders import JobFolder, beating_for, create_job, end_jobs, jobs_in
+from tokenuq_pipeline.runtime.launchers.local import LocalBackend
 from tokenuq_pipeline.runtime.launchers.ray_cluster import ClusterAway, NodeResources, RayCluster, TokenRefused
 from tokenuq_pipeline.runtime.launchers.ray_settings import RaySettings
 from tokenuq_pipeline.runtime.launchers.ray_stage import RayStage
@@ -53,9 +64,27 @@ class RayBackend(Backend):
     cluster: RayCluster
     settings: RaySettings = field(default_factory=RaySettings)
 
+    def carries(self, request: StageRequest) -> bool:
+        """Return whether the node exchanges the files of a stage with the bucket of the store itself."""
+        return not self.settings.shares_cache and in_bucket(request) and not reads_this_machine(request)
+
     @contextlib.contextmanager
     def open(self, launch: Launch) -> Iterator[Slot]:
         """Find the job of an earlier run that makes the same, or create the folder of a new one."""
+        request = launch.request
+        if not self.settings.shares_cache and in_bucket(request) and reads_this_machine(request):
+            launch.context.log.info(f"{name_of(request)} reads files of this machine, and runs here")
+            with LocalBackend().open(launch) as slot:
+                yield slot
+        elif self.carries(request):
+            with bucket_jobs(Path(request.work_dir)) as carried, self._open(launch, carried) as slot:
+                yield slot
+        else:
+            with self._open(launch, None) as slot:
+                yield slot
+
+    @contextlib.contextmanager
+    def _open(self, launch: Launch, carried: BucketJobs | None) -> Iterator[Slot]:
         work_dir, say = Path(launch.request.work_dir), launch.context.log.info
         with lock_folder(work_dir, say):
             # A child of a local launcher has ended, and the lease keeps others away.
@@ -77,7 +106,7 @@ class RayBackend(Backend):
                 looking(beating_for(job, lambda: not launch.lease.lost), _beat_s(launch), "ray-job"),
                 ChildOutput(job.path, is_shared=True) as output,
             ):
-                slot = _RaySlot(self, launch, job, output, resources, is_new=found is None)
+                slot = _RaySlot(self, launch, job, output, resources, carried, is_new=found is None)
                 yield slot
         finally:
             # Of a job that may still work, or that another run follows, the folder stays.
@@ -137,17 +166,20 @@ class _RaySlot(Slot):
         job: JobFolder,
         output: ChildOutput,
         resources: NodeResources,
+        carried: BucketJobs | None,
         is_new: bool,
     ):
         self.folder, self.messages = job.path, MessageFile(job.path / job_files.MESSAGES, is_shared=True)
         self.stage: RayStage | None = None
         self._backend, self._launch, self._job, self._output = backend, launch, job, output
-        self._resources, self._is_new = resources, is_new
+        self._resources, self._carried, self._is_new = resources, carried, is_new
 
     def start(self, environment: Mapping[str, str]) -> "RayStage":
         log = self._launch.context.log
         if self._is_new:
             request = self._launch.request
+            if self._carried is not None and spreads(request, self._resources):
+                refuse_spread(request)
             needs = (
                 OF_A_SPREAD_JOB
                 if spreads(request, self._resources)
@@ -171,14 +203,22 @@ class _RaySlot(Slot):
     def _submit(self, environment: Mapping[str, str], needs: Mapping[str, float]) -> None:
         request, settings = self._launch.request, self._backend.settings
         variables = {**threads(request, needs), **job_environment(request), **environment}
-        job_files.write_environment(self._job.path, variables)
+        grace_s = self._launch.termination_timeout
+        if self._carried is None:
+            job_files.write_environment(self._job.path, variables)
+            options: dict[str, Any] = {
+                "entrypoint": f"exec {settings.python} -m {PROGRAM} {shlex.quote(str(self._job.path))}",
+                "runtime_env": settings.runtime_env(grace_s),
+            }
+        else:
+            job_files.write_environment(self._job.path, carried_environment(variables))
+            options = submission(self._carried, self._job.path, settings, grace_s)
         rest = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU", "memory")}
         context = self._launch.context
         try:
             self._backend.cluster.submit(
                 self._job.id,
-                entrypoint=f"exec {settings.python} -m {PROGRAM} {shlex.quote(str(self._job.path))}",
-                runtime_env=settings.runtime_env(self._launch.termination_timeout),
+                **options,
                 metadata={"dagster/run-id": context.run_id, "tokenuq/stage": name_of(request)},
                 entrypoint_num_cpus=needs.get("CPU"),
                 entrypoint_num_gpus=needs.get("GPU"),
