@@ -24,7 +24,7 @@ from tokenuq_pipeline.runtime.bucket_store import address_of, fetch, look_again
 from tokenuq_pipeline.runtime.dagster_internals import selected_checks
 from tokenuq_pipeline.runtime.full_disks import full_disks_in_words
 from tokenuq_pipeline.runtime.instance import ACCELERATOR
-from tokenuq_pipeline.runtime.launcher import StageFailure
+from tokenuq_pipeline.runtime.launcher import StageFailure, StageLauncher
 from tokenuq_pipeline.runtime.leases import Lease, LeaseLost
 from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.store import Store
@@ -107,7 +107,6 @@ def run_stage(context: dg.AssetExecutionContext, group: StageGroup) -> Iterator:
                 return
         if wanted:
             _require_inputs(store, wanted)
-            _fetch_inputs(store, wanted)
             yield from _run_child(context, group, wanted, store, lease)
 
 
@@ -119,11 +118,14 @@ def _run_child(
     with store.staging() as staging:
         _require_publishable(store, wanted, staging)
         request = _request(store, staging, wanted, group)
+        carried = _is_carried(context.resources.launcher, request)
+        if not carried:
+            _fetch_inputs(store, wanted)
         read = {asset.stage: versions_read(store, asset) for asset in wanted.values()}
         missing = set(wanted)
         try:
             with (
-                carried_checkpoints(store, lease, context.log.info),
+                contextlib.nullcontext() if carried else carried_checkpoints(store, lease, context.log.info),
                 contextlib.closing(context.resources.launcher.run(context, request, staging, lease)) as results,
             ):
                 for result in results:
@@ -203,6 +205,11 @@ def _fetch_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
             raise dg.Failure(str(error), allow_retries=False) from None
 
 
+def _is_carried(launcher: object, request: StageRequest) -> bool:
+    """Return whether the stage's own machine fetches what it reads and sends its checkpoints."""
+    return isinstance(launcher, StageLauncher) and launcher.carries(request)
+
+
 @contextlib.contextmanager
 def _repeated_when_away(context: dg.AssetExecutionContext) -> Iterator[None]:
     """Repeat the step if the service that holds the store does not answer. A training resumes from its checkpoint."""
@@ -225,6 +232,7 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
             fields=asset.fields,
             code_version=asset.code_version,
             outputs={output: str(folder) for output, folder in folders.items()},
+            places=asset.outputs,
         )
     inputs = {
         item.name: str(store.path(item.path))
