@@ -152,8 +152,20 @@ class AblationSpec(Spec):
 
     @property
     def tables_read(self) -> tuple[str, ...]:
-        """The token tables that hold `columns_read`."""
-        return tuple(dict.fromkeys(registry.COLUMNS[name][0] for name in self.columns_read))
+        """The token tables that hold `columns_read`, and those that `student_columns_read` are computed with."""
+        of_student = (table for name in self.student_columns_read for table in registry.STUDENT_COLUMNS[name].tables)
+        return tuple(dict.fromkeys((*(registry.COLUMNS[name][0] for name in self.columns_read), *of_student)))
+
+    @property
+    def student_columns_read(self) -> tuple[str, ...]:
+        """What selection reads of the student's own distributions, by names in `registry.STUDENT_COLUMNS`."""
+        score = registry.SELECTORS.get(self.select.by)
+        return score.student_columns if score else ()
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether it reads the true distributions of tokens, which only a synthetic language has."""
+        return not registry.TRUTH_TABLES.isdisjoint(self.tables_read)
 
     @property
     def functions(self) -> tuple[str, ...]:

@@ -15,6 +15,16 @@ class Score(NamedTuple):
     """The columns of the token tables that it reads, by their names in `COLUMNS`."""
     of_student: bool = False
     """Whether it reads the student's loss at the current step. The selection is then dynamic."""
+    student_columns: tuple[str, ...] = ()
+    """What it reads of the student's own distributions at the current step, by names in `STUDENT_COLUMNS`."""
+
+
+class StudentColumn(NamedTuple):
+    """A number per token that is computed from the student's own logits at the current step."""
+
+    meaning: str
+    tables: tuple[str, ...] = ()
+    """Tables that it is computed with."""
 
 
 class Objective(NamedTuple):
@@ -42,6 +52,13 @@ SELECTORS = {
     "complexity": Score("0 for structure, 1 for words, 2 for numbers and code", ("category",)),
     "random": Score("uniform, drawn again at each step"),
     "fixed_random": Score("uniform, drawn once for each token"),
+    "oracle_kl": Score("the teacher's divergence from the true distribution, nats", ("true_kl",)),
+    "oracle_kl_student": Score(
+        "the student's divergence from the true distribution, nats",
+        of_student=True,
+        student_columns=("student_true_kl",),
+    ),
+    "oracle_entropy": Score("entropy of the true distribution, nats", ("true_entropy",)),
 }
 
 COLUMNS = {
@@ -55,12 +72,25 @@ COLUMNS = {
     "expected_entropy": ("token_uncertainty", "expected_entropy"),
     "bald": ("token_uncertainty", "bald"),
     "mc_loss": ("token_uncertainty", "mc_loss"),
+    "true_kl": ("true_divergence", "true_kl"),
+    "clean_kl": ("true_divergence", "clean_kl"),
+    "true_entropy": ("token_truth", "true_entropy"),
+    "true_loss": ("token_truth", "true_loss"),
 }
 """Name -> (table, column) of everything that a selection can read.
 
 `teacher_loss` has its own name because `loss` is the student's. `category` is read as an index into
 `token_categories.CATEGORIES`.
 """
+
+STUDENT_COLUMNS = {
+    "student_true_kl": StudentColumn("the student's divergence from the true distribution, nats", ("token_truth",)),
+}
+"""Name -> what is computed while the kernel computes the student's losses; `training/student_columns.py` has the
+functions."""
+
+TRUTH_TABLES = frozenset({"token_truth", "true_divergence"})
+"""Tables that only studies of a synthetic language have."""
 
 OBJECTIVES = {
     "mle": Objective("cross-entropy with the label"),

@@ -68,7 +68,8 @@ class SelectSpec(Spec):
         if self.scope == "dataset":
             if isinstance(self.quantile, Schedule) or isinstance(self.threshold, Schedule):
                 raise ValueError("scope 'dataset' selects once, before training: a schedule needs scope 'batch'")
-            if self.by in ("random", "excess_loss"):
+            score = registry.SELECTORS.get(self.by)
+            if self.by in ("random", "excess_loss") or (score is not None and score.student_columns):
                 raise ValueError(
                     f"scope 'dataset' selects once, before training, and {self.by!r} changes at each step: "
                     "use scope 'batch'"

@@ -15,6 +15,7 @@ from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels.gradients import Gradients
 from tokenuq_ml.kernels.head import Head, accumulation_dtype, blocks, chunks
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings, row_dot
+from tokenuq_ml.kernels.observers import Observer, together
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, WeightRule, Weights
@@ -62,6 +63,7 @@ def training_loss(
     gain: Gain | None = None,
     every_loss: bool = False,
     statistics: TokenStatistics | None = None,
+    observe: Observer | None = None,
 ) -> TrainingLoss:
     """Return `sum_n mle_n * gain_n * CE_n + distill_n * divergence(teacher_n, student_n)`, and its gradient.
 
@@ -86,11 +88,12 @@ def training_loss(
             for each token with neither weight, and none for the others.
         statistics: gets the entropy and top-1 accuracy of every token whose logits are computed: of all tokens if the
             rule needs losses or with `every_loss`, else of those with a weight. Costs no product.
+        observe: for a rule that needs losses: gets each block of logits before the rule is asked. Costs no product.
 
     Raises:
         ValueError: a token is to be distilled and `teacher` is None, or mean embeddings cannot give what is asked.
     """
-    micro_batch = _MicroBatch(hidden_ND, head, label_N, statistics)
+    micro_batch = _MicroBatch(hidden_ND, head, label_N, statistics, observe if rule.needs_losses else None)
     with torch.no_grad():
         if teacher is not None and teacher.has_mean_embeddings:
             decision = _add_terms_from_mean_embeddings(micro_batch, rule, teacher, gain)
@@ -108,8 +111,15 @@ def training_loss(
 class _MicroBatch:
     """The tokens of a micro-batch, with the values and gradients that the terms of the loss add."""
 
-    def __init__(self, hidden_ND: Tensor, head: Head, label_N: Tensor, statistics: TokenStatistics | None):
-        self.statistics = statistics
+    def __init__(
+        self,
+        hidden_ND: Tensor,
+        head: Head,
+        label_N: Tensor,
+        statistics: TokenStatistics | None,
+        observe: Observer | None,
+    ):
+        self.statistics, self.observe = statistics, observe
         self.grads = Gradients(hidden_ND, head)
         self.hidden_ND, self.head, self.label_N = hidden_ND.detach(), head, label_N
         self.loss_N = torch.zeros(len(label_N), dtype=accumulation_dtype(hidden_ND), device=hidden_ND.device)
@@ -121,9 +131,13 @@ class _MicroBatch:
         observe = self.observer(index_M)
         self.loss_N[index_M] = token_losses(self.hidden_ND[index_M], self.head, self.label_N[index_M], observe)
 
-    def observer(self, index_M: Tensor) -> Callable[[slice, Tensor], None] | None:
+    def observer(self, index_M: Tensor) -> Observer | None:
         """Return the function that adds blocks of M of the tokens to the statistics, if they are wanted."""
         return None if self.statistics is None else self.statistics.observer(self.label_N, index_M)
+
+    def observer_of_all(self) -> Observer | None:
+        """Return the function that gets the blocks of every token, from which the rule's losses are computed."""
+        return together(self.observer(self.every_token), self.observe)
 
     @property
     def every_token(self) -> Tensor:
@@ -141,8 +155,7 @@ def _add_terms_from_logits(
 ) -> BatchDecision:
     """Add both terms from logits: losses if the rule needs them, then the decision, then a pass per term."""
     if rule.needs_losses:
-        observe = batch.observer(batch.every_token)
-        batch.loss_N.copy_(token_losses(batch.hidden_ND, batch.head, batch.label_N, observe))
+        batch.loss_N.copy_(token_losses(batch.hidden_ND, batch.head, batch.label_N, batch.observer_of_all()))
         batch.statistics = None
     decision = rule.decide(batch.loss_N)
     if teacher is None and decision.weights.distill_N.any():
@@ -242,7 +255,8 @@ def _add_terms_from_mean_embeddings(
         decision = rule.decide(batch.loss_N)
         trained_M = (decision.weights.mle_N + decision.weights.distill_N).nonzero()[:, 0]
     hidden_MD, label_M = batch.hidden_ND[trained_M], batch.label_N[trained_M]
-    student = mean_embeddings(hidden_MD, batch.head, label_M, batch.observer(trained_M))
+    observe = batch.observer_of_all() if rule.needs_losses else batch.observer(trained_M)
+    student = mean_embeddings(hidden_MD, batch.head, label_M, observe)
     assert student.loss_N is not None
     batch.loss_N[trained_M] = student.loss_N
     if rule.needs_losses:

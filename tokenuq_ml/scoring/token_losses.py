@@ -21,6 +21,7 @@ from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import BatchPlan, map_batches
 from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
+from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 ALTERNATIVES_SCHEMA = {
@@ -53,7 +54,11 @@ class ScoredRows(NamedTuple):
 
 @torch.no_grad()
 def score_batch(
-    model: PreTrainedModel | PeftModel, batch: Batch, numerics: Numerics, alternatives: int = 0
+    model: PreTrainedModel | PeftModel,
+    batch: Batch,
+    numerics: Numerics,
+    alternatives: int = 0,
+    truth: TokenTruth | None = None,
 ) -> ScoredBatch:
     """Score one batch with one forward pass.
 
@@ -63,9 +68,11 @@ def score_batch(
         numerics: Dtype of the pass.
         alternatives: How many of the most likely tokens to return for each held-out token (of a split other than
             `train`), from the same product with the head.
+        truth: The distributions that generated the tokens, for the divergence from them.
 
     Returns:
-        The batch with rows `example_id, dataset, split, position, token_id, loss, entropy, rank`.
+        The batch with rows `example_id, dataset, split, position, token_id, loss, entropy, rank`; with `truth` also
+        `true_kl, clean_kl`, null for tokens whose distribution is not known.
 
     Raises:
         NonFiniteError: a loss or an entropy is NaN or infinite.
@@ -73,7 +80,8 @@ def score_batch(
     hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs, numerics))
     held_out = [example.split != "train" for example in batch.examples for _ in example.positions]
     wanted_N = torch.tensor(held_out, device=hidden_ND.device)
-    scores = token_scores(hidden_ND, head_of(model), batch.label_N, alternatives, wanted_N)
+    known = None if truth is None else truth.of(batch.examples).to(hidden_ND.device)
+    scores = token_scores(hidden_ND, head_of(model), batch.label_N, alternatives, wanted_N, known)
     owners = [(example, position) for example in batch.examples for position in example.positions]
     rows = pl.DataFrame(
         {
@@ -87,6 +95,11 @@ def score_batch(
             "rank": scores.rank_N.cpu().numpy(),
         }
     )
+    if scores.true_kl_N is not None and scores.clean_kl_N is not None:
+        divergences = {"true_kl": scores.true_kl_N, "clean_kl": scores.clean_kl_N}
+        rows = rows.with_columns(
+            pl.Series(name, kl_N.cpu().numpy(), nan_to_null=True) for name, kl_N in divergences.items()
+        )
     require_finite_scores(rows, batch)
     return ScoredBatch(batch, rows, hidden_ND, _alternatives(rows, held_out, scores))
 
@@ -112,6 +125,7 @@ def scored_batches(
     max_tokens: int | None = None,
     alternatives: int = 0,
     keep: Callable[[ScoredBatch], None] = lambda scored: None,
+    truth: TokenTruth | None = None,
 ) -> Iterator[ScoredRows]:
     """Score all examples, the longest first.
 
@@ -123,10 +137,10 @@ def scored_batches(
         max_tokens: Most padded tokens per batch. The default suits the device.
         alternatives: As for `score_batch`.
         keep: Called with each batch, on the rank that has scored it.
+        truth: As for `score_batch`.
     """
-
     plan = BatchPlan.of(model, numerics, max_tokens)
-    with loss_pass(model, numerics, alternatives, keep) as score:
+    with loss_pass(model, numerics, alternatives, keep, truth) as score:
         for scored in score(plan.batches(examples)):
             progress(scored.tokens)
             yield scored
@@ -138,6 +152,7 @@ def loss_pass(
     numerics: Numerics,
     alternatives: int = 0,
     keep: Callable[[ScoredBatch], None] = lambda scored: None,
+    truth: TokenTruth | None = None,
 ) -> Iterator[Callable[[Iterable[Batch]], Iterator[ScoredRows]]]:
     """Yield a function that scores batches, in their order; the arguments are those of `scored_batches`."""
 
@@ -147,7 +162,7 @@ def loss_pass(
         return ScoredRows(scored.rows, scored.alternatives, tokens)
 
     model.eval()
-    score = partial(score_batch, model, numerics=numerics, alternatives=alternatives)
+    score = partial(score_batch, model, numerics=numerics, alternatives=alternatives, truth=truth)
     with located(model, numerics), fast_inference(causal_lm(model)):
         yield lambda batches: map_batches(score, batches, model, numerics, finish)
 
@@ -158,6 +173,8 @@ def score_examples(
     numerics: Numerics,
     progress: Callable[[int], None] = lambda tokens: None,
     max_tokens: int | None = None,
+    truth: TokenTruth | None = None,
 ) -> pl.DataFrame:
     """Return the rows of all examples; the arguments are those of `scored_batches`."""
-    return pl.concat([batch.rows for batch in scored_batches(model, examples, numerics, progress, max_tokens)])
+    batches = scored_batches(model, examples, numerics, progress, max_tokens, truth=truth)
+    return pl.concat([batch.rows for batch in batches])

@@ -9,6 +9,7 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
+from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.train_adapter import model_digest
@@ -58,7 +59,10 @@ def student_setup(
     columns = None
     if ablation.columns_read:
         columns = read_columns(ablation.columns_read, inputs, train_examples)
-        digests |= {table: content_of(inputs[table]) for table in ablation.tables_read}
+    truth = None
+    if ablation.student_columns_read and "token_truth" in inputs:
+        truth = TokenTruth.read(inputs["token_truth"], {example.example_id for example in train_examples})
+    digests |= {table: content_of(inputs[table]) for table in ablation.tables_read}
     training = TrainingSetup(
         train_examples,
         spec,
@@ -67,6 +71,7 @@ def student_setup(
         context.numerics,
         teacher=teacher,
         columns=columns,
+        truth=truth,
         snapshot_fractions=tuple(fields["fractions"]),
     )
     return StudentSetup(training, digests, online_reason)

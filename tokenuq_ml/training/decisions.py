@@ -18,11 +18,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.kernels.observers import Observer
 from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule, Weights
 from tokenuq_ml.training.objectives import token_weights
 from tokenuq_ml.training.selection import select
+from tokenuq_ml.training.student_columns import StudentColumns
 from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.tokens import Tokens, join
 
@@ -79,6 +81,8 @@ class MicroBatch:
     """Decides its tokens: a `SelectionRule`, or its part of a decision over the optimiser batch."""
     loss_N: Tensor | None = None
     """The losses by which the optimiser batch was decided; None if no pass was made for them."""
+    student: StudentColumns | None = None
+    """What the decision reads of the student's own distributions; None if it reads nothing of them."""
     statistics: TokenStatistics | None = None
     """The statistics of that pass; None if it was not made, or the log does not have them."""
     generators: Sequence[Tensor] = ()
@@ -87,6 +91,11 @@ class MicroBatch:
     """Whether the loss of the last forward pass was finite."""
     out: TrainingLoss | None = None
     """What that pass computed, if it was not."""
+
+    @property
+    def observe(self) -> Observer | None:
+        """What fills the columns of the student from the logits of its losses."""
+        return self.student.observe if self.student else None
 
 
 def decide_together(

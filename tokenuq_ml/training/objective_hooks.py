@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenuq_ml.kernels.training_loss import TrainingLoss
+from tokenuq_ml.kernels.true_distributions import TrueDistributions
 from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.weight_column import TokenWeightColumn
 
@@ -22,6 +23,10 @@ class ObjectiveHooks(TokenWeightColumn):
     def token_columns(self, batch: Any) -> dict[str, Tensor]:
         """Return the columns of the teacher's tables that the ablation reads: `[N]` by names of `registry.COLUMNS`."""
         return {}
+
+    def true_distributions(self, batch: Any) -> TrueDistributions | None:
+        """Return the distributions that generated the micro-batch's tokens, `[N]`; None if they are not known."""
+        return None
 
     def example_ids(self, batch: Any) -> tuple[str, ...]:
         """Return the ids of the micro-batch's examples, by `batch.example_N`; empty if they have none."""

@@ -88,6 +88,21 @@ def fixed_random(tokens: Tokens) -> Tensor:
     return torch.from_numpy(np.concatenate(draws) if draws else np.empty(0)).to(tokens.loss_N.device)
 
 
+def oracle_kl(tokens: Tokens) -> Tensor:
+    """Score by `KL(truth || teacher)`: what the teacher has still to learn of the token, where the truth is known."""
+    return tokens.column("true_kl")
+
+
+def oracle_kl_student(tokens: Tokens) -> Tensor:
+    """Score by `KL(truth || student)` at this step."""
+    return tokens.column("student_true_kl")
+
+
+def oracle_entropy(tokens: Tokens) -> Tensor:
+    """Score by the entropy of the true distribution: uncertainty that no training can reduce."""
+    return tokens.column("true_entropy")
+
+
 def everything(tokens: Tokens) -> Tensor:
     """Score all tokens alike."""
     return torch.ones_like(tokens.loss_N)
@@ -106,4 +121,7 @@ SELECTORS: dict[str, Callable[[Tokens], Tensor]] = {
     "complexity": complexity,
     "random": random,
     "fixed_random": fixed_random,
+    "oracle_kl": oracle_kl,
+    "oracle_kl_student": oracle_kl_student,
+    "oracle_entropy": oracle_entropy,
 }

@@ -10,6 +10,7 @@ from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.token_columns import TokenColumns
 
@@ -27,6 +28,8 @@ class TrainingSetup:
     """Default: the model without its adapter."""
     columns: TokenColumns | None = None
     """What the ablation reads of the token tables."""
+    truth: TokenTruth | None = None
+    """The distributions that generated the tokens, if the ablation reads them at each step."""
     snapshot_fractions: tuple[float, ...] = ()
     """Shares of training, in (0, 1), after which a snapshot of the adapter is written."""
 

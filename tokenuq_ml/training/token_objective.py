@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.observers import together
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.models.forward import accept_token_function
@@ -38,6 +39,7 @@ from tokenuq_ml.training.objectives import token_gain
 from tokenuq_ml.training.phase_clock import PhaseClock
 from tokenuq_ml.training.router_term import RouterLoss
 from tokenuq_ml.training.step_batches import StepBatches
+from tokenuq_ml.training.student_columns import StudentColumns, student_columns
 from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.tokens import Tokens
@@ -198,15 +200,17 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
             return model(**batch.model_inputs)
 
     def _undecided(self, batch: TokenBatch) -> MicroBatch:
-        rule = SelectionRule(self.ablation, partial(self._tokens, batch), self.static_mask(batch))
-        return MicroBatch(batch, rule)
+        student = student_columns(self, batch, self.ablation.student_columns_read)
+        rule = SelectionRule(self.ablation, partial(self._tokens, batch, student), self.static_mask(batch))
+        return MicroBatch(batch, rule, student=student)
 
-    def _tokens(self, batch: TokenBatch, loss_N: Tensor) -> Tokens:
+    def _tokens(self, batch: TokenBatch, student: StudentColumns | None, loss_N: Tensor) -> Tokens:
         """Return what selectors and users' objectives read of the micro-batch, on the device of `loss_N`."""
         device, weight_N, columns = loss_N.device, self.data_weights(batch), self.token_columns(batch)
         example_N, ids = batch.example_N, tuple(self.example_ids(batch))
         self.require_finite_values(batch, columns, weight_N)
         check_ids(example_N, ids)
+        columns = {**columns, **(student.columns if student else {})}
         return Tokens(
             loss_N,
             example_N.to(device),
@@ -232,7 +236,8 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         batches = [micro_batch.batch for micro_batch in self._step_batches]
         needs_losses = self.ablation.needs_student_losses
         losses = self._loss_pass(model) if needs_losses else [torch.zeros(batch.tokens) for batch in batches]
-        tokens = [self._tokens(batch, loss_N.cpu()) for batch, loss_N in zip(batches, losses, strict=True)]
+        pairs = zip(self._step_batches, losses, strict=True)
+        tokens = [self._tokens(one.batch, one.student, loss_N.cpu()) for one, loss_N in pairs]
         self.require_finite_losses(self._step_batches, [part.loss_N for part in tokens])
         masks = [self.static_mask(batch) for batch in batches]
         decide_together(self.ablation, self._step_batches.micro_batches, tokens, masks, self.accelerator)
@@ -254,7 +259,8 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
     def _micro_batch_losses(self, micro_batch: MicroBatch, hidden_BTD: Tensor, head: Head) -> Tensor:
         batch, label_N = micro_batch.batch, micro_batch.batch.label_N
         micro_batch.statistics = self.new_statistics(label_N, hidden_BTD)
-        observe = micro_batch.statistics and micro_batch.statistics.observer(label_N)
+        statistics = micro_batch.statistics and micro_batch.statistics.observer(label_N)
+        observe = together(statistics, micro_batch.observe)
         return token_losses(batch.predicting(hidden_BTD), head, label_N, observe)
 
     def _share_of_loss(self, micro_batch: MicroBatch, tokens_of_step: Tensor, hidden_BTD: Tensor, head: Head) -> Tensor:
@@ -272,6 +278,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
                 gain=token_gain(self.ablation),
                 every_loss=self.records_losses and micro_batch.loss_N is None,
                 statistics=None if known else statistics,
+                observe=micro_batch.observe,
             )
         if micro_batch.loss_N is not None:
             out = out._replace(loss_N=micro_batch.loss_N)

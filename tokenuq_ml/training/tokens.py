@@ -28,7 +28,8 @@ class Tokens:
     example_ids: tuple[str, ...] = ()
     """Ids of the examples by that index; empty if a Trainer's data have none."""
     columns: dict[str, Tensor] = field(default_factory=dict)
-    """Columns of the teacher's tables that the ablation reads, `[N]` each, by names of `registry.COLUMNS`."""
+    """What the ablation reads, `[N]` each: columns of the token tables by names of `registry.COLUMNS`, and of the
+    student's distributions by names of `registry.STUDENT_COLUMNS`."""
     teacher_mean: float = float("nan")
     """Mean of the teacher's loss over the train split in nats."""
     step: int = 1
@@ -45,7 +46,7 @@ class Tokens:
         return (self.step - 1) / (self.steps - 1) if self.steps > 1 else 0.0
 
     def column(self, name: str) -> Tensor:
-        """Return a column of the teacher's tables.
+        """Return a column of the token tables, or of the student's distributions.
 
         Raises:
             InputError: the Trainer does not provide it.

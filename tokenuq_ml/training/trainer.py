@@ -21,6 +21,7 @@ from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.data.batching import Batch, LengthBucketSampler, TokenizedExample, collate, pack
 from tokenuq_ml.disk import DiskFull, disk_errors
 from tokenuq_ml.kernels.training_loss import TrainingLoss
+from tokenuq_ml.kernels.true_distributions import TrueDistributions
 from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.forward import packing_is_exact
 from tokenuq_ml.models.output_layer import causal_lm
@@ -99,6 +100,10 @@ class TokenTrainer(TokenObjective, Trainer):
     def token_columns(self, batch: Batch) -> dict[str, Tensor]:
         """Return the columns of the token tables that the ablation reads."""
         return self.setup.columns.of(batch.examples) if self.setup.columns else {}
+
+    def true_distributions(self, batch: Batch) -> TrueDistributions | None:
+        """Return the distributions that generated the tokens of a synthetic language."""
+        return self.setup.truth.of(batch.examples) if self.setup.truth else None
 
     def data_weights(self, batch: Batch) -> Tensor | None:
         """Return the weights that the examples give their tokens."""
