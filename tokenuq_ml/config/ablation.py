@@ -1,7 +1,7 @@
 """An ablation: which tokens are selected, how they are trained, and how the other tokens are trained.
 
 The entries of `ablations.yaml`. The names that an entry may use are in `registry.py`; the functions behind them are in
-`training/selection.py` and `training/objectives.py`.
+`training/selectors.py` and `training/objectives.py`.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -139,13 +139,27 @@ class AblationSpec(Spec):
     @property
     def needs_student_losses(self) -> bool:
         """Whether the student's losses must be known before the gradient: to select tokens or to weigh them."""
-        return self.selection_kind == "dynamic" or any(map(user_code.is_reference, self._objectives))
+        return self.selection_kind == "dynamic" or any(
+            objective.spec is None or objective.spec.of_student for objective in self._objectives
+        )
+
+    @property
+    def weighs_by_batch(self) -> bool:
+        """Whether a token's weight depends on other tokens of the optimiser batch."""
+        return any(objective.spec is None or objective.spec.of_batch for objective in self._objectives)
+
+    @property
+    def decides_together(self) -> bool:
+        """Whether a token's selection or weight depends on the complete optimiser batch."""
+        is_fixed = self.select.takes_all or self.select.is_decided_before_training
+        return bool(self.functions) or self.weighs_by_batch or not is_fixed
 
     @property
     def columns_read(self) -> tuple[str, ...]:
         """The columns of the token tables that selection and objectives read, by their names in `registry.COLUMNS`."""
         score = registry.SELECTORS.get(self.select.by)
-        read = [*self.columns, *(score.columns if score else ())]
+        of_objectives = (name for objective in self._objectives if objective.spec for name in objective.spec.columns)
+        read = [*self.columns, *(score.columns if score else ()), *of_objectives]
         if self.select.threshold == "teacher_mean" or self.select.is_decided_before_training:
             read.append("teacher_loss")
         return tuple(dict.fromkeys(read))
@@ -171,7 +185,9 @@ class AblationSpec(Spec):
     def functions(self) -> tuple[str, ...]:
         """The user's own functions (`module:function`) that it names."""
         return tuple(
-            name for name in dict.fromkeys((self.select.by, *self._objectives)) if user_code.is_reference(name)
+            name
+            for name in dict.fromkeys((self.select.by, self.selected.kind, self.rest.kind))
+            if user_code.is_reference(name)
         )
 
     # How it trains.
@@ -188,8 +204,8 @@ class AblationSpec(Spec):
 
     @property
     def scales_loss(self) -> bool:
-        """Whether some tokens' cross-entropy has a factor of the student's own logits (`dft`, `eaft`)."""
-        return any(kind in registry.OBJECTIVES and registry.OBJECTIVES[kind].scales_loss for kind in self._objectives)
+        """Whether some tokens' cross-entropy has a factor of the student's own logits (`dft`, `focal`)."""
+        return any(objective.spec is not None and objective.spec.scales_loss for objective in self._objectives)
 
     @property
     def distillation(self) -> DistillSpec | None:
@@ -207,5 +223,5 @@ class AblationSpec(Spec):
         return self.distillation is not None and self.distillation.is_linear_in_teacher and not self.scales_loss
 
     @property
-    def _objectives(self) -> tuple[str, str]:
-        return self.selected.kind, self.rest.kind
+    def _objectives(self) -> tuple[ObjectiveSpec, ObjectiveSpec]:
+        return self.selected, self.rest

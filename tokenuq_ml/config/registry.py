@@ -1,9 +1,11 @@
 """The names that an ablation may use, what they mean, and which columns of the token tables they read.
 
 Holds no code and does not import torch, so that asset definitions load fast. The functions behind the names are in
-`training/selection.py` and `training/objectives.py`; a test checks that both sides have the same names.
+`training/selectors.py` and `training/objectives.py`; a test checks that both sides have the same names.
 """
 
+from collections.abc import Mapping
+from math import inf
 from typing import NamedTuple
 
 
@@ -27,12 +29,30 @@ class StudentColumn(NamedTuple):
     """Tables that it is computed with."""
 
 
+class Setting(NamedTuple):
+    """A number that an objective takes."""
+
+    default: float
+    meaning: str
+    low: float = 0.0
+    high: float = inf
+
+
 class Objective(NamedTuple):
     """What is done with a set of tokens."""
 
     meaning: str
     scales_loss: bool = False
     """Whether each token's cross-entropy is multiplied by a factor of the student's own logits."""
+    settings: Mapping[str, Setting] = {}
+    columns: tuple[str, ...] = ()
+    """The columns of the token tables that its weights read, by their names in `COLUMNS`."""
+    of_student: bool = False
+    """Whether its weights read the student's losses at the current step."""
+    of_batch: bool = False
+    """Whether a token's weight depends on other tokens of the optimiser batch."""
+    splits: bool = False
+    """Whether it divides each token between cross-entropy and the divergence of `distill`, which must be given."""
 
 
 SELECTORS = {
@@ -92,10 +112,57 @@ functions."""
 TRUTH_TABLES = frozenset({"token_truth", "true_divergence"})
 """Tables that only studies of a synthetic language have."""
 
+_WEIGHT = {"weight": Setting(1.0, "factor of the cross-entropy")}
+
 OBJECTIVES = {
-    "mle": Objective("cross-entropy with the label"),
-    "dft": Objective("cross-entropy weighted by the label's probability", scales_loss=True),
-    "eaft": Objective("cross-entropy weighted by the entropy of the 20 likeliest tokens, over 3", scales_loss=True),
+    "mle": Objective("cross-entropy with the label", settings=_WEIGHT),
+    "dft": Objective("cross-entropy weighted by the label's probability", scales_loss=True, settings=_WEIGHT),
+    "eaft": Objective(
+        "cross-entropy weighted by the entropy of the 20 likeliest tokens, over 3", scales_loss=True, settings=_WEIGHT
+    ),
+    "power": Objective(
+        "cross-entropy weighted by a power of the label's probability",
+        scales_loss=True,
+        settings={"exponent": Setting(1.0, "k of p^k"), **_WEIGHT},
+    ),
+    "focal": Objective(
+        "focal loss: cross-entropy times a power of 1 minus the label's probability",
+        scales_loss=True,
+        settings={"gamma": Setting(2.0, "power of 1 - p"), **_WEIGHT},
+    ),
+    "talr": Objective(
+        "cross-entropy weighted by exp(-loss / median loss of the batch's examples)",
+        of_student=True,
+        of_batch=True,
+        settings={"floor": Setting(0.01, "smallest weight", high=1.0), **_WEIGHT},
+    ),
+    "iw_sft": Objective(
+        "cross-entropy weighted by how much likelier the example is than under the base model",
+        columns=("base_loss",),
+        of_student=True,
+        settings={
+            "power": Setting(1.0, "power of the ratio of probabilities per token"),
+            "clip": Setting(16.0, "largest weight"),
+            **_WEIGHT,
+        },
+    ),
+    "forget": Objective(
+        "cross-entropy with a negative weight that grows linearly over training",
+        settings={"weight": Setting(0.1, "size of the weight at the last step")},
+    ),
+    "epistemic_share": Objective(
+        "cross-entropy by the token's share of epistemic uncertainty, divergence by the rest",
+        columns=("bald", "expected_entropy"),
+        of_batch=True,
+        splits=True,
+        settings=_WEIGHT,
+    ),
+    "label_trust": Objective(
+        "cross-entropy by the probability that the label is right, divergence by the rest",
+        columns=("mc_loss",),
+        splits=True,
+        settings={"noise": Setting(0.002, "probability of a given wrong label", high=1.0), **_WEIGHT},
+    ),
     "distill": Objective("divergence to the teacher's distribution"),
     "none": Objective("not trained"),
 }

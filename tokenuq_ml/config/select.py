@@ -1,6 +1,6 @@
 """The key `select` of an ablation: which response tokens get the objective `selected`.
 
-`training/selection.py` has the functions behind the names.
+`training/selectors.py` has the functions behind the names.
 """
 
 from typing import Annotated, Any, Literal, Self

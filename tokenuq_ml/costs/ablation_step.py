@@ -15,14 +15,16 @@ def ablation_step(ablation: AblationSpec, train: TrainSpec, cached: bool, softca
     """
     share = ablation.select.expected_share
     parts = ((share, ablation.selected), (1 - share, ablation.rest))
-    distilled = sum(part for part, objective in parts if objective.kind == "distill")
+    distilled = sum(part for part, objective in parts if objective.distill is not None)
+    summed = sum(part for part, objective in parts if objective.is_sum)
     idle = sum(part for part, objective in parts if objective.kind == "none")
     several = (train.micro_batch_size or train.batch_size) < train.batch_size
     return {
-        "mle_share": max(0.0, 1 - distilled - idle),
+        "mle_share": max(0.0, 1 - distilled - idle + summed),
         "distilled_share": distilled,
+        "summed_share": summed,
         "selection_needs_loss": ablation.needs_student_losses,
-        "selection_passes": float(ablation.needs_student_losses and several),
+        "selection_passes": float(ablation.needs_student_losses and ablation.decides_together and several),
         "teacher": _teacher_form(ablation, cached, softcapped) if distilled else "none",
     }
 

@@ -140,7 +140,7 @@ class Step:
     mle_share: float = 1.0
     """Share of the response tokens that are trained by cross-entropy."""
     distilled_share: float = 0.0
-    """Share of the response tokens that are trained by a divergence; no token is trained by both."""
+    """Share of the response tokens that are trained by a divergence."""
     selection_needs_loss: bool = False
     selection_passes: float = 0
     """Forward passes that only select tokens, before those that train."""
@@ -148,6 +148,8 @@ class Step:
     lora_rank: int = 32
     records_losses: bool = False
     """Whether losses of tokens that are not trained are computed too, for the record."""
+    summed_share: float = 0.0
+    """Share of the response tokens that are trained by both, and counted in both shares."""
 
     def __post_init__(self):
         if self.distilled_share > 0 and self.teacher == "none":
@@ -211,13 +213,14 @@ def head_products(step: Step) -> float:
 
     - Cross-entropy: 2.
     - A divergence: 3 from hidden states, cached or online (one computes the teacher's logits); 2 from mean embeddings.
+    - Both on the same token: 3 from hidden states, 2 from mean embeddings.
     - Selection that needs the losses first: 1 more for every token, unless a selection pass computed them. With mean
       embeddings, 2 for every token instead, which give both.
     - Recorded losses that are not known otherwise: 1 for each token that is not trained.
     """
-    trained = min(1.0, step.mle_share + step.distilled_share)
+    trained = min(1.0, step.mle_share + step.distilled_share - step.summed_share)
     losses_first = step.selection_needs_loss and not step.selection_passes
     recorded = 1 - trained if step.records_losses and not step.selection_needs_loss else 0.0
     if step.teacher == "mean_embeddings":
         return 2.0 if losses_first else 2 * trained + recorded
-    return 2 * step.mle_share + 3 * step.distilled_share + losses_first + recorded
+    return 2 * step.mle_share + 3 * step.distilled_share - 2 * step.summed_share + losses_first + recorded

@@ -46,6 +46,7 @@ class CostRecord(BaseModel):
     response_tokens: Annotated[Count, Field(description="N: scored tokens")]
     mle_tokens: Annotated[Count, Field(description="response tokens trained by cross-entropy")]
     distilled_tokens: Annotated[Count, Field(description="response tokens trained by a divergence")]
+    summed_tokens: Annotated[Count, Field(description="response tokens trained by both, and counted in both")] = 0
     selection: Selection
     selection_needs_loss: Annotated[bool, Field(description="the student's losses decide what is trained")]
     selection_passes: Annotated[
@@ -93,6 +94,7 @@ class CostRecord(BaseModel):
             attended=self.attended / self.steps,
             mle_share=self.mle_tokens / max(self.response_tokens, 1),
             distilled_share=self.distilled_tokens / max(self.response_tokens, 1),
+            summed_share=self.summed_tokens / max(self.response_tokens, 1),
             selection_needs_loss=self.selection_needs_loss,
             selection_passes=self.selection_passes,
             teacher=self.teacher,

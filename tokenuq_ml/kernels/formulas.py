@@ -118,22 +118,6 @@ def entropy_from_gradient(loss_R: Tensor, grad_RV: Tensor, logits_RV: Tensor) ->
     return loss_R - (grad_RV * logits_RV).sum(1)
 
 
-def probability_gain(logits_RV: Tensor, loss_R: Tensor) -> Tensor:
-    """Return the label's probability (dynamic fine-tuning, Wu et al. 2025, arXiv 2508.05629)."""
-    return torch.exp(-loss_R)
-
-
-TOP_ENTROPY_TOKENS, TOP_ENTROPY_SCALE = 20, 3.0
-"""Constants of entropy-adaptive fine-tuning; the entropy of 20 tokens is at most log 20, which is nearly 3."""
-
-
-def top_entropy_gain(logits_RV: Tensor, loss_R: Tensor) -> Tensor:
-    """Return the entropy among the 20 likeliest tokens, over 3 (EAFT, 2026, arXiv 2601.02151)."""
-    top_RK = logits_RV.topk(min(TOP_ENTROPY_TOKENS, logits_RV.shape[1]), sorted=False).values
-    logp_RK = torch.log_softmax(top_RK, -1)
-    return -(logp_RK.exp() * logp_RK).sum(1) / TOP_ENTROPY_SCALE
-
-
 def forward_kl(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:
     """Return `KL(q || p) = sum q (log q - log p)` and its gradient, `p - q`.
 
@@ -169,11 +153,16 @@ def jensen_shannon(logp_RV: Tensor, logq_RV: Tensor) -> tuple[Tensor, Tensor]:
     return (student_R + teacher_R) / 2, p_RV.mul_(ratio_RV.sub_(student_R[:, None])).div_(2)
 
 
+FLOOR = -1e6
+"""The logit of tokens that are left out, when the largest is 0. `exp(FLOOR / T)` is 0 for temperatures below 1000."""
+
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jensen_shannon}
 """Divergences between the student's distribution p and the teacher's q, from their logarithms."""
 
 
-def divergence(name: str, logits_RV: Tensor, teacher_RV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def divergence(
+    name: str, logits_RV: Tensor, teacher_RV: Tensor, temperature: float, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return a divergence between the softmaxes at `temperature`, and its gradient.
 
     Args:
@@ -181,7 +170,14 @@ def divergence(name: str, logits_RV: Tensor, teacher_RV: Tensor, temperature: fl
         logits_RV: the student's.
         teacher_RV: the teacher's.
         temperature: divides both logits. The divergence is not multiplied by its square.
+        top_k: keep only that many of the teacher's likeliest tokens, renormalised. This is what a cache of the top K
+            gives: the expected gradient differs from that of all tokens, and pushes every other token's probability
+            to 0 (Anshumann et al. 2025, arXiv 2503.16870). Not with `reverse_kl`, which is infinite then.
     """
+    if top_k is not None and top_k < teacher_RV.shape[1]:
+        kept = teacher_RV.topk(top_k, 1)
+        # A finite floor, whose probability is 0 in every dtype: infinities would give 0 * inf in the divergences.
+        teacher_RV = torch.full_like(teacher_RV, FLOOR).scatter_(1, kept.indices, kept.values - kept.values[:, :1])
     logp_RV = torch.log_softmax(logits_RV / temperature, -1)
     logq_RV = torch.log_softmax(teacher_RV / temperature, -1)
     value_R, grad_RV = DIVERGENCES[name](logp_RV, logq_RV)

@@ -13,10 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Gain = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`gain(logits_RV, loss_R, selected_R)` returns a factor per token for its cross-entropy.
+from tokenuq_ml.kernels.label_factors import Factor
 
-The factor follows from the student's own logits. It has no gradient and needs no further head product.
+Gain = Callable[[Tensor, Tensor, Tensor], Factor]
+"""`gain(logits_RV, loss_R, selected_R)` returns a factor per token for its cross-entropy (`label_factors.py`).
+
+The factor follows from the student's own logits and needs no further head product.
 """
 
 

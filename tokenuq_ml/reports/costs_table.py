@@ -19,7 +19,7 @@ _FLOP_PARTS = [part.name for part in fields(Flops)]
 _SECOND_PARTS = [name for name in Seconds.model_fields if name != "total"]
 _SUMS = (
     *("steps", "sequences", "tokens", "padded_tokens", "attended"),
-    *("response_tokens", "mle_tokens", "distilled_tokens"),
+    *("response_tokens", "mle_tokens", "distilled_tokens", "summed_tokens"),
 )
 
 

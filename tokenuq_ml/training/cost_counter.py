@@ -26,8 +26,10 @@ class CostCounter:
         counts["tokens"] += sum(lengths)
         counts["padded_tokens"] += batch.input_ids_BT.numel()
         counts["response_tokens"] += len(out.loss_N)
-        counts["mle_tokens"] += int((out.weights.mle_N > 0).sum())
-        counts["distilled_tokens"] += int((out.weights.distill_N > 0).sum())
+        is_mle_N, is_distilled_N = (weight_N != 0 for weight_N in out.weights)
+        counts["mle_tokens"] += int(is_mle_N.sum())
+        counts["distilled_tokens"] += int(is_distilled_N.sum())
+        counts["summed_tokens"] += int((is_mle_N & is_distilled_N).sum())
         # A packed row attends only within its sequences, a padded one over its full length.
         spans = lengths if batch.position_ids_BT is not None else [batch.input_ids_BT.shape[1]] * len(lengths)
         counts["attended"] += sum(span**2 for span in spans) / 2

@@ -97,7 +97,7 @@ class StepRecorder:
             "loss": out.loss_N.float().cpu().numpy(),
             "selected": out.selected_N.cpu().numpy(),
         }
-        kinds = pl.lit(self.ablation.selected.kind), pl.lit(self.ablation.rest.kind)
+        kinds = pl.lit(self.ablation.selected.label), pl.lit(self.ablation.rest.label)
         return pl.DataFrame(columns).select(
             pl.lit(step, pl.Int32).alias("step"),
             pl.lit(epoch, pl.Float32).alias("epoch"),

@@ -60,15 +60,18 @@ class TestAgainstPyTorch:
         assert backward == expected.backward
         assert head == architecture.head_product * 120 and logits_BTV.shape[-1] == 97
 
+    @pytest.mark.parametrize("summed", [0, 5])
     @pytest.mark.parametrize("every_loss", [False, True])
     @pytest.mark.parametrize("losses_first", [False, True])
     @pytest.mark.parametrize("teacher", ["none", "hidden_states", "online", "mean_embeddings"])
-    def test_head_products_agree_with_the_training_loss(self, teacher, losses_first, every_loss):
+    def test_head_products_agree_with_the_training_loss(self, teacher, losses_first, every_loss, summed):
         n, d, v = 40, 16, 97
         hidden_ND, teacher_ND = torch.randn(2, n, d)
         head, label_N = Head(torch.randn(v, d)), torch.randint(0, v, (n,))
         mle_N = (torch.arange(n) < 10).float()
-        distill_N = torch.zeros(n) if teacher == "none" else (torch.arange(n) >= 20).float()
+        distill_N = (
+            torch.zeros(n) if teacher == "none" else ((torch.arange(n) >= 20) | (torch.arange(n) < summed)).float()
+        )
         decision, term = BatchDecision.of_weights(mle_N, distill_N), None
         if teacher == "mean_embeddings":
             term = TeacherTerm(mean_embeddings(teacher_ND, head).states(teacher_ND))
@@ -90,6 +93,7 @@ class TestAgainstPyTorch:
             attended=0,
             mle_share=0.25,
             distilled_share=float(distill_N.mean()),
+            summed_share=float((mle_N * distill_N).mean()),
             selection_needs_loss=losses_first,
             teacher=teacher,
             records_losses=every_loss,

@@ -11,16 +11,19 @@ from tests.support.kernels import (
     D,
     N,
     RuleFromLosses,
+    V,
     distil_all,
     full_logits,
     head_products,
+    plain_divergence,
     plain_loss,
     random_inputs,
     third_each,
     train_all,
 )
-from tokenuq_ml.kernels import formulas
+from tokenuq_ml.kernels import label_factors
 from tokenuq_ml.kernels.head import Head, LogitsHead
+from tokenuq_ml.kernels.label_factors import without_gradient
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.scores import token_scores
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
@@ -135,14 +138,14 @@ def test_head_products_are_as_documented(case, products, monkeypatch):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"softcap": 3.0}, {"scale": 0.5}])
-@pytest.mark.parametrize("name", ["probability_gain", "top_entropy_gain"])
+@pytest.mark.parametrize("name", ["probability", "top_entropy"])
 def test_a_gain_multiplies_the_loss_without_a_gradient_or_head_product_of_its_own(name, kwargs, monkeypatch):
     """DFT and EAFT against plain PyTorch with detach()."""
     head, hidden, labels, _ = random_inputs(**kwargs)
     theirs = hidden.clone().requires_grad_()
     logits = full_logits(head, theirs)
     ce = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    if name == "probability_gain":
+    if name == "probability":
         factor = torch.exp(-ce)
     else:
         p = torch.softmax(torch.sort(logits, dim=1, descending=True).values[:, :20], -1)
@@ -150,7 +153,7 @@ def test_a_gain_multiplies_the_loss_without_a_gradient_or_head_product_of_its_ow
     half = (torch.arange(N) % 2).double()
     expected = (half * factor.detach() * ce).sum()
     expected.backward()
-    ours, formula = hidden.clone().requires_grad_(), getattr(formulas, name)
+    ours, formula = hidden.clone().requires_grad_(), getattr(label_factors, name)
     decision = BatchDecision.of_weights(half, torch.zeros(N, dtype=torch.float64))
     outs = []
     run = lambda: outs.append(  # noqa: E731
@@ -167,9 +170,103 @@ def test_a_gain_gets_the_mask_of_its_rows():
     head, hidden, labels, _ = random_inputs()
     selected = torch.arange(N) % 3 == 0
     decision = BatchDecision(Weights(torch.ones(N), torch.zeros(N)), selected)
-    gain = lambda z, loss, selected_R: torch.where(selected_R, 2.0, 0.5).to(loss)  # noqa: E731
+    gain = lambda z, loss, selected_R: without_gradient(torch.where(selected_R, 2.0, 0.5).to(loss))  # noqa: E731
     out = training_loss(hidden, head, labels, decision, gain=gain)
     assert torch.equal(out.weights.mle_N, torch.where(selected, 2.0, 0.5).double())
+
+
+@pytest.mark.parametrize("exponent", [0.5, 3.0])
+def test_a_power_of_the_probability_has_the_gradient_of_its_objective(exponent):
+    """Of `(1 - p^k) / k`, against autograd; its own value is `p^k l`."""
+    head, hidden, labels, _ = random_inputs()
+    theirs, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    ce = torch.nn.functional.cross_entropy(full_logits(head, theirs), labels, reduction="none")
+    ((1 - torch.exp(-exponent * ce)) / exponent).sum().backward()
+    gain = lambda z, loss, selected: label_factors.probability_power(z, loss, exponent)  # noqa: E731
+    out = training_loss(ours, head, labels, train_all(), gain=gain)
+    out.total.backward()
+    torch.testing.assert_close(out.total, (torch.exp(-exponent * ce) * ce).sum())
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_and_its_gradient_equal_autograd(gamma):
+    """The factor has a gradient here; a sure label, whose p rounds to 1, has neither loss nor NaN."""
+    head, hidden, labels, _ = random_inputs()
+    theirs, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    ce = torch.nn.functional.cross_entropy(full_logits(head, theirs), labels, reduction="none")
+    expected = ((1 - torch.exp(-ce)) ** gamma * ce).sum()
+    expected.backward()
+    gain = lambda z, loss, selected: label_factors.focal(z, loss, gamma)  # noqa: E731
+    out = training_loss(ours, head, labels, train_all(), gain=gain)
+    out.total.backward()
+    torch.testing.assert_close(out.total, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    sure = label_factors.focal(torch.zeros(2, 3), torch.tensor([0.0, 1e-20]), gamma)
+    assert all(part.isfinite().all() for part in sure) and (sure.value_R[0] == 0 or gamma == 0)
+
+
+@pytest.mark.parametrize("form, products", [("hidden", 3), ("means", 2)])
+@pytest.mark.parametrize("with_gain", [False, True])
+def test_both_losses_of_a_token_share_its_logits(form, products, with_gain, monkeypatch):
+    """Cross-entropy, with a negative weight too, and divergence summed: gradient of autograd, at the stated cost."""
+    head, hidden, labels, teacher = random_inputs()
+    generator = torch.Generator().manual_seed(1)
+    weights = Weights(*torch.rand(2, N, generator=generator, dtype=torch.float64))
+    weights.mle_N[3] *= -1
+    # Weights that cancel are weights nevertheless.
+    weights.distill_N[3] = -weights.mle_N[3]
+    decision = BatchDecision(weights, torch.ones(N, dtype=torch.bool))
+    theirs, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    if form == "means" and with_gain:
+        pytest.skip("mean embeddings have no gain")
+    states = TeacherStates(teacher) if form == "hidden" else mean_embeddings(teacher, head).states(teacher)
+    logits = full_logits(head, theirs)
+    ce = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    divergence = plain_divergence("forward_kl", logits, full_logits(head, teacher), 1.0)
+    factor = torch.exp(-ce.detach()) if with_gain else 1.0
+    expected = (weights.mle_N * factor * ce + weights.distill_N * divergence).sum()
+    expected.backward()
+    gain = (lambda z, loss, selected: label_factors.probability(z, loss)) if with_gain else None
+    outs = []
+    run = lambda: outs.append(  # noqa: E731
+        training_loss(ours, head, labels, decision, teacher=TeacherTerm(states), gain=gain)
+    )
+    assert head_products(monkeypatch, run) == pytest.approx(products)
+    outs[0].total.backward()
+    torch.testing.assert_close(outs[0].total, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(outs[0].divergence_N, divergence.detach())
+
+
+@pytest.mark.parametrize("name, temperature", [("forward_kl", 1.0), ("forward_kl", 2.0), ("jsd", 1.0)])
+@pytest.mark.parametrize("top_k", [1, 5, V, V + 3])
+def test_the_teachers_top_k_is_its_distribution_over_them(name, temperature, top_k):
+    head, hidden, labels, teacher = random_inputs()
+    theirs, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    of_teacher = full_logits(head, teacher) / temperature
+    kept = torch.zeros_like(of_teacher).scatter(1, of_teacher.topk(min(top_k, V), 1).indices, 1.0)
+    q = torch.softmax(of_teacher, 1) * kept
+    q = q / q.sum(1, keepdim=True)
+    p = torch.softmax(full_logits(head, theirs) / temperature, 1)
+    kl = lambda a, b: (torch.xlogy(a, a) - a * b.log()).sum(1)  # noqa: E731
+    expected = kl(q, p) if name == "forward_kl" else (kl(q, (p + q) / 2) + kl(p, (p + q) / 2)) / 2
+    expected.sum().backward()
+    term = TeacherTerm(TeacherStates(teacher), name, temperature, top_k=top_k)
+    out = training_loss(ours, head, labels, distil_all(), teacher=term)
+    out.total.backward()
+    torch.testing.assert_close(out.divergence_N, expected.detach())
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_teachers_top_k_is_biased():
+    """At the teacher's own distribution the full divergence has no gradient, that to its top K has one (2503.16870)."""
+    head, hidden, labels, _ = random_inputs()
+    for top_k, moves in ((None, False), (3, True)):
+        own = hidden.clone().requires_grad_()
+        term = TeacherTerm(TeacherStates(hidden), top_k=top_k)
+        training_loss(own, head, labels, distil_all(), teacher=term).total.backward()
+        assert (own.grad.abs().max() > 1e-3) == moves
 
 
 @pytest.mark.parametrize("divergence, form", [("jsd", "hidden"), ("forward_kl", "hidden"), ("forward_kl", "means")])

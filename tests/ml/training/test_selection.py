@@ -43,7 +43,7 @@ def test_of_equal_scores_the_earlier_tokens_are_selected():
 def test_the_registry_has_the_selectors_and_objectives_that_are_implemented():
     assert set(selectors.SELECTORS) == set(registry.SELECTORS)
     assert set(objectives.OBJECTIVES) == set(registry.OBJECTIVES)
-    assert set(objectives.GAINS) == {name for name, objective in registry.OBJECTIVES.items() if objective.scales_loss}
+    assert set(objectives.FACTORS) == {name for name, objective in registry.OBJECTIVES.items() if objective.scales_loss}
 
 
 def tokens(count, **kwargs):
