@@ -19,6 +19,7 @@ from tests.support.tiny_study import ABLATIONS, CONFIG, STUDY, StagesInProcess, 
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_ml.tables.truth_schemas import TRUTH_TABLES
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.launcher import StageLauncher
@@ -109,7 +110,7 @@ def test_tables_follow_their_schemas(study, table):
     frame = study.table(table)
     assert set(frame.columns) == {*definition.columns, *definition.partitions}
     # Of whole data no row is left out, and only a synthetic language has a truth.
-    assert len(frame) or table in ("rejected_rows", "rejected_examples", "token_truth")
+    assert len(frame) or table in ("rejected_rows", "rejected_examples", "token_truth", *TRUTH_TABLES)
 
 
 def test_token_tables_equal_a_plain_forward_of_the_published_models(study):

@@ -1,5 +1,7 @@
 """Loss, accuracy and calibration on held-out responses, and changes from the teacher: each example's part.
 
+Where the distribution that generated a token is known, also the model's divergence from it, overall and by slot.
+
 `metrics.py` sums the parts and computes the intervals.
 """
 
@@ -11,6 +13,8 @@ from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA, example_rows
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 CALIBRATION = "calibration_error"
+DIVERGENCES = ("true_kl", "clean_kl")
+"""Columns of `evaluation_tokens` that are metrics too."""
 _KEYS = ["dataset", "split", "example_id"]
 
 
@@ -26,11 +30,13 @@ def held_out_examples(tokens: pl.DataFrame, bins: int, teacher: pl.DataFrame | N
       up to the error exactly. Resamples keep these signs, since a bootstrap of absolute values would be biased
       upwards.
     - with `teacher`: `loss_change` and `entropy_change`, the model's minus the teacher's, in nats.
+    - with the columns `true_kl, clean_kl, slot`: `true_kl`, the mean of `KL(truth || model)` over the tokens whose
+      true distribution is known, in nats per token, and `true_kl_<slot>` over those of a slot; `clean_kl` likewise,
+      from the distribution without label noise. No rows for data without a truth.
 
     Args:
         tokens: one row per response token, with `example_id, dataset, split, position, loss, entropy` (nats), `rank`
-            (0 is the first choice) and `confidence` (its probability), in any order; other columns and splits
-            are ignored.
+            (0 is the first choice) and `confidence` (its probability), in any order; other splits are ignored.
         bins: number of bins of the calibration error.
         teacher: `example_id, position, loss, entropy` of at least these tokens.
 
@@ -63,7 +69,30 @@ def held_out_examples(tokens: pl.DataFrame, bins: int, teacher: pl.DataFrame | N
             example_rows(dataset, split, metric, ids, np.bincount(example, weights=values), counts)
             for metric, values in sorted(metrics.items())
         ]
-    return pl.concat(frames)
+        if set(DIVERGENCES) <= set(tokens.columns):
+            frames += _divergence_rows(dataset, split, tokens)
+    return pl.concat(frames).sort("dataset", "split", "metric", "example_id")
+
+
+def _divergence_rows(dataset: str, split: str, tokens: pl.DataFrame) -> list[pl.DataFrame]:
+    """Return each example's part of the divergence from the truth, of all tokens and of those of each slot."""
+    known = tokens.filter(
+        (pl.col("dataset").cast(pl.String) == dataset)
+        & (pl.col("split").cast(pl.String) == split)
+        & pl.col(DIVERGENCES[0]).is_not_null()
+    ).select(pl.col("example_id", "slot").cast(pl.String), "position", *DIVERGENCES)
+    slots = known["slot"].unique().drop_nulls().sort()
+    parts = {"": known} | {f"_{slot}": known.filter(slot=slot) for slot in slots}
+    frames = []
+    for suffix, part in parts.items():
+        ordered = part.sort("example_id", "position")
+        ids = ordered["example_id"].unique(maintain_order=True)
+        example = ordered["example_id"].rle_id().to_numpy()
+        counts = np.bincount(example)
+        for name in DIVERGENCES:
+            sums = np.bincount(example, weights=ordered[name].to_numpy())
+            frames.append(example_rows(dataset, split, name + suffix, ids, sums, counts))
+    return frames
 
 
 def _with_teacher(tokens: pl.DataFrame, teacher: pl.DataFrame) -> pl.DataFrame:

@@ -10,9 +10,11 @@ from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.evaluation.bootstrap import bootstrap_ratio
 
 KEYS = ["dataset", "split", "metric"]
-LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
+LOWER_IS_BETTER = frozenset({"loss", "calibration_error", "true_kl", "clean_kl"})
 NO_DIRECTION = frozenset({"loss_change", "entropy_change", "position_bias"})
 """Metrics that say nothing about which model is better: changes from the teacher, and the bias of the judge."""
+BY_SLOT = ("true_kl_", "clean_kl_")
+"""How metrics begin that are of the tokens of one slot of a synthetic language; lower is better."""
 JUDGED = frozenset({"win_rate", "length_controlled_win_rate", "position_bias"})
 """Metrics that leave out examples without a verdict."""
 
@@ -88,10 +90,16 @@ def metric_rows(examples: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFr
                 "ci_low": low,
                 "ci_high": high,
                 "n": len(group),
-                "higher_is_better": None if metric in NO_DIRECTION else metric not in LOWER_IS_BETTER,
+                "higher_is_better": _higher_is_better(metric),
             }
         )
     return pl.DataFrame(rows, schema=METRIC_SCHEMA)
+
+
+def _higher_is_better(metric: str) -> bool | None:
+    if metric in NO_DIRECTION:
+        return None
+    return not (metric in LOWER_IS_BETTER or metric.startswith(BY_SLOT))
 
 
 def with_identity(metrics: pl.DataFrame, family: str, seed: int | None) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenuq_ml.tables.data_schemas import DATA_TABLES
 from tokenuq_ml.tables.table import TOKEN_COLUMNS, TOKEN_KEY, Table
+from tokenuq_ml.tables.truth_schemas import DIVERGENCE_COLUMNS, TRUTH_TABLES
 
 TABLES = {
     **DATA_TABLES,
@@ -159,9 +160,11 @@ TABLES = {
             **TOKEN_COLUMNS,
             "loss": ("float32", "cross-entropy under the model, nats"),
             "entropy": ("float32", "entropy of the model's distribution, nats"),
+            **DIVERGENCE_COLUMNS,
         },
         keys=TOKEN_KEY,
         partitions=("study", "ablation"),
+        optional=tuple(DIVERGENCE_COLUMNS),
     ),
     "generations": Table(
         "One row per instruction-following prompt: the model's answer, and the results of the checkers.",
@@ -225,6 +228,7 @@ TABLES = {
         },
         keys=("split", "category", "x", "y", "method"),
     ),
+    **TRUTH_TABLES,
 }
 
 JOINED = "tokens"

@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.held_out import held_out_examples
-from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA
+from tokenuq_ml.evaluation.metrics import EXAMPLE_SCHEMA, metric_rows
 
 BINS = 10
 ROWS = [
@@ -107,3 +108,42 @@ def test_without_held_out_tokens_the_frame_is_empty_with_its_schema():
 def test_it_imports_no_torch():
     code = "import sys, tokenuq_ml.evaluation.held_out; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def with_truth() -> pl.DataFrame:
+    """The tokens with divergences and slots; those of `chat` have no truth."""
+    slots = ["fact", "choice", "fact", "choice", None, None, None, None]
+    divergences = [0.5, 0.25, 1.5, 2.0, None, None, None, None]
+    return tokens().with_columns(
+        pl.Series("slot", slots, dtype=pl.String),
+        pl.Series("true_kl", divergences, dtype=pl.Float64),
+        pl.Series("clean_kl", [None if one is None else 2 * one for one in divergences], dtype=pl.Float64),
+    )
+
+
+def test_divergences_from_the_truth_are_means_over_tokens_and_over_those_of_a_slot():
+    examples = held_out_examples(with_truth(), BINS)
+    assert parts(examples, "true_kl") == [("toy/a", 2.25, 3.0), ("toy/b", 2.0, 1.0)]
+    assert parts(examples, "clean_kl") == [("toy/a", 4.5, 3.0), ("toy/b", 4.0, 1.0)]
+    assert parts(examples, "true_kl_fact") == [("toy/a", 2.0, 2.0)]
+    assert parts(examples, "true_kl_choice") == [("toy/a", 0.25, 1.0), ("toy/b", 2.0, 1.0)]
+    assert parts(examples, "clean_kl_choice") == [("toy/a", 0.5, 1.0), ("toy/b", 4.0, 1.0)]
+    others = examples.filter(~pl.col("metric").str.contains("_kl"))
+    assert others.equals(held_out_examples(tokens(), BINS))
+    assert set(examples.filter(dataset="chat")["metric"]) == set(others["metric"])
+
+
+def test_data_without_a_truth_have_no_divergence():
+    nothing = with_truth().with_columns(pl.lit(None).cast(pl.Float64).alias(name) for name in ("true_kl", "clean_kl"))
+    assert held_out_examples(nothing, BINS).equals(held_out_examples(tokens(), BINS))
+
+
+def test_less_divergence_is_better():
+    rows = metric_rows(held_out_examples(with_truth(), BINS), EvaluationSpec(bootstrap=50))
+    direction = dict(rows.filter(dataset="toy").select("metric", "higher_is_better").iter_rows())
+    assert {name for name, up in direction.items() if not up} == {
+        *("loss", "calibration_error"),
+        *(f"{kind}_kl{slot}" for kind in ("true", "clean") for slot in ("", "_fact", "_choice")),
+    }
+    value = rows.filter(dataset="toy", metric="true_kl_choice").row(0, named=True)
+    assert value["value"] == 2.25 / 2 and value["n"] == 2
