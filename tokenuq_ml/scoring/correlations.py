@@ -98,7 +98,7 @@ def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> li
     sums = {"pearson": _cluster_sums(values, clusters), "spearman": _cluster_sums(ranks, clusters)}
     resampled = None
     if evaluation is not None:
-        both = _resampled(np.concatenate(list(sums.values()), axis=1), evaluation)
+        both = resampled_sums(np.concatenate(list(sums.values()), axis=1), evaluation)
         resampled = dict(zip(sums, np.split(both, 2, axis=1), strict=True))
 
     rows = []
@@ -106,14 +106,14 @@ def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> li
         value = _correlation(sums[one.scale].sum(0, keepdims=True), one)[0]
         low = high = np.nan
         if evaluation is not None and resampled is not None and np.isfinite(value):
-            low, high = _interval(_correlation(resampled[one.scale], one), evaluation.confidence)
+            low, high = percentile_interval(_correlation(resampled[one.scale], one), evaluation.confidence)
         numbers = {"value": value, "ci_low": low, "ci_high": high}
         defined = {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
         rows.append({"x": one.x, "y": one.y, "method": one.method, **defined})
     return rows
 
 
-def _interval(drawn: Array, confidence: float) -> tuple[float, float]:
+def percentile_interval(drawn: Array, confidence: float) -> tuple[float, float]:
     """Return the ends of the percentile interval; NaN if no resample has a correlation, as a constant one has none."""
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
@@ -149,7 +149,7 @@ def _cluster_sums(columns: Array, clusters: NDArray[np.int64]) -> Array:
     )
 
 
-def _resampled(sums: Array, evaluation: EvaluationSpec) -> Array:
+def resampled_sums(sums: Array, evaluation: EvaluationSpec) -> Array:
     """Return the sums of each bootstrap sample, one per row: all clusters, drawn with replacement."""
     clusters = len(sums)
     draws = bootstrap_generator(evaluation.seed)
