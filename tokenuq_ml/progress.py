@@ -31,7 +31,13 @@ class Progress:
     def __init__(self, reporter: Reporter, what: str, total: int, unit: str, every_s: float = 5.0):
         self.reporter, self.what, self.total, self.unit, self.every_s = reporter, what, total, unit, every_s
         self.done, self.started = 0, time.monotonic()
+        self._skipped = 0
         self._last_line = self.started
+
+    def skip(self, amount: int) -> None:
+        """Count units that an earlier run has done: no part of the rate."""
+        self.done += amount
+        self._skipped += amount
 
     def add(self, amount: int, note: str = "") -> None:
         """Count `amount` more units; a `note`, such as a loss, is added at the end of the line."""
@@ -42,7 +48,7 @@ class Progress:
         if now - self._last_line < self.every_s and self.done < self.total:
             return
         self._last_line = now
-        rate = self.done / max(now - self.started, 1e-9)
+        rate = (self.done - self._skipped) / max(now - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
         self.reporter.info(
             f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "

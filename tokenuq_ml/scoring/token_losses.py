@@ -6,6 +6,7 @@ Shapes: N response tokens of a batch, D hidden size, M held-out tokens, A altern
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import polars as pl
@@ -125,6 +126,7 @@ def scored_batches(
     max_tokens: int | None = None,
     alternatives: int = 0,
     keep: Callable[[ScoredBatch], None] = lambda scored: None,
+    first: int = 0,
     truth: TokenTruth | None = None,
 ) -> Iterator[ScoredRows]:
     """Score all examples, the longest first.
@@ -137,11 +139,12 @@ def scored_batches(
         max_tokens: Most padded tokens per batch. The default suits the device.
         alternatives: As for `score_batch`.
         keep: Called with each batch, on the rank that has scored it.
+        first: Number of the batch to begin with: those before it are known already.
         truth: As for `score_batch`.
     """
     plan = BatchPlan.of(model, numerics, max_tokens)
     with loss_pass(model, numerics, alternatives, keep, truth) as score:
-        for scored in score(plan.batches(examples)):
+        for scored in score(islice(plan.batches(examples), first, None)):
             progress(scored.tokens)
             yield scored
 

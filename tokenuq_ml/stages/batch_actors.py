@@ -89,6 +89,14 @@ class BatchActors:
             for _ in jobs:
                 yield list(self._results(progress))
 
+    def stream(
+        self, job: Job, numerics: Numerics, progress: Callable[[int], None] = lambda units: None
+    ) -> Iterator[Any]:
+        """Yield the result of each batch of a job as soon as it is there; the arguments are those of `run`."""
+        with _explained():
+            self._put([job], Setting.of(numerics))
+            yield from self._results(progress)
+
     def close(self) -> None:
         """End the processes. The pipeline would wait for more work, and so would whoever ends Ray before it."""
         if self._feed is None:

@@ -118,9 +118,11 @@ class ExampleBatches:
 
     examples: Sequence[TokenizedExample]
     plan: BatchPlan
+    first: int = 0
+    """Number of the batch to begin with."""
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.plan.batches(list(self.examples))
+        return islice(self.plan.batches(list(self.examples)), self.first, None)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tokenuq_ml.evaluation.gsm8k import Gsm8k, gsm8k_examples
 from tokenuq_ml.evaluation.held_out import held_out_examples
 from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
 from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
+from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.token_losses import ScoredRows, scored_batches
@@ -24,8 +25,10 @@ from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate, EvaluationPart
 from tokenuq_ml.stages.compare_outputs import compare_outputs
 from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.kept_folders import kept_folder
 from tokenuq_ml.stages.request import StageRequest
-from tokenuq_ml.tables.parquet import read_table, write_table
+from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
+from tokenuq_ml.tables.parquet import content_of, read_table, write_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.tensor_digest import joined_digest
 
@@ -84,15 +87,7 @@ def _held_out(
     context: StageContext, candidate: Candidate, spec: EvaluationSpec, examples: list[TokenizedExample]
 ) -> EvaluationPart:
     """Return loss, accuracy and calibration on held-out responses."""
-    examples = [example for example in examples if example.split in HELD_OUT]
-    total = sum(len(example.input_ids) for example in examples)
-    progress = Progress(context.reporter, f"{candidate.name} loss", total, "tokens")
-    # The probability of the likeliest token is the model's confidence. Every example is held out, so that each token
-    # has one alternative, in order.
-    tokens = pl.concat(
-        batch.rows.with_columns(confidence=batch.alternatives["probability"])
-        for batch in _scored(context, candidate, examples, progress)
-    )
+    tokens = held_out_tokens(context, candidate, [example for example in examples if example.split in HELD_OUT])
     if not process_group.is_main():
         return EvaluationPart()
     columns = (*TOKEN_KEY, "loss", "entropy")
@@ -105,18 +100,56 @@ def _held_out(
     return EvaluationPart({"evaluation_tokens": tokens.select(columns)}, (rows,))
 
 
+def held_out_tokens(context: StageContext, candidate: Candidate, examples: list[TokenizedExample]) -> pl.DataFrame:
+    """Return loss, entropy and confidence of each token; on a rank other than 0, those that this run measures."""
+    plan, found = BatchPlan.of(candidate.model, context.numerics), []
+    total = sum(len(example.input_ids) for example in examples)
+    progress = Progress(context.reporter, f"{candidate.name} loss", total, "tokens")
+    kept: list[KeptParts] = []
+    if process_group.is_main() and candidate.stored is not None:
+        kept.append(KeptFrames(_kept_folder(context, candidate, examples, plan), found.append))
+    with Keeper(kept, context.reporter.info, f"{candidate.name} loss", "batches") as keeper:
+        first = keeper.resume()
+        done = {example_id for frames in found for example_id in frames["tokens"]["example_id"].unique()}
+        progress.skip(sum(len(example.input_ids) for example in examples if example.example_id in done))
+        for batch in _scored(context, candidate, examples, plan, first, progress):
+            # The probability of the likeliest token is the model's confidence. Every example is held out, so that each
+            # token has one alternative, in order.
+            frames = {"tokens": batch.rows.with_columns(confidence=batch.alternatives["probability"])}
+            found.append(frames)
+            keeper.put(frames)
+    # Rank 0 alone has what an earlier run kept, which may be all.
+    return pl.concat(frames["tokens"] for frames in found) if found else pl.DataFrame()
+
+
+def _kept_folder(
+    context: StageContext, candidate: Candidate, examples: list[TokenizedExample], plan: BatchPlan
+) -> Path:
+    return kept_folder(
+        context,
+        plan,
+        splits=sorted({example.split for example in examples}),
+        dataset=content_of(context.input("tokenized_dataset")),
+        adapter=None if candidate.adapter is None else adapter_digest(candidate.adapter),
+    )
+
+
 def _scored(
-    context: StageContext, candidate: Candidate, examples: list[TokenizedExample], progress: Progress
+    context: StageContext,
+    candidate: Candidate,
+    examples: list[TokenizedExample],
+    plan: BatchPlan,
+    first: int,
+    progress: Progress,
 ) -> Iterator[ScoredRows]:
-    """Yield the rows of each batch, scored here or by the processes of a cluster."""
+    """Yield the rows of each batch from number `first`, scored here or by the processes of a cluster."""
     numerics, actors = context.numerics, batch_actors.current()
     if actors is None or candidate.stored is None:
-        yield from scored_batches(candidate.model, examples, numerics, progress.add, alternatives=1)
+        yield from scored_batches(candidate.model, examples, numerics, progress.add, alternatives=1, first=first)
         return
-    plan, measure = BatchPlan.of(candidate.model, numerics), LossMeasure(candidate.stored, alternatives=1)
-    job = Job(ExampleBatches(examples, plan), measure, group=plan.workers)
-    for rows in actors.run([job], numerics, progress.add):
-        yield from rows
+    measure = LossMeasure(candidate.stored, alternatives=1)
+    job = Job(ExampleBatches(examples, plan, first), measure, group=plan.workers)
+    yield from actors.stream(job, numerics, progress.add)
 
 
 def _ifeval(context: StageContext, candidate: Candidate, spec: IfEvalSpec) -> EvaluationPart:

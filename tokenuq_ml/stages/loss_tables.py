@@ -1,5 +1,6 @@
 """The asset `token_losses`: tables of losses and of likeliest tokens, written shard by shard."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import polars as pl
@@ -32,8 +33,8 @@ class LossTables:
     def __exit__(self, *error) -> bool | None:
         return self._files.__exit__(*error)
 
-    def append(self, teacher: pl.DataFrame, base: pl.DataFrame, alternatives: pl.DataFrame) -> None:
-        """Write one shard.
+    def frames(self, teacher: pl.DataFrame, base: pl.DataFrame, alternatives: pl.DataFrame) -> dict[str, pl.DataFrame]:
+        """Return the rows of one shard, by table.
 
         Args:
             teacher: rows under the teacher, one per response token.
@@ -41,9 +42,16 @@ class LossTables:
             alternatives: the likeliest tokens under the teacher.
         """
         rows = teacher.with_columns(base_loss=base["loss"], base_entropy=base["entropy"])
-        self._losses.append(with_categories(rows, self.tokenizer))
         texts = token_texts(self.tokenizer, alternatives["token_id"].to_list())
-        self._alternatives.append(alternatives.with_columns(token=pl.Series(texts, dtype=pl.String)))
+        return {
+            "token_losses": with_categories(rows, self.tokenizer),
+            "token_alternatives": alternatives.with_columns(token=pl.Series(texts, dtype=pl.String)),
+        }
+
+    def append(self, frames: Mapping[str, pl.DataFrame]) -> None:
+        """Write the rows of one shard, or of several."""
+        self._losses.append(frames["token_losses"])
+        self._alternatives.append(frames["token_alternatives"])
 
     def report(self) -> None:
         """Draw the plot and report the asset, after the tables are complete."""

@@ -4,8 +4,8 @@ One process makes up to four assets and reports each as soon as it is complete. 
 the precision of the asset; BALD is computed in float32. Of several processes, all score, and rank 0 writes and reports.
 """
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 
 import polars as pl
@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from tokenuq_ml import process_group
 from tokenuq_ml.config import BASE_ROW, REFERENCE_ROWS, TEACHER_ROW, UncertaintySpec
 from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_examples
-from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.adapters import adapter_digest, use_adapter
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import resolve_numerics
-from tokenuq_ml.progress import Progress
 from tokenuq_ml.reports import token_plots
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_rows, reference_sample
@@ -29,10 +28,12 @@ from tokenuq_ml.stages.batch_work import Job, UncertaintyMeasure
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
+from tokenuq_ml.stages.kept_folders import forget_kept, kept_folder
 from tokenuq_ml.stages.losses_and_states import LOSSES, STATES, losses_and_states, stored_batches, stored_shards
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.tables.bald_noise import noise_floor
-from tokenuq_ml.tables.parquet import TableWriter, read_table, write_table
+from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
+from tokenuq_ml.tables.parquet import TableWriter, content_of, read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
 
 
@@ -81,6 +82,7 @@ def _token_uncertainty(context: StageContext, model: PeftModel, stored: StoredMo
         _uncertainty_figures(spec, rows, reference),
         plots={"Uncertainty of the response tokens": "plots/uncertainty_spread.png"},
     )
+    forget_kept(context)
 
 
 def _write_uncertainty(
@@ -91,30 +93,50 @@ def _write_uncertainty(
     On a rank other than 0, only compute this rank's share, and return None.
     """
     dataset, sampled = context.input("tokenized_dataset"), []
-    tokens = sum(len(example.input_ids) for example in StoredExamples(dataset))
-    progress = context.progress(tokens * spec.samples)
-    computed = _uncertainty_of_shards(context, model, stored, spec, progress)
-    if not process_group.is_main():
-        deque(computed, maxlen=0)
-        return None
-    with TableWriter("token_uncertainty", context.output("token_uncertainty"), **context.asset.stamp) as table:
-        for rows in computed:
+    with ExitStack() as files:
+        table = TableWriter("token_uncertainty", context.output("token_uncertainty"), **context.asset.stamp)
+
+        def write(frames: Mapping[str, pl.DataFrame]) -> None:
+            rows = frames["token_uncertainty"]
             table.append(rows)
             sampled.append(rows.filter(pl.col("example_id").is_in(sample)))
-    return table, pl.concat(sampled)
+
+        kept: list[KeptParts] = []
+        plan = uncertainty_plan(model, spec, context.numerics)
+        if process_group.is_main():
+            files.enter_context(table)
+            content = {"dataset": content_of(dataset), "adapter": adapter_digest(context.input("adapter"))}
+            kept.append(KeptFrames(kept_folder(context, plan, **content), write))
+        keeper = files.enter_context(Keeper(kept, context.reporter.info, context.name))
+        first = keeper.resume()
+        for rows in _uncertainty_of_shards(context, model, stored, spec, first):
+            if process_group.is_main():
+                write({"token_uncertainty": rows})
+            keeper.put({"token_uncertainty": rows})
+    return (table, pl.concat(sampled)) if process_group.is_main() else None
 
 
 def _uncertainty_of_shards(
-    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, progress: Progress
+    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, first: int
 ) -> Iterator[pl.DataFrame]:
-    """Yield the rows of each shard, measured here or by the processes of a cluster."""
+    """Yield the rows of each shard from number `first`, measured here or by the processes of a cluster."""
     dataset, numerics, actors = context.input("tokenized_dataset"), context.numerics, batch_actors.current()
+
+    def tokens(examples: Iterable[TokenizedExample]) -> int:
+        return spec.samples * sum(len(example.input_ids) for example in examples)
+
+    progress = context.progress(tokens(StoredExamples(dataset)))
+
+    def skip(shard: list[TokenizedExample]) -> None:
+        progress.skip(tokens(shard))
+
     if actors is None:
-        for shard in stored_shards(dataset, numerics):
+        for shard in stored_shards(dataset, numerics, first, skip):
             yield token_uncertainty(model, shard, spec, numerics, progress.add)
         return
     plan, measure = uncertainty_plan(model, spec, numerics), UncertaintyMeasure(stored, spec)
-    jobs = [Job(batches, measure, group=plan.workers) for batches, _ in stored_batches(dataset, plan, numerics)]
+    shards = stored_batches(dataset, plan, numerics, first, skip)
+    jobs = [Job(batches, measure, group=plan.workers) for batches, _ in shards]
     for rows in actors.run(jobs, numerics, progress.add):
         yield pl.concat(rows)
 
@@ -175,6 +197,7 @@ def _reference_evaluation(
     )
     context.done(joined_digest(*digests), metrics, plots={TITLE: "plots/metrics.png"})
     forget_answers(request)
+    forget_kept(context)
 
 
 if __name__ == "__main__":

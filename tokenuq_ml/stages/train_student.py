@@ -23,6 +23,7 @@ from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
+from tokenuq_ml.stages.kept_folders import forget_kept
 from tokenuq_ml.stages.measure_curriculum import TrainedStudent, measure_curriculum
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.student_setup import StudentSetup, student_setup, student_train_spec
@@ -138,6 +139,7 @@ def _evaluate(
     )
     context.done(digest, figures, plots={TITLE: "plots/metrics.png"})
     forget_answers(request)
+    forget_kept(context)
 
 
 if __name__ == "__main__":

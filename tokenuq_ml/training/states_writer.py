@@ -3,17 +3,20 @@
 Shapes: N response tokens of an example, D hidden size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.mean_embeddings import mean_embeddings
+
+COPIED_BYTES = 2**24
+"""What is in memory while states are copied from file to file."""
 
 
 class StatesWriter:
@@ -60,3 +63,37 @@ class CachePart:
         """Open the file, and yield what writes to it; at the end of the block everything is written."""
         with open(self.path, "r+b") as file:
             yield StatesWriter(file, self.start, self.first, head)
+
+
+def row_spans(
+    rows: Iterable[tuple[int, int]], start: Mapping[str, int], row_bytes: Mapping[str, int]
+) -> Iterator[tuple[int, int]]:
+    """Yield (first byte, bytes) of rows in each tensor of a cache, those that follow each other as one.
+
+    Args:
+        rows: (first row, number of rows), as of examples.
+        start: tensor -> the byte at which it starts.
+        row_bytes: tensor -> the bytes of one of its rows.
+    """
+    joined: list[list[int]] = []
+    for first, count in rows:
+        if joined and sum(joined[-1]) == first:
+            joined[-1][1] += count
+        else:
+            joined.append([first, count])
+    for name, begin in start.items():
+        yield from ((begin + first * row_bytes[name], count * row_bytes[name]) for first, count in joined)
+
+
+def copy_bytes(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    """Copy bytes from one open file to another, in bounded memory.
+
+    Raises:
+        ValueError: the source ends before.
+    """
+    while size:
+        data = source.read(min(size, COPIED_BYTES))
+        if not data:
+            raise ValueError(f"{source.name} ends {size} bytes too early")
+        target.write(data)
+        size -= len(data)

@@ -5,11 +5,11 @@ Shapes: N response tokens of a batch (or of the cache), D hidden size.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import polars as pl
 import torch
@@ -27,7 +27,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates
 from tokenuq_ml.models.forward import head_of
-from tokenuq_ml.training.states_writer import CachePart, StatesWriter
+from tokenuq_ml.training.states_writer import CachePart, StatesWriter, copy_bytes, row_spans
 from tokenuq_ml.training.teacher import TeacherSource
 
 HIDDEN_FILE, INDEX_FILE, ONLINE_FILE = "hidden.safetensors", "index.parquet", "online.json"
@@ -143,7 +143,10 @@ class TeacherCache:
             {"example_id": list(lengths), "first_row": firsts[:-1], "tokens": list(lengths.values())}
         )
         metadata = {"dataset": dataset_digest, "teacher": teacher_digest}
-        head_bytes, self._start, size = _safetensors_layout(_cached_tensors(self.tokens, head), metadata)
+        tensors = _cached_tensors(self.tokens, head)
+        head_bytes, self._start, size = _safetensors_layout(tensors, metadata)
+        self._row_bytes = {name: _bytes(dtype, shape[1:]) for name, (dtype, shape) in tensors.items()}
+        self._lengths = lengths
         self._hidden: AtomicFile | None = None
         path = process_group.on_main(lambda: self._create(head_bytes, size))
         self._path = path
@@ -169,6 +172,8 @@ class TeacherCache:
             hidden_ND: the teacher's states of its response tokens, in order of position.
         """
         self._writer.put(example_id, hidden_ND)
+        # Rank 0 reads what other ranks have written.
+        self._file.flush()
         self._missing.discard(example_id)
 
     def part(self, example_ids: Iterable[str]) -> CachePart:
@@ -178,6 +183,30 @@ class TeacherCache:
     def note(self, part: CachePart) -> None:
         """Record that another process has put the examples of a part."""
         self._missing -= part.first.keys()
+
+    def bytes_of(self, example_ids: Iterable[str]) -> int:
+        """Return the bytes of the states of some examples."""
+        return sum(self._lengths[example_id] for example_id in example_ids) * sum(self._row_bytes.values())
+
+    def copy_rows_to(self, file: BinaryIO, example_ids: Sequence[str]) -> None:
+        """Copy the states of examples that were put to another file, one tensor after another."""
+        self._file.flush()
+        with open(self._path, "rb") as own:
+            for start, size in self._spans(example_ids):
+                own.seek(start)
+                copy_bytes(own, file, size)
+
+    def copy_rows_from(self, file: BinaryIO, example_ids: Sequence[str]) -> None:
+        """Put examples whose states `copy_rows_to` has written to a file."""
+        for start, size in self._spans(example_ids):
+            self._file.seek(start)
+            copy_bytes(file, self._file, size)
+        self._file.flush()
+        self._missing -= set(example_ids)
+
+    def _spans(self, example_ids: Sequence[str]) -> Iterator[tuple[int, int]]:
+        rows = [(self._first[example_id], self._lengths[example_id]) for example_id in example_ids]
+        return row_spans(rows, self._start, self._row_bytes)
 
     def __enter__(self) -> "TeacherCache":
         return self
