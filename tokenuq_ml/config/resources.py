@@ -10,6 +10,8 @@ from tokenuq_ml.config.base import Spec
 
 StageName = Literal[
     "tokenized_dataset",
+    "candidate_teacher",
+    "teacher_sweep",
     "baseline_teacher",
     "token_losses",
     "teacher_hidden",

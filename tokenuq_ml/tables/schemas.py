@@ -141,6 +141,31 @@ TABLES = {
         keys=("dataset", "split", "metric"),
         partitions=("study", "ablation"),
     ),
+    "validation_losses": Table(
+        "One row per validation example: a model's loss, by which settings of a training are compared.",
+        {
+            "example_id": ("string", "the example"),
+            "loss": ("float64", "sum of the cross-entropies of its response tokens, nats"),
+            "tokens": ("int32", "number of its response tokens"),
+        },
+        keys=("example_id",),
+        partitions=("study", "ablation"),
+    ),
+    "teacher_candidates": Table(
+        "One row per setting at which a teacher was trained: the one with the lowest validation loss is the study's.",
+        {
+            "candidate": ("string", "name of the candidate, which is its `ablation` in other tables"),
+            "learning_rate": ("float64", "learning rate; null: the study's"),
+            "epochs": ("int32", "epochs; null: the study's"),
+            "weight_decay": ("float64", "weight decay; null: the study's"),
+            "loss": ("float64", "mean cross-entropy of the validation split's response tokens, nats"),
+            "ci_low": ("float64", "lower end of the bootstrap interval over examples"),
+            "ci_high": ("float64", "upper end of that interval"),
+            "n": ("int32", "number of examples"),
+            "chosen": ("bool", "whether it is the study's teacher"),
+        },
+        keys=("candidate",),
+    ),
     "evaluation_examples": Table(
         "One row per example and metric of evaluations, whose value is sum(numerator) / sum(denominator).",
         {

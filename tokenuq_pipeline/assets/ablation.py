@@ -3,6 +3,7 @@
 from typing import Any
 
 from tokenuq_ml.config import AblationSpec, StudySpec
+from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import ablation_fields
 from tokenuq_pipeline.assets import inputs
@@ -60,7 +61,8 @@ def _student(config: Config, study: StudySpec, ablation: AblationSpec) -> StageA
 
 
 def _evaluation(config: Config, study: StudySpec, ablation: AblationSpec) -> StageAsset:
-    name = study.name
+    name, ablations = study.name, {one: config.ablations[one] for one in study.ablations}
+    is_one_of_several = is_measured_on_validation(ablation, ablations)
     return _asset(
         config,
         study,
@@ -71,6 +73,7 @@ def _evaluation(config: Config, study: StudySpec, ablation: AblationSpec) -> Sta
         table="evaluations",
         outputs={
             **_tables(name, ablation.name, *evaluation_tables(study.evaluation)),
+            **(_tables(name, ablation.name, "validation_losses") if is_one_of_several else {}),
             **_plots(name, ablation.name, "evaluation"),
         },
         inputs=(

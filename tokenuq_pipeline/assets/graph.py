@@ -12,6 +12,7 @@ from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
 from tokenuq_pipeline.assets.datasets import dataset_assets
 from tokenuq_pipeline.assets.models import model_assets
 from tokenuq_pipeline.assets.teacher_scores import teacher_score_assets
+from tokenuq_pipeline.assets.teacher_sweep import candidate_teacher, teacher_sweep
 from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
 from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
 
@@ -40,7 +41,7 @@ def stage_groups(config: Config) -> list[StageGroup]:
         name = study.name
         groups += [
             StageGroup("tokenize_dataset", f"{name}__tokenized_dataset", [tokenized_dataset(config, study)]),
-            StageGroup("train_teacher", f"{name}__baseline_teacher", [baseline_teacher(config, study)]),
+            *_teacher(config, study),
             StageGroup("score_teacher", f"{name}__measure", teacher_score_assets(config, study)),
             StageGroup("correlate", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
         ]
@@ -49,6 +50,19 @@ def stage_groups(config: Config) -> list[StageGroup]:
             groups.append(StageGroup("train_student", f"{name}__{ablation}__student", assets))
         groups.append(StageGroup("report", f"{name}__ablation_report", [ablation_report(config, study)]))
     return [_placed(config, group) for group in groups]
+
+
+def _teacher(config: Config, study: StudySpec) -> list[StageGroup]:
+    """Return the training of the teacher; or those of the candidates, and the choice among them."""
+    name, teacher = study.name, baseline_teacher(config, study)
+    if study.teacher_sweep is None:
+        return [StageGroup("train_teacher", f"{name}__baseline_teacher", [teacher])]
+    rows = study.teacher_candidates
+    return [
+        *(StageGroup("train_teacher", f"{name}__{row}", [candidate_teacher(config, study, row)]) for row in rows),
+        StageGroup("compare_teachers", f"{name}__teacher_sweep", [teacher_sweep(config, study)]),
+        StageGroup("choose_teacher", f"{name}__baseline_teacher", [teacher]),
+    ]
 
 
 def _placed(config: Config, group: StageGroup) -> StageGroup:

@@ -47,6 +47,11 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         "token_weight": (("datasets", "turn_weights"), ("datasets", "untrained_spans")),
     },
     "baseline_teacher": {column: TOKENS for column in ("loss", "mle_loss", "tokens")},
+    "candidate_teacher": {"example_id": KEYS["example_id"], "loss": TOKENS, "tokens": TOKENS[1:]},
+    "teacher_sweep": {
+        **{column: (("candidate_teacher", "loss"),) for column in ("loss", "ci_low", "ci_high", "chosen")},
+        "n": (("candidate_teacher", "example_id"),),
+    },
     "token_losses": {
         **KEYS,
         **{column: TOKENS[:1] for column in ("token_id", "token", "category")},

@@ -16,14 +16,17 @@ STUDY_TABLES = {
     "token_losses": ("token_losses", "token_alternatives"),
     "token_uncertainty": ("token_uncertainty", "bald_reference"),
     "uncertainty_analysis": ("uncertainty_analysis",),
+    "teacher_sweep": ("teacher_candidates",),
 }
 """Stage of a study -> its tables."""
 ABLATION_TABLES = {
     "student": ("training_log", "selections"),
-    "evaluation": EVALUATION_TABLES,
+    "evaluation": (*EVALUATION_TABLES, "validation_losses"),
     "curriculum": ("curriculum", "curriculum_uncertainty"),
 }
 """Stage of an ablation -> its tables."""
+CANDIDATE_TABLES = ("training_log", "validation_losses")
+"""Tables of a candidate for the teacher."""
 TEACHER_SCORES = ("token_losses", "teacher_hidden", "reference_evaluation", "token_uncertainty")
 """Stages of a study that one child process makes."""
 STUDY_PLOTS = {"token_losses", "token_uncertainty", "uncertainty_analysis", "reference_evaluation"}
@@ -37,6 +40,11 @@ def table_path(table: str, **partitions: str) -> str:
 def partition_path(output: str, **partitions: str) -> str:
     """Return the folder of an output that is not a table (adapter, plots, report): `plots/study=s/stage=x`."""
     return "/".join([output, *(f"{key}={value}" for key, value in partitions.items())])
+
+
+def candidate_adapter_path(study: str, row: str) -> str:
+    """Return the path of the adapter of a candidate for the teacher."""
+    return f"{partition_path('candidate_teacher', study=study, ablation=row)}/adapter"
 
 
 def places_of(asset: str) -> dict[str, str]:
@@ -86,9 +94,12 @@ def _places_of_study(study: str, stage: str) -> dict[str, str]:
 
 
 def _places_of_ablation(study: str, ablation: str, stage: str) -> dict[str, str]:
-    places = {table: table_path(table, study=study, ablation=ablation) for table in ABLATION_TABLES.get(stage, ())}
+    tables = CANDIDATE_TABLES if stage == "candidate_teacher" else ABLATION_TABLES.get(stage, ())
+    places = {table: table_path(table, study=study, ablation=ablation) for table in tables}
     if places:
         places["plots"] = partition_path("plots", study=study, ablation=ablation, stage=stage)
+    if stage == "candidate_teacher":
+        places["adapter"] = candidate_adapter_path(study, ablation)
     if stage == "student":
         folder = partition_path("student", study=study, ablation=ablation)
         places |= {"adapter": f"{folder}/adapter", "snapshots": f"{folder}/snapshots"}

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from tests.support.toy_pipeline import STUDY, toy_config
-from tokenuq_ml.config import AblationSpec, DatasetSpec
+from tokenuq_ml.config import AblationSpec, DatasetSpec, StudySpec
 from tokenuq_ml.config.curated import CuratedEntry, with_curated
 from tokenuq_ml.data.curation import EMPTY_DECISIONS
 from tokenuq_ml.tables.schemas import TABLES
@@ -29,7 +29,8 @@ def curated_config(folder):
     origins = {("datasets", "clean"): folder / "datasets.yaml"}
     mixed = DatasetSpec(name="mixed", format="mix", mix={"toy": 1, "clean": 1}, sizes=parent.sizes)
     datasets = with_curated({**config.datasets, "clean": entry, "mixed": mixed}, origins, [folder])
-    return replace(config, datasets=datasets)
+    swept = StudySpec(**{**config.studies[STUDY].fields(), "name": "swept", "teacher_sweep": {"epochs": [1, 2]}})
+    return replace(config, datasets=datasets, studies={**config.studies, "swept": swept})
 
 
 @pytest.fixture(scope="module")
