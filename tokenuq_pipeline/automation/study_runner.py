@@ -4,19 +4,24 @@ The runs are Dagster's runs of the study's job, with only stale assets selected.
 `staleness.py`; how a stage is run, in `assets/run_stage.py`.
 """
 
+import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import dagster as dg
 
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.stages.request import PARALLEL_STAGES
 from tokenuq_pipeline.assets.checks import table_checks
 from tokenuq_pipeline.assets.graph import stage_groups
 from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset, counted
 from tokenuq_pipeline.automation.explain import explain
 from tokenuq_pipeline.automation.run_log import AssetTiming, RunLog
+from tokenuq_pipeline.automation.run_tail import followed
 from tokenuq_pipeline.automation.staleness import (
     MAX_WAVES,
     NEVER_MADE,
@@ -29,10 +34,13 @@ from tokenuq_pipeline.automation.staleness import (
     staleness,
 )
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG, Console
-from tokenuq_pipeline.runtime.dagster_internals import REPOSITORY_TAG, run_job
+from tokenuq_pipeline.runtime.dagster_internals import REPOSITORY_TAG, ReconstructableJob, run_job, run_rebuilt_job
 from tokenuq_pipeline.runtime.data_files import observe
 from tokenuq_pipeline.runtime.failures import RunPlan
 from tokenuq_pipeline.runtime.instance import ONLY_STALE_TAG, PROCESS_TAG
+from tokenuq_pipeline.runtime.launchers.choice import uses_ray
+from tokenuq_pipeline.runtime.launchers.local import stage_environment
+from tokenuq_pipeline.runtime.launchers.preloaded import preloaded
 from tokenuq_pipeline.runtime.owners import Owner
 from tokenuq_pipeline.runtime.store import Store
 
@@ -56,6 +64,20 @@ class RunFailed(Exception):
         self.errors = list(errors) or [f"failed: {message}"]
 
 
+@dataclass(frozen=True)
+class JobRecipe:
+    """How the process of a step builds the study's job, with the multiprocess executor: it calls a function."""
+
+    module: str
+    function: str
+    arguments: tuple[str, ...]
+
+    def job(self) -> ReconstructableJob:
+        """Return the job as Dagster hands it to other processes."""
+        # Dagster's annotation is a tuple of one.
+        return dg.build_reconstructable_job(self.module, self.function, cast(Any, self.arguments))
+
+
 @dataclass
 class StudyRunner:
     """Brings a study up to date.
@@ -63,6 +85,8 @@ class StudyRunner:
     Attributes:
         timings: the assets that were made.
         before_first_wave: called once with the names of the assets that are to be made; may raise.
+        preload: let stages start as forks of a process that has imported the libraries.
+        recipe: of the processes in which steps run side by side; None: they run in this one, one after another.
     """
 
     defs: dg.Definitions
@@ -73,6 +97,8 @@ class StudyRunner:
     console: Console
     timings: list[AssetTiming] = field(default_factory=list)
     before_first_wave: Callable[[list[str]], None] | None = None
+    preload: bool = False
+    recipe: JobRecipe | None = None
 
     def __post_init__(self):
         self.records = Records.of(self.defs.resolve_asset_graph(), self.config, self.instance, self.store)
@@ -166,10 +192,15 @@ class StudyRunner:
             },
         )
         made = {op: [key for key in keys if key in wave.assets] for op, keys in self.groups.items()}
-        log = RunLog(self.console, RunPlan(made, self.parents, targets))
+        log = RunLog(self.console, RunPlan(made, self.parents, targets), side_by_side=self.recipe is not None)
         try:
-            for event in run_job(selected, run, self.instance):
-                log.see(event)
+            with self._preloaded(wave):
+                if self.recipe is None:
+                    for event in run_job(selected, run, self.instance):
+                        log.see(event)
+                else:
+                    job = self.recipe.job().get_subset(asset_selection=wave.assets, asset_check_selection=wave.checks)
+                    self._run_side_by_side(job, run, log)
         finally:
             self.timings += log.timings
         if log.interrupted:
@@ -177,6 +208,25 @@ class StudyRunner:
             raise Interrupted
         if not self.instance.get_run_by_id(run.run_id).is_success:
             raise RunFailed(f"run {run.run_id} failed", log.failures.errors())
+
+    def _run_side_by_side(self, job: ReconstructableJob, run: dg.DagsterRun, log: RunLog) -> None:
+        """Execute a run whose steps have processes of their own; their log says what they do."""
+        self.console.shows_messages = False
+        try:
+            with followed(self.instance, run.run_id, log):
+                deque(run_rebuilt_job(job, run, self.instance), maxlen=0)
+        finally:
+            self.console.shows_messages = True
+
+    def _preloaded(self, wave: Wave) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which stages are forks of one process, if the wave has several that it helps."""
+        groups = [
+            group
+            for group in stage_groups(self.config)
+            if group.entrypoint in PARALLEL_STAGES and any(asset.key in wave.assets for asset in group.assets)
+        ]
+        helps = self.preload and len(groups) > 1 and not uses_ray()
+        return preloaded(stage_environment()) if helps else contextlib.nullcontext()
 
     def _announce(self, wave: Wave) -> None:
         new = [key for key in wave.assets if wave.reasons[key] == NEVER_MADE]
@@ -191,5 +241,5 @@ class StudyRunner:
     def _mark_canceled(self, run_id: str) -> None:
         """Show a run that a person stopped as canceled in the UI, not as failed."""
         run = self.instance.get_run_by_id(run_id)
-        if run.status != dg.DagsterRunStatus.CANCELED:
+        if run.status not in (dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.SUCCESS):
             self.instance.report_run_canceled(run, "Stopped from the terminal.")

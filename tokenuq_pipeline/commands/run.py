@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -43,13 +44,18 @@ def run_command(options: argparse.Namespace) -> int:
     """Run `tokenuq run`."""
     # A flag given twice and a flag with two names mean the same.
     ablations = [name for names in options.ablation or [] for name in names]
+    from tokenuq_pipeline.assets.shown_studies import config_of
+    from tokenuq_pipeline.commands.run_steps import recipe
     from tokenuq_pipeline.runtime.trash import Trash
 
     with project(options.study) as here:
         # Before the disk space is looked at; each stage does it too, for runs from the UI.
         Trash(here.store.home).empty_old()
         check = None if options.ignore_disk_space else partial(_check_disk_space, here, options.study)
-        return run_study(here.defs, here.config, options.study, ablations, here.instance, here.store, check)
+        in_steps = recipe(config_of(here.config, [options.study]), here.store.home, options.study)
+        return run_study(
+            here.defs, here.config, options.study, ablations, here.instance, here.store, check, True, in_steps
+        )
 
 
 def _check_disk_space(here, study: str, assets: list[str]) -> None:
@@ -59,7 +65,15 @@ def _check_disk_space(here, study: str, assets: list[str]) -> None:
 
 
 def run_study(
-    defs, config, study: str, ablations: list[str], instance, store, check: Callable[[list[str]], None] | None = None
+    defs,
+    config,
+    study: str,
+    ablations: list[str],
+    instance,
+    store,
+    check: Callable[[list[str]], None] | None = None,
+    preload: bool = False,
+    in_steps=None,
 ) -> int:
     """Bring the study up to date, print its progress and results, and return the exit code.
 
@@ -71,6 +85,9 @@ def run_study(
         instance: the Dagster instance.
         store: the store.
         check: called with the names of the assets that are to be made, before anything is; may raise.
+        preload: let stages start as forks of a process that has imported the libraries.
+        in_steps: the `JobRecipe` of the processes in which steps run side by side, if several models fit. None: steps
+            run in this process.
 
     Raises:
         InputError: the study has no such ablation, or `check` raises it.
@@ -78,14 +95,15 @@ def run_study(
     from tokenuq_pipeline.automation.study_runner import StudyRunner
     from tokenuq_pipeline.runtime.console import CONSOLE
 
-    runner = StudyRunner(defs, config, study, instance, store, CONSOLE, before_first_wave=check)
+    runner = StudyRunner(defs, config, study, instance, store, CONSOLE, before_first_wave=check, preload=preload)
     keys = runner.targets(ablations)
+    began = time.monotonic()
     with quiet_streams(CONSOLE):
-        code, errors = _bring_up_to_date(runner, keys, with_report=not ablations)
+        code, errors = _bring_up_to_date(runner, keys, with_report=not ablations, in_steps=in_steps)
     if code == INTERRUPTED:
         return code
     if runner.timings:
-        print_on("\n" + time_table(runner.timings))
+        print_on("\n" + time_table(runner.timings, time.monotonic() - began if runner.recipe else None))
     elif code == 0:
         print_on("up to date: nothing to recompute")
     if code == 0:
@@ -96,21 +114,25 @@ def run_study(
     return code
 
 
-def _bring_up_to_date(runner, keys: set, with_report: bool) -> tuple[int, list[str]]:
+def _bring_up_to_date(runner, keys: set, with_report: bool, in_steps=None) -> tuple[int, list[str]]:
     """Make `keys`, then the report if its other inputs are up to date; return the exit code, and the errors to print.
 
     Args:
         runner: of the study.
         keys: what to make.
         with_report: `keys` holds the report already.
+        in_steps: as in `run_study`.
     """
     from tokenuq_pipeline.automation.study_runner import Interrupted, RunFailed
     from tokenuq_pipeline.runtime.bucket_store import address_of
-    from tokenuq_pipeline.runtime.instance import prepare
+    from tokenuq_pipeline.runtime.instance import prepare, slots
+    from tokenuq_pipeline.runtime.step_processes import steps_side_by_side
 
     console, store = runner.console, runner.store
     for line in prepare(runner.instance, store.home):
         console.line(line)
+    if steps_side_by_side(slots(runner.instance) > 1):
+        runner.recipe = in_steps
     store.clean_staging()
     runs = os.environ.get("DAGSTER_HOME", "memory")
     console.line(f"study {runner.study}: results in {address_of(store)}, runs in {runs}")
@@ -132,14 +154,21 @@ def _bring_up_to_date(runner, keys: set, with_report: bool) -> tuple[int, list[s
     return 0, []
 
 
-def time_table(timings: list) -> str:
-    """Return wall time and peak memory of each asset as a table."""
+def time_table(timings: list, elapsed: float | None = None) -> str:
+    """Return wall time and peak memory of each asset as a table.
+
+    Args:
+        timings: one `AssetTiming` per asset.
+        elapsed: seconds of the command, if assets were made side by side.
+    """
     width = max(len("asset"), *(len(asset.name) for asset in timings))
     lines = [f"{'asset':<{width}}  {'wall time':>9}  {'peak memory':>11}"]
     for asset in timings:
         memory = f"{asset.peak_memory_mib:,.0f} MiB" if asset.peak_memory_mib else ""
         lines.append(f"{asset.name:<{width}}  {asset.seconds:>7.1f} s  {memory:>11}")
     lines.append(f"{'total':<{width}}  {sum(asset.seconds for asset in timings):>7.1f} s")
+    if elapsed is not None:
+        lines.append(f"{'elapsed':<{width}}  {elapsed:>7.1f} s")
     return "\n".join(lines)
 
 

@@ -19,6 +19,8 @@ from tokenuq_ml.stages.parent_watch import PARENT_PIPE
 from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
 from tokenuq_pipeline.runtime.folder_lock import lock_folder
 from tokenuq_pipeline.runtime.launcher import StageLauncher
+from tokenuq_pipeline.runtime.launchers.local import stage_environment
+from tokenuq_pipeline.runtime.launchers.preloaded import PRELOAD, preloaded
 from tokenuq_pipeline.runtime.processes import is_running
 
 pytestmark = pytest.mark.slow
@@ -82,6 +84,23 @@ def test_a_stage_does_not_see_the_address_of_dagsters_records_or_another_group(t
     (environment,) = (env for env in environments if env and PARENT_PIPE in env)
     assert result.success and POSTGRES_VARIABLE not in environment and "sesame" not in str(environment)
     assert not RANK_VARIABLES & set(environment)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux")
+def test_a_stage_with_a_model_is_forked_where_the_libraries_are_loaded(toy, made_study, monkeypatch):
+    made_study.copy(toy.folder)
+    monkeypatch.setenv(PRELOAD, "1")
+    started, start = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **k: started.append(command) or start(command, **k))
+    with preloaded(stage_environment(), ["json"]):
+        result, messages = materialise(toy, [STUDY, "mle", "student"])
+        assert result.success and "working on student" in messages
+        # Dagster starts programs too.
+        assert not [command for command in started if "fake_entrypoints.train_student" in command]
+        monkeypatch.setenv("FAKE_STAGE", json.dumps({"bad_input": "student"}))
+        # Another environment: a program of its own.
+        result, _ = materialise(toy, [STUDY, "mle", "student"])
+    assert not result.success and [command for command in started if "fake_entrypoints.train_student" in command]
 
 
 def test_a_childs_lines_and_results_reach_the_event_log(toy):

@@ -15,12 +15,16 @@ from pathlib import Path
 from tokenuq_ml.process_group import RANK_VARIABLES
 from tokenuq_ml.stages.failures import write_reserve
 from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
+from tokenuq_ml.stages.request import PARALLEL_STAGES
+from tokenuq_pipeline.runtime.bucket_jobs import bucket_jobs
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
 from tokenuq_pipeline.runtime.folder_lock import FolderLock, lock_folder
 from tokenuq_pipeline.runtime.launch_command import processes_of, stage_command
 from tokenuq_pipeline.runtime.launchers.base import Backend, Launch, RunningStage, Slot
 from tokenuq_pipeline.runtime.launchers.job_folders import end_jobs
+from tokenuq_pipeline.runtime.launchers.local_gpus import GpuReservation, reserved_gpus
+from tokenuq_pipeline.runtime.launchers.preloaded import ForkedStage, start_forked
 from tokenuq_pipeline.runtime.message_file import MessageFile
 from tokenuq_pipeline.runtime.processes import process_name
 from tokenuq_pipeline.runtime.stage_failure import MemoryWatch
@@ -31,6 +35,9 @@ REQUEST, MESSAGES = "request.json", "messages.jsonl"
 @dataclass(frozen=True)
 class LocalBackend(Backend):
     """Runs `python -m <package>.<entrypoint> request.json`, or torchrun of it, as a child of this process."""
+
+    models: int | None = None
+    """How many stages with a model run at once; they share this machine's GPUs."""
 
     @contextlib.contextmanager
     def open(self, launch: Launch) -> Iterator[Slot]:
@@ -46,51 +53,76 @@ class LocalBackend(Backend):
             ChildOutput(launch.staging) as output,
         ):
             # Of a run that had a cluster.
-            end_jobs(Path(request.work_dir), say)
-            yield _LocalSlot(launch, command, output, lock, read_end)
+            with bucket_jobs(Path(request.work_dir)):
+                end_jobs(Path(request.work_dir), say)
+            with reserved_gpus(request, self.models, say) as gpus:
+                yield _LocalSlot(launch, command, output, lock, gpus, read_end)
 
 
 class _LocalSlot(Slot):
-    def __init__(self, launch: Launch, command: list[str], output: ChildOutput, lock: FolderLock, read_end: int):
+    def __init__(
+        self,
+        launch: Launch,
+        command: list[str],
+        output: ChildOutput,
+        lock: FolderLock,
+        gpus: GpuReservation,
+        read_end: int,
+    ):
         self.folder, self.messages = launch.staging, MessageFile(launch.staging / MESSAGES)
-        self._command = command
+        self._command, self._gpus = command, gpus
         self._launch, self._output, self._lock, self._read_end = launch, output, lock, read_end
 
     def start(self, environment: Mapping[str, str]) -> "_Child":
+        base = stage_environment()
+        whole = {**base, **self._gpus.variables, **environment, LEASE_SECONDS: str(self._launch.lease.expiry_s)}
+        process = self._forked(whole, base) or self._started(whole)
+        return _Child(self._launch, process, self._output, self._lock, self._gpus)
+
+    def _forked(self, environment: dict[str, str], base: dict[str, str]) -> ForkedStage | None:
+        """Start it as a fork, if it uses what the preloaded process has imported."""
+        if self._launch.request.entrypoint not in PARALLEL_STAGES or self._gpus.variables:
+            return None
+        streams = [stream.fileno() for stream in (self._output.stdout, self._output.stderr)]
+        return start_forked(self._command, environment, base, [*streams, self._read_end, self._lock.descriptor])
+
+    def _started(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
         # In its own session: Ctrl-C in a terminal reaches only this process, which then asks the child to stop.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             self._command,
-            env={
-                # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
-                **{
-                    name: value
-                    for name, value in os.environ.items()
-                    if name not in {POSTGRES_VARIABLE, *RANK_VARIABLES}
-                },
-                "TOKENIZERS_PARALLELISM": "false",
-                "PYTHONUNBUFFERED": "1",
-                **environment,
-                PARENT_PIPE: str(self._read_end),
-                LEASE_SECONDS: str(self._launch.lease.expiry_s),
-            },
+            env={**environment, PARENT_PIPE: str(self._read_end)},
             stdin=subprocess.DEVNULL,
             stdout=self._output.stdout,
             stderr=self._output.stderr,
             start_new_session=True,
-            pass_fds=[self._read_end, self._lock.descriptor],
+            pass_fds=[self._read_end, self._lock.descriptor, *self._gpus.descriptors],
         )
-        return _Child(self._launch, process, self._output, self._lock)
+
+
+def stage_environment() -> dict[str, str]:
+    """Return what every stage has in its environment."""
+    # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
+    kept = {name: value for name, value in os.environ.items() if name not in {POSTGRES_VARIABLE, *RANK_VARIABLES}}
+    return {**kept, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
 class _Child(RunningStage):
     """A child process, which leads its own process group."""
 
-    def __init__(self, launch: Launch, process: subprocess.Popen[bytes], output: ChildOutput, lock: FolderLock):
-        self._launch, self._process, self._lock = launch, process, lock
+    def __init__(
+        self,
+        launch: Launch,
+        process: subprocess.Popen[bytes] | ForkedStage,
+        output: ChildOutput,
+        lock: FolderLock,
+        gpus: GpuReservation,
+    ):
+        self._launch, self._process, self._lock, self._gpus = launch, process, lock, gpus
         self.output, self.memory = output, MemoryWatch(process.pid)
 
     def record(self) -> None:
         self._lock.leave_to_child()
+        self._gpus.leave_to_child()
         self._launch.lease.note_child(process_name(self._process.pid))
 
     def poll(self) -> int | None:
