@@ -64,8 +64,8 @@ class AblationSpec(Spec):
     seed: Annotated[int, Field(ge=0)] = 0
     lora: LoraChange = LoraChange()
     rank_growth: RankGrowth | None = None
-    columns: tuple[Annotated[str, one_of(registry.COLUMNS, "column")], ...] = Field(
-        default=(), description="columns of the token tables that the ablation's own functions read"
+    columns: tuple[Annotated[str, one_of({**registry.COLUMNS, **registry.STUDENT_COLUMNS}, "column")], ...] = Field(
+        default=(), description="columns of the token tables or the student that the ablation's own functions read"
     )
     train: TrainChange = TrainChange()
     budget: Literal["equal_steps", "equal_tokens"] = "equal_steps"
@@ -82,12 +82,21 @@ class AblationSpec(Spec):
         if self.name in REFERENCE_ROWS:
             raise ValueError(f"an ablation cannot be named {self.name!r}: the report has a row of that name")
         if self.selected.distill and self.rest.distill:
-            for key in ("teacher", "divergence", "temperature"):
+            for key in ("teacher", "divergence", "temperature", "top_k"):
                 chosen, rest = getattr(self.selected.distill, key), getattr(self.rest.distill, key)
                 if chosen != rest:
                     raise ValueError(
                         f"'selected' and 'rest' distil with different {key} ({chosen!r}, {rest!r}); give both the same"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if self.needs_student_divergence and self.distillation is None:
+            raise ValueError(
+                "it reads the divergence to a teacher and distils none: set 'selected' or 'rest' to 'distill', with "
+                "weight 0 if the divergence is only to select"
+            )
         return self
 
     @model_validator(mode="after")
@@ -139,27 +148,37 @@ class AblationSpec(Spec):
     @property
     def needs_student_losses(self) -> bool:
         """Whether the student's losses must be known before the gradient: to select tokens or to weigh them."""
-        return self.selection_kind == "dynamic" or any(
-            objective.spec is None or objective.spec.of_student for objective in self._objectives
+        return (
+            self.selection_kind == "dynamic"
+            or bool(self.student_columns_read)
+            or any(objective.spec is None or objective.spec.of_student for objective in self._objectives)
         )
+
+    @property
+    def needs_student_divergence(self) -> bool:
+        """Whether selection or weights read the student's divergence to the teacher."""
+        return registry.DIVERGENCE in self.student_columns_read
 
     @property
     def weighs_by_batch(self) -> bool:
         """Whether a token's weight depends on other tokens of the optimiser batch."""
         return any(objective.spec is None or objective.spec.of_batch for objective in self._objectives)
 
-    @property
-    def decides_together(self) -> bool:
-        """Whether a token's selection or weight depends on the complete optimiser batch."""
-        is_fixed = self.select.takes_all or self.select.is_decided_before_training
-        return bool(self.functions) or self.weighs_by_batch or not is_fixed
+    def decides_together(self, is_masked: bool) -> bool:
+        """Return whether a token's selection or weight depends on the complete optimiser batch.
+
+        Args:
+            is_masked: whether the selection was decided before training.
+        """
+        return bool(self.functions) or self.weighs_by_batch or not (self.select.takes_all or is_masked)
 
     @property
     def columns_read(self) -> tuple[str, ...]:
         """The columns of the token tables that selection and objectives read, by their names in `registry.COLUMNS`."""
         score = registry.SELECTORS.get(self.select.by)
         of_objectives = (name for objective in self._objectives if objective.spec for name in objective.spec.columns)
-        read = [*self.columns, *(score.columns if score else ()), *of_objectives]
+        own = (name for name in self.columns if name in registry.COLUMNS)
+        read = [*own, *(score.columns if score else ()), *of_objectives]
         if self.select.threshold == "teacher_mean" or self.select.is_decided_before_training:
             read.append("teacher_loss")
         return tuple(dict.fromkeys(read))
@@ -174,7 +193,8 @@ class AblationSpec(Spec):
     def student_columns_read(self) -> tuple[str, ...]:
         """What selection reads of the student's own distributions, by names in `registry.STUDENT_COLUMNS`."""
         score = registry.SELECTORS.get(self.select.by)
-        return score.student_columns if score else ()
+        own = (name for name in self.columns if name in registry.STUDENT_COLUMNS)
+        return tuple(dict.fromkeys((*own, *(score.student_columns if score else ()))))
 
     @property
     def needs_truth(self) -> bool:

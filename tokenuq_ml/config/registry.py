@@ -55,6 +55,9 @@ class Objective(NamedTuple):
     """Whether it divides each token between cross-entropy and the divergence of `distill`, which must be given."""
 
 
+DIVERGENCE = "student_divergence"
+"""The column that needs the teacher's distributions."""
+
 SELECTORS = {
     "all": Score("every response token"),
     "loss": Score(
@@ -69,6 +72,24 @@ SELECTORS = {
     ),
     "base_loss": Score("the base model's cross-entropy, nats", ("base_loss",)),
     "base_perplexity": Score("exp of the base model's cross-entropy", ("base_loss",)),
+    "influence": Score(
+        "the base model's cross-entropy minus the teacher's, nats: what training changed", ("base_loss", "teacher_loss")
+    ),
+    "retrospective_loss": Score(
+        "the base model's cross-entropy minus the student's, nats", ("base_loss",), of_student=True
+    ),
+    "probability": Score("the label's probability under the student", of_student=True),
+    "student_entropy": Score(
+        "entropy of the student's distribution, nats", of_student=True, student_columns=("student_entropy",)
+    ),
+    "divergence": Score(
+        "the student's divergence to the teacher, nats", of_student=True, student_columns=(DIVERGENCE,)
+    ),
+    "entropy_or_divergence": Score(
+        "student entropy or divergence to the teacher, whichever is high",
+        of_student=True,
+        student_columns=("student_entropy", DIVERGENCE),
+    ),
     "complexity": Score("0 for structure, 1 for words, 2 for numbers and code", ("category",)),
     "random": Score("uniform, drawn again at each step"),
     "fixed_random": Score("uniform, drawn once for each token"),
@@ -104,6 +125,8 @@ COLUMNS = {
 """
 
 STUDENT_COLUMNS = {
+    "student_entropy": StudentColumn("entropy of the student's distribution, nats"),
+    DIVERGENCE: StudentColumn("the student's divergence to the teacher that the ablation distils, nats"),
     "student_true_kl": StudentColumn("the student's divergence from the true distribution, nats", ("token_truth",)),
 }
 """Name -> what is computed while the kernel computes the student's losses; `training/student_columns.py` has the

@@ -69,7 +69,9 @@ class SelectSpec(Spec):
             if isinstance(self.quantile, Schedule) or isinstance(self.threshold, Schedule):
                 raise ValueError("scope 'dataset' selects once, before training: a schedule needs scope 'batch'")
             score = registry.SELECTORS.get(self.by)
-            if self.by in ("random", "excess_loss") or (score is not None and score.student_columns):
+            # By the loss too, but the teacher's takes its place.
+            reads_student = score is not None and score.of_student and self.by != "loss"
+            if self.by == "random" or reads_student:
                 raise ValueError(
                     f"scope 'dataset' selects once, before training, and {self.by!r} changes at each step: "
                     "use scope 'batch'"

@@ -18,13 +18,15 @@ def ablation_step(ablation: AblationSpec, train: TrainSpec, cached: bool, softca
     distilled = sum(part for part, objective in parts if objective.distill is not None)
     summed = sum(part for part, objective in parts if objective.is_sum)
     idle = sum(part for part, objective in parts if objective.kind == "none")
+    together = ablation.decides_together(ablation.select.is_decided_before_training)
     several = (train.micro_batch_size or train.batch_size) < train.batch_size
     return {
         "mle_share": max(0.0, 1 - distilled - idle + summed),
         "distilled_share": distilled,
         "summed_share": summed,
         "selection_needs_loss": ablation.needs_student_losses,
-        "selection_passes": float(ablation.needs_student_losses and ablation.decides_together and several),
+        "selection_needs_divergence": ablation.needs_student_divergence,
+        "selection_passes": float(ablation.needs_student_losses and together and several),
         "teacher": _teacher_form(ablation, cached, softcapped) if distilled else "none",
     }
 

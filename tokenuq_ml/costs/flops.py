@@ -150,6 +150,8 @@ class Step:
     """Whether losses of tokens that are not trained are computed too, for the record."""
     summed_share: float = 0.0
     """Share of the response tokens that are trained by both, and counted in both shares."""
+    selection_needs_divergence: bool = False
+    """Whether selection reads the divergence to the teacher of every token."""
 
     def __post_init__(self):
         if self.distilled_share > 0 and self.teacher == "none":
@@ -204,7 +206,8 @@ def flops(model: Architecture, step: Step) -> Flops:
         head=head_products(step) * step.response_tokens * model.head_product,
         backward=backward,
         teacher=forward if step.teacher == "online" else 0.0,
-        selection=step.selection_passes * (forward + step.response_tokens * model.head_product),
+        selection=step.selection_passes
+        * (forward + (1 + _divergence_first(step)) * step.response_tokens * model.head_product),
     )
 
 
@@ -216,6 +219,7 @@ def head_products(step: Step) -> float:
     - Both on the same token: 3 from hidden states, 2 from mean embeddings.
     - Selection that needs the losses first: 1 more for every token, unless a selection pass computed them. With mean
       embeddings, 2 for every token instead, which give both.
+    - Selection that needs the divergence too: 1 more, except from mean embeddings.
     - Recorded losses that are not known otherwise: 1 for each token that is not trained.
     """
     trained = min(1.0, step.mle_share + step.distilled_share - step.summed_share)
@@ -223,4 +227,10 @@ def head_products(step: Step) -> float:
     recorded = 1 - trained if step.records_losses and not step.selection_needs_loss else 0.0
     if step.teacher == "mean_embeddings":
         return 2.0 if losses_first else 2 * trained + recorded
-    return 2 * step.mle_share + 3 * step.distilled_share - 2 * step.summed_share + losses_first + recorded
+    first = losses_first * (1 + _divergence_first(step))
+    return 2 * step.mle_share + 3 * step.distilled_share - 2 * step.summed_share + first + recorded
+
+
+def _divergence_first(step: Step) -> int:
+    """Return the head products per response token for the teacher's logits that selection reads."""
+    return int(step.selection_needs_divergence and step.teacher != "mean_embeddings")

@@ -49,6 +49,7 @@ class CostRecord(BaseModel):
     summed_tokens: Annotated[Count, Field(description="response tokens trained by both, and counted in both")] = 0
     selection: Selection
     selection_needs_loss: Annotated[bool, Field(description="the student's losses decide what is trained")]
+    selection_needs_divergence: Annotated[bool, Field(description="and its divergence to the teacher")] = False
     selection_passes: Annotated[
         float,
         Field(
@@ -96,6 +97,7 @@ class CostRecord(BaseModel):
             distilled_share=self.distilled_tokens / max(self.response_tokens, 1),
             summed_share=self.summed_tokens / max(self.response_tokens, 1),
             selection_needs_loss=self.selection_needs_loss,
+            selection_needs_divergence=self.selection_needs_divergence,
             selection_passes=self.selection_passes,
             teacher=self.teacher,
             lora_rank=self.lora_rank,

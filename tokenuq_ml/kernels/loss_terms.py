@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels.gradients import Gradients
 from tokenuq_ml.kernels.head import Head, accumulation_dtype
@@ -33,6 +34,11 @@ class TeacherTerm:
     """The teacher's head, if it is not the student's: a trainable head changes, its teacher's does not."""
     top_k: int | None = None
     """How many of the teacher's likeliest tokens are kept, renormalised; None: all. Not with mean embeddings."""
+
+    @classmethod
+    def of(cls, distillation: DistillSpec, states: TeacherStates, head: Head | None) -> "TeacherTerm":
+        """Return the term that an ablation's `distill` describes."""
+        return cls(states, distillation.divergence, distillation.temperature, head, distillation.top_k)
 
     @property
     def has_mean_embeddings(self) -> bool:
@@ -134,12 +140,12 @@ class BlockTerms:
 
     def _weighted_divergence(self, index_R: Tensor, logits_RV: Tensor, teacher_RV: Tensor) -> Tensor:
         assert self.teacher is not None
-        self.batch.divergence_N[index_R], grad_RV = _divergence(logits_RV, teacher_RV, self.teacher)
+        self.batch.divergence_N[index_R], grad_RV = divergence(logits_RV, teacher_RV, self.teacher)
         grad_RV *= self.weights.distill_N[index_R, None].to(grad_RV.dtype)
         return grad_RV
 
 
-def _divergence(logits_RV: Tensor, teacher_RV: Tensor, teacher: TeacherTerm) -> tuple[Tensor, Tensor]:
+def divergence(logits_RV: Tensor, teacher_RV: Tensor, teacher: TeacherTerm) -> tuple[Tensor, Tensor]:
     """Return divergence and gradient; of different vocabularies, over the ids that both have.
 
     One model may have more padding rows after the tokens than the other. With V' the smaller number of logits, both

@@ -71,6 +71,7 @@ class CostCounter:
             steps=len(self._steps),
             selection=ablation.selection_kind,
             selection_needs_loss=ablation.needs_student_losses,
+            selection_needs_divergence=ablation.needs_student_divergence,
             selection_passes=selection_passes / self._micro_batches,
             teacher=teacher_form if ablation.distillation else "none",
             lora_rank=lora_rank,

@@ -18,6 +18,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from tokenuq_ml.config import AblationSpec
+from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.loss_terms import TeacherTerm
 from tokenuq_ml.kernels.observers import Observer
 from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.training_loss import TrainingLoss
@@ -92,10 +94,12 @@ class MicroBatch:
     out: TrainingLoss | None = None
     """What that pass computed, if it was not."""
 
-    @property
-    def observe(self) -> Observer | None:
-        """What fills the columns of the student from the logits of its losses."""
-        return self.student.observe if self.student else None
+    teacher: TeacherTerm | None = None
+    """The teacher's distributions, if the pass for the losses has asked for them."""
+
+    def observer(self, hidden_ND: Tensor, head: Head, teacher: TeacherTerm | None) -> Observer | None:
+        """Return what fills the columns of the student from the logits of its losses, in a pass with these states."""
+        return self.student.observer(hidden_ND, head, teacher) if self.student else None
 
 
 def decide_together(

@@ -57,6 +57,58 @@ def base_perplexity(tokens: Tokens) -> Tensor:
     return tokens.column("base_loss").exp()
 
 
+def influence(tokens: Tokens) -> Tensor:
+    """Score by `l_base - l_ref`: how much training on the data has lowered the token's loss.
+
+    The score of Token Cleaning with a fixed reference (Pang et al. 2025, arXiv 2502.01968), which compares all tokens
+    of the data set (scope `dataset`). The paper's reference is trained on other data; here it is the baseline teacher.
+    """
+    return tokens.column("base_loss") - tokens.column("teacher_loss")
+
+
+def retrospective_loss(tokens: Tokens) -> Tensor:
+    """Score by `l_base - l`, the retrospective excess loss of ssToken (Qin et al. 2025, arXiv 2510.18250).
+
+    The paper's score also has half of an attention weight, which is left out. At the first step all scores are 0.
+    """
+    return tokens.column("base_loss").to(tokens.loss_N) - tokens.loss_N
+
+
+def probability(tokens: Tokens) -> Tensor:
+    """Score by `p = exp(-l)`; ProFit keeps what is above a threshold (Liu et al. 2026, arXiv 2601.09195)."""
+    return torch.exp(-tokens.loss_N)
+
+
+def student_entropy(tokens: Tokens) -> Tensor:
+    """Score by the entropy of the student's distribution at this step (TIP, Xu et al. 2026, arXiv 2604.14084)."""
+    return tokens.column("student_entropy")
+
+
+def divergence(tokens: Tokens) -> Tensor:
+    """Score by the student's divergence to the teacher at this step (TIP, Xu et al. 2026, arXiv 2604.14084).
+
+    The paper scores the student's own answers; here the tokens are the data set's, so that nothing is generated.
+    """
+    return tokens.column("student_divergence")
+
+
+def entropy_or_divergence(tokens: Tokens) -> Tensor:
+    """Score by `h + d - h d`, with entropy and divergence each scaled to [0, 1] over the optimiser batch.
+
+    High where the student is uncertain, or where it is sure and the teacher disagrees: the two regions of TIP (Xu et
+    al. 2026, arXiv 2604.14084), joined as probabilities. The tokens are the data set's, not the student's own answers.
+    """
+    h_N, d_N = (_unit_range(tokens.column(name)) for name in ("student_entropy", "student_divergence"))
+    return h_N + d_N - h_N * d_N
+
+
+def _unit_range(value_N: Tensor) -> Tensor:
+    if not len(value_N):
+        return value_N
+    low, high = value_N.aminmax()
+    return (value_N - low) / (high - low).clamp(min=torch.finfo(value_N.dtype).tiny)
+
+
 COMPLEXITY = {"special": 0, "whitespace": 0, "punctuation": 0, "word": 1, "subword": 1, "number": 2, "code": 2}
 
 
@@ -118,6 +170,12 @@ SELECTORS: dict[str, Callable[[Tokens], Tensor]] = {
     "aleatoric": aleatoric,
     "base_loss": base_loss,
     "base_perplexity": base_perplexity,
+    "influence": influence,
+    "retrospective_loss": retrospective_loss,
+    "probability": probability,
+    "student_entropy": student_entropy,
+    "divergence": divergence,
+    "entropy_or_divergence": entropy_or_divergence,
     "complexity": complexity,
     "random": random,
     "fixed_random": fixed_random,

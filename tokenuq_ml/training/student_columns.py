@@ -1,8 +1,9 @@
 """Columns of a micro-batch that are computed from the student's own logits, while the kernel computes its losses.
 
-They cost no head product. Selection reads them like the columns of the token tables.
+They cost no head product, except the divergence to a teacher that is known by its hidden states: one. Selection reads
+them like the columns of the token tables.
 
-Shapes: N response tokens of a micro-batch, R of those reduced at a time, V vocabulary.
+Shapes: N response tokens of a micro-batch, R of those reduced at a time, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tokenuq_ml.config.registry import DIVERGENCE
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.kernels import formulas
+from tokenuq_ml.kernels.block_divergence import BlockDivergence
+from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.kernels.loss_terms import TeacherTerm
+from tokenuq_ml.kernels.observers import Observer
 from tokenuq_ml.kernels.true_distributions import TrueDistributions
 from tokenuq_ml.training.token_batch import TokenBatch
 
-ColumnFunction = Callable[[slice, Tensor], Tensor]
-"""`function(rows, logits_RV)` returns one number per token of the block; `rows` are its tokens among the N."""
+ColumnFunction = Callable[[slice, Tensor, BlockDivergence | None], Tensor]
+"""`function(rows, logits_RV, divergence)` returns one number per token of the block; `rows` are its tokens among the N,
+`divergence` gives theirs to the teacher."""
 
 
 class ColumnSource(Protocol):
@@ -43,10 +51,20 @@ class StudentColumns:
         }
         """NaN for tokens whose logits were not computed."""
 
-    def observe(self, rows: slice, logits_RV: Tensor) -> None:
-        """Compute the columns of a block."""
-        for name, function in self._functions.items():
-            self.columns[name][rows] = function(rows, logits_RV).double()
+    @property
+    def read_divergence(self) -> bool:
+        """Whether a column is computed with the teacher's distributions."""
+        return DIVERGENCE in self._functions
+
+    def observer(self, hidden_ND: Tensor, head: Head, teacher: TeacherTerm | None) -> Observer:
+        """Return the function that computes the columns block by block, in a forward pass with these states."""
+        divergence = BlockDivergence(hidden_ND, head, teacher) if self.read_divergence and teacher else None
+
+        def observe(rows: slice, logits_RV: Tensor) -> None:
+            for name, function in self._functions.items():
+                self.columns[name][rows] = function(rows, logits_RV, divergence).double()
+
+        return observe
 
 
 def student_true_kl(source: ColumnSource, batch: TokenBatch) -> ColumnFunction:
@@ -62,11 +80,28 @@ def student_true_kl(source: ColumnSource, batch: TokenBatch) -> ColumnFunction:
             "synthetic language, or override `true_distributions` of TokenObjective"
         )
     on_device = truth.to(batch.label_N.device)
-    return lambda rows, logits_RV: on_device.divergences(rows, logits_RV)[0]
+    return lambda rows, logits_RV, _: on_device.divergences(rows, logits_RV)[0]
+
+
+def student_entropy(source: ColumnSource, batch: TokenBatch) -> ColumnFunction:
+    """Return the function that computes the entropy of the student's distribution."""
+    return lambda rows, logits_RV, _: formulas.entropy(logits_RV)
+
+
+def student_divergence(source: ColumnSource, batch: TokenBatch) -> ColumnFunction:
+    """Return the function that computes the divergence to the teacher that the ablation distils."""
+
+    def function(rows: slice, logits_RV: Tensor, divergence: BlockDivergence | None) -> Tensor:
+        assert divergence is not None, "an ablation that reads the divergence distils"
+        return divergence.of(rows, logits_RV)
+
+    return function
 
 
 STUDENT_COLUMNS: dict[str, Callable[[ColumnSource, TokenBatch], ColumnFunction]] = {
     "student_true_kl": student_true_kl,
+    "student_entropy": student_entropy,
+    DIVERGENCE: student_divergence,
 }
 """The functions of `registry.STUDENT_COLUMNS`, made for each micro-batch."""
 

@@ -226,15 +226,13 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
     @property
     def _must_decide_together(self) -> bool:
         """Whether a token's treatment depends on tokens outside its micro-batch."""
-        if len(self._step_batches) == 1 and self.accelerator.num_processes == 1:
-            return False
-        is_static = self.static_mask(self._step_batches.micro_batches[0].batch) is not None
-        return bool(self.ablation.functions) or not (self.ablation.select.takes_all or is_static)
+        is_alone = len(self._step_batches) == 1 and self.accelerator.num_processes == 1
+        mask_N = None if is_alone else self.static_mask(self._step_batches.micro_batches[0].batch)
+        return not is_alone and self.ablation.decides_together(mask_N is not None)
 
     @torch.no_grad()
     def _decide_together(self, model) -> None:
-        batches = [micro_batch.batch for micro_batch in self._step_batches]
-        needs_losses = self.ablation.needs_student_losses
+        batches, needs_losses = [one.batch for one in self._step_batches], self.ablation.needs_student_losses
         losses = self._loss_pass(model) if needs_losses else [torch.zeros(batch.tokens) for batch in batches]
         pairs = zip(self._step_batches, losses, strict=True)
         tokens = [self._tokens(one.batch, one.student, loss_N.cpu()) for one, loss_N in pairs]
@@ -257,20 +255,22 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         return losses
 
     def _micro_batch_losses(self, micro_batch: MicroBatch, hidden_BTD: Tensor, head: Head) -> Tensor:
-        batch, label_N = micro_batch.batch, micro_batch.batch.label_N
-        micro_batch.statistics = self.new_statistics(label_N, hidden_BTD)
-        statistics = micro_batch.statistics and micro_batch.statistics.observer(label_N)
-        observe = together(statistics, micro_batch.observe)
-        return token_losses(batch.predicting(hidden_BTD), head, label_N, observe)
+        batch, hidden_ND = micro_batch.batch, micro_batch.batch.predicting(hidden_BTD)
+        micro_batch.statistics = self.new_statistics(batch.label_N, hidden_BTD)
+        statistics = micro_batch.statistics and micro_batch.statistics.observer(batch.label_N)
+        if micro_batch.student is not None and micro_batch.student.read_divergence:
+            micro_batch.teacher = self._teacher_term(batch)
+        observe = together(statistics, micro_batch.observer(hidden_ND, head, micro_batch.teacher))
+        return token_losses(hidden_ND, head, batch.label_N, observe)
 
     def _share_of_loss(self, micro_batch: MicroBatch, tokens_of_step: Tensor, hidden_BTD: Tensor, head: Head) -> Tensor:
         """Return the micro-batch's share of the optimiser batch's loss; runs inside the wrapped model's forward."""
         batch, label_N, known = micro_batch.batch, micro_batch.batch.label_N, micro_batch.statistics
-        teacher = self._teacher_term(batch)
+        teacher, hidden_ND = micro_batch.teacher or self._teacher_term(batch), batch.predicting(hidden_BTD)
         statistics = known or self.new_statistics(label_N, hidden_BTD)
         with self.clock.phase("head"):
             out = training_loss(
-                batch.predicting(hidden_BTD),
+                hidden_ND,
                 head,
                 label_N,
                 micro_batch.rule,
@@ -278,7 +278,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
                 gain=token_gain(self.ablation),
                 every_loss=self.records_losses and micro_batch.loss_N is None,
                 statistics=None if known else statistics,
-                observe=micro_batch.observe,
+                observe=micro_batch.observer(hidden_ND, head, teacher),
             )
         if micro_batch.loss_N is not None:
             out = out._replace(loss_N=micro_batch.loss_N)
@@ -296,4 +296,4 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
             return None
         with self.clock.phase("teacher"):
             states = self.teacher.states(self.model, batch)
-        return TeacherTerm(states, distillation.divergence, distillation.temperature, self.teacher.head)
+        return TeacherTerm.of(distillation, states, self.teacher.head)

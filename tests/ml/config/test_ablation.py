@@ -57,13 +57,29 @@ def test_a_static_selection_reads_the_teachers_losses_and_its_score():
     assert spec.tables_read == ("token_uncertainty", "token_losses")
 
 
-@pytest.mark.parametrize(
-    ("objective", "said"),
-    [
-        ({"kind": "distill", "distill": None}, "kind 'distill' needs key 'distill'"),
-        ({"kind": "mle", "distill": {}}, "kind 'mle' takes no key 'distill'"),
-    ],
-)
-def test_only_distillation_has_the_key_distill(objective, said):
-    with pytest.raises(ValueError, match=said):
-        ablation(MLE, selected=objective)
+def test_an_ablation_that_reads_a_divergence_names_its_teacher():
+    with pytest.raises(ValueError, match="reads the divergence to a teacher and distils none"):
+        ablation({"select": {"by": "divergence", "quantile": 0.2}})
+    spec = ablation({"select": {"by": "divergence", "quantile": 0.2}, "rest": {"distill": {"weight": 0}}})
+    assert spec.distils_from == "baseline" and spec.student_columns_read == ("student_divergence",)
+
+
+def test_both_parts_distil_from_the_same_tokens_of_the_teacher():
+    with pytest.raises(ValueError, match="distil with different top_k"):
+        ablation(PAPER, selected={"distill": {"top_k": 4}})
+
+
+@pytest.mark.parametrize("by", ["excess_loss", "probability", "retrospective_loss", "student_entropy", "random"])
+def test_a_score_of_the_student_cannot_select_before_training(by):
+    with pytest.raises(ValueError, match=f"{by!r} changes at each step"):
+        ablation({"select": {"by": by, "quantile": 0.2, "scope": "dataset"}})
+
+
+def test_objectives_read_columns_and_losses():
+    weighed = ablation(MLE, selected="iw_sft")
+    assert weighed.columns_read == ("base_loss",) and weighed.tables_read == ("token_losses",)
+    assert weighed.needs_student_losses and not weighed.weighs_by_batch and not weighed.decides_together(False)
+    split = ablation(MLE, selected={"epistemic_share": {}, "distill": {}})
+    assert split.columns_read == ("bald", "expected_entropy") and split.can_use_mean_embeddings
+    assert not split.needs_student_losses and split.decides_together(False)
+    assert ablation(MLE, selected="talr").needs_student_losses and ablation(MLE, selected="talr").weighs_by_batch

@@ -108,6 +108,8 @@ class TestAgainstPyTorch:
             ({"select": {"by": "loss", "quantile": 0.25}}, 2),
             ({"select": {"by": "fixed_random", "quantile": 0.25}}, 4),
             ({"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}, 2),
+            ({"select": {"by": "divergence", "quantile": 0.25}, "selected": {"dft": {}, "distill": {}}}, 4),
+            ({"select": {"by": "divergence", "quantile": 0.25}, "rest": {"distill": {}}}, 2),
         ],
     )
     def test_complete_trainings_agree_with_the_counted_operations(self, ablation, micro, tmp_path):
