@@ -112,6 +112,8 @@ class CheckpointCopies:
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 if any(pool.map(self._mirror.fetch, files)):
                     return
+            # That of kept parts is alone in its folder.
+            marker.parent.mkdir(parents=True, exist_ok=True)
             marker.write_bytes(found[0])
         self._markers[key] = found[0], {key_of(file) for file in files}
 

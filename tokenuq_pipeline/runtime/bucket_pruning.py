@@ -16,7 +16,14 @@ from tokenuq_ml.object_store.mirror import key_of as key_of_file
 from tokenuq_pipeline.runtime.bucket_store import BucketStore
 from tokenuq_pipeline.runtime.bucket_trash import BucketEntry, BucketTrash
 from tokenuq_pipeline.runtime.places import is_asset_name
-from tokenuq_pipeline.runtime.pruning import NotRemovable, Removable, checkpoints, reason_of, run_at_work
+from tokenuq_pipeline.runtime.pruning import (
+    NotRemovable,
+    Removable,
+    checkpoints,
+    is_resumed,
+    reason_of,
+    run_at_work,
+)
 from tokenuq_pipeline.runtime.pruning import remove as remove_files
 from tokenuq_pipeline.runtime.restoring import NotRestorable
 from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
@@ -123,16 +130,21 @@ def _checkpoints(store: BucketStore, configured: Mapping[str, str]) -> Iterator[
         if (asset := _asset_of_checkpoint(key)) is not None:
             found.setdefault(asset, {})[key] = info.bytes
     for asset, sizes in sorted(found.items()):
-        manifest = store.read_manifest(asset)
+        folder = f"{CHECKPOINTS}/{asset}"
         if asset not in configured:
             reason = f"checkpoints in the bucket; {reason_of(asset, configured)}"
-        elif manifest and manifest.code_version == configured[asset] and store.is_complete(asset):
-            reason = "checkpoints in the bucket; the asset is complete"
         else:
-            continue
-        folder = f"{CHECKPOINTS}/{asset}"
-        total = {folder: sum(sizes.values())}
-        yield BucketRemovable(folder, reason, run_at_work(store, asset), total, keys=tuple(sizes))
+            children = {key.removeprefix(f"{folder}/").partition("/")[0] for key in sizes}
+            resumed = {child for child in children if is_resumed(store, asset, child, configured)}
+            sizes = {
+                key: size
+                for key, size in sizes.items()
+                if key.removeprefix(f"{folder}/").partition("/")[0] not in resumed
+            }
+            reason = "checkpoints in the bucket; the asset is complete"
+        if sizes:
+            total = {folder: sum(sizes.values())}
+            yield BucketRemovable(folder, reason, run_at_work(store, asset), total, keys=tuple(sizes))
 
 
 def _asset_of_checkpoint(key: str) -> str | None:

@@ -23,7 +23,7 @@ from tokenuq_pipeline.runtime.leases import Leases
 from tokenuq_pipeline.runtime.places import MANIFESTS, is_asset_name, linked, manifest_place
 from tokenuq_pipeline.runtime.publication import recover_locked
 from tokenuq_pipeline.runtime.store import Store
-from tokenuq_pipeline.runtime.store_layout import places_of, worker_of
+from tokenuq_pipeline.runtime.store_layout import asset_of_checkpoint, places_of, worker_of
 from tokenuq_pipeline.runtime.trash import Trash
 
 NOT_CHECKPOINTS = {".lock"}
@@ -176,13 +176,18 @@ def checkpoints(store: Store, configured: Mapping[str, str]) -> Iterator[Removab
         if name not in configured:
             reason = f"checkpoints; {reason_of(name, configured)}"
             yield _looked_at(store, Removable(folder, reason, (folder,), store.home))
-        elif _is_current(store, name, configured[name]):
-            left = tuple(
-                f"{folder}/{child}" for child in _children(store.home / folder) if child not in NOT_CHECKPOINTS
-            )
+        else:
+            children = (child for child in _children(store.home / folder) if child not in NOT_CHECKPOINTS)
+            left = tuple(f"{folder}/{child}" for child in children if not is_resumed(store, name, child, configured))
             if left:
                 reason = "checkpoints of earlier specs; the asset is complete"
                 yield _looked_at(store, Removable(folder, reason, left, store.home))
+
+
+def is_resumed(store: Store, worker: str, folder: str, configured: Mapping[str, str]) -> bool:
+    """Return whether a stage may go on from a folder among the checkpoints of its child process, `worker`."""
+    asset = asset_of_checkpoint(worker, folder)
+    return asset in configured and not _is_current(store, asset, configured[asset])
 
 
 def _checkpoint_folders(store: Store, configured: Collection[str] = ()) -> list[str]:

@@ -29,6 +29,8 @@ CANDIDATE_TABLES = ("training_log", "validation_losses")
 """Tables of a candidate for the teacher."""
 TEACHER_SCORES = ("token_losses", "teacher_hidden", "reference_evaluation", "token_uncertainty")
 """Stages of a study that one child process makes."""
+ANSWERS = "answers"
+"""Folder of a stopped evaluation's answers and verdicts, among the checkpoints of its child process."""
 STUDY_PLOTS = {"token_losses", "token_uncertainty", "uncertainty_analysis", "reference_evaluation"}
 
 
@@ -73,6 +75,22 @@ def worker_of(asset: str) -> str:
         case [study, stage] if stage in TEACHER_SCORES:
             return f"{study}/{TEACHER_SCORES[0]}"
     return asset
+
+
+def asset_of_checkpoint(worker: str, folder: str) -> str:
+    """Return the asset that a folder among a child process's checkpoints is for.
+
+    Args:
+        worker: the first asset of the child process, which trains.
+        folder: `<stage>-<key>`: finished parts of that stage; `answers`: of an evaluation; `<key>`: a training's.
+    """
+    parent, _, first = worker.rpartition("/")
+    stage, dash, _ = folder.partition("-")
+    if folder == ANSWERS:
+        stage = "evaluation" if first == "student" else "reference_evaluation"
+    elif not dash:
+        stage = first
+    return f"{parent}/{stage}"
 
 
 def _places_of_study(study: str, stage: str) -> dict[str, str]:

@@ -1,12 +1,15 @@
 """Checkpoints in the bucket of a store: a stage resumes on another machine from what the first had completed."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 
+import polars as pl
 import pytest
 
 from tokenuq_ml.object_store.checkpoints import CheckpointCopies
+from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames
 from tokenuq_pipeline.runtime.bucket_checkpoints import carried_checkpoints
 from tokenuq_pipeline.runtime.bucket_pruning import removable, remove
 
@@ -70,6 +73,33 @@ def test_a_stage_resumes_on_another_machine(machine):
         assert here(one)[f"{KEY}/checkpoint-5/state.pt"] == "state 5"
         shutil.rmtree(one.work_dir(ASSET))
     assert objects(two) == set()
+
+
+@pytest.mark.heavy
+def test_finished_parts_of_a_scoring_are_carried_to_another_machine(machine):
+    """Each machine is stopped after two more units; what it kept is in the bucket, and is gone once all is complete."""
+    folder, asset = "token_uncertainty-0123", "s/token_losses"
+    for number, name in enumerate(("one", "two", "one", "three")):
+        store, rows = machine(name), []
+        with (
+            store.leases.hold(asset, print) as lease,
+            carried_checkpoints(store, lease, print),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            kept = KeptFrames(store.work_dir(asset) / folder, lambda frames, rows=rows: rows.append(frames["rows"]))
+            with Keeper([kept], print, "toy") as keeper:
+                assert keeper.resume() == 2 * number
+                assert sum((frame["x"].to_list() for frame in rows), []) == list(range(2 * number))
+                for unit in (2 * number, 2 * number + 1):
+                    keeper.put({"rows": pl.DataFrame({"x": [unit]})})
+                raise KeyboardInterrupt
+        found = {key.removeprefix(f".checkpoints/{asset}/{folder}/") for key in objects(store)}
+        parts = {f"parts/{first:08d}-{first + 2:08d}/rows.parquet" for first in range(0, 2 * number + 2, 2)}
+        assert found == {f"checkpoint-{2 * number + 2}", *parts}
+    assert [item.name for item in removable(store, {asset: "1-s", "s/token_uncertainty": "1-s"})] == []
+    with store.leases.hold(asset, print) as lease, carried_checkpoints(store, lease, print):
+        shutil.rmtree(store.work_dir(asset) / folder)
+    assert objects(store) == set()
 
 
 @pytest.mark.heavy

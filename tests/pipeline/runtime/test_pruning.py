@@ -170,6 +170,29 @@ def test_checkpoints_of_earlier_specs_go_unless_a_forced_rerun_uses_them(store):
     assert os.listdir(store.work_dir("s/a/student")) == [".lock"]
 
 
+def test_finished_parts_of_a_stopped_scoring_stay_until_its_asset_is_complete(store):
+    """They are among the checkpoints of another asset, the first one of their child process, which is complete."""
+    configured = {**CONFIGURED, "s/token_uncertainty": "1-s", "s/a/evaluation": "1-s"}
+    folders = {
+        "s/token_losses": ("token_uncertainty-0123", "reference_evaluation-0123", "token_losses-0123"),
+        "s/a/student": ("evaluation-0123", "answers", "0123"),
+    }
+    for worker, names_of in folders.items():
+        for name in names_of:
+            checkpoint(store, worker, f"{name}/parts/x")
+
+    def listed():
+        items = removable(store, configured)
+        return {place for item in items if item.name.startswith(".checkpoints") for place in item.places}
+
+    every = {f".checkpoints/{worker}/{name}" for worker, all_of in folders.items() for name in all_of}
+    stopped = ("s/token_losses/token_uncertainty-0123", "s/a/student/evaluation-0123", "s/a/student/answers")
+    assert listed() == every - {f".checkpoints/{name}" for name in stopped}
+    put(store, "s/token_uncertainty")
+    put(store, "s/a/evaluation")
+    assert listed() == every
+
+
 def test_a_lock_file_inside_or_around_a_configured_asset_s_checkpoints_is_no_asset(store):
     checkpoint(store, "s/token_losses")
     (store.home / CHECKPOINT_OF_TOKEN_LOSSES / "0123" / ".lock").touch()
