@@ -54,6 +54,10 @@ class TokenTruth:
             rows = rows.filter(pl.col("example_id").is_in(list(example_ids)))
         return cls(rows)
 
+    def has(self, example: TokenizedExample) -> bool:
+        """Return whether the table has rows of the example."""
+        return example.example_id in self._rows
+
     def of(self, examples: Sequence[TokenizedExample]) -> TrueDistributions:
         """Return the distributions of the examples' N response tokens, by example, then position.
 

@@ -29,6 +29,7 @@ from tokenuq_ml.out_of_memory import ran_out
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.mc_dropout import uncertainty_pass
 from tokenuq_ml.scoring.token_losses import ScoredBatch, loss_pass
+from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.stages.adapted_model import AdaptedModel, StoredModel
 from tokenuq_ml.stages.job_files import not_seen
 from tokenuq_ml.stages.provenance import code_hash
@@ -61,11 +62,14 @@ class LossMeasure(Measure):
 
     model: StoredModel
     alternatives: int = 0
+    truth: str | None = None
+    """Folder of the table `token_truth`, for the divergence from it; every process reads it."""
 
     @contextmanager
     def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
         """Yield what scores batches."""
-        with self.model.activated(model), loss_pass(model, numerics, self.alternatives, keep) as score:
+        truth = None if self.truth is None else TokenTruth.read(self.truth)
+        with self.model.activated(model), loss_pass(model, numerics, self.alternatives, keep, truth) as score:
             yield lambda batches: [(scored, scored.tokens) for scored in score(batches)]
 
 

@@ -12,13 +12,14 @@ from tokenuq_ml.config import EvaluationSpec, Gsm8kSpec, IfEvalSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.examples import Example, Turn
 from tokenuq_ml.evaluation.gsm8k import Gsm8k, gsm8k_examples
-from tokenuq_ml.evaluation.held_out import held_out_examples
+from tokenuq_ml.evaluation.held_out import DIVERGENCES, held_out_examples
 from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
 from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.token_losses import ScoredRows, scored_batches
+from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.answer_prompts import PromptEncoder, answer_prompts, answers_dir, held_out, held_out_rows
 from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure
@@ -32,6 +33,8 @@ from tokenuq_ml.tables.parquet import content_of, read_table, write_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.tensor_digest import joined_digest
 
+TRUTH = "token_truth"
+"""The input with the true distributions of a synthetic language's tokens; other studies do not have it."""
 _SHOWN = 20
 """Examples that a note names."""
 
@@ -90,12 +93,16 @@ def _held_out(
     tokens = held_out_tokens(context, candidate, [example for example in examples if example.split in HELD_OUT])
     if not process_group.is_main():
         return EvaluationPart()
-    columns = (*TOKEN_KEY, "loss", "entropy")
+    columns = [*TOKEN_KEY, "loss", "entropy"]
     teacher = None
     if "token_losses" in context.request.inputs:
         stored = pl.scan_parquet(Path(context.input("token_losses"), "part-*.parquet"))
         stored = stored.filter(pl.col("split").cast(pl.String).is_in(HELD_OUT))
         teacher = stored.select(columns).collect()
+    if TRUTH in context.request.inputs:
+        slots = read_table(context.input(TRUTH)).select(pl.col("example_id").cast(pl.String), "position", "slot")
+        tokens = tokens.join(slots, on=TOKEN_KEY, how="left", validate="1:1", maintain_order="left")
+        columns += DIVERGENCES
     rows = held_out_examples(tokens, spec.calibration_bins, teacher)
     return EvaluationPart({"evaluation_tokens": tokens.select(columns)}, (rows,))
 
@@ -131,6 +138,7 @@ def _kept_folder(
         splits=sorted({example.split for example in examples}),
         dataset=content_of(context.input("tokenized_dataset")),
         adapter=None if candidate.adapter is None else adapter_digest(candidate.adapter),
+        **({TRUTH: content_of(context.input(TRUTH))} if TRUTH in context.request.inputs else {}),
     )
 
 
@@ -143,11 +151,14 @@ def _scored(
     progress: Progress,
 ) -> Iterator[ScoredRows]:
     """Yield the rows of each batch from number `first`, scored here or by the processes of a cluster."""
-    numerics, actors = context.numerics, batch_actors.current()
+    numerics, actors, folder = context.numerics, batch_actors.current(), context.request.inputs.get(TRUTH)
     if actors is None or candidate.stored is None:
-        yield from scored_batches(candidate.model, examples, numerics, progress.add, alternatives=1, first=first)
+        truth = None if folder is None else TokenTruth.read(folder, {example.example_id for example in examples})
+        yield from scored_batches(
+            candidate.model, examples, numerics, progress.add, alternatives=1, first=first, truth=truth
+        )
         return
-    measure = LossMeasure(candidate.stored, alternatives=1)
+    measure = LossMeasure(candidate.stored, alternatives=1, truth=folder)
     job = Job(ExampleBatches(examples, plan, first), measure, group=plan.workers)
     yield from actors.stream(job, numerics, progress.add)
 
