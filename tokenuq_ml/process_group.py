@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
 LONGEST_WAIT = timedelta(days=7)
@@ -21,6 +22,7 @@ RANK_VARIABLES = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZ
 """What torchrun tells a process of its group. Launchers keep them from stages, which are no ranks of theirs."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,26 @@ def dealt(items: Iterable[T]) -> Iterator[T]:
     for number, item in enumerate(items):
         if number % _group.world_size == _group.rank:
             yield item
+
+
+def own_results(function: Callable[[T], R], items: Iterable[T], in_step: bool) -> Iterator[R]:
+    """Yield what the function returns for this rank's share of the items, as `dealt` deals them.
+
+    Args:
+        function: computes the result of an item.
+        items: the same on every rank.
+        in_step: all ranks call the function equally often, as passes of a sharded model need. A rank that has no item
+            in the last round computes another rank's, without a result.
+    """
+    if not in_step:
+        yield from map(function, dealt(items))
+        return
+    rest = iter(items)
+    while now := list(islice(rest, _group.world_size)):
+        is_own = _group.rank < len(now)
+        result = function(now[_group.rank if is_own else 0])
+        if is_own:
+            yield result
 
 
 def merged(results: Iterable[T]) -> Iterator[T]:

@@ -6,7 +6,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.evaluation.answer_cache import AnswerCache, key_of
-from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, Prompts, deal_to_ranks, generate
+from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, Prompts, generate
 
 
 def resumable_answers(
@@ -16,7 +16,7 @@ def resumable_answers(
     decoding: GreedyDecoding,
     cache: AnswerCache,
     progress: Callable[[int], None] = lambda prompts: None,
-    deal: Callable[[Answer, Iterable[Prompts]], Iterator[Prompts]] = deal_to_ranks,
+    deal: Callable[[Answer, Iterable[Prompts]], Iterator[Prompts]] | None = None,
 ) -> list[list[int]]:
     """Return the answers that `generate` gives; only prompts without an answer in `cache` are generated.
 

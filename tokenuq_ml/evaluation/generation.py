@@ -23,6 +23,7 @@ from tokenuq_ml import process_group
 from tokenuq_ml.evaluation.prompt_batches import STEPS, batches_are_exact, require_generation
 from tokenuq_ml.models.dynamic_rope import forget_lengths, shared_length
 from tokenuq_ml.models.positions import require_positions
+from tokenuq_ml.models.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,16 @@ Answer = Callable[[Prompts], Prompts]
 """Returns the answers to a batch of prompts."""
 
 
-def deal_to_ranks(answer: Answer, batches: Iterable[Prompts]) -> Iterator[Prompts]:
-    """Yield the answers to each batch, on every rank of the stage, each of which computes its share."""
-    return process_group.merged(map(answer, process_group.dealt(batches)))
+def deal_to_ranks(answer: Answer, batches: Iterable[Prompts], in_step: bool = False) -> Iterator[Prompts]:
+    """Yield the answers to each batch, on every rank of the stage, each of which computes its share.
+
+    Args:
+        answer: generates the answers to a batch.
+        batches: the same on every rank.
+        in_step: the ranks share the weights of a model. In a batch, `generate` of transformers lets a rank whose
+            answers have ended make passes until all have (`synced_gpus`).
+    """
+    return process_group.merged(process_group.own_results(answer, batches, in_step))
 
 
 def generate(
@@ -54,7 +62,7 @@ def generate(
     prompts: list[list[int]],
     decoding: GreedyDecoding,
     finished: Callable[[Mapping[int, list[int]]], None] = lambda answers: None,
-    deal: Callable[[Answer, Iterable[Prompts]], Iterator[Prompts]] = deal_to_ranks,
+    deal: Callable[[Answer, Iterable[Prompts]], Iterator[Prompts]] | None = None,
 ) -> list[list[int]]:
     """Return the greedy continuation of each prompt, under the active adapter, with dropout off.
 
@@ -67,7 +75,8 @@ def generate(
         prompts: token ids of each prompt, with the chat template applied; none may be empty.
         decoding: lengths, batches and stop strings.
         finished: receives the answers of each batch, index of the prompt -> new ids, as soon as it is generated.
-        deal: has batches answered, in order; another process may open an `answer_pass` of its own.
+        deal: has batches answered, in order; another process may open an `answer_pass` of its own. Default:
+            `deal_to_ranks`.
 
     Returns:
         The new token ids of each prompt, in order, without the end of turn (any end id of the generation config or the
@@ -82,6 +91,7 @@ def generate(
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens")
     causal_lm = _generating(model)
+    deal = deal or partial(deal_to_ranks, in_step=is_sharded(causal_lm))
     answers: list[list[int]] = [[] for _ in prompts]
     # Longest first: a batch that does not fit in memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)

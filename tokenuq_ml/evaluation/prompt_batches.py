@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.sharding import class_of
 from tokenuq_ml.seeding import probe_generator
 from tokenuq_ml.system_errors import is_system_error
 
@@ -43,12 +44,13 @@ def require_generation(model: PreTrainedModel, step_logits: StepLogits) -> None:
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         if is_system_error(error):
             raise
-        raise InputError(f"transformers cannot generate with {type(model).__name__} ({error}); {remedy}") from error
+        name = class_of(model).__name__
+        raise InputError(f"transformers cannot generate with {name} ({error}); {remedy}") from error
     for step_V in steps_SV:
         own_V = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1]
         if not (step_V.float() - own_V.float()).norm() <= _tolerance(model) * own_V.float().norm():
             raise InputError(
-                f"{type(model).__name__} generates by other logits than those of its forward pass; {remedy}"
+                f"{class_of(model).__name__} generates by other logits than those of its forward pass; {remedy}"
             )
         ids = [*ids, int(step_V.argmax())]
     _checked[model] = True

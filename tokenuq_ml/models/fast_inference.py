@@ -30,6 +30,7 @@ from tokenuq_ml.models import blocked_attention
 from tokenuq_ml.models.forward import cached_dtypes
 from tokenuq_ml.models.lora_linear import add_projection
 from tokenuq_ml.models.output_layer import has_hooks
+from tokenuq_ml.models.sharding import class_of, gathered_around
 from tokenuq_ml.patches import replaced_forward
 from tokenuq_ml.seeding import probe_generator
 
@@ -104,7 +105,8 @@ def _is_exact(model: PreTrainedModel, module: nn.Module, fast: _FastPass) -> boo
     code = (fast.forward, model.dtype, type(module).forward, *map(type, module.modules()), *functions)
     known = _comparisons.setdefault(model, {})
     if code not in known:
-        known[code] = _agrees(model, module, fast)
+        with gathered_around(model, module):
+            known[code] = _agrees(model, module, fast)
     return known[code]
 
 
@@ -155,7 +157,7 @@ _NORM = _FastPass(_is_norm, _norm, _norm_inputs, lambda norm: [])
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return type(module).__name__ in LAYERS
+    return class_of(module).__name__ in LAYERS
 
 
 def _layer(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from tokenuq_ml.models.sharding import around_gathering
+
 
 @contextmanager
 def float64_passes(model: nn.Module) -> Iterator[None]:
@@ -22,19 +24,22 @@ def float64_passes(model: nn.Module) -> Iterator[None]:
     Raises:
         RuntimeError: The device has no float64 (MPS); move the model to the CPU first.
     """
+    asked = Float64ForFloat32()
     with ExitStack() as stack:
-        for module, tensors in _units(model):
-            widening = _Widening(tensors)
-            if all(tensor.dim() < 2 for tensor in tensors):
+        for module, recurse in _units(model):
+            widening = _Widening(module, recurse)
+            if all(tensor.dim() < 2 for tensor in _tensors(module, recurse)):
                 # Small, and the dtype of a final norm may be read before it runs.
                 widening.widen()
                 stack.callback(widening.restore)
                 continue
             stack.callback(module.register_forward_pre_hook(widening.widen).remove)
-            # Also after an error, so that no weight stays wide.
-            stack.callback(module.register_forward_hook(widening.restore, always_call=True).remove)
+            # Also after an error, so that no weight stays wide; and before FSDP frees the gathered weights.
+            stack.callback(module.register_forward_hook(widening.restore, prepend=True, always_call=True).remove)
+        # FSDP gathers weights in the dtype that they have.
+        stack.enter_context(around_gathering(model, asked.pause, asked.resume))
         stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
-        stack.enter_context(Float64ForFloat32())
+        stack.enter_context(asked)
         stack.enter_context(_eager_experts(model))
         yield
 
@@ -53,8 +58,8 @@ def _eager_experts(model: nn.Module) -> Iterator[None]:
         model.set_experts_implementation(before)
 
 
-def _units(model: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
-    """Yield each module that owns tensors, with those tensors.
+def _units(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield each module that owns tensors, and whether it comes with those of all modules inside it.
 
     A decoder layer and a LoRA layer come with the tensors of all modules inside them, because some of their code reads
     these itself: kernels of state-space layers, and code that casts to the dtype of the next projection.
@@ -67,31 +72,54 @@ def _units(model: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
         recurse = isinstance(module, LoraLayer) or id(module) in layers
         if recurse:
             inside.update(map(id, module.modules()))
-        tensors = [*module.parameters(recurse), *module.buffers(recurse)]
-        if tensors := [tensor for tensor in tensors if tensor.is_floating_point()]:
-            yield module, tensors
+        if _tensors(module, recurse):
+            yield module, recurse
+
+
+def _tensors(module: nn.Module, recurse: bool) -> list[Tensor]:
+    tensors = [*module.parameters(recurse), *module.buffers(recurse)]
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 class _Widening:
-    """Hooks that widen the tensors of a module before it runs, and restore them afterwards."""
+    """Hooks that widen the tensors of a module before it runs, and restore them afterwards.
 
-    def __init__(self, tensors: list[Tensor]):
-        self.tensors, self.before = tensors, []
+    They are looked up at each pass: FSDP puts gathered weights in the place of a process's part.
+    """
+
+    def __init__(self, module: nn.Module, recurse: bool):
+        self.module, self.recurse = module, recurse
+        self.before: list[tuple[Tensor, Tensor]] = []
 
     def widen(self, *_) -> None:
-        self.before = [tensor.data for tensor in self.tensors]
-        for tensor in self.tensors:
-            tensor.data = tensor.data.double()
+        self.before = [(tensor, tensor.data) for tensor in _tensors(self.module, self.recurse)]
+        for tensor, narrow in self.before:
+            tensor.data = narrow.double()
 
     def restore(self, *_) -> None:
-        for tensor, before in zip(self.tensors, self.before, strict=True):
-            tensor.data = before
+        for tensor, narrow in self.before:
+            tensor.data = narrow
+        self.before = []
 
 
 class Float64ForFloat32(TorchFunctionMode):
-    """Give float64 to code that asks for float32, by a dtype or by `float()`."""
+    """Give float64 to code that asks for float32, by a dtype or by `float()`, unless it is paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pauses = 0
+
+    def pause(self) -> None:
+        """Change nothing until `resume`; pauses may be nested."""
+        self._pauses += 1
+
+    def resume(self) -> None:
+        """End a pause."""
+        self._pauses -= 1
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if self._pauses:
+            return function(*args, **(kwargs or {}))
         if function is Tensor.float:
             function = Tensor.double
         args = tuple(torch.float64 if argument is torch.float32 else argument for argument in args)

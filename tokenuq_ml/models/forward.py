@@ -5,10 +5,10 @@ Shapes: B sequences, T positions, D hidden size.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from peft import PeftModel
@@ -23,6 +23,7 @@ from tokenuq_ml.models.output_layer import causal_lm, decoder_states, own_logits
 from tokenuq_ml.models.pass_inputs import start_pass
 from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.router_loss import states_and_router_loss
+from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.patches import replaced_forward
 
 
@@ -58,7 +59,13 @@ def hidden_states(
     Raises:
         InputError: the gate refuses the model.
     """
-    return _states(model, inputs, numerics, causal_lm(model))
+    lm = causal_lm(model)
+    if lm not in _passed_through_root:
+        return _states(model, inputs, numerics, lm)
+    # Its own passes must not happen inside this one.
+    output_path(model)
+    with _autocast(model, numerics):
+        return lm(**inputs, token_function=lambda states, head: states)
 
 
 def _states(
@@ -68,10 +75,40 @@ def _states(
     # Before autocast is switched on: the gate runs passes of its own when it meets a model.
     path, lm = output_path(model), causal_lm(model)
     start_pass(lm, inputs)
-    # If all weights have the dtype already, autocast would only slow every operation and round deliberate float32.
-    casts = numerics is not None and numerics.dtype != torch.float32 and _dtypes(model) != {numerics.dtype}
-    with numerics.autocast() if casts else nullcontext():
+    with _autocast(model, numerics):
         return own_logits(lm, inputs, own_forward) if path.from_logits else decoder_states(lm, inputs)
+
+
+def _autocast(model: PreTrainedModel | PeftModel, numerics: Numerics | None) -> AbstractContextManager:
+    """Return autocast to the dtype of the numerics; if all weights have it, one that does nothing.
+
+    It would only slow every operation, and round deliberate float32.
+    """
+    if numerics is None or numerics.dtype == torch.float32 or _dtypes(model) == {numerics.dtype}:
+        return nullcontext()
+    return numerics.autocast()
+
+
+_passed_through_root: WeakSet[PreTrainedModel] = WeakSet()
+
+
+@contextmanager
+def passes_through_root(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Let `hidden_states` of a sharded model run the complete model inside the context, as its training does.
+
+    FSDP gathers a layer's weights while the layer before it computes only if a pass starts at the model itself; and
+    only then does it gather weights that belong to no layer. For other models, this does nothing.
+    """
+    lm = causal_lm(model)
+    if lm in _passed_through_root or not is_sharded(lm):
+        yield
+        return
+    with accept_token_function(model):
+        _passed_through_root.add(lm)
+        try:
+            yield
+        finally:
+            _passed_through_root.discard(lm)
 
 
 _cached_dtypes: WeakKeyDictionary[PreTrainedModel, set[torch.dtype]] = WeakKeyDictionary()
@@ -136,12 +173,14 @@ def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTra
     def forward(self, *args, token_function=None, router_term=None, **inputs):
         if token_function is None:
             return plain(*args, **inputs)
-        head, aux_loss = torch.compiler.disable(head_of)(self), None
+        aux_loss = None
         if router_term is None:
             states = _states(self, inputs, None, plain)
         else:
             start_pass(lm, inputs)
             states, aux_loss = states_and_router_loss(lm, inputs, plain, output_path(self).from_logits)
+        # After the states: FSDP gathers the weights of the head together with those of the last norm.
+        head = torch.compiler.disable(head_of)(self)
         total = torch.compiler.disable(token_function)(states, head)
         return total if aux_loss is None else total + router_term(aux_loss).to(total)
 

@@ -37,6 +37,7 @@ from tokenuq_ml.models.output_layer import (
     why_not_linear,
 )
 from tokenuq_ml.models.placement import check_adapters_in_memory, device_of
+from tokenuq_ml.models.sharding import class_of
 from tokenuq_ml.seeding import probe_generator
 from tokenuq_ml.system_errors import is_system_error
 
@@ -235,4 +236,4 @@ def _close(ours: Tensor, own: Tensor, tolerance: float) -> bool:
 
 
 def _refusal(lm: PreTrainedModel, what: str, remedy: str) -> str:
-    return f"{type(lm).__name__} {what}; {remedy}"
+    return f"{class_of(lm).__name__} {what}; {remedy}"

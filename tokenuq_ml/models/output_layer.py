@@ -13,6 +13,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tokenuq_ml.models.sharding import class_of
+
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Names in a configuration of a factor of the logits (Cohere, Muse, Falcon-H1)."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -57,8 +59,8 @@ def why_not_linear(layer: nn.Module | None) -> str | None:
         return "it has no output layer"
     if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
         return f"its output layer is a {type(layer).__name__} with an adapter"
-    if type(layer) is not nn.Linear:
-        return f"its output layer is a {type(layer).__name__}"
+    if class_of(layer) is not nn.Linear:
+        return f"its output layer is a {class_of(layer).__name__}"
     if has_hooks(layer) or "forward" in vars(layer):
         return "its output layer has hooks or a forward pass of its own"
     if layer.weight.is_meta:

@@ -4,7 +4,8 @@ Uses the dropout rate, the samples and the masks of the study. `tables/bald_nois
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import polars as pl
@@ -12,10 +13,12 @@ import torch
 from peft import PeftModel
 
 from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.data.batching import TokenizedExample, collate
+from tokenuq_ml.data.batching import Batch, TokenizedExample, collate
 from tokenuq_ml.kernels.scores import monte_carlo_scores
 from tokenuq_ml.models.float64_passes import float64_passes
-from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
+from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states, passes_through_root
+from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.scoring.batch_threads import map_batches
 from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, uncertainty_rows
 from tokenuq_ml.seeding import example_rank
 from tokenuq_ml.tables.schemas import TOKEN_KEY
@@ -41,7 +44,6 @@ def reference_sample(examples: Iterable[TokenizedExample]) -> list[TokenizedExam
     return sample or sorted(drawn, key=lambda example: len(example.input_ids))[:1]
 
 
-@torch.no_grad()
 def float64_uncertainty(
     model: PeftModel,
     sample: list[TokenizedExample],
@@ -49,6 +51,8 @@ def float64_uncertainty(
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> pl.DataFrame:
     """Return the rows of `token_uncertainty` in float64, one example at a time, with the masks of `spec`.
+
+    In a stage of several processes, examples are dealt to the ranks, and every rank gets all rows.
 
     Args:
         model: With an active LoRA adapter; in any dtype.
@@ -63,20 +67,44 @@ def float64_uncertainty(
             return float64_uncertainty(model.to("cpu"), sample, spec, progress)
         finally:
             model.to(device)
+    rows = []
+    with reference_pass(model, spec) as score:
+        for found, tokens in score(map(collate, ([example] for example in sample))):
+            rows.append(found)
+            progress(tokens)
+    return pl.concat(rows)
+
+
+@contextmanager
+def reference_pass(
+    model: PeftModel, spec: UncertaintySpec
+) -> Iterator[Callable[[Iterable[Batch]], Iterator[tuple[pl.DataFrame, int]]]]:
+    """Yield a function that gives each batch's rows in float64, in the order of the batches, and its tokens times K.
+
+    Args:
+        model: As for `float64_uncertainty`.
+        spec: As for `token_uncertainty`.
+    """
     head = head_of(model)
     head = replace(
         head, weight_VD=head.weight_VD.double(), bias_V=None if head.bias_V is None else head.bias_V.double()
     )
-    rows = []
-    with monte_carlo_dropout(model, spec) as start_pass, float64_passes(causal_lm(model)):
-        for example in sample:
-            batch, states = collate([example]).to(model.device), []
-            for number in range(spec.samples):
-                start_pass(number, [example.example_id])
-                states.append(batch.predicting(hidden_states(model, batch.model_inputs)))
-            rows.append(uncertainty_rows(batch, monte_carlo_scores(torch.stack(states), head, batch.label_N), spec))
-            progress(len(example.input_ids) * spec.samples)
-    return pl.concat(rows)
+    numerics = Numerics(str(model.device), torch.float64, torch.get_num_threads(), "the reference of BALD")
+    with passes_through_root(model), monte_carlo_dropout(model, spec) as start_pass:
+
+        @torch.no_grad()
+        def rows_of(batch: Batch) -> tuple[pl.DataFrame, int]:
+            ids, states = [example.example_id for example in batch.examples], []
+            # For each batch again, since it holds for this thread only.
+            with float64_passes(causal_lm(model)):
+                for number in range(spec.samples):
+                    start_pass(number, ids)
+                    states.append(batch.predicting(hidden_states(model, batch.model_inputs)))
+                scores = monte_carlo_scores(torch.stack(states), head, batch.label_N)
+            tokens = sum(len(example.input_ids) for example in batch.examples)
+            return uncertainty_rows(batch, scores, spec), tokens * spec.samples
+
+        yield lambda batches: map_batches(rows_of, batches, model, numerics, workers=1)
 
 
 def reference_rows(stored: pl.DataFrame, float64: pl.DataFrame) -> pl.DataFrame:

@@ -4,7 +4,7 @@ If one batch used all threads, they would wait for each other after each of the 
 forward pass. Batches share nothing but the weights, and the activations of a small batch stay in its core's cache.
 
 In a stage of several processes, complete batches are dealt to the ranks, and every rank gets all results in the order
-of the batches: the tables are those of one process.
+of the batches: the tables are those of one process. Ranks that share the weights of a model compute in step.
 """
 
 from collections import deque
@@ -24,6 +24,7 @@ from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.placement import changes_in_forward, shares_outliers
+from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.scoring.memory import release_free_memory
 
 CPU_TOKENS = 512
@@ -80,6 +81,7 @@ def map_batches(
     model: nn.Module,
     numerics: Numerics,
     finish: Callable[[Result], Any] = lambda result: result,
+    workers: int | None = None,
 ) -> Iterator[Any]:
     """Yield `finish(function(batch))` for each batch, in the order of the batches, on every rank.
 
@@ -92,20 +94,37 @@ def map_batches(
         model: Decides, with `numerics`, how many batches run at the same time.
         numerics: Device and number of threads.
         finish: Called with one result after another, on the rank that has it; what it returns goes to every rank.
+        workers: Batches that run at the same time; default: `num_workers`. One batch uses all threads.
     """
-    own = _map_here(function, process_group.dealt(batches), model, numerics)
+    workers = workers or num_workers(model, numerics)
+    if is_sharded(model):
+        # One batch at a time, in this thread: the ranks gather weights in the order of their passes.
+        own = process_group.own_results(_here(function, numerics, workers > 1), batches, in_step=True)
+    elif workers == 1:
+        own = process_group.own_results(_here(function, numerics), batches, in_step=False)
+    else:
+        own = _map_here(function, process_group.dealt(batches), workers)
     yield from process_group.merged(finish(result) for result in own)
 
 
-def _map_here(
-    function: Callable[[Batch], Result], batches: Iterable[Batch], model: nn.Module, numerics: Numerics
-) -> Iterator[Result]:
-    """Yield `function(batch)` for each batch of this rank."""
-    workers = num_workers(model, numerics)
-    if workers == 1:
-        for batch in batches:
-            yield function(batch.to(numerics.device))
-        return
+def _here(
+    function: Callable[[Batch], Result], numerics: Numerics, on_one_core: bool = False
+) -> Callable[[Batch], Result]:
+    """Return the function of a batch that is not on the device yet, with one thread if it shall round as in a pool."""
+
+    def compute(batch: Batch) -> Result:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if on_one_core else threads)
+        try:
+            return function(batch.to(numerics.device))
+        finally:
+            torch.set_num_threads(threads)
+
+    return compute
+
+
+def _map_here(function: Callable[[Batch], Result], batches: Iterable[Batch], workers: int) -> Iterator[Result]:
+    """Yield `function(batch)` for each batch of this rank, `workers` of them at the same time."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="batches", initializer=_use_one_core)
     submitted: deque[Future] = deque()

@@ -13,6 +13,7 @@ from tokenuq_ml.errors import NonFiniteError
 from tokenuq_ml.models.forward import hidden_states
 from tokenuq_ml.models.non_finite import first_non_finite_module, output_layer_name
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.sharding import is_sharded
 
 
 class NonFiniteScores(NonFiniteError):
@@ -46,6 +47,8 @@ def require_finite_scores(rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
 def located(model: PreTrainedModel | PeftModel, numerics: Numerics) -> Iterator[None]:
     """Add to a `NonFiniteScores` the first module whose output is not finite, found by one more pass without dropout.
 
+    Not of a sharded model, whose passes all processes would have to make.
+
     Enter this before the contexts that replace the model's forward passes.
 
     Args:
@@ -55,6 +58,9 @@ def located(model: PreTrainedModel | PeftModel, numerics: Numerics) -> Iterator[
     try:
         yield
     except NonFiniteScores as error:
+        if is_sharded(model):
+            said = f"{error}; the module that it comes from is not looked for in a sharded model"
+            raise NonFiniteScores(said, error.example_id, error.batch) from None
         inputs = error.batch.to(numerics.device).model_inputs
         module = first_non_finite_module(model, lambda: hidden_states(model, inputs, numerics))
         origin = (

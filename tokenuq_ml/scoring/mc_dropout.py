@@ -26,7 +26,7 @@ from tokenuq_ml.models.attention_dropout import attention_dropout, require_softm
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.float32_passes import float32_passes
-from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
+from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states, passes_through_root
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.placement import device_of
@@ -161,6 +161,7 @@ def uncertainty_pass(
     # Before dropout is replaced: fast passes are compared with the model's own, which must not drop anything.
     with (
         located(model, numerics),
+        passes_through_root(model),
         fast_inference(causal_lm(model)),
         monte_carlo_dropout(model, spec) as start_pass,
     ):

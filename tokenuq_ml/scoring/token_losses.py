@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.kernels.scores import TokenScores, token_scores
 from tokenuq_ml.models.fast_inference import fast_inference
-from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
+from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states, passes_through_root
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import BatchPlan, map_batches
 from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
@@ -166,7 +166,7 @@ def loss_pass(
 
     model.eval()
     score = partial(score_batch, model, numerics=numerics, alternatives=alternatives, truth=truth)
-    with located(model, numerics), fast_inference(causal_lm(model)):
+    with located(model, numerics), passes_through_root(model), fast_inference(causal_lm(model)):
         yield lambda batches: map_batches(score, batches, model, numerics, finish)
 
 

@@ -6,13 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
+from tokenuq_ml import process_group
+from tokenuq_ml.config.resources import Sharding
 from tokenuq_ml.models.adapters import attach_adapter, use_adapter
+from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
+from tokenuq_ml.models.sharding import is_sharded, load_sharded
 
 STUDENT_ADAPTER, TEACHER_ADAPTER = "default", "teacher"
 """Names of the adapters in their models; `default` is PEFT's own default."""
+
+
+def load_base(folder: str | Path, precision: str, sharding: Sharding) -> tuple[PreTrainedModel, Numerics]:
+    """Load a base model: this process's part of it, if the study shards it and the stage has several processes."""
+    if sharding == "fsdp" and process_group.world_size() > 1:
+        process_group.join()
+        return load_sharded(folder, precision, process_group.world_size())
+    return load_model(folder, precision)
 
 
 @dataclass(frozen=True)
@@ -40,10 +53,19 @@ class AdaptedModel:
         adapter: folder of the adapter.
         name: name of the adapter in the model.
         loaded: the model, if it is in memory already.
+        sharding: of the base model over the processes of the stage, which all call the methods.
     """
 
-    def __init__(self, base: str | Path, adapter: str | Path, name: str, loaded: tuple[PeftModel, Numerics] | None):
+    def __init__(
+        self,
+        base: str | Path,
+        adapter: str | Path,
+        name: str,
+        loaded: tuple[PeftModel, Numerics] | None = None,
+        sharding: Sharding = "none",
+    ):
         self._base, self._adapter, self._name, self._loaded = base, adapter, name, loaded
+        self._sharding: Sharding = sharding
 
     def stored(self, numerics: Numerics) -> StoredModel:
         """Return the model in the dtype of its numerics, for another process."""
@@ -62,8 +84,12 @@ class AdaptedModel:
             self._loaded = None
             # Modules refer to each other, so that only a collection frees their memory at once.
             gc.collect()
-            base, numerics = load_model(self._base, precision)
-            self._loaded = attach_adapter(base, self._adapter, self._name), numerics
+            base, numerics = load_base(self._base, precision, self._sharding)
+            model = attach_adapter(base, self._adapter, self._name)
+            if is_sharded(model):
+                # Now, on all processes: later one of them alone may ask for the head.
+                output_path(model)
+            self._loaded = model, numerics
         return self._loaded
 
     def for_bald(self) -> tuple[PeftModel, Numerics]:

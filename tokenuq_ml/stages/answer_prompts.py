@@ -16,6 +16,7 @@ from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.answers import resumable_answers
 from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, Prompts, cut, deal_to_ranks
 from tokenuq_ml.models.adapters import adapter_digest
+from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.batch_work import AnswerMeasure, Job
@@ -114,7 +115,7 @@ def _deal(
     """Yield the answers to each batch: of this stage's ranks, or of the processes of a cluster."""
     actors = batch_actors.current()
     if actors is None or candidate.stored is None:
-        yield from deal_to_ranks(answer, batches)
+        yield from deal_to_ranks(answer, batches, in_step=is_sharded(candidate.model))
         return
     measure = AnswerMeasure(candidate.stored, decoding)
     for answers in actors.run([Job([batch], measure) for batch in batches], context.numerics):

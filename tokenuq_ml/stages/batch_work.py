@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 
 from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.data.batching import Batch, StoredExamples, TokenizedExample
+from tokenuq_ml.data.batching import Batch, StoredExamples, TokenizedExample, collate
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.generation import GreedyDecoding, answer_pass
 from tokenuq_ml.models.float32_passes import float32_passes
@@ -26,6 +26,7 @@ from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 from tokenuq_ml.out_of_memory import ran_out
+from tokenuq_ml.scoring.bald_reference import reference_pass
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.mc_dropout import uncertainty_pass
 from tokenuq_ml.scoring.token_losses import ScoredBatch, loss_pass
@@ -89,6 +90,20 @@ class UncertaintyMeasure(Measure):
 
 
 @dataclass(frozen=True)
+class ReferenceMeasure(Measure):
+    """BALD in float64; results are rows of `token_uncertainty`, and units are tokens times K."""
+
+    model: StoredModel
+    spec: UncertaintySpec
+
+    @contextmanager
+    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+        """Yield what samples batches, each with all threads."""
+        with self.model.activated(model), reference_pass(model, self.spec) as score:
+            yield lambda batches: list(score(batches))
+
+
+@dataclass(frozen=True)
 class AnswerMeasure(Measure):
     """Greedy answers to batches of prompts; results are the new ids by prompt, and units are prompts."""
 
@@ -127,6 +142,16 @@ class ExampleBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         return islice(self.plan.batches(list(self.examples)), self.first, None)
+
+
+@dataclass(frozen=True)
+class SingleBatches:
+    """A batch of each example, which travel with the work."""
+
+    examples: Sequence[TokenizedExample]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (collate([example]) for example in self.examples)
 
 
 @dataclass(frozen=True)
@@ -227,7 +252,7 @@ class Measurer:
             if not Path(folder).is_dir():
                 raise InputError(not_seen(folder))
         if self._model is None or not self._model.is_of(stored):
-            self._model = AdaptedModel(stored.base, stored.adapter, stored.name, None)
+            self._model = AdaptedModel(stored.base, stored.adapter, stored.name)
         # The batches of one thread each, and the products of a batch on its own, are then those of the stage.
         torch.set_num_threads(setting.threads)
         setting.require(resolve_numerics(stored.precision))

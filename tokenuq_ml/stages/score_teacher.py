@@ -24,7 +24,7 @@ from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_row
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
 from tokenuq_ml.stages import batch_actors, runner
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER, AdaptedModel, StoredModel
-from tokenuq_ml.stages.batch_work import Job, UncertaintyMeasure
+from tokenuq_ml.stages.batch_work import Job, ReferenceMeasure, SingleBatches, UncertaintyMeasure
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
@@ -40,7 +40,7 @@ from tokenuq_ml.tensor_digest import joined_digest
 def run(request: StageRequest, reporter: StageReporter) -> None:
     """Make those of the four assets that the request asks for."""
     inputs = request.inputs
-    teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER_ADAPTER, loaded=None)
+    teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER_ADAPTER, sharding=request.sharding)
     tokenizer = load_tokenizer(inputs["model"])
     for stages in _passes(request):
         losses_and_states(request, reporter, stages, teacher, tokenizer)
@@ -68,12 +68,11 @@ def _token_uncertainty(context: StageContext, model: PeftModel, stored: StoredMo
     spec = UncertaintySpec(**context.asset.fields["uncertainty"])
     sample = reference_sample(StoredExamples(context.input("tokenized_dataset")))
     written = _write_uncertainty(context, model, stored, spec, [example.example_id for example in sample])
+    float64 = _reference(context, model, stored, spec, sample)
     if written is None:
         return
     table, sampled = written
-    tokens = sum(len(example.input_ids) for example in sample)
-    progress = context.progress(spec.samples * tokens, what="in float64")
-    reference = reference_rows(sampled, float64_uncertainty(model, sample, spec, progress.add))
+    reference = reference_rows(sampled, float64)
     digest = write_table(reference, "bald_reference", context.output("bald_reference"), **context.asset.stamp)
     rows = pl.scan_parquet(table.path)
     token_plots.uncertainty_spread(rows, context.output("plots") / "uncertainty_spread.png")
@@ -139,6 +138,18 @@ def _uncertainty_of_shards(
     jobs = [Job(batches, measure, group=plan.workers) for batches, _ in shards]
     for rows in actors.run(jobs, numerics, progress.add):
         yield pl.concat(rows)
+
+
+def _reference(
+    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, sample: list[TokenizedExample]
+) -> pl.DataFrame:
+    """Return the rows of the sampled examples in float64, measured by all ranks or by the processes of a cluster."""
+    tokens = sum(len(example.input_ids) for example in sample)
+    progress, actors = context.progress(spec.samples * tokens, what="in float64"), batch_actors.current()
+    if actors is None:
+        return float64_uncertainty(model, sample, spec, progress.add)
+    job = Job(SingleBatches(sample), ReferenceMeasure(stored, spec))
+    return pl.concat([rows for found in actors.run([job], context.numerics, progress.add) for rows in found])
 
 
 def _uncertainty_figures(spec: UncertaintySpec, rows: pl.LazyFrame, reference: pl.DataFrame) -> dict:

@@ -5,13 +5,15 @@ from itertools import islice
 import torch
 from peft import PeftModel
 
+from tokenuq_ml import process_group
 from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.data.batching import StoredExamples, length_batches
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.models.dynamic_rope import shared_length
-from tokenuq_ml.models.forward import causal_lm, head_of
+from tokenuq_ml.models.forward import causal_lm, head_of, passes_through_root
+from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.scoring.batch_threads import batch_tokens
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER
 from tokenuq_ml.stages.context import StageContext
@@ -58,13 +60,20 @@ def new_cache(context: StageContext, model: PeftModel) -> TeacherCache:
 
 
 def report_cache(context: StageContext, model: PeftModel, tokens: int) -> None:
-    """Compare the complete cache with the online teacher, and report the asset.
+    """Compare the complete cache with the online teacher, and report the asset, on rank 0.
 
     Args:
         context: of the asset `teacher_hidden`.
         model: the base model with the teacher's adapter.
         tokens: response tokens in the cache.
     """
+    # Rank 0 has completed the file.
+    process_group.barrier()
+    if not process_group.is_main():
+        if is_sharded(model):
+            # The passes are those of all ranks.
+            _online_check(context, model)
+        return
     path, head = context.output("teacher_hidden") / HIDDEN_FILE, head_of(model)
     context.done(
         joined_digest(tensors_digest(path), _source_digests(context)["dataset_digest"]),
@@ -92,7 +101,9 @@ def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
     errors = []
     batches = length_batches(sample, batch_tokens(numerics), shared_length=shared_length(causal_lm(model)))
     for batch in (b.to(numerics.device) for b in batches):
-        hidden_ND, label_N = online.states(model, batch).hidden_ND, batch.label_N
+        with passes_through_root(model):
+            hidden_ND = online.states(model, batch).hidden_ND
+        label_N = batch.label_N
         ones_N = torch.ones_like(label_N, dtype=torch.float32)
         distil_all = BatchDecision.of_weights(0 * ones_N, ones_N)
         for cached in caches:

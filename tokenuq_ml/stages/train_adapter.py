@@ -6,18 +6,13 @@ from pathlib import Path
 
 import polars as pl
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.models.adapters import adapter_digest, save_adapter
-from tokenuq_ml.models.load import load_model
-from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.models.sharding import load_sharded
 from tokenuq_ml.reports import plots
 from tokenuq_ml.stages.context import StageContext
-from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tensor_digest import tensors_digest
 from tokenuq_ml.training.recorder import StepRecorder
@@ -36,13 +31,6 @@ def model_digest(folder: str | Path) -> str:
     """Return the content hash of a base model's tensors; of several processes, one reads them."""
     paths = sorted(Path(folder).glob("*.safetensors"))
     return process_group.on_main(lambda: "-".join(tensors_digest(path) for path in paths))
-
-
-def load_base(request: StageRequest, precision: str) -> tuple[PreTrainedModel, Numerics]:
-    """Load the base model of a training: this process's part of it, if the study shards it."""
-    if request.sharding == "fsdp" and process_group.world_size() > 1:
-        return load_sharded(request.inputs["model"], precision, process_group.world_size())
-    return load_model(request.inputs["model"], precision)
 
 
 def checkpoint_dir(context: StageContext, **inputs: str) -> Path:

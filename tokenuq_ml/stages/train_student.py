@@ -19,7 +19,7 @@ from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel
+from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel, load_base
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
@@ -27,7 +27,7 @@ from tokenuq_ml.stages.kept_folders import forget_kept
 from tokenuq_ml.stages.measure_curriculum import TrainedStudent, measure_curriculum
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.student_setup import StudentSetup, student_setup, student_train_spec
-from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, load_base, store_adapter
+from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, store_adapter
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
 from tokenuq_ml.training.trainer import train
@@ -42,7 +42,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         loaded, trained, copies = _train(request, reporter, examples)
     else:
         trained = TrainedStudent(read_table(inputs["selections"]), Path(inputs["adapter"]), Path(inputs["snapshots"]))
-    student = AdaptedModel(inputs["model"], trained.adapter, STUDENT_ADAPTER, loaded)
+    student = AdaptedModel(inputs["model"], trained.adapter, STUDENT_ADAPTER, loaded, request.sharding)
     # `student` holds the only reference, so that the model is freed when another precision is asked for.
     del loaded
     if "evaluation" in assets:
@@ -70,7 +70,7 @@ def _train(
     asset = request.assets["student"]
     ablation = AblationSpec(**asset.fields["ablation"])
     spec = student_train_spec(asset.fields, ablation)
-    base, numerics = load_base(request, asset.fields["precision"])
+    base, numerics = load_base(request.inputs["model"], asset.fields["precision"], request.sharding)
     model = add_adapter(base, spec.lora, ablation.seed)
     context = StageContext("student", request, reporter, numerics)
     setup = student_setup(context, model, examples, ablation, spec)

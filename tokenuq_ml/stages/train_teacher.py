@@ -1,16 +1,30 @@
-"""Child process of `<study>/baseline_teacher`: a LoRA adapter fine-tuned by plain MLE."""
+"""Child process of a teacher: a LoRA adapter fine-tuned by plain MLE.
+
+Makes `<study>/baseline_teacher`; or one of the candidates for it, which is also measured on the validation split.
+"""
 
 import shutil
 
+import polars as pl
+from peft import PeftModel
+
 from tokenuq_ml import process_group
-from tokenuq_ml.config import AblationSpec, SelectSpec, TrainSpec
+from tokenuq_ml.config import TEACHER_ROW, AblationSpec, SelectSpec, TrainSpec
 from tokenuq_ml.data.batching import read_examples
-from tokenuq_ml.models.adapters import add_adapter
+from tokenuq_ml.evaluation.validation import VALIDATION, mean_loss, validation_losses
+from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
+from tokenuq_ml.models.load import load_tokenizer
+from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.stages import runner
+from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel, load_base
+from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.evaluate_model import held_out_tokens
+from tokenuq_ml.stages.kept_folders import forget_kept
 from tokenuq_ml.stages.request import StageReporter, StageRequest
-from tokenuq_ml.stages.train_adapter import checkpoint_dir, load_base, model_digest, store_adapter
-from tokenuq_ml.tables.parquet import content_of
+from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, store_adapter
+from tokenuq_ml.tables.parquet import content_of, write_table
 from tokenuq_ml.tensor_digest import joined_digest
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.trainer import train
@@ -19,11 +33,12 @@ VANILLA_MLE = AblationSpec(name="vanilla", select=SelectSpec(by="all"))
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fill the outputs `adapter`, `training_log` and `plots`."""
-    fields = request.assets["baseline_teacher"].fields
+    """Fill the outputs `adapter`, `training_log` and `plots`; those of a candidate also have `validation_losses`."""
+    (stage,) = request.assets
+    fields = request.assets[stage].fields
     spec, seed = TrainSpec(**fields["train"]), fields["seed"]
-    base, numerics = load_base(request, fields["precision"])
-    context = StageContext("baseline_teacher", request, reporter, numerics)
+    base, numerics = load_base(request.inputs["model"], fields["precision"], request.sharding)
+    context = StageContext(stage, request, reporter, numerics)
     examples = read_examples(context.input("tokenized_dataset"), ["train"])
     work_dir = checkpoint_dir(
         context,
@@ -33,16 +48,52 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     model = add_adapter(base, spec.lora, seed)
     setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
     recorder = train(model, setup, work_dir, reporter, context.name)
-    if not process_group.is_main():
+    trained = store_adapter(context, model, recorder, work_dir) if process_group.is_main() else None
+    losses = None
+    if stage == "candidate_teacher":
+        # The adapter is there for every rank.
+        process_group.barrier()
+        loaded = None if is_sharded(model) else (freeze_adapter(model), numerics)
+        # The function holds the only reference, so that the model is freed if another precision is asked for.
+        del base, model
+        losses = _validation_losses(context, loaded)
+    if trained is None:
         return
-    trained = store_adapter(context, model, recorder, work_dir)
-    context.done(
-        joined_digest(trained.digest, trained.log_digest),
-        trained.figures,
-        plots={"Training curve": "plots/training_curve.png"},
-    )
+    digests, figures = [trained.digest, trained.log_digest], trained.figures
+    if losses is not None:
+        table = "validation_losses"
+        digests.append(write_table(losses, table, context.output(table), **context.asset.stamp))
+        figures = {**figures, "validation_loss": mean_loss(losses)}
+    context.done(joined_digest(*digests), figures, plots={"Training curve": "plots/training_curve.png"})
     # Only after the report: an interrupted training resumes, a forced rerun trains from the first step.
     shutil.rmtree(work_dir)
+    forget_kept(context)
+
+
+def _validation_losses(context: StageContext, loaded: tuple[PeftModel, Numerics] | None) -> pl.DataFrame | None:
+    """Return the table `validation_losses` of the trained adapter; None on a rank other than 0.
+
+    Args:
+        context: of the candidate.
+        loaded: the trained model, if measuring need not load it again.
+    """
+    request, fields, adapter = context.request, context.asset.fields, context.output("adapter")
+    teacher = AdaptedModel(request.inputs["model"], adapter, STUDENT_ADAPTER, loaded, request.sharding)
+    del loaded
+    model, numerics = teacher.at(fields["tables"])
+    candidate = Candidate(
+        model,
+        load_tokenizer(request.inputs["model"]),
+        adapter,
+        family=request.ablation or TEACHER_ROW,
+        seed=fields["seed"],
+        name=context.name,
+        stored=teacher.stored(numerics),
+    )
+    measured = StageContext(context.stage, request, context.reporter, numerics)
+    examples = read_examples(context.input("tokenized_dataset"), [VALIDATION])
+    tokens = held_out_tokens(measured, candidate, examples)
+    return validation_losses(tokens) if process_group.is_main() else None
 
 
 if __name__ == "__main__":
