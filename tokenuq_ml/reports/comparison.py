@@ -15,6 +15,7 @@ from tokenuq_ml.evaluation.selection_overlap import selection_overlap
 from tokenuq_ml.reports import comparison_plots, html
 from tokenuq_ml.reports.family_table import BASELINE, families_of, verdict
 from tokenuq_ml.reports.result_tables import ablation_table, family_table
+from tokenuq_ml.reports.settings import settings_note, settings_table
 
 MAX_COMPARED = 24
 """Selections in one heat map; more would not be readable."""
@@ -24,9 +25,21 @@ POINT = ["dataset", "split", "value", "ci_low", "ci_high"]
 
 
 def results(
-    families: Sequence[dict], models: Sequence[dict], ablations: Mapping[str, AblationSpec], evaluation: EvaluationSpec
+    families: Sequence[dict],
+    models: Sequence[dict],
+    ablations: Mapping[str, AblationSpec],
+    evaluation: EvaluationSpec,
+    tried: Sequence[dict] = (),
 ) -> str:
-    """Return the verdict, the table of families, and the collapsed table of single models."""
+    """Return the verdict, the table of families, and the collapsed tables of settings and of single models.
+
+    Args:
+        families: rows of `family_table.family_rows`.
+        models: rows of `ablation_table.table_rows`.
+        ablations: all ablations of the study.
+        evaluation: how intervals were computed.
+        tried: rows of `settings.setting_rows`.
+    """
     students = [row for row in families if row["verdict"] is not None and row["family"] not in REFERENCE_ROWS]
     against, compared = families[0]["against"], len(students)
     expected_by_chance = compared * (1 - evaluation.confidence)
@@ -54,9 +67,14 @@ def results(
         "marked as best only if its interval overlaps no other.",
         "dim",
     )
+    settings = ""
+    if tried:
+        settings = html.paragraph(settings_note(tried))
+        settings += html.details(f"All settings ({len(tried)})", settings_table(tried))
     return (
         html.paragraph(verdict(families), "verdict")
         + family_table(families)
+        + settings
         + html.paragraph(" ".join(notes), "dim")
         + html.details(f"Single models ({len(ablations) + len(REFERENCE_ROWS)})", single)
     )
@@ -70,8 +88,8 @@ def quantile_sets(ablations: Mapping[str, AblationSpec]) -> dict[str, dict[str, 
         quantile = fields["select"].pop("quantile")
         if ablations[first].select.takes_all or not isinstance(quantile, int | float):
             continue
-        for own in ("name", "seed"):
-            fields.pop(own)
+        for own in ("name", "seed", "train"):
+            fields.pop(own, None)
         sets.setdefault(json.dumps(fields, sort_keys=True), {})[family] = quantile
     curves: dict[str, dict[str, float]] = {}
     for members in sets.values():
@@ -121,7 +139,7 @@ def overlap(ablations: Mapping[str, AblationSpec], selections: Mapping[str, pl.L
     anchor = next((name for name in names if ablations[name].family == ANCHOR), names[0])
     shown = [name for name in names if name != anchor][: MAX_COMPARED - 1] + [anchor]
     shown = [name for name in names if name in shown]
-    found = selection_overlap({name: selections[name] for name in shown})
+    found = selection_overlap(_in_common_steps({name: selections[name] for name in shown}))
     comparison_plots.overlap_matrix(found, shown, folder / "selection_overlap.png")
     comparison_plots.overlap_over_steps(found, anchor, folder / "selection_overlap_steps.png")
     left_out = f" {len(shown)} of {len(names)} selections are shown." if len(shown) < len(names) else ""
@@ -141,3 +159,10 @@ def overlap(ablations: Mapping[str, AblationSpec], selections: Mapping[str, pl.L
             ),
         ]
     )
+
+
+def _in_common_steps(selections: Mapping[str, pl.LazyFrame]) -> dict[str, pl.LazyFrame]:
+    """Return the selections up to the last step that all of them have: budgets may differ in their steps."""
+    last = [frame.select(pl.col("step").max()).collect().item() for frame in selections.values()]
+    common = min((step for step in last if step is not None), default=0)
+    return {name: frame.filter(pl.col("step") <= common) for name, frame in selections.items()}

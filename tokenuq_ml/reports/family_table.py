@@ -46,15 +46,16 @@ def family_rows(
     Args:
         table: rows of `ablation_table.table_rows`, which give the metrics, their order and direction.
         examples: model -> its `evaluation_examples`, including base and teacher.
-        ablations: the study's ablations, in its order.
+        ablations: the study's ablations, in its order, each family at one setting.
         evaluation: resamples, confidence and seed of the intervals.
 
     Returns:
         For each family: `value` (mean over seeds), `spread` (standard deviation over seeds, None for one seed), its
         interval over examples and seeds, and `difference` to `against` with its interval. `verdict` is `better` or
         `worse` (`higher` or `lower` for a metric without direction), or `not distinguishable` if that interval
-        contains 0 or only one example was evaluated; None for the baseline itself. A family has no row for a metric
-        that one of its seeds lacks.
+        contains 0 or only one example was evaluated; None for the baseline itself. `setting` is what the family was
+        trained with if that differs from the study's budget. A family has no row for a metric that one of its seeds
+        lacks.
 
     Raises:
         InputError: models were evaluated on different examples.
@@ -82,6 +83,7 @@ def family_rows(
                 {
                     "family": family,
                     "selection": ablations[names[0]].selection_kind if names[0] in ablations else None,
+                    "setting": _setting(ablations.get(names[0])),
                     "models": " ".join(names),
                     "n_seeds": len(names),
                     **dict(zip(("dataset", "split", "metric"), metric, strict=True)),
@@ -93,6 +95,10 @@ def family_rows(
                 }
             )
     return rows
+
+
+def _setting(ablation: AblationSpec | None) -> str | None:
+    return ablation.train.text if ablation is not None and ablation.train.values else None
 
 
 def _family(names: Sequence[str], parts: Mapping[str, Parts], ablations: Mapping[str, AblationSpec]) -> Family:

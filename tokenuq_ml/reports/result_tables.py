@@ -38,7 +38,7 @@ def family_table(rows: Sequence[dict]) -> str:
     lines = []
     for family, about in {row["family"]: row for row in rows}.items():
         cells = [
-            _cell("model", escape(family)),
+            _cell("model", _family(about)),
             _cell("", escape(about["selection"] or "—")),
             _cell("", str(about["n_seeds"])),
         ]
@@ -75,6 +75,11 @@ def _table(
         f'<div class="scroll tall"><table class="ablations"><thead><tr>{upper}</tr><tr>{lower}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _family(row: dict) -> str:
+    setting = row.get("setting")
+    return escape(row["family"]) + (f"<br><small>{escape(setting)}</small>" if setting else "")
 
 
 def _heading(of_metric: Mapping[str, dict]) -> str:

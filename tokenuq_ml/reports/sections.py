@@ -17,6 +17,7 @@ from tokenuq_ml.reports.explorer import explorer
 from tokenuq_ml.reports.explorer_data import ExplorerTables
 from tokenuq_ml.reports.explorer_examples import most_uncertain, within_budget
 from tokenuq_ml.reports.family_table import families_of
+from tokenuq_ml.reports.settings import candidates_table
 from tokenuq_ml.tables.bald_noise import noise_floor
 
 CURRICULA_IN_FULL, CURRICULA_COLLAPSED = 8, 40
@@ -194,9 +195,8 @@ def token_explorer(tables: ExplorerTables) -> str:
     """Return the explorer of the examples on which the teacher is most uncertain."""
     selections = tables.students.selections.values()
     alternatives = tables.alternatives.select(pl.col("choice").max() + 1).collect().item() or 0
-    # All ablations of a study train for the same number of epochs.
-    log = next(iter(selections), pl.LazyFrame(schema={"epoch": pl.Float32}))
-    passes = math.ceil(log.select(pl.col("epoch").max()).collect().item() or 0)
+    epochs = [log.select(pl.col("epoch").max()).collect().item() or 0 for log in selections]
+    passes = math.ceil(max(epochs, default=0))
     shown = within_budget(most_uncertain(tables.tokens), len(tables.students.names), alternatives, passes)
     return html.paragraph(
         f"The {len(shown)} examples on which the teacher is most uncertain by mean BALD, taken from the splits in "
@@ -206,8 +206,14 @@ def token_explorer(tables: ExplorerTables) -> str:
     ) + explorer(tables, shown)
 
 
-def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
-    """Return the settings of the study, and the definition of each family."""
+def settings(study: StudySpec, ablations: Mapping[str, AblationSpec], candidates: pl.DataFrame | None = None) -> str:
+    """Return the settings of the study, the definition of each family, and the teachers that were tried.
+
+    Args:
+        study: the study.
+        ablations: its ablations, each family at the setting that it is compared at.
+        candidates: the table `teacher_candidates`; None if the teacher was trained once.
+    """
     train, lora = study.train, study.train.lora
     values = {
         "learning rate": train.learning_rate,
@@ -225,7 +231,8 @@ def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
         "mask": f"one per {study.uncertainty.mask}",
         "bootstrap resamples": study.evaluation.bootstrap,
     }
-    header = ["family", "select by", "keep", "selection", "selected", "rest", "distillation", "adapter", "seeds"]
+    header = ["family", "select by", "keep", "selection", "selected", "rest", "distillation", "adapter", "training"]
+    header.append("seeds")
     rows = [
         _definition(family, [ablations[name] for name in names]) for family, names in families_of(ablations).items()
     ]
@@ -237,6 +244,17 @@ def settings(study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str:
         )
         + html.settings(values)
         + html.table(header, rows)
+        + (
+            ""
+            if candidates is None
+            else html.details(f"Teachers that were tried ({len(candidates)})", _tried(candidates))
+        )
+    )
+
+
+def _tried(candidates: pl.DataFrame) -> str:
+    return candidates_table(candidates) + html.paragraph(
+        "The teacher with the lowest loss on the validation split is the study's; all students share it.", "dim"
     )
 
 
@@ -261,8 +279,16 @@ def _definition(family: str, seeds: Sequence[AblationSpec]) -> list[str]:
         if distil is None
         else f"{distil.teacher}, {distil.divergence}, T={distil.temperature:g}, weight {distil.weight:g}",
         ", ".join(adapter) or "the study's",
+        _trained_with(ablation),
         ", ".join(str(one.seed) for one in seeds),
     ]
+
+
+def _trained_with(ablation: AblationSpec) -> str:
+    parts = [ablation.train.text] if ablation.train.values else []
+    if ablation.budget != "equal_steps":
+        parts.append(ablation.budget.replace("_", " "))
+    return ", ".join(parts) or "the study's"
 
 
 def _amount(value: float | Schedule | str | None) -> str:

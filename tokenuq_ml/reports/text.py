@@ -13,12 +13,15 @@ DISTINGUISHABLE = ("better", "worse", "higher", "lower")
 
 
 def report_text(folder: str | Path) -> str:
-    """Return a report's table: families if one has several seeds, else single models; empty if there is no report."""
+    """Return a report's table: families if one has several seeds or settings, else single models.
+
+    Empty if there is no report.
+    """
     families, models = (
         json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         for path in (Path(folder, "family_table.json"), Path(folder, "ablation_table.json"))
     )
-    several = any(row["n_seeds"] > 1 for row in families)
+    several = any(row["n_seeds"] > 1 for row in families) or Path(folder, "setting_table.json").is_file()
     return family_table_text(families) if several else ablation_table_text(models)
 
 
@@ -78,7 +81,9 @@ def family_table_text(rows: Sequence[dict]) -> str:
 
 
 def _family_name(row: dict) -> str:
-    about = filter(None, [row["selection"], f"{row['n_seeds']} seeds" if row["n_seeds"] > 1 else ""])
+    about = filter(
+        None, [row["selection"], row.get("setting"), f"{row['n_seeds']} seeds" if row["n_seeds"] > 1 else ""]
+    )
     return f"{row['family']} ({', '.join(about)})" if row["selection"] else row["family"]
 
 

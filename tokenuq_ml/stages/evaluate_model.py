@@ -15,6 +15,7 @@ from tokenuq_ml.evaluation.gsm8k import Gsm8k, gsm8k_examples
 from tokenuq_ml.evaluation.held_out import DIVERGENCES, held_out_examples
 from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
 from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
+from tokenuq_ml.evaluation.validation import VALIDATION, validation_losses
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.scoring.batch_threads import BatchPlan
@@ -90,7 +91,9 @@ def _held_out(
     context: StageContext, candidate: Candidate, spec: EvaluationSpec, examples: list[TokenizedExample]
 ) -> EvaluationPart:
     """Return loss, accuracy and calibration on held-out responses."""
-    tokens = held_out_tokens(context, candidate, [example for example in examples if example.split in HELD_OUT])
+    is_compared = bool(context.asset.fields.get("validation"))
+    splits = (*HELD_OUT, VALIDATION) if is_compared else HELD_OUT
+    tokens = held_out_tokens(context, candidate, [example for example in examples if example.split in splits])
     if not process_group.is_main():
         return EvaluationPart()
     columns = [*TOKEN_KEY, "loss", "entropy"]
@@ -104,7 +107,11 @@ def _held_out(
         tokens = tokens.join(slots, on=TOKEN_KEY, how="left", validate="1:1", maintain_order="left")
         columns += DIVERGENCES
     rows = held_out_examples(tokens, spec.calibration_bins, teacher)
-    return EvaluationPart({"evaluation_tokens": tokens.select(columns)}, (rows,))
+    held_out = tokens.filter(pl.col("split").cast(pl.String).is_in(HELD_OUT))
+    tables = {"evaluation_tokens": held_out.select(columns)}
+    if is_compared:
+        tables["validation_losses"] = validation_losses(tokens)
+    return EvaluationPart(tables, (rows,))
 
 
 def held_out_tokens(context: StageContext, candidate: Candidate, examples: list[TokenizedExample]) -> pl.DataFrame:

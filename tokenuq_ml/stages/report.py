@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
 from tokenuq_ml.config import REFERENCE_ROWS, TEACHER_ROW, AblationSpec, StudySpec
+from tokenuq_ml.config.families import settings_of
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.costs.record import CostRecord
@@ -22,6 +24,7 @@ from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.explorer_data import ExplorerTables, Students
 from tokenuq_ml.reports.explorer_examples import prompts_of
 from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
+from tokenuq_ml.reports.settings import compared, setting_rows
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.correlate import HEADLINES
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
@@ -87,7 +90,24 @@ class _Report:
     @cached_property
     def first_members(self) -> dict[str, str]:
         """Family -> its first ablation."""
-        return {family: names[0] for family, names in families_of(self.ablations).items()}
+        return {family: names[0] for family, names in families_of(self.compared).items()}
+
+    @cached_property
+    def setting_rows(self) -> list[dict]:
+        """One row per setting of the families that were trained at several."""
+        names = [
+            name
+            for settings in settings_of(self.ablations).values()
+            if len(settings) > 1
+            for name in chain(*settings.values())
+        ]
+        losses = {name: self.read(f"validation_losses/{name}") for name in names}
+        return setting_rows(self.ablations, losses, self.model_rows, self.study.train)
+
+    @cached_property
+    def compared(self) -> dict[str, AblationSpec]:
+        """The ablations that the report compares: each family at its best setting."""
+        return compared(self.ablations, self.setting_rows)
 
     def read(self, table: str) -> pl.DataFrame:
         return read_table(self.request.inputs[table])
@@ -102,7 +122,7 @@ class _Report:
 
     @cached_property
     def selections(self) -> dict[str, pl.LazyFrame]:
-        return {name: self.scan(f"selections/{name}") for name in self.ablations}
+        return {name: self.scan(f"selections/{name}") for name in self.compared}
 
     @cached_property
     def datasets(self) -> dict[str, pl.DataFrame]:
@@ -115,12 +135,17 @@ class _Report:
     @cached_property
     def family_rows(self) -> list[dict]:
         examples = {name: self.read(f"evaluation_examples/{name}") for name in self.models}
-        return family_rows(self.model_rows, examples, self.ablations, self.study.evaluation)
+        return family_rows(self.model_rows, examples, self.compared, self.study.evaluation)
+
+    @property
+    def candidates(self) -> pl.DataFrame | None:
+        """The teachers that were tried; None if one was trained."""
+        return self.read("teacher_candidates") if self.study.teacher_sweep else None
 
     @cached_property
     def costs(self) -> tuple[str, dict[str, list[dict]]]:
         """The costs section, and its rows."""
-        return _costs(self.request, self.ablations)
+        return _costs(self.request, self.compared)
 
 
 def _write_page(report: _Report) -> None:
@@ -137,8 +162,9 @@ def _write_page(report: _Report) -> None:
 
 def _sections(report: _Report) -> dict[str, str | None]:
     """Return heading -> content, in the order of the page; plots are written to the folder."""
-    study, ablations, families, folder = report.study, report.ablations, report.family_rows, report.folder
-    results = comparison.results(families, report.model_rows, ablations, study.evaluation)
+    study, ablations, families, folder = report.study, report.compared, report.family_rows, report.folder
+    tried = report.setting_rows
+    results = comparison.results(families, report.model_rows, report.ablations, study.evaluation, tried)
     logs = {TEACHER_ROW: TEACHER_ROW} | report.first_members
     compared = {name: report.selections[name] for name in comparison.compared_selections(ablations)}
     costs, _ = report.costs
@@ -159,12 +185,12 @@ def _sections(report: _Report) -> dict[str, str | None]:
         "The curriculum that selection makes": sections.curricula(ablations, report.read, folder),
         "Tokens": sections.token_explorer(_explorer_tables(report)),
         "What it costs": costs,
-        "What was run": sections.settings(study, ablations),
+        "What was run": sections.settings(study, ablations, report.candidates),
     }
 
 
 def _explorer_tables(report: _Report) -> ExplorerTables:
-    losses = {name: report.scan(f"evaluation_tokens/{name}") for name in report.ablations}
+    losses = {name: report.scan(f"evaluation_tokens/{name}") for name in report.compared}
     return ExplorerTables(
         report.tokens,
         report.scan("token_alternatives"),
@@ -205,9 +231,15 @@ def _costs(request: StageRequest, ablations: Mapping[str, AblationSpec]) -> tupl
 
 def _write_rows(report: _Report, cost_rows: dict[str, list[dict]]) -> None:
     """Write the result tables as JSON and CSV, and the costs as JSON."""
-    for name, rows in (("ablation_table", report.model_rows), ("family_table", report.family_rows)):
+    tables = {"ablation_table": report.model_rows, "family_table": report.family_rows}
+    if report.setting_rows:
+        tables["setting_table"] = report.setting_rows
+    for name, rows in tables.items():
         (report.folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        pl.DataFrame(rows, infer_schema_length=None).write_csv(report.folder / f"{name}.csv")
+        plain = [
+            {key: "; ".join(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+        ]
+        pl.DataFrame(plain, infer_schema_length=None).write_csv(report.folder / f"{name}.csv")
     (report.folder / "costs.json").write_text(json.dumps(cost_rows, indent=1), encoding="utf-8")
 
 
@@ -229,6 +261,7 @@ def _metrics(report: _Report) -> dict[str, float | int | str]:
         "metrics": len({(row["dataset"], row["metric"]) for row in report.model_rows}),
         "verdict": verdict(families),
         "page_kilobytes": round((report.folder / PAGE).stat().st_size / 1e3),
+        **{f"setting_{row['family']}": row["trained_with"] for row in report.setting_rows if row["chosen"]},
         **{f"loss_{row['dataset']}_{row['family']}": row["value"] for row in families if row["metric"] == "loss"},
     }
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from tokenuq_ml.config import REFERENCE_ROWS, TEACHER_ROW, StudySpec
+from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
 from tokenuq_pipeline.assets import inputs
@@ -50,11 +51,11 @@ def ablation_report(config: Config, study: StudySpec) -> StageAsset:
         "the report as an HTML page.",
         kinds=frozenset({"python", "polars"}),
         outputs={"report": report_path(study.name)},
-        inputs=tuple(_inputs(study)),
+        inputs=tuple(_inputs(config, study)),
     )
 
 
-def _inputs(study: StudySpec) -> Iterator[Input]:
+def _inputs(config: Config, study: StudySpec) -> Iterator[Input]:
     name = study.name
     yield inputs.model_without_weights(study.model)
     yield from inputs.examples(study.dataset, *study.ood)
@@ -64,7 +65,12 @@ def _inputs(study: StudySpec) -> Iterator[Input]:
         for table in PER_REFERENCE:
             yield inputs.row_table(name, table, row, ("reference_evaluation",))
     yield inputs.row_table(name, "training_log", TEACHER_ROW, ("baseline_teacher",))
+    if study.teacher_sweep is not None:
+        yield inputs.study_table(name, "teacher_candidates", "teacher_sweep")
+    ablations = {one: config.ablations[one] for one in study.ablations}
     for ablation in study.ablations:
+        if is_measured_on_validation(ablations[ablation], ablations):
+            yield inputs.row_table(name, "validation_losses", ablation, (ablation, "evaluation"))
         for table, stage in PER_ABLATION.items():
             yield inputs.row_table(name, table, ablation, (ablation, stage))
         yield Input(f"costs/{ablation}", inputs.costs_path(name, ablation), (name, ablation, "student"))

@@ -8,6 +8,10 @@ def ablation_sentence(ablation: AblationSpec) -> str:
     select = ablation.select
     seed = f"; seed {ablation.seed}"
     growth = f"; LoRA rank grows from {ablation.rank_growth.start}" if ablation.rank_growth else ""
+    if ablation.train.values:
+        growth += f"; {ablation.train.text}"
+    if ablation.budget != "equal_steps":
+        growth += "; as many trained tokens as a training on every token"
     if select.by == "all":
         return f"Every response token: {_treatment(ablation.selected)}{growth}{seed}."
     units = "tokens" if select.unit == "token" else "examples"
