@@ -14,29 +14,23 @@ from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.console import compact_logger
 from tokenuq_pipeline.runtime.dagster_internals import log_by_default
-from tokenuq_pipeline.runtime.launchers.choice import uses_ray
+from tokenuq_pipeline.runtime.launchers.choice import several_models_fit
 from tokenuq_pipeline.runtime.paths import config_folders
+from tokenuq_pipeline.runtime.step_processes import steps_side_by_side
 
 __all__ = ["build_defs", "chosen_executor", "defs", "load_defs"]
-
-EXECUTOR_VARIABLE = "TOKENUQ_EXECUTOR"
 
 
 def chosen_executor() -> dg.ExecutorDefinition:
     """Return the executor for the UI's runs, as `$TOKENUQ_EXECUTOR` names it.
 
-    By default steps run in the process of their run, one after another: the heavy work is in child processes anyway,
-    and a process per step would only import Dagster again. On a cluster the ablations of a run are trained side by
-    side, so that steps have processes, which wait for their jobs.
+    Where several models fit, steps run side by side, in processes of their own. A cluster is not asked: it may start
+    after the UI.
 
     Raises:
-        InputError: there is no such executor.
+        InputError: there is no such executor, or another variable has a wrong value.
     """
-    executors = {"in_process": dg.in_process_executor, "multiprocess": dg.multiprocess_executor}
-    name = os.environ.get(EXECUTOR_VARIABLE) or ("multiprocess" if uses_ray() else "in_process")
-    if name not in executors:
-        raise InputError(f"{EXECUTOR_VARIABLE}: unknown executor {name!r}; allowed: {', '.join(executors)}")
-    return executors[name]
+    return dg.multiprocess_executor if steps_side_by_side(several_models_fit()) else dg.in_process_executor
 
 
 def load_defs() -> dg.Definitions:

@@ -27,6 +27,7 @@ from tokenuq_pipeline.runtime.instance import ACCELERATOR
 from tokenuq_pipeline.runtime.launcher import StageFailure, StageLauncher
 from tokenuq_pipeline.runtime.leases import Lease, LeaseLost
 from tokenuq_pipeline.runtime.manifest import Manifest
+from tokenuq_pipeline.runtime.step_processes import ending_with_run
 from tokenuq_pipeline.runtime.store import Store
 
 RETRIES, RETRY_DELAY_S = 2, 2.0
@@ -69,7 +70,11 @@ def build_assets(group: StageGroup) -> dg.AssetsDefinition:
         pool=ACCELERATOR if any(asset.needs_model for asset in group.assets) else None,
     )
     def stage(context: dg.AssetExecutionContext):
-        with full_disks_in_words(context.resources.store.home), _repeated_when_away(context):
+        with (
+            ending_with_run(context),
+            full_disks_in_words(context.resources.store.home),
+            _repeated_when_away(context),
+        ):
             yield from run_stage(context, group)
 
     return stage

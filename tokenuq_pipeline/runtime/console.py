@@ -44,13 +44,15 @@ class Console:
         other_stream: where lines go from then on if `stream` cannot be written any more; None: nowhere. A computation
             of hours does not end because nobody reads its lines.
         has_lost_stream: whether that has happened.
+        shows_events: whether the console logger prints the events of runs; else `tokenuq run` does.
+        shows_messages: whether it prints the messages of stages.
     """
 
     def __init__(self) -> None:
         self.stream: TextIO | None = None
         self.other_stream: TextIO | None = None
         self.has_lost_stream = False
-        self.shows_events = True
+        self.shows_events = self.shows_messages = True
 
     def line(self, text: str, indent: str = "") -> None:
         """Print `text` after the time of day; its further lines are aligned with the first."""
@@ -107,11 +109,15 @@ class CompactHandler(logging.Handler):
             CONSOLE.line(self._failures.errors()[-1])
 
     def _message(self, record: logging.LogRecord, message: str, step: str | None) -> None:
-        if record.levelno < logging.INFO or message.startswith("[pipes]") or NOT_EXECUTED.fullmatch(message):
-            return
-        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        indent = INDENT if not CONSOLE.shows_events else f"{step}: " if step else ""
-        CONSOLE.line(f"{level}{message}", indent)
+        if CONSOLE.shows_messages and (text := shown_message(record.levelno, message)) is not None:
+            CONSOLE.line(text, INDENT if not CONSOLE.shows_events else f"{step}: " if step else "")
+
+
+def shown_message(level: int, message: str) -> str | None:
+    """Return what is printed of a log message; None if it is left out."""
+    if level < logging.INFO or message.startswith("[pipes]") or NOT_EXECUTED.fullmatch(message):
+        return None
+    return f"{logging.getLevelName(level).lower()}: {message}" if level >= logging.WARNING else message
 
 
 @dg.logger({}, description="One line per event.")

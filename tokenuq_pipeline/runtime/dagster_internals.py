@@ -5,6 +5,7 @@ Every import of `dagster._...` is in this file, so that an upgrade of Dagster to
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.reconstruct import ReconstructableJob
+from dagster._core.errors import DagsterSubprocessError
 from dagster._core.events import EngineEventData, RunFailureReason
 from dagster._core.execution import context_creation_job
 from dagster._core.execution.api import execute_run_iterator
@@ -36,6 +39,7 @@ from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
+from dagster._core.executor.child_process_executor import ChildProcessCrashException
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
@@ -51,9 +55,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA_VERSION_TAG",
+    "INTERRUPTS_STEPS",
     "IN_PROGRESS_RUN_STATUSES",
     "NOT_FINISHED_STATUSES",
     "REPOSITORY_TAG",
+    "STEP_CRASHED",
     "WAITS_FOR_SLOT",
     "AssetGraph",
     "CachingStaleStatusResolver",
@@ -61,6 +67,7 @@ __all__ = [
     "ExecutionPlan",
     "PlanOrchestrationContext",
     "RetryMode",
+    "ReconstructableJob",
     "Recorded",
     "StaleStatus",
     "StepDependencyConfig",
@@ -75,6 +82,7 @@ __all__ = [
     "passed_on_latest",
     "process_of_event",
     "run_job",
+    "run_rebuilt_job",
     "selected_checks",
     "stale_status_resolver",
     "version_tags",
@@ -86,11 +94,22 @@ REPOSITORY_TAG = ".dagster/repository"
 """The UI lists a run under a job by this tag: `__repository__@<code location>`."""
 WAITS_FOR_SLOT = "Step blocked by limit"
 """The start of the event of a step that waits for a slot of a pool."""
+INTERRUPTS_STEPS = "Multiprocess executor: received termination signal"
+"""The start of the event of a run that was interrupted, and interrupts its steps."""
+STEP_CRASHED = ChildProcessCrashException.__name__
+"""The class of the error of a step whose process has ended without a word."""
 
 
 def run_job(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[dg.DagsterEvent]:
     """Execute a run in this process and yield its events as they happen."""
     return execute_run_iterator(InMemoryJob(job), run, instance)
+
+
+def run_rebuilt_job(
+    job: ReconstructableJob, run: dg.DagsterRun, instance: dg.DagsterInstance
+) -> Iterator[dg.DagsterEvent]:
+    """Execute a run whose steps have processes of their own, which build the job again; yield its events."""
+    return execute_run_iterator(job, run, instance)
 
 
 def was_terminated(event: dg.DagsterEvent) -> bool:
@@ -103,7 +122,11 @@ def exception_of_run(event: dg.DagsterEvent) -> str | None:
     data = event.job_failure_data
     if data.failure_reason != RunFailureReason.RUN_EXCEPTION or data.error is None:
         return None
-    return data.error.message.strip()
+    if data.error.cls_name != DagsterSubprocessError.__name__:
+        return data.error.message.strip()
+    # One text for all processes of steps. What has crashed is a failure of its step already.
+    found = re.findall(r"^In process \d+: (.*?)\s*(?:^Stack Trace:|\Z)", data.error.message, re.MULTILINE | re.DOTALL)
+    return next((reason.strip() for reason in found if STEP_CRASHED not in reason), None)
 
 
 def process_of_event(event: dg.DagsterEvent) -> int | None:

@@ -12,7 +12,7 @@ import dagster as dg
 
 from tokenuq_ml.object_store.bucket import StoreAway
 from tokenuq_ml.tables.partitions import store_folder
-from tokenuq_pipeline.runtime.dagster_internals import exception_of_run
+from tokenuq_pipeline.runtime.dagster_internals import STEP_CRASHED, exception_of_run
 from tokenuq_pipeline.runtime.full_disks import full_disk_of_run
 
 REPORTED_OTHERWISE = {"DagsterAssetCheckFailedError", "DagsterExecutionInterruptedError"}
@@ -133,6 +133,8 @@ def _reason(event: dg.DagsterEvent) -> str:
         return data.user_failure_data.description
     if data.error is None:
         return f"{event.step_key}, for an unknown reason"
+    if data.error.cls_name == STEP_CRASHED:
+        return "the process of the step was killed; run the same command again: a training resumes from its checkpoint"
     error = _innermost(data.error)
     message = error.message.strip()
     if error.cls_name == StoreAway.__name__:

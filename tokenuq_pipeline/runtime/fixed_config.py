@@ -8,11 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from tokenuq_pipeline.runtime.launchers.choice import uses_ray
-
-CLUSTER_STEPS = 32
-"""Steps of a run at once whose stages run on a cluster: as many processes that wait. Dagster's default is one per core
-of this machine. The pool of models limits those that load one."""
+from tokenuq_pipeline.runtime.step_processes import START, STEPS
 
 
 def fixed_resource(value: Any) -> dg.ResourceDefinition:
@@ -37,6 +33,5 @@ def fixed_executor(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
     defaults: dict[str, Any] = {}
     if executor.name == dg.multiprocess_executor.name:
         schema["max_concurrent"] = dg.Field(dg.Noneable(int), is_required=False, description="steps at once")
-        if uses_ray():
-            defaults["max_concurrent"] = CLUSTER_STEPS
+        defaults = {"max_concurrent": STEPS, "start_method": START}
     return executor.configured(lambda config: {**defaults, **config}, config_schema=schema, name=executor.name)

@@ -89,6 +89,18 @@ def lock_file(path: Path) -> Iterator[None]:
         yield
 
 
+def try_lock(path: Path) -> int | None:
+    """Lock a file, whose folder exists; return the descriptor that holds the lock, or None if another one does.
+
+    A child that is started with the descriptor holds the lock too.
+    """
+    descriptor = _open(path)
+    if _lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
 def store_lock(home: Path) -> contextlib.AbstractContextManager[None]:
     """Lock a store for the moment in which something is published, deleted or taken over. Not re-entrant."""
     return lock_file(home / ".leases" / ".lock")

@@ -14,15 +14,13 @@ from pathlib import Path
 import dagster as dg
 from sqlalchemy.exc import IntegrityError
 
-from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.dagster_internals import IN_PROGRESS_RUN_STATUSES, process_of_event
-from tokenuq_pipeline.runtime.launchers.choice import cluster_slots
+from tokenuq_pipeline.runtime.launchers.choice import models_at_once
 from tokenuq_pipeline.runtime.owners import Owner, clean_heartbeats, heartbeat_of
 from tokenuq_pipeline.runtime.processes import is_running, started_at
 
 ACCELERATOR = "accelerator"
 """The pool of every stage that loads a model. Its slots are how many such stages run at once."""
-SLOTS_VARIABLE = "TOKENUQ_ACCELERATOR_SLOTS"
 PROCESS_TAG = "tokenuq/process"
 """The tag of a run that holds the `Owner` that executes it: of a run from the UI, since its executor has started."""
 ONLY_STALE_TAG = "tokenuq/only_stale"
@@ -56,9 +54,9 @@ def prepare(instance: dg.DagsterInstance, home: Path, environment: Mapping[str, 
 def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> list[str]:
     """Set the slots of the pool `accelerator` to the number in `$TOKENUQ_ACCELERATOR_SLOTS`.
 
-    Without the variable, it is the number of models that a Ray cluster holds, if stages run there: the cluster then
-    queues what it has no room for, and a stage that reserves several GPUs waits there. Otherwise the number stays as it
-    was set before, for example in the UI; at first it is one.
+    Without the variable, it is the number of models that a Ray cluster holds, if stages run there, or of the GPUs of
+    this machine, if it has several: a stage that reserves more than one waits for them. Otherwise the number stays as
+    it was set before, for example in the UI; at first it is one.
 
     Raises:
         InputError: the variable is not a positive integer.
@@ -66,10 +64,7 @@ def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> l
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return []
-    text = environment.get(SLOTS_VARIABLE)
-    if text is not None and not (text.isdigit() and int(text) > 0):
-        raise InputError(f"{SLOTS_VARIABLE}: must be a positive integer, is {text!r}")
-    found = int(text) if text else cluster_slots(environment)
+    found = models_at_once(environment)
     for _ in range(FIRST_STARTS):
         limits = {pool.name: pool.limit for pool in storage.get_pool_limits()}
         wanted = found or limits.get(ACCELERATOR, 1)
@@ -80,6 +75,13 @@ def set_slots(instance: dg.DagsterInstance, environment: Mapping[str, str]) -> l
             storage.set_concurrency_slots(ACCELERATOR, wanted)
             return [f"pool {ACCELERATOR}: {wanted} slot{'s' if wanted > 1 else ''}"]
     return []
+
+
+def slots(instance: dg.DagsterInstance) -> int:
+    """Return how many stages with a model run at once."""
+    storage = instance.event_log_storage
+    pools = storage.get_pool_limits() if storage.supports_global_concurrency_limits else ()
+    return next((pool.limit for pool in pools if pool.name == ACCELERATOR), 1)
 
 
 def close_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:

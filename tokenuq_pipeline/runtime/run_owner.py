@@ -21,6 +21,7 @@ from tokenuq_pipeline.runtime.dagster_internals import (
 from tokenuq_pipeline.runtime.dev_server import ending_with_dev
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG, close_dead_runs
 from tokenuq_pipeline.runtime.owners import Owner, beating
+from tokenuq_pipeline.runtime.step_processes import passing_on_interrupts
 
 LOOK_S = 10.0
 """Seconds between two looks for dead runs, whose slots a run may be waiting for."""
@@ -37,7 +38,7 @@ def owned(executor: dg.ExecutorDefinition, home: Path) -> dg.ExecutorDefinition:
     def create(context: dg.InitExecutorContext) -> dg.Executor:
         make = executor.executor_creation_fn
         assert make is not None
-        return _OwnedExecutor(make(context), home)
+        return _OwnedExecutor(make(context), home, executor.name == dg.multiprocess_executor.name)
 
     return dg.ExecutorDefinition(
         name=executor.name,
@@ -49,8 +50,8 @@ def owned(executor: dg.ExecutorDefinition, home: Path) -> dg.ExecutorDefinition:
 
 
 class _OwnedExecutor(dg.Executor):
-    def __init__(self, inner: dg.Executor, home: Path):
-        self._inner, self._home = inner, home
+    def __init__(self, inner: dg.Executor, home: Path, has_step_processes: bool):
+        self._inner, self._home, self._has_step_processes = inner, home, has_step_processes
 
     @property
     def retries(self) -> RetryMode:
@@ -71,6 +72,8 @@ class _OwnedExecutor(dg.Executor):
             instance.add_run_tags(run.run_id, {PROCESS_TAG: str(Owner.current())})
             if not instance.is_ephemeral:
                 stack.enter_context(_closing_dead_runs(instance, self._home))
+            if self._has_step_processes:
+                stack.enter_context(passing_on_interrupts())
             yield from self._inner.execute(plan_context, execution_plan)
 
 

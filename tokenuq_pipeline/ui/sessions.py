@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tokenuq_pipeline.runtime.processes import is_running, process_stat
+from tokenuq_pipeline.runtime.processes import is_running
 
 ORDERLY_S = 6.0
 """Seconds that Dagster's servers have to end after an interrupt."""
@@ -20,7 +20,8 @@ CHECKPOINT_S = 45.0
 POLL_S = 0.05
 RUN_WORKER = b"multiprocessing.spawn"
 """In the command line of the processes that execute runs: Dagster's code server starts them by `multiprocessing`."""
-
+STEP = b"multiprocessing.forkserver"
+"""In that of the processes of a run's steps, and of the one that they are forked from."""
 ORPHAN_WATCH = b"watch_orphans"
 """In that of Dagster's helpers, which end with their parent and print a traceback if they are interrupted."""
 
@@ -45,9 +46,8 @@ def interrupt(session: int, without: Collection[int] = ()) -> None:
     kills a stage at once.
     """
     pids = members(session, without)
-    workers = {pid for pid in pids if is_run_worker(pid)}
-    steps = {pid for pid in workers if (stat := process_stat(pid)) and stat.parent in workers}
-    _send(signal.SIGINT, [pid for pid in pids if pid not in steps and ORPHAN_WATCH not in _command(pid)])
+    spared = (STEP, ORPHAN_WATCH)
+    _send(signal.SIGINT, [pid for pid in pids if not any(part in _command(pid) for part in spared)])
 
 
 def wait_or_kill(session: int, without: Collection[int], say: Callable[[str], None]) -> None:
@@ -56,10 +56,11 @@ def wait_or_kill(session: int, without: Collection[int], say: Callable[[str], No
     while left := members(session, without):
         waited = time.monotonic() - started
         workers = [pid for pid in left if is_run_worker(pid)]
+        steps = [pid for pid in left if STEP in _command(pid)]
         if waited > CHECKPOINT_S:
             _send(signal.SIGKILL, left)
         elif waited > ORDERLY_S:
-            _send(signal.SIGKILL, [pid for pid in left if pid not in workers])
+            _send(signal.SIGKILL, [pid for pid in left if pid not in workers and pid not in steps])
             if workers and not told:
                 told = True
                 say(f"waiting for {len(workers)} run{'s' if len(workers) > 1 else ''} to write checkpoints")
