@@ -66,6 +66,8 @@ def test_every_name_is_explained():
         *registry.SELECTORS,
         *registry.OBJECTIVES,
         *registry.COLUMNS,
+        *registry.STUDENT_COLUMNS,
+        *(setting for objective in registry.OBJECTIVES.values() for setting in objective.settings),
         *registry.DIVERGENCES,
         *registry.TEACHERS,
     ):

@@ -111,6 +111,12 @@ class ObjectiveSpec(Spec):
         return f"{self.kind}+{DISTILL}" if self.is_sum else self.kind
 
     @property
+    def text(self) -> str:
+        """The label with the settings that differ from their defaults, as in `focal (gamma 1)`."""
+        settings = ", ".join(f"{name} {number:g}" for name, number in self.settings.items())
+        return f"{self.label} ({settings})" if settings else self.label
+
+    @property
     def is_sum(self) -> bool:
         """Whether each token has both a cross-entropy and a divergence."""
         return self.kind != DISTILL and self.distill is not None

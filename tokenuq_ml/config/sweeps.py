@@ -13,7 +13,8 @@ from typing import Any
 
 SWEPT = (
     *("quantile", "threshold", "keep", "scope"),
-    *("teacher", "divergence", "temperature", "weight"),
+    *("teacher", "divergence", "temperature", "weight", "top_k"),
+    *("exponent", "gamma", "floor", "power", "clip", "noise"),
     *("learning_rate", "epochs", "weight_decay"),
     *("rank", "alpha", "dropout", "budget", "seed"),
 )

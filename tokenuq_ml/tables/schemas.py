@@ -91,7 +91,7 @@ TABLES = {
             **TOKEN_COLUMNS,
             "loss": ("float32", "the student's cross-entropy at that step, nats"),
             "selected": ("bool", "whether the token was selected"),
-            "objective": ("string", "mle, dft, eaft, distill, none, or module:function"),
+            "objective": ("string", "name of the objective; of a sum, with `+distill`"),
         },
         keys=("step", *TOKEN_KEY),
         partitions=("study", "ablation"),

@@ -32,7 +32,11 @@ def _amount(value: float | Schedule | str, form: str) -> str:
 
 
 def _treatment(objective: ObjectiveSpec) -> str:
-    if objective.distill is not None:
-        distill = objective.distill
-        return f"{distill.divergence} to the {distill.teacher} teacher, temperature {distill.temperature:g}"
-    return {"none": "not trained"}.get(objective.kind, f"trained by {objective.kind}")
+    distill = objective.distill
+    if distill is None:
+        return "not trained" if objective.kind == "none" else f"trained by {objective.text}"
+    kept = "" if distill.top_k is None else f", its {distill.top_k} likeliest tokens"
+    to_teacher = f"{distill.divergence} to the {distill.teacher} teacher, temperature {distill.temperature:g}{kept}"
+    if not objective.is_sum:
+        return to_teacher
+    return f"trained by {objective.text.replace('+distill', '')} and {distill.weight:g} x {to_teacher}"

@@ -87,7 +87,8 @@ def test_an_ablations_step_agrees_with_its_spec(name):
     ablation = CONFIG.ablations[name]
     found = step_of(tiny_planner(), name)
     assert found["selection_needs_loss"] == ablation.needs_student_losses
-    assert found["mle_share"] + found["distilled_share"] <= 1 + 1e-12
+    assert found["mle_share"] + found["distilled_share"] - found["summed_share"] <= 1 + 1e-12
+    assert (found["summed_share"] > 0) == (ablation.selected.is_sum or ablation.rest.is_sum)
     assert (found["teacher"] != "none") == (ablation.distillation is not None)
     Step(1, 1, 1, **found)
 

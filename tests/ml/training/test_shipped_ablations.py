@@ -55,6 +55,7 @@ def teacher_and_tables(tmp_path_factory):
                     "category": draw.choice(CATEGORIES, count).tolist(),
                     "bald": draw.random(count, dtype=np.float32),
                     "expected_entropy": draw.random(count, dtype=np.float32),
+                    "mc_loss": draw.exponential(5, size=count).astype(np.float32),
                 }
             )
         )
@@ -93,7 +94,7 @@ class FirstBatch:
         q = full_logits(model, batch).detach().log_softmax(-1)
         logp = self.logits.log_softmax(-1)
         self.loss = -logp.gather(1, batch.label_N[:, None])[:, 0]
-        self.kl = (q.exp() * (q - logp)).sum(1)
+        self.kl, self.teacher = (q.exp() * (q - logp)).sum(1), q
         keys = pl.DataFrame({"example_id": [k for k, _ in batch.keys], "position": [p for _, p in batch.keys]})
         keys = keys.with_columns(pl.col("position").cast(pl.Int32))
         rows = keys.join(tables["token_losses"], on=["example_id", "position"], how="left", maintain_order="left")
@@ -118,10 +119,21 @@ class FirstBatch:
         chosen = {names[i] for i in mean.topk(ceil(share * len(names))).indices}
         return torch.tensor([e in chosen for e in self.example])
 
-    def dataset_top(self, share):
-        losses = self.everything.sort("loss", descending=True).head(ceil(share * len(self.everything)))
+    def dataset_top(self, share, score="loss"):
+        table = self.everything.with_columns(influence=pl.col("base_loss") - pl.col("loss"))
+        losses = table.sort(score, descending=True).head(ceil(round(share * len(table), 9)))
         chosen = set(losses.select("example_id", "position").iter_rows())
         return torch.tensor([pair in chosen for pair in zip(self.example, self.positions, strict=True)])
+
+    def example_means(self, values):
+        """The mean of each token's example, and that of each example."""
+        at = {n: torch.tensor([e == n for e in self.example]) for n in dict.fromkeys(self.example)}
+        means = {n: values[mask].mean() for n, mask in at.items()}
+        return torch.stack([means[e] for e in self.example]), torch.stack(list(means.values()))
+
+    def entropy(self):
+        logp = self.logits.log_softmax(-1)
+        return -(logp.exp() * logp).sum(1)
 
     def top20_entropy(self):
         p = torch.softmax(torch.sort(self.logits, dim=1, descending=True).values[:, :20], -1)
@@ -153,19 +165,91 @@ MASKS = {
     "quantile_anneal": lambda w: w.top(w.loss, 0.75),
     "quantile_adaptive": lambda w: w.loss > w.everything["loss"].mean(),
     "rank_growth": lambda w: w.top(w.loss, 0.25),
+    "profit": lambda w: torch.exp(-w.loss) > 0.1,
+    "token_cleaning": lambda w: w.dataset_top(0.6, "influence"),
+    "forgetting": lambda w: w.dataset_top(0.6, "influence"),
+    "sstoken_loss": lambda w: w.top(w.table["base_loss"] - w.loss, 0.6),
+    "tip_entropy50": lambda w: w.top(w.entropy(), 0.5),
+    "tip_divergence10": lambda w: w.top(w.kl, 0.1),
+    "tip_either50": lambda w: w.top(either(w.entropy(), w.kl), 0.5),
+    "student_entropy_top25": lambda w: w.top(w.entropy(), 0.25),
+    "divergence_top25": lambda w: w.top(w.kl, 0.25),
+    "anchored_top25": lambda w: w.top(w.loss, 0.25),
+    **dict.fromkeys(
+        (
+            *("p_power_exponent0p5", "p_power_exponent2", "focal", "talr", "iw_sft"),
+            *("asft", "anchored_mle", "distill_top8", "epistemic_share", "label_trust"),
+        ),
+        ALL,
+    ),
 }
+
+
+def either(*scores):
+    h, d = ((x - x.min()) / (x.max() - x.min()) for x in scores)
+    return h + d - h * d
+
+
+def talr(w):
+    temperature = w.example_means(w.loss)[1].sort().values[3]  # the lower median of 8
+    return (torch.exp(-w.loss / temperature)).clamp(min=0.01) * w.loss
+
+
+def top8_kl(w):
+    q = w.teacher.exp() * torch.zeros_like(w.teacher).scatter(1, w.teacher.topk(8, 1).indices, 1.0)
+    q = q / q.sum(1, keepdim=True)
+    return (torch.xlogy(q, q) - q * w.logits.log_softmax(-1)).sum(1)
+
+
+def epistemic_share(w):
+    b, a = w.table["bald"], w.table["expected_entropy"]
+    share = b / (b + a * b.sum() / a.sum())
+    return share * w.loss + (1 - share) * w.kl
+
+
+def label_trust(w):
+    q = torch.exp(-w.table["mc_loss"])
+    return q / (q + 0.002) * w.loss + 0.002 / (q + 0.002) * w.kl
+
+
+LOSSES = {
+    "p_power_exponent0p5": lambda w: torch.exp(-0.5 * w.loss) * w.loss,
+    "p_power_exponent2": lambda w: torch.exp(-2 * w.loss) * w.loss,
+    "focal": lambda w: (1 - torch.exp(-w.loss)) ** 2 * w.loss,
+    "talr": talr,
+    "iw_sft": lambda w: torch.exp(w.example_means(w.table["base_loss"] - w.loss)[0]).clamp(max=16) * w.loss,
+    "asft": lambda w: torch.exp(-w.loss) * w.loss + 0.1 * w.kl,
+    "anchored_mle": lambda w: w.loss + 0.1 * w.kl,
+    "distill_top8": top8_kl,
+    "epistemic_share": epistemic_share,
+    "label_trust": label_trust,
+    **{name: (lambda w, name=name: MASKS[name](w) * w.kl) for name in MASKS if name.startswith("tip_")},
+}
+"""The loss of each token, of ablations that do more than to train the selected tokens and to distil the rest."""
 FACTORS = {"dft": lambda w: torch.exp(-w.loss), "eaft": lambda w: w.top20_entropy() / 3}
-DISTILS = {"distill_all"} | {
-    name
-    for name in MASKS
-    if name.startswith("paper") or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank")
-}
+DISTILS = (
+    {"distill_all"}
+    | {
+        name
+        for name in MASKS
+        if name.startswith("paper")
+        or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank")
+    }
+    | {"student_entropy_top25", "divergence_top25", "anchored_top25"}
+)
 RANDOM = ("random25", "fixed_random25")
-OTHER_SHARES = [name for name in MASKS if name.startswith(("paper", "masked_mle")) and not name.endswith("25")]
-"""What differs from the ablation of 25% by its share only; `make test-heavy` runs these too."""
+IN_HEAVY = [
+    *(name for name in MASKS if name.startswith(("paper", "masked_mle")) and not name.endswith("25")),
+    *("p_power_exponent0p5", "p_power_exponent2", "focal", "iw_sft", "anchored_mle", "epistemic_share"),
+    *("profit", "token_cleaning", "sstoken_loss", "tip_entropy50", "tip_divergence10", "distill_top8"),
+    *("student_entropy_top25", "divergence_top25", "anchored_top25"),
+]
+"""What differs from another ablation by a number or a name, which tests of scores and weights cover."""
 
 
 def objective(name, w, mask):
+    if name in LOSSES:
+        return LOSSES[name](w).mean()
     trained = FACTORS.get(name, lambda w: 1.0)(w) * w.loss
     if name == "distill_all":
         return w.kl.mean()
@@ -177,7 +261,7 @@ def test_every_shipped_ablation_is_tested():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.heavy) if name in OTHER_SHARES else name for name in MASKS]
+    "name", [pytest.param(name, marks=pytest.mark.heavy) if name in IN_HEAVY else name for name in MASKS]
 )
 def test_selected_set_and_loss_equal_plain_pytorch(name, teacher_and_tables, tmp_path):
     recorder = run(ABLATIONS[name], teacher_and_tables, tmp_path)
