@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tokenuq_ml.costs import volumes
 from tokenuq_ml.costs.ablation_step import ablation_step
+from tokenuq_ml.costs.budgets import budget_of, epochs_of, rank_of, steps_of
 from tokenuq_ml.costs.cluster import Cluster
 from tokenuq_ml.costs.cluster_stage import (
     StageTime,
@@ -25,7 +26,7 @@ from tokenuq_ml.costs.planner import TABLE_BYTES, Planner
 from tokenuq_ml.costs.volumes import TableVolume, table_volume
 from tokenuq_ml.errors import InputError
 
-TRAININGS = ("baseline_teacher", "student")
+TRAININGS = ("candidate_teacher", "baseline_teacher", "student")
 HOST_STAGES = ("models", "datasets", "tokenized_dataset", "uncertainty_analysis", "ablation_report")
 
 
@@ -75,8 +76,7 @@ class ClusterPlan:
     @property
     def steps(self) -> int:
         """Optimiser steps of a training."""
-        train = self.planner.study.train
-        return math.ceil(self.planner.train_data.rows / train.batch_size) * train.epochs
+        return steps_of(self.planner.study.train, self.planner.train_data.rows)
 
     @property
     def tables(self) -> list[TableVolume]:
@@ -161,9 +161,9 @@ class ClusterPlan:
 
     def _stage(self, asset: tuple[str, str, str]) -> StageTime:
         name, stage, of = asset
-        if stage in TRAININGS:
-            return self._training(name, stage, of)
         work = self.planner.work(stage, of)
+        if stage in TRAININGS and work.flop:
+            return self._training(name, stage, of)
         if stage in HOST_STAGES or not work.flop:
             return host_time(name, stage, work, self.cluster)
         precision = self.planner.machine.in_precision(work.precision).precision
@@ -177,16 +177,18 @@ class ClusterPlan:
         return inference_time(name, work, layout, precision, self.cluster, self.model, batch, (answers, size))
 
     def _training(self, name: str, stage: str, of: str) -> StageTime:
-        planner, train = self.planner, self.planner.study.train
-        ablation = planner.config.ablations[of] if of else None
+        planner = self.planner
+        ablation = planner.config.ablations[of] if stage == "student" else None
+        train, rows = budget_of(planner.study, stage, ablation, of), planner.train_data.rows
         cached = planner.online_reason is None
         step = ablation_step(ablation, train, cached, planner.softcapped) if ablation else {}
-        teacher, rank = step.get("teacher", "none"), (ablation.lora.of(train.lora) if ablation else train.lora).rank
+        teacher = step.get("teacher", "none")
+        rank = rank_of(planner.study, ablation) if ablation else train.lora.rank
         per_token = 0 if teacher in ("none", "online") else self.model.cache_bytes()[teacher]
-        seen = train.epochs * response_tokens([planner.train_data])
+        seen = epochs_of(train, rows, ablation) * response_tokens([planner.train_data])
         work = planner.work(stage, of)
         steps = TrainingSteps(
-            self.steps,
+            steps_of(train, rows, ablation),
             train.batch_size,
             2 + step.get("selection_passes", 0) + (teacher == "online"),
             self.model.adapter_parameters(rank),

@@ -9,15 +9,19 @@ Does not import torch.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tokenuq_ml.config import AblationSpec, DatasetSpec, StudySpec
+from tokenuq_ml.config import AblationSpec, StudySpec
+from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.costs.ablation_step import ablation_step
+from tokenuq_ml.costs.budgets import budget_of, epochs_of, rank_of
 from tokenuq_ml.costs.dataset_rows import splits_of
 from tokenuq_ml.costs.flops import Architecture, Step, flops
+from tokenuq_ml.costs.generated import full_lengths, generated_evaluations
 from tokenuq_ml.costs.lengths import Lengths, lengths
 from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
-from tokenuq_ml.costs.memory import PROCESS_BYTES, GeneratedEvaluation, PeakMemory
+from tokenuq_ml.costs.memory import PROCESS_BYTES, PeakMemory
 from tokenuq_ml.costs.passes import response_tokens, scoring_flops, total_tokens, training_flops
+from tokenuq_ml.costs.root_work import dataset_work, model_work
 from tokenuq_ml.costs.sources import ModelSizes
 from tokenuq_ml.costs.work import Work
 
@@ -72,7 +76,7 @@ class Planner:
             self.held_out += [self._lengths(name, split, measured) for split in splits_of(config.datasets[name])]
         self.validation = self._lengths(study.dataset, "validation", measured)
         self.data = [self.train_data, self.validation, *self.held_out]
-        self.generated_evaluations = self._generated_evaluations()
+        self.generated_evaluations = generated_evaluations(study, config.datasets)
         self.online_reason = self._online_reason()
 
     def work(self, stage: str, name: str = "") -> Work:
@@ -83,20 +87,24 @@ class Planner:
             name: an ablation, a model or a dataset, for the stages that have one asset for each.
         """
         if stage == "models":
-            return self._model(name)
+            return model_work(self.config.models[name], self.sizes[name])
         if stage == "datasets":
-            return self._dataset(name)
-        if stage in ("uncertainty_analysis", "ablation_report"):
+            spec = self.config.datasets[name]
+            tokens = total_tokens([full_lengths(spec, split, self.config.datasets) for split in splits_of(spec)])
+            return dataset_work(tokens, TABLE_BYTES["examples"])
+        if stage in ("teacher_sweep", "uncertainty_analysis", "ablation_report"):
             return Work(memory={"process": PROCESS_BYTES})
         if stage == "tokenized_dataset":
             tokens = total_tokens(self.data)
             return Work(tokens, disk={stage: TABLE_BYTES[stage] * tokens}, memory={"process": PROCESS_BYTES})
         if self.architecture is None:
-            return Work(self._tokens_without_sizes(stage), flop=None)
-        if stage == "student":
-            return self._student(self.config.ablations[name])
-        if stage == "curriculum":
-            return self._curriculum(self.config.ablations[name])
+            return Work(self._tokens_without_sizes(stage, name), flop=None)
+        if stage in ("student", "curriculum", "evaluation") and name:
+            ablation = self.config.ablations[name]
+            of_ablation = {"student": self._student, "curriculum": self._curriculum, "evaluation": self._evaluation_of}
+            return of_ablation[stage](ablation)
+        if stage == "candidate_teacher":
+            return self._candidate_teacher(name)
         estimates = {
             "baseline_teacher": self._baseline_teacher,
             "token_losses": self._token_losses,
@@ -116,26 +124,6 @@ class Planner:
     def _lengths(self, dataset: str, split: str, measured: Mapping[tuple[str, str], Lengths]) -> Lengths:
         return lengths(self.config.datasets[dataset], split, self.study.max_length, measured, self.config.datasets)
 
-    def _full_lengths(self, dataset: DatasetSpec, split: str) -> Lengths:
-        return lengths(dataset, split, float("inf"), {}, self.config.datasets)
-
-    def _generated_evaluations(self) -> list[GeneratedEvaluation]:
-        spec, found = self.study.evaluation, []
-        alpaca = spec.alpaca_eval if spec.alpaca_eval and spec.alpaca_eval.judge else None
-        for name, one in (("IF-Eval", spec.ifeval), ("GSM8K", spec.gsm8k), ("AlpacaEval", alpaca)):
-            if one is None:
-                continue
-            dataset = self.config.datasets[one.dataset]
-            splits = [self._full_lengths(dataset, split) for split in splits_of(dataset) if split in ("test", "ood")]
-            rows = sum(split.rows for split in splits)
-            prompt = sum(split.rows * split.prompt for split in splits) / max(rows, 1)
-            if name == "GSM8K" and one.num_fewshot:
-                shots = self.config.datasets[one.fewshot_dataset or one.dataset]
-                if "train" in splits_of(shots):
-                    prompt += one.num_fewshot * self._full_lengths(shots, "train").tokens
-            found.append(GeneratedEvaluation(name, rows, prompt, one.max_new_tokens))
-        return found
-
     def _online_reason(self) -> str | None:
         """Return why students run the teacher online; None if its states are cached."""
         if self.study.teacher_states == "online":
@@ -150,15 +138,16 @@ class Planner:
         per_token = sizes["hidden_states"] + (0 if self.softcapped else sizes["mean_embeddings"])
         return self.train_data.rows * self.train_data.response * per_token
 
-    def _training(self, rank: int, step: Mapping, outputs: Mapping[str, float]) -> Work:
+    def _training(self, rank: int, epochs: float, step: Mapping, outputs: Mapping[str, float]) -> Work:
         """Return the work of a training.
 
         Args:
             rank: the LoRA rank.
+            epochs: how often each example is trained.
             step: fields of `Step` that the ablation decides.
             outputs: bytes of outputs other than the adapter.
         """
-        epochs, data = self.study.train.epochs, [self.train_data]
+        data = [self.train_data]
         flop = training_flops(self.architecture, data, epochs, rank, **step).total
         adapter = 4 * self.architecture.adapter_parameters(rank)
         return Work(
@@ -170,33 +159,34 @@ class Planner:
             temporary_disk={"checkpoints": 2 * 3 * adapter},
         )
 
-    def _tokens_without_sizes(self, stage: str) -> float:
-        if stage in ("baseline_teacher", "student"):
-            return self.study.train.epochs * total_tokens([self.train_data])
+    def _epochs(self, stage: str, ablation: AblationSpec | None = None, row: str = "") -> float:
+        return epochs_of(budget_of(self.study, stage, ablation, row), self.train_data.rows, ablation)
+
+    def _tokens_without_sizes(self, stage: str, name: str) -> float:
+        if stage in ("baseline_teacher", "candidate_teacher", "student"):
+            ablation = self.config.ablations[name] if stage == "student" else None
+            return self._epochs(stage, ablation, name) * total_tokens([self.train_data])
         passes = {"token_losses": 2, "token_uncertainty": self.study.uncertainty.samples}.get(stage, 0)
         return passes * total_tokens(self.data)
 
     # One method per stage.
 
-    def _model(self, name: str) -> Work:
-        spec, sizes = self.config.models[name], self.sizes[name]
-        if sizes is None:
-            return Work(flop=None)
-        parameters = sizes.architecture.parameters
-        disk = {"weights": parameters * sizes.stored_bytes}
-        download = {"the hub's cache": parameters * sizes.stored_bytes} if spec.source == "hub" else {}
-        # A GGUF file is unpacked to float32 before it is converted to bfloat16.
-        in_memory = 6 if spec.source in ("gguf", "wheel") else sizes.stored_bytes
-        memory = {"process": PROCESS_BYTES, "weights": parameters * in_memory}
-        return Work(disk=disk, memory=memory, temporary_disk=download)
-
-    def _dataset(self, name: str) -> Work:
-        spec = self.config.datasets[name]
-        tokens = total_tokens([self._full_lengths(spec, split) for split in splits_of(spec)])
-        return Work(disk={"examples": TABLE_BYTES["examples"] * tokens}, memory={"process": PROCESS_BYTES})
-
     def _baseline_teacher(self) -> Work:
-        return self._training(self._rank, {}, {})
+        if self.study.teacher_sweep is not None:
+            # A copy of a candidate.
+            adapter = 4 * self.architecture.adapter_parameters(self._rank)
+            return Work(disk={"adapter": adapter}, memory={"process": PROCESS_BYTES})
+        return self._training(self._rank, self._epochs("baseline_teacher"), {}, {})
+
+    def _candidate_teacher(self, row: str) -> Work:
+        work = self._training(self._rank, self._epochs("candidate_teacher", row=row), {}, {})
+        return self._with_validation(work, self._rank)
+
+    def _with_validation(self, work: Work, rank: int) -> Work:
+        """Return the work with a pass over the validation split, by which settings are compared."""
+        data, flop = [self.validation], dict(work.flop or {})
+        flop["score"] = flop.get("score", 0.0) + scoring_flops(self.architecture, data, rank)
+        return replace(work, tokens=work.tokens + total_tokens(data), flop=flop)
 
     def _token_losses(self) -> Work:
         precision = self.study.precision.tables
@@ -260,6 +250,11 @@ class Planner:
         memory = self.memory.evaluation(self.generated_evaluations, batch_size)
         return Work(tokens, flop, {"evaluation tables": disk}, memory, precision=self.study.precision.tables)
 
+    def _evaluation_of(self, ablation: AblationSpec) -> Work:
+        rank = rank_of(self.study, ablation)
+        work, ablations = self._evaluation(rank), {name: self.config.ablations[name] for name in self.study.ablations}
+        return self._with_validation(work, rank) if is_measured_on_validation(ablation, ablations) else work
+
     def _reference_evaluation(self) -> Work:
         base, teacher = self._evaluation(0), self._evaluation()
         flop = {kind: base.flop[kind] + teacher.flop[kind] for kind in base.flop}
@@ -267,19 +262,19 @@ class Planner:
         return Work(2 * teacher.tokens, flop, disk, teacher.memory, precision=teacher.precision)
 
     def _student(self, ablation: AblationSpec) -> Work:
-        train = self.study.train
-        rank = ablation.lora.of(train.lora).rank
+        train, rank = self.study.train, rank_of(self.study, ablation)
+        epochs = self._epochs("student", ablation)
         snapshots = sum(0 < fraction < 1 for fraction in self.study.curriculum.fractions)
-        rows = train.epochs * self.train_data.rows * self.train_data.response
+        rows = epochs * self.train_data.rows * self.train_data.response
         outputs = {
             "snapshots": snapshots * 4 * self.architecture.adapter_parameters(rank),
             "selections": TABLE_BYTES["selections"] * rows,
         }
         step = ablation_step(ablation, train, cached=self.online_reason is None, softcapped=self.softcapped)
-        return self._training(rank, step, outputs)
+        return self._training(rank, epochs, step, outputs)
 
     def _curriculum(self, ablation: AblationSpec) -> Work:
-        spec, rank = self.study.curriculum, ablation.lora.of(self.study.train.lora).rank
+        spec, rank = self.study.curriculum, rank_of(self.study, ablation)
         few = self.validation
         sample = [Lengths(min(spec.examples, few.rows), few.tokens, few.response, few.squares, few.origin)]
         passes = len(set(spec.fractions)) * (1 + spec.samples)
