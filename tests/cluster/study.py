@@ -106,13 +106,13 @@ def main() -> int:
     from tokenuq_pipeline.automation.study_runner import StudyRunner
     from tokenuq_pipeline.build_defs import build_defs
     from tokenuq_pipeline.commands.run import _bring_up_to_date
+    from tokenuq_pipeline.runtime.bucket_store import open_store
     from tokenuq_pipeline.runtime.console import CONSOLE
     from tokenuq_pipeline.runtime.paths import dagster_home
-    from tokenuq_pipeline.runtime.store import Store
 
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     dagster_home()
-    config, store = load_config(folder), Store(os.environ["TOKENUQ_HOME"])
+    config, store = load_config(folder), open_store(os.environ["TOKENUQ_HOME"])
     with dg.DagsterInstance.get() as instance:
         runner = StudyRunner(build_defs(config, store.home), config, STUDY, instance, store, CONSOLE)
         keys = {dg.AssetKey(name.split("/")) for name in names} if names else runner.targets([])

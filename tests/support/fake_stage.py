@@ -2,11 +2,13 @@
 
 `$FAKE_STAGE` holds JSON that maps a kind of misbehaviour to a stage's name, or `@` and the path of a file with such
 JSON. The kinds are `bad_input`, `crash`, `die_once`, `hang`, `stubborn` (hangs and ignores SIGINT), `slow` (hangs, and
-writes its checkpoint for two seconds), `wait` (until there is a file `go` in the stage's folder of checkpoints) and
-`spoil` (writes a table that a check must refuse).
+writes its checkpoint for two seconds), `wait` (until there is a file `go` in the stage's folder of checkpoints),
+`resume` (hangs behind a complete checkpoint; with that checkpoint, works) and `spoil` (writes a table that a check must
+refuse).
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -57,6 +59,8 @@ def run(request, reporter) -> None:
     for stage, asset in request.assets.items():
         reporter.info(f"working on {stage}")
         print(f"progress bar of {stage}", file=sys.stderr)
+        if behaviour.get("resume") == stage:
+            resume(Path(request.work_dir), reporter)
         misbehave(behaviour, stage, asset, Path(request.work_dir))
         spoil = behaviour.get("spoil") == stage
         reporter.done(make(stage, asset, request, spoil))
@@ -115,6 +119,19 @@ def hang(work_dir: Path, stubborn: bool, writing_s: float) -> None:
         time.sleep(writing_s)
         (work_dir / "checkpoint").write_text("step 7")
         raise
+
+
+def resume(work_dir: Path, reporter) -> None:
+    """Hang behind a complete checkpoint, or resume from it."""
+    folder, state = work_dir / "0123abcd" / "checkpoint-7", b"the state at step 7"
+    if (folder / "COMPLETE").exists() and (folder / "state.pt").read_bytes() == state:
+        reporter.info("resuming from step 7")
+        return
+    folder.mkdir(parents=True)
+    (folder / "state.pt").write_bytes(state)
+    digests = {"checkpoint-7/state.pt": hashlib.sha256(state).hexdigest()}
+    (folder / "COMPLETE").write_text(json.dumps(digests))
+    hang(work_dir, stubborn=False, writing_s=0.0)
 
 
 def note_pids(work_dir: Path, *pids: int) -> None:

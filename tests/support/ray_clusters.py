@@ -27,8 +27,9 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 class TwoNodes:
     """Two nodes with one processor each, and a head without any.
 
-    Every node is `ray start --block` with its children. (`ray.cluster_utils.Cluster` starts all nodes as children of
-    the test, so that a node cannot be killed with everything that runs on it.)
+    Every node is `ray start --block` with its children, and has a TOKENUQ_CACHE of its own.
+    (`ray.cluster_utils.Cluster` starts all nodes as children of the test, so that a node cannot be killed with
+    everything that runs on it.)
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]):
@@ -67,6 +68,10 @@ class TwoNodes:
         """Return the names of the nodes that the head takes for alive."""
         nodes = _answer(f"{self.address}/api/v0/nodes?detail=true")["data"]["result"]["result"]
         return {name for node in nodes if node["state"] == "ALIVE" for name in node["resources_total"]} & NAMES
+
+    def cache_of(self, name: str) -> Path:
+        """Return the folder in which a node keeps what it reads of a store in a bucket."""
+        return self.folder / "caches" / name
 
     def kill(self, name: str) -> None:
         """Kill all processes of a node at once, jobs on it included, as if it lost power."""
@@ -116,7 +121,7 @@ class TwoNodes:
                     "--disable-usage-stats",
                     *options,
                 ],
-                env=self._environment,
+                env={**self._environment, "TOKENUQ_CACHE": str(self.cache_of(name))},
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

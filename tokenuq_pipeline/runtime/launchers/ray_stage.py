@@ -68,6 +68,7 @@ class RayStage(RunningStage):
         request = job.request()
         self._outputs = {stage: asset.outputs for stage, asset in request.assets.items()} if request else {}
         self._code: int | None = None
+        self._never_starts = False
         self._state, self._answered, self._started = JobState("PENDING"), time.monotonic(), time.monotonic()
         self._since: dict[str, float] = {}
         self._ended = threading.Event()
@@ -75,8 +76,8 @@ class RayStage(RunningStage):
 
     @property
     def is_over(self) -> bool:
-        """Whether the job has ended for sure, so that nothing writes into its folder."""
-        return self._code is not None and self._code != LOST
+        """Whether the job has ended for sure, or never starts, so that nothing writes into its folder."""
+        return self._code is not None and (self._code != LOST or self._never_starts)
 
     def record(self) -> None:
         """Name the job in the tags of the run, for people. The store names it for the next run."""
@@ -115,7 +116,7 @@ class RayStage(RunningStage):
         if state.status == "STOPPED":
             return INTERRUPTED
         if state.has_ended and self._lasts("ended", LATE_S):
-            crashed = state.error_type not in PERMANENT
+            crashed, self._never_starts = state.error_type not in PERMANENT, True
             return self._lose(f"the Ray job {self._job.id} has not started: {_last_line(state.message)}", crashed)
         if state.status == "PENDING" and self._lasts("waiting", TOLD_S) and "told" not in self._since:
             self._since["told"] = 0.0
