@@ -27,9 +27,15 @@ class FailureCost:
     simulated: float
     """The same, in simulations of 10,000 units."""
     from_start: float
-    """The same if a failure of any node started the whole stage again, as under torchrun."""
-    of_writer: float | None
-    """The same for failures of one node only: the one whose process forms batches and writes the table."""
+    """The same if a failure of any node started the whole stage again."""
+    kept: float | None = None
+    """Seconds between two times at which the process that forms batches and writes the table keeps what is finished."""
+    of_writer: float | None = None
+    """Lost work per useful work by failures of the node of that process, by the closed form."""
+    of_writer_simulated: float | None = None
+    """The same, in simulations."""
+    of_ranks: float | None = None
+    """The same by failures of any node, each of which stops all processes of a stage under torchrun."""
 
 
 def failure_costs(plan: ClusterPlan) -> list[FailureCost]:
@@ -58,7 +64,10 @@ def longest_save_steps(plan: ClusterPlan) -> int:
 
 
 def _shard_cost(plan: ClusterPlan, stage: StageTime) -> FailureCost:
-    """Return what it costs that a group scores a shard, which a failure of one of its nodes loses."""
+    """Return what it costs that a group scores a shard, which a failure of one of its nodes loses.
+
+    And that one process keeps the finished shards, whose node may fail too.
+    """
     cluster, group = plan.cluster, max(1, stage.layout.group)
     groups = max(1, stage.working // group)
     unit = max(stage.seconds_by["compute"], stage.seconds_by["exchange"]) * groups / plan.shards
@@ -70,15 +79,30 @@ def _shard_cost(plan: ClusterPlan, stage: StageTime) -> FailureCost:
         )
         for seed in range(SIMULATED_RUNS)
     ]
+    name = stage.asset.rpartition("/")[2]
+    size = stage.work.disk[name]
+    kept = volumes.kept_every(name, size, stage.seconds)
+    # What is not kept is lost on all nodes: what was finished since, and of the unfinished shards about one of all.
+    lost = kept + unit / groups
+    saving = kept / stage.seconds * volumes.keeping_seconds(name, size)
+    # The next process writes the rows again that are kept: half of them, on average.
+    restart = cluster.restart + volumes.writing_seconds(name, size) / 2
+    writers = [
+        failures.simulate_checkpoints(SIMULATED_SHARDS, lost, cluster.mtbf * 3600, saving, restart, seed)
+        for seed in range(SIMULATED_RUNS)
+    ]
     return FailureCost(
-        f"{stage.asset.rpartition('/')[2]}: a shard of {plan.shard_tokens:,} response tokens",
+        f"{name}: a shard of {plan.shard_tokens:,} response tokens",
         unit,
         mtbf,
         0.0,
         failures.lost_share(unit, mtbf),
         sum(run.lost_share for run in runs) / SIMULATED_RUNS,
         failures.lost_share(stage.seconds, cluster.mtbf_s),
-        failures.lost_share(stage.seconds, cluster.mtbf * 3600),
+        kept,
+        failures.lost_share(lost, cluster.mtbf * 3600, saving),
+        sum(run.lost_share for run in writers) / SIMULATED_RUNS,
+        failures.lost_share(lost, cluster.mtbf_s, saving),
     )
 
 
@@ -98,7 +122,6 @@ def _checkpoint_cost(plan: ClusterPlan, stage: StageTime) -> FailureCost:
         failures.lost_share(unit, cluster.mtbf_s, saving),
         sum(run.lost_share for run in runs) / SIMULATED_RUNS,
         failures.lost_share(stage.seconds, cluster.mtbf_s),
-        None,
     )
 
 

@@ -163,7 +163,9 @@ def inference_time(
             "memory": tokens * weights_bytes(model, precision) / (LINK_EFFICIENCY * cluster.card.memory_rate),
             "storage": (reading + sum(work.disk.values())) / cluster.storage_rate,
             "one process": sum(
-                volumes.writing_seconds(name, bytes_) for name, bytes_ in work.disk.items() if name in TABLE_BYTES
+                volumes.writing_seconds(name, bytes_) + volumes.keeping_seconds(name, bytes_)
+                for name, bytes_ in work.disk.items()
+                if name in TABLE_BYTES
             ),
         },
     )

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from tokenuq_ml.costs.planner import TABLE_BYTES
+from tokenuq_ml.tables.kept_parts import MOST_BYTES, interval
 from tokenuq_ml.tables.parquet import ROW_GROUP_ROWS
 from tokenuq_ml.tables.schemas import TABLES
 
@@ -17,6 +18,10 @@ ROWS_PER_SECOND = {"token_losses": 1.5e6, "token_uncertainty": 4.0e6, "selection
 """Rows that one process hashes, compresses and writes, per second of processor time; of other tables nothing was
 measured, and `DEFAULT_ROWS_PER_SECOND` is assumed."""
 DEFAULT_ROWS_PER_SECOND = 1.5e6
+KEPT_ROWS_PER_SECOND = {"token_losses": 4.5e6, "token_uncertainty": 9.8e6}
+"""Rows of finished parts that one process writes and hashes, besides those of the table (`tables/kept_parts.py`)."""
+KEPT_ROW_BYTES = {"token_losses": 74, "token_uncertainty": 46}
+"""Bytes of memory per row that is not kept yet."""
 TOKENS_PER_SECOND = 0.4e6
 """Tokens that one process renders, encodes and writes: 11,133 tokens of GSM-Symbolic in 0.024 s."""
 CHECKPOINT_ROWS_PER_SECOND = 12e6
@@ -65,6 +70,17 @@ def rows_of(name: str, size: float) -> int:
 def writing_seconds(name: str, size: float) -> float:
     """Return the seconds that the process takes that writes a table."""
     return rows_of(name, size) / ROWS_PER_SECOND.get(name, DEFAULT_ROWS_PER_SECOND)
+
+
+def keeping_seconds(name: str, size: float) -> float:
+    """Return the seconds that the process takes that keeps the finished parts of a table, in all; 0 of other tables."""
+    return rows_of(name, size) / KEPT_ROWS_PER_SECOND[name] if name in KEPT_ROWS_PER_SECOND else 0.0
+
+
+def kept_every(name: str, size: float, seconds: float) -> float:
+    """Return the longest time between two parts of a table that is measured in `seconds`."""
+    memory = rows_of(name, size) * KEPT_ROW_BYTES[name]
+    return min(interval(seconds), MOST_BYTES / memory * seconds)
 
 
 def shard_tokens(batch_tokens: int) -> int:

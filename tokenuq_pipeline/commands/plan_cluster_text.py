@@ -202,8 +202,8 @@ def _failures(plan: ClusterPlan) -> list[str]:
     costs = failure_costs(plan)
     lines += [_failure(one) for one in costs]
     lines += [
-        f"{one.what.partition(':')[0]}: more than {LOST_LIMIT:.0%} is lost with the process that writes its table, "
-        "which keeps nothing until the end: measure less, or in several studies"
+        f"{one.what.partition(':')[0]}: more than {LOST_LIMIT:.0%} is lost with the process that writes its table: "
+        "measure less, or in several studies"
         for one in costs
         if one.of_writer is not None and one.of_writer > LOST_LIMIT
     ]
@@ -219,11 +219,15 @@ def _failures(plan: ClusterPlan) -> list[str]:
 
 def _failure(one: FailureCost) -> str:
     whole = "never ends" if one.from_start > 100 else f"{one.from_start:.1%}"
-    writer = (
-        "" if one.of_writer is None else f"{share(one.of_writer)} by failures of the node that writes the table, or "
-    )
+    kept = ""
+    if None not in (one.kept, one.of_writer, one.of_writer_simulated, one.of_ranks):
+        kept = (
+            f"kept every {duration(one.kept)} by the process that writes the table: {share(one.of_writer)} and "
+            f"{share(one.of_writer_simulated)} by failures of its node, or {share(one.of_ranks)} by those of any node "
+            "under torchrun; "
+        )
     return (
-        f"{one.what}, {duration(one.unit)}: {share(one.closed)} and {share(one.simulated)}; {writer}{whole} if each "
+        f"{one.what}, {duration(one.unit)}: {share(one.closed)} and {share(one.simulated)}; {kept}{whole} if each "
         "failure started the stage again"
     )
 
@@ -265,6 +269,7 @@ def known(plan: ClusterPlan) -> list[str]:
         f"{card.memory / 1e9:g} GB at {card.memory_rate / 1e12:g} TB/s, link {card.link / 1e9:g} GB/s",
         f"measured on one processor core: {volumes.TOKENS_PER_SECOND:,.0f} tokens/s tokenised; rows/s written: "
         + ", ".join(f"{name} {rate:,.0f}" for name, rate in volumes.ROWS_PER_SECOND.items())
+        + "".join(f", {name} once more to keep it {rate:,.0f}" for name, rate in volumes.KEPT_ROWS_PER_SECOND.items())
         + f", selections of a checkpoint {volumes.CHECKPOINT_ROWS_PER_SECOND:,.0f}",
         f"{STARTUP_S:g} s for each stage to start",
     ]
