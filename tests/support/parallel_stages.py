@@ -1,17 +1,16 @@
 """The requests of the tiny study's stages, and the same stages again as programs of one process or of several."""
 
-import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import yaml
 
 from tests.support.paths import ROOT
+from tests.support.stage_results import results_in
 from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_inputs
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.stages.request import AssetResult, StageRequest
@@ -103,21 +102,7 @@ class Rerun:
         """Wait for the stage, which must end well; return its results by asset."""
         out, err = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, out[-2000:] + err[-6000:]
-        return {result.stage: result for result in map(AssetResult.model_validate, _results(out))}
-
-
-def _results(out: str) -> list[dict[str, Any]]:
-    """Return the JSON objects that a stage has printed between its lines of progress."""
-    found, lines = [], iter(out.splitlines())
-    for line in lines:
-        if line == "{":
-            text = [line]
-            for more in lines:
-                text.append(more)
-                if more == "}":
-                    break
-            found.append(json.loads("\n".join(text)))
-    return found
+        return {result.stage: result for result in map(AssetResult.model_validate, results_in(out))}
 
 
 if __name__ == "__main__":

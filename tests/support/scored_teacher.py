@@ -1,11 +1,13 @@
 """The stage `score_teacher` of a tiny teacher in many small shards, which ends where a test wants it to.
 
-As a program, `python -m tests.support.scored_teacher REQUEST.json` is the stage with a part kept after each shard. It
-kills itself, as a lost node does, once `$KILLED_AFTER` parts are kept.
+As a program, `python -m tests.support.scored_teacher REQUEST.json` is the stage with a part kept after each shard. Once
+it has kept so many parts, it kills itself, as a lost node does, if `$ENDS` is `kill N`, or waits for an interrupt, if
+`$ENDS` is `wait N`, with the file `waiting` in its folder of checkpoints.
 """
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +21,7 @@ from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.tables import kept_parts
 from tokenuq_ml.tables.parquet import write_table
 
-KILLED_AFTER = "KILLED_AFTER"
+ENDS = "ENDS"
 SPLITS = {"train": 7, "validation": 2, "test": 4, "ood": 3}
 EVALUATION = ("evaluations", "evaluation_examples", "evaluation_tokens")
 FIELDS = {
@@ -84,16 +86,20 @@ def in_small_shards(setting=setattr) -> None:
 def run(asked: StageRequest, reporter) -> None:
     """Run the stage, and end as the environment says."""
     in_small_shards()
-    left, keep = int(os.environ.get(KILLED_AFTER, 0)), kept_parts.Keeper._keep
+    how, _, after = os.environ.get(ENDS, "").partition(" ")
+    left, keep = int(after or 0), kept_parts.Keeper._keep
 
-    def keep_and_die(keeper) -> None:
+    def keep_and_end(keeper) -> None:
         nonlocal left
         keep(keeper)
         left -= 1
-        if left == 0:
+        if left == 0 and how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0:
+            Path(asked.work_dir, "waiting").touch()
+            time.sleep(600)
 
-    kept_parts.Keeper._keep = keep_and_die
+    kept_parts.Keeper._keep = keep_and_end
     score_teacher.run(asked, reporter)
 
 
