@@ -38,6 +38,8 @@ class GreedyDecoding:
     """Strings that end an answer. An answer's last token completes the string; `cut` removes it from the text."""
 
 
+NEVER = 2**31 - 1
+"""Id of no token."""
 Prompts = list[list[int]]
 """Token ids of each prompt of a batch, or of each answer."""
 Answer = Callable[[Prompts], Prompts]
@@ -176,8 +178,9 @@ def _batches(
 
 def _step_logits(causal_lm: PreTrainedModel, pad: int, prompts: list[list[int]]) -> torch.Tensor:
     """Return the logits `[B, S, V]` of the first tokens of each answer, generated as answers are."""
+    # An end that no token is. `min_new_tokens` would generate another token than the likeliest where that is an end.
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=STEPS, min_new_tokens=STEPS, pad_token_id=pad, output_logits=True
+        do_sample=False, max_new_tokens=STEPS, eos_token_id=NEVER, pad_token_id=pad, output_logits=True
     )
     inputs = _padded(causal_lm, prompts, pad)
     out = causal_lm.generate(**inputs, generation_config=config, return_dict_in_generate=True)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from tests.support.generation_prompts import TOKENIZER, prompts
-from tests.support.tiny_models import tiny_model, tiny_peft
+from tests.support.tiny_models import VOCAB, tiny_model, tiny_peft
 from tokenuq_ml.evaluation.generation import GreedyDecoding, cut, generate
 
 NEW = 12
@@ -50,6 +50,12 @@ def test_answers_stop_before_any_end_id():
     assert answers == [one_by_one(model, prompt, ends) for prompt in prompts()]
     assert len(answers[0]) <= 3 and len(answers[2]) <= 1
     assert not ends & {token for answer in answers for token in answer}
+
+
+def test_a_model_whose_likeliest_first_token_is_an_end_is_not_refused():
+    model = tiny_model()
+    model.generation_config.eos_token_id = list(range(VOCAB))
+    assert generate(model, TOKENIZER, prompts(3), GreedyDecoding(4, 2)) == [[], [], []]
 
 
 def test_the_models_own_generation_config_is_ignored_and_restored():

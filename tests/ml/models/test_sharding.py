@@ -1,8 +1,6 @@
 """A base model that two processes share: each has half of its weights, and the adapter is that of one process."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.support.paths import ROOT
-from tests.support.processes import free_port
+from tests.support.ranks import run_ranks
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_model
 from tests.support.training import PAPER, training_setup
@@ -98,17 +95,7 @@ def trained(tmp_path_factory) -> dict[int, Path]:
         out.mkdir(parents=True)
         train_here(folder, tied, out)
         (folder / "2" / str(tied)).mkdir(parents=True)
-    port, children = free_port(), []
-    for rank in range(2):
-        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-        children.append(
-            subprocess.Popen([sys.executable, __file__, str(folder)], env=env, stderr=subprocess.PIPE, text=True)
-        )
-    for child in children:
-        _, errors = child.communicate(timeout=240)
-        assert child.returncode == 0, errors[-3000:]
+    run_ranks(__file__, folder)
     return {ranks: folder / str(ranks) for ranks in (1, 2)}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from tests.support.paths import ROOT
-from tests.support.processes import free_port
+from tests.support.ranks import run_ranks
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
 from tests.support.training import MLE, PAPER, training_setup
@@ -76,24 +74,8 @@ def log_here(folder: Path, micro: int) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Path:
     """A folder per ablation, trained by two ranks; the same two processes train one after the other."""
-    folder, port, children = tmp_path_factory.mktemp("two_ranks"), free_port(), []
-    for rank in range(2):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        }
-        command = [sys.executable, __file__, str(folder)]
-        children.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    for child in children:
-        _, errors = child.communicate(timeout=240)
-        assert child.returncode == 0, errors[-3000:]
+    folder = tmp_path_factory.mktemp("two_ranks")
+    run_ranks(__file__, folder)
     return folder
 
 
