@@ -17,6 +17,7 @@ from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, wi
 from tokenuq_ml.config.families import with_settings
 from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.sweeps import expand
+from tokenuq_ml.config.truth import LANGUAGE, first_oracle, without_truth
 from tokenuq_ml.config.yaml_file import read_mapping
 from tokenuq_ml.errors import InputError
 
@@ -54,6 +55,10 @@ class Config:
         for name in dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))):
             needed += [one for one in self.with_sources(name) if one not in needed]
         return needed
+
+    def has_truth(self, study: StudySpec) -> bool:
+        """Return whether true distributions of the study's tokens are known: some of its data are a language's."""
+        return any(self.datasets[name].format == LANGUAGE for name in (study.dataset, *study.ood))
 
     def with_sources(self, dataset: str) -> list[str]:
         """Return the datasets that a dataset is made of, those that they are made of, and itself, in that order."""
@@ -224,6 +229,12 @@ class _Reader:
                 raise InputError(
                     f"{self._origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
                     f"which study {study.name} needs"
+                )
+            oracle = first_oracle(study, config.ablations)
+            if oracle is not None and config.datasets[study.dataset].format != LANGUAGE:
+                raise InputError(
+                    f"{self._origins['studies', study.name]}: {study.name}.ablations: "
+                    f"{without_truth(oracle, study.dataset)}"
                 )
 
     def check_model_files(self, config: Config) -> None:

@@ -16,6 +16,7 @@ StageName = Literal[
     "token_losses",
     "teacher_hidden",
     "token_uncertainty",
+    "true_divergence",
     "reference_evaluation",
     "uncertainty_analysis",
     "student",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tokenuq_ml.config import AblationSpec, StudySpec
 from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.truth import TRUTH_FRACTIONS
 from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.budgets import budget_of, epochs_of, rank_of
 from tokenuq_ml.costs.dataset_rows import splits_of
@@ -30,6 +31,7 @@ TABLE_BYTES = {
     "tokenized_dataset": 1.7,
     "token_losses": 27.0,
     "token_uncertainty": 26.2,
+    "true_divergence": 130.0,
     "selections": 7.7,
     "evaluation_tokens": 14.0,
     "answers": 4.0,
@@ -110,6 +112,7 @@ class Planner:
             "token_losses": self._token_losses,
             "teacher_hidden": self._teacher_hidden,
             "token_uncertainty": self._token_uncertainty,
+            "true_divergence": self._true_divergence,
             "reference_evaluation": self._reference_evaluation,
             "evaluation": self._evaluation,
         }
@@ -220,12 +223,18 @@ class Planner:
         return Work(tokens, {"score": flop}, {"teacher_hidden": self._cache_bytes()}, memory, precision=precision)
 
     def _token_uncertainty(self) -> Work:
-        samples = self.study.uncertainty.samples
+        return self._dropout_passes("token_uncertainty", self.study.uncertainty.samples)
+
+    def _true_divergence(self) -> Work:
+        passes = len(TRUTH_FRACTIONS) + (len(TRUTH_FRACTIONS) - 1) * self.study.uncertainty.samples
+        return self._dropout_passes("true_divergence", passes)
+
+    def _dropout_passes(self, stage: str, passes: int) -> Work:
         return Work(
-            samples * total_tokens(self.data),
-            {"score": samples * scoring_flops(self.architecture, self.data, self._rank)},
-            {"token_uncertainty": TABLE_BYTES["token_uncertainty"] * response_tokens(self.data)},
-            self.memory.bald(samples),
+            passes * total_tokens(self.data),
+            {"score": passes * scoring_flops(self.architecture, self.data, self._rank)},
+            {stage: TABLE_BYTES[stage] * response_tokens(self.data)},
+            self.memory.bald(self.study.uncertainty.samples),
             precision=BALD_PRECISION,
         )
 

@@ -73,8 +73,9 @@ class TokenTruth:
         # At least one column, so that a batch without a known token has a shape too.
         within_NS = np.arange(max(1, size_N.max(initial=0))) < size_N[:, None]
         index_NS = np.where(within_NS, first_N[:, None] + np.arange(within_NS.shape[1]), 0)
-        columns = (_padded(column, index_NS, within_NS) for column in (self._support, *self._probabilities))
-        return TrueDistributions(*columns, torch.from_numpy(is_known_N))
+        columns = (self._support, *self._probabilities)
+        support_NS, probability_NS, clean_NS = (_padded(column, index_NS, within_NS) for column in columns)
+        return TrueDistributions(support_NS, probability_NS, clean_NS, torch.from_numpy(is_known_N))
 
     def _rows_of(self, example: TokenizedExample) -> np.ndarray:
         """Return the row of each response token; -1 where the table has none of the example."""
@@ -112,7 +113,7 @@ def _require_distributions(rows: pl.DataFrame) -> None:
 
 def _flat(column: pl.Series, dtype: type) -> np.ndarray:
     """Return the values of a column of lists, with one more at the end, so that no index is out of bounds."""
-    values = column.explode(empty_as_null=False).to_numpy().astype(dtype)
+    values: np.ndarray = column.explode(empty_as_null=False).to_numpy().astype(dtype)
     return np.concatenate([values, np.zeros(1, dtype)])
 
 

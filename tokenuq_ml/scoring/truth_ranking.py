@@ -126,7 +126,7 @@ class _ClusterSums(NamedTuple):
             kl,
         ]
         sums = np.stack([np.bincount(clusters, column) for column in columns], axis=1)
-        return cls(sums, len(kl), bool(rank.max() == rank.min()))
+        return cls(sums.astype(np.float64), len(kl), bool(rank.max() == rank.min()))
 
     def statistics(self, sums: Array) -> dict[str, Array]:
         """Return each statistic for each row of sums; NaN where it is not defined."""

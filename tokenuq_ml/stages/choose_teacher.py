@@ -21,6 +21,8 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     name = chosen["candidate"]
     adapter = Path(asset.outputs["adapter"])
     shutil.copytree(inputs[f"adapter/{name}"], adapter, dirs_exist_ok=True)
+    if "snapshots" in asset.outputs:
+        shutil.copytree(inputs[f"snapshots/{name}"], asset.outputs["snapshots"], dirs_exist_ok=True)
     log = read_table(inputs[f"training_log/{name}"])
     log_digest = write_table(log, "training_log", asset.outputs["training_log"], **asset.stamp)
     plots.training_curve(log, Path(asset.outputs["plots"]) / "training_curve.png")

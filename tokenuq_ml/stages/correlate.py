@@ -1,4 +1,7 @@
-"""Child process of `<study>/uncertainty_analysis`: correlations between the columns of the token tables."""
+"""Child process of `<study>/uncertainty_analysis`: correlations between the columns of the token tables.
+
+Of a synthetic language also how well the same columns rank tokens by their divergence from the truth.
+"""
 
 from pathlib import Path
 
@@ -9,9 +12,11 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports import plots
 from tokenuq_ml.scoring.correlations import correlation_table
 from tokenuq_ml.stages import runner
+from tokenuq_ml.stages.rank_against_truth import RANKING, rank_against_truth
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
+from tokenuq_ml.tensor_digest import joined_digest
 
 HEADLINES = {
     "spearman_loss_bald": ("loss", "bald", "spearman"),
@@ -63,13 +68,18 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         f"{request.study}: Spearman of loss with BALD {headlines['spearman_loss_bald'] or float('nan'):.3f}, "
         f"with expected entropy {headlines['spearman_loss_expected_entropy'] or float('nan'):.3f}"
     )
+    digests, ranking = [digest], {}
+    if RANKING in asset.outputs:
+        ranked, ranking = rank_against_truth(request, tokens)
+        digests.append(write_table(ranked, RANKING, asset.outputs[RANKING], **asset.stamp))
     medians = tokens.group_by(pl.col("category").cast(pl.String)).agg(pl.col("bald").median()).sort("category")
     reporter.done(
         AssetResult(
             stage="uncertainty_analysis",
-            data_version=digest,
+            data_version=digests[0] if len(digests) == 1 else joined_digest(*digests),
             metrics={
                 **headlines,
+                **ranking,
                 "tokens": len(tokens),
                 "mean_loss": tokens["loss"].mean(),
                 "mean_bald": tokens["bald"].mean(),

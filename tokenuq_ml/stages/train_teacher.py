@@ -46,7 +46,8 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         dataset=content_of(context.input("tokenized_dataset")),
     )
     model = add_adapter(base, spec.lora, seed)
-    setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics)
+    fractions = tuple(fields.get("fractions", ()))
+    setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics, snapshot_fractions=fractions)
     recorder = train(model, setup, work_dir, reporter, context.name)
     trained = store_adapter(context, model, recorder, work_dir) if process_group.is_main() else None
     losses = None

@@ -6,6 +6,7 @@ The fields decide the version, so that a stage must not read anything else of th
 from tokenuq_ml.config import AblationSpec, StudySpec, spec_hash
 from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.truth import TRUTH_FRACTIONS
 from tokenuq_ml.config.user_code import source_hash
 
 # Raise a stage's revision when a code change alters what it computes.
@@ -20,6 +21,7 @@ REVISIONS = {
     "teacher_hidden": 5,
     "token_uncertainty": 8,
     "reference_evaluation": 8,
+    "true_divergence": 1,
     "uncertainty_analysis": 2,
     "student": 3,
     "curriculum": 5,
@@ -63,9 +65,10 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     if stage == "teacher_sweep":
         return {"candidates": _candidates(study), "evaluation": study.evaluation.interval_fields()}
     if stage == "baseline_teacher" and study.teacher_sweep is not None:
-        return {"candidates": _candidates(study)}
+        return {"candidates": _candidates(study), **_teacher_fractions(config, study)}
     if stage == "baseline_teacher":
-        return {**training, "train": study.train.fields(), "seed": study.teacher_seed}
+        own = {**training, "train": study.train.fields(), "seed": study.teacher_seed}
+        return own | _teacher_fractions(config, study)
     if stage == "token_losses":
         return tables
     if stage == "teacher_hidden":
@@ -74,6 +77,10 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     if stage == "token_uncertainty":
         # Computed in float32, whatever the study's precision is.
         return {"model": study.model, "uncertainty": study.uncertainty.fields()}
+    if stage == "true_divergence":
+        # Computed in float32 too.
+        own = {"model": study.model, "uncertainty": study.uncertainty.fields()}
+        return own | _teacher_fractions(config, study)
     if stage == "reference_evaluation":
         return {**tables, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     if stage == "uncertainty_analysis":
@@ -94,7 +101,13 @@ def candidate_fields(config: Config, study: StudySpec, row: str) -> dict:
         "train": study.teacher_candidates[row].of(study.train).fields(),
         "seed": study.teacher_seed,
         "tables": study.precision.tables,
+        **_teacher_fractions(config, study),
     }
+
+
+def _teacher_fractions(config: Config, study: StudySpec) -> dict:
+    """Return when snapshots of the teacher are taken; nothing for a study that compares none with a truth."""
+    return {"fractions": list(TRUTH_FRACTIONS)} if config.has_truth(study) else {}
 
 
 def _candidates(study: StudySpec) -> dict:

@@ -82,6 +82,7 @@ def _evaluation(config: Config, study: StudySpec, ablation: AblationSpec) -> Sta
             inputs.study_table(name, "token_losses"),
             inputs.model(study.model),
             inputs.study_table(name, "tokenized_dataset"),
+            *inputs.truth(config, study),
             *evaluation_inputs(study.evaluation),
         ),
     )

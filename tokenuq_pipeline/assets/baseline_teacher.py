@@ -28,11 +28,12 @@ def baseline_teacher(config: Config, study: StudySpec) -> StageAsset:
         table="training_log",
         outputs={
             "adapter": inputs.teacher_adapter_path(name),
+            **({"snapshots": inputs.teacher_snapshots_path(name)} if config.has_truth(study) else {}),
             "training_log": table_path("training_log", study=name, ablation=TEACHER_ROW),
             "plots": partition_path("plots", study=name, ablation=TEACHER_ROW, stage="baseline_teacher"),
         },
         inputs=(inputs.model(study.model), inputs.study_table(name, "tokenized_dataset"))
         if is_trained
-        else candidate_inputs(study),
+        else candidate_inputs(config, study),
         checks=(training_is_finite_check(name, TEACHER_ROW, inputs.teacher_adapter_path(name), "training_log"),),
     )

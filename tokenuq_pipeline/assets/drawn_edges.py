@@ -16,6 +16,8 @@ the UI late, and nothing wrong.
 - **Through `token_losses` and `token_uncertainty`.** They hold a row per response token of every split: its id, and its
   loss under the teacher and the base model, or its BALD. Other weights or tokens, of the prompt too, give other
   numbers. The factors of train tokens reach them through the teacher that is trained with them.
+- **Through `true_divergence`.** It holds the divergence of teacher and base model from the truth of every token, which
+  reaches the analysis of a synthetic language with it.
 - **Through `uncertainty_analysis`.** It correlates the losses, entropies and BALD of all tokens, so it changes with the
   two token tables, and with the teacher and the tokens that are behind them.
 - **Through `reference_evaluation`** and **`evaluation`.** They measure the teacher and the student on every held-out
@@ -48,6 +50,8 @@ ARRIVES_THROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "tokenized_dataset": (*_TOKEN_TABLES, *_TEACHER),
         "baseline_teacher": ("teacher_hidden",),
     },
+    "true_divergence": {"models": ("baseline_teacher",)},
+    "uncertainty_analysis": {"tokenized_dataset": ("true_divergence",)},
     "evaluation": {"models": ("token_losses",), "tokenized_dataset": ("token_losses",)},
     "curriculum": {"models": ("token_losses",), "tokenized_dataset": ("token_losses",)},
     "ablation_report": {

@@ -14,6 +14,7 @@ from tokenuq_pipeline.assets.models import model_assets
 from tokenuq_pipeline.assets.teacher_scores import teacher_score_assets
 from tokenuq_pipeline.assets.teacher_sweep import candidate_teacher, teacher_sweep
 from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
+from tokenuq_pipeline.assets.true_divergence import true_divergence
 from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
 
 
@@ -43,6 +44,7 @@ def stage_groups(config: Config) -> list[StageGroup]:
             StageGroup("tokenize_dataset", f"{name}__tokenized_dataset", [tokenized_dataset(config, study)]),
             *_teacher(config, study),
             StageGroup("score_teacher", f"{name}__measure", teacher_score_assets(config, study)),
+            *_against_truth(config, study),
             StageGroup("correlate", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
         ]
         for ablation in study.ablations:
@@ -63,6 +65,13 @@ def _teacher(config: Config, study: StudySpec) -> list[StageGroup]:
         StageGroup("compare_teachers", f"{name}__teacher_sweep", [teacher_sweep(config, study)]),
         StageGroup("choose_teacher", f"{name}__baseline_teacher", [teacher]),
     ]
+
+
+def _against_truth(config: Config, study: StudySpec) -> list[StageGroup]:
+    """Return the measurement of the teacher's divergence from the truth, if the study knows it."""
+    if not config.has_truth(study):
+        return []
+    return [StageGroup("measure_truth", f"{study.name}__true_divergence", [true_divergence(config, study)])]
 
 
 def _placed(config: Config, group: StageGroup) -> StageGroup:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config.load import Config
 from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
 AssetPath = tuple[str, ...]
@@ -37,14 +39,28 @@ def examples(*datasets: str) -> tuple[Input, ...]:
     )
 
 
+MADE_BY = {"token_truth": "tokenized_dataset", "true_divergence_over_training": "true_divergence"}
+"""Table of a study -> the stage that makes it, if it has another name."""
+
+
 def study_table(study: str, table: str, stage: str | None = None) -> Input:
-    """Return a table of a study, made by the stage of the same name unless another is given."""
-    return Input(table, table_path(table, study=study), (study, stage or table))
+    """Return a table of a study, made by the stage of the same name unless `MADE_BY` or the caller names another."""
+    return Input(table, table_path(table, study=study), (study, stage or MADE_BY.get(table, table)))
+
+
+def truth(config: Config, study: StudySpec) -> tuple[Input, ...]:
+    """Return the true distributions of the study's tokens; nothing if they are not known."""
+    return (study_table(study.name, "token_truth"),) if config.has_truth(study) else ()
 
 
 def teacher_adapter(study: str, as_name: str) -> Input:
     """Return the teacher's adapter, under the name that the stage knows it by."""
     return Input(as_name, teacher_adapter_path(study), (study, "baseline_teacher"))
+
+
+def teacher_snapshots_path(study: str) -> str:
+    """Return the folder of the teacher's adapters at shares of its training."""
+    return f"{partition_path('baseline_teacher', study=study)}/snapshots"
 
 
 def teacher_hidden(study: str) -> Input:

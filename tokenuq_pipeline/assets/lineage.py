@@ -63,6 +63,10 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
             column: TOKENS for column in ("predictive_entropy", "expected_entropy", "bald", "bald_std_error", "mc_loss")
         },
     },
+    "true_divergence": {
+        **{column: KEYS[column] for column in ("example_id", "position")},
+        **{column: TOKENS for column in ("true_kl", "clean_kl", "base_true_kl", "base_clean_kl")},
+    },
     "reference_evaluation": {
         **{column: KEYS[column] for column in ("dataset", "split")},
         **{column: _VALUES for column in ("value", "ci_low", "ci_high")},

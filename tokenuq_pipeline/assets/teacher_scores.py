@@ -48,7 +48,7 @@ def teacher_score_assets(config: Config, study: StudySpec) -> list[StageAsset]:
                 for row in REFERENCE_ROWS
             }
             | _plots(name, "reference_evaluation"),
-            more_inputs=evaluation_inputs(study.evaluation),
+            more_inputs=(*inputs.truth(config, study), *evaluation_inputs(study.evaluation)),
         ),
         _asset(
             config,

@@ -7,7 +7,12 @@ from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.inputs import Input
 from tokenuq_pipeline.assets.training_checks import training_is_finite_check
-from tokenuq_pipeline.runtime.store_layout import candidate_adapter_path, partition_path, table_path
+from tokenuq_pipeline.runtime.store_layout import (
+    candidate_adapter_path,
+    candidate_snapshots_path,
+    partition_path,
+    table_path,
+)
 
 STAGE = "candidate_teacher"
 
@@ -28,6 +33,7 @@ def candidate_teacher(config: Config, study: StudySpec, row: str) -> StageAsset:
         table="validation_losses",
         outputs={
             "adapter": adapter,
+            **({"snapshots": candidate_snapshots_path(name, row)} if config.has_truth(study) else {}),
             "training_log": table_path("training_log", study=name, ablation=row),
             "validation_losses": table_path("validation_losses", study=name, ablation=row),
             "plots": partition_path("plots", study=name, ablation=row, stage=STAGE),
@@ -55,10 +61,12 @@ def teacher_sweep(config: Config, study: StudySpec) -> StageAsset:
     )
 
 
-def candidate_inputs(study: StudySpec) -> tuple[Input, ...]:
+def candidate_inputs(config: Config, study: StudySpec) -> tuple[Input, ...]:
     """Return what the study's teacher is taken from: the comparison, and every candidate."""
     name, found = study.name, []
     for row in study.teacher_candidates:
         found.append(Input(f"adapter/{row}", candidate_adapter_path(name, row), (name, row, STAGE)))
         found.append(inputs.row_table(name, "training_log", row, (row, STAGE)))
+        if config.has_truth(study):
+            found.append(Input(f"snapshots/{row}", candidate_snapshots_path(name, row), (name, row, STAGE)))
     return (inputs.study_table(name, "teacher_candidates", "teacher_sweep"), *found)

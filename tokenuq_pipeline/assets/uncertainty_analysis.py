@@ -10,7 +10,9 @@ from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
 def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
     """Return the asset."""
-    name = study.name
+    name, known = study.name, inputs.truth(config, study)
+    ranking = ("truth_ranking",) if known else ()
+    over_training = (inputs.study_table(name, "true_divergence_over_training"),) if known else ()
     return StageAsset(
         stage="uncertainty_analysis",
         path=(name, "uncertainty_analysis"),
@@ -21,8 +23,13 @@ def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
         kinds=frozenset({"python", "polars", "parquet"}),
         table="uncertainty_analysis",
         outputs={
-            "uncertainty_analysis": table_path("uncertainty_analysis", study=name),
+            **{table: table_path(table, study=name) for table in ("uncertainty_analysis", *ranking)},
             "plots": partition_path("plots", study=name, stage="uncertainty_analysis"),
         },
-        inputs=(inputs.study_table(name, "token_losses"), inputs.study_table(name, "token_uncertainty")),
+        inputs=(
+            inputs.study_table(name, "token_losses"),
+            inputs.study_table(name, "token_uncertainty"),
+            *known,
+            *over_training,
+        ),
     )

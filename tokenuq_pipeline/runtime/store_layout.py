@@ -15,7 +15,8 @@ STUDY_TABLES = {
     "tokenized_dataset": ("tokenized_dataset", "rejected_examples"),
     "token_losses": ("token_losses", "token_alternatives"),
     "token_uncertainty": ("token_uncertainty", "bald_reference"),
-    "uncertainty_analysis": ("uncertainty_analysis",),
+    "true_divergence": ("true_divergence", "true_divergence_over_training"),
+    "uncertainty_analysis": ("uncertainty_analysis", "truth_ranking"),
     "teacher_sweep": ("teacher_candidates",),
 }
 """Stage of a study -> its tables."""
@@ -47,6 +48,11 @@ def partition_path(output: str, **partitions: str) -> str:
 def candidate_adapter_path(study: str, row: str) -> str:
     """Return the path of the adapter of a candidate for the teacher."""
     return f"{partition_path('candidate_teacher', study=study, ablation=row)}/adapter"
+
+
+def candidate_snapshots_path(study: str, row: str) -> str:
+    """Return the folder of the candidate's adapters at shares of its training, in a study that knows the truth."""
+    return f"{partition_path('candidate_teacher', study=study, ablation=row)}/snapshots"
 
 
 def places_of(asset: str) -> dict[str, str]:
@@ -99,6 +105,7 @@ def _places_of_study(study: str, stage: str) -> dict[str, str]:
         places["plots"] = partition_path("plots", study=study, stage=stage)
     if stage == "baseline_teacher":
         places["adapter"] = f"{partition_path('baseline_teacher', study=study)}/adapter"
+        places["snapshots"] = f"{partition_path('baseline_teacher', study=study)}/snapshots"
         places["training_log"] = table_path("training_log", study=study, ablation=TEACHER_ROW)
         places["plots"] = partition_path("plots", study=study, ablation=TEACHER_ROW, stage=stage)
     elif stage == "reference_evaluation":
@@ -118,6 +125,7 @@ def _places_of_ablation(study: str, ablation: str, stage: str) -> dict[str, str]
         places["plots"] = partition_path("plots", study=study, ablation=ablation, stage=stage)
     if stage == "candidate_teacher":
         places["adapter"] = candidate_adapter_path(study, ablation)
+        places["snapshots"] = candidate_snapshots_path(study, ablation)
     if stage == "student":
         folder = partition_path("student", study=study, ablation=ablation)
         places |= {"adapter": f"{folder}/adapter", "snapshots": f"{folder}/snapshots"}

@@ -1,18 +1,31 @@
 """The edges of the graph: each one that is left out arrives by a path of those that are drawn."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.paths import CONFIG
 from tests.support.toy_pipeline import toy_config
 from tokenuq_ml.config import DistillSpec, ObjectiveSpec
 from tokenuq_ml.config.load import load_config
+from tokenuq_ml.config.truth import LANGUAGE
 from tokenuq_pipeline.assets.drawn_edges import ARRIVES_THROUGH, kind_of
 from tokenuq_pipeline.assets.graph import assets_by_name
 
 
 @pytest.fixture(scope="module")
 def shipped():
-    return {asset.path: asset for asset in assets_by_name(load_config(CONFIG)).values()}
+    """The assets of all shipped studies, and of one whose truth is known."""
+    config = load_config(CONFIG)
+    study = config.studies["quickstart"]
+    language = config.datasets[study.dataset].model_copy(update={"name": "language", "format": LANGUAGE})
+    known = study.model_copy(update={"name": "known", "dataset": "language"})
+    config = replace(
+        config,
+        datasets={**config.datasets, "language": language},
+        studies={**config.studies, "known": known},
+    )
+    return {asset.path: asset for asset in assets_by_name(config).values()}
 
 
 def upstream(assets, path):

@@ -8,6 +8,7 @@ import pytest
 from tests.support.toy_pipeline import STUDY, toy_config
 from tokenuq_ml.config import AblationSpec, DatasetSpec, StudySpec
 from tokenuq_ml.config.curated import CuratedEntry, with_curated
+from tokenuq_ml.config.truth import LANGUAGE
 from tokenuq_ml.data.curation import EMPTY_DECISIONS
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.graph import assets_by_name
@@ -30,7 +31,10 @@ def curated_config(folder):
     mixed = DatasetSpec(name="mixed", format="mix", mix={"toy": 1, "clean": 1}, sizes=parent.sizes)
     datasets = with_curated({**config.datasets, "clean": entry, "mixed": mixed}, origins, [folder])
     swept = StudySpec(**{**config.studies[STUDY].fields(), "name": "swept", "teacher_sweep": {"epochs": [1, 2]}})
-    return replace(config, datasets=datasets, studies={**config.studies, "swept": swept})
+    # A study whose truth is known.
+    datasets["words"] = parent.model_copy(update={"name": "words", "format": LANGUAGE})
+    known = StudySpec(**{**config.studies[STUDY].fields(), "name": "known", "dataset": "words"})
+    return replace(config, datasets=datasets, studies={**config.studies, "swept": swept, "known": known})
 
 
 @pytest.fixture(scope="module")
