@@ -52,8 +52,11 @@ def stage_command(package: str, request: StageRequest, request_file: str | Path,
 
 
 def measures_only(request: StageRequest) -> bool:
-    """Return whether a stage of several processes trains nothing, so that they need not know of each other."""
-    return request.entrypoint in PARALLEL_STAGES and not TRAINED & request.assets.keys()
+    """Return whether a stage of several processes trains nothing, so that they need not know of each other.
+
+    Those that share the weights of a model do.
+    """
+    return request.entrypoint in PARALLEL_STAGES and request.sharding == "none" and not TRAINED & request.assets.keys()
 
 
 def cluster_command(
@@ -62,14 +65,15 @@ def cluster_command(
     """Return the command that runs a stage as a job of a Ray cluster.
 
     The job of a stage that measures only is one process, which has its batches computed by other processes of the
-    cluster, on any node. Ranks that train are processes of the job's node, as long as one node has room for them.
+    cluster, on any node. Ranks that train, or share the weights of a model, are processes of the job's node, as long as
+    one node has room for them.
 
     Args:
         package: of the entry points.
         request: of the stage.
         request_file: the request as JSON, where the stage will read it.
         processes: as `processes_of` returns them.
-        spreads: ranks that train are processes of several nodes.
+        spreads: ranks are processes of several nodes.
     """
     if processes == 1 or not (spreads or measures_only(request)):
         return stage_command(package, request, request_file, processes)

@@ -104,6 +104,14 @@ def test_on_a_cluster_batches_of_measuring_stages_are_computed_by_processes_of_t
     assert threads(one, needs, {})["TOKENUQ_THREADS"] == "2"
 
 
+@pytest.mark.parametrize(("entrypoint", "stage"), MEASURING)
+def test_on_a_cluster_processes_that_share_the_weights_measure_as_ranks(entrypoint, stage):
+    one = of_assets(entrypoint, stage, processes=4, sharding="fsdp", resources=StageResources(num_cpus=8))
+    assert cluster_command("package", one, "/r.json", 4) == stage_command("package", one, "/r.json", 4)
+    assert "tokenuq_ml.stages.train_on_ray" in cluster_command("package", one, "/r.json", 4, spreads=True)
+    assert reserved(one, cluster_gpus=16) == {"CPU": 8.0, "GPU": 4}
+
+
 @pytest.mark.parametrize(
     ("entrypoint", "stages"), [("train_teacher", ["baseline_teacher"]), ("train_student", ["student", "evaluation"])]
 )
