@@ -86,8 +86,8 @@ class BatchActors:
         """
         with _explained():
             self._put(jobs, Setting.of(numerics))
-            for _ in jobs:
-                yield list(self._results(progress))
+            for job in jobs:
+                yield list(self._results(job, progress))
 
     def stream(
         self, job: Job, numerics: Numerics, progress: Callable[[int], None] = lambda units: None
@@ -95,7 +95,7 @@ class BatchActors:
         """Yield the result of each batch of a job as soon as it is there; the arguments are those of `run`."""
         with _explained():
             self._put([job], Setting.of(numerics))
-            yield from self._results(progress)
+            yield from self._results(job, progress)
 
     def close(self) -> None:
         """End the processes. The pipeline would wait for more work, and so would whoever ends Ray before it."""
@@ -108,12 +108,14 @@ class BatchActors:
             pass
         self._feed = None
 
-    def _results(self, progress: Callable[[int], None]) -> Iterator[Any]:
-        """Yield the results of the next job."""
+    def _results(self, job: Job, progress: Callable[[int], None]) -> Iterator[Any]:
+        """Yield the results of the next job; write the states that their node could not write."""
         for row in self._rows:
             if row["failure"]:
                 failure: Failure = pickle.loads(row["failure"])
                 raise failure.exception() from None
+            if job.states is not None:
+                job.states.write(pickle.loads(row["states"]))
             for result, units in pickle.loads(row["results"]):
                 progress(units)
                 yield result
@@ -124,12 +126,10 @@ class BatchActors:
     def _put(self, jobs: Sequence[Job], setting: Setting) -> None:
         """Give the jobs to the pipeline; start it with the first ones."""
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         items = [pickle.dumps((job, setting)) for job in jobs]
         if self._feed is None:
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            self._feed = ray.remote(num_cpus=0, scheduling_strategy=here)(JobFeed).remote()
+            self._feed = ray.remote(num_cpus=0, scheduling_strategy=_on_this_node())(JobFeed).remote()
             self._rows = self._pipeline(self._feed)
         ray.get(self._feed.put.remote(items))
 
@@ -140,10 +140,14 @@ class BatchActors:
         from ray.util.annotations import RayDeprecationWarning
 
         _configure()
-        source = ray.data.from_items([{"job": 0}]).flat_map(_groups_of, fn_kwargs={"feed": feed}, num_cpus=0)
         with warnings.catch_warnings():
-            # Limits of restarts are options of Ray's actors, for which Ray Data has no names of its own yet (2.60).
+            # Nodes and limits of restarts are options of Ray's actors, for which Ray Data has no names of its own yet
+            # (2.60).
             warnings.simplefilter("ignore", RayDeprecationWarning)
+            # Where the stage has its input, so that other nodes need not have it.
+            source = ray.data.from_items([{"job": 0}]).flat_map(
+                _groups_of, fn_kwargs={"feed": feed}, num_cpus=0, scheduling_strategy=_on_this_node()
+            )
             measured = source.map(
                 Measurer,
                 compute=ActorPoolStrategy(size=self.size, max_tasks_in_flight_per_actor=QUEUED),
@@ -154,6 +158,13 @@ class BatchActors:
         # Prefetching would hold a result back until there is another one.
         for block in measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from block.to_pylist()
+
+
+def _on_this_node() -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _groups_of(row: dict[str, Any], feed: Any) -> Iterator[dict[str, Any]]:

@@ -33,8 +33,9 @@ from tokenuq_ml.scoring.token_losses import ScoredBatch, loss_pass
 from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.stages.adapted_model import AdaptedModel, StoredModel
 from tokenuq_ml.stages.job_files import not_seen
+from tokenuq_ml.stages.node_files import NodeFiles
 from tokenuq_ml.stages.provenance import code_hash
-from tokenuq_ml.training.states_writer import CachePart, StatesWriter
+from tokenuq_ml.training.states_writer import CachePart, CapturedWrites, StatesWriter
 
 Keep = Callable[[ScoredBatch], None]
 Run = Callable[[Iterable[Any]], list[tuple[Any, int]]]
@@ -172,11 +173,28 @@ class Setting:
     code: str
     device: str
     threads: int
+    files: NodeFiles | None = None
+    """Of a store in a bucket: what nodes have to fetch. None: they see the folders of the stage."""
 
     @classmethod
     def of(cls, numerics: Numerics) -> "Setting":
         """Return the setting of this process."""
-        return cls(code_hash(), numerics.device, numerics.threads)
+        return cls(code_hash(), numerics.device, numerics.threads, NodeFiles.of_this_stage())
+
+    def here(self, measure: Measure) -> Measure:
+        """Return a measure with the folders of this node.
+
+        Raises:
+            InputError: this node does not see them, and cannot fetch what they hold.
+        """
+        stored = measure.model
+        if self.files is not None:
+            base, adapter = map(self.files.folder, (stored.base, stored.adapter))
+            return replace(measure, model=replace(stored, base=base, adapter=adapter))
+        for folder in (stored.base, stored.adapter):
+            if not Path(folder).is_dir():
+                raise InputError(not_seen(folder))
+        return measure
 
     def require(self, numerics: Numerics) -> None:
         """Check that this process is like the one that forms the batches.
@@ -221,11 +239,13 @@ class Measurer:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a row of `groups`, with its results in place of its work, or with the reason why there are none."""
         results = failure = b""
+        self._captured = CapturedWrites()
         try:
             results = pickle.dumps(self._results(*pickle.loads(row["work"])))
         except Exception as error:
             failure = pickle.dumps(Failure.of(error))
-        return {"is_last": row["is_last"], "results": results, "failure": failure}
+        states = pickle.dumps(self._captured.pieces)
+        return {"is_last": row["is_last"], "results": results, "states": states, "failure": failure}
 
     def _results(self, job: Job, setting: Setting) -> list[tuple[Any, int]]:
         """Return the result and the units of each batch."""
@@ -234,6 +254,10 @@ class Measurer:
         if job.states is None:
             return self._run(job.batches)
         try:
+            if setting.files is not None and not job.states.path.exists():
+                # Another node has the file; the states travel with the results.
+                self._writer = job.states.captured_by(self._captured, self._head)
+                return self._run(job.batches)
             with job.states.writer(self._head) as self._writer:
                 return self._run(job.batches)
         finally:
@@ -247,10 +271,8 @@ class Measurer:
     def _switch(self, measure: Measure, setting: Setting) -> None:
         """Close the pass over the model, and open another one, with another model if it needs one."""
         self.close()
-        stored = measure.model
-        for folder in (stored.base, stored.adapter):
-            if not Path(folder).is_dir():
-                raise InputError(not_seen(folder))
+        measure_here = setting.here(measure)
+        stored = measure_here.model
         if self._model is None or not self._model.is_of(stored):
             self._model = AdaptedModel(stored.base, stored.adapter, stored.name)
         # The batches of one thread each, and the products of a batch on its own, are then those of the stage.
@@ -258,7 +280,7 @@ class Measurer:
         setting.require(resolve_numerics(stored.precision))
         model, numerics = self._model.at(stored.precision)
         self._head = head_of(model)
-        self._run: Run = self._open.enter_context(measure.open(model, numerics, self._keep))
+        self._run: Run = self._open.enter_context(measure_here.open(model, numerics, self._keep))
         self._measure = measure
 
     def _keep(self, scored: ScoredBatch) -> None:

@@ -25,12 +25,9 @@ from tokenuq_ml.stages.cluster_job import Job, replace_environment, wrong_code
 from tokenuq_ml.stages.failures import write_reserve
 from tokenuq_ml.stages.job_carrier import JobCarrier, Taken
 from tokenuq_ml.stages.job_files import JobEnd
+from tokenuq_ml.stages.node_files import JOB_FOLDER, JOB_STORE, use_given_service
 from tokenuq_ml.stages.runner import BUG, INTERRUPTED, report_refusal
 
-SERVICE = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
-"""Variables that say where the service is, which nodes take from the run if they have none of them."""
-GIVEN = "TOKENUQ_GIVEN_"
-"""Beginning of the names under which the run passes them."""
 MESSAGES_VARIABLE = "DAGSTER_PIPES_MESSAGES"
 LOCK, LOCK_POLL_S = ".lock", 0.2
 
@@ -42,6 +39,7 @@ class BucketJob(Job):
     sees, and which is locked.
     """
 
+    beats_in_folder = False
     carrier: JobCarrier
     """Set before the job is followed."""
 
@@ -59,8 +57,7 @@ def main() -> None:
     stops: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stops.append(number))
-    if not any(os.environ.get(name) for name in SERVICE[:2]):
-        os.environ.update({name: os.environ[GIVEN + name] for name in SERVICE if os.environ.get(GIVEN + name)})
+    use_given_service()
     try:
         address = Address.parse(sys.argv[1])
         carrier = JobCarrier(Mirror(address, node_folder(address)), sys.argv[2])
@@ -73,8 +70,12 @@ def main() -> None:
 def _run(carrier: JobCarrier, stops: list[int]) -> int:
     """Run the stage; return its exit code, once everything is in the bucket."""
     write_reserve(carrier.folder)
-    messages = {MESSAGES_VARIABLE: encode_param({"path": str(carrier.folder / job_files.MESSAGES)})}
-    replace_environment({**carrier.environment, **messages})
+    own = {
+        MESSAGES_VARIABLE: encode_param({"path": str(carrier.folder / job_files.MESSAGES)}),
+        JOB_FOLDER: str(carrier.folder),
+        JOB_STORE: sys.argv[1],
+    }
+    replace_environment({**carrier.environment, **own})
     started = False
 
     def stop(said: bytes) -> None:

@@ -81,6 +81,8 @@ class JobCarrier:
         for record in self.request.recorded.values():
             record.is_partial = True
         self.request.write(self.folder / job_files.REQUEST)
+        # With the folder of this node.
+        job_files.write_json(self.folder / CARRIED, self._carried.model_copy(update={"home": new}))
         for asset in self.request.assets.values():
             for output in asset.outputs.values():
                 Path(output).mkdir(parents=True)

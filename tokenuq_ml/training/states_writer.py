@@ -3,7 +3,7 @@
 Shapes: N response tokens of an example, D hidden size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,27 @@ class StatesWriter:
         self._file.write(data)
 
 
+class CapturedWrites:
+    """In place of a file: keeps what is written, and where.
+
+    Attributes:
+        pieces: first byte and content of each write.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[int, bytes]] = []
+        self._position = 0
+
+    def seek(self, position: int) -> None:
+        """Let the next write begin at a byte."""
+        self._position = position
+
+    def write(self, data: Any) -> None:
+        """Keep what is written."""
+        self.pieces.append((self._position, bytes(data)))
+        self._position += len(self.pieces[-1][1])
+
+
 @dataclass(frozen=True)
 class CachePart:
     """Where the states of some examples go in the file of a cache. The same states may be written several times."""
@@ -63,6 +84,19 @@ class CachePart:
         """Open the file, and yield what writes to it; at the end of the block everything is written."""
         with open(self.path, "r+b") as file:
             yield StatesWriter(file, self.start, self.first, head)
+
+    def captured_by(self, memory: CapturedWrites, head: Head) -> StatesWriter:
+        """Return what writes to memory, on a machine that does not see the file."""
+        return StatesWriter(memory, self.start, self.first, head)
+
+    def write(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Write to the file what was captured on another machine."""
+        if not pieces:
+            return
+        with open(self.path, "r+b") as file:
+            for first, data in pieces:
+                file.seek(first)
+                file.write(data)
 
 
 def row_spans(

@@ -10,7 +10,7 @@ from tokenuq_ml.data.sources.remote import is_address
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.object_store.address import CACHE_VARIABLE
 from tokenuq_ml.object_store.registry import mirror_holding
-from tokenuq_ml.stages.bucket_job import GIVEN, SERVICE
+from tokenuq_ml.stages.node_files import GIVEN, SERVICE
 from tokenuq_ml.stages.request import StageRequest
 from tokenuq_pipeline.runtime.bucket_jobs import BucketJobs
 
