@@ -58,7 +58,7 @@ class RunLog:
         """Print an event, or ignore it."""
         kinds, step = dg.DagsterEventType, event.step_key or ""
         if (failed := self.failures.see(event)) is not None:
-            if self._side_by_side:
+            if self._side_by_side and step:
                 self._console.line(f"{failed} stopped (the reason is printed at the end)", INDENT)
             else:
                 self._failed.append(failed)

@@ -52,7 +52,7 @@ def run_command(options: argparse.Namespace) -> int:
         # Before the disk space is looked at; each stage does it too, for runs from the UI.
         Trash(here.store.home).empty_old()
         check = None if options.ignore_disk_space else partial(_check_disk_space, here, options.study)
-        in_steps = recipe(config_of(here.config, [options.study]), here.store.home, options.study)
+        in_steps = recipe(config_of(here.config, [options.study]), here.store, options.study)
         return run_study(
             here.defs, here.config, options.study, ablations, here.instance, here.store, check, True, in_steps
         )

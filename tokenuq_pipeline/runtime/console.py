@@ -28,8 +28,11 @@ SHOWN_EVENTS = {
     "PIPELINE_SUCCESS",
 }
 RUN_FAILURES = {"RUN_FAILURE", "PIPELINE_FAILURE"}
-NOT_EXECUTED = re.compile(r"Dependencies for step .* Not executing\.", re.DOTALL)
-"""What Dagster logs as an error for every step after a failed one. The failure itself is printed with their number."""
+NOT_EXECUTED = re.compile(
+    r"Dependencies for step .* Not executing\.|Step \S+ finished without success or failure event\..*", re.DOTALL
+)
+"""What Dagster logs as an error for every step after a failed one, and for one whose process could not build the job.
+The failure itself is printed, with their number."""
 CONSOLE_CONFIG: dict[str, Any] = {"loggers": {"console": {"config": {}}}}
 """The run configuration that uses `compact_logger`; without it Dagster falls back to its own logger."""
 INDENT = "         "
