@@ -120,12 +120,20 @@ class StudyRunner:
         own = {key for key in self.parents if key.path[0] == self.study}
         if ablations:
             known = self.config.studies[self.study].ablations
+            wanted = {one for name in ablations for one in self._named(name)}
             for name in ablations:
-                if name not in known:
+                if not self._named(name):
                     listed = ", ".join(known)
                     raise InputError(f"studies.yaml: {self.study} has no ablation {name!r}; it has {listed}")
-            own = {key for key in own if len(key.path) == 3 and key.path[1] in ablations}
+            own = {key for key in own if len(key.path) == 3 and key.path[1] in wanted}
         return ancestors(self.parents, own)
+
+    def _named(self, name: str) -> list[str]:
+        """Return the study's ablations that a name stands for: itself, or all settings and seeds of a family."""
+        known = self.config.studies[self.study].ablations
+        if name in known:
+            return [name]
+        return [one for one in known if name in (self.config.ablations[one].setting, self.config.ablations[one].family)]
 
     def staleness(self, keys: set[Key]) -> Staleness:
         """Return which of `keys` are stale, and why."""
