@@ -40,6 +40,7 @@ class BucketJob(Job):
     """
 
     beats_in_folder = False
+    beats_in_folder = False
     carrier: JobCarrier
     """Set before the job is followed."""
 
