@@ -116,7 +116,7 @@ class StudySpec(Spec):
     )
     sharding: Sharding = Field(
         default="none",
-        description="fsdp: the processes of a training share the base model's weights; no part of any version",
+        description="fsdp: the processes of a stage share the base model's weights; no part of any version",
     )
     resources: dict[StageName, StageResources] = Field(
         default={}, description="what stages reserve on a cluster, by stage; no part of any version"

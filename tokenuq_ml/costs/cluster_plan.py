@@ -18,7 +18,6 @@ from tokenuq_ml.costs.cluster_stage import (
     host_time,
     inference_time,
     training_time,
-    weights_bytes,
 )
 from tokenuq_ml.costs.layout import inference_layout, training_layouts, with_examples
 from tokenuq_ml.costs.passes import response_tokens, total_tokens
@@ -126,19 +125,13 @@ class ClusterPlan:
 
     def not_in_code(self) -> list[str]:
         """Return what the plan needs that stages cannot do yet."""
-        said = []
-        if self.layout.group not in (1, self.cluster.size):
-            said.append(
-                f"trainings with weights shared by {self.layout.group} GPUs: `sharding: fsdp` shares them among all "
-                "processes of a training"
-            )
-        measuring = [one for one in self.stages if one.layout and one.layout.group > 1 and not one.layout.examples]
-        if measuring:
-            size = max(weights_bytes(self.model, one.precision) for one in measuring)
-            said.append(
-                f"measuring with sharded weights: each process holds the complete model, here {size / 1e9:,.0f} GB"
-            )
-        return said
+        measuring = {one.layout.group for one in self.stages if one.layout and not one.layout.examples}
+        return [
+            f"{what} with weights shared by {' or '.join(map(str, sorted(shared)))} GPUs: `sharding: fsdp` shares them "
+            "among all processes of a stage"
+            for what, groups in (("trainings", {self.layout.group}), ("measuring", measuring))
+            if (shared := groups - {1, self.cluster.size})
+        ]
 
     # What the stages share.
 

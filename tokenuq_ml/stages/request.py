@@ -84,7 +84,7 @@ class StageRequest(BaseModel):
     processes: Processes = 1
     """As the study says. No part of any version: it decides where the work is done."""
     sharding: Sharding = "none"
-    """As the study says; of stages that train."""
+    """As the study says. No part of any version."""
     resources: StageResources = StageResources()
     """As the study says. No part of any version."""
 

@@ -237,4 +237,4 @@ def test_what_stages_cannot_do_yet_is_said():
     assert plan_of("nodes=1,gpus=8,card=h200", 1e6, "Llama-3.2-1B").not_in_code() == []
     shared, measuring = plan_of("nodes=64,gpus=8,card=h200").not_in_code()
     assert "shared by 4 GPUs" in shared
-    assert measuring.startswith("measuring with sharded weights") and "282 GB" in measuring
+    assert measuring.startswith("measuring with weights shared by 2 or 4 GPUs")
