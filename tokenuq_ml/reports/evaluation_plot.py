@@ -5,20 +5,23 @@ from pathlib import Path
 
 import polars as pl
 
+from tokenuq_ml.evaluation.held_out import DIVERGENCES
+from tokenuq_ml.evaluation.metrics import BY_SLOT
 from tokenuq_ml.reports import canvas
 
 TITLE = "Metrics with intervals"
-IN_NATS = ("loss", "loss_change", "entropy_change")
+IN_NATS = ("loss", "loss_change", "entropy_change", *DIVERGENCES)
 
 
 def metric_intervals(models: Mapping[str, pl.DataFrame], path: str | Path) -> None:
-    """Draw one line per metric and dataset; metrics in nats on the left, shares on the right.
+    """Draw one line per metric and dataset; metrics in nats on the left, shares on the right. Slots are left out.
 
     Args:
         models: name -> rows of `evaluations` (`dataset, split, metric, value, ci_low, ci_high`).
         path: the PNG.
     """
     rows = pl.concat([frame.with_columns(model=pl.lit(name)) for name, frame in models.items()])
+    rows = rows.filter(~pl.any_horizontal(pl.col("metric").str.starts_with(slot) for slot in BY_SLOT))
     in_nats = pl.col("metric").is_in(IN_NATS)
     panels = [(rows.filter(in_nats), "nats per token"), (rows.filter(~in_nats), "share")]
     panels = [(part, label) for part, label in panels if len(part)]

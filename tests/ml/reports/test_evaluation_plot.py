@@ -37,3 +37,11 @@ def test_two_models_are_drawn_next_to_each_other_with_a_legend(drawn, tmp_path):
 def test_a_metric_without_a_value_is_not_drawn(drawn, tmp_path):
     metric_intervals({"student": frame(null=True)}, tmp_path / "m.png")
     assert points(drawn[0].axes[1]) == [0.5]
+
+
+def test_divergences_are_in_nats_and_those_of_slots_are_not_drawn(drawn, tmp_path):
+    more = frame().with_columns(metric=pl.Series(["true_kl", "true_kl_fact", "clean_kl_choice"]))
+    metric_intervals({"student": pl.concat([frame(), more])}, tmp_path / "m.png")
+    nats, shares = drawn[0].axes
+    assert points(nats) == [1.5, 1.5] and points(shares) == [0.25, 0.5]
+    assert [label.get_text() for label in nats.get_yticklabels()] == ["d\nloss", "d\ntrue_kl"]

@@ -3,16 +3,17 @@
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.known_truth import KNOWN, ROWS, STEPS, TRUTH, UNCERTAINTY, request_of, teacher, write_study
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, tiny_model
 from tests.support.tiny_truth import plain_kl
-from tokenuq_ml.config import EvaluationSpec
+from tokenuq_ml.config import EvaluationSpec, TrainSpec
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
-from tokenuq_ml.stages import correlate, measure_truth
+from tokenuq_ml.stages import choose_teacher, correlate, measure_truth, train_teacher
 from tokenuq_ml.stages.rank_against_truth import rank_against_truth
 from tokenuq_ml.tables.parquet import read_table, write_table
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.slow
 FIELDS = {"model": "m", "uncertainty": UNCERTAINTY.fields(), "fractions": [0.0, 0.25, 0.5, 1.0]}
 ANALYSIS = {"evaluation": EvaluationSpec(bootstrap=50).fields()}
 KEYS = ["example_id", "position"]
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +149,34 @@ def test_a_table_of_other_tokens_is_refused(made, tmp_path):
 
 def test_the_study_has_tokens_without_a_truth():
     assert len(KNOWN) < len(ROWS)
+
+
+def test_snapshots_are_taken_during_the_teachers_training_and_by_a_choice_among_candidates(made, tmp_path):
+    fields = {
+        "precision": "float32",
+        "train": TrainSpec(epochs=2, batch_size=2, learning_rate=1e-2, lora={"rank": 2, "alpha": 4}).fields(),
+        "seed": 3,
+        "fractions": FIELDS["fractions"],
+    }
+    inputs = {name: made[1][name] for name in ("model", "tokenized_dataset")}
+    outputs, reporter = ("adapter", "snapshots", "training_log", "plots"), RecordingReporter()
+    train_teacher.run(request_of("baseline_teacher", fields, inputs, tmp_path / "t", *outputs), reporter)
+    # Six train examples in batches of two, twice.
+    steps = {folder.name: load_file(folder / WEIGHTS) for folder in (tmp_path / "t" / "snapshots").iterdir()}
+    assert set(steps) == {"step-000002", "step-000003"} and reporter.results[0].metrics["steps"] == 6
+    trained, middle = load_file(tmp_path / "t" / "adapter" / WEIGHTS), steps["step-000003"]
+    assert set(trained) == set(middle) and any(not trained[name].equal(middle[name]) for name in trained)
+
+    candidates = {"candidate": ["a", "b"], "chosen": [False, True], "loss": [2.0, 1.0], "n": [3, 3]}
+    nothing = dict.fromkeys(("learning_rate", "epochs", "weight_decay", "ci_low", "ci_high"))
+    table = pl.DataFrame({**candidates, **{name: [value] * 2 for name, value in nothing.items()}})
+    write_table(table, "teacher_candidates", tmp_path / "c", spec_hash="s", code_version="c")
+    of_candidates = {"a": made[0] / "study", "b": tmp_path / "t"}
+    inputs = {f"{name}/{row}": str(home / name) for row, home in of_candidates.items() for name in outputs[:3]}
+    request = request_of(
+        "baseline_teacher", {}, {**inputs, "teacher_candidates": str(tmp_path / "c")}, tmp_path / "chosen", *outputs
+    )
+    choose_teacher.run(request, reporter)
+    taken = {folder.name: load_file(folder / WEIGHTS) for folder in (tmp_path / "chosen" / "snapshots").iterdir()}
+    assert {step: list(own) for step, own in taken.items()} == {step: list(own) for step, own in steps.items()}
+    assert all(own[name].equal(steps[step][name]) for step, own in taken.items() for name in own)
