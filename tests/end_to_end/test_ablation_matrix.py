@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 SHIPPED = ROOT / "config" / "ablations.yaml"
 STEPS = 3
 OTHER_SHARES = ("_top10", "_top50", "_top75")
-RIVALS = ("asft", "label_trust", "divergence_top25", "forgetting")
-"""A sum with another teacher, a token divided by its columns, a score of the student, and a negative weight."""
+RIVALS = ("asft", "label_trust", "divergence_top25", "forgetting", "change_top25")
+"""A sum with another teacher, a token divided by its columns, a score of the student, a negative weight, one more table."""
 
 
 def _of_the_matrix() -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def test_the_whole_graph_succeeds_and_nothing_is_stale(matrix):
     found = staleness(records, records.assets)
     assert not found and not found.unrecorded
     checks = matrix.result.get_asset_check_evaluations()
-    assert {c.check_name for c in checks} >= {"selected_share", "bald_above_noise", "one_row_per_response_token"}
+    assert {c.check_name for c in checks} >= {"selected_share", "bald_above_noise", "changes_join_one_to_one"}
     assert [c for c in checks if not c.passed and c.severity == dg.AssetCheckSeverity.ERROR] == []
 
 
@@ -116,6 +116,7 @@ def test_lineage_names_what_each_student_was_made_from(matrix):
     # The base model is the teacher.
     assert reads("asft") == common
     assert reads("label_trust") == common | {"baseline_teacher", "teacher_hidden", "token_uncertainty"}
+    assert reads("change_top25") == common | {"baseline_teacher", "teacher_hidden", "teacher_change"}
     assert reads("divergence_top25") == common | {"baseline_teacher", "teacher_hidden"}
 
 

@@ -72,8 +72,13 @@ SELECTORS = {
     ),
     "base_loss": Score("the base model's cross-entropy, nats", ("base_loss",)),
     "base_perplexity": Score("exp of the base model's cross-entropy", ("base_loss",)),
+    "change": Score(
+        "the teacher's divergence from the base model, nats: what training changed, whatever the label is",
+        ("teacher_change",),
+    ),
     "influence": Score(
-        "the base model's cross-entropy minus the teacher's, nats: what training changed", ("base_loss", "teacher_loss")
+        "the base model's cross-entropy minus the teacher's, nats: what training changed for the label",
+        ("base_loss", "teacher_loss"),
     ),
     "retrospective_loss": Score(
         "the base model's cross-entropy minus the student's, nats", ("base_loss",), of_student=True
@@ -113,6 +118,7 @@ COLUMNS = {
     "expected_entropy": ("token_uncertainty", "expected_entropy"),
     "bald": ("token_uncertainty", "bald"),
     "mc_loss": ("token_uncertainty", "mc_loss"),
+    "teacher_change": ("teacher_change", "change"),
     "true_kl": ("true_divergence", "true_kl"),
     "clean_kl": ("true_divergence", "clean_kl"),
     "true_entropy": ("token_truth", "true_entropy"),

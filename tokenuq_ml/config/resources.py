@@ -17,6 +17,7 @@ StageName = Literal[
     "teacher_hidden",
     "token_uncertainty",
     "true_divergence",
+    "teacher_change",
     "reference_evaluation",
     "uncertainty_analysis",
     "student",

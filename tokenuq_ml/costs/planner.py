@@ -32,6 +32,7 @@ TABLE_BYTES = {
     "token_losses": 27.0,
     "token_uncertainty": 26.2,
     "true_divergence": 130.0,
+    "teacher_change": 5.4,
     "selections": 7.7,
     "evaluation_tokens": 14.0,
     "answers": 4.0,
@@ -113,6 +114,7 @@ class Planner:
             "teacher_hidden": self._teacher_hidden,
             "token_uncertainty": self._token_uncertainty,
             "true_divergence": self._true_divergence,
+            "teacher_change": self._teacher_change,
             "reference_evaluation": self._reference_evaluation,
             "evaluation": self._evaluation,
         }
@@ -224,6 +226,15 @@ class Planner:
 
     def _token_uncertainty(self) -> Work:
         return self._dropout_passes("token_uncertainty", self.study.uncertainty.samples)
+
+    def _teacher_change(self) -> Work:
+        """Return the work of the passes of `token_losses`, in float32, and of two products per token to compare them."""
+        work, response = self._token_losses(), response_tokens(self.data)
+        flop = {"score": work.flop["score"] + 2 * response * self.architecture.head_product}
+        disk = {"teacher_change": TABLE_BYTES["teacher_change"] * response}
+        return replace(
+            work, flop=flop, disk=disk, memory=self.memory.inference(BALD_PRECISION), precision=BALD_PRECISION
+        )
 
     def _true_divergence(self) -> Work:
         passes = len(TRUTH_FRACTIONS) + (len(TRUTH_FRACTIONS) - 1) * self.study.uncertainty.samples

@@ -22,6 +22,7 @@ REVISIONS = {
     "token_uncertainty": 8,
     "reference_evaluation": 8,
     "true_divergence": 1,
+    "teacher_change": 1,
     "uncertainty_analysis": 2,
     "student": 3,
     "curriculum": 5,
@@ -81,6 +82,9 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         # Computed in float32 too.
         own = {"model": study.model, "uncertainty": study.uncertainty.fields()}
         return own | _teacher_fractions(config, study)
+    if stage == "teacher_change":
+        # And this.
+        return {"model": study.model}
     if stage == "reference_evaluation":
         return {**tables, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     if stage == "uncertainty_analysis":

@@ -54,6 +54,11 @@ TABLES = {
         },
         keys=TOKEN_KEY,
     ),
+    "teacher_change": Table(
+        "One row per response token, as in token_losses: how far training has moved the teacher from the base model.",
+        {**TOKEN_COLUMNS, "change": ("float32", "KL(teacher || base model), without dropout, nats")},
+        keys=TOKEN_KEY,
+    ),
     "bald_reference": Table(
         "BALD of a small sample of tokens, also computed in float64 with the same masks: measures rounding.",
         {

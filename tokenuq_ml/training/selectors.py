@@ -57,6 +57,16 @@ def base_perplexity(tokens: Tokens) -> Tensor:
     return tokens.column("base_loss").exp()
 
 
+def change(tokens: Tokens) -> Tensor:
+    """Score by `KL(teacher || base model)`: how far training has moved the distribution, whatever the label is.
+
+    Our own. A label that is one of several, or wrong, has a high loss before and after; here it counts only if the data
+    have taught the teacher something about its place. Right if, in known truth, the base model's divergence from the
+    truth is large where this is. Wrong where the teacher has moved without need.
+    """
+    return tokens.column("teacher_change")
+
+
 def influence(tokens: Tokens) -> Tensor:
     """Score by `l_base - l_ref`: how much training on the data has lowered the token's loss.
 
@@ -170,6 +180,7 @@ SELECTORS: dict[str, Callable[[Tokens], Tensor]] = {
     "aleatoric": aleatoric,
     "base_loss": base_loss,
     "base_perplexity": base_perplexity,
+    "change": change,
     "influence": influence,
     "retrospective_loss": retrospective_loss,
     "probability": probability,

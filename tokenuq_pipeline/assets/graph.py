@@ -11,6 +11,7 @@ from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
 from tokenuq_pipeline.assets.datasets import dataset_assets
 from tokenuq_pipeline.assets.models import model_assets
+from tokenuq_pipeline.assets.teacher_change import is_read, teacher_change
 from tokenuq_pipeline.assets.teacher_scores import teacher_score_assets
 from tokenuq_pipeline.assets.teacher_sweep import candidate_teacher, teacher_sweep
 from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
@@ -45,6 +46,7 @@ def stage_groups(config: Config) -> list[StageGroup]:
             *_teacher(config, study),
             StageGroup("score_teacher", f"{name}__measure", teacher_score_assets(config, study)),
             *_against_truth(config, study),
+            *_change(config, study),
             StageGroup("correlate", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
         ]
         for ablation in study.ablations:
@@ -72,6 +74,13 @@ def _against_truth(config: Config, study: StudySpec) -> list[StageGroup]:
     if not config.has_truth(study):
         return []
     return [StageGroup("measure_truth", f"{study.name}__true_divergence", [true_divergence(config, study)])]
+
+
+def _change(config: Config, study: StudySpec) -> list[StageGroup]:
+    """Return the measurement of the teacher's divergence from the base model, if an ablation reads it."""
+    if not is_read(config, study):
+        return []
+    return [StageGroup("measure_change", f"{study.name}__teacher_change", [teacher_change(config, study)])]
 
 
 def _placed(config: Config, group: StageGroup) -> StageGroup:

@@ -63,6 +63,10 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
             column: TOKENS for column in ("predictive_entropy", "expected_entropy", "bald", "bald_std_error", "mc_loss")
         },
     },
+    "teacher_change": {
+        **{column: KEYS[column] for column in ("example_id", "position")},
+        "change": TOKENS,
+    },
     "true_divergence": {
         **{column: KEYS[column] for column in ("example_id", "position")},
         **{column: TOKENS for column in ("true_kl", "clean_kl", "base_true_kl", "base_clean_kl")},

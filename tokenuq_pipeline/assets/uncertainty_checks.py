@@ -92,17 +92,24 @@ def _share(floor: float, mean: float) -> str:
 
 def joins_one_to_one(store: Store, study: str) -> Outcome:
     """Check that `token_uncertainty` and `token_losses` hold the same tokens, each once."""
+    return _same_tokens(store, study, "token_uncertainty", "uncertainty")
+
+
+def changes_join_one_to_one(store: Store, study: str) -> Outcome:
+    """Check that `teacher_change` and `token_losses` hold the same tokens, each once."""
+    return _same_tokens(store, study, "teacher_change", "changes")
+
+
+def _same_tokens(store: Store, study: str, table: str, counted_as: str) -> Outcome:
     losses = read(store, "token_losses", study=study).select(TOKEN_KEY)
-    uncertainty = read(store, "token_uncertainty", study=study).select(TOKEN_KEY)
-    duplicates = len(losses) - losses.n_unique() + len(uncertainty) - uncertainty.n_unique()
-    unmatched = len(losses.join(uncertainty, on=TOKEN_KEY, how="anti")) + len(
-        uncertainty.join(losses, on=TOKEN_KEY, how="anti")
-    )
+    others = read(store, table, study=study).select(TOKEN_KEY)
+    duplicates = len(losses) - losses.n_unique() + len(others) - others.n_unique()
+    unmatched = len(losses.join(others, on=TOKEN_KEY, how="anti")) + len(others.join(losses, on=TOKEN_KEY, how="anti"))
     return outcome(
         not unmatched and not duplicates,
         f"{unmatched} tokens are in one table only, {duplicates} duplicate rows",
         losses=len(losses),
-        uncertainty=len(uncertainty),
         alone=unmatched,
         doubled=duplicates,
+        **{counted_as: len(others)},
     )

@@ -12,10 +12,11 @@ EVALUATION_TABLES = (
     "alpaca_eval_verdicts",
 )
 STUDY_TABLES = {
-    "tokenized_dataset": ("tokenized_dataset", "rejected_examples"),
+    "tokenized_dataset": ("tokenized_dataset", "rejected_examples", "token_truth"),
     "token_losses": ("token_losses", "token_alternatives"),
     "token_uncertainty": ("token_uncertainty", "bald_reference"),
     "true_divergence": ("true_divergence", "true_divergence_over_training"),
+    "teacher_change": ("teacher_change",),
     "uncertainty_analysis": ("uncertainty_analysis", "truth_ranking"),
     "teacher_sweep": ("teacher_candidates",),
 }

@@ -54,13 +54,14 @@ def teacher_and_tables(tmp_path_factory):
                     "entropy": -(logp.exp() * logp).sum(1).numpy(),
                     "category": draw.choice(CATEGORIES, count).tolist(),
                     "bald": draw.random(count, dtype=np.float32),
+                    "change": draw.random(count, dtype=np.float32),
                     "expected_entropy": draw.random(count, dtype=np.float32),
                     "mc_loss": draw.exponential(5, size=count).astype(np.float32),
                 }
             )
         )
     table = pl.concat(frames)
-    return folder, {"token_losses": table, "token_uncertainty": table}
+    return folder, {name: table for name in ("token_losses", "token_uncertainty", "teacher_change")}
 
 
 def run(ablation, teacher_and_tables, tmp_path, batch_size=8, micro=8):
@@ -175,6 +176,8 @@ MASKS = {
     "student_entropy_top25": lambda w: w.top(w.entropy(), 0.25),
     "divergence_top25": lambda w: w.top(w.kl, 0.25),
     "anchored_top25": lambda w: w.top(w.loss, 0.25),
+    "change_top25": lambda w: w.top(w.table["change"], 0.25),
+    "change_anchored25": lambda w: w.top(w.table["change"], 0.25),
     **dict.fromkeys(
         (
             *("p_power_exponent0p5", "p_power_exponent2", "focal", "talr", "iw_sft"),
@@ -235,14 +238,14 @@ DISTILS = (
         if name.startswith("paper")
         or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank")
     }
-    | {"student_entropy_top25", "divergence_top25", "anchored_top25"}
+    | {"student_entropy_top25", "divergence_top25", "anchored_top25", "change_top25", "change_anchored25"}
 )
 RANDOM = ("random25", "fixed_random25")
 IN_HEAVY = [
     *(name for name in MASKS if name.startswith(("paper", "masked_mle")) and not name.endswith("25")),
     *("p_power_exponent0p5", "p_power_exponent2", "focal", "iw_sft", "anchored_mle", "epistemic_share"),
     *("profit", "token_cleaning", "sstoken_loss", "tip_entropy50", "tip_divergence10", "distill_top8"),
-    *("student_entropy_top25", "divergence_top25", "anchored_top25"),
+    *("student_entropy_top25", "divergence_top25", "anchored_top25", "change_anchored25"),
 ]
 """What differs from another ablation by a number or a name, which tests of scores and weights cover."""
 

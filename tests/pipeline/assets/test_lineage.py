@@ -34,7 +34,11 @@ def curated_config(folder):
     # A study whose truth is known.
     datasets["words"] = parent.model_copy(update={"name": "words", "format": LANGUAGE})
     known = StudySpec(**{**config.studies[STUDY].fields(), "name": "known", "dataset": "words"})
-    return replace(config, datasets=datasets, studies={**config.studies, "swept": swept, "known": known})
+    # A study that selects by the teacher's change.
+    change = AblationSpec(name="change", select={"by": "change", "quantile": 0.5})
+    changed = StudySpec(**{**config.studies[STUDY].fields(), "name": "changed", "ablations": ["change"]})
+    studies = {**config.studies, "swept": swept, "known": known, "changed": changed}
+    return replace(config, datasets=datasets, studies=studies, ablations={**config.ablations, "change": change})
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,8 @@ def test_every_source_is_used_by_some_asset(assets):
         for column, origins in columns.items():
             names = {dep.column_name for deps in found for dep in deps.get(column, ())}
             assert names, (stage, column)
-            if stage not in ("reference_evaluation",):
+            # What a selection reads follows from the ablation.
+            if stage != "reference_evaluation" and (stage, column) != ("student", "selected_share"):
                 assert names == {name for _, name in origins}, (stage, column)
 
 

@@ -1,0 +1,76 @@
+"""How far training has moved the teacher's distribution of each token from the base model's.
+
+Shapes: N response tokens of a batch, D hidden size.
+"""
+
+from collections.abc import Callable
+
+import polars as pl
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.kernels.block_divergence import BlockDivergence
+from tokenuq_ml.kernels.loss_terms import TeacherTerm
+from tokenuq_ml.kernels.mean_embeddings import TeacherStates
+from tokenuq_ml.kernels.scores import token_losses
+from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.scoring.token_losses import ScoredBatch, scored_batches
+from tokenuq_ml.tables.schemas import TOKEN_KEY
+
+
+def teacher_change(
+    model: PeftModel,
+    examples: list[TokenizedExample],
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> pl.DataFrame:
+    """Return rows `example_id, position, change`, where change is `KL(teacher || base model)` in nats.
+
+    Two passes over the examples. The teacher's states of all their tokens are in memory until its distributions are
+    compared: D numbers per token.
+
+    Args:
+        model: with the teacher's adapter active.
+        examples: whose response tokens are compared.
+        numerics: of the passes; float32, or small divergences drown in rounding.
+        progress: called with the number of tokens of each batch and pass that is done.
+    """
+    states: dict[tuple[str, ...], Tensor] = {}
+    frames: list[pl.DataFrame] = []
+    teacher_head = head_of(model)
+
+    def compare(scored: ScoredBatch) -> None:
+        term = TeacherTerm(TeacherStates(states.pop(_ids(scored))), head=teacher_head)
+        frames.append(_rows(scored, model, term))
+
+    for _ in scored_batches(
+        model, examples, numerics, progress, keep=lambda one: states.update({_ids(one): one.hidden_ND})
+    ):
+        pass
+    with use_adapter(model, None):
+        # The same batches in the same order.
+        for _ in scored_batches(model, examples, numerics, progress, keep=compare):
+            pass
+    return pl.concat(frames).sort(*TOKEN_KEY)
+
+
+def _ids(scored: ScoredBatch) -> tuple[str, ...]:
+    return tuple(example.example_id for example in scored.batch.examples)
+
+
+def _rows(scored: ScoredBatch, model: PeftModel, teacher: TeacherTerm) -> pl.DataFrame:
+    """Return the rows of a batch, given its states under the base model."""
+    head, label_N = head_of(model), scored.batch.label_N
+    change_N = torch.zeros(len(label_N), dtype=torch.float32)
+    divergence = BlockDivergence(scored.hidden_ND, head, teacher)
+
+    def observe(rows: slice, logits_RV: Tensor) -> None:
+        # A divergence is not negative, but rounding can make that of equal distributions so.
+        change_N[rows] = divergence.of(rows, logits_RV).clamp(min=0).float().cpu()
+
+    token_losses(scored.hidden_ND, head, label_N, observe)
+    return scored.rows.select(*TOKEN_KEY).with_columns(change=pl.Series(change_N.numpy()))
