@@ -190,14 +190,15 @@ def uncertainty_over_training(curriculum_uncertainty: pl.DataFrame, path: str | 
     canvas.save(figure, path)
 
 
-def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
+def id_vs_ood(evaluations: pl.DataFrame, path: str | Path, metric: str = "loss") -> None:
     """Draw held-out loss in against out of distribution, with intervals and the Pareto front.
 
     Args:
         evaluations: `model, dataset, split, metric, value, ci_low, ci_high`. Each OOD dataset has its own panel.
         path: the PNG.
+        metric: another metric in nats per token.
     """
-    losses = evaluations.filter(pl.col("metric") == "loss")
+    losses = evaluations.filter(pl.col("metric") == metric)
     inside = {row["model"]: row for row in losses.filter(pl.col("split") == "test").iter_rows(named=True)}
     outside = losses.filter(pl.col("split") == "ood")
     datasets = outside["dataset"].unique().sort().to_list()
@@ -210,9 +211,9 @@ def id_vs_ood(evaluations: pl.DataFrame, path: str | Path) -> None:
             if row["model"] in inside
         ]
         _draw_losses(axis, points, styles)
-        axis.set(xlabel="loss on test, nats per token", ylabel=f"loss on {dataset}, nats per token")
+        axis.set(xlabel=f"{metric} on test, nats per token", ylabel=f"{metric} on {dataset}, nats per token")
     for axis in axes[len(datasets) :]:
-        axis.set(xlabel="loss on test, nats per token", ylabel="loss out of distribution, nats per token")
+        axis.set(xlabel=f"{metric} on test, nats per token", ylabel=f"{metric} out of distribution, nats per token")
     figure.suptitle("Lower left is better")
     legend(figure, *axes[0].get_legend_handles_labels())
     canvas.save(figure, path)

@@ -18,7 +18,7 @@ from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.reports import comparison, html, sections
+from tokenuq_ml.reports import comparison, html, sections, truth_section
 from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.explorer_data import ExplorerTables, Students
@@ -27,6 +27,7 @@ from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
 from tokenuq_ml.reports.settings import compared, setting_rows
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.correlate import HEADLINES
+from tokenuq_ml.stages.rank_against_truth import RANKING
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
 from tokenuq_ml.tables.parquet import content_of, read_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
@@ -39,6 +40,8 @@ PLOTS = {
     "Loss against BALD": "loss_vs_bald.png",
     "Held-out loss over the quantile": "quantile_curves.png",
     "Overlap of selections": "selection_overlap.png",
+    "Divergence from the truth": truth_section.DIVERGENCE_PLOT,
+    "Scores against the truth over the teacher's training": truth_section.RANKING_PLOT,
 }
 """Plots that the UI shows next to the page, if the study has them."""
 
@@ -181,6 +184,9 @@ def _sections(report: _Report) -> dict[str, str | None]:
             report.tokens,
             _bald_reference(report.request),
             folder,
+        ),
+        "What is left to learn?": (
+            truth_section.truth(families, report.read(RANKING), folder) if RANKING in report.request.inputs else None
         ),
         "The curriculum that selection makes": sections.curricula(ablations, report.read, folder),
         "Tokens": sections.token_explorer(_explorer_tables(report)),

@@ -61,6 +61,8 @@ def _inputs(config: Config, study: StudySpec) -> Iterator[Input]:
     yield from inputs.examples(study.dataset, *study.ood)
     for table, stage in PER_STUDY.items():
         yield inputs.study_table(name, table, stage)
+    if config.has_truth(study):
+        yield inputs.study_table(name, "truth_ranking")
     for row in REFERENCE_ROWS:
         for table in PER_REFERENCE:
             yield inputs.row_table(name, table, row, ("reference_evaluation",))

@@ -39,7 +39,11 @@ def examples(*datasets: str) -> tuple[Input, ...]:
     )
 
 
-MADE_BY = {"token_truth": "tokenized_dataset", "true_divergence_over_training": "true_divergence"}
+MADE_BY = {
+    "token_truth": "tokenized_dataset",
+    "true_divergence_over_training": "true_divergence",
+    "truth_ranking": "uncertainty_analysis",
+}
 """Table of a study -> the stage that makes it, if it has another name."""
 
 

@@ -42,6 +42,7 @@ def test_costs_are_shown_but_do_not_affect_the_data_version(quick_plots, tmp_pat
     result, out = build_report(tmp_path / "a")
     text = Page((out / "report.html").read_text(encoding="utf-8")).text
     assert "What it costs" in text and "70B" in text
+    assert "What is left to learn?" not in text and not (out / "truth_ranking.png").exists()
     rows = json.loads((out / "costs.json").read_text())["measured"]
     assert [row["ablation"] for row in rows] == [*ABLATIONS] and rows[0]["seconds_step"] == 11 / 4
     with mock.patch.object(tiny_tables.publish_costs, "__defaults__", (5,)):
