@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.functional import set_adapter
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -63,6 +65,23 @@ def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name:
     with restored_flags(model), _restored_adapters(model):
         model.load_adapter(folder, adapter_name=name, is_trainable=False)
     return _prepare_for_inference(model, name)
+
+
+def put_adapter_weights(model: PeftModel, name: str, folder: str | Path | None) -> None:
+    """Replace the weights of an adapter by those of a stored one of the same shape.
+
+    Args:
+        model: With the adapter; its modes and flags stay as they are.
+        name: Name of the adapter in the model.
+        folder: Folder that PEFT saved the weights in; None: B becomes zero, so that the adapter changes nothing, as
+            before its training.
+    """
+    if folder is not None:
+        set_peft_model_state_dict(model, load_file(Path(folder, "adapter_model.safetensors")), adapter_name=name)
+        return
+    for path, parameter in model.named_parameters():
+        if f"lora_B.{name}" in path:
+            parameter.data.zero_()
 
 
 def freeze_adapter(model: PeftModel) -> PeftModel:
@@ -150,9 +169,14 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
-def adapter_digest(folder: str | Path) -> str:
-    """Return the content hash of a stored adapter: its tensors, and the settings that change their effect."""
+def adapter_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of a stored adapter that change the effect of its tensors."""
     config = json.loads(Path(folder, "adapter_config.json").read_text())
     settings = {key: config.get(key) for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias")}
-    settings["target_modules"] = sorted(config["target_modules"])
-    return tensors_digest(Path(folder, "adapter_model.safetensors"), json.dumps(settings, sort_keys=True))
+    return settings | {"target_modules": sorted(config["target_modules"])}
+
+
+def adapter_digest(folder: str | Path) -> str:
+    """Return the content hash of a stored adapter: its tensors, and the settings that change their effect."""
+    settings = json.dumps(adapter_settings(folder), sort_keys=True)
+    return tensors_digest(Path(folder, "adapter_model.safetensors"), settings)

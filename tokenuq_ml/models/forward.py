@@ -23,7 +23,7 @@ from tokenuq_ml.models.output_layer import causal_lm, decoder_states, own_logits
 from tokenuq_ml.models.pass_inputs import start_pass
 from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.router_loss import states_and_router_loss
-from tokenuq_ml.models.sharding import is_sharded
+from tokenuq_ml.models.sharding import gather_head, is_sharded
 from tokenuq_ml.patches import replaced_forward
 
 
@@ -97,13 +97,15 @@ def passes_through_root(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Let `hidden_states` of a sharded model run the complete model inside the context, as its training does.
 
     FSDP gathers a layer's weights while the layer before it computes only if a pass starts at the model itself; and
-    only then does it gather weights that belong to no layer. For other models, this does nothing.
+    only then does it gather weights that belong to no layer. The head is gathered from the beginning. For other models,
+    this does nothing.
     """
     lm = causal_lm(model)
     if lm in _passed_through_root or not is_sharded(lm):
         yield
         return
     with accept_token_function(model):
+        gather_head(lm)
         _passed_through_root.add(lm)
         try:
             yield

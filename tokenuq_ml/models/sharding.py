@@ -104,6 +104,14 @@ def class_of(module: torch.nn.Module) -> type:
     return type(module).__bases__[-1] if is_unit(module) else type(module)
 
 
+def gather_head(lm: PreTrainedModel) -> None:
+    """Gather the weights of the output layer, which loading a state dict frees; after a pass they are gathered."""
+    head = lm.get_output_embeddings()
+    if head is not None:
+        # A table of embeddings that is the head too is a weight of the root.
+        (head if is_unit(head) else lm).unshard()
+
+
 @contextmanager
 def gathered_around(model: torch.nn.Module, module: torch.nn.Module) -> Iterator[None]:
     """Gather the weights of the unit around a module of the model inside the context, for calls without its hooks.

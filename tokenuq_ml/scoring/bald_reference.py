@@ -5,7 +5,7 @@ Uses the dropout rate, the samples and the masks of the study. `tables/bald_nois
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import polars as pl
@@ -85,12 +85,14 @@ def reference_pass(
         model: As for `float64_uncertainty`.
         spec: As for `token_uncertainty`.
     """
-    head = head_of(model)
-    head = replace(
-        head, weight_VD=head.weight_VD.double(), bias_V=None if head.bias_V is None else head.bias_V.double()
-    )
     numerics = Numerics(str(model.device), torch.float64, torch.get_num_threads(), "the reference of BALD")
-    with passes_through_root(model), monte_carlo_dropout(model, spec) as start_pass:
+    with ExitStack() as stack:
+        stack.enter_context(passes_through_root(model))
+        head = head_of(model)
+        head = replace(
+            head, weight_VD=head.weight_VD.double(), bias_V=None if head.bias_V is None else head.bias_V.double()
+        )
+        start_pass = stack.enter_context(monte_carlo_dropout(model, spec))
 
         @torch.no_grad()
         def rows_of(batch: Batch) -> tuple[pl.DataFrame, int]:

@@ -1,20 +1,13 @@
-"""The curriculum that selection creates: the categories of selected tokens, and uncertainty over training.
-
-Reads the tables and adapters that training wrote.
-"""
+"""The curriculum that selection creates: the categories of selected tokens, and uncertainty over training."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
-from peft import PeftModel
 
-from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
-from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.mc_dropout import token_uncertainty
-from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 
@@ -28,15 +21,14 @@ class Snapshot:
     """None for the fresh adapter at step 0."""
 
 
-@dataclass(frozen=True)
-class UncertaintyProbe:
-    """A fixed set of examples, and how the uncertainty of a model is measured on them."""
+class MeasuredSnapshot(NamedTuple):
+    """What is measured of a snapshot on a fixed set of examples."""
 
-    examples: list[TokenizedExample]
-    token_losses: pl.DataFrame
-    """At least `example_id, position, category` of the examples' tokens."""
-    spec: UncertaintySpec
-    numerics: Numerics
+    snapshot: Snapshot
+    losses: pl.DataFrame
+    """Rows of `score_examples`."""
+    uncertainty: pl.DataFrame
+    """Rows of `token_uncertainty`."""
 
 
 def selected_by_category(selections: pl.DataFrame, token_losses: pl.DataFrame) -> pl.DataFrame:
@@ -82,14 +74,18 @@ def snapshot_at(fraction: float, steps: int, adapter: Path, snapshots: Path) -> 
     return Snapshot(fraction, step, folder)
 
 
-def uncertainty_at(model: PeftModel, snapshot: Snapshot, probe: UncertaintyProbe) -> pl.DataFrame:
-    """Return the rows of `curriculum_uncertainty` for one snapshot: one per category, and one for `all`.
+def distinct_snapshots(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
+    """Return the snapshots, of several at the same step only the first."""
+    by_step: dict[int, Snapshot] = {}
+    for snapshot in snapshots:
+        by_step.setdefault(snapshot.step, snapshot)
+    return list(by_step.values())
 
-    The adapter of the snapshot is active in `model`.
-    """
-    losses = score_examples(model, probe.examples, probe.numerics)
-    uncertainty = token_uncertainty(model, probe.examples, probe.spec, probe.numerics)
-    categories = probe.token_losses.select(*TOKEN_KEY, pl.col("category").cast(pl.String))
+
+def uncertainty_at(measured: MeasuredSnapshot, token_losses: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of `curriculum_uncertainty` for one snapshot: one per category, and one for `all`."""
+    snapshot, losses, uncertainty = measured
+    categories = token_losses.select(*TOKEN_KEY, pl.col("category").cast(pl.String))
     tokens = losses.join(uncertainty, on=TOKEN_KEY, validate="1:1").join(categories, on=TOKEN_KEY, validate="1:1")
     figures = [
         pl.len().cast(pl.Int32).alias("n_tokens"),
@@ -105,29 +101,19 @@ def uncertainty_at(model: PeftModel, snapshot: Snapshot, probe: UncertaintyProbe
 
 
 def uncertainty_over_training(
-    model: PeftModel,
-    snapshots: Iterable[Snapshot],
-    probe: UncertaintyProbe,
-    load: Callable[[Path | None], None],
-    progress: Callable[[str], None],
+    measured: Iterable[MeasuredSnapshot], token_losses: pl.DataFrame, progress: Callable[[str], None]
 ) -> pl.DataFrame:
     """Return the table `curriculum_uncertainty`.
 
     Args:
-        model: the student; its active adapter is replaced by that of each snapshot.
-        snapshots: in order of steps; of several at the same step only the first is measured.
-        probe: the examples and how they are measured.
-        load: puts the adapter of a folder (None: a fresh one) into `model`.
+        measured: the snapshots, in order of steps.
+        token_losses: at least `example_id, position, category` of the examples' tokens.
         progress: receives one line per snapshot.
     """
-    frames, steps = [], set()
-    for snapshot in snapshots:
-        if snapshot.step in steps:
-            continue
-        steps.add(snapshot.step)
-        load(snapshot.folder)
-        frame = uncertainty_at(model, snapshot, probe)
+    frames = []
+    for one in measured:
+        frame = uncertainty_at(one, token_losses)
         overall = frame.filter(pl.col("category") == "all").row(0, named=True)
-        progress(f"at {snapshot.fraction:.0%} of training: loss {overall['loss']:.3f}, BALD {overall['bald']:.5f}")
+        progress(f"at {one.snapshot.fraction:.0%} of training: loss {overall['loss']:.3f}, BALD {overall['bald']:.5f}")
         frames.append(frame)
     return pl.concat(frames)

@@ -157,14 +157,13 @@ def uncertainty_pass(
 
     The arguments are those of `uncertainty_in_model_dtype`.
     """
-    head = head_of(model)
-    # Before dropout is replaced: fast passes are compared with the model's own, which must not drop anything.
-    with (
-        located(model, numerics),
-        passes_through_root(model),
-        fast_inference(causal_lm(model)),
-        monte_carlo_dropout(model, spec) as start_pass,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(located(model, numerics))
+        stack.enter_context(passes_through_root(model))
+        # Before dropout is replaced: passes that are compared with the model's own must not drop anything.
+        head = head_of(model)
+        stack.enter_context(fast_inference(causal_lm(model)))
+        start_pass = stack.enter_context(monte_carlo_dropout(model, spec))
 
         def sample_scores(batch: Batch) -> tuple[Batch, MonteCarloScores]:
             hidden_KND = sample_hidden_states(model, batch, start_pass, spec.samples, numerics)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config.resources import Sharding
-from tokenuq_ml.models.adapters import attach_adapter, use_adapter
+from tokenuq_ml.models.adapters import adapter_settings, attach_adapter, put_adapter_weights, use_adapter
 from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
@@ -39,6 +39,8 @@ class StoredModel:
     precision: str
     is_active: bool = True
     """Whether passes go through the adapter, or through the base model alone."""
+    is_fresh: bool = False
+    """Whether the adapter's B is zero, as before its training, and not as stored."""
 
     def activated(self, model: PeftModel) -> AbstractContextManager[None]:
         """Activate the adapter inside the context, or none."""
@@ -66,14 +68,30 @@ class AdaptedModel:
     ):
         self._base, self._adapter, self._name, self._loaded = base, adapter, name, loaded
         self._sharding: Sharding = sharding
+        self._is_fresh = False
 
     def stored(self, numerics: Numerics) -> StoredModel:
         """Return the model in the dtype of its numerics, for another process."""
         return StoredModel(str(self._base), str(self._adapter), self._name, str(numerics.fields()["precision"]))
 
-    def is_of(self, stored: StoredModel) -> bool:
-        """Return whether this is the model, whatever its precision is."""
-        return (str(self._base), str(self._adapter), self._name) == (stored.base, stored.adapter, stored.name)
+    def become(self, stored: StoredModel) -> bool:
+        """Become another model that differs in the weights of its adapter only; return whether this is that model now.
+
+        The base model stays in memory, in its precision.
+        """
+        if (str(self._base), self._name) != (stored.base, stored.name):
+            return False
+        if (str(self._adapter), self._is_fresh) == (stored.adapter, stored.is_fresh):
+            return True
+        if adapter_settings(self._adapter) != adapter_settings(stored.adapter):
+            return False
+        self._adapter, self._is_fresh = stored.adapter, stored.is_fresh
+        if self._loaded is not None:
+            self._put_weights(self._loaded[0])
+        return True
+
+    def _put_weights(self, model: PeftModel) -> None:
+        put_adapter_weights(model, self._name, None if self._is_fresh else self._adapter)
 
     def at(self, precision: str) -> tuple[PeftModel, Numerics]:
         """Return the model with its adapter, frozen.
@@ -89,6 +107,8 @@ class AdaptedModel:
             if is_sharded(model):
                 # Now, on all processes: later one of them alone may ask for the head.
                 output_path(model)
+            if self._is_fresh:
+                self._put_weights(model)
             self._loaded = model, numerics
         return self._loaded
 

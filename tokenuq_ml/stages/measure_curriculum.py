@@ -1,24 +1,33 @@
 """The asset `curriculum` of a student: the categories of its selected tokens, and its uncertainty over training."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import polars as pl
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import CurriculumSpec, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.models.adapters import put_adapter_weights
+from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.reports import plots
+from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.curriculum import (
-    UncertaintyProbe,
+    MeasuredSnapshot,
+    Snapshot,
+    distinct_snapshots,
     first_by_id,
     selected_by_category,
     snapshot_at,
     uncertainty_over_training,
 )
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
+from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.stages import batch_actors
+from tokenuq_ml.stages.adapted_model import StoredModel
+from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure, UncertaintyMeasure
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
@@ -33,8 +42,21 @@ class TrainedStudent:
     snapshots: Path
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A fixed set of examples, and how the uncertainty of a model is measured on them."""
+
+    examples: list[TokenizedExample]
+    spec: UncertaintySpec
+    numerics: Numerics
+
+
 def measure_curriculum(
-    context: StageContext, model: PeftModel, student: TrainedStudent, examples: list[TokenizedExample]
+    context: StageContext,
+    model: PeftModel,
+    stored: StoredModel,
+    student: TrainedStudent,
+    examples: list[TokenizedExample],
 ) -> None:
     """Fill the outputs `curriculum`, `curriculum_uncertainty` and `plots`, and report the asset.
 
@@ -43,12 +65,17 @@ def measure_curriculum(
     Args:
         context: of the asset `curriculum`.
         model: the base model with the student's adapter active; each snapshot is loaded into that adapter.
+        stored: the same model, for other processes.
         student: the student's selections and adapters.
         examples: at least the validation examples of the study.
     """
     token_losses = read_table(context.input("token_losses"))
-    probe = _probe(context, examples, token_losses)
-    uncertainty = _uncertainty(context, model, student, probe)
+    probe, snapshots = _probe(context, examples), _snapshots(context, student)
+    uncertainty = uncertainty_over_training(
+        _measured(model, stored, probe, snapshots),
+        token_losses,
+        progress=lambda line: context.reporter.info(f"{context.name}: {line}"),
+    )
     if not process_group.is_main():
         return
     selected = selected_by_category(student.selections, token_losses)
@@ -69,30 +96,59 @@ def measure_curriculum(
     )
 
 
-def _probe(context: StageContext, examples: list[TokenizedExample], token_losses: pl.DataFrame) -> UncertaintyProbe:
+def _probe(context: StageContext, examples: list[TokenizedExample]) -> Probe:
     fields = context.asset.fields
     curriculum, uncertainty = CurriculumSpec(**fields["curriculum"]), UncertaintySpec(**fields["uncertainty"])
     validation = (example for example in examples if example.split == "validation")
-    return UncertaintyProbe(
+    return Probe(
         first_by_id(validation, curriculum.examples),
-        token_losses,
         uncertainty.model_copy(update={"samples": curriculum.samples}),
         context.numerics,
     )
 
 
-def _uncertainty(
-    context: StageContext, model: PeftModel, student: TrainedStudent, probe: UncertaintyProbe
-) -> pl.DataFrame:
+def _snapshots(context: StageContext, student: TrainedStudent) -> list[Snapshot]:
     steps = int(student.selections["step"].max())
     fractions = CurriculumSpec(**context.asset.fields["curriculum"]).fractions
-    return uncertainty_over_training(
-        model,
-        [snapshot_at(fraction, steps, student.adapter, student.snapshots) for fraction in fractions],
-        probe,
-        load=partial(_load_into, model),
-        progress=lambda line: context.reporter.info(f"{context.name}: {line}"),
+    return distinct_snapshots(
+        snapshot_at(fraction, steps, student.adapter, student.snapshots) for fraction in fractions
     )
+
+
+def _measured(
+    model: PeftModel, stored: StoredModel, probe: Probe, snapshots: list[Snapshot]
+) -> Iterator[MeasuredSnapshot]:
+    """Yield what is measured of each snapshot, here or by the processes of a cluster."""
+    actors, numerics = batch_actors.current(), probe.numerics
+    if actors is not None:
+        jobs = [job for snapshot in snapshots for job in _jobs(model, stored, probe, snapshot)]
+        results = actors.run(jobs, numerics)
+        for snapshot in snapshots:
+            losses, uncertainty = pl.concat([scored.rows for scored in next(results)]), pl.concat(next(results))
+            yield MeasuredSnapshot(snapshot, losses, uncertainty)
+        return
+    for snapshot in snapshots:
+        put_adapter_weights(model, stored.name, snapshot.folder)
+        losses = score_examples(model, probe.examples, numerics)
+        uncertainty = token_uncertainty(model, probe.examples, probe.spec, numerics)
+        yield MeasuredSnapshot(snapshot, losses, uncertainty)
+
+
+def _jobs(model: PeftModel, stored: StoredModel, probe: Probe, snapshot: Snapshot) -> list[Job]:
+    """Return the same work as jobs for other processes: losses, then BALD."""
+    own = StoredModel(
+        stored.base,
+        stored.adapter if snapshot.folder is None else str(snapshot.folder),
+        stored.name,
+        stored.precision,
+        is_fresh=snapshot.folder is None,
+    )
+    plans = BatchPlan.of(model, probe.numerics), uncertainty_plan(model, probe.spec, probe.numerics)
+    measures = LossMeasure(own), UncertaintyMeasure(own, probe.spec)
+    return [
+        Job(ExampleBatches(probe.examples, plan), measure, group=plan.workers)
+        for plan, measure in zip(plans, measures, strict=True)
+    ]
 
 
 def _figures(uncertainty: pl.DataFrame) -> dict[str, float | None]:
@@ -104,14 +160,3 @@ def _figures(uncertainty: pl.DataFrame) -> dict[str, float | None]:
         "bald_at_first_snapshot": overall.filter(pl.col("step") > 0)["bald"].first(),
         "final_bald": overall["bald"][-1],
     }
-
-
-def _load_into(model: PeftModel, folder: Path | None) -> None:
-    """Load a stored adapter's weights into the active adapter; None restores a fresh one, whose B is zero."""
-    name = model.active_adapter
-    if folder is not None:
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name=name)
-        return
-    for path, parameter in model.named_parameters():
-        if f"lora_B.{name}" in path:
-            parameter.data.zero_()

@@ -50,7 +50,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     if "curriculum" in assets:
         model, numerics = student.for_bald()
         context = StageContext("curriculum", request, reporter, numerics)
-        measure_curriculum(context, model, trained, examples)
+        measure_curriculum(context, model, student.stored(numerics), trained, examples)
     # No rank needs the copies any more.
     process_group.barrier()
     if copies is not None and process_group.is_main():

@@ -14,14 +14,16 @@ import pytest
 
 from tests.support.noted_batches import stored_model
 from tests.support.paths import ROOT
-from tests.support.tiny_models import examples
+from tests.support.tiny_models import examples, tiny_model, tiny_peft
 from tests.support.tiny_tokenizer import tiny_tokenizer
-from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.config.resources import StageResources
 from tokenuq_ml.errors import InputError, NonFiniteError
 from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
-from tokenuq_ml.models.adapters import attach_adapter, use_adapter
+from tokenuq_ml.models.adapters import add_adapter, attach_adapter, put_adapter_weights, save_adapter, use_adapter
 from tokenuq_ml.models.load import load_model
+from tokenuq_ml.models.output_layer import causal_lm
+from tokenuq_ml.scoring.bald_reference import float64_uncertainty
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
 from tokenuq_ml.scoring.token_losses import score_examples
@@ -33,7 +35,9 @@ from tokenuq_ml.stages.batch_work import (
     Job,
     LossMeasure,
     Measurer,
+    ReferenceMeasure,
     Setting,
+    SingleBatches,
     UncertaintyMeasure,
     groups,
 )
@@ -87,6 +91,33 @@ def test_a_process_measures_what_the_stage_would(loaded, measurer):
         expected = score_examples(model, rows, numerics, max_tokens=24)
     assert pl.concat([one.rows for one in found]).equals(expected)
     assert not expected["loss"].equals(pl.concat([one.rows for one in losses])["loss"])
+
+
+def test_a_process_measures_snapshots_with_one_base_model_and_the_reference_in_float64(loaded, measurer, tmp_path):
+    stored, model, numerics, setting = loaded
+    rows, base = examples(4), []
+    save_adapter(tiny_peft(seed=5), tmp_path / "snapshot")
+    fresh, other = replace(stored, is_fresh=True), replace(stored, adapter=str(tmp_path / "snapshot"))
+    for one, folder in ((fresh, None), (other, other.adapter), (stored, stored.adapter)):
+        put_adapter_weights(model, stored.name, folder)
+        job = Job(ExampleBatches(rows, BatchPlan.of(model, numerics)), LossMeasure(one))
+        assert pl.concat([found.rows for found in measured(measurer, job, setting)]).equals(
+            score_examples(model, rows, numerics)
+        )
+        reference = measured(measurer, Job(SingleBatches(rows), ReferenceMeasure(one, SPEC)), setting)
+        assert pl.concat(reference).equals(float64_uncertainty(model, rows, SPEC))
+        # Before training, dropout changes nothing.
+        assert (pl.concat(reference)["bald"].max() < 1e-12) == one.is_fresh
+        base.append(causal_lm(measurer._model.at("float32")[0]))
+    assert base[0] is base[1] is base[2]
+
+
+def test_an_adapter_of_another_shape_is_loaded_with_its_base_model(loaded, measurer, tmp_path):
+    stored, model, numerics, setting = loaded
+    save_adapter(add_adapter(tiny_model(), LoraSpec(rank=2, alpha=8), 0), tmp_path / "narrow")
+    for one in (stored, replace(stored, adapter=str(tmp_path / "narrow"))):
+        measured(measurer, Job(ExampleBatches(examples(2), BatchPlan.of(model, numerics)), LossMeasure(one)), setting)
+    assert measurer._model.at("float32")[0].peft_config[stored.name].r == 2
 
 
 def test_a_process_answers_prompts_as_the_stage_would(loaded, measurer, tmp_path):

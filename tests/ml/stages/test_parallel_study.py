@@ -49,8 +49,10 @@ def assert_close(first: Path, second: Path) -> None:
 
 def test_scores_have_the_data_versions_of_one_process(study, tmp_path):
     _, one = finish(study, tmp_path, "score_teacher", 1)
-    for command in (None, [*TORCHRUN, "tokenuq_ml.stages.score_teacher"]):
-        stage, two = finish(study, tmp_path, "score_teacher", 2, name=f"score{command is None}", command=command)
+    by_torchrun = [*TORCHRUN, "tokenuq_ml.stages.score_teacher"]
+    for number, (command, sharding) in enumerate([(None, "none"), (by_torchrun, "none"), (None, "fsdp")]):
+        more = {"command": command, "sharding": sharding}
+        stage, two = finish(study, tmp_path, "score_teacher", 2, name=f"score{number}", **more)
         assert {name: result.data_version for name, result in two.items()} == {
             name: result.data_version for name, result in one.items()
         }
