@@ -74,6 +74,12 @@ def test_growth_of_the_rank_needs_a_study_or_a_subclass_that_applies_it():
     assert trainer_of(Growing, "rank_growth")
 
 
+def test_a_budget_needs_a_study_that_applies_it():
+    refused(ALL | {"train": {"learning_rate": 0.1}}, "train.learning_rate, which only a study applies")
+    half = {"select": {"by": "loss", "quantile": 0.5}, "budget": "equal_tokens"}
+    refused(half, "budget 'equal_tokens', which only a study applies .*; set max_steps")
+
+
 def test_selection_before_training_needs_its_mask():
     class Static(Ours):
         def static_mask(self, batch):
