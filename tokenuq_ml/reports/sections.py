@@ -273,11 +273,12 @@ def _definition(family: str, seeds: Sequence[AblationSpec]) -> list[str]:
         select.by,
         "—" if takes_all else keep,
         "—" if takes_all else f"{ablation.selection_kind}, per {select.scope}",
-        ablation.selected.kind,
-        "—" if takes_all else ablation.rest.kind,
+        ablation.selected.text,
+        "—" if takes_all else ablation.rest.text,
         "—"
         if distil is None
-        else f"{distil.teacher}, {distil.divergence}, T={distil.temperature:g}, weight {distil.weight:g}",
+        else f"{distil.teacher}, {distil.divergence}, T={distil.temperature:g}, weight {distil.weight:g}"
+        + (f", top {distil.top_k}" if distil.top_k else ""),
         ", ".join(adapter) or "the study's",
         _trained_with(ablation),
         ", ".join(str(one.seed) for one in seeds),

@@ -93,3 +93,16 @@ def test_random_depends_only_on_seed_and_step_and_fixed_random_on_seed_and_examp
 def test_a_score_that_needs_what_the_trainer_does_not_provide_raises(spec, message):
     with pytest.raises(InputError, match=message):
         select(SelectSpec(**spec), tokens(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bald", "reads column 'bald' of the table token_uncertainty, which this Trainer does not provide"),
+        ("student_entropy", "`columns` do not name 'student_entropy'; add it"),
+        ("entropie", "`columns` do not name 'entropie'; add it, if it is one of teacher_loss"),
+    ],
+)
+def test_a_column_that_is_missing_is_named_with_what_to_do(name, said):
+    with pytest.raises(InputError, match=said):
+        tokens(3).column(name)

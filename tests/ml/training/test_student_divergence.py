@@ -20,6 +20,8 @@ from tokenuq_ml.training.selectors import SELECTORS
 from tokenuq_ml.training.tokens import Tokens
 from tokenuq_ml.training.trainer import train
 
+EITHER = "entropy_or_divergence"
+
 
 def ablation(by: str, **entry) -> AblationSpec:
     return AblationSpec(name="a", select={"by": by, "quantile": 0.25}, **{"rest": {"distill": {}}, **entry})
@@ -58,7 +60,9 @@ def plain_scores(model, row):
     return {"student_entropy": -(logp.exp() * logp).sum(1), "divergence": (logq.exp() * (logq - logp)).sum(1)}
 
 
-@pytest.mark.parametrize("by", ["student_entropy", "divergence", "entropy_or_divergence"])
+@pytest.mark.parametrize(
+    "by", [*(pytest.param(one, marks=pytest.mark.heavy) for one in ("student_entropy", "divergence")), EITHER]
+)
 def test_the_highest_scores_at_the_first_step_are_selected(by, tmp_path):
     rows = {row.example_id: row for row in examples(11)}
     whole, parts = (
@@ -87,7 +91,7 @@ def test_the_highest_scores_at_the_first_step_are_selected(by, tmp_path):
     assert sorted(selected) == sorted((name, at) for _, name, at in expected)
 
 
-@pytest.mark.parametrize("form", ["hidden_states", "mean_embeddings"])
+@pytest.mark.parametrize("form", [pytest.param("hidden_states", marks=pytest.mark.heavy), "mean_embeddings"])
 def test_the_stored_teacher_gives_the_same_selection(form, tmp_path):
     tiny_peft(seed=3).save_pretrained(tmp_path)
     selections = []
@@ -107,6 +111,7 @@ def test_the_teachers_forward_pass_is_made_once_per_micro_batch(tmp_path, monkey
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_a_users_selector_may_read_the_students_columns(tmp_path, monkeypatch):
     (tmp_path / "unsure.py").write_text("def score(tokens):\n    return tokens.column('student_entropy')\n")
     monkeypatch.syspath_prepend(tmp_path)
