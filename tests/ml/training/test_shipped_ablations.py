@@ -152,6 +152,8 @@ MASKS = {
         for name in ("paper", "masked_mle")
         for q in (10, 25, 50, 75)
     },
+    # As many more steps change no step.
+    "masked_mle_top25_equal_tokens": lambda w: w.top(w.loss, 0.25),
     "masked_mle_bottom25": lambda w: w.top(w.loss, 0.25, largest=False),
     "document_top25": lambda w: w.documents(0.25),
     "bald_top25": lambda w: w.top(w.table["bald"], 0.25),
