@@ -49,15 +49,18 @@ class Tokens:
         """Return a column of the token tables, or of the student's distributions.
 
         Raises:
-            InputError: the Trainer does not provide it.
+            InputError: the Trainer does not provide it, or the ablation does not name it.
         """
-        if name not in self.columns:
-            table, column = registry.COLUMNS[name]
-            raise InputError(
-                f"the selection reads column {column!r} of the table {table}, which this Trainer does not provide; "
-                "override `token_columns` of TokenObjective, or select by a score without columns (loss, random)"
-            )
-        return self.columns[name]
+        if name in self.columns:
+            return self.columns[name]
+        if name not in registry.COLUMNS:
+            known = ", ".join((*registry.COLUMNS, *registry.STUDENT_COLUMNS))
+            raise InputError(f"the ablation's `columns` do not name {name!r}; add it, if it is one of {known}")
+        table, column = registry.COLUMNS[name]
+        raise InputError(
+            f"the ablation reads column {column!r} of the table {table}, which this Trainer does not provide; override "
+            "`token_columns` of TokenObjective, or use scores and objectives without columns (loss, random, dft)"
+        )
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
