@@ -138,11 +138,15 @@ class ClusterPlan:
     def _with_layout(self, planner: Planner) -> Planner:
         """Return the planner with the examples per forward pass at which the study's trainings are fastest."""
         rank, tried = planner.study.train.lora.rank, []
+        # Where the teacher is taken from candidates, it is no training.
+        teacher = next(
+            (("candidate_teacher", row) for row in planner.study.teacher_candidates), ("baseline_teacher", "")
+        )
         for layout in training_layouts(self.cluster, self.model, planner.memory, rank):
             made = copy.copy(planner)
             made.memory = with_examples(planner.memory, layout.examples)
             made.study, self.planner, self.layout = made.memory.study, made, layout
-            tried.append((self._training("", "baseline_teacher", "").seconds, layout.group, made, layout))
+            tried.append((self._training("", *teacher).seconds, layout.group, made, layout))
         if not tried:
             raise InputError(
                 f"one example of {planner.study.max_length:,} tokens does not fit the memory of a "
