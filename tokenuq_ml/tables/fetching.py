@@ -1,7 +1,7 @@
 """Which tables of a store in a bucket are in its mirror, where DuckDB reads them; downloads those that are asked for.
 
-Views are defined by the footers of their files, so a table's files are fetched before its view is made: all of them,
-since a filter is known only when a query runs. polars' `scan` fetches the partitions that it is asked for.
+Views are defined by the footers of their files, so a table's files are fetched before its view is made: all of them, or
+those that a query is known to need (`partition_scope.py`). polars' `scan` fetches the partitions that it is asked for.
 """
 
 import re
@@ -10,12 +10,18 @@ from pathlib import Path
 
 from tokenuq_ml.object_store.registry import bucket_mirror, mirror_of
 from tokenuq_ml.tables.integrity import REPAIR
+from tokenuq_ml.tables.partition_scope import ALL, Scope, in_scope
 from tokenuq_ml.tables.partitions import complete_files, partition_of, published, published_files
 from tokenuq_ml.tables.schemas import JOINED, JOINED_READS, TABLES
 
 
-def fetch_tables(home: Path, tables: Collection[str]) -> None:
+def fetch_tables(home: Path, tables: Collection[str], scope: Scope = ALL) -> None:
     """Download the files of tables that the mirror does not have; does nothing for a store in a folder.
+
+    Args:
+        home: the store.
+        tables: whose files.
+        scope: the partitions that are needed.
 
     Raises:
         StoreAway: the service does not answer.
@@ -24,7 +30,8 @@ def fetch_tables(home: Path, tables: Collection[str]) -> None:
     if mirror is None:
         return
     files, records = complete_files(home), published_files(home)
-    paths = [path.relative_to(home).as_posix() for table in tables for path in files[table]]
+    wanted = [path for table in tables for path in files[table] if in_scope(path, table, scope)]
+    paths = [path.relative_to(home).as_posix() for path in wanted]
     # What is missing or damaged is left for the look at the table, which names it.
     mirror.fetch_all(records[path] for path in paths if path in records)
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.fetching import fetch_tables, not_fetched
 from tokenuq_ml.tables.integrity import damage_of_table
+from tokenuq_ml.tables.partition_scope import ALL, Scope, in_scope
 from tokenuq_ml.tables.partitions import complete_files, store_home
 from tokenuq_ml.tables.read_only_files import ReadOnlyFiles
 from tokenuq_ml.tables.schemas import JOINED, JOINED_READS, TABLES
@@ -69,6 +70,7 @@ def connect(
     damage_of: Callable[[Path, str], str | None] = damage_of_table,
     describe: bool = True,
     tables: Collection[str] | None = None,
+    scope: Scope = ALL,
 ) -> duckdb.DuckDBPyConnection:
     """Return a connection with a view for every table of the store.
 
@@ -89,10 +91,13 @@ def connect(
         describe: store the comments. `select` can read none of them, and they take a third of the time of this call.
         tables: of a store in a bucket, the tables to download; others can be read only if they are here already.
             Default: all.
+        scope: partitions of tables; the views have no others. Default: all.
     """
     home, spill = store_home(home), spill or process_folder()
-    fetch_tables(home, TABLES if tables is None else tables)
-    files = complete_files(home)
+    fetch_tables(home, TABLES if tables is None else tables, scope)
+    files = {
+        table: [path for path in paths if in_scope(path, table, scope)] for table, paths in complete_files(home).items()
+    }
     absent = not_fetched(home, files)
     reading = ReadOnlyFiles(home, files, damage_of)
     # Created by this process, so that no other user can read it; "" for none. DuckDB removes it with the connection.

@@ -87,16 +87,18 @@ answer = run_query
 
 
 def _prepared(query: Query) -> Query:
-    """Download the tables that a query names, for its process may not; nothing is done for a store in a folder."""
+    """Download what a query needs, for its process may not; nothing is done for a store in a folder."""
     from tokenuq_ml.object_store.registry import mirror_of
 
     home = Path(query.home)
     if mirror_of(home) is None:
         return query
     from tokenuq_ml.tables.fetching import fetch_tables, incomplete_assets, tables_named
+    from tokenuq_ml.tables.partition_scope import partition_scope
 
-    fetch_tables(home, tables_named(query.sql))
-    return replace(query, mirrors=True, incomplete=tuple(incomplete_assets(home)))
+    scope = partition_scope(query.sql)
+    fetch_tables(home, tables_named(query.sql), scope)
+    return replace(query, mirrors=True, incomplete=tuple(incomplete_assets(home)), scope=scope)
 
 
 def _schema(home: Path) -> str:

@@ -13,8 +13,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenuq_ml.disk_space import in_words, space, temporary_folder
 from tokenuq_ml.errors import InputError
@@ -22,6 +23,9 @@ from tokenuq_ml.object_store.registry import SealedMirror
 from tokenuq_pipeline.commands.query_process import Query
 from tokenuq_pipeline.runtime import confinement
 from tokenuq_pipeline.runtime.readers import file_of_output
+
+if TYPE_CHECKING:
+    from tokenuq_ml.tables.partition_scope import Scope
 
 MEMORY, MORE_MEMORY = 600 * 2**20, 260 * 2**20
 """DuckDB's limit, beyond which it spills, and what the kernel grants in addition to it and to what the libraries take
@@ -76,7 +80,8 @@ def answer(query: Query, stream: Any) -> int:
     if stream.isatty() and query.form != "parquet":
         stream = TerminalText(stream)
     spill = SpillFolder(Path(query.spill) if query.spill else None)
-    with sql.connect(query.home, f"{MEMORY}B", spill, _damage_of, describe=False) as connection:
+    damage_of = partial(_damage_of, scope=query.scope)
+    with sql.connect(query.home, f"{MEMORY}B", spill, damage_of, describe=False, scope=query.scope) as connection:
         # After the connection, whose threads have their stacks by now.
         if query.parent:
             confinement.limit_memory(MEMORY + MORE_MEMORY)
@@ -90,12 +95,13 @@ def answer(query: Query, stream: Any) -> int:
             raise
 
 
-def _damage_of(home: Path, table: str) -> str | None:
+def _damage_of(home: Path, table: str, scope: "Scope") -> str | None:
     """Return why a table must not be read. The time that this takes, once per file, is not the query's."""
     from tokenuq_ml.tables.integrity import damage_of_table
 
     with _paused():
-        return damage_of_table(home, table)
+        found = (damage_of_table(home, table, **partitions) for partitions in scope.get(table, [{}]))
+        return next(filter(None, found), None)
 
 
 @contextlib.contextmanager

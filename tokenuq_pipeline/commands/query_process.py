@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
@@ -41,6 +41,8 @@ class Query:
     """`home` mirrors a bucket, which the child may not reach. The files of the tables that are named are in it."""
     incomplete: tuple[str, ...] = ()
     """Assets of which an object is missing in the bucket."""
+    scope: dict[str, list[dict[str, list[str]]]] = field(default_factory=dict)
+    """The partitions that are in the mirror, which are all that the query needs; see `tables/partition_scope.py`."""
 
 
 def run_query(query: Query, output: BinaryIO | None) -> int:
