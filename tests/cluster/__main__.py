@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.cluster.failures import MADE_BEFORE, TRIALS, Trial, mounted_disk, store_away
 from tests.cluster.page import page
-from tests.cluster.study import ClusterStudy
+from tests.cluster.study import STUDENTS, ClusterStudy
 from tests.support.ray_clusters import TwoNodes, two_nodes
 
 NOT_TRIED = "not tried"
@@ -50,7 +50,9 @@ def main() -> int:
         print(f"one machine: {len(local.versions())} assets in {time.monotonic() - began:.0f} s", flush=True)
         with two_nodes() as cluster:
             if not options.only:
-                note("nothing", "the same data versions as on one machine", *demo(folder, cluster, local.versions()))
+                note(
+                    "nothing", "the same data versions, two students at once", *demo(folder, cluster, local.versions())
+                )
             for trial in trials:
                 cluster.start()
                 note(*run_trial(trial, folder, cluster, local))
@@ -73,8 +75,9 @@ def demo(folder: Path, cluster: TwoNodes, expected: dict[str, str]) -> tuple[str
     different = sorted(name for name in expected if versions.get(name) != expected[name])
     if different:
         return f"{len(different)} of {len(expected)} data versions differ: {', '.join(different)}", False
-    jobs = study.said().count(": reserves ")
-    return f"{len(versions)} assets by {jobs} jobs in {seconds:.0f} s, with the same data versions", True
+    jobs, overlap = study.said().count(": reserves "), study.overlap(*STUDENTS)
+    seen = f"{len(versions)} assets by {jobs} jobs in {seconds:.0f} s, with the same data versions"
+    return f"{seen}; two students were trained at once for {overlap:.0f} s", overlap > 0
 
 
 def run_trial(trial: Trial, folder: Path, cluster: TwoNodes, local: ClusterStudy) -> tuple[str, str, str, bool]:

@@ -5,7 +5,7 @@ HEAD = """# Stages on a Ray cluster: the same results, and what happens when a p
 Written by `python -m tests.cluster --failures --page docs/results/cluster.md`. With `--only WORD ...` it tries the
 failures with these words and keeps the other rows, so that rows may be of several runs. The cluster is Ray's own, on
 one machine: a head node that runs no stage, and two nodes with one processor each. The study is that of the end-to-end
-test with one ablation and a longer training of the teacher; every stage is a real one on a tiny random model. Killed
+test with two ablations and a longer training of the teacher; every stage is a real one on a tiny random model. Killed
 means SIGKILL to all processes of a node. Every row ends with the data versions of the run on one machine.
 
 | what fails | expected | what was seen | as expected |

@@ -16,7 +16,9 @@ import yaml
 from tests.support.paths import ROOT
 from tests.support.tiny_study import CONFIG, STUDY, write_inputs
 
-ABLATION = "masked_mle_top25"
+ABLATION, OTHER = "masked_mle_top25", "mle"
+STUDENTS = [f"{STUDY}/{name}/student" for name in (ABLATION, OTHER)]
+"""They need the same, and not each other."""
 TEACHER, LOSSES = f"{STUDY}/baseline_teacher", f"{STUDY}/token_losses"
 LONG_TRAINING = {"epochs": 60, "save_steps": 5, "learning_rate": 1e-3}
 """180 steps, so that there is a time in which a training can be interrupted, and small ones, for a sound model."""
@@ -37,10 +39,10 @@ class ClusterStudy:
         folder.mkdir(parents=True, exist_ok=True)
         if inputs is None:
             write_inputs(folder)
-            study = CONFIG["studies"][STUDY] | {"ablations": [ABLATION]}
+            study = CONFIG["studies"][STUDY] | {"ablations": [ABLATION, OTHER]}
             study["train"] = study["train"] | LONG_TRAINING
             (folder / "studies.yaml").write_text(yaml.safe_dump({STUDY: study}))
-            (folder / "ablations.yaml").write_text(yaml.safe_dump({ABLATION: CONFIG["ablations"][ABLATION]}))
+            (folder / "ablations.yaml").write_text(yaml.safe_dump(CONFIG["ablations"]))
 
     def take(self, other: "ClusterStudy", names: Iterable[str]) -> None:
         """Copy complete assets of another store, which a run then adopts."""
@@ -89,6 +91,23 @@ class ClusterStudy:
         found = {path.relative_to(manifests).with_suffix("").as_posix(): path for path in manifests.rglob("*.json")}
         return {name: json.loads(path.read_text())["data_version"] for name, path in sorted(found.items())}
 
+    def overlap(self, first: str, second: str) -> float:
+        """Return for how many seconds two assets were made at the same time, by Dagster's log."""
+        import dagster as dg
+
+        spans = []
+        with dg.DagsterInstance.from_config(str(self.folder / "dagster")) as instance:
+            for asset in (first, second):
+                record = instance.fetch_materializations(dg.AssetKey(asset.split("/")), limit=1).records[0]
+                entry = record.event_log_entry
+                start = next(
+                    one
+                    for one in instance.all_logs(entry.run_id, of_type=dg.DagsterEventType.STEP_START)
+                    if one.step_key == entry.step_key
+                )
+                spans.append((start.timestamp, entry.timestamp))
+        return min(end for _, end in spans) - max(begin for begin, _ in spans)
+
     def work_dir(self, asset: str) -> Path:
         """Return the folder of checkpoints of an asset."""
         return self.home / ".checkpoints" / asset
@@ -103,9 +122,11 @@ def main() -> int:
     import dagster as dg
 
     from tokenuq_ml.config.load import load_config
+    from tokenuq_pipeline.assets.shown_studies import config_of
     from tokenuq_pipeline.automation.study_runner import StudyRunner
     from tokenuq_pipeline.build_defs import build_defs
     from tokenuq_pipeline.commands.run import _bring_up_to_date
+    from tokenuq_pipeline.commands.run_steps import recipe
     from tokenuq_pipeline.runtime.bucket_store import open_store
     from tokenuq_pipeline.runtime.console import CONSOLE
     from tokenuq_pipeline.runtime.paths import dagster_home
@@ -118,7 +139,7 @@ def main() -> int:
         keys = {dg.AssetKey(name.split("/")) for name in names} if names else runner.targets([])
         while names and (more := {parent for key in keys for parent in runner.parents[key]} - keys):
             keys |= more
-        code, errors = _bring_up_to_date(runner, keys, with_report=not names)
+        code, errors = _bring_up_to_date(runner, keys, not names, recipe(config_of(config, [STUDY]), store, STUDY))
     print("\n".join(errors))
     return code
 
