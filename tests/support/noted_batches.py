@@ -21,7 +21,8 @@ from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.token_losses import scored_batches
 from tokenuq_ml.stages.adapted_model import StoredModel
 from tokenuq_ml.stages.batch_actors import BatchActors
-from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure, Run
+from tokenuq_ml.stages.batch_work import ExampleBatches, Job
+from tokenuq_ml.stages.measures import LossMeasure, Run
 
 EXAMPLES, TOKENS, KILLED = 40, 24, "killed"
 

@@ -3,14 +3,15 @@
 Shapes: N response tokens of a batch, D hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import polars as pl
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml import process_group
+from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.kernels.block_divergence import BlockDivergence
 from tokenuq_ml.kernels.loss_terms import TeacherTerm
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates
@@ -18,7 +19,8 @@ from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.token_losses import ScoredBatch, scored_batches
+from tokenuq_ml.scoring.batch_threads import BatchPlan
+from tokenuq_ml.scoring.token_losses import ScoredBatch, loss_pass
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 
@@ -30,32 +32,45 @@ def teacher_change(
 ) -> pl.DataFrame:
     """Return rows `example_id, position, change`, where change is `KL(teacher || base model)` in nats.
 
-    Two passes over the examples. The teacher's states of all their tokens are in memory until its distributions are
-    compared: D numbers per token.
-
     Args:
         model: with the teacher's adapter active.
         examples: whose response tokens are compared.
         numerics: of the passes; float32, or small divergences drown in rounding.
         progress: called with the number of tokens of each batch and pass that is done.
     """
+    batches = list(BatchPlan.of(model, numerics).batches(examples))
+    return pl.concat(batch_changes(model, batches, numerics, progress)).sort(*TOKEN_KEY)
+
+
+def batch_changes(
+    model: PeftModel,
+    batches: Sequence[Batch],
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> list[pl.DataFrame]:
+    """Return the rows of each batch, on every rank.
+
+    Two passes over the batches. The teacher's states of all their tokens are in memory until its distributions are
+    compared: D numbers per token of this rank's share. The arguments are those of `teacher_change`.
+    """
     states: dict[tuple[str, ...], Tensor] = {}
     frames: list[pl.DataFrame] = []
     teacher_head = head_of(model)
+
+    def keep_states(scored: ScoredBatch) -> None:
+        states[_ids(scored)] = scored.hidden_ND
 
     def compare(scored: ScoredBatch) -> None:
         term = TeacherTerm(TeacherStates(states.pop(_ids(scored))), head=teacher_head)
         frames.append(_rows(scored, model, term))
 
-    for _ in scored_batches(
-        model, examples, numerics, progress, keep=lambda one: states.update({_ids(one): one.hidden_ND})
-    ):
-        pass
-    with use_adapter(model, None):
-        # The same batches in the same order.
-        for _ in scored_batches(model, examples, numerics, progress, keep=compare):
-            pass
-    return pl.concat(frames).sort(*TOKEN_KEY)
+    with loss_pass(model, numerics, keep=keep_states) as score:
+        for scored in score(batches):
+            progress(scored.tokens)
+    with use_adapter(model, None), loss_pass(model, numerics, keep=compare) as score:
+        for scored in score(batches):
+            progress(scored.tokens)
+    return list(process_group.merged(frames))
 
 
 def _ids(scored: ScoredBatch) -> tuple[str, ...]:

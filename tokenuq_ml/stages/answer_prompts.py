@@ -19,9 +19,10 @@ from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.stages import batch_actors
-from tokenuq_ml.stages.batch_work import AnswerMeasure, Job
+from tokenuq_ml.stages.batch_work import Job
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate
 from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.measures import AnswerMeasure
 from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.stages.train_adapter import model_digest
 from tokenuq_ml.tables.parquet import read_table

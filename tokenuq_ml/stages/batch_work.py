@@ -1,4 +1,4 @@
-"""What a measuring stage deals to processes of a cluster: batches, and how they are measured.
+"""What a measuring stage deals to processes of a cluster: batches, with how they are measured (`measures.py`).
 
 All of it can be pickled. A process holds one model, and keeps a pass over it open until it is asked for another one.
 Nothing here depends on who computes a batch: masks of MC dropout are keyed by example (`models/keyed_masks.py`).
@@ -6,117 +6,28 @@ Nothing here depends on who computes a batch: masks of MC dropout are keyed by e
 
 import pickle
 import traceback
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
-from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, StoredExamples, TokenizedExample, collate
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.evaluation.generation import GreedyDecoding, answer_pass
-from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.forward import head_of
-from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 from tokenuq_ml.out_of_memory import ran_out
-from tokenuq_ml.scoring.bald_reference import reference_pass
 from tokenuq_ml.scoring.batch_threads import BatchPlan
-from tokenuq_ml.scoring.mc_dropout import uncertainty_pass
-from tokenuq_ml.scoring.token_losses import ScoredBatch, loss_pass
-from tokenuq_ml.scoring.token_truth import TokenTruth
-from tokenuq_ml.stages.adapted_model import AdaptedModel, StoredModel
+from tokenuq_ml.scoring.token_losses import ScoredBatch
+from tokenuq_ml.stages.adapted_model import AdaptedModel
 from tokenuq_ml.stages.job_files import not_seen
+from tokenuq_ml.stages.measures import Measure, Run
 from tokenuq_ml.stages.node_files import NodeFiles
 from tokenuq_ml.stages.provenance import code_hash
 from tokenuq_ml.training.states_writer import CachePart, CapturedWrites, StatesWriter
-
-Keep = Callable[[ScoredBatch], None]
-Run = Callable[[Iterable[Any]], list[tuple[Any, int]]]
-"""Takes batches, and returns for each its result and the units of progress that it counts."""
-
-
-class Measure(ABC):
-    """How batches are measured: with which model, and what of them."""
-
-    model: StoredModel
-
-    @abstractmethod
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> AbstractContextManager[Run]:
-        """Prepare the model, and yield what measures batches.
-
-        Args:
-            model: with its adapter.
-            numerics: of the model.
-            keep: called with each batch that is scored, hidden states included.
-        """
-
-
-@dataclass(frozen=True)
-class LossMeasure(Measure):
-    """Losses, entropies and ranks; results are `ScoredRows`, and units are tokens."""
-
-    model: StoredModel
-    alternatives: int = 0
-    truth: str | None = None
-    """Folder of the table `token_truth`, for the divergence from it; every process reads it."""
-
-    @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
-        """Yield what scores batches."""
-        truth = None if self.truth is None else TokenTruth.read(self.truth)
-        with self.model.activated(model), loss_pass(model, numerics, self.alternatives, keep, truth) as score:
-            yield lambda batches: [(scored, scored.tokens) for scored in score(batches)]
-
-
-@dataclass(frozen=True)
-class UncertaintyMeasure(Measure):
-    """BALD from K dropout samples; results are rows of `token_uncertainty`, and units are tokens times K."""
-
-    model: StoredModel
-    spec: UncertaintySpec
-
-    @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
-        """Yield what samples batches, in float32."""
-        with self.model.activated(model), float32_passes(model) as dtype:
-            with uncertainty_pass(model, self.spec, replace(numerics, dtype=dtype)) as score:
-                yield lambda batches: list(score(batches))
-
-
-@dataclass(frozen=True)
-class ReferenceMeasure(Measure):
-    """BALD in float64; results are rows of `token_uncertainty`, and units are tokens times K."""
-
-    model: StoredModel
-    spec: UncertaintySpec
-
-    @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
-        """Yield what samples batches, each with all threads."""
-        with self.model.activated(model), reference_pass(model, self.spec) as score:
-            yield lambda batches: list(score(batches))
-
-
-@dataclass(frozen=True)
-class AnswerMeasure(Measure):
-    """Greedy answers to batches of prompts; results are the new ids by prompt, and units are prompts."""
-
-    model: StoredModel
-    decoding: GreedyDecoding
-
-    @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
-        """Yield what answers prompts."""
-        tokenizer = load_tokenizer(self.model.base)
-        with self.model.activated(model), answer_pass(model, tokenizer, self.decoding) as answer:
-            yield lambda batches: [(answer(batch), len(batch)) for batch in batches]
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from tokenuq_ml.scoring.token_losses import ScoredRows, scored_batches
 from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.answer_prompts import PromptEncoder, answer_prompts, answers_dir, held_out, held_out_rows
-from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure
+from tokenuq_ml.stages.batch_work import ExampleBatches, Job
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate, EvaluationPart
 from tokenuq_ml.stages.compare_outputs import compare_outputs
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.kept_folders import kept_folder
+from tokenuq_ml.stages.measures import LossMeasure
 from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
 from tokenuq_ml.tables.parquet import content_of, read_table, write_table

@@ -27,8 +27,9 @@ from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.adapted_model import StoredModel
-from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure, UncertaintyMeasure
+from tokenuq_ml.stages.batch_work import ExampleBatches, Job
 from tokenuq_ml.stages.context import StageContext
+from tokenuq_ml.stages.measures import LossMeasure, UncertaintyMeasure
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
 

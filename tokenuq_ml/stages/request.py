@@ -11,7 +11,7 @@ from tokenuq_ml.config.resources import Processes, Sharding, StageResources
 from tokenuq_ml.json_files import damaged, read_json
 from tokenuq_ml.progress import Reporter
 
-PARALLEL_STAGES = frozenset({"train_teacher", "train_student", "score_teacher"})
+PARALLEL_STAGES = frozenset({"train_teacher", "train_student", "score_teacher", "measure_change"})
 """Entry points that run in several processes; the others are one process, whatever the study says."""
 
 _REMEDY = "`tokenuq run` writes a new one; `tokenuq verify --forget` deletes what a run left behind"

@@ -24,12 +24,13 @@ from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_row
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
 from tokenuq_ml.stages import batch_actors, runner
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER, AdaptedModel, StoredModel
-from tokenuq_ml.stages.batch_work import Job, ReferenceMeasure, SingleBatches, UncertaintyMeasure
+from tokenuq_ml.stages.batch_work import Job, SingleBatches
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
 from tokenuq_ml.stages.kept_folders import forget_kept, kept_folder
 from tokenuq_ml.stages.losses_and_states import LOSSES, STATES, losses_and_states, stored_batches, stored_shards
+from tokenuq_ml.stages.measures import ReferenceMeasure, UncertaintyMeasure
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.tables.bald_noise import noise_floor
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts

@@ -26,22 +26,13 @@ from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
+from tokenuq_ml.scoring.teacher_change import teacher_change
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.stages.batch_actors import _keywords, _room
-from tokenuq_ml.stages.batch_work import (
-    AnswerMeasure,
-    ExampleBatches,
-    Failure,
-    Job,
-    LossMeasure,
-    Measurer,
-    ReferenceMeasure,
-    Setting,
-    SingleBatches,
-    UncertaintyMeasure,
-    groups,
-)
+from tokenuq_ml.stages.batch_work import ExampleBatches, Failure, Job, Measurer, Setting, SingleBatches, groups
+from tokenuq_ml.stages.measures import AnswerMeasure, ChangeMeasure, LossMeasure, ReferenceMeasure, UncertaintyMeasure
 from tokenuq_ml.stages.ray_connection import reserved_by_process
+from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 SPEC = UncertaintySpec(samples=3, dropout=0.2)
 
@@ -93,7 +84,8 @@ def test_a_process_measures_what_the_stage_would(loaded, measurer):
     assert not expected["loss"].equals(pl.concat([one.rows for one in losses])["loss"])
 
 
-def test_a_process_measures_snapshots_with_one_base_model_and_the_reference_in_float64(loaded, measurer, tmp_path):
+def test_a_process_measures_snapshots_with_one_base_model(loaded, measurer, tmp_path):
+    """Their losses, the reference of their BALD, and how far they are from the base model."""
     stored, model, numerics, setting = loaded
     rows, base = examples(4), []
     save_adapter(tiny_peft(seed=5), tmp_path / "snapshot")
@@ -108,6 +100,11 @@ def test_a_process_measures_snapshots_with_one_base_model_and_the_reference_in_f
         assert pl.concat(reference).equals(float64_uncertainty(model, rows, SPEC))
         # Before training, dropout changes nothing.
         assert (pl.concat(reference)["bald"].max() < 1e-12) == one.is_fresh
+        change = measured(
+            measurer, Job(ExampleBatches(rows, BatchPlan.of(model, numerics)), ChangeMeasure(one)), setting
+        )
+        assert pl.concat(change).sort(*TOKEN_KEY).equals(teacher_change(model, rows, numerics))
+        assert (pl.concat(change)["change"].max() == 0) == one.is_fresh
         base.append(causal_lm(measurer._model.at("float32")[0]))
     assert base[0] is base[1] is base[2]
 

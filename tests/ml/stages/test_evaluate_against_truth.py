@@ -13,10 +13,11 @@ from tests.support.tiny_truth import plain_kl
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.stages.adapted_model import StoredModel
-from tokenuq_ml.stages.batch_work import ExampleBatches, Job, LossMeasure, Measurer, Setting, groups
+from tokenuq_ml.stages.batch_work import ExampleBatches, Job, Measurer, Setting, groups
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store
+from tokenuq_ml.stages.measures import LossMeasure
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.tables.parquet import read_table
 

@@ -56,7 +56,8 @@ def test_another_value_of_the_environment_is_refused(text, monkeypatch):
 
 def test_stages_that_neither_train_nor_measure_are_one_process(monkeypatch):
     monkeypatch.setenv(PROCESSES, "2")
-    entrypoints = {group.entrypoint for group in stage_groups(toy_config(processes=2))}
+    # A stage of studies that select by the teacher's change.
+    entrypoints = {group.entrypoint for group in stage_groups(toy_config(processes=2))} | {"measure_change"}
     assert {name for name in entrypoints if processes_of(request(name, processes=2)) == 2} == PARALLEL_STAGES
 
 
