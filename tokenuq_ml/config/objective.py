@@ -134,6 +134,11 @@ def _full_form(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{' and '.join(map(repr, kinds))}: a sum has one objective with the label and 'distill'; name one"
         )
+    for name, settings in value.items():
+        if settings is not None and not isinstance(settings, dict):
+            allowed = registry.OBJECTIVES[name].settings if name in registry.OBJECTIVES else {}
+            example = f"{{{name}: {{{next(iter(allowed), 'weight')}: 1}}}}"
+            raise ValueError(f"{name!r}: settings are a mapping, as in {example}, not {settings!r}")
     distill = {DISTILL: value[DISTILL] or {}} if DISTILL in value else {}
     return {"kind": kinds[0], "settings": value[kinds[0]] or {}, **distill} if kinds else {"kind": DISTILL, **distill}
 

@@ -43,6 +43,8 @@ def test_settings_have_their_default():
         ({"none": {}, "distill": {}}, "'none' does not train the tokens; remove it, or remove 'distill'"),
         ({"math:sqrt": {}, "distill": {}}, "no module 'math'"),
         ({"tokenuq_ml.seeding:generator_states": {}, "distill": {}}, "have no sum: let the function return Weights"),
+        ({"talr": "x"}, "'talr': settings are a mapping, as in {talr: {floor: 1}}, not 'x'"),
+        ({"mle": {}, "distill": 0.1}, "'distill': settings are a mapping, as in {distill: {weight: 1}}, not 0.1"),
         ("label_trust", "'label_trust' divides each token .*; add the key 'distill'"),
         ({"focal": {"gama": 1}}, "'focal' has no setting 'gama'; allowed: gamma, weight"),
         ({"none": {"weight": 1}}, "'none' has no setting 'weight'; allowed: none"),
