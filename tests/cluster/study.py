@@ -1,7 +1,4 @@
-"""A study of real stages on a tiny model, whose runs are processes, with stages on this machine or on a cluster.
-
-`python -m tests.cluster.study INPUTS [ASSET ...]` is `tokenuq run` of it, or of some of its assets.
-"""
+"""A study of real stages on a tiny model, whose runs are processes, with stages on this machine or on a cluster."""
 
 import json
 import os
@@ -69,7 +66,7 @@ class ClusterStudy:
             own |= {"TOKENUQ_LAUNCHER": "ray", "RAY_ADDRESS": address}
         with open(self.log, "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.cluster.study", str(self.inputs), *assets],
+                [sys.executable, "-m", "tests.cluster.run", str(self.inputs), STUDY, *assets],
                 env=own | environment,
                 cwd=ROOT,
                 stdout=log,
@@ -115,34 +112,3 @@ class ClusterStudy:
     def checkpoint_of(self, asset: str) -> Path | None:
         """Return a complete checkpoint of an asset's training; None if there is none (yet)."""
         return next(self.work_dir(asset).rglob("checkpoint-*/COMPLETE"), None)
-
-
-def main() -> int:
-    """Bring the study up to date, or some of its assets, and return the exit code."""
-    import dagster as dg
-
-    from tokenuq_ml.config.load import load_config
-    from tokenuq_pipeline.assets.shown_studies import config_of
-    from tokenuq_pipeline.automation.study_runner import StudyRunner
-    from tokenuq_pipeline.build_defs import build_defs
-    from tokenuq_pipeline.commands.run import _bring_up_to_date
-    from tokenuq_pipeline.commands.run_steps import recipe
-    from tokenuq_pipeline.runtime.bucket_store import open_store
-    from tokenuq_pipeline.runtime.console import CONSOLE
-    from tokenuq_pipeline.runtime.paths import dagster_home
-
-    folder, names = Path(sys.argv[1]), sys.argv[2:]
-    dagster_home()
-    config, store = load_config(folder), open_store(os.environ["TOKENUQ_HOME"])
-    with dg.DagsterInstance.get() as instance:
-        runner = StudyRunner(build_defs(config, store.home), config, STUDY, instance, store, CONSOLE)
-        keys = {dg.AssetKey(name.split("/")) for name in names} if names else runner.targets([])
-        while names and (more := {parent for key in keys for parent in runner.parents[key]} - keys):
-            keys |= more
-        code, errors = _bring_up_to_date(runner, keys, not names, recipe(config_of(config, [STUDY]), store, STUDY))
-    print("\n".join(errors))
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
