@@ -83,9 +83,9 @@ def epistemic_share(objective: ObjectiveSpec, tokens: Tokens) -> Shares:
     truth's entropy: near 0 for a free choice, high for a rare fact. Wrong if BALD of both has the same proportion.
     Costs 3 head products, or 2 from mean embeddings.
     """
-    bald_N, aleatoric_N = tokens.column("bald").double().clamp(min=0), tokens.column("expected_entropy").double()
+    bald_N, aleatoric_N = (tokens.column(name).to(tokens.loss_N) for name in ("bald", "expected_entropy"))
     scaled_N = aleatoric_N * (bald_N.sum() / aleatoric_N.sum().clamp(min=1e-30))
-    share_N = torch.where(bald_N + scaled_N > 0, bald_N / (bald_N + scaled_N).clamp(min=1e-30), 0.0).to(tokens.loss_N)
+    share_N = bald_N / (bald_N + scaled_N).clamp(min=1e-30)
     return objective.setting("weight") * share_N, 1.0 - share_N
 
 

@@ -45,9 +45,10 @@ class StudentColumns:
 
     def __init__(self, like_N: Tensor, functions: Mapping[str, ColumnFunction]):
         self._functions = functions
+        # Apple's GPUs have no float64.
+        dtype = torch.float32 if like_N.device.type == "mps" else torch.float64
         self.columns = {
-            name: torch.full((len(like_N),), float("nan"), dtype=torch.float64, device=like_N.device)
-            for name in functions
+            name: torch.full((len(like_N),), float("nan"), dtype=dtype, device=like_N.device) for name in functions
         }
         """NaN for tokens whose logits were not computed."""
 
@@ -62,7 +63,7 @@ class StudentColumns:
 
         def observe(rows: slice, logits_RV: Tensor) -> None:
             for name, function in self._functions.items():
-                self.columns[name][rows] = function(rows, logits_RV, divergence).double()
+                self.columns[name][rows] = function(rows, logits_RV, divergence).to(self.columns[name])
 
         return observe
 

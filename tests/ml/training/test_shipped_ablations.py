@@ -10,11 +10,13 @@ import torch
 from tests.support.paths import ROOT
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, examples, tiny_peft
+from tests.support.tiny_truth import truth_of
 from tokenuq_ml.config import TrainSpec
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.data.token_categories import CATEGORIES
 from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.teacher import OnlineTeacher
 from tokenuq_ml.training.token_columns import TokenColumns
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.slow
 ABLATIONS = load_config(ROOT / "config").ablations
 STEPS = 3
 ROWS = examples(8 * STEPS, seed=4)
+TRUTH = truth_of(ROWS)
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 
 
@@ -57,11 +60,14 @@ def teacher_and_tables(tmp_path_factory):
                     "change": draw.random(count, dtype=np.float32),
                     "expected_entropy": draw.random(count, dtype=np.float32),
                     "mc_loss": draw.exponential(5, size=count).astype(np.float32),
+                    "true_kl": draw.exponential(size=count),
+                    "true_entropy": draw.exponential(size=count),
                 }
             )
         )
     table = pl.concat(frames)
-    return folder, {name: table for name in ("token_losses", "token_uncertainty", "teacher_change")}
+    names = ("token_losses", "token_uncertainty", "teacher_change", "true_divergence", "token_truth")
+    return folder, {name: table for name in names}
 
 
 def run(ablation, teacher_and_tables, tmp_path, batch_size=8, micro=8):
@@ -73,6 +79,8 @@ def run(ablation, teacher_and_tables, tmp_path, batch_size=8, micro=8):
     setup = TrainingSetup(ROWS, spec, ablation, ablation.seed, FLOAT32, OnlineTeacher("teacher", FLOAT32))
     if ablation.columns_read:
         setup.columns = TokenColumns(ablation.columns_read, tables, ROWS)
+    if ablation.student_columns_read:
+        setup.truth = TokenTruth(TRUTH)
     growth = ablation.rank_growth
     if growth is not None:
         ablation = ablation.model_copy(update={"rank_growth": growth.model_copy(update={"start": 4})})
@@ -136,6 +144,15 @@ class FirstBatch:
         logp = self.logits.log_softmax(-1)
         return -(logp.exp() * logp).sum(1)
 
+    def true_kl(self):
+        """KL of the student from the truth, a token at a time."""
+        rows = {(row["example_id"], row["position"]): row for row in TRUTH.iter_rows(named=True)}
+        found = []
+        for key, logp in zip(zip(self.example, self.positions, strict=True), self.logits.log_softmax(-1), strict=True):
+            p, q = torch.tensor(rows[key]["probabilities"]), logp[rows[key]["support"]]
+            found.append((torch.xlogy(p, p) - p * q).sum())
+        return torch.stack(found)
+
     def top20_entropy(self):
         p = torch.softmax(torch.sort(self.logits, dim=1, descending=True).values[:, :20], -1)
         return -(p * p.log()).sum(1)
@@ -180,6 +197,9 @@ MASKS = {
     "anchored_top25": lambda w: w.top(w.loss, 0.25),
     "change_top25": lambda w: w.top(w.table["change"], 0.25),
     "change_anchored25": lambda w: w.top(w.table["change"], 0.25),
+    "oracle_kl_top25": lambda w: w.top(w.table["true_kl"], 0.25),
+    "oracle_kl_student_top25": lambda w: w.top(w.true_kl(), 0.25),
+    "oracle_entropy_top25": lambda w: w.top(w.table["true_entropy"], 0.25),
     **dict.fromkeys(
         (
             *("p_power_exponent0p5", "p_power_exponent2", "focal", "talr", "iw_sft"),
@@ -238,7 +258,7 @@ DISTILS = (
         name
         for name in MASKS
         if name.startswith("paper")
-        or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank")
+        or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank", "oracle")
     }
     | {"student_entropy_top25", "divergence_top25", "anchored_top25", "change_top25", "change_anchored25"}
 )
@@ -248,6 +268,7 @@ IN_HEAVY = [
     *("p_power_exponent0p5", "p_power_exponent2", "focal", "iw_sft", "anchored_mle", "epistemic_share"),
     *("profit", "token_cleaning", "sstoken_loss", "tip_entropy50", "tip_divergence10", "distill_top8"),
     *("student_entropy_top25", "divergence_top25", "anchored_top25", "change_anchored25"),
+    *("oracle_kl_top25", "oracle_entropy_top25"),
 ]
 """What differs from another ablation by a number or a name, which tests of scores and weights cover."""
 
@@ -297,7 +318,7 @@ def test_random_controls_select_as_many_tokens_as_the_paper(name, teacher_and_ta
 
 
 @pytest.mark.parametrize(
-    "name", ["paper_top25", "document_top25", "bald_top25", "random25", "quantile_adaptive", "dft"]
+    "name", ["paper_top25", "document_top25", "bald_top25", "random25", "quantile_adaptive", "dft", "talr"]
 )
 def test_the_micro_batch_size_does_not_change_the_selection_and_the_loss(name, teacher_and_tables, tmp_path):
     """There is one selection over the optimiser batch, whatever its score and its unit."""
@@ -307,7 +328,7 @@ def test_the_micro_batch_size_does_not_change_the_selection_and_the_loss(name, t
     assert same(whole)["selected"].to_list() == same(split)["selected"].to_list()
     assert split.log_rows[0]["loss"] == pytest.approx(whole.log_rows[0]["loss"], rel=1e-6)
     # A pass only to select is made if the student's losses decide, and not otherwise.
-    assert split.costs.selection_passes == (1 if ABLATIONS[name].selection_kind == "dynamic" else 0)
+    assert split.costs.selection_passes == (1 if ABLATIONS[name].needs_student_losses else 0)
 
 
 def test_ablations_with_the_same_seed_see_the_same_data_in_the_same_order(teacher_and_tables, tmp_path):
