@@ -43,11 +43,15 @@ def interrupt(session: int, without: Collection[int] = ()) -> None:
     """Send SIGINT to all processes of a session, as Ctrl-C does: runs stop, and their stages write checkpoints.
 
     A run of the multiprocess executor passes it on to its steps itself. They are left out, since a second interrupt
-    kills a stage at once.
+    kills a stage at once. A server that still imports its modules is ended by SIGTERM, at once and without the
+    traceback that an interrupt would print.
     """
     pids = members(session, without)
     spared = (STEP, ORPHAN_WATCH)
-    _send(signal.SIGINT, [pid for pid in pids if not any(part in _command(pid) for part in spared)])
+    interrupted = [pid for pid in pids if not any(part in _command(pid) for part in spared)]
+    starting = [pid for pid in interrupted if not is_run_worker(pid) and _is_starting(pid)]
+    _send(signal.SIGTERM, starting)
+    _send(signal.SIGINT, [pid for pid in interrupted if pid not in starting])
 
 
 def wait_or_kill(session: int, without: Collection[int], say: Callable[[str], None]) -> None:
@@ -72,11 +76,26 @@ def is_run_worker(pid: int) -> bool:
     return RUN_WORKER in _command(pid)
 
 
+def _is_starting(pid: int) -> bool:
+    """Return whether a Python process handles SIGINT only, as it does from its start; Dagster also handles SIGTERM."""
+    return caught_signals(pid) & {signal.SIGINT, signal.SIGTERM} == {signal.SIGINT}
+
+
 def _command(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def caught_signals(pid: int) -> set[int]:
+    """Return the signals that a process has handlers for; none if there is no such process."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        mask = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+    except (OSError, StopIteration, ValueError):
+        return set()
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
 
 
 def _send(number: int, pids: Collection[int]) -> None:

@@ -152,12 +152,7 @@ class _Signals:
 
 def _caught_signals(pid: int | None) -> set[int]:
     """Return those of `SIGNALS` that a process has handlers for."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        mask = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
-    except (OSError, StopIteration, ValueError):
-        return set()
-    return {number for number in SIGNALS if mask >> (number - 1) & 1}
+    return sessions.caught_signals(pid) & set(SIGNALS) if pid is not None else set()
 
 
 @contextlib.contextmanager

@@ -87,7 +87,36 @@ def test_what_a_killed_ui_has_left_is_ended(tmp_path, leader, monkeypatch):
     with_dead_supervisor(tmp_path, leader)
     assert record.running(tmp_path) is None
     assert record.end_orphans(tmp_path, print) == 1
-    assert leader.wait(10) == -signal.SIGINT and not sessions.members(leader.pid)
+    # It handles SIGINT as every Python process does, which would print a traceback.
+    assert leader.wait(10) == -signal.SIGTERM and not sessions.members(leader.pid)
+
+
+@pytest.mark.parametrize("spared", [False, True], ids=["server", "run"])
+def test_an_interrupt_prints_no_traceback_of_what_still_starts(spared):
+    code = "import time; print(1, flush=True); time.sleep(60)"
+    # In the command line of a run, whose stage has to be told.
+    more = [sessions.RUN_WORKER.decode()] if spared else []
+    process = subprocess.Popen(
+        [*SLEEP[:1], "-c", code, *more], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        process.stdout.readline()
+        sessions.interrupt(process.pid)
+        assert (b"Traceback" in process.stderr.read()) == spared
+    assert process.returncode == (-signal.SIGINT if spared else -signal.SIGTERM)
+
+
+def test_an_interrupt_reaches_what_handles_both_signals():
+    code = (
+        "import signal, time\nsignal.signal(15, signal.getsignal(2))\nprint(1, flush=True)\n"
+        "try: time.sleep(60)\nexcept KeyboardInterrupt: print('in order', flush=True)"
+    )
+    process = subprocess.Popen([*SLEEP[:1], "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+    with process:
+        process.stdout.readline()
+        sessions.interrupt(process.pid)
+        assert process.stdout.read() == b"in order\n"
+    assert process.returncode == 0
 
 
 def test_processes_that_ignore_the_interrupt_are_killed(tmp_path, monkeypatch):
