@@ -80,6 +80,13 @@ def test_readers_fetch_what_they_read(store_address, s3_proxy, monkeypatch, tmp_
     another_machine(store_address, monkeypatch, tmp_path / "three")
     monkeypatch.setenv("TOKENUQ_HOME", store_address)
     output = tmp_path / "counted.csv"
+    of_one = f"SELECT count(*) AS n FROM selections WHERE study = '{STUDY}' AND ablation = 'top'"
+    assert cli.main(["query", "--output", str(output), of_one]) == 0
+    with connect(local.home) as expected:
+        ((number,),) = expected.sql(of_one).fetchall()
+    assert output.read_text().split() == ["n", str(number)] and number
+    fetched = {path.parent.name for path in open_store(store_address).home.rglob("*.parquet")}
+    assert fetched == {"ablation=top"}
     assert cli.main(["query", "--output", str(output), "SELECT count(*) AS n FROM selections"]) == 0
     with connect(local.home) as expected:
         ((number,),) = expected.sql("SELECT count(*) FROM selections").fetchall()
@@ -138,3 +145,22 @@ def test_a_run_without_a_service_is_one_sentence(store_address, s3_proxy, monkey
     assert where == f"in {STUDY}/baseline_teacher; 11 assets wait for it"
     with pytest.raises(StoreAway, match="run the same command again once it does: what is complete is kept$"):
         open_store(store_address)
+
+
+def test_examples_are_curated(store_address, monkeypatch, tmp_path, made_study, capsys):
+    copy_assets(made_study.store, open_store(store_address))
+    monkeypatch.setattr("tokenuq_pipeline.commands.curate.configuration", toy_config)
+
+    def curated(home, output):
+        monkeypatch.setenv("TOKENUQ_HOME", str(home))
+        assert cli.main(["curate", "--study", STUDY, "--top", "1", "--output", str(output)]) == 0
+        return output.read_text(), capsys.readouterr().out.replace(str(output), "")
+
+    expected = curated(made_study.store.home, tmp_path / "local.csv")
+    store = another_machine(store_address, monkeypatch, tmp_path / "another machine")
+    assert curated(store_address, tmp_path / "bucket.csv") == expected and expected[0].count("\n") > 1
+    read = {path.relative_to(store.home).parts[0] for path in store.home.rglob("*.parquet")}
+    assert read == {"token_losses", "token_uncertainty", "token_alternatives", "selections", "examples"}
+    with pytest.raises(SystemExit):
+        cli.main(["curate", "--study", STUDY, "--output", f"{store_address}/review.csv", "--top", "2"])
+    assert cli.main(["curate", "--study", STUDY, "--output", str(store.home / "review.csv")]) == 2
