@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.tiny_plans import CONFIG, MACHINE, TINY, tiny_planner
-from tokenuq_ml.config import LoraSpec, PrecisionSpec, TrainSpec
+from tokenuq_ml.config import LoraChange, LoraSpec, PrecisionSpec, TrainChange, TrainSpec, TrainSweep
 from tokenuq_ml.costs import memory
 from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.flops import Step, flops
@@ -209,3 +209,42 @@ def test_bald_is_planned_in_float32_and_the_rest_in_its_own_precision():
     assert tables.work("baseline_teacher").seconds(machine, False) == pytest.approx(
         half.work("baseline_teacher").seconds(MACHINE, False)
     )
+
+
+def test_candidates_for_the_teacher_take_a_training_and_a_pass_over_validation():
+    sweep = TrainSweep(epochs=[1, 3])
+    once, plan = tiny_planner(), tiny_planner(teacher_sweep=sweep)
+    trained = once.work("baseline_teacher").flop["train"]
+    for epochs in (1, 3):
+        work = plan.work("candidate_teacher", f"teacher_epochs{epochs}")
+        assert work.flop["train"] == pytest.approx(epochs * trained)
+        assert work.flop["score"] == scoring_flops(plan.architecture, [plan.validation], plan.study.train.lora.rank)
+    # The teacher is a copy of one of them.
+    assert not plan.work("baseline_teacher").flop and plan.work("baseline_teacher").disk["adapter"] > 0
+    assert not plan.work("teacher_sweep").flop
+
+
+def test_settings_and_budgets_of_an_ablation_are_planned():
+    plan, name = tiny_planner(), "masked_mle_top25"
+    made = {
+        "longer": CONFIG.ablations["masked_mle_top25_equal_tokens"],
+        "twice": CONFIG.ablations[name].model_copy(update={"name": "twice", "train": TrainChange(epochs=2)}),
+        "small": CONFIG.ablations[name].model_copy(update={"train": TrainChange(lora=LoraChange(rank=8))}),
+    }
+    plan.config = dataclasses.replace(plan.config, ablations={**plan.config.ablations, **made})
+    plain = plan.work("student", name)
+    for longer, factor in (("longer", 4), ("twice", 2)):
+        work = plan.work("student", longer)
+        assert work.flop["train"] == pytest.approx(factor * plain.flop["train"])
+        assert work.disk["selections"] == pytest.approx(factor * plain.disk["selections"])
+    assert plan.work("student", "small").disk["adapter"] == pytest.approx(plain.disk["adapter"] / 4)
+
+
+def test_an_evaluation_of_one_of_several_settings_measures_the_validation_split_too():
+    plan, one = tiny_planner(), CONFIG.ablations["mle"]
+    alone = plan.work("evaluation", "mle")
+    other = one.model_copy(update={"name": "mle_epochs2", "train": TrainChange(epochs=2)})
+    plan.config = dataclasses.replace(plan.config, ablations={"mle": one, "mle_epochs2": other})
+    plan.study = plan.study.model_copy(update={"ablations": ("mle", "mle_epochs2")})
+    more = scoring_flops(plan.architecture, [plan.validation], plan.study.train.lora.rank)
+    assert plan.work("evaluation", "mle").flop["score"] == pytest.approx(alone.flop["score"] + more)
