@@ -103,9 +103,8 @@ class Planner:
         if self.architecture is None:
             return Work(self._tokens_without_sizes(stage, name), flop=None)
         if stage in ("student", "curriculum", "evaluation") and name:
-            ablation = self.config.ablations[name]
             of_ablation = {"student": self._student, "curriculum": self._curriculum, "evaluation": self._evaluation_of}
-            return of_ablation[stage](ablation)
+            return of_ablation[stage](self.config.ablations[name])
         if stage == "candidate_teacher":
             return self._candidate_teacher(name)
         estimates = {
@@ -228,13 +227,11 @@ class Planner:
         return self._dropout_passes("token_uncertainty", self.study.uncertainty.samples)
 
     def _teacher_change(self) -> Work:
-        """Return the work of the passes of `token_losses`, in float32, and of two products per token to compare them."""
-        work, response = self._token_losses(), response_tokens(self.data)
+        """Return the work of the passes of `token_losses`, in float32, and of two products per token to compare."""
+        work, response, memory = self._token_losses(), response_tokens(self.data), self.memory.inference(BALD_PRECISION)
         flop = {"score": work.flop["score"] + 2 * response * self.architecture.head_product}
         disk = {"teacher_change": TABLE_BYTES["teacher_change"] * response}
-        return replace(
-            work, flop=flop, disk=disk, memory=self.memory.inference(BALD_PRECISION), precision=BALD_PRECISION
-        )
+        return replace(work, flop=flop, disk=disk, memory=memory, precision=BALD_PRECISION)
 
     def _true_divergence(self) -> Work:
         passes = len(TRUTH_FRACTIONS) + (len(TRUTH_FRACTIONS) - 1) * self.study.uncertainty.samples
@@ -252,10 +249,8 @@ class Planner:
     def _evaluation(self, rank: int | None = None) -> Work:
         """Return the work of evaluating one model; `rank` of its adapter: the study's by default, 0 for the base."""
         rank, model = self._rank if rank is None else rank, self.architecture
-        tokens, flop = (
-            total_tokens(self.held_out),
-            {"score": scoring_flops(model, self.held_out, rank), "generate": 0.0},
-        )
+        tokens = total_tokens(self.held_out)
+        flop = {"score": scoring_flops(model, self.held_out, rank), "generate": 0.0}
         disk = TABLE_BYTES["evaluation_tokens"] * response_tokens(self.held_out)
         for one in self.generated_evaluations:
             rows, prompt, new = one.prompts, one.prompt_tokens, one.new_tokens
@@ -294,8 +289,7 @@ class Planner:
         return self._training(rank, epochs, step, outputs)
 
     def _curriculum(self, ablation: AblationSpec) -> Work:
-        spec, rank = self.study.curriculum, rank_of(self.study, ablation)
-        few = self.validation
+        spec, rank, few = self.study.curriculum, rank_of(self.study, ablation), self.validation
         sample = [Lengths(min(spec.examples, few.rows), few.tokens, few.response, few.squares, few.origin)]
         passes = len(set(spec.fractions)) * (1 + spec.samples)
         return Work(

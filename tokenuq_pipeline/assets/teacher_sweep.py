@@ -1,4 +1,4 @@
-"""`<study>/<row>/candidate_teacher` and `<study>/teacher_sweep`: teachers at several settings, and which one is taken."""
+"""`<study>/<row>/candidate_teacher` and `<study>/teacher_sweep`: teachers at several settings, and which is taken."""
 
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
