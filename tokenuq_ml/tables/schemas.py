@@ -132,7 +132,7 @@ TABLES = {
     "evaluations": Table(
         "One row per metric of a model; base model and teacher are the ablations base and teacher.",
         {
-            "family": ("string", "the ablation without its seed"),
+            "family": ("string", "the ablation without its seed and what its `train` adds to the name"),
             "seed": ("int32", "the ablation's seed; null for base"),
             "dataset": ("string", "name of the dataset"),
             "split": ("string", "test (in distribution) or ood"),

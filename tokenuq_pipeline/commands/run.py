@@ -19,7 +19,8 @@ from tokenuq_pipeline.commands.disk_space import OVERRIDE
 from tokenuq_pipeline.runtime.readers import READER_LEFT, is_gone, print_on, replace_output
 
 ABLATION_HELP = (
-    "make only this ablation's student, evaluation and curriculum, and what they need; may be given more than once. "
+    "make only this ablation's student, evaluation and curriculum, and what they need; a family stands for all of its "
+    "settings and seeds; may be given more than once. "
     "The report is rebuilt if all its other inputs are up to date; otherwise it stays as it is"
 )
 

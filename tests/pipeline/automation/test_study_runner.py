@@ -1,12 +1,15 @@
 """The study runner on fake stages: versions, staleness, waves, checks, failures and console output."""
 
 import json
+from dataclasses import replace
 
 import dagster as dg
 import pytest
 
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_ml.config import spec_hash
+from tokenuq_ml.config.families import with_settings
+from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.metadata import PREVIEW_ROWS
 from tokenuq_pipeline.automation.study_runner import StudyRunner
@@ -262,3 +265,24 @@ def test_runs_are_listed_under_the_study_in_the_ui(made_study):
     with made_study.instance() as instance:
         run = instance.get_runs(limit=1)[0]
     assert run.job_name == STUDY and run.tags[".dagster/repository"] == "__repository__@tokenuq"
+
+
+def test_a_family_stands_for_its_settings_and_seeds(tmp_path):
+    config = toy_config(sweep={"learning_rate": [0.1, 0.2]})
+    ablations = config.ablations | {"mle_s1": config.ablations["mle"].model_copy(update={"name": "mle_s1", "seed": 1})}
+    study = config.studies[STUDY].model_copy(update={"ablations": ("mle", "mle_s1", "top")})
+    config = replace(config, studies={STUDY: with_settings(study, ablations)}, ablations=ablations)
+    toy = Toy(tmp_path)
+    with toy.instance() as instance:
+        runner = StudyRunner(toy.defs(config), config, STUDY, instance, toy.store, CONSOLE)
+        students = {
+            name: {key.path[1] for key in runner.targets([name]) if key.path[-1] == "student"}
+            for name in ("mle", "mle_lr0p1", "mle_lr0p1_s1")
+        }
+        with pytest.raises(InputError, match="has no ablation 'top_lr3'; it has mle_lr0p1, "):
+            runner.targets(["top_lr3"])
+    assert students == {
+        "mle": {"mle_lr0p1", "mle_lr0p1_s1", "mle_lr0p2", "mle_lr0p2_s1"},
+        "mle_lr0p1": {"mle_lr0p1"},
+        "mle_lr0p1_s1": {"mle_lr0p1_s1"},
+    }
