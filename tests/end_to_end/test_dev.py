@@ -144,6 +144,19 @@ def test_runs_of_the_multiprocess_executor_are_cancelled_and_succeed(tmp_path):
         assert server.toy.store.is_complete("models/tiny")
 
 
+@pytest.mark.heavy
+def test_with_two_slots_the_steps_of_a_run_work_at_once_and_are_cancelled_together(tmp_path):
+    behaviour, dataset = tmp_path / "behaviour.json", "datasets/toy"
+    behaviour.write_text(json.dumps({"hang": "models", "wait": "datasets"}))
+    with DevServer(tmp_path, TOKENUQ_ACCELERATOR_SLOTS="2", FAKE_STAGE=f"@{behaviour}") as server:
+        run = server.launch(MODEL, dataset.split("/"))
+        stages = server.wait(lambda: (found := [pids(server), pids(server, dataset)]) and all(found) and found)
+        server.cancel(run)
+        server.wait(lambda: server.status(run) == "CANCELED")
+        assert not any(is_running(pid) for pid in (*stages[0], *stages[1]))
+        assert (server.toy.store.home / ".checkpoints/models/tiny/checkpoint").read_text() == "step 7"
+
+
 def test_the_daemon_runs_schedule_waves_and_changed_files(automated):
     """One study from an empty store to fresh, then a new data file, without a person."""
     server, store = automated, automated.toy.store

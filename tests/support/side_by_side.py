@@ -3,6 +3,7 @@
 `python -m tests.support.side_by_side FOLDER [CLUSTER]` is `tokenuq run` of it. A terminal's Ctrl-C is `interrupt`.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import psutil
 
 from tests.support.fake_cluster import FakeCluster
 from tests.support.toy_pipeline import STUDY, Toy, toy_config
@@ -46,12 +48,13 @@ class SideBySide:
 
     def __init__(self, toy: Toy, behaviour: Path, cluster: Path | None = None):
         self.toy, self.cluster, self._behaviour = toy, cluster, behaviour
+        self._runs: list[subprocess.Popen] = []
 
     def start(self, **environment: str) -> subprocess.Popen:
         """Start a run, as the leader of a process group, as a shell does."""
         arguments = [str(self.toy.folder), *([str(self.cluster)] if self.cluster else [])]
         own = {"TOKENUQ_ACCELERATOR_SLOTS": "2", "FAKE_STAGE": f"@{self._behaviour}"}
-        return subprocess.Popen(
+        run = subprocess.Popen(
             [sys.executable, "-m", "tests.support.side_by_side", *arguments],
             env={**os.environ, **own, **environment},
             text=True,
@@ -59,6 +62,18 @@ class SideBySide:
             stderr=subprocess.STDOUT,
             process_group=0,
         )
+        self._runs.append(run)
+        return run
+
+    def end(self) -> None:
+        """Kill what a failed test has left: runs with their steps, and jobs of the cluster."""
+        for run in self._runs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in (psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+        if self.cluster:
+            FakeCluster(self.cluster).kill()
 
     def work_dir(self, ablation: str) -> Path:
         """Return the folder of checkpoints of a student."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from tokenuq_pipeline.runtime.step_processes import START, STEPS
+from tokenuq_pipeline.runtime.step_processes import START, steps_at_once
 
 
 def fixed_resource(value: Any) -> dg.ResourceDefinition:
@@ -33,5 +33,5 @@ def fixed_executor(executor: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
     defaults: dict[str, Any] = {}
     if executor.name == dg.multiprocess_executor.name:
         schema["max_concurrent"] = dg.Field(dg.Noneable(int), is_required=False, description="steps at once")
-        defaults = {"max_concurrent": STEPS, "start_method": START}
+        defaults = {"max_concurrent": steps_at_once(), "start_method": START}
     return executor.configured(lambda config: {**defaults, **config}, config_schema=schema, name=executor.name)

@@ -19,13 +19,14 @@ import dagster as dg
 from tokenuq_ml.background import looking
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG
+from tokenuq_pipeline.runtime.launchers.choice import models_at_once, uses_ray
 from tokenuq_pipeline.runtime.owners import Owner
 
 EXECUTOR_VARIABLE = "TOKENUQ_EXECUTOR"
 EXECUTORS = {"in_process": dg.in_process_executor, "multiprocess": dg.multiprocess_executor}
 STEPS = 32
-"""Steps of a run at once at most: as many processes that wait for their stages. Dagster's default is one per core of
-this machine. The pool of models limits those that load one."""
+"""Steps of a run at once whose stages run on a cluster: as many processes that wait. The pool of models limits those
+that load one."""
 START: dict[str, Any] = {
     "forkserver": {
         "preload_modules": [
@@ -36,6 +37,19 @@ START: dict[str, Any] = {
     }
 }
 LOOK_S = 1.0
+
+
+def steps_at_once(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many steps of a run work at once at most.
+
+    On this machine one per core, as by Dagster's default, or more if more models fit: their stages wait for GPUs.
+
+    Raises:
+        InputError: a variable has a wrong value.
+    """
+    if uses_ray(environment):
+        return STEPS
+    return max(models_at_once(environment) or 1, min(os.cpu_count() or 1, STEPS))
 
 
 def named_executor(environment: Mapping[str, str] = os.environ) -> str | None:
