@@ -7,6 +7,7 @@ LoRA dropout in training, not on earlier draws.
 | purpose | function | depends on | recipe |
 |---|---|---|---|
 | split a dataset | `shuffle_dataset` | dataset name, dataset seed | `random.Random`, as below |
+| a synthetic language, and its documents | `language_generator` | seed, purpose | `random.Random`, as below |
 | order training batches | `epoch_generator` | ablation seed, epoch | torch, seed `seed * 1_000_003 + epoch` |
 | initialise an adapter | `seed_torch` | ablation (or teacher) seed | `torch.manual_seed(seed)` |
 | LoRA dropout in training | `part_bits` | torch's global generator, part | SFC64 of `[draw, part]` |
@@ -19,7 +20,8 @@ LoRA dropout in training, not on earlier draws.
 | open choices in IF-Eval checkers | `seed_python` | example id | `random.seed(example_id)` |
 | probe a fast forward pass | `probe_generator` | nothing | torch, seed 0 |
 
-A dataset is shuffled by a generator that the string `"<name>|<seed>"` seeds. The example key is the 16-byte BLAKE2b
+A dataset is shuffled by a generator that the string `"<name>|<seed>"` seeds, and a synthetic language is drawn by one
+that `"<seed>|<purpose>"` seeds. The example key is the 16-byte BLAKE2b
 digest of `"<seed>|<example id>"`. The stream of a dropout mask is the layer (with the head), the sample and whether
 features or attention probabilities are dropped (`models/keyed_masks.py`).
 
@@ -47,6 +49,11 @@ if TYPE_CHECKING:
 def shuffle_dataset(name: str, seed: int, order: MutableSequence[int]) -> None:
     """Shuffle row numbers of the dataset `name` in place."""
     random.Random(f"{name}|{seed}").shuffle(order)
+
+
+def language_generator(seed: int, purpose: str) -> random.Random:
+    """Return the generator of a part of a synthetic language: the facts of a world, or the documents of a split."""
+    return random.Random(f"{seed}|{purpose}")
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -17,6 +17,10 @@ def test_the_shuffle_of_a_dataset_is_pinned():
     assert list(order) == [4, 3, 2, 6, 0, 7, 1, 5]
 
 
+def test_the_draws_of_a_synthetic_language_are_pinned():
+    assert seeding.language_generator(3, "post train").random() == 0.3438031676933797
+
+
 def test_the_order_of_an_epoch_is_pinned():
     assert torch.randperm(8, generator=seeding.epoch_generator(3, 2)).tolist() == [2, 3, 5, 7, 4, 0, 6, 1]
 

@@ -15,6 +15,7 @@ from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudyS
 from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
 from tokenuq_ml.config.families import with_settings
+from tokenuq_ml.config.languages import check_languages
 from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.sweeps import expand
 from tokenuq_ml.config.truth import LANGUAGE, first_oracle, without_truth
@@ -47,12 +48,14 @@ class Config:
         return list(dict.fromkeys((study.model, *self.evaluation_models(study))))
 
     def datasets_of(self, study: StudySpec) -> list[str]:
-        """Return every dataset that the study needs: for training first, then `ood`, then for evaluations.
+        """Return every dataset that the study needs: for training, then `ood`, for evaluations, for pre-training.
 
         Datasets that another one is made of stand before it.
         """
         needed: list[str] = []
-        for name in dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study))):
+        models = (self.models.get(name) for name in self.models_of(study))
+        languages = [model.language for model in models if model and model.language]
+        for name in dict.fromkeys((study.dataset, *study.ood, *self.evaluation_datasets(study), *languages)):
             needed += [one for one in self.with_sources(name) if one not in needed]
         return needed
 
@@ -84,6 +87,7 @@ def load_config(*folders: str | Path) -> Config:
     studies = {name: reader.with_single_ablations(study, ablations) for name, study in studies.items()}
     studies = {name: reader.with_settings(study, ablations) for name, study in studies.items()}
     config = Config(models, datasets, studies, ablations)
+    check_languages(models, datasets, studies, reader.origins)
     reader.check_mixes(config)
     reader.check_studies(config)
     reader.check_model_files(config)
@@ -104,7 +108,7 @@ class _Reader:
 
     def __init__(self, folders: Sequence[Path]):
         self._folders = folders
-        self._origins: dict[tuple[str, str], Path] = {}
+        self.origins: dict[tuple[str, str], Path] = {}
         self._names_by_entry: dict[str, list[str]] = {}
         """Entry of `ablations.yaml` -> the ablations that its sweeps expand to."""
 
@@ -118,19 +122,19 @@ class _Reader:
                     expanded = _expand(path, name, raw)
                     self._names_by_entry.setdefault(name, []).extend(expanded)
                 for full_name, single in expanded.items():
-                    if (kind, full_name) in self._origins:
+                    if (kind, full_name) in self.origins:
                         swept = f" (of {name})" if full_name != name else ""
                         raise InputError(
-                            f"{path}: {full_name}{swept}: already defined in {self._origins[kind, full_name]}; "
+                            f"{path}: {full_name}{swept}: already defined in {self.origins[kind, full_name]}; "
                             "rename one of them"
                         )
-                    self._origins[kind, full_name] = path
+                    self.origins[kind, full_name] = path
                     specs[full_name] = _parse(spec_class, path, full_name, single)
         return specs
 
     def datasets(self) -> dict[str, DatasetSpec]:
         """Return the checked entries of `datasets.yaml`, also those that are made from others by a reviewed file."""
-        return with_curated(self.entries("datasets", DatasetSpec), self._origins, self._folders)
+        return with_curated(self.entries("datasets", DatasetSpec), self.origins, self._folders)
 
     def _files(self, kind: str) -> Iterator[Path]:
         for number, folder in enumerate(self._folders):
@@ -159,7 +163,7 @@ class _Reader:
                 names.append(first_seed)
             else:
                 raise InputError(
-                    f"{self._origins['studies', study.name]}: {study.name}.ablations: {name!r} is not in "
+                    f"{self.origins['studies', study.name]}: {study.name}.ablations: {name!r} is not in "
                     f"ablations.yaml; allowed: {', '.join(dict.fromkeys([*families, *ablations])) or 'none'}"
                 )
         return study.model_copy(update={"ablations": tuple(dict.fromkeys(names))})
@@ -169,7 +173,7 @@ class _Reader:
         try:
             return with_settings(study, ablations)
         except ValueError as error:
-            raise InputError(f"{self._origins['studies', study.name]}: {study.name}: {error}") from None
+            raise InputError(f"{self.origins['studies', study.name]}: {study.name}: {error}") from None
 
     def _families(self, ablations: dict[str, AblationSpec]) -> dict[str, list[str]]:
         """Return entry, or name without seed -> the ablations that it stands for."""
@@ -187,7 +191,7 @@ class _Reader:
             InputError: one does not, or is.
         """
         for name, spec in config.datasets.items():
-            where = f"{self._origins['datasets', name]}: {name}.mix"
+            where = f"{self.origins['datasets', name]}: {name}.mix"
             if isinstance(spec, CuratedDatasetSpec):
                 continue
             for part in spec.made_of:
@@ -220,20 +224,20 @@ class _Reader:
             for key, name, kind in named:
                 if name not in getattr(config, kind):
                     raise InputError(
-                        f"{self._origins['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
+                        f"{self.origins['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
                         f"allowed: {', '.join(getattr(config, kind)) or 'none'}"
                     )
             splits = config.datasets[study.dataset].splits
             missing = [split for split in ("train", "validation", "test") if splits is not None and split not in splits]
             if missing:
                 raise InputError(
-                    f"{self._origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
+                    f"{self.origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
                     f"which study {study.name} needs"
                 )
             oracle = first_oracle(study, config.ablations)
             if oracle is not None and config.datasets[study.dataset].format != LANGUAGE:
                 raise InputError(
-                    f"{self._origins['studies', study.name]}: {study.name}.ablations: "
+                    f"{self.origins['studies', study.name]}: {study.name}.ablations: "
                     f"{without_truth(oracle, study.dataset)}"
                 )
 
@@ -250,7 +254,7 @@ class _Reader:
                 value = getattr(spec, key)
                 if value is not None and "$" not in value and not Path(value).exists():
                     raise InputError(
-                        f"{self._origins['models', name]}: {name}.{key}: {value}: no such file or folder; correct {key}"
+                        f"{self.origins['models', name]}: {name}.{key}: {value}: no such file or folder; correct {key}"
                     )
 
 

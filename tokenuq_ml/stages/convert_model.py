@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tokenuq_ml.config import ModelSpec
-from tokenuq_ml.models.conversion import convert
+from tokenuq_ml.models.conversion import Figures, convert
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetResult, StageReporter, StageRequest
 from tokenuq_ml.tensor_digest import joined_digest, tensors_digest
@@ -16,6 +16,11 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     folder = Path(asset.outputs["weights"])
     reporter.info(f"{spec.name}: reading {spec.file or spec.path or spec.id}")
     figures = convert(spec, folder)
+    report_model(spec, figures, folder, reporter)
+
+
+def report_model(spec: ModelSpec, figures: Figures, folder: Path, reporter: StageReporter) -> None:
+    """Report a stored model, and what a user should know of its chat template."""
     reporter.info(f"{spec.name}: {figures['parameters']:,} parameters, stored as {figures['stored_dtype']} safetensors")
     reporter.info(f"{spec.name}: chat template: {figures['chat_template']}; a turn ends with {figures['end_of_turn']}")
     for note in str(figures.get("chat_template_notes", "")).splitlines():

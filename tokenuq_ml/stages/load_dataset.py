@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from tokenuq_ml.config import SPLITS, DatasetSpec
+from tokenuq_ml.data.generated import load_documents
+from tokenuq_ml.data.language.documents import read_language
 from tokenuq_ml.data.load import load_examples
 from tokenuq_ml.data.mix import load_mix
 from tokenuq_ml.data.sources.rejected_rows import RejectedRows
@@ -23,7 +25,10 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     asset = request.assets["datasets"]
     spec = DatasetSpec(**asset.fields)
     Path(request.work_dir).mkdir(parents=True, exist_ok=True)
-    if spec.mix is None:
+    if spec.language is not None:
+        language = read_language(spec.language, request.inputs[f"examples/{spec.language}"])
+        loaded = load_documents(spec, language)
+    elif spec.mix is None:
         loaded = load_examples(spec, request.work_dir, reporter.info)
     else:
         tables = {name: request.inputs[f"examples/{name}"] for name in spec.mix}

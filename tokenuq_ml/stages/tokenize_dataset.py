@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokenuq_ml.data.examples import Example
+from tokenuq_ml.data.language.truth import TruthRows
 from tokenuq_ml.data.raw_text import divide
 from tokenuq_ml.data.tokenization import ConversationTokenizer, ConversationTokens
 from tokenuq_ml.data.tokenizer_files import load_tokenizer
@@ -23,15 +24,18 @@ from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, 
 from tokenuq_ml.stages.token_rows import DatasetTokens, Rejection, TokenizationRules
 from tokenuq_ml.tables.parquet import TableWriter, stream_table
 from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_ml.tensor_digest import joined_digest
 
+TRUTH = "token_truth"
 BATCH = 512
 """Examples per call of the tokenizer, which encodes them in parallel."""
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fill the outputs `tokenized_dataset` and `rejected_examples`."""
+    """Fill the outputs `tokenized_dataset` and `rejected_examples`, and `token_truth` if the study has one."""
     asset = request.assets["tokenized_dataset"]
-    rules = TokenizationRules(**{key: value for key, value in asset.fields.items() if key not in ("dataset", "ood")})
+    data = ("dataset", "ood", "only_ood")
+    rules = TokenizationRules(**{key: value for key, value in asset.fields.items() if key not in data})
     # Tables are written in the order of ids, which begin with the dataset's name and a slash.
     names = sorted((asset.fields["dataset"], *asset.fields["ood"]), key=lambda name: f"{name}/")
     datasets = {name: DatasetTokens(name, rules, limited=name == asset.fields["dataset"]) for name in names}
@@ -54,7 +58,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
 
 
 def _write(request: StageRequest, asset: AssetRequest, datasets: dict[str, DatasetTokens], totals: "_Totals") -> str:
-    """Write both tables; return the content hash of `tokenized_dataset`.
+    """Write the tables; return the content hash of `tokenized_dataset`, and of `token_truth` if there is one.
 
     Raises:
         InputError: the examples of a dataset cannot be used; no table is written then.
@@ -63,6 +67,7 @@ def _write(request: StageRequest, asset: AssetRequest, datasets: dict[str, Datas
     with (
         TableWriter("tokenized_dataset", asset.outputs["tokenized_dataset"], **asset.stamp) as table,
         TableWriter("rejected_examples", asset.outputs["rejected_examples"], **asset.stamp) as rejected,
+        _TruthTable(asset, tokenizer) as truth,
     ):
         conversations = _ConversationReader(request, tokenizer, next(iter(datasets.values())).rules)
         for name, dataset in datasets.items():
@@ -71,6 +76,7 @@ def _write(request: StageRequest, asset: AssetRequest, datasets: dict[str, Datas
                 rows = [_row(name, dataset, *each) for each in decided if each[2] is None]
                 left_out = [_rejected(name, dataset, example, why) for example, _, why in decided if why is not None]
                 totals.add(rows)
+                truth.append([example for example, _, why in decided if why is None], rows)
                 table.append(pa.Table.from_pylist(rows, schema=TABLES["tokenized_dataset"].schema))
                 rejected.append(pa.Table.from_pylist(left_out, schema=TABLES["rejected_examples"].schema))
             dataset.require_rendered()
@@ -78,7 +84,42 @@ def _write(request: StageRequest, asset: AssetRequest, datasets: dict[str, Datas
         _require_positions(request, totals)
         for dataset in datasets.values():
             dataset.require_untruncated()
-    return table.digest
+    return truth.joined(table.digest)
+
+
+class _TruthTable:
+    """The table `token_truth`, of a study on a synthetic language; nothing for other studies. A context manager."""
+
+    def __init__(self, asset: AssetRequest, tokenizer):
+        self._writer = None
+        if TRUTH in asset.outputs:
+            self._writer = TableWriter(TRUTH, asset.outputs[TRUTH], **asset.stamp)
+            self._rows = TruthRows(tokenizer, asset.fields["model"])
+
+    def __enter__(self) -> "_TruthTable":
+        if self._writer is not None:
+            self._writer.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(*error)
+
+    def append(self, examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> None:
+        """Write the truth of examples, given their rows of `tokenized_dataset`.
+
+        Raises:
+            InputError: the tokenizer is not that of their language.
+        """
+        if self._writer is not None:
+            found: list[dict[str, Any]] = []
+            for example, row in zip(examples, rows, strict=True):
+                found += self._rows.of(example, row["input_ids"], row["response_mask"])
+            self._writer.append(pa.Table.from_pylist(found, schema=TABLES[TRUTH].schema))
+
+    def joined(self, digest: str) -> str:
+        """Return a content hash, joined with that of the table if there is one."""
+        return digest if self._writer is None else joined_digest(digest, self._writer.digest)
 
 
 class _ConversationReader:
@@ -87,6 +128,7 @@ class _ConversationReader:
     def __init__(self, request: StageRequest, tokenizer, rules: TokenizationRules):
         self.request, self.tokenizer, self.model = request, tokenizer, rules.model
         self.vocabulary = _vocabulary(request.inputs["model"])
+        self.only_ood = request.assets["tokenized_dataset"].fields.get("only_ood", ())
         try:
             self.conversations = ConversationTokenizer(tokenizer, rules.special_tokens_in_text)
         except InputError as error:
@@ -97,6 +139,8 @@ class _ConversationReader:
         columns = list(TABLES["examples"].columns)
         for rows in stream_table(self.request.inputs[f"examples/{name}"], columns, BATCH):
             examples = [Example.from_row(row) for row in rows.to_pylist()]
+            if name in self.only_ood:
+                examples = [example for example in examples if example.split == "ood"]
             tokenized = self.conversations.tokenize(examples)
             for example, tokens in zip(examples, tokenized, strict=True):
                 self._require_embeddings(example, tokens.input_ids)

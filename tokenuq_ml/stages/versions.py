@@ -62,6 +62,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
             "ood": list(study.ood),
             "max_length": study.max_length,
             **{key: given[key] for key in _TOKENIZATION if key in given},
+            **_only_ood(config, study),
         }
     if stage == "teacher_sweep":
         return {"candidates": _candidates(study), "evaluation": study.evaluation.interval_fields()}
@@ -145,6 +146,16 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         own = {**precision, **identity, **validation}
         return {**own, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     raise KeyError(stage)
+
+
+def _only_ood(config: Config, study: StudySpec) -> dict:
+    """Return the datasets of `ood` of which only the rows of their split `ood` are taken: those that also have others.
+
+    Left out if there is none.
+    """
+    splits = {name: config.datasets[name].splits or () for name in study.ood}
+    names = [name for name, found in splits.items() if "ood" in found and len(found) > 1]
+    return {"only_ood": names} if names else {}
 
 
 def _prompt_fields(study: StudySpec) -> dict:

@@ -9,9 +9,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from transformers import TrainerCallback
 
@@ -20,8 +21,6 @@ from tokenuq_ml.file_hashes import sha256_of
 from tokenuq_ml.models.adapters import save_adapter
 from tokenuq_ml.process_group import world_size
 from tokenuq_ml.progress import Reporter
-from tokenuq_ml.training.recorder import StepRecorder
-from tokenuq_ml.training.setup import TrainingSetup
 
 MARKER = "COMPLETE"
 
@@ -71,11 +70,37 @@ def remove_incomplete(work_dir: str | Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class StepRows(Protocol):
+    """What is recorded of each step."""
+
+    gather: Callable[[list], list]
+    log_rows: list[dict]
+    """A row per step: `step`, `loss`, `tokens`, and what else is recorded."""
+
+    def end_step(self, learning_rate: float, grad_norm: float) -> dict:
+        """Add the step's row, and return it."""
+
+    def save(self, folder: Path) -> None:
+        """Write the rows to a checkpoint."""
+
+
+class Steps(Protocol):
+    """How long a training takes, and when snapshots are due."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+
+    @property
+    def snapshot_fractions(self) -> tuple[float, ...]:
+        """Shares of training, in (0, 1), after which a snapshot is written."""
+
+
 class CheckpointCallback(TrainerCallback):
     """Trainer callback that completes checkpoints, writes snapshots, reports progress, and stops on SIGINT.
 
     Args:
-        recorder: its tables go into each checkpoint.
+        recorder: its rows go into each checkpoint.
         setup: steps, and the shares of training at which snapshots are written.
         work_dir: where the Trainer writes checkpoints; snapshots go to its folder `snapshots`.
         reporter: gets progress messages.
@@ -84,7 +109,7 @@ class CheckpointCallback(TrainerCallback):
 
     MESSAGE_INTERVAL_S = 5.0
 
-    def __init__(self, recorder: StepRecorder, setup: TrainingSetup, work_dir: Path, reporter: Reporter, name: str):
+    def __init__(self, recorder: StepRows, setup: Steps, work_dir: Path, reporter: Reporter, name: str):
         self.recorder, self.setup, self.work_dir = recorder, setup, work_dir
         self.reporter, self.name = reporter, name
         self.stop_requested = False
@@ -167,9 +192,10 @@ class CheckpointCallback(TrainerCallback):
         elapsed = self.last_message - self.started
         steps_done = row["step"] - (self.first_step or row["step"]) + 1
         tokens = sum(earlier["tokens"] for earlier in self.recorder.log_rows[-steps_done:])
+        selected = f"selected {row['selected_share']:.0%}, " if "selected_share" in row else ""
         self.reporter.info(
-            f"{self.name}: step {row['step']}/{self.setup.steps}, loss {row['loss']:.3f}, selected "
-            f"{row['selected_share']:.0%}, {tokens / elapsed:,.0f} response tokens/s, "
+            f"{self.name}: step {row['step']}/{self.setup.steps}, loss {row['loss']:.3f}, {selected}"
+            f"{tokens / elapsed:,.0f} response tokens/s, "
             f"{elapsed / steps_done * (self.setup.steps - row['step']):.0f} s left"
         )
 

@@ -19,7 +19,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.data.batching import Batch, LengthBucketSampler, TokenizedExample, collate, pack
-from tokenuq_ml.disk import DiskFull, disk_errors
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.kernels.true_distributions import TrueDistributions
 from tokenuq_ml.models.dynamic_rope import shared_length
@@ -28,15 +27,11 @@ from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.router_loss import router_coefficient
 from tokenuq_ml.models.sharding import leave_to_fsdp
 from tokenuq_ml.progress import Reporter
-from tokenuq_ml.training.checkpoints import (
-    CheckpointCallback,
-    damaged_checkpoints,
-    latest_checkpoint,
-    remove_incomplete,
-)
+from tokenuq_ml.training.checkpoints import CheckpointCallback
 from tokenuq_ml.training.cost_counter import CostCounter
 from tokenuq_ml.training.rank_growth import RankGrowthCallback
 from tokenuq_ml.training.recorder import StepRecorder
+from tokenuq_ml.training.resumed import train_resumed
 from tokenuq_ml.training.setup import TrainingSetup, micro_batch_size, training_arguments
 from tokenuq_ml.training.token_columns import static_selection
 from tokenuq_ml.training.token_objective import TokenObjective
@@ -136,7 +131,7 @@ class TokenTrainer(TokenObjective, Trainer):
             ranks,
         )
         # Not through accelerate, which gives each rank complete batches in turn: here each has its part of every batch.
-        return _EpochLoader(setup.examples, batch_sampler=sampler, collate_fn=self.data_collator)
+        return EpochLoader(setup.examples, batch_sampler=sampler, collate_fn=self.data_collator)
 
     def compute_loss_context_manager(self):
         """Return the autocast context of our precision."""
@@ -157,8 +152,11 @@ class TokenTrainer(TokenObjective, Trainer):
         )
 
 
-class _EpochLoader(DataLoader):
+class EpochLoader(DataLoader):
+    """A loader whose batch sampler orders each epoch by its number."""
+
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Trainer calls this."""
         self.batch_sampler.set_epoch(epoch)
 
 
@@ -190,29 +188,10 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     # It would print every log a second time.
     trainer.remove_callback(PrinterCallback)
     leave_to_fsdp(model)
-    for sentence in damaged_checkpoints(work_dir):
-        reporter.info(f"{name}: {sentence}")
-    # Rank 0 decides, and deletes once every rank has looked.
-    checkpoint = recorder.gather([latest_checkpoint(work_dir)])[0]
-    if checkpoint is not None:
-        recorder.load(checkpoint)
-        reporter.info(f"{name}: resuming from step {recorder.last_step} of {setup.steps}")
-    if trainer.is_world_process_zero():
-        remove_incomplete(work_dir)
     if trainer.accelerator.num_processes > 1:
         # Trainer seeds every rank alike, so that their dropout masks would be the same.
         set_seed(setup.seed, device_specific=True)
-    try:
-        with checkpoints.graceful_stop(), disk_errors(work_dir):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except DiskFull:
-        # Its space is needed by whatever comes next.
-        remove_incomplete(work_dir)
-        raise
-    if checkpoints.stop_requested and trainer.state.global_step < setup.steps:
-        raise KeyboardInterrupt(
-            f"{name}: stopped at step {trainer.state.global_step} of {setup.steps}; a checkpoint holds the state"
-        )
+    train_resumed(trainer, checkpoints, recorder, setup.steps, reporter, name)
     recorder.costs = trainer.costs()
     recorder.aux_losses = [row["aux_loss"] for row in trainer.state.log_history if "aux_loss" in row]
     model.eval()

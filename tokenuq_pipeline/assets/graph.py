@@ -35,10 +35,13 @@ class StageGroup(NamedTuple):
 
 def stage_groups(config: Config) -> list[StageGroup]:
     """Return the groups of a configuration, in the order in which data flows."""
-    groups = [StageGroup("convert_model", "__".join(asset.path), [asset]) for asset in model_assets(config)]
+    models = model_assets(config)
+    groups = [StageGroup("convert_model", "__".join(one.path), [one]) for one in models if not one.inputs]
     for asset in dataset_assets(config):
         program = "curate_dataset" if "curation" in asset.files else "load_dataset"
         groups.append(StageGroup(program, "__".join(asset.path), [asset]))
+    # After the language that they are trained on.
+    groups += [StageGroup("pretrain_model", "__".join(one.path), [one]) for one in models if one.inputs]
     for study in config.studies.values():
         name = study.name
         groups += [

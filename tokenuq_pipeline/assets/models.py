@@ -1,7 +1,9 @@
 """`models/<model>`: base weights, converted once and shared by all studies of the model."""
 
+from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import model_fields
+from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
 
 
@@ -12,10 +14,16 @@ def model_assets(config: Config) -> list[StageAsset]:
             stage="models",
             path=("models", name),
             fields=model_fields(config, name),
-            description=f"The base model {name}: weights as safetensors, config, tokenizer, chat template.",
+            description=_description(spec),
             kinds=frozenset({"python", "torch"}),
             needs_model=True,
             outputs={"weights": f"models/{name}"},
+            inputs=inputs.examples(spec.language) if spec.language else (),
         )
-        for name in config.models
+        for name, spec in config.models.items()
     ]
+
+
+def _description(spec: ModelSpec) -> str:
+    trained = f", trained from scratch on {spec.language}" if spec.language else ""
+    return f"The base model {spec.name}{trained}: weights as safetensors, config, tokenizer, chat template."

@@ -1,0 +1,1 @@
+"""A synthetic language: documents whose every response token has an exactly known distribution."""
