@@ -21,6 +21,7 @@ STAGE = "tests.support.scored_teacher"
 BY = {
     "one": ["-m", STAGE],
     "ranks": ["-m", "tokenuq_ml.stages.several_processes", "2", STAGE],
+    "sharing ranks": ["-m", "tokenuq_ml.stages.several_processes", "2", STAGE],
     "cluster": ["-m", "tokenuq_ml.stages.measure_on_ray", "2", STAGE],
 }
 
@@ -39,7 +40,8 @@ def whole(tmp_path_factory):
 
 
 def start(folder, out, by, environment=None, ends="") -> subprocess.Popen:
-    scored_request(folder, out).write(folder / f"{out}.json")
+    sharding = "fsdp" if by == "sharing ranks" else "none"
+    scored_request(folder, out).model_copy(update={"sharding": sharding}).write(folder / f"{out}.json")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENUQ_THREADS": "1", ENDS: ends, **(environment or {})}
     return subprocess.Popen(
         [sys.executable, *BY[by], str(folder / f"{out}.json")],
@@ -67,7 +69,10 @@ def linked(whole, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("first", "second"), [("ranks", "one"), ("one", "ranks"), ("cluster", "cluster")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("ranks", "one"), ("one", "ranks"), ("cluster", "cluster"), ("sharing ranks", "sharing ranks")],
+)
 def test_a_killed_scoring_is_resumed_by_any_number_of_processes(first, second, whole, tmp_path, request):
     environment = request.getfixturevalue("cluster") if "cluster" in (first, second) else {}
     folder = linked(whole, tmp_path)
@@ -81,9 +86,10 @@ def test_a_killed_scoring_is_resumed_by_any_number_of_processes(first, second, w
     assert not [path for path in (folder / "work").rglob("*") if path.is_file()]
 
 
-def test_interrupted_ranks_keep_what_they_have_finished(whole, tmp_path):
+@pytest.mark.parametrize("by", ["ranks", "sharing ranks"])
+def test_interrupted_ranks_keep_what_they_have_finished(by, whole, tmp_path):
     folder = linked(whole, tmp_path)
-    process = start(folder, "stopped", "ranks", ends="wait 2")
+    process = start(folder, "stopped", by, ends="wait 2")
     wait_until(lambda: (folder / "work/waiting").exists() or process.poll() is not None, 120)
     os.killpg(process.pid, signal.SIGINT)
     code, out, err = end(process)
