@@ -17,13 +17,21 @@ from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
 from tests.support.training import MLE, PAPER, training_setup
 from tokenuq_ml import TokenObjective
+from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.trainer import train
 
 WEIGHTED = "weighted"
 BOUND = 1e-13
 """Largest difference of a weight after six steps in float64, where 6e-16 was measured: the order of sums remains."""
-ABLATIONS = {"mle": (MLE, 1), "paper": (PAPER, 2), WEIGHTED: (PAPER, 2)}
+SUM = AblationSpec(
+    name="sum",
+    select={"by": "divergence", "quantile": 0.25},
+    selected={"talr": {}, "distill": {"weight": 0.5}},
+    rest="distill",
+)
+"""Selection and weights need the divergences and losses of the complete batch; selected tokens have both losses."""
+ABLATIONS = {"mle": (MLE, 1), "paper": (PAPER, 2), WEIGHTED: (PAPER, 2), "sum": (SUM, 1)}
 """Name -> the ablation and the size of its micro-batches on two ranks."""
 
 
