@@ -18,6 +18,9 @@ BY_SLOT = ("true_kl_", "clean_kl_")
 JUDGED = frozenset({"win_rate", "length_controlled_win_rate", "position_bias"})
 """Metrics that leave out examples without a verdict."""
 
+IS_OF_SLOT = pl.any_horizontal(pl.col("metric").str.starts_with(start) for start in BY_SLOT)
+"""Whether a row is of such a metric."""
+
 EXAMPLE_SCHEMA = {
     "example_id": pl.String,
     "dataset": pl.String,

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from tokenuq_ml.evaluation.held_out import DIVERGENCES
-from tokenuq_ml.evaluation.metrics import BY_SLOT
+from tokenuq_ml.evaluation.metrics import IS_OF_SLOT
 from tokenuq_ml.reports import canvas
 
 TITLE = "Metrics with intervals"
@@ -21,7 +21,7 @@ def metric_intervals(models: Mapping[str, pl.DataFrame], path: str | Path) -> No
         path: the PNG.
     """
     rows = pl.concat([frame.with_columns(model=pl.lit(name)) for name, frame in models.items()])
-    rows = rows.filter(~pl.any_horizontal(pl.col("metric").str.starts_with(slot) for slot in BY_SLOT))
+    rows = rows.filter(~IS_OF_SLOT)
     in_nats = pl.col("metric").is_in(IN_NATS)
     panels = [(rows.filter(in_nats), "nats per token"), (rows.filter(~in_nats), "share")]
     panels = [(part, label) for part, label in panels if len(part)]

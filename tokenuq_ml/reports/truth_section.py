@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from tokenuq_ml.reports import canvas, html, plots
+from tokenuq_ml.reports.result_tables import family_table
 
 DIVERGENCE_PLOT, RANKING_PLOT = "id_vs_ood_true_kl.png", "truth_ranking.png"
 SPLITS = {
@@ -33,11 +34,12 @@ NOTE = (
 )
 
 
-def truth(families: Sequence[dict], ranking: pl.DataFrame, folder: Path) -> str:
+def truth(families: Sequence[dict], slots: Sequence[dict], ranking: pl.DataFrame, folder: Path) -> str:
     """Return the section, and write its plots.
 
     Args:
         families: rows of the family table.
+        slots: rows like these, of metrics of a slot.
         ranking: the table `truth_ranking`.
         folder: of the plots.
     """
@@ -45,22 +47,26 @@ def truth(families: Sequence[dict], ranking: pl.DataFrame, folder: Path) -> str:
     plots.id_vs_ood(losses, folder / DIVERGENCE_PLOT, metric="true_kl")
     overall = ranking.filter(slot="all")
     _draw(overall, folder / RANKING_PLOT)
-    return html.pictures(
-        [
-            html.picture(
-                folder / DIVERGENCE_PLOT,
-                "Divergence from the truth",
-                "KL(truth || model) per response token, exact, label noise included. 0 is a model that knows the "
-                "language.",
-            ),
-            html.picture(
-                folder / RANKING_PLOT,
-                "Scores over the teacher's training",
-                "Train split: rank correlation of each score with the divergence, which training can remove, and with "
-                "the entropy of the truth, which it cannot.",
-            ),
-        ]
-    ) + _tables(overall)
+    return (
+        html.pictures(
+            [
+                html.picture(
+                    folder / DIVERGENCE_PLOT,
+                    "Divergence from the truth",
+                    "KL(truth || model) per response token, exact, label noise included. 0 is a model that knows the "
+                    "language.",
+                ),
+                html.picture(
+                    folder / RANKING_PLOT,
+                    "Scores over the teacher's training",
+                    "Train split: rank correlation of each score with the divergence, which training can remove, and "
+                    "with the entropy of the truth, which it cannot.",
+                ),
+            ]
+        )
+        + (html.details("Divergence by slot", family_table(slots)) if slots else "")
+        + _tables(overall)
+    )
 
 
 def _tables(overall: pl.DataFrame) -> str:

@@ -18,6 +18,7 @@ from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.metrics import IS_OF_SLOT
 from tokenuq_ml.reports import comparison, html, sections, truth_section
 from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.costs_table import costs_section
@@ -132,13 +133,26 @@ class _Report:
         return {name: self.read(f"examples/{name}") for name in (self.study.dataset, *self.study.ood)}
 
     @cached_property
+    def evaluations(self) -> dict[str, pl.DataFrame]:
+        return {name: self.read(f"evaluations/{name}") for name in self.models}
+
+    @cached_property
+    def examples(self) -> dict[str, pl.DataFrame]:
+        return {name: self.read(f"evaluation_examples/{name}") for name in self.models}
+
+    @cached_property
     def model_rows(self) -> list[dict]:
-        return table_rows({name: self.read(f"evaluations/{name}") for name in self.models})
+        return table_rows({name: rows.filter(~IS_OF_SLOT) for name, rows in self.evaluations.items()})
 
     @cached_property
     def family_rows(self) -> list[dict]:
-        examples = {name: self.read(f"evaluation_examples/{name}") for name in self.models}
-        return family_rows(self.model_rows, examples, self.compared, self.study.evaluation)
+        return family_rows(self.model_rows, self.examples, self.compared, self.study.evaluation)
+
+    @cached_property
+    def slot_rows(self) -> list[dict]:
+        """One row per family and metric of a slot; none without a known truth."""
+        of_models = table_rows({name: rows.filter(IS_OF_SLOT) for name, rows in self.evaluations.items()})
+        return family_rows(of_models, self.examples, self.compared, self.study.evaluation)
 
     @property
     def candidates(self) -> pl.DataFrame | None:
@@ -186,7 +200,9 @@ def _sections(report: _Report) -> dict[str, str | None]:
             folder,
         ),
         "What is left to learn?": (
-            truth_section.truth(families, report.read(RANKING), folder) if RANKING in report.request.inputs else None
+            truth_section.truth(families, report.slot_rows, report.read(RANKING), folder)
+            if RANKING in report.request.inputs
+            else None
         ),
         "The curriculum that selection makes": sections.curricula(ablations, report.read, folder),
         "Tokens": sections.token_explorer(_explorer_tables(report)),
@@ -238,8 +254,8 @@ def _costs(request: StageRequest, ablations: Mapping[str, AblationSpec]) -> tupl
 def _write_rows(report: _Report, cost_rows: dict[str, list[dict]]) -> None:
     """Write the result tables as JSON and CSV, and the costs as JSON."""
     tables = {"ablation_table": report.model_rows, "family_table": report.family_rows}
-    if report.setting_rows:
-        tables["setting_table"] = report.setting_rows
+    optional = {"setting_table": report.setting_rows, "slot_table": report.slot_rows}
+    tables |= {name: rows for name, rows in optional.items() if rows}
     for name, rows in tables.items():
         (report.folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         plain = [

@@ -1,9 +1,12 @@
 """The section about a known truth: every score with its numbers, and the plots at the values of the table."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 
+from tests.support.pictures import leave_out_pictures
 from tests.support.tiny_report import ABLATIONS, build_report
 from tests.support.tiny_tables import evaluation_examples, evaluations
 from tokenuq_ml.reports.truth_section import truth
@@ -41,7 +44,7 @@ def families() -> list[dict]:
 
 
 def test_each_score_has_a_row_with_its_numbers_the_best_first(drawn, tmp_path):
-    page = truth(families(), ranking(), tmp_path)
+    page = truth(families(), [], ranking(), tmp_path)
     last = ranking().filter(fraction=1.0, slot="all")
     for split in ("train", "test"):
         table = page[page.index(f"{split}: ") :].partition("</table>")[0]
@@ -55,7 +58,7 @@ def test_each_score_has_a_row_with_its_numbers_the_best_first(drawn, tmp_path):
 
 
 def test_scores_are_drawn_over_training_and_families_by_their_divergence(drawn, tmp_path):
-    truth(families(), ranking(), tmp_path)
+    truth(families(), [], ranking(), tmp_path)
     plane, over_training = drawn
     assert plane.axes[0].get_xlabel() == "true_kl on test, nats per token"
     for axis, statistic in zip(over_training.axes, ("spearman_true_kl", "spearman_true_entropy"), strict=True):
@@ -68,15 +71,24 @@ def test_scores_are_drawn_over_training_and_families_by_their_divergence(drawn, 
             assert line.get_ydata().tolist() == own["value"].to_list()
 
 
+def parts(place: int) -> pl.DataFrame:
+    return evaluation_examples(place + 1.0)
+
+
 @pytest.mark.slow
-def test_the_report_of_a_study_with_a_truth_has_the_section(tmp_path):
+def test_the_report_of_a_study_with_a_truth_has_the_section(tmp_path, monkeypatch):
+    leave_out_pictures(monkeypatch)
     changed = {"truth_ranking": ranking()}
     for place, name in enumerate(("base", "teacher", "mle", "paper_top25")):
-        kl = evaluations(place + 1.0, 0.1).with_columns(metric=pl.lit("true_kl"))
-        changed[f"evaluations/{name}"] = pl.concat([evaluations(2.0, 0.3), kl])
-        parts = evaluation_examples(place + 1.0).with_columns(metric=pl.lit("true_kl"))
-        changed[f"evaluation_examples/{name}"] = pl.concat([evaluation_examples(2.0), parts])
+        for table, frame in (("evaluations", evaluations(place + 1.0, 0.1)), ("evaluation_examples", parts(place))):
+            of_metric = [frame.with_columns(metric=pl.lit(metric)) for metric in ("loss", "true_kl", "true_kl_fact")]
+            changed[f"{table}/{name}"] = pl.concat(of_metric)
     result, known = build_report(tmp_path, {name: ABLATIONS[name] for name in ("mle", "paper_top25")}, **changed)
-    assert "What is left to learn?" in (known / "report.html").read_text()
+    page = (known / "report.html").read_text()
+    assert "What is left to learn?" in page and "Divergence by slot" in page
+    # Slots have a table of their own, and no place in the verdict.
+    assert {row["metric"] for row in json.loads((known / "slot_table.json").read_text())} == {"true_kl_fact"}
+    assert {row["metric"] for row in json.loads((known / "family_table.json").read_text())} == {"loss", "true_kl"}
+    assert "true_kl" in result.metrics["verdict"] and "fact" not in result.metrics["verdict"]
     assert (known / "truth_ranking.png").is_file()
     assert result.plots["Divergence from the truth"] == "report/id_vs_ood_true_kl.png"
