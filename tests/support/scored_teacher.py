@@ -5,6 +5,7 @@ it has kept so many parts, it kills itself, as a lost node does, if `$ENDS` is `
 `$ENDS` is `wait N`, with the file `waiting` in its folder of checkpoints.
 """
 
+import copy
 import os
 import signal
 import time
@@ -60,7 +61,7 @@ def request(folder: Path, out: str, *stages: str) -> StageRequest:
         study="toy",
         assets={
             stage: AssetRequest(
-                fields={"precision": "float32", **FIELDS[stage]},
+                fields={"precision": "float32", **copy.deepcopy(FIELDS[stage])},
                 code_version="1-c",
                 outputs={name: str(folder / out / stage / name) for name in OUTPUTS[stage]},
             )

@@ -131,12 +131,21 @@ def uncertainty_in_model_dtype(
     dtype.
     """
     plan = uncertainty_plan(model, spec, numerics, max_tokens)
-    rows: list[pl.DataFrame] = []
+    return pl.concat(uncertainty_batches(model, plan.batches(examples), spec, numerics, progress))
+
+
+def uncertainty_batches(
+    model: PeftModel | PreTrainedModel,
+    batches: Iterable[Batch],
+    spec: UncertaintySpec,
+    numerics: Numerics,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[pl.DataFrame]:
+    """Yield the rows of each batch; the arguments are those of `uncertainty_in_model_dtype`."""
     with uncertainty_pass(model, spec, numerics) as score:
-        for found, tokens in score(plan.batches(examples)):
-            rows.append(found)
+        for found, tokens in score(batches):
             progress(tokens)
-    return pl.concat(rows)
+            yield found
 
 
 def uncertainty_plan(

@@ -6,7 +6,7 @@ Nothing here depends on who computes a batch: masks of MC dropout are keyed by e
 
 import pickle
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -38,9 +38,17 @@ class StoredBatches:
     first: int
     count: int
     plan: BatchPlan
+    done: frozenset[str] = frozenset()
+    """Examples whose batches are left out."""
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.plan.batches(list(StoredExamples(self.folder, first=self.first, count=self.count)))
+        examples = list(StoredExamples(self.folder, first=self.first, count=self.count))
+        return batches_left(self.plan.batches(examples), self.done)
+
+
+def batches_left(batches: Iterable[Batch], done: Collection[str]) -> Iterator[Batch]:
+    """Yield the batches without those whose examples are done."""
+    return (batch for batch in batches if not any(example.example_id in done for example in batch.examples))
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,22 @@ def stored_shards(
         first: number of the shard to begin with.
         skip: called with each shard before it.
     """
-    tokens = min(ROW_GROUP_ROWS, SHARD_BATCHES * batch_tokens(numerics))
-    for number, shard in enumerate(shards(StoredExamples(dataset), tokens)):
+    for number, shard in enumerate(shards(StoredExamples(dataset), _shard_tokens(numerics))):
         if number < first:
             skip(shard)
             continue
         yield shard
         release_free_memory()
+
+
+def shard_sizes(dataset: str | Path, numerics: Numerics) -> Iterator[int]:
+    """Yield the number of response tokens of each shard."""
+    for shard in shards(StoredExamples(dataset), _shard_tokens(numerics)):
+        yield sum(len(example.positions) for example in shard)
+
+
+def _shard_tokens(numerics: Numerics) -> int:
+    return min(ROW_GROUP_ROWS, SHARD_BATCHES * batch_tokens(numerics))
 
 
 def stored_batches(

@@ -4,7 +4,7 @@ One process makes up to four assets and reports each as soon as it is complete. 
 the precision of the asset; BALD is computed in float32. Of several processes, all score, and rank 0 writes and reports.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -16,25 +16,34 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import BASE_ROW, REFERENCE_ROWS, TEACHER_ROW, UncertaintySpec
 from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_examples
 from tokenuq_ml.models.adapters import adapter_digest, use_adapter
+from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import resolve_numerics
 from tokenuq_ml.reports import token_plots
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_rows, reference_sample
-from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
+from tokenuq_ml.scoring.mc_dropout import uncertainty_batches, uncertainty_plan
 from tokenuq_ml.stages import batch_actors, runner
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER, AdaptedModel, StoredModel
-from tokenuq_ml.stages.batch_work import Job, SingleBatches
+from tokenuq_ml.stages.batch_work import Job, SingleBatches, batches_left
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
 from tokenuq_ml.stages.kept_folders import forget_kept, kept_folder
-from tokenuq_ml.stages.losses_and_states import LOSSES, STATES, losses_and_states, stored_batches, stored_shards
+from tokenuq_ml.stages.losses_and_states import (
+    LOSSES,
+    STATES,
+    losses_and_states,
+    shard_sizes,
+    stored_batches,
+    stored_shards,
+)
 from tokenuq_ml.stages.measures import ReferenceMeasure, UncertaintyMeasure
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.tables.bald_noise import noise_floor
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
 from tokenuq_ml.tables.parquet import TableWriter, content_of, read_table, write_table
+from tokenuq_ml.tables.shard_rows import ShardRows
 from tokenuq_ml.tensor_digest import joined_digest
 
 
@@ -90,36 +99,45 @@ def _write_uncertainty(
 ) -> tuple[TableWriter, pl.DataFrame] | None:
     """Write the table `token_uncertainty` shard by shard; return its writer, and the rows of the sampled examples.
 
-    On a rank other than 0, only compute this rank's share, and return None.
+    Batches are kept, not only shards: on a CPU, a shard may take minutes. On a rank other than 0, only compute this
+    rank's share, and return None.
     """
     dataset, sampled = context.input("tokenized_dataset"), []
     with ExitStack() as files:
         table = TableWriter("token_uncertainty", context.output("token_uncertainty"), **context.asset.stamp)
 
-        def write(frames: Mapping[str, pl.DataFrame]) -> None:
-            rows = frames["token_uncertainty"]
+        def write(rows: pl.DataFrame) -> None:
             table.append(rows)
             sampled.append(rows.filter(pl.col("example_id").is_in(sample)))
 
-        kept: list[KeptParts] = []
-        plan = uncertainty_plan(model, spec, context.numerics)
+        shards, kept = ShardRows(shard_sizes(dataset, context.numerics), write), list[KeptParts]()
         if process_group.is_main():
             files.enter_context(table)
             content = {"dataset": content_of(dataset), "adapter": adapter_digest(context.input("adapter"))}
-            kept.append(KeptFrames(kept_folder(context, plan, **content), write))
-        keeper = files.enter_context(Keeper(kept, context.reporter.info, context.name))
-        first = keeper.resume()
-        for rows in _uncertainty_of_shards(context, model, stored, spec, first):
+            folder = kept_folder(context, uncertainty_plan(model, spec, context.numerics), **content)
+            kept.append(KeptFrames(folder, lambda frames: shards.add(frames["token_uncertainty"])))
+        keeper = files.enter_context(Keeper(kept, context.reporter.info, context.name, "pieces"))
+        keeper.resume()
+        first, begun = process_group.on_main(lambda: (shards.complete, shards.begun))
+        for rows in _measured_uncertainty(context, model, stored, spec, first, begun):
             if process_group.is_main():
-                write({"token_uncertainty": rows})
+                shards.add(rows)
             keeper.put({"token_uncertainty": rows})
     return (table, pl.concat(sampled)) if process_group.is_main() else None
 
 
-def _uncertainty_of_shards(
-    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, first: int
+def _measured_uncertainty(
+    context: StageContext,
+    model: PeftModel,
+    stored: StoredModel,
+    spec: UncertaintySpec,
+    first: int,
+    begun: frozenset[str],
 ) -> Iterator[pl.DataFrame]:
-    """Yield the rows of each shard from number `first`, measured here or by the processes of a cluster."""
+    """Yield the rows of shard number `first` without the examples `begun`, and of those after it.
+
+    Of each batch that is measured here, or of each shard that the processes of a cluster measure.
+    """
     dataset, numerics, actors = context.input("tokenized_dataset"), context.numerics, batch_actors.current()
 
     def tokens(examples: Iterable[TokenizedExample]) -> int:
@@ -131,14 +149,20 @@ def _uncertainty_of_shards(
         progress.skip(tokens(shard))
 
     if actors is None:
-        for shard in stored_shards(dataset, numerics, first, skip):
-            yield token_uncertainty(model, shard, spec, numerics, progress.add)
+        with float32_passes(model) as dtype:
+            plan, numerics = uncertainty_plan(model, spec, numerics), replace(numerics, dtype=dtype)
+            for shard in stored_shards(dataset, numerics, first, skip):
+                skip([example for example in shard if example.example_id in begun])
+                batches = batches_left(plan.batches(shard), begun)
+                yield from uncertainty_batches(model, batches, spec, numerics, progress.add)
         return
-    plan, measure = uncertainty_plan(model, spec, numerics), UncertaintyMeasure(stored, spec)
-    shards = stored_batches(dataset, plan, numerics, first, skip)
-    jobs = [Job(batches, measure, group=plan.workers) for batches, _ in shards]
+    plan, measure, jobs = uncertainty_plan(model, spec, numerics), UncertaintyMeasure(stored, spec), []
+    for batches, shard in stored_batches(dataset, plan, numerics, first, skip):
+        skip([example for example in shard if example.example_id in begun])
+        jobs.append(Job(replace(batches, done=begun), measure, group=plan.workers))
     for rows in actors.run(jobs, numerics, progress.add):
-        yield pl.concat(rows)
+        if rows:
+            yield pl.concat(rows)
 
 
 def _reference(

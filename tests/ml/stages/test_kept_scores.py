@@ -128,6 +128,19 @@ def test_other_settings_begin_at_the_first_shard(folder, passes, whole):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("shard_batches", [1, 10**6], ids=["small shards", "one shard"])
+def test_a_stopped_bald_loses_no_batch(shard_batches, folder, passes, whole, monkeypatch):
+    monkeypatch.setattr(losses_and_states, "SHARD_BATCHES", shard_batches)
+    every, versions, _ = passes.of(request(folder, "every", "token_uncertainty"))
+    assert every > 6 and (versions["token_uncertainty"] == whole[2]["token_uncertainty"]) == (shard_batches == 1)
+    made, found, runs = 0, {}, 0
+    while not found:
+        count, found, _ = passes.of(request(folder, f"run{runs}", "token_uncertainty"), stop=3)
+        made, runs = made + count, runs + 1
+    assert found == versions and made == every and runs > 2
+
+
+@pytest.mark.heavy
 def test_states_that_do_not_fit_twice_are_not_kept(folder, passes, monkeypatch):
     disk = Space(folder, folder, 10**9, 10_000, None)
     monkeypatch.setattr(losses_and_states, "space", lambda path: disk)

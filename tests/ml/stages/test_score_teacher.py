@@ -1,6 +1,7 @@
 """The stage `score_teacher`: shards do not change tables; above the cache budget, the teacher runs online."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import dagster as dg
@@ -15,7 +16,7 @@ from tokenuq_ml.config.load import load_config
 from tokenuq_ml.data.batching import read_examples
 from tokenuq_ml.models.adapters import attach_adapter
 from tokenuq_ml.models.load import load_model
-from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_in_model_dtype
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.stages import losses_and_states, score_teacher, train_student
 from tokenuq_ml.stages.loss_tables import N_ALTERNATIVES
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
@@ -201,7 +202,7 @@ def test_bald_is_float32_and_its_reference_samples_its_rows(made_twice, tmp_path
 def test_the_noise_check_fails_for_bald_computed_in_bfloat16(made_twice, tmp_path, monkeypatch):
     """As token_uncertainty was computed before: the passes round differently, and that is what is measured."""
     monkeypatch.setattr(score_teacher.AdaptedModel, "for_bald", lambda self: self.at("bfloat16"))
-    monkeypatch.setattr(score_teacher, "token_uncertainty", uncertainty_in_model_dtype)
+    monkeypatch.setattr(score_teacher, "float32_passes", lambda model: nullcontext(model.dtype))
     store = Store(tmp_path)
     places = {name: store.path(table_path(name, study=STUDY)) for name in ("token_uncertainty", "bald_reference")}
     request = made_twice.request(tmp_path, token_uncertainty={"uncertainty": {"samples": 3, "dropout": 0.01}})
