@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +29,53 @@ from tokenuq_ml.stages.runner import BAD_INPUT, INTERRUPTED, report_refusal
 POLL_S = 0.1
 LOOK_S = 0.5
 """Seconds between two looks at what the launcher says."""
+PIPE_S = 1.0
+"""Longest time between two bytes to the stage."""
 SET_BY_RAY = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT")
 """Variables that Ray sets for its own workers. It sets one thread wherever a job reserves no processor."""
+
+
+class StoreWatch:
+    """Renews the job's heartbeat and reads what the launcher says, from a thread.
+
+    A file server that is away lets this thread wait, or fail, and nothing else: the stage works on until another run
+    could take the job for dead.
+
+    Args:
+        folder: of the job.
+        beat_s: seconds between two heartbeats; None: it has none, and is only told what the launcher says.
+
+    Attributes:
+        renewed: when the heartbeat was last renewed, by `time.monotonic`, or earlier.
+        taken: the job's folder was deleted: somebody has taken the job for dead.
+        said: what the launcher has said.
+    """
+
+    def __init__(self, folder: Path, beat_s: float | None):
+        self._folder, self._beat_s = folder, beat_s
+        self.renewed, self.taken, self.said = time.monotonic(), False, b""
+        threading.Thread(target=self._watch, daemon=True, name="store-watch").start()
+
+    def _watch(self) -> None:
+        next_beat = 0.0
+        while not self.taken:
+            with contextlib.suppress(OSError):
+                now = time.monotonic()
+                if self._beat_s is not None and now >= next_beat:
+                    self._beat()
+                    next_beat = now + self._beat_s
+                self.said = (self._folder / job_files.LAUNCHER).read_bytes()
+            time.sleep(LOOK_S)
+
+    def _beat(self) -> None:
+        # The time before: the file system's server sets the heartbeat's own after that.
+        now = time.monotonic()
+        try:
+            os.utime(self._folder / job_files.BEAT)
+            self.renewed = now
+        except FileNotFoundError:
+            # Unless the whole store is gone, as one that is not mounted any more.
+            self.taken = self._folder.parents[1].is_dir()
 
 
 class Job:
@@ -42,9 +88,12 @@ class Job:
         stops: signals that the cluster has sent to all processes of the job, the stage among them.
     """
 
+    beats_in_folder = True
+    """Whether the job's heartbeat is a file of its folder."""
+
     def __init__(self, folder: Path, description: JobDescription, environment: Mapping[str, str], stops: Sequence[int]):
         self._folder, self._description, self._stops = folder, description, stops
-        self._beat_s = description.expiry_s / job_files.BEATS_PER_EXPIRY
+        self._beat_s = min(description.expiry_s / job_files.BEATS_PER_EXPIRY, PIPE_S)
         self._kills = kills_by_limit()
         read_end, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
@@ -59,21 +108,20 @@ class Job:
                 pass_fds=[read_end],
             )
         os.close(read_end)
+        self._store = StoreWatch(folder, self._beat_s if self.beats_in_folder else None)
+        self._renewed, self._silence, self._looked = self._store.renewed, 0.0, time.monotonic()
         self._heard, self._last_size = time.monotonic(), 0
-        self._beaten = time.monotonic()
         self._kill_at: float | None = None
 
     def follow(self) -> JobEnd:
-        """Keep the heartbeat going and do what the launcher says, until the stage has ended; return how it did."""
-        next_beat = next_look = 0.0
+        """Keep the stage going and do what the launcher says, until the stage has ended; return how it did."""
+        next_beat = 0.0
         while (code := self._stage.poll()) is None:
             now = time.monotonic()
             if now >= next_beat:
-                next_beat = now + min(self._beat_s, 1.0)
+                next_beat = now + self._beat_s
                 self._beat()
-            if now >= next_look:
-                next_look = now + LOOK_S
-                self._listen()
+            self._listen()
             if self._stops:
                 self._expect_end()
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
@@ -84,27 +132,26 @@ class Job:
         return self._end(code)
 
     def _beat(self) -> None:
-        """Renew the heartbeat, and pass it on to the stage. Without a heartbeat for too long, others may take over."""
-        try:
-            os.utime(self._folder / job_files.BEAT)
-            self._beaten = time.monotonic()
-        except OSError as error:
-            # The folder was deleted: somebody has taken this job for dead.
-            taken = isinstance(error, FileNotFoundError) and self._folder.parents[1].is_dir()
-            # Otherwise the file server is away, and a checkpoint cannot be written.
-            if taken or time.monotonic() - self._beaten > self._description.expiry_s * (
-                1 - 1 / job_files.BEATS_PER_EXPIRY
-            ):
-                self._signal(signal.SIGKILL)
+        """Tell the stage that it may work on; kill it before others may take it for dead.
+
+        While the store is away it could write no checkpoint either.
+        """
+        now, renewed = time.monotonic(), self._store.renewed
+        if renewed != self._renewed:
+            self._renewed, self._silence = renewed, min(now - renewed, self._beat_s)
+        else:
+            # Not the time in which this process was suspended or had no processor: the next heartbeat is due then.
+            self._silence += min(now - self._looked, self._beat_s)
+        self._looked = now
+        limit = self._description.expiry_s * (1 - 1 / job_files.BEATS_PER_EXPIRY)
+        if self._store.taken or (self.beats_in_folder and self._silence > limit):
+            self._signal(signal.SIGKILL)
             return
         with contextlib.suppress(OSError):
             os.write(self._pipe, b".")
 
     def _listen(self) -> None:
-        try:
-            said = (self._folder / job_files.LAUNCHER).read_bytes()
-        except OSError:
-            return
+        said = self._store.said
         if len(said) > self._last_size:
             self._last_size, self._heard = len(said), time.monotonic()
         if said.endswith(job_files.KILL):
