@@ -26,6 +26,7 @@ from tokenuq_pipeline.runtime.launchers.ray_settings import RaySettings
 from tokenuq_pipeline.runtime.processes import is_running
 
 pytestmark = pytest.mark.slow
+short_lease = pytest.mark.usefixtures("lease_of_3_s")
 rare = pytest.mark.heavy
 TOY = ["datasets", "toy"]
 
@@ -57,7 +58,7 @@ class Nodes(FakeCluster):
 def cluster(tmp_path, monkeypatch):
     for name, value in fake_environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TOKENUQ_LEASE_SECONDS", "3")
+    monkeypatch.setenv("TOKENUQ_LEASE_SECONDS", "30")
     monkeypatch.setattr("tokenuq_pipeline.assets.run_stage.RETRY_DELAY_S", 0)
     monkeypatch.setattr(ray_stage, "LATE_S", 0.5)
     monkeypatch.setattr(ray_stage, "LOOK_S", 0.1)
@@ -67,6 +68,11 @@ def cluster(tmp_path, monkeypatch):
     cluster = Nodes(tmp_path / "cluster")
     yield cluster
     cluster.kill()
+
+
+@pytest.fixture
+def lease_of_3_s(cluster, monkeypatch):
+    monkeypatch.setenv("TOKENUQ_LEASE_SECONDS", "3")
 
 
 def behave(folder, behaviour):
@@ -187,6 +193,7 @@ with dg.DagsterInstance.ephemeral() as instance:
 
 
 @rare
+@short_lease
 def test_a_stage_resumes_on_another_node(store_address, cluster, tmp_path):
     behave(tmp_path, {"resume": "datasets"})
     store = open_store(store_address)
@@ -220,6 +227,7 @@ def test_a_cancelled_step_leaves_a_checkpoint_in_the_bucket(store_address, clust
 
 
 @rare
+@short_lease
 def test_a_stage_works_on_while_the_service_is_away(store_address, cluster, tmp_path, s3_proxy):
     behave(tmp_path, {"wait": "datasets"})
     store = open_store(store_address)
@@ -240,6 +248,7 @@ def test_a_stage_works_on_while_the_service_is_away(store_address, cluster, tmp_
 
 
 @rare
+@short_lease
 def test_a_job_that_was_taken_for_dead_is_killed(store_address, cluster, tmp_path):
     behave(tmp_path, {"resume": "datasets"})
     store = open_store(store_address)
@@ -273,7 +282,7 @@ def test_failures_are_one_sentence(store_address, cluster, tmp_path, monkeypatch
     assert f"this node cannot work for the store: {store_address}: no credentials; set AWS_ACCESS_KEY_ID" in said
     assert attempts(result) == 0 and not objects(store, "/jobs/")
     cluster.hidden = ()
-    assert materialise(store, cluster, ["models", "tiny"], TOY)[0].success
+    assert materialise(store, cluster, ["models", "tiny"], ["datasets", "extra"], TOY)[0].success
     (file,) = (file for file in store.read_manifest("datasets/toy").files if file.path.startswith("examples/"))
     store.mirror.bucket.write(f"{file.path}/{file.sha256}", bytes(file.bytes))
     cluster.node = "second"
