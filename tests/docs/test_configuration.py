@@ -32,8 +32,8 @@ def test_entries_can_be_added_to_the_shipped_ones(page, file, names, tmp_path):
 
 
 def test_the_model_entries_and_the_precision_are_valid():
-    models, precision = blocks("models.md")
-    for name, entry in yaml.safe_load(models).items():
+    models, pretrained, precision = blocks("models.md")
+    for name, entry in (yaml.safe_load(models) | yaml.safe_load(pretrained)).items():
         assert ModelSpec(name=name, **entry).source == entry["source"]
     assert PrecisionSpec(**yaml.safe_load(precision)["precision"]).tables == "float32"
 

@@ -30,6 +30,12 @@ def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
     return tuple(data.drawn_from) if data and data.drawn_from else ("train",)
 
 
+def scored_splits(spec: DatasetSpec) -> tuple[str, ...]:
+    """Return the splits of a dataset of `ood` that are scored: its split `ood` alone, if it has one."""
+    splits = splits_of(spec)
+    return ("ood",) if "ood" in splits else splits
+
+
 def expected_rows(spec: DatasetSpec, split: str, datasets: Mapping[str, DatasetSpec]) -> tuple[int, str]:
     """Return the rows of a split, and how they are known; empty text if `sizes` counts them.
 

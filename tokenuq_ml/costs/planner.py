@@ -15,7 +15,7 @@ from tokenuq_ml.config.load import Config
 from tokenuq_ml.config.truth import TRUTH_FRACTIONS
 from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.budgets import budget_of, epochs_of, rank_of
-from tokenuq_ml.costs.dataset_rows import splits_of
+from tokenuq_ml.costs.dataset_rows import scored_splits, splits_of
 from tokenuq_ml.costs.flops import Architecture, Step, flops
 from tokenuq_ml.costs.generated import full_lengths, generated_evaluations
 from tokenuq_ml.costs.lengths import Lengths, lengths
@@ -75,8 +75,8 @@ class Planner:
             self.train_data = replace(self.train_data, rows=train_rows(self.train_data))
         self.held_out = [self._lengths(study.dataset, "test", measured)]
         for name in study.ood:
-            # All splits of an out-of-distribution dataset count as one.
-            self.held_out += [self._lengths(name, split, measured) for split in splits_of(config.datasets[name])]
+            # All splits of an out-of-distribution dataset count as one, or it has one for that.
+            self.held_out += [self._lengths(name, split, measured) for split in scored_splits(config.datasets[name])]
         self.validation = self._lengths(study.dataset, "validation", measured)
         self.data = [self.train_data, self.validation, *self.held_out]
         self.generated_evaluations = generated_evaluations(study, config.datasets)
@@ -90,7 +90,9 @@ class Planner:
             name: an ablation, a model or a dataset, for the stages that have one asset for each.
         """
         if stage == "models":
-            return model_work(self.config.models[name], self.sizes[name])
+            language = self.config.models[name].language
+            tokens = self._lengths(language, "train", {}).tokens if language else 0.0
+            return model_work(self.config.models[name], self.sizes[name], tokens)
         if stage == "datasets":
             spec = self.config.datasets[name]
             tokens = total_tokens([full_lengths(spec, split, self.config.datasets) for split in splits_of(spec)])

@@ -5,6 +5,7 @@ Reads configs and file headers, and sends one HEAD request per source to the hub
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.data import load
 from tokenuq_ml.data.curation import read_review
 from tokenuq_ml.data.first_rows import why_unusable
+from tokenuq_ml.data.language.words import Words
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.positions import most_positions
 from tokenuq_ml.models.unsupported import why_unsupported
@@ -53,17 +55,21 @@ class ModelSizes:
     """The most tokens of a text, of models whose positions end."""
 
 
-def model_source(spec: ModelSpec, folder: Path, quick: bool = False) -> tuple[Source, ModelSizes | None]:
+def model_source(
+    spec: ModelSpec, folder: Path, quick: bool = False, datasets: Mapping[str, DatasetSpec] | None = None
+) -> tuple[Source, ModelSizes | None]:
     """Return whether the model is available, and its sizes; None if its config is missing or not understood.
 
     Args:
         spec: the model.
         folder: its place in the store.
         quick: ask no hub, and read no file whose header takes seconds; the sizes are then known of fewer models.
+        datasets: the entries among which is the language of a model that is trained from scratch.
     """
     ready, words, config, origin = _model_config(spec, folder, quick)
     if config is None and spec.config is not None:
-        config, origin = spec.config, f"`config:` of {spec.name} in models.yaml"
+        config = {**spec.config, **_vocabulary(spec, datasets or {})}
+        origin = f"`config:` of {spec.name} in models.yaml"
     if config is None:
         return Source("model", spec.name, ready, words), None
     refused = why_unsupported(config)
@@ -80,6 +86,14 @@ def model_source(spec: ModelSpec, folder: Path, quick: bool = False) -> tuple[So
     except InputError as error:
         return Source("model", spec.name, ready, f"{words}; {origin}: {error}"), None
     return Source("model", spec.name, ready, words), sizes
+
+
+def _vocabulary(spec: ModelSpec, datasets: Mapping[str, DatasetSpec]) -> dict[str, int]:
+    """Return the number of words of the language that a model is trained on, as its config has it."""
+    language = datasets.get(spec.language or "")
+    if language is None or language.grammar is None:
+        return {}
+    return {"vocab_size": len(Words.of(language.grammar).vocabulary)}
 
 
 def _model_config(spec: ModelSpec, folder: Path, quick: bool) -> tuple[bool, str, dict | None, str]:

@@ -140,7 +140,10 @@ def _sources(config, spec, store) -> tuple[list, dict]:
         # The next run makes a model with a damaged manifest again.
         if store.is_complete(f"models/{name}"):
             require_undamaged(store, f"models/{name}", not_read=".safetensors")
-    models = {name: model_source(config.models[name], model_folder(store, name)) for name in config.models_of(spec)}
+    models = {
+        name: model_source(config.models[name], model_folder(store, name), datasets=config.datasets)
+        for name in config.models_of(spec)
+    }
     datasets = [
         dataset_source(config.datasets[name], store.is_complete(f"datasets/{name}"))
         for name in config.datasets_of(spec)

@@ -96,7 +96,7 @@ def _sizes(config, study) -> dict:
 
     store = open_store()
     return {
-        name: model_source(config.models[name], model_folder(store, name), quick=True)[1]
+        name: model_source(config.models[name], model_folder(store, name), True, config.datasets)[1]
         for name in config.models_of(study)
     }
 

@@ -52,7 +52,7 @@ def check_disk_space(config, study: str, assets: Iterable[str], store) -> None:
 
     spec = config.studies[study]
     sizes = {
-        name: model_source(config.models[name], model_folder(store, name), quick=True)[1]
+        name: model_source(config.models[name], model_folder(store, name), True, config.datasets)[1]
         for name in config.models_of(spec)
     }
     # Times are not asked for. The smaller one of the precisions: an estimate that is too high would refuse a run.

@@ -166,7 +166,7 @@ def test_an_ablations_own_adapter_keeps_alpha_to_rank():
         ),
         ("studies.Bad-Name", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["Bad-Name", "[a-z0-9_]+"]),
         ("studies.two__bars", {"model": "m", "dataset": "d", "ablations": ["a"]}, ["two__bars", "no '__'"]),
-        ("models.m.source", "floppy", ["models.yaml: m.source", "'wheel', 'gguf', 'path' or 'hub'"]),
+        ("models.m.source", "floppy", ["models.yaml: m.source", "'wheel', 'gguf', 'path', 'hub' or 'pretrain'"]),
         (
             "models.m",
             {"source": "path", "path": "/no/such/folder"},

@@ -8,12 +8,16 @@ from huggingface_hub import constants
 
 from tests.support import tiny_models
 from tests.support.fake_hub import fake_hub
+from tests.support.tiny_language import LANGUAGE, language_spec, model_spec, post_spec
 from tests.support.tiny_plans import CONFIG, TINY
 from tokenuq_ml.config import DatasetSpec, ModelSpec
 from tokenuq_ml.config.curated import CuratedEntry, with_curated
 from tokenuq_ml.costs import sources
+from tokenuq_ml.costs.dataset_rows import scored_splits
 from tokenuq_ml.costs.flops import Architecture
+from tokenuq_ml.costs.root_work import model_work
 from tokenuq_ml.costs.sources import dataset_source, model_source
+from tokenuq_ml.data.language.documents import language_of
 from tokenuq_ml.stages.versions import code_version, model_fields
 
 
@@ -158,3 +162,14 @@ def test_the_reviewed_file_of_a_curated_dataset_is_checked(tmp_path, review, sai
         assert found.words == ("already in the store" if complete else f"a as {file} decides")
     else:
         assert re.search(said, found.words) and found.words.startswith(str(file))
+
+
+def test_the_sizes_of_a_model_from_scratch_are_those_of_its_config_and_its_language(tmp_path):
+    spec, language = model_spec(), language_spec()
+    source, sizes = model_source(spec, tmp_path, datasets={LANGUAGE: language})
+    assert source.ready and source.words == f"trained from scratch on {LANGUAGE}"
+    assert sizes.architecture.vocabulary == len(language_of(language).words.vocabulary)
+    work = model_work(spec, sizes, document_tokens=20.0)
+    assert work.tokens == 6 * 8 * 20 and work.flop == {"train": 6 * sizes.architecture.parameters * work.tokens}
+    assert dataset_source(language, complete=False).ready and dataset_source(post_spec(), complete=False).ready
+    assert scored_splits(language) == ("ood",) and scored_splits(post_spec()) == ("train", "validation", "test")
