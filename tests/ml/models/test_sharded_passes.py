@@ -16,7 +16,7 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.errors import InputError, NonFiniteError
 from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
-from tokenuq_ml.models.adapters import add_adapter, save_adapter, use_adapter
+from tokenuq_ml.models.adapters import add_adapter, put_adapter_weights, save_adapter, use_adapter
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.models.sharding import is_sharded, load_sharded
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty
@@ -60,6 +60,8 @@ def measure(folder: Path, kind: str, out: Path) -> None:
     tables = {"losses": scored(model, rows, numerics)}
     with use_adapter(model, None):
         tables["base_losses"] = scored(model, rows, numerics)
+    # As for a snapshot. PyTorch frees gathered weights when a state dict is loaded.
+    put_adapter_weights(model, NAME, folder / kind / "adapter")
     for spec in SAMPLED:
         tables[f"bald-{spec.mask}"] = token_uncertainty(model, rows, spec, numerics, max_tokens=64)
         tables[f"float64-{spec.mask}"] = float64_uncertainty(model, rows[:5], spec)
