@@ -31,8 +31,8 @@ select the same tokens; the model and the tokenised dataset to a student that re
 
 The one change of a model that these arguments miss: of the part of its chat template, or of its generation config, that
 only generated answers see. Evaluations record the model that they were made with, so `tokenuq status` and every run
-find it; Dagster's own mark appears once the next run has begun. So does that of other true probabilities (`token_truth`) of
-the same tokens, for what is drawn from the tokenised dataset through another asset.
+find it; Dagster's own mark appears once the next run has begun. So does that of other true probabilities
+(`token_truth`) of the same tokens, for what is drawn from the tokenised dataset through another asset.
 """
 
 from collections.abc import Iterable
