@@ -34,7 +34,7 @@ from tokenuq_pipeline.automation.staleness import (
     staleness,
 )
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG, Console
-from tokenuq_pipeline.runtime.dagster_internals import REPOSITORY_TAG, ReconstructableJob, run_job, run_rebuilt_job
+from tokenuq_pipeline.runtime.dagster_internals import REPOSITORY_TAG, ReconstructableJob, run_job
 from tokenuq_pipeline.runtime.data_files import observe
 from tokenuq_pipeline.runtime.failures import RunPlan
 from tokenuq_pipeline.runtime.instance import ONLY_STALE_TAG, PROCESS_TAG
@@ -222,7 +222,7 @@ class StudyRunner:
         self.console.shows_messages = False
         try:
             with followed(self.instance, run.run_id, log):
-                deque(run_rebuilt_job(job, run, self.instance), maxlen=0)
+                deque(run_job(job, run, self.instance), maxlen=0)
         finally:
             self.console.shows_messages = True
 

@@ -82,7 +82,6 @@ __all__ = [
     "passed_on_latest",
     "process_of_event",
     "run_job",
-    "run_rebuilt_job",
     "selected_checks",
     "stale_status_resolver",
     "version_tags",
@@ -97,19 +96,13 @@ WAITS_FOR_SLOT = "Step blocked by limit"
 INTERRUPTS_STEPS = "Multiprocess executor: received termination signal"
 """The start of the event of a run that was interrupted, and interrupts its steps."""
 STEP_CRASHED = ChildProcessCrashException.__name__
-"""The class of the error of a step whose process has ended without a word."""
 
 
-def run_job(job: dg.JobDefinition, run: dg.DagsterRun, instance: dg.DagsterInstance) -> Iterator[dg.DagsterEvent]:
-    """Execute a run in this process and yield its events as they happen."""
-    return execute_run_iterator(InMemoryJob(job), run, instance)
-
-
-def run_rebuilt_job(
-    job: ReconstructableJob, run: dg.DagsterRun, instance: dg.DagsterInstance
+def run_job(
+    job: dg.JobDefinition | ReconstructableJob, run: dg.DagsterRun, instance: dg.DagsterInstance
 ) -> Iterator[dg.DagsterEvent]:
-    """Execute a run whose steps have processes of their own, which build the job again; yield its events."""
-    return execute_run_iterator(job, run, instance)
+    """Execute a run and yield its events as they happen; processes of steps build a reconstructable job again."""
+    return execute_run_iterator(InMemoryJob(job) if isinstance(job, dg.JobDefinition) else job, run, instance)
 
 
 def was_terminated(event: dg.DagsterEvent) -> bool:
@@ -124,7 +117,7 @@ def exception_of_run(event: dg.DagsterEvent) -> str | None:
         return None
     if data.error.cls_name != DagsterSubprocessError.__name__:
         return data.error.message.strip()
-    # One text for all processes of steps. What has crashed is a failure of its step already.
+    # One text for all steps' processes. What has crashed is a failure of its step already.
     found = re.findall(r"^In process \d+: (.*?)\s*(?:^Stack Trace:|\Z)", data.error.message, re.MULTILINE | re.DOTALL)
     return next((reason.strip() for reason in found if STEP_CRASHED not in reason), None)
 
