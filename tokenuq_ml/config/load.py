@@ -84,7 +84,6 @@ def load_config(*folders: str | Path) -> Config:
     reader = _Reader([Path(folder) for folder in folders])
     models, datasets = reader.entries("models", ModelSpec), reader.datasets()
     studies, ablations = reader.entries("studies", StudySpec), reader.entries("ablations", AblationSpec)
-    studies = {name: reader.with_single_ablations(study, ablations) for name, study in studies.items()}
     studies = {name: reader.with_settings(study, ablations) for name, study in studies.items()}
     config = Config(models, datasets, studies, ablations)
     check_languages(models, datasets, studies, reader.origins)
@@ -169,9 +168,10 @@ class _Reader:
         return study.model_copy(update={"ablations": tuple(dict.fromkeys(names))})
 
     def with_settings(self, study: StudySpec, ablations: dict[str, AblationSpec]) -> StudySpec:
-        """Return the study with one ablation per setting of its `sweep`, which are added to `ablations`."""
+        """Return the study with its ablations one by one; those of its `sweep` are added to `ablations`."""
+        single = self.with_single_ablations(study, ablations)
         try:
-            return with_settings(study, ablations)
+            return with_settings(single, ablations)
         except ValueError as error:
             raise InputError(f"{self.origins['studies', study.name]}: {study.name}: {error}") from None
 

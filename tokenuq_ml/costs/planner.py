@@ -108,7 +108,8 @@ class Planner:
             of_ablation = {"student": self._student, "curriculum": self._curriculum, "evaluation": self._evaluation_of}
             return of_ablation[stage](self.config.ablations[name])
         if stage == "candidate_teacher":
-            return self._candidate_teacher(name)
+            trained = self._training(self._rank, self._epochs(stage, row=name), {}, {})
+            return self._with_validation(trained, self._rank)
         estimates = {
             "baseline_teacher": self._baseline_teacher,
             "token_losses": self._token_losses,
@@ -183,10 +184,6 @@ class Planner:
             adapter = 4 * self.architecture.adapter_parameters(self._rank)
             return Work(disk={"adapter": adapter}, memory={"process": PROCESS_BYTES})
         return self._training(self._rank, self._epochs("baseline_teacher"), {}, {})
-
-    def _candidate_teacher(self, row: str) -> Work:
-        work = self._training(self._rank, self._epochs("candidate_teacher", row=row), {}, {})
-        return self._with_validation(work, self._rank)
 
     def _with_validation(self, work: Work, rank: int) -> Work:
         """Return the work with a pass over the validation split, by which settings are compared."""

@@ -104,7 +104,7 @@ def test_candidates_of_the_teacher_have_versions_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ablations", "study", "said"),
+    ("added", "study", "said"),
     [
         ({}, {"sweep": {"learning_rate": [0.1]}}, "at least two settings"),
         ({}, {"sweep": {"learning_rate": [0.1, 0.1]}}, "values that differ"),
@@ -149,9 +149,15 @@ def test_candidates_of_the_teacher_have_versions_of_their_own(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tmp_path, ablations, study, said):
+def test_what_cannot_be_compared_is_refused(tmp_path, added, study, said):
     with pytest.raises(InputError, match=re.escape(said)):
-        load(tmp_path, ablations, **study)
+        load(tmp_path, added, **study)
+
+
+def test_an_error_names_the_file_once(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, ablations=["nope"], sweep={"epochs": [1, 2]})
+    assert str(caught.value).count("studies.yaml") == 1
 
 
 @pytest.mark.parametrize(
