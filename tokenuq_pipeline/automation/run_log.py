@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from tokenuq_pipeline.runtime.console import INDENT, Console, shown_message
-from tokenuq_pipeline.runtime.dagster_internals import INTERRUPTS_STEPS, WAITS_FOR_SLOT, was_terminated
+from tokenuq_pipeline.runtime.dagster_internals import WAITS_FOR_SLOT, was_terminated
 from tokenuq_pipeline.runtime.failures import Failures, RunPlan
 from tokenuq_pipeline.runtime.instance import ACCELERATOR
+
+INTERRUPTS_STEPS = "Multiprocess executor: received termination signal"
+"""The start of Dagster's event of a run that was interrupted, and interrupts its steps."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA_VERSION_TAG",
-    "INTERRUPTS_STEPS",
     "IN_PROGRESS_RUN_STATUSES",
     "NOT_FINISHED_STATUSES",
     "REPOSITORY_TAG",
@@ -93,8 +92,6 @@ REPOSITORY_TAG = ".dagster/repository"
 """The UI lists a run under a job by this tag: `__repository__@<code location>`."""
 WAITS_FOR_SLOT = "Step blocked by limit"
 """The start of the event of a step that waits for a slot of a pool."""
-INTERRUPTS_STEPS = "Multiprocess executor: received termination signal"
-"""The start of the event of a run that was interrupted, and interrupts its steps."""
 STEP_CRASHED = ChildProcessCrashException.__name__
 
 
