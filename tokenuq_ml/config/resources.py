@@ -31,7 +31,7 @@ Processes = Annotated[int, Field(ge=1)] | Literal["auto"]
 """How many processes a stage has: a number, or `auto` for one per visible GPU, and one without GPUs."""
 
 Sharding = Literal["none", "fsdp"]
-"""Whether the processes of a training share the base model's weights, or have one copy each."""
+"""Whether the processes of a stage share the base model's weights, or have one copy each."""
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<unit>[kMGT]?)(?P<binary>i?)B", re.IGNORECASE)
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
