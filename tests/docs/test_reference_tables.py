@@ -12,7 +12,11 @@ from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
 INTERNAL = {
     "TOKENUQ_PARENT_PIPE",
     "TOKENUQ_PARENT_LEASE_SECONDS",
+    "TOKENUQ_PRELOADED_SOCKET",
     "TOKENUQ_JOB_VARIABLES",
+    "TOKENUQ_JOB_FOLDER",
+    "TOKENUQ_JOB_STORE",
+    "TOKENUQ_GIVEN_",
     "TOKENUQ_RANKS_START",
 }
 """Set by tokenuq for its own child processes."""
