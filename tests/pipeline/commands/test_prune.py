@@ -137,7 +137,7 @@ def test_names_from_the_disk_cannot_control_the_terminal(store, capsys):
 def test_a_run_empties_the_trash_also_if_it_makes_nothing(store, monkeypatch):
     entry = store.home / ".trash" / "20200101T000000.000000Z-01234567"
     entry.mkdir(parents=True)
-    here = SimpleNamespace(store=store, defs=None, config=None, instance=None)
+    here = SimpleNamespace(store=store, defs=None, config=toy_config(), instance=None)
     monkeypatch.setattr(run_module, "project", lambda study: contextlib.nullcontext(here))
     monkeypatch.setattr(run_module, "run_study", lambda *arguments: 0)
     assert cli.main(["run", "--study", "study"]) == 0 and not entry.exists()

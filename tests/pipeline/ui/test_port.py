@@ -108,8 +108,8 @@ def test_an_interrupt_prints_no_traceback_of_what_still_starts(spared):
 
 def test_an_interrupt_reaches_what_handles_both_signals():
     code = (
-        "import signal, time\nsignal.signal(15, signal.getsignal(2))\nprint(1, flush=True)\n"
-        "try: time.sleep(60)\nexcept KeyboardInterrupt: print('in order', flush=True)"
+        "import signal, time\nsignal.signal(15, signal.getsignal(2))\n"
+        "try: print(1, flush=True), time.sleep(60)\nexcept KeyboardInterrupt: print('in order', flush=True)"
     )
     process = subprocess.Popen([*SLEEP[:1], "-c", code], start_new_session=True, stdout=subprocess.PIPE)
     with process:

@@ -219,6 +219,6 @@ def test_trimmed_conversations_are_counted(tmp_path):
 
 def test_every_format_is_implemented_and_documented():
     allowed = set(get_args(DatasetSpec.model_fields["format"].annotation))
-    assert allowed == {*FORMATS, "reasoning_gym", "mix"}
+    assert allowed == {*FORMATS, "reasoning_gym", "synthetic_language", "mix"}
     page = (ROOT / "docs" / "data.md").read_text()
     assert all(f"| `{name}` |" in page for name in allowed)
