@@ -58,6 +58,11 @@ def with_settings(study: StudySpec, ablations: dict[str, AblationSpec]) -> Study
         names = tuple(one.name for one in swept)
     if taken := sorted(study.teacher_candidates.keys() & set(names)):
         raise ValueError(f"'teacher_sweep' makes {taken[0]!r}, which is an ablation too; rename the ablation")
+    if taken := sorted(study.ensemble_teachers.keys() & {*names, *study.teacher_candidates}):
+        raise ValueError(
+            f"'uncertainty.estimators' makes the teacher {taken[0]!r}, which is another row too; rename the ablation, "
+            "or set another 'teacher_seed'"
+        )
     _check_families({name: ablations[name] for name in names}, study.train)
     return study.model_copy(update={"ablations": names})
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
 from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
+from tokenuq_ml.config.estimated import unmeasured_estimator
 from tokenuq_ml.config.families import with_settings
 from tokenuq_ml.config.languages import check_languages
 from tokenuq_ml.config.problems import problems
@@ -234,6 +235,8 @@ class _Reader:
                     f"{self.origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
                     f"which study {study.name} needs"
                 )
+            if problem := unmeasured_estimator(study, config.ablations):
+                raise InputError(f"{self.origins['studies', study.name]}: {study.name}.ablations: {problem}")
             oracle = first_oracle(study, config.ablations)
             if oracle is not None and config.datasets[study.dataset].format != LANGUAGE:
                 raise InputError(

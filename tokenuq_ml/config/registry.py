@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from math import inf
 from typing import NamedTuple
 
+from tokenuq_ml.config.estimators import ESTIMATORS, column_of
+
 
 class Score(NamedTuple):
     """A number per token, by which tokens are selected."""
@@ -67,6 +69,10 @@ SELECTORS = {
     "teacher_loss": Score("the teacher's cross-entropy, nats", ("teacher_loss",)),
     "entropy": Score("entropy of the teacher's distribution, nats", ("entropy",)),
     "bald": Score("BALD under the teacher's dropout, nats: epistemic uncertainty", ("bald",)),
+    **{
+        column_of(name): Score(f"BALD by another estimator, nats: {estimator.meaning}", (column_of(name),))
+        for name, estimator in ESTIMATORS.items()
+    },
     "aleatoric": Score(
         "expected entropy under the teacher's dropout, nats: aleatoric uncertainty", ("expected_entropy",)
     ),
@@ -119,6 +125,7 @@ COLUMNS = {
     "bald": ("token_uncertainty", "bald"),
     "mc_loss": ("token_uncertainty", "mc_loss"),
     "teacher_change": ("teacher_change", "change"),
+    **{column_of(name): ("uncertainty_estimates", column_of(name)) for name in ESTIMATORS},
     "true_kl": ("true_divergence", "true_kl"),
     "clean_kl": ("true_divergence", "clean_kl"),
     "true_entropy": ("token_truth", "true_entropy"),

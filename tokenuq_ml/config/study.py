@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tokenuq_ml.config.base import RESERVED_STUDIES, TEACHER_ROW, Spec, check_name
+from tokenuq_ml.config.base import RESERVED_STUDIES, TEACHER_ROW, Spec, check_name, one_of
+from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, OWN_RATE
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
 from tokenuq_ml.config.train import TrainChange, TrainSpec, TrainSweep
@@ -24,7 +25,9 @@ def _check_rate(p: float) -> float:
 
 
 class UncertaintySpec(Spec):
-    """Monte-Carlo dropout, which measures BALD."""
+    """Monte-Carlo dropout, which measures BALD, and further estimators of it."""
+
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"estimators", "members"})
 
     samples: Annotated[int, Field(gt=1, description="K, forward passes with dropout")] = 10
     dropout: Annotated[float, Field(gt=0, lt=1), AfterValidator(_check_rate)] = 0.1
@@ -36,6 +39,37 @@ class UncertaintySpec(Spec):
         description="sequence: one mask for all positions (a sample of the weights); position: one mask per position",
     )
     seed: int = 0
+    estimators: tuple[Annotated[str, one_of((OWN_RATE, *ESTIMATORS), "estimator")], ...] = Field(
+        default=(), description="estimators of BALD that are measured too, each a column of `uncertainty_estimates`"
+    )
+    members: Annotated[
+        int, Field(ge=2, description="teachers of `adapter_ensemble`: the study's own, and others with further seeds")
+    ] = 5
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The estimators that are columns of `uncertainty_estimates`, in the order of that table."""
+        return tuple(name for name in ESTIMATORS if name in self.estimators)
+
+    def dropout_fields(self) -> dict[str, Any]:
+        """Return the fields that Monte-Carlo dropout at the study's own rate depends on."""
+        return {key: value for key, value in self.fields().items() if key not in self.ADDED_LATER}
+
+    def estimator_fields(self) -> dict[str, Any]:
+        """Return the fields that `uncertainty_estimates` depends on: each estimator has a rate of its own."""
+        own = {key: value for key, value in self.dropout_fields().items() if key != "dropout"}
+        members = {"members": self.members} if ENSEMBLE in self.estimators else {}
+        return {**own, "estimators": list(self.measured), **members}
+
+    @model_validator(mode="after")
+    def _check_estimators(self) -> Self:
+        if len(set(self.estimators)) < len(self.estimators):
+            raise ValueError("'estimators' names an estimator twice; remove one")
+        if "members" in self.model_fields_set and ENSEMBLE not in self.estimators:
+            raise ValueError(
+                f"'members' is the size of {ENSEMBLE!r}, which 'estimators' does not name; add it, or remove 'members'"
+            )
+        return self
 
 
 class CurriculumSpec(Spec):
@@ -130,6 +164,13 @@ class StudySpec(Spec):
         """Row of each teacher that is tried -> its setting; empty if the teacher is trained once."""
         settings = self.teacher_sweep.settings if self.teacher_sweep else []
         return {f"{TEACHER_ROW}_{setting.label}": setting for setting in settings}
+
+    @property
+    def ensemble_teachers(self) -> dict[str, int]:
+        """Row of each further teacher of the adapter ensemble -> its seed; the study's own teacher is the first."""
+        count = self.uncertainty.members if ENSEMBLE in self.uncertainty.estimators else 1
+        seeds = range(self.teacher_seed + 1, self.teacher_seed + count)
+        return {f"{TEACHER_ROW}_s{seed}": seed for seed in seeds}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -2,7 +2,8 @@
 
 import math
 
-from tokenuq_ml.config import AblationSpec, StudySpec, TrainSpec
+from tokenuq_ml.config import AblationSpec, StudySpec, TrainSpec, UncertaintySpec
+from tokenuq_ml.config.estimators import ENSEMBLE, LAPLACE_ESTIMATORS
 
 
 def budget_of(study: StudySpec, stage: str, ablation: AblationSpec | None = None, row: str = "") -> TrainSpec:
@@ -10,13 +11,32 @@ def budget_of(study: StudySpec, stage: str, ablation: AblationSpec | None = None
 
     Args:
         study: the study.
-        stage: `baseline_teacher`, `candidate_teacher` or `student`.
+        stage: `baseline_teacher`, `candidate_teacher`, `ensemble_teacher` or `student`.
         ablation: of a student.
         row: of a candidate for the teacher.
     """
     if stage == "candidate_teacher":
         return study.teacher_candidates[row].of(study.train)
+    if stage == "ensemble_teacher" and study.teacher_candidates:
+        # Which candidate it is trained like is known once they are compared: the longest at most.
+        return max((one.of(study.train) for one in study.teacher_candidates.values()), key=lambda train: train.epochs)
     return study.train if ablation is None else ablation.train.of(study.train)
+
+
+def estimator_passes(uncertainty: UncertaintySpec, train_share: float) -> float:
+    """Return the forward passes over all tokens of the further estimators of BALD.
+
+    Args:
+        uncertainty: of the study.
+        train_share: share of the tokens that are in the train split, which a Laplace approximation is fitted to.
+    """
+    passes = 0.0
+    for name in uncertainty.measured:
+        if name == ENSEMBLE:
+            passes += uncertainty.members
+        else:
+            passes += 1 + train_share if name in LAPLACE_ESTIMATORS else uncertainty.samples
+    return passes
 
 
 def steps_of(train: TrainSpec, rows: float, ablation: AblationSpec | None = None) -> int:

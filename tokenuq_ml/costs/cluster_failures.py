@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tokenuq_ml.costs import failures, volumes
 from tokenuq_ml.costs.cluster_plan import TRAININGS, ClusterPlan
 from tokenuq_ml.costs.cluster_stage import GRADIENT_BYTES, StageTime
-from tokenuq_ml.costs.planner import TABLE_BYTES
+from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 
 SIMULATED_SHARDS = 10_000
 SIMULATED_RUNS = 5

@@ -21,11 +21,12 @@ from tokenuq_ml.costs.cluster_stage import (
 )
 from tokenuq_ml.costs.layout import inference_layout, training_layouts, with_examples
 from tokenuq_ml.costs.passes import response_tokens, total_tokens
-from tokenuq_ml.costs.planner import TABLE_BYTES, Planner
+from tokenuq_ml.costs.planner import Planner
+from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 from tokenuq_ml.costs.volumes import TableVolume, table_volume
 from tokenuq_ml.errors import InputError
 
-TRAININGS = ("candidate_teacher", "baseline_teacher", "student")
+TRAININGS = ("candidate_teacher", "baseline_teacher", "ensemble_teacher", "student")
 HOST_STAGES = ("models", "datasets", "tokenized_dataset", "uncertainty_analysis", "ablation_report")
 
 

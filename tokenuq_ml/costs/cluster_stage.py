@@ -17,7 +17,7 @@ from tokenuq_ml.costs.cluster import LINK_EFFICIENCY, Cluster
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.layout import Layout
 from tokenuq_ml.costs.memory import GeneratedEvaluation
-from tokenuq_ml.costs.planner import TABLE_BYTES
+from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 from tokenuq_ml.costs.work import STARTUP_S, Work
 
 OVERLAPPING = ("compute", "exchange", "memory")

@@ -14,7 +14,7 @@ from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.config.truth import TRUTH_FRACTIONS
 from tokenuq_ml.costs.ablation_step import ablation_step
-from tokenuq_ml.costs.budgets import budget_of, epochs_of, rank_of
+from tokenuq_ml.costs.budgets import budget_of, epochs_of, estimator_passes, rank_of
 from tokenuq_ml.costs.dataset_rows import scored_splits, splits_of
 from tokenuq_ml.costs.flops import Architecture, Step, flops
 from tokenuq_ml.costs.generated import full_lengths, generated_evaluations
@@ -24,21 +24,8 @@ from tokenuq_ml.costs.memory import PROCESS_BYTES, PeakMemory
 from tokenuq_ml.costs.passes import response_tokens, scoring_flops, total_tokens, training_flops
 from tokenuq_ml.costs.root_work import dataset_work, model_work
 from tokenuq_ml.costs.sources import ModelSizes
+from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 from tokenuq_ml.costs.work import Work
-
-TABLE_BYTES = {
-    "examples": 1.8,
-    "tokenized_dataset": 1.7,
-    "token_losses": 27.0,
-    "token_uncertainty": 26.2,
-    "true_divergence": 130.0,
-    "teacher_change": 5.4,
-    "selections": 7.7,
-    "evaluation_tokens": 14.0,
-    "answers": 4.0,
-}
-"""Bytes on disk per row, which is a response token, or for `examples`, `tokenized_dataset` and `answers` a token of
-text. Measured in ablation_matrix; those of `examples`, `evaluation_tokens` and `answers` are estimates."""
 
 
 class Planner:
@@ -107,9 +94,9 @@ class Planner:
         if stage in ("student", "curriculum", "evaluation") and name:
             of_ablation = {"student": self._student, "curriculum": self._curriculum, "evaluation": self._evaluation_of}
             return of_ablation[stage](self.config.ablations[name])
-        if stage == "candidate_teacher":
+        if stage in ("candidate_teacher", "ensemble_teacher"):
             trained = self._training(self._rank, self._epochs(stage, row=name), {}, {})
-            return self._with_validation(trained, self._rank)
+            return trained if stage == "ensemble_teacher" else self._with_validation(trained, self._rank)
         estimates = {
             "baseline_teacher": self._baseline_teacher,
             "token_losses": self._token_losses,
@@ -117,6 +104,7 @@ class Planner:
             "token_uncertainty": self._token_uncertainty,
             "true_divergence": self._true_divergence,
             "teacher_change": self._teacher_change,
+            "uncertainty_estimates": self._uncertainty_estimates,
             "reference_evaluation": self._reference_evaluation,
             "evaluation": self._evaluation,
         }
@@ -170,7 +158,7 @@ class Planner:
         return epochs_of(budget_of(self.study, stage, ablation, row), self.train_data.rows, ablation)
 
     def _tokens_without_sizes(self, stage: str, name: str) -> float:
-        if stage in ("baseline_teacher", "candidate_teacher", "student"):
+        if stage in ("baseline_teacher", "candidate_teacher", "ensemble_teacher", "student"):
             ablation = self.config.ablations[name] if stage == "student" else None
             return self._epochs(stage, ablation, name) * total_tokens([self.train_data])
         passes = {"token_losses": 2, "token_uncertainty": self.study.uncertainty.samples}.get(stage, 0)
@@ -225,6 +213,11 @@ class Planner:
     def _token_uncertainty(self) -> Work:
         return self._dropout_passes("token_uncertainty", self.study.uncertainty.samples)
 
+    def _uncertainty_estimates(self) -> Work:
+        uncertainty, train = self.study.uncertainty, total_tokens([self.train_data]) / total_tokens(self.data)
+        work = self._dropout_passes("uncertainty_estimates", estimator_passes(uncertainty, train))
+        return replace(work, disk={name: size * len(uncertainty.measured) for name, size in work.disk.items()})
+
     def _teacher_change(self) -> Work:
         """Return the work of the passes of `token_losses`, in float32, and of two products per token to compare."""
         work, response, memory = self._token_losses(), response_tokens(self.data), self.memory.inference(BALD_PRECISION)
@@ -236,7 +229,7 @@ class Planner:
         passes = len(TRUTH_FRACTIONS) + (len(TRUTH_FRACTIONS) - 1) * self.study.uncertainty.samples
         return self._dropout_passes("true_divergence", passes)
 
-    def _dropout_passes(self, stage: str, passes: int) -> Work:
+    def _dropout_passes(self, stage: str, passes: float) -> Work:
         return Work(
             passes * total_tokens(self.data),
             {"score": passes * scoring_flops(self.architecture, self.data, self._rank)},

@@ -7,7 +7,7 @@ docs/results/benchmarks.md, with ten row groups of random numbers, and with Dags
 import math
 from dataclasses import dataclass
 
-from tokenuq_ml.costs.planner import TABLE_BYTES
+from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 from tokenuq_ml.tables.kept_parts import MOST_BYTES, interval
 from tokenuq_ml.tables.parquet import ROW_GROUP_ROWS
 from tokenuq_ml.tables.schemas import TABLES

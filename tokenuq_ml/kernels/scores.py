@@ -5,6 +5,7 @@ K samples; M of the N tokens, with A likeliest tokens each.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -121,15 +122,41 @@ def monte_carlo_scores(hidden_KND: Tensor, head: Head, label_N: Tensor) -> Monte
         head: the output head.
         label_N: ids of the tokens.
     """
+    return _scores_of_products(
+        lambda chunk: head.product(hidden_KND[:, chunk]), hidden_KND[0], head, len(hidden_KND), label_N
+    )
+
+
+@torch.no_grad()
+def sampled_head_scores(hidden_ND: Tensor, head: Head, weight_KVD: Tensor, label_N: Tensor) -> MonteCarloScores:
+    """Return the same scores from K samples of the head's weight, and one hidden state of each token.
+
+    Args:
+        hidden_ND: states after the final norm.
+        head: the output head, for everything but its weight.
+        weight_KVD: K samples of its weight.
+        label_N: ids of the tokens.
+    """
+    heads = [replace(head, weight_VD=weight_VD) for weight_VD in weight_KVD]
+
+    def product(chunk: slice) -> Tensor:
+        return torch.stack([one.product(hidden_ND[chunk]) for one in heads])
+
+    return _scores_of_products(product, hidden_ND, head, len(heads), label_N)
+
+
+def _scores_of_products(
+    product: Callable[[slice], Tensor], like: Tensor, head: Head, samples: int, label_N: Tensor
+) -> MonteCarloScores:
+    """Return the scores; `product` returns the products `[K, C, V]` of a chunk of tokens."""
     rows = []
-    samples = hidden_KND.shape[0]
     for chunk in chunks(len(label_N), head, copies=samples):
-        product_KCV, label_C = head.product(hidden_KND[:, chunk]), label_N[chunk]
+        product_KCV, label_C = product(chunk), label_N[chunk]
         for block in blocks(len(label_C), head, copies=3):
             rows.append(
                 formulas.monte_carlo(partial(_logits_of_sample, head, product_KCV[:, block]), samples, label_C[block])
             )
-    return MonteCarloScores(*concatenate_blocks(rows, hidden_KND[0], (None,) * 5))
+    return MonteCarloScores(*concatenate_blocks(rows, like, (None,) * 5))
 
 
 def _logits_of_sample(head: Head, product_KRV: Tensor, sample: int) -> Tensor:

@@ -47,6 +47,24 @@ def joined_tokens(losses: pl.DataFrame, uncertainty: pl.DataFrame) -> pl.DataFra
     return tokens
 
 
+def _with_further_scores(request: StageRequest, tokens: pl.DataFrame) -> pl.DataFrame:
+    """Join the scores of the tables that only some studies have, under the names of `rank_against_truth.FURTHER`.
+
+    Raises:
+        InputError: a table does not have the same tokens.
+    """
+    for table in request.assets["uncertainty_analysis"].fields.get("ranked", ()):
+        found = read_table(request.inputs[table]).rename({"change": "teacher_change"}, strict=False)
+        joined = tokens.join(found, on=TOKEN_KEY, how="inner")
+        if not len(joined) == len(tokens) == len(found):
+            raise InputError(
+                f"{table} has {len(found):,} rows and token_losses {len(tokens):,}, with {len(joined):,} in common; "
+                f"materialise {table} again"
+            )
+        tokens = joined
+    return tokens
+
+
 def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fill the outputs `uncertainty_analysis` and `plots`."""
     asset = request.assets["uncertainty_analysis"]
@@ -70,7 +88,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     )
     digests, ranking = [digest], {}
     if RANKING in asset.outputs:
-        ranked, ranking = rank_against_truth(request, tokens)
+        ranked, ranking = rank_against_truth(request, _with_further_scores(request, tokens))
         digests.append(write_table(ranked, RANKING, asset.outputs[RANKING], **asset.stamp))
     medians = tokens.group_by(pl.col("category").cast(pl.String)).agg(pl.col("bald").median()).sort("category")
     reporter.done(

@@ -11,6 +11,7 @@ from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.scoring.truth_ranking import ranking_rows
 from tokenuq_ml.stages.request import StageRequest
+from tokenuq_ml.tables.estimate_schemas import BALD_COLUMNS
 from tokenuq_ml.tables.parquet import read_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
@@ -27,9 +28,8 @@ SCORES = {
 }
 """Score -> how it is computed at a step of the teacher's training. `excess_loss` is Rho-1's, against the trained
 teacher; `loss_fall` is what training has gained so far."""
-_ESTIMATOR = r"^bald_.+$"
-_NO_SCORES = ("bald_std_error",)
-"""Columns of `token_uncertainty` that look like an estimator of BALD."""
+FURTHER = (*BALD_COLUMNS, "teacher_change")
+"""Scores of the trained teacher that only some studies have."""
 
 
 def rank_against_truth(request: StageRequest, tokens: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, float | None]]:
@@ -37,8 +37,8 @@ def rank_against_truth(request: StageRequest, tokens: pl.DataFrame) -> tuple[pl.
 
     Args:
         request: of the stage, with the inputs `token_truth` and `true_divergence_over_training`.
-        tokens: `token_losses` joined with `token_uncertainty`. Of the trained teacher, each of its columns
-            `bald_<estimator>` is a score too.
+        tokens: `token_losses` joined with `token_uncertainty`. Of the trained teacher, each of its columns that
+            `FURTHER` names is a score too.
     """
     evaluation = EvaluationSpec(**request.assets["uncertainty_analysis"].fields["evaluation"])
     frames = [
@@ -57,7 +57,7 @@ def rank_against_truth(request: StageRequest, tokens: pl.DataFrame) -> tuple[pl.
 def _snapshots(request: StageRequest, tokens: pl.DataFrame) -> Iterator[tuple[float, pl.DataFrame]]:
     """Yield share of training and scored tokens, in order."""
     truth = read_table(request.inputs["token_truth"]).select(*TOKEN_KEY, "slot", "true_entropy")
-    estimators = [name for name in tokens.select(pl.col(_ESTIMATOR)).columns if name not in _NO_SCORES]
+    estimators = [name for name in FURTHER if name in tokens.columns]
     known = tokens.select(*TOKEN_KEY, "split", "base_loss", pl.col("loss").alias("teacher_loss"), *estimators).join(
         truth, on=TOKEN_KEY, validate="1:1"
     )

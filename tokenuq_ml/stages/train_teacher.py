@@ -1,6 +1,7 @@
 """Child process of a teacher: a LoRA adapter fine-tuned by plain MLE.
 
-Makes `<study>/baseline_teacher`; or one of the candidates for it, which is also measured on the validation split.
+Makes `<study>/baseline_teacher`; or one of the candidates for it, which is also measured on the validation split; or a
+further teacher of the adapter ensemble.
 """
 
 import shutil
@@ -9,7 +10,7 @@ import polars as pl
 from peft import PeftModel
 
 from tokenuq_ml import process_group
-from tokenuq_ml.config import TEACHER_ROW, AblationSpec, SelectSpec, TrainSpec
+from tokenuq_ml.config import TEACHER_ROW, AblationSpec, SelectSpec, TrainSpec, spec_hash
 from tokenuq_ml.data.batching import read_examples
 from tokenuq_ml.evaluation.validation import VALIDATION, mean_loss, validation_losses
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
@@ -24,7 +25,7 @@ from tokenuq_ml.stages.evaluate_model import held_out_tokens
 from tokenuq_ml.stages.kept_folders import forget_kept
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, store_adapter
-from tokenuq_ml.tables.parquet import content_of, write_table
+from tokenuq_ml.tables.parquet import content_of, read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.trainer import train
@@ -36,7 +37,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fill the outputs `adapter`, `training_log` and `plots`; those of a candidate also have `validation_losses`."""
     (stage,) = request.assets
     fields = request.assets[stage].fields
-    spec, seed = TrainSpec(**fields["train"]), fields["seed"]
+    spec, seed = _train_spec(request, fields), fields["seed"]
     base, numerics = load_base(request.inputs["model"], fields["precision"], request.sharding)
     context = StageContext(stage, request, reporter, numerics)
     examples = read_examples(context.input("tokenized_dataset"), ["train"])
@@ -44,6 +45,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         context,
         model=model_digest(context.input("model")),
         dataset=content_of(context.input("tokenized_dataset")),
+        **({"setting": spec_hash(spec.fields())} if "candidates" in fields else {}),
     )
     model = add_adapter(base, spec.lora, seed)
     fractions = tuple(fields.get("fractions", ()))
@@ -69,6 +71,14 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     # Only after the report: an interrupted training resumes, a forced rerun trains from the first step.
     shutil.rmtree(work_dir)
     forget_kept(context)
+
+
+def _train_spec(request: StageRequest, fields: dict) -> TrainSpec:
+    """Return the budget; of a member of an ensemble whose teacher is one of several candidates, that of the chosen."""
+    if "candidates" not in fields:
+        return TrainSpec(**fields["train"])
+    chosen = read_table(request.inputs["teacher_candidates"]).filter("chosen")["candidate"].item()
+    return TrainSpec(**fields["candidates"][chosen])
 
 
 def _validation_losses(context: StageContext, loaded: tuple[PeftModel, Numerics] | None) -> pl.DataFrame | None:

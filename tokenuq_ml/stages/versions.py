@@ -6,6 +6,7 @@ The fields decide the version, so that a stage must not read anything else of th
 from tokenuq_ml.config import AblationSpec, StudySpec, spec_hash
 from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.token_tables import ranked_tables
 from tokenuq_ml.config.truth import TRUTH_FRACTIONS
 from tokenuq_ml.config.user_code import source_hash
 
@@ -17,12 +18,14 @@ REVISIONS = {
     "candidate_teacher": 1,
     "teacher_sweep": 1,
     "baseline_teacher": 3,
+    "ensemble_teacher": 1,
     "token_losses": 6,
     "teacher_hidden": 5,
     "token_uncertainty": 8,
     "reference_evaluation": 8,
     "true_divergence": 1,
     "teacher_change": 1,
+    "uncertainty_estimates": 1,
     "uncertainty_analysis": 2,
     "student": 3,
     "curriculum": 5,
@@ -78,10 +81,13 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         return {**training, "teacher_cache_gigabytes": study.teacher_cache_gigabytes}
     if stage == "token_uncertainty":
         # Computed in float32, whatever the study's precision is.
-        return {"model": study.model, "uncertainty": study.uncertainty.fields()}
+        return {"model": study.model, "uncertainty": study.uncertainty.dropout_fields()}
+    if stage == "uncertainty_estimates":
+        # This too.
+        return {"model": study.model, "uncertainty": study.uncertainty.estimator_fields()}
     if stage == "true_divergence":
         # Computed in float32 too.
-        own = {"model": study.model, "uncertainty": study.uncertainty.fields()}
+        own = {"model": study.model, "uncertainty": study.uncertainty.dropout_fields()}
         return own | _teacher_fractions(config, study)
     if stage == "teacher_change":
         # And this.
@@ -89,7 +95,8 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     if stage == "reference_evaluation":
         return {**tables, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     if stage == "uncertainty_analysis":
-        return {"evaluation": study.evaluation.interval_fields()}
+        ranked = ranked_tables(config, study)
+        return {"evaluation": study.evaluation.interval_fields(), **({"ranked": list(ranked)} if ranked else {})}
     if stage == "ablation_report":
         return {
             "study": {name: value for name, value in study.fields().items() if name not in _WITHOUT_RESULT},
@@ -108,6 +115,18 @@ def candidate_fields(config: Config, study: StudySpec, row: str) -> dict:
         "tables": study.precision.tables,
         **_teacher_fractions(config, study),
     }
+
+
+def ensemble_fields(config: Config, study: StudySpec, row: str) -> dict:
+    """Return the fields of `<study>/<row>/ensemble_teacher`: those of the study's teacher, with another seed.
+
+    If the study's teacher is one of several candidates, its setting is known once they are compared.
+    """
+    own = {"model": study.model, "precision": study.precision.training, "seed": study.ensemble_teachers[row]}
+    if study.teacher_sweep is None:
+        return {**own, "train": study.train.fields()}
+    settings = study.teacher_candidates.items()
+    return {**own, "candidates": {name: setting.of(study.train).fields() for name, setting in settings}}
 
 
 def _teacher_fractions(config: Config, study: StudySpec) -> dict:
@@ -137,7 +156,7 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         return {
             "model": study.model,
             "curriculum": study.curriculum.fields(),
-            "uncertainty": study.uncertainty.fields(),
+            "uncertainty": study.uncertainty.dropout_fields(),
         }
     if stage == "evaluation":
         precision = {"model": study.model, "precision": study.precision.tables}

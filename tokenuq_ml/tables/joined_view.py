@@ -6,7 +6,7 @@ grow with the tables, a filter on `study` or on one `example_id` skips the other
 pieces. If the files of a study do not match, as after only one table was rerun, that study is joined by key. If a file
 is replaced after the view was made, the query fails.
 
-Studies of a synthetic language have a third table, `token_truth`: small, and joined by key.
+Some studies have further tables, joined by key: `token_truth`, of a synthetic language, and `uncertainty_estimates`.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenuq_ml.tables.partitions import partition_of
-from tokenuq_ml.tables.schemas import JOINED_FROM, JOINED_ON, JOINED_TRUTH, TABLES, TRUTH_COLUMNS
+from tokenuq_ml.tables.schemas import JOINED_FROM, JOINED_LATER, JOINED_ON, TABLES
 
 PIECE_GROUPS, MOST_PIECES = 4, 32
 """Row groups per piece, which a query for one example reads; and pieces per study, each of which costs planning."""
-_TRUTH_TYPES = {"slot": "VARCHAR", "true_entropy": "DOUBLE", "true_loss": "DOUBLE"}
+_TYPES = {"category": "VARCHAR", "float32": "FLOAT", "float64": "DOUBLE"}
+"""Type of a column in `TABLES` -> DuckDB's."""
 
 
 def joined_sql(files: dict[str, list[Path]], address: Callable[[Path], str]) -> str:
     """Return a SELECT over the files of both tables, with all columns of the first and the second's without keys.
 
-    The columns of the truth follow; they are null in studies without it.
+    The columns of the tables that only some studies have follow; they are null in the others.
 
     Args:
         files: table -> its files.
@@ -35,7 +36,7 @@ def joined_sql(files: dict[str, list[Path]], address: Callable[[Path], str]) -> 
     """
     one, other = JOINED_FROM
     by_study = {table: _by_study(table, files[table]) for table in JOINED_FROM}
-    with_truth = _by_study(JOINED_TRUTH, files[JOINED_TRUTH]).keys()
+    later = {table: _by_study(table, files[table]).keys() for table in JOINED_LATER}
     parts = []
     for study in sorted(by_study[one].keys() & by_study[other].keys()):
         left, right = (_footer(by_study[table][study], table, address) for table in JOINED_FROM)
@@ -43,18 +44,25 @@ def joined_sql(files: dict[str, list[Path]], address: Callable[[Path], str]) -> 
             part = _join_by_key(f"WHERE study = {quoted(study)}")
         else:
             part = _join_in_pieces(study, left, right)
-        parts.append(_with_truth(part, study if study in with_truth else None))
-    return "\nUNION ALL\n".join(parts) or _with_truth(_join_by_key(""), None)
+        for table, columns in JOINED_LATER.items():
+            part = _with_table(part, table, columns, study if study in later[table] else None)
+        parts.append(part)
+    if parts:
+        return "\nUNION ALL\n".join(parts)
+    part = _join_by_key("")
+    for table, columns in JOINED_LATER.items():
+        part = _with_table(part, table, columns, None)
+    return part
 
 
-def _with_truth(part: str, study: str | None) -> str:
-    """Return a SELECT of the rows of `part` with the columns of the study's truth; null without a study."""
+def _with_table(part: str, table: str, columns: tuple[str, ...], study: str | None) -> str:
+    """Return a SELECT of the rows of `part` with columns of a further table; null without a study."""
     if study is None:
-        nulls = (f'NULL::{_TRUTH_TYPES[name]} AS "{name}"' for name in TRUTH_COLUMNS)
+        nulls = (f'NULL::{_TYPES[TABLES[table].columns[name][0]]} AS "{name}"' for name in columns)
         return f"SELECT *, {', '.join(nulls)} FROM ({part})"
-    columns = ", ".join((*JOINED_ON, *TRUTH_COLUMNS))
-    truth = f"SELECT {columns} FROM {JOINED_TRUTH} WHERE study = {quoted(study)}"
-    return f"SELECT * FROM ({part}) LEFT JOIN ({truth}) USING ({', '.join(JOINED_ON)})"
+    selected = ", ".join((*JOINED_ON, *columns))
+    further = f"SELECT {selected} FROM {table} WHERE study = {quoted(study)}"
+    return f"SELECT * FROM ({part}) LEFT JOIN ({further}) USING ({', '.join(JOINED_ON)})"
 
 
 def quoted(text: str) -> str:

@@ -10,7 +10,7 @@ import polars as pl
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.integrity import damage_of_table
 from tokenuq_ml.tables.partitions import complete_files, partition_of, store_home
-from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, JOINED_TRUTH, TABLES, TRUTH_COLUMNS
+from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_LATER, JOINED_ON, TABLES
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,7 +24,8 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
     (`integrity.py`).
 
     Args:
-        table: a name of `TABLES`, or `tokens`: token_losses and token_uncertainty joined one to one, with token_truth.
+        table: a name of `TABLES`, or `tokens`: token_losses and token_uncertainty joined one to one, with
+            the columns of `JOINED_LATER`.
         home: the store's folder, or its address `s3://bucket/prefix`; default: `$TOKENUQ_HOME`, or `store/`.
         **partitions: values of partition columns, as in `scan("selections", ablation=["mle", "paper_top25"])`. A
             filter on such a column skips files as well; naming values here also avoids listing the others.
@@ -37,7 +38,10 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
     """
     if table == JOINED:
         losses, uncertainty = (scan(part, home, **partitions) for part in JOINED_FROM)
-        return losses.join(uncertainty, on=JOINED_ON).join(_truth(home, **partitions), on=JOINED_ON, how="left")
+        tokens = losses.join(uncertainty, on=JOINED_ON)
+        for later in JOINED_LATER:
+            tokens = tokens.join(_later(later, home, **partitions), on=JOINED_ON, how="left")
+        return tokens
     definition = TABLES[table]
     if unknown := set(partitions) - set(definition.partitions):
         raise TypeError(f"{table} is partitioned by {', '.join(definition.partitions)}, not by {', '.join(unknown)}")
@@ -63,13 +67,13 @@ def scan(table: str, home: str | Path | None = None, **partitions: str | Sequenc
     ).select(*definition.partitions, *definition.columns)
 
 
-def _truth(home: str | Path | None, **partitions: str | Sequence[str]) -> pl.LazyFrame:
-    """Return the columns of `token_truth` that the view `tokens` has; no rows if the studies have no such table."""
-    columns = (*JOINED_ON, *TRUTH_COLUMNS)
+def _later(table: str, home: str | Path | None, **partitions: str | Sequence[str]) -> pl.LazyFrame:
+    """Return the columns of a further table that the view `tokens` has; no rows if the studies have no such table."""
+    columns = (*JOINED_ON, *JOINED_LATER[table])
     try:
-        return scan(JOINED_TRUTH, home, **partitions).select(columns)
+        return scan(table, home, **partitions).select(columns)
     except FileNotFoundError:
-        empty = pl.DataFrame(TABLES[JOINED_TRUTH].schema.empty_table()).with_columns(study=pl.lit("", pl.String))
+        empty = pl.DataFrame(TABLES[table].schema.empty_table()).with_columns(study=pl.lit("", pl.String))
         return empty.lazy().select(columns)
 
 

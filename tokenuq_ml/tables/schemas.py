@@ -7,6 +7,7 @@ as a hive-partitioned dataset. All losses are in nats.
 from pathlib import Path
 
 from tokenuq_ml.tables.data_schemas import DATA_TABLES
+from tokenuq_ml.tables.estimate_schemas import BALD_COLUMNS, ESTIMATE_TABLES
 from tokenuq_ml.tables.table import TOKEN_COLUMNS, TOKEN_KEY, Table
 from tokenuq_ml.tables.truth_schemas import DIVERGENCE_COLUMNS, TRUTH_TABLES
 
@@ -59,6 +60,7 @@ TABLES = {
         {**TOKEN_COLUMNS, "change": ("float32", "KL(teacher || base model), without dropout, nats")},
         keys=TOKEN_KEY,
     ),
+    **ESTIMATE_TABLES,
     "bald_reference": Table(
         "BALD of a small sample of tokens, also computed in float64 with the same masks: measures rounding.",
         {
@@ -264,9 +266,12 @@ TABLES = {
 JOINED = "tokens"
 JOINED_FROM, JOINED_ON = ("token_losses", "token_uncertainty"), ("study", *TOKEN_KEY)
 """The view that readers offer as the one-to-one join of two tables; it has no files of its own."""
-JOINED_TRUTH, TRUTH_COLUMNS = "token_truth", ("slot", "true_entropy", "true_loss")
-"""The table that the view takes further columns from; null in studies that do not have it."""
-JOINED_READS = (*JOINED_FROM, JOINED_TRUTH)
+JOINED_LATER: dict[str, tuple[str, ...]] = {
+    "token_truth": ("slot", "true_entropy", "true_loss"),
+    "uncertainty_estimates": tuple(BALD_COLUMNS),
+}
+"""Table that only some studies have -> the columns that the view takes from it; null in the other studies."""
+JOINED_READS = (*JOINED_FROM, *JOINED_LATER)
 """All tables that the view reads."""
 
 

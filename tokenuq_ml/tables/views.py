@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tokenuq_ml.tables.integrity import REPAIR
 from tokenuq_ml.tables.joined_view import joined_sql, quoted
-from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_ON, JOINED_TRUTH, TABLES, TRUTH_COLUMNS
+from tokenuq_ml.tables.schemas import JOINED, JOINED_FROM, JOINED_LATER, JOINED_ON, TABLES
 
 
 def create_view(
@@ -57,12 +57,14 @@ def create_joined_view(
 def describe_views(connection: duckdb.DuckDBPyConnection) -> None:
     """Store the descriptions of all views and their columns as comments, in one transaction."""
     one, other = JOINED_FROM
-    joined = f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}; with {JOINED_TRUTH} where there is one."
-    truth = {name: meaning for name, meaning in _meanings(JOINED_TRUTH).items() if name in TRUTH_COLUMNS}
+    joined = (
+        f"{one} and {other}, joined one to one on {', '.join(JOINED_ON)}; with {' and '.join(JOINED_LATER)}, if any."
+    )
+    later = {name: TABLES[table].columns[name][1] for table, columns in JOINED_LATER.items() for name in columns}
     comments = [
         comment for table in TABLES for comment in _comments(table, TABLES[table].description, _meanings(table))
     ]
-    comments += _comments(JOINED, joined, _meanings(one) | _meanings(other) | truth)
+    comments += _comments(JOINED, joined, _meanings(one) | _meanings(other) | later)
     connection.execute(";".join(("BEGIN", *comments, "COMMIT")))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenuq_ml import seeding
+from tokenuq_ml.config.estimators import ESTIMATORS, column_of
 from tokenuq_ml.data.token_categories import CATEGORIES
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.tokens import Tokens
@@ -40,6 +41,16 @@ def entropy(tokens: Tokens) -> Tensor:
 def bald(tokens: Tokens) -> Tensor:
     """Score by BALD (Houlsby et al. 2011, arXiv 1112.5745) under the teacher's dropout: epistemic uncertainty."""
     return tokens.column("bald")
+
+
+def _bald_by(estimator: str) -> Callable[[Tokens], Tensor]:
+    """Return the score by BALD of another estimator, a column of `uncertainty_estimates`."""
+    column = column_of(estimator)
+
+    def score(tokens: Tokens) -> Tensor:
+        return tokens.column(column)
+
+    return score
 
 
 def aleatoric(tokens: Tokens) -> Tensor:
@@ -177,6 +188,7 @@ SELECTORS: dict[str, Callable[[Tokens], Tensor]] = {
     "teacher_loss": teacher_loss,
     "entropy": entropy,
     "bald": bald,
+    **{column_of(estimator): _bald_by(estimator) for estimator in ESTIMATORS},
     "aleatoric": aleatoric,
     "base_loss": base_loss,
     "base_perplexity": base_perplexity,

@@ -7,6 +7,7 @@ import dagster as dg
 
 from tokenuq_ml.config import REFERENCE_ROWS, StudySpec
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.token_tables import reads_change
 from tokenuq_pipeline.assets.check_outcome import Outcome
 from tokenuq_pipeline.assets.data_checks import (
     cached_teacher_matches_online,
@@ -17,11 +18,11 @@ from tokenuq_pipeline.assets.data_checks import (
 )
 from tokenuq_pipeline.assets.evaluation_checks import judge_is_consistent, ood_kept, quality_in_distribution
 from tokenuq_pipeline.assets.inputs import AssetPath
-from tokenuq_pipeline.assets.teacher_change import is_read
 from tokenuq_pipeline.assets.uncertainty_checks import (
     bald_above_noise,
     bald_above_noise_by_category,
     changes_join_one_to_one,
+    estimates_join_one_to_one,
     joins_one_to_one,
     uncertainty_bounds,
 )
@@ -63,9 +64,12 @@ def table_checks(config: Config) -> Iterator[TableCheck]:
         yield TableCheck(("datasets", name), no_question_in_two_splits, (name,))
     for study in config.studies.values():
         yield from _study_checks(study)
-        if is_read(config, study):
+        if reads_change(config, study):
             changes, losses = (study.name, "teacher_change"), (study.name, "token_losses")
             yield TableCheck(changes, changes_join_one_to_one, (study.name,), also=losses)
+        if study.uncertainty.measured:
+            estimates, losses = (study.name, "uncertainty_estimates"), (study.name, "token_losses")
+            yield TableCheck(estimates, estimates_join_one_to_one, (study.name,), also=losses)
 
 
 def _study_checks(study: StudySpec) -> Iterator[TableCheck]:

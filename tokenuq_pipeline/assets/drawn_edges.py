@@ -13,8 +13,8 @@ the UI late, and nothing wrong.
 - **Through `teacher_hidden`.** Its data version hashes the teacher's states, and the content of the tokenised dataset.
   If there is no room for states, it hashes the adapter. So a student that reads it is not drawn from the model, the
   tokenised dataset or the teacher.
-- **Through `token_losses`, `token_uncertainty` and `teacher_change`.** They hold a row per response token of every
-  split: its id, and its loss under the teacher and the base model, or its BALD, or the divergence of both. Other
+- **Through `token_losses`, `token_uncertainty`, `teacher_change` and `uncertainty_estimates`.** They hold a row per
+  response token of every split: its id, and its loss under teacher and base model, or BALD, or their divergence. Other
   weights or tokens, of the prompt too, give other numbers. The factors of train tokens reach them through the teacher
   that is trained with them.
 - **Through `true_divergence`.** It holds the divergence of teacher and base model from the truth of every token, which
@@ -39,7 +39,7 @@ from collections.abc import Iterable
 
 from tokenuq_pipeline.assets.inputs import AssetPath, Input
 
-_TOKEN_TABLES = ("token_losses", "token_uncertainty", "teacher_change")
+_TOKEN_TABLES = ("token_losses", "token_uncertainty", "teacher_change", "uncertainty_estimates")
 _TEACHER = ("teacher_hidden", "baseline_teacher")
 
 ARRIVES_THROUGH: dict[str, dict[str, tuple[str, ...]]] = {
@@ -54,6 +54,7 @@ ARRIVES_THROUGH: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "true_divergence": {"models": ("baseline_teacher",)},
     "teacher_change": {"models": ("baseline_teacher",)},
+    "uncertainty_estimates": {"models": ("baseline_teacher",)},
     "uncertainty_analysis": {"tokenized_dataset": ("true_divergence",)},
     "evaluation": {"models": ("token_losses",), "tokenized_dataset": ("token_losses",)},
     "curriculum": {"models": ("token_losses",), "tokenized_dataset": ("token_losses",)},

@@ -5,18 +5,20 @@ from typing import NamedTuple
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.config.resources import Processes, Sharding, StageResources, largest
+from tokenuq_ml.config.token_tables import reads_change
 from tokenuq_pipeline.assets.ablation import ablation_assets
 from tokenuq_pipeline.assets.ablation_report import ablation_report
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
 from tokenuq_pipeline.assets.datasets import dataset_assets
 from tokenuq_pipeline.assets.models import model_assets
-from tokenuq_pipeline.assets.teacher_change import is_read, teacher_change
+from tokenuq_pipeline.assets.teacher_change import teacher_change
 from tokenuq_pipeline.assets.teacher_scores import teacher_score_assets
 from tokenuq_pipeline.assets.teacher_sweep import candidate_teacher, teacher_sweep
 from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
 from tokenuq_pipeline.assets.true_divergence import true_divergence
 from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
+from tokenuq_pipeline.assets.uncertainty_estimates import ensemble_teacher, uncertainty_estimates
 
 
 class StageGroup(NamedTuple):
@@ -50,6 +52,7 @@ def stage_groups(config: Config) -> list[StageGroup]:
             StageGroup("score_teacher", f"{name}__measure", teacher_score_assets(config, study)),
             *_against_truth(config, study),
             *_change(config, study),
+            *_estimates(config, study),
             StageGroup("correlate", f"{name}__uncertainty_analysis", [uncertainty_analysis(config, study)]),
         ]
         for ablation in study.ablations:
@@ -63,13 +66,30 @@ def _teacher(config: Config, study: StudySpec) -> list[StageGroup]:
     """Return the training of the teacher; or those of the candidates, and the choice among them."""
     name, teacher = study.name, baseline_teacher(config, study)
     if study.teacher_sweep is None:
-        return [StageGroup("train_teacher", f"{name}__baseline_teacher", [teacher])]
+        return [StageGroup("train_teacher", f"{name}__baseline_teacher", [teacher]), *_ensemble(config, study)]
     rows = study.teacher_candidates
     return [
         *(StageGroup("train_teacher", f"{name}__{row}", [candidate_teacher(config, study, row)]) for row in rows),
         StageGroup("compare_teachers", f"{name}__teacher_sweep", [teacher_sweep(config, study)]),
         StageGroup("choose_teacher", f"{name}__baseline_teacher", [teacher]),
+        *_ensemble(config, study),
     ]
+
+
+def _ensemble(config: Config, study: StudySpec) -> list[StageGroup]:
+    """Return the trainings of the further teachers of the adapter ensemble, if the study has one."""
+    return [
+        StageGroup("train_teacher", f"{study.name}__{row}", [ensemble_teacher(config, study, row)])
+        for row in study.ensemble_teachers
+    ]
+
+
+def _estimates(config: Config, study: StudySpec) -> list[StageGroup]:
+    """Return the measurement of BALD by further estimators, if the study names some."""
+    if not study.uncertainty.measured:
+        return []
+    asset = uncertainty_estimates(config, study)
+    return [StageGroup("estimate_uncertainty", f"{study.name}__uncertainty_estimates", [asset])]
 
 
 def _against_truth(config: Config, study: StudySpec) -> list[StageGroup]:
@@ -81,7 +101,7 @@ def _against_truth(config: Config, study: StudySpec) -> list[StageGroup]:
 
 def _change(config: Config, study: StudySpec) -> list[StageGroup]:
     """Return the measurement of the teacher's divergence from the base model, if an ablation reads it."""
-    if not is_read(config, study):
+    if not reads_change(config, study):
         return []
     return [StageGroup("measure_change", f"{study.name}__teacher_change", [teacher_change(config, study)])]
 

@@ -43,6 +43,7 @@ MADE_BY = {
     "token_truth": "tokenized_dataset",
     "true_divergence_over_training": "true_divergence",
     "truth_ranking": "uncertainty_analysis",
+    "estimator_costs": "uncertainty_estimates",
 }
 """Table of a study -> the stage that makes it, if it has another name."""
 

@@ -7,6 +7,7 @@ import dagster as dg
 
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.config.registry import COLUMNS
+from tokenuq_ml.tables.estimate_schemas import BALD_COLUMNS
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.asset import StageAsset
 
@@ -62,6 +63,11 @@ SOURCES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         **{
             column: TOKENS for column in ("predictive_entropy", "expected_entropy", "bald", "bald_std_error", "mc_loss")
         },
+    },
+    "ensemble_teacher": {column: TOKENS for column in ("loss", "mle_loss", "tokens")},
+    "uncertainty_estimates": {
+        **{column: KEYS[column] for column in ("example_id", "position")},
+        **{column: TOKENS for column in BALD_COLUMNS},
     },
     "teacher_change": {
         **{column: KEYS[column] for column in ("example_id", "position")},

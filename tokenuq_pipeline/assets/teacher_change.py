@@ -29,8 +29,3 @@ def teacher_change(config: Config, study: StudySpec) -> StageAsset:
             inputs.teacher_adapter(name, "adapter"),
         ),
     )
-
-
-def is_read(config: Config, study: StudySpec) -> bool:
-    """Return whether an ablation of the study reads the table."""
-    return any(STAGE in config.ablations[name].tables_read for name in study.ablations)

@@ -2,6 +2,7 @@
 
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.token_tables import ranked_tables
 from tokenuq_ml.stages.versions import study_fields
 from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
@@ -31,5 +32,6 @@ def uncertainty_analysis(config: Config, study: StudySpec) -> StageAsset:
             inputs.study_table(name, "token_uncertainty"),
             *known,
             *over_training,
+            *(inputs.study_table(name, table) for table in ranked_tables(config, study)),
         ),
     )

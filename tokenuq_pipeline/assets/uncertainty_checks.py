@@ -100,6 +100,11 @@ def changes_join_one_to_one(store: Store, study: str) -> Outcome:
     return _same_tokens(store, study, "teacher_change", "changes")
 
 
+def estimates_join_one_to_one(store: Store, study: str) -> Outcome:
+    """Check that `uncertainty_estimates` and `token_losses` hold the same tokens, each once."""
+    return _same_tokens(store, study, "uncertainty_estimates", "estimates")
+
+
 def _same_tokens(store: Store, study: str, table: str, counted_as: str) -> Outcome:
     losses = read(store, "token_losses", study=study).select(TOKEN_KEY)
     others = read(store, table, study=study).select(TOKEN_KEY)

@@ -14,7 +14,7 @@ from tokenuq_ml.stages.request import PARALLEL_STAGES, StageRequest
 
 PROCESSES = "TOKENUQ_PROCESSES"
 """Environment variable: the number of processes of a stage, or `auto`; takes the place of the study's `processes`."""
-TRAINED = {"candidate_teacher", "baseline_teacher", "student"}
+TRAINED = {"candidate_teacher", "baseline_teacher", "ensemble_teacher", "student"}
 """Assets that are trained."""
 
 

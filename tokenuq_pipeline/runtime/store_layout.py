@@ -17,6 +17,7 @@ STUDY_TABLES = {
     "token_uncertainty": ("token_uncertainty", "bald_reference"),
     "true_divergence": ("true_divergence", "true_divergence_over_training"),
     "teacher_change": ("teacher_change",),
+    "uncertainty_estimates": ("uncertainty_estimates", "estimator_costs"),
     "uncertainty_analysis": ("uncertainty_analysis", "truth_ranking"),
     "teacher_sweep": ("teacher_candidates",),
 }
@@ -27,8 +28,8 @@ ABLATION_TABLES = {
     "curriculum": ("curriculum", "curriculum_uncertainty"),
 }
 """Stage of an ablation -> its tables."""
-CANDIDATE_TABLES = ("training_log", "validation_losses")
-"""Tables of a candidate for the teacher."""
+OTHER_TEACHERS = {"candidate_teacher": ("training_log", "validation_losses"), "ensemble_teacher": ("training_log",)}
+"""Stage of a teacher with a row of its own -> its tables."""
 TEACHER_SCORES = ("token_losses", "teacher_hidden", "reference_evaluation", "token_uncertainty")
 """Stages of a study that one child process makes."""
 ANSWERS = "answers"
@@ -54,6 +55,11 @@ def candidate_adapter_path(study: str, row: str) -> str:
 def candidate_snapshots_path(study: str, row: str) -> str:
     """Return the folder of the candidate's adapters at shares of its training, in a study that knows the truth."""
     return f"{partition_path('candidate_teacher', study=study, ablation=row)}/snapshots"
+
+
+def ensemble_adapter_path(study: str, row: str) -> str:
+    """Return the path of the adapter of a further teacher of the adapter ensemble."""
+    return f"{partition_path('ensemble_teacher', study=study, ablation=row)}/adapter"
 
 
 def places_of(asset: str) -> dict[str, str]:
@@ -120,13 +126,15 @@ def _places_of_study(study: str, stage: str) -> dict[str, str]:
 
 
 def _places_of_ablation(study: str, ablation: str, stage: str) -> dict[str, str]:
-    tables = CANDIDATE_TABLES if stage == "candidate_teacher" else ABLATION_TABLES.get(stage, ())
+    tables = OTHER_TEACHERS.get(stage) or ABLATION_TABLES.get(stage, ())
     places = {table: table_path(table, study=study, ablation=ablation) for table in tables}
     if places:
         places["plots"] = partition_path("plots", study=study, ablation=ablation, stage=stage)
     if stage == "candidate_teacher":
         places["adapter"] = candidate_adapter_path(study, ablation)
         places["snapshots"] = candidate_snapshots_path(study, ablation)
+    if stage == "ensemble_teacher":
+        places["adapter"] = ensemble_adapter_path(study, ablation)
     if stage == "student":
         folder = partition_path("student", study=study, ablation=ablation)
         places |= {"adapter": f"{folder}/adapter", "snapshots": f"{folder}/snapshots"}

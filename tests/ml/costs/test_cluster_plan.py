@@ -14,7 +14,8 @@ from tokenuq_ml.costs.cluster import EFFICIENCY, LINK_EFFICIENCY, USABLE_MEMORY,
 from tokenuq_ml.costs.cluster_failures import failure_costs, longest_save_steps
 from tokenuq_ml.costs.cluster_plan import ClusterPlan
 from tokenuq_ml.costs.cluster_stage import weights_bytes
-from tokenuq_ml.costs.planner import TABLE_BYTES, Planner
+from tokenuq_ml.costs.planner import Planner
+from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 from tokenuq_ml.costs.work import STARTUP_S
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.scoring.batch_threads import DEVICE_TOKENS
