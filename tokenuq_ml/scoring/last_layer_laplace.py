@@ -8,7 +8,7 @@ Shapes: N response tokens of a batch, D hidden size, V vocabulary, K samples.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -110,7 +110,7 @@ def head_posterior(
     with float32_passes(model) as dtype:
         numerics, head = replace(numerics, dtype=dtype), head_of(model)
         check_laplace(estimator, head, spec.samples)
-        batches = _StateBatches(
+        batches = StateBatches(
             range(sum(len(example.positions) for example in examples)),
             lambda: _states(model, examples, numerics, progress),
         )
@@ -118,18 +118,18 @@ def head_posterior(
 
 
 @dataclass(frozen=True)
-class _StateBatches:
+class StateBatches:
     """Hidden states and labels, computed as they are read; laplace-torch asks for the size of `dataset`."""
 
     dataset: Sized
-    batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    batches: Callable[[], Generator[tuple[Tensor, Tensor], None, None]]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        with closing(self.batches()) as found:  # type: ignore[type-var]
+        with closing(self.batches()) as found:
             yield from found
 
 
-def fitted_posterior(estimator: str, head: Head, batches: "_StateBatches", samples: int, seed: int) -> HeadPosterior:
+def fitted_posterior(estimator: str, head: Head, batches: StateBatches, samples: int, seed: int) -> HeadPosterior:
     """Return the posterior of the head's weight, in float64, and its samples in the head's dtype.
 
     Args:
@@ -169,7 +169,7 @@ def fitted_posterior(estimator: str, head: Head, batches: "_StateBatches", sampl
 
 def _states(
     model: PeftModel, examples: list[TokenizedExample], numerics: Numerics, progress: Progress
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield hidden states in float64 and labels of each batch."""
 
     @torch.no_grad()
