@@ -8,12 +8,12 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.tiny_plans import CONFIG, MACHINE, TINY, tiny_planner
-from tokenuq_ml.config import LoraChange, LoraSpec, PrecisionSpec, TrainChange, TrainSpec, TrainSweep
+from tokenuq_ml.config import LoraChange, LoraSpec, PrecisionSpec, TrainChange, TrainSpec, TrainSweep, UncertaintySpec
 from tokenuq_ml.costs import memory
 from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.flops import Step, flops
 from tokenuq_ml.costs.lengths import Lengths
-from tokenuq_ml.costs.passes import scoring_flops
+from tokenuq_ml.costs.passes import scoring_flops, total_tokens
 from tokenuq_ml.costs.planner import Planner
 from tokenuq_ml.costs.work import STARTUP_S, Work
 from tokenuq_ml.kernels.head import CHUNK_BYTES
@@ -223,6 +223,23 @@ def test_candidates_for_the_teacher_take_a_training_and_a_pass_over_validation()
     # The teacher is a copy of one of them.
     assert not plan.work("baseline_teacher").flop and plan.work("baseline_teacher").disk["adapter"] > 0
     assert not plan.work("teacher_sweep").flop
+
+
+def test_estimators_take_passes_and_members_take_trainings():
+    estimators = ["adapter_ensemble", "mc_dropout_20", "laplace"]
+    plain = tiny_planner()
+    plan = tiny_planner(uncertainty=UncertaintySpec(samples=4, estimators=estimators, members=3))
+    trained = plain.work("baseline_teacher").flop["train"]
+    assert plan.work("ensemble_teacher", "teacher_s1001").flop["train"] == pytest.approx(trained)
+    train, every = (total_tokens(data) for data in ([plan.train_data], plan.data))
+    work = plan.work("uncertainty_estimates")
+    # Members, dropout samples, and Laplace: once over the train split to fit, once over all tokens.
+    assert work.tokens == pytest.approx((3 + 4 + 1) * every + train)
+    passes = work.tokens / every
+    rank = plan.study.train.lora.rank
+    assert work.flop["score"] == pytest.approx(passes * scoring_flops(plan.architecture, plan.data, rank))
+    longest = tiny_planner(uncertainty=plan.study.uncertainty, teacher_sweep=TrainSweep(epochs=[1, 3]))
+    assert longest.work("ensemble_teacher", "teacher_s1001").flop["train"] == pytest.approx(3 * trained)
 
 
 def test_settings_and_budgets_of_an_ablation_are_planned():

@@ -8,6 +8,7 @@ from tests.support.tiny_store import EXAMPLES
 from tests.support.tiny_tables import LENGTH, losses_and_uncertainty
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables import joined_view
+from tokenuq_ml.tables.estimate_schemas import BALD_COLUMNS
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_ml.tables.sql import connect, query_errors, select
@@ -143,3 +144,18 @@ def test_the_truth_of_a_language_is_joined_and_null_elsewhere(tmp_path, many_pie
     read = asked(tmp_path, "study = 'language' AND slot = 'fact'").select(known.columns + ["true_entropy", "true_loss"])
     assert_frame_equal(read, truth.select(read.columns).cast({"position": pl.Int32}))
     assert asked(tmp_path, "study = 'plain' AND slot IS NULL AND true_loss IS NULL").height == EXAMPLES * LENGTH
+
+
+def test_estimates_are_joined_and_null_elsewhere(tmp_path, many_pieces):
+    losses, uncertainty = losses_and_uncertainty(EXAMPLES, 0)
+    store(tmp_path, "plain", losses, uncertainty)
+    store(tmp_path, "estimated", losses, uncertainty)
+    nulls = (pl.lit(None, pl.Float32).alias(name) for name in BALD_COLUMNS)
+    estimates = losses.select("example_id", "position").with_columns(nulls)
+    estimates = estimates.with_columns(bald_laplace=(pl.int_range(pl.len()) / 7).cast(pl.Float32))
+    folder = tmp_path / "uncertainty_estimates" / "study=estimated"
+    write_table(estimates, "uncertainty_estimates", folder, spec_hash="s", code_version="c")
+    assert_frame_equal(asked(tmp_path), by_keys(tmp_path))
+    read = asked(tmp_path, "study = 'estimated' AND bald_laplace IS NOT NULL AND bald_adapter_ensemble IS NULL")
+    assert read["bald_laplace"].equals(estimates.sort("example_id", "position")["bald_laplace"])
+    assert asked(tmp_path, "study = 'plain' AND bald_laplace IS NULL").height == EXAMPLES * LENGTH
