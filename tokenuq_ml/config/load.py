@@ -235,14 +235,11 @@ class _Reader:
                     f"{self.origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
                     f"which study {study.name} needs"
                 )
-            if problem := unmeasured_estimator(study, config.ablations):
-                raise InputError(f"{self.origins['studies', study.name]}: {study.name}.ablations: {problem}")
-            oracle = first_oracle(study, config.ablations)
+            problem, oracle = unmeasured_estimator(study, config.ablations), first_oracle(study, config.ablations)
             if oracle is not None and config.datasets[study.dataset].format != LANGUAGE:
-                raise InputError(
-                    f"{self.origins['studies', study.name]}: {study.name}.ablations: "
-                    f"{without_truth(oracle, study.dataset)}"
-                )
+                problem = without_truth(oracle, study.dataset)
+            if problem:
+                raise InputError(f"{self.origins['studies', study.name]}: {study.name}.ablations: {problem}")
 
     def check_model_files(self, config: Config) -> None:
         """Check that the files and folders of models exist.

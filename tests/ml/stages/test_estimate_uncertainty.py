@@ -7,8 +7,11 @@ from tests.support.known_truth import ROWS, STEPS, UNCERTAINTY, request_of, teac
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, tiny_model
 from tokenuq_ml.config import EvaluationSpec, UncertaintySpec
+from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.scoring import last_layer_laplace
 from tokenuq_ml.scoring.adapter_ensemble import ensemble_uncertainty
+from tokenuq_ml.scoring.last_layer_laplace import head_posterior, laplace_uncertainty
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.stages import correlate, estimate_uncertainty, measure_truth
 from tokenuq_ml.tables.parquet import read_table, write_table
@@ -88,3 +91,35 @@ def test_estimators_and_the_teachers_change_are_ranked_against_the_truth(made, t
         column = "bald_adapter_ensemble" if score == "teacher_change" else score
         assert found == pytest.approx(truth.select(pl.corr(column, "true_kl", method="spearman")).item(), abs=1e-6)
     assert "bald_laplace" not in ranking["score"].unique()
+
+
+def estimated(made, out, **uncertainty) -> RecordingReporter:
+    """Run the stage with other estimators."""
+    reporter, spec = RecordingReporter(), UncertaintySpec(**UNCERTAINTY.fields(), **uncertainty)
+    fields = {"model": "m", "uncertainty": spec.estimator_fields()}
+    estimate_uncertainty.run(request_of(TABLE, fields, made[1], out, TABLE, COSTS), reporter)
+    return reporter
+
+
+def test_laplace_is_fitted_to_the_train_split_and_measures_every_token(made, tmp_path):
+    pytest.importorskip("laplace")
+    estimated(made, tmp_path, estimators=["laplace", "laplace_diag"])
+    table, costs = read_table(tmp_path / TABLE), read_table(tmp_path / COSTS)
+    assert len(table) == sum(len(row.positions) for row in ROWS)
+    assert table["bald_laplace"].min() > 0 and table["bald_laplace_diag"].min() > 0
+    train = sum(len(row.input_ids) for row in ROWS if row.split == "train")
+    share = train / sum(len(row.input_ids) for row in ROWS)
+    assert costs["estimator"].to_list() == ["laplace", "laplace_diag"]
+    assert costs["forward_passes"].to_list() == pytest.approx([1 + share] * 2)
+    assert costs["head_products"].to_list() == [3.0, 3.0] and costs["prior_precision"].min() > 0
+    model, train_rows = teacher(STEPS), [row for row in ROWS if row.split == "train"]
+    posterior = head_posterior("laplace_diag", model, train_rows, UNCERTAINTY, FLOAT32)
+    both = table.join(laplace_uncertainty(model, posterior, ROWS, FLOAT32).select(*KEYS, "bald"), on=KEYS)
+    assert both["bald_laplace_diag"].to_list() == pytest.approx(both["bald"].to_list(), rel=1e-3, abs=1e-6)
+
+
+def test_a_refused_estimator_is_refused_before_anything_is_measured(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(last_layer_laplace, "MOST_BYTES", 1000)
+    monkeypatch.setattr(estimate_uncertainty, "token_uncertainty", None)
+    with pytest.raises(InputError, match="more than the limit"):
+        estimated(made, tmp_path, estimators=["mc_dropout_5", "laplace_diag"])

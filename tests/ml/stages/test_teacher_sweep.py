@@ -12,7 +12,7 @@ from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.config import EvaluationSpec, TrainSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.validation import validation_losses
-from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.stages import choose_teacher, compare_teachers, train_teacher
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
@@ -132,3 +132,29 @@ def test_losses_are_summed_by_example_and_a_missing_split_is_named():
     assert found.rows() == [("a", 4.0, 1), ("b", 3.0, 2)] and math.isfinite(found["loss"].sum())
     with pytest.raises(InputError, match="validation split has no response token"):
         validation_losses(tokens.filter(split="test"))
+
+
+@pytest.mark.slow
+def test_a_member_of_an_ensemble_is_trained_like_the_chosen_candidate(sweep, candidates):
+    losses = {f"validation_losses/{row}": outputs["validation_losses"] for row, (_, outputs) in candidates.items()}
+    fields = {"candidates": CANDIDATES, "evaluation": EvaluationSpec(bootstrap=50).interval_fields()}
+    compared, outputs = sweep.run(
+        compare_teachers, "teacher_sweep", "compared", ("teacher_candidates",), fields, losses
+    )
+    chosen, folders = candidates[compared.metrics["chosen"]]
+    trains = {
+        row: TrainSpec(epochs=1, batch_size=4, learning_rate=rate, warmup_ratio=0.0, lora={"rank": 4, "alpha": 8})
+        for row, rate in RATES.items()
+    }
+    inputs = {"model": sweep.folder / "model", "tokenized_dataset": sweep.folder / "tokens", **outputs}
+    member = {"candidates": {row: train.fields() for row, train in trains.items()}, "precision": "float32"}
+    made = {}
+    for seed in (0, 1):
+        written = ("adapter", "training_log", "plots")
+        made[seed], folder = sweep.run(
+            train_teacher, "ensemble_teacher", f"member_s{seed}", written, {**member, "seed": seed}, inputs
+        )
+        log = read_table(folder["training_log"])
+        assert log["learning_rate"].max() == pytest.approx(RATES[compared.metrics["chosen"]])
+        # The candidate's own seed gives its adapter again, and another seed another one.
+        assert (adapter_digest(folder["adapter"]) == adapter_digest(folders["adapter"])) == (seed == 0)

@@ -37,7 +37,10 @@ def curated_config(folder):
     # A study that selects by the teacher's change.
     change = AblationSpec(name="change", select={"by": "change", "quantile": 0.5})
     changed = StudySpec(**{**config.studies[STUDY].fields(), "name": "changed", "ablations": ["change"]})
-    studies = {**config.studies, "swept": swept, "known": known, "changed": changed}
+    # A study with an ensemble of teachers.
+    several = {"estimators": ["adapter_ensemble"], "members": 2}
+    ensemble = StudySpec(**{**config.studies[STUDY].fields(), "name": "ensemble", "uncertainty": several})
+    studies = {**config.studies, "swept": swept, "known": known, "changed": changed, "ensemble": ensemble}
     return replace(config, datasets=datasets, studies=studies, ablations={**config.ablations, "change": change})
 
 
