@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config.estimators import LAPLACE_ESTIMATORS, posterior_bytes
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
 
@@ -76,6 +77,16 @@ class PeakMemory:
             **self.inference(BALD_PRECISION),
             "samples": self.machine.parallel_batches * min(STATES_BYTES, states),
         }
+
+    def posterior(self) -> dict[str, float]:
+        """Return the memory of the study's largest Laplace approximation of the output layer, if it names one."""
+        spec, model = self.study.uncertainty, self.model
+        sizes = [
+            posterior_bytes(name, model.vocabulary, model.hidden, spec.samples)
+            for name in spec.measured
+            if name in LAPLACE_ESTIMATORS
+        ]
+        return {"posterior": max(sizes)} if sizes else {}
 
     def evaluation(self, generated: Sequence[GeneratedEvaluation], batch_size: int) -> dict[str, float]:
         """Return the peak of an evaluation in the precision of tables, answers in batches included."""

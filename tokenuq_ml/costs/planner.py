@@ -216,7 +216,8 @@ class Planner:
     def _uncertainty_estimates(self) -> Work:
         uncertainty, train = self.study.uncertainty, total_tokens([self.train_data]) / total_tokens(self.data)
         work = self._dropout_passes("uncertainty_estimates", estimator_passes(uncertainty, train))
-        return replace(work, disk={name: size * len(uncertainty.measured) for name, size in work.disk.items()})
+        disk = {name: size * len(uncertainty.measured) for name, size in work.disk.items()}
+        return replace(work, disk=disk, memory={**work.memory, **self.memory.posterior()})
 
     def _teacher_change(self) -> Work:
         """Return the work of the passes of `token_losses`, in float32, and of two products per token to compare."""

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.config.estimators import LAPLACE
+from tokenuq_ml.config.estimators import LAPLACE, too_large
 from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
@@ -33,8 +33,6 @@ from tokenuq_ml.scoring.finite_scores import located
 from tokenuq_ml.scoring.mc_dropout import uncertainty_rows
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
-MOST_BYTES = 2 * 2**30
-"""Most memory that the posterior and its samples may take."""
 EXTRA = "laplace"
 """The extra of the package that installs laplace-torch."""
 Progress = Callable[[int], None]
@@ -51,32 +49,19 @@ class HeadPosterior(NamedTuple):
     """Response tokens that the posterior is from."""
 
 
-def posterior_bytes(estimator: str, head: Head, samples: int) -> int:
-    """Return the memory of a posterior in float64, while its samples are drawn; the largest tensors only."""
-    weight = head.vocabulary * head.features
-    # Of the first factor: itself, what a batch adds, its eigenvectors, and the work space of their computation.
-    factors = 4 * (head.vocabulary**2 + head.features**2) if estimator == LAPLACE else 2 * weight
-    return 8 * (factors + 4 * weight + 3 * samples * weight)
-
-
 def check_laplace(estimator: str, head: Head, samples: int) -> None:
     """Check that the posterior can be computed.
 
     Raises:
-        InputError: the head is not linear, laplace-torch is missing, or memory would exceed `MOST_BYTES`.
+        InputError: the head is not linear, laplace-torch is missing, or memory would exceed `LAPLACE_LIMIT`.
     """
     if isinstance(head, LogitsHead) or head.bias_V is not None or not head.is_linear or head.scale != 1.0:
         raise InputError(
             f"{estimator!r} needs an output layer that is one matrix, and this model's has a bias, a soft cap, a scale "
             f"or an adapter; remove {estimator!r} from uncertainty.estimators"
         )
-    needed = posterior_bytes(estimator, head, samples)
-    if needed > MOST_BYTES:
-        raise InputError(
-            f"{estimator!r} would take {needed / 1e9:.1f} GB for an output layer of {head.vocabulary:,} x "
-            f"{head.features:,}, more than the limit of {MOST_BYTES / 1e9:.1f} GB; remove it from "
-            "uncertainty.estimators, or use a model with a smaller vocabulary"
-        )
+    if problem := too_large(estimator, head.vocabulary, head.features, samples):
+        raise InputError(problem)
     try:
         import laplace  # noqa: F401
     except ImportError as error:

@@ -12,7 +12,7 @@ import polars as pl
 from peft import PeftModel
 
 from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, LAPLACE_ESTIMATORS, column_of
+from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, LAPLACE_ESTIMATORS, column_of, posterior_bytes
 from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_examples
 from tokenuq_ml.models.adapters import attach_adapter, use_adapter
 from tokenuq_ml.models.forward import head_of
@@ -24,7 +24,6 @@ from tokenuq_ml.scoring.last_layer_laplace import (
     check_laplace,
     head_posterior,
     laplace_uncertainty,
-    posterior_bytes,
 )
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.stages import runner
@@ -112,7 +111,7 @@ class _Estimating:
             if name in LAPLACE_ESTIMATORS:
                 head = head_of(self.model)
                 check_laplace(name, head, self.spec.samples)
-                self.costs[name]["bytes"] = posterior_bytes(name, head, self.spec.samples)
+                self.costs[name]["bytes"] = posterior_bytes(name, head.vocabulary, head.features, self.spec.samples)
         measures: dict[str, Measure] = {}
         for name in self.spec.measured:
             if name == ENSEMBLE:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tokenuq_ml.config.estimators import LAPLACE_ESTIMATORS, too_large
 from tokenuq_pipeline.commands.disk_space import Need, shortages
 
 FRESH = "fresh"
@@ -44,6 +45,7 @@ def assumptions(planner, sizes: dict, spec) -> list[str]:
     said += _data_assumptions(planner, spec)
     if sizes[spec.model]:
         said += _cost_assumptions(planner)
+        said += _refused_estimators(planner, spec)
     said.append(
         "an asset that may follow is counted, but it stays fresh if its inputs are rebuilt with the same content"
     )
@@ -67,6 +69,14 @@ def _data_assumptions(planner, spec) -> list[str]:
         judge = "no judge is named, so nothing is generated" if alpaca.judge is None else "the judge is not counted"
         said.append(f"AlpacaEval: {judge}")
     return said
+
+
+def _refused_estimators(planner, spec) -> list[str]:
+    """Return what `uncertainty_estimates` would refuse for the size of the model's output layer."""
+    model, samples = planner.architecture, spec.uncertainty.samples
+    names = [name for name in spec.uncertainty.measured if name in LAPLACE_ESTIMATORS]
+    problems = (too_large(name, model.vocabulary, model.hidden, samples) for name in names)
+    return [f"uncertainty_estimates will be refused: {problem}" for problem in problems if problem]
 
 
 def _cost_assumptions(planner) -> list[str]:

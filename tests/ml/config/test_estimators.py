@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from tests.support.tiny_study import CONFIG, STUDY
 from tokenuq_ml.config import StudySpec, UncertaintySpec
-from tokenuq_ml.config.estimators import ESTIMATORS, column_of
+from tokenuq_ml.config.estimators import ESTIMATORS, LAPLACE_ESTIMATORS, column_of, posterior_bytes, too_large
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages.versions import REVISIONS, study_fields
@@ -84,3 +84,12 @@ def test_order_of_names_and_the_own_rate_are_no_part_of_the_version():
     assert one.estimator_fields() == other.estimator_fields()
     assert one.measured == ("mc_dropout_5", "laplace") and not UncertaintySpec(estimators=["mc_dropout"]).measured
     assert UncertaintySpec(**one.estimator_fields()).measured == one.measured
+
+
+def test_a_posterior_takes_memory_by_its_largest_factor():
+    grown = {
+        name: posterior_bytes(name, 10_000, 8, 2) / posterior_bytes(name, 1000, 8, 2) for name in LAPLACE_ESTIMATORS
+    }
+    assert 90 < grown["laplace"] <= 100 and grown["laplace_diag"] == pytest.approx(10)
+    assert too_large("laplace", 300, 96, 10) is None
+    assert "49,152 x 576, more than the limit of 2.1 GB" in too_large("laplace", 49_152, 576, 10)

@@ -9,7 +9,6 @@ from tests.support.tiny_models import FLOAT32, examples, tiny_peft
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
-from tokenuq_ml.scoring import last_layer_laplace
 from tokenuq_ml.scoring.last_layer_laplace import (
     StateBatches,
     check_laplace,
@@ -148,13 +147,3 @@ def test_a_missing_package_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "laplace", None)
     with pytest.raises(InputError, match="needs the package laplace-torch .* install the extra 'laplace'"):
         check_laplace("laplace", Head(torch.ones(4, 3)), 10)
-
-
-def test_the_limit_is_about_the_factor_of_the_vocabulary():
-    small, large = (Head(torch.empty(size, 8, device="meta")) for size in (1000, 10_000))
-    of = last_layer_laplace.posterior_bytes
-    assert (
-        of("laplace", large, 2) / of("laplace", small, 2)
-        > 50
-        > of("laplace_diag", large, 2) / of("laplace_diag", small, 2)
-    )

@@ -6,10 +6,9 @@ import pytest
 from tests.support.known_truth import ROWS, STEPS, UNCERTAINTY, request_of, teacher, write_study
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import FLOAT32, tiny_model
-from tokenuq_ml.config import EvaluationSpec, UncertaintySpec
+from tokenuq_ml.config import EvaluationSpec, UncertaintySpec, estimators
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapters import attach_adapter
-from tokenuq_ml.scoring import last_layer_laplace
 from tokenuq_ml.scoring.adapter_ensemble import ensemble_uncertainty
 from tokenuq_ml.scoring.last_layer_laplace import head_posterior, laplace_uncertainty
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
@@ -119,7 +118,7 @@ def test_laplace_is_fitted_to_the_train_split_and_measures_every_token(made, tmp
 
 
 def test_a_refused_estimator_is_refused_before_anything_is_measured(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(last_layer_laplace, "MOST_BYTES", 1000)
+    monkeypatch.setattr(estimators, "LAPLACE_LIMIT", 1000)
     monkeypatch.setattr(estimate_uncertainty, "token_uncertainty", None)
     with pytest.raises(InputError, match="more than the limit"):
         estimated(made, tmp_path, estimators=["mc_dropout_5", "laplace_diag"])

@@ -173,3 +173,12 @@ def test_a_maximum_length_beyond_the_models_positions_is_reported(toy):
     (finding,) = planned(toy, config).template
     assert "has 16 positions" in finding and finding.endswith("set max_length: 16")
     assert finding in plan_text.as_text(planned(toy, config), [])
+
+
+def test_a_posterior_that_would_be_refused_is_reported_before_anything_is_trained(toy):
+    estimators = {"estimators": ["laplace_diag", "adapter_ensemble"], "members": 2, "samples": 1000}
+    small, large = (planned(toy, sized_config(uncertainty={**estimators, "samples": count})) for count in (2, 100_000))
+    refused = [words for words in large.assumptions if "uncertainty_estimates will be refused" in words]
+    assert len(refused) == 1 and "'laplace_diag' would take" in refused[0]
+    assert not [words for words in small.assumptions if "will be refused" in words]
+    assert f"{STUDY}/teacher_s1001/ensemble_teacher" in by_name(large)
