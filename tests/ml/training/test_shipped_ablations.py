@@ -58,6 +58,7 @@ def teacher_and_tables(tmp_path_factory):
                     "category": draw.choice(CATEGORIES, count).tolist(),
                     "bald": draw.random(count, dtype=np.float32),
                     "change": draw.random(count, dtype=np.float32),
+                    "bald_adapter_ensemble": draw.random(count, dtype=np.float32),
                     "expected_entropy": draw.random(count, dtype=np.float32),
                     "mc_loss": draw.exponential(5, size=count).astype(np.float32),
                     "true_kl": draw.exponential(size=count),
@@ -66,8 +67,8 @@ def teacher_and_tables(tmp_path_factory):
             )
         )
     table = pl.concat(frames)
-    names = ("token_losses", "token_uncertainty", "teacher_change", "true_divergence", "token_truth")
-    return folder, {name: table for name in names}
+    names = ("token_losses", "token_uncertainty", "teacher_change", "uncertainty_estimates", "true_divergence")
+    return folder, {name: table for name in (*names, "token_truth")}
 
 
 def run(ablation, teacher_and_tables, tmp_path, batch_size=8, micro=8):
@@ -195,6 +196,7 @@ MASKS = {
     "student_entropy_top25": lambda w: w.top(w.entropy(), 0.25),
     "divergence_top25": lambda w: w.top(w.kl, 0.25),
     "anchored_top25": lambda w: w.top(w.loss, 0.25),
+    "ensemble_bald_top25": lambda w: w.top(w.table["bald_adapter_ensemble"], 0.25),
     "change_top25": lambda w: w.top(w.table["change"], 0.25),
     "change_anchored25": lambda w: w.top(w.table["change"], 0.25),
     "oracle_kl_top25": lambda w: w.top(w.table["true_kl"], 0.25),
@@ -258,7 +260,7 @@ DISTILS = (
         name
         for name in MASKS
         if name.startswith("paper")
-        or name.split("_")[0] in ("bald", "entropy", "aleatoric", "global", "quantile", "rank", "oracle")
+        or name.split("_")[0] in ("bald", "ensemble", "entropy", "aleatoric", "global", "quantile", "rank", "oracle")
     }
     | {"student_entropy_top25", "divergence_top25", "anchored_top25", "change_top25", "change_anchored25"}
 )
@@ -268,7 +270,7 @@ IN_HEAVY = [
     *("p_power_exponent0p5", "p_power_exponent2", "focal", "iw_sft", "anchored_mle", "epistemic_share"),
     *("profit", "token_cleaning", "sstoken_loss", "tip_entropy50", "tip_divergence10", "distill_top8"),
     *("student_entropy_top25", "divergence_top25", "anchored_top25", "change_anchored25"),
-    *("oracle_kl_top25", "oracle_entropy_top25"),
+    *("ensemble_bald_top25", "oracle_kl_top25", "oracle_entropy_top25"),
 ]
 """What differs from another ablation by a number or a name, which tests of scores and weights cover."""
 
