@@ -20,10 +20,12 @@ def shipped():
     study = config.studies["quickstart"]
     language = config.datasets[study.dataset].model_copy(update={"name": "language", "format": LANGUAGE})
     known = study.model_copy(update={"name": "known", "dataset": "language"})
+    uncertainty = study.uncertainty.model_copy(update={"estimators": ("adapter_ensemble",)})
+    estimated = known.model_copy(update={"name": "estimated", "uncertainty": uncertainty})
     config = replace(
         config,
         datasets={**config.datasets, "language": language},
-        studies={**config.studies, "known": known},
+        studies={**config.studies, "known": known, "estimated": estimated},
     )
     return {asset.path: asset for asset in assets_by_name(config).values()}
 
