@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -33,6 +33,8 @@ from tokenuq_ml.scoring.finite_scores import located
 from tokenuq_ml.scoring.mc_dropout import uncertainty_rows
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
+PRIOR_STEPS = 300
+"""Steps of the search for the prior precision."""
 EXTRA = "laplace"
 """The extra of the package that installs laplace-torch."""
 Progress = Callable[[int], None]
@@ -133,15 +135,23 @@ def fitted_posterior(estimator: str, head: Head, batches: StateBatches, samples:
     with torch.no_grad():
         layer.weight.copy_(head.weight_VD)
     structure = "kron" if estimator == LAPLACE else "diag"
+    # The best precision is gamma / |W|^2, with at most V D effective parameters gamma (MacKay 1992).
+    largest = layer.weight.numel() / float(layer.weight.square().sum())
     posterior = Laplace(
-        layer, "classification", subset_of_weights="all", hessian_structure=structure, backend=SoftmaxCurvature
+        layer,
+        "classification",
+        subset_of_weights="all",
+        hessian_structure=structure,
+        backend=SoftmaxCurvature,
+        prior_precision=largest,
     )
     posterior.fit(batches)
     with warnings.catch_warnings():
         # About predictions by laplace-torch, which are not asked for.
         warnings.filterwarnings("ignore", message=".*link_approx")
-        posterior.optimize_prior_precision(method="marglik")
+        posterior.optimize_prior_precision(method="marglik", n_steps=PRIOR_STEPS, lr=0.05)
     with torch.no_grad():
+        _check_is_maximum(estimator, posterior)
         drawn = posterior.sample(samples, generator=torch.Generator(device).manual_seed(seed))
         return HeadPosterior(
             head,
@@ -149,6 +159,21 @@ def fitted_posterior(estimator: str, head: Head, batches: StateBatches, samples:
             float(posterior.prior_precision),
             float(posterior.log_marginal_likelihood()),
             len(batches.dataset),
+        )
+
+
+def _check_is_maximum(estimator: str, posterior: Any) -> None:
+    """Check that the prior precision maximises the marginal likelihood.
+
+    Raises:
+        InputError: a precision that is a tenth larger or smaller has a higher one.
+    """
+    best = posterior.prior_precision.clone()
+    found = [float(posterior.log_marginal_likelihood(prior_precision=best * factor)) for factor in (1 / 1.1, 1.1, 1)]
+    if not found[2] >= max(found[:2]):
+        raise InputError(
+            f"{estimator!r}: the marginal likelihood has no maximum near the prior precision {float(best):.3g}, after "
+            f"{PRIOR_STEPS} steps; remove {estimator!r} from uncertainty.estimators"
         )
 
 
