@@ -58,6 +58,10 @@ examples: $(VENV)/.quickstart ## Run the scripts in examples/
 bench: $(VENV)/.bench ## Compare speed and memory with TRL, lm-eval and plain loops; write docs/results/benchmarks.md
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
+# The extra `laplace` without torchvision, which nothing here imports, and which fails next to a CPU build of torch.
+LAPLACE = laplace-torch asdfghjkl backpack-for-pytorch curvlinops-for-pytorch einconv einops linear_operator \
+  lightning-utilities opt_einsum torchmetrics unfoldNd
+
 # Each stamp file marks an installation step as done. A step runs again when its prerequisites change.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -79,6 +83,7 @@ $(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py constraints.txt
 
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt $(LAPLACE)
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.quickstart
