@@ -18,7 +18,7 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
-from tokenuq_ml.kernels.scores import MonteCarloScores, monte_carlo_scores
+from tokenuq_ml.kernels.scores import monte_carlo_scores
 from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.float32_passes import float32_passes
@@ -56,14 +56,11 @@ def ensemble_uncertainty(
         numerics = replace(numerics, dtype=dtype)
         head = shared_head(model, members)
         plan, frames = uncertainty_plan(model, spec, numerics), []
-
-        def scores_of(batch: Batch, hidden_KND: Tensor) -> pl.DataFrame:
-            return uncertainty_rows(batch, _scores(hidden_KND, head, batch), spec)
-
         for batches in _windows(plan.batches(examples), head, len(members)):
             states = [list(_states(model, member, batches, numerics, progress)) for member in members]
             for batch, *of_members in zip(batches, *states, strict=True):
-                frames.append(scores_of(batch.to(numerics.device), torch.stack(of_members)))
+                label_N = batch.to(numerics.device).label_N
+                frames.append(uncertainty_rows(batch, monte_carlo_scores(torch.stack(of_members), head, label_N), spec))
     return pl.concat(frames).sort(*TOKEN_KEY)
 
 
@@ -85,10 +82,6 @@ def shared_head(model: PeftModel, members: Sequence[str]) -> Head:
                 "it out of the adapters' targets, or remove 'adapter_ensemble' from uncertainty.estimators"
             )
     return first
-
-
-def _scores(hidden_KND: Tensor, head: Head, batch: Batch) -> MonteCarloScores:
-    return monte_carlo_scores(hidden_KND, head, batch.label_N)
 
 
 def _windows(batches: Iterable[Batch], head: Head, members: int) -> Iterator[list[Batch]]:
