@@ -1,5 +1,6 @@
 """Schedules, sensors and automation, one tick at a time on a temporary instance."""
 
+import contextvars
 import json
 import os
 
@@ -11,7 +12,7 @@ from tokenuq_ml.config import StudySpec
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.automation import reruns, schedules
 from tokenuq_pipeline.automation.reruns import RERUN_TAG, WAVE_TAG
-from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage, run_job
+from tokenuq_pipeline.runtime.dagster_internals import run_job
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG
 
 pytestmark = pytest.mark.slow
@@ -28,9 +29,9 @@ class Daemon:
     def __init__(self, toy, config, instance):
         self.toy, self.config, self.instance = toy, config, instance
         self.defs, self.cursors, self.observed = toy.defs(config), {}, []
-        # At once: later, Dagster would ask the instance that built definitions last, which may be gone.
-        forget_definitions_storage()
-        self.repository = self.defs.get_repository_def()
+        # Dagster would ask the instance that built definitions last, which may be gone. A context of its own forgets
+        # it for good: a generator of an earlier test that is collected meanwhile would bring it back.
+        self.repository = contextvars.Context().run(self.defs.get_repository_def)
 
     def schedule(self, study=STUDY):
         context = dg.build_schedule_context(instance=self.instance, repository_def=self.repository)
