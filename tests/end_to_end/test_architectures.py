@@ -43,7 +43,7 @@ VOCAB = 384
 """About thirty more than the tokenizer has."""
 BASE_MODELS = list(ARCHITECTURES)[::2]
 WITHOUT_PAD = list(ARCHITECTURES)[::3]
-EACH_TIME = ("gemma2", "qwen3", "gpt2", "mixtral", "mamba")
+EACH_TIME = ("gemma2", "gpt2", "mixtral", "mamba")
 """Those that `make test` runs; `make test-heavy` runs all."""
 STUDY = {
     "dataset": "talks",

@@ -17,7 +17,7 @@ from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 OURS = {"select": {"by": "bald_adapter_ensemble", "quantile": 0.25}, "rest": "none"}
 KEYS = ["example_id", "position"]

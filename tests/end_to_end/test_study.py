@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.pictures import draw_each_layout_once
 from tests.support.tiny_study import ABLATIONS, CONFIG, STUDY, StagesInProcess, write_inputs
 from tokenuq_ml.config.load import load_config
+from tokenuq_ml.tables.estimate_schemas import ESTIMATE_TABLES
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_ml.tables.truth_schemas import TRUTH_TABLES
@@ -26,8 +27,12 @@ from tokenuq_pipeline.runtime.launcher import StageLauncher
 from tokenuq_pipeline.runtime.store import Store
 
 pytestmark = pytest.mark.slow
-OF_OTHER_STUDIES = {"teacher_candidates", "validation_losses", "teacher_change", "token_truth", *TRUTH_TABLES}
-"""Tables of studies that try settings, read the teacher's change, or have a known truth."""
+OF_OTHER_STUDIES = {
+    *("teacher_candidates", "validation_losses", "teacher_change", "token_truth"),
+    *TRUTH_TABLES,
+    *ESTIMATE_TABLES,
+}
+"""Tables of studies that try settings, read the teacher's change, have a known truth, or measure BALD in more ways."""
 IN_CHILDREN = "masked_mle_top25"
 """The ablation that child processes make, as `tokenuq run` makes every ablation."""
 

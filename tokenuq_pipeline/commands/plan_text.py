@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tokenuq_ml.config.estimators import LAPLACE_ESTIMATORS, too_large
 from tokenuq_pipeline.commands.disk_space import Need, shortages
 
 FRESH = "fresh"
@@ -73,6 +72,8 @@ def _data_assumptions(planner, spec) -> list[str]:
 
 def _refused_estimators(planner, spec) -> list[str]:
     """Return what `uncertainty_estimates` would refuse for the size of the model's output layer."""
+    from tokenuq_ml.config.estimators import LAPLACE_ESTIMATORS, too_large
+
     model, samples = planner.architecture, spec.uncertainty.samples
     names = [name for name in spec.uncertainty.measured if name in LAPLACE_ESTIMATORS]
     problems = (too_large(name, model.vocabulary, model.hidden, samples) for name in names)

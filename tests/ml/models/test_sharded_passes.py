@@ -131,7 +131,7 @@ def check(one: Path, ranks: list[Path]) -> None:
     assert len({len(answer) for answer in whole["answers"]}) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", QUICK)
 def test_two_processes_that_share_the_weights_measure_what_one_measures(kind, measured):
     check(*measured(kind, QUICK))
@@ -143,7 +143,7 @@ def test_so_do_other_architectures(kind, measured):
     check(*measured(kind, OTHERS))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_model_is_refused_whose_layers_transformers_does_not_shard(measured):
     _, ranks = measured(QUICK[0], QUICK)
     for rank in ranks:

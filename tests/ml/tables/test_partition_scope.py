@@ -6,6 +6,7 @@ import duckdb
 import pytest
 
 from tokenuq_ml.tables.partition_scope import partition_scope
+from tokenuq_ml.tables.schemas import JOINED_READS
 
 TABLES = ("token_losses", "token_uncertainty", "selections", "evaluations")
 NARROWED = [
@@ -84,7 +85,7 @@ def test_what_proves_nothing_needs_all_partitions(query):
 
 def test_the_joined_view_needs_the_studies_of_its_tables():
     scope = partition_scope("SELECT count(*) FROM tokens WHERE study = 'a' AND split = 'train'")
-    assert scope == {name: [{"study": ["a"]}] for name in ("token_losses", "token_uncertainty", "token_truth")}
+    assert scope == {name: [{"study": ["a"]}] for name in JOINED_READS}
 
 
 def test_a_table_that_is_read_twice_needs_both_and_all_if_one_of_them_does():
