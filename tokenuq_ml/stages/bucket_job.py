@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dagster_pipes import encode_param
-
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.object_store.address import Address, node_folder
 from tokenuq_ml.object_store.bucket import StoreAway
@@ -26,9 +24,8 @@ from tokenuq_ml.stages.failures import write_reserve
 from tokenuq_ml.stages.job_carrier import JobCarrier, Taken
 from tokenuq_ml.stages.job_files import JobEnd
 from tokenuq_ml.stages.node_files import JOB_FOLDER, JOB_STORE, use_given_service
-from tokenuq_ml.stages.runner import BUG, INTERRUPTED, report_refusal
+from tokenuq_ml.stages.runner import BUG, INTERRUPTED, messages_to, report_refusal
 
-MESSAGES_VARIABLE = "DAGSTER_PIPES_MESSAGES"
 LOCK, LOCK_POLL_S = ".lock", 0.2
 
 
@@ -72,7 +69,7 @@ def _run(carrier: JobCarrier, stops: list[int]) -> int:
     """Run the stage; return its exit code, once everything is in the bucket."""
     write_reserve(carrier.folder)
     own = {
-        MESSAGES_VARIABLE: encode_param({"path": str(carrier.folder / job_files.MESSAGES)}),
+        **messages_to(carrier.folder / job_files.MESSAGES),
         JOB_FOLDER: str(carrier.folder),
         JOB_STORE: sys.argv[1],
     }

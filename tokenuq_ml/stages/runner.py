@@ -19,7 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
+from dagster_pipes import (
+    DAGSTER_PIPES_CONTEXT_ENV_VAR,
+    DAGSTER_PIPES_MESSAGES_ENV_VAR,
+    PipesContext,
+    encode_param,
+    open_dagster_pipes,
+)
 
 from tokenuq_ml import process_group
 from tokenuq_ml.disk import DiskFull
@@ -214,6 +220,11 @@ def _run_and_report(run: Callable) -> int:
     if process_group.launched_rank() > 0:
         return _run(run, RankReporter())
     return _with_reporter(lambda reporter: _run(run, reporter))
+
+
+def messages_to(file: Path) -> dict[str, str]:
+    """Return the environment of a stage that writes its messages into another file than its launcher has named."""
+    return {DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(file)})}
 
 
 def report_refusal(message: str, staging: Path, code: int = BAD_INPUT) -> int:
