@@ -11,7 +11,6 @@ from tests.support.kernels import (
     D,
     N,
     RuleFromLosses,
-    V,
     distil_all,
     full_logits,
     head_products,
@@ -175,37 +174,6 @@ def test_a_gain_gets_the_mask_of_its_rows():
     assert torch.equal(out.weights.mle_N, torch.where(selected, 2.0, 0.5).double())
 
 
-@pytest.mark.parametrize("exponent", [0.5, 3.0])
-def test_a_power_of_the_probability_has_the_gradient_of_its_objective(exponent):
-    """Of `(1 - p^k) / k`, against autograd; its own value is `p^k l`."""
-    head, hidden, labels, _ = random_inputs()
-    theirs, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    ce = torch.nn.functional.cross_entropy(full_logits(head, theirs), labels, reduction="none")
-    ((1 - torch.exp(-exponent * ce)) / exponent).sum().backward()
-    gain = lambda z, loss, selected: label_factors.probability_power(z, loss, exponent)  # noqa: E731
-    out = training_loss(ours, head, labels, train_all(), gain=gain)
-    out.total.backward()
-    torch.testing.assert_close(out.total, (torch.exp(-exponent * ce) * ce).sum())
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_the_focal_loss_and_its_gradient_equal_autograd(gamma):
-    """The factor has a gradient here; a sure label, whose p rounds to 1, has neither loss nor NaN."""
-    head, hidden, labels, _ = random_inputs()
-    theirs, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    ce = torch.nn.functional.cross_entropy(full_logits(head, theirs), labels, reduction="none")
-    expected = ((1 - torch.exp(-ce)) ** gamma * ce).sum()
-    expected.backward()
-    gain = lambda z, loss, selected: label_factors.focal(z, loss, gamma)  # noqa: E731
-    out = training_loss(ours, head, labels, train_all(), gain=gain)
-    out.total.backward()
-    torch.testing.assert_close(out.total, expected)
-    torch.testing.assert_close(ours.grad, theirs.grad)
-    sure = label_factors.focal(torch.zeros(2, 3), torch.tensor([0.0, 1e-20]), gamma)
-    assert all(part.isfinite().all() for part in sure) and (sure.value_R[0] == 0 or gamma == 0)
-
-
 @pytest.mark.parametrize("form, products", [("hidden", 3), ("means", 2)])
 @pytest.mark.parametrize("with_gain", [False, True])
 def test_both_losses_of_a_token_share_its_logits(form, products, with_gain, monkeypatch):
@@ -237,36 +205,6 @@ def test_both_losses_of_a_token_share_its_logits(form, products, with_gain, monk
     torch.testing.assert_close(outs[0].total, expected)
     torch.testing.assert_close(ours.grad, theirs.grad)
     torch.testing.assert_close(outs[0].divergence_N, divergence.detach())
-
-
-@pytest.mark.parametrize("name, temperature", [("forward_kl", 1.0), ("forward_kl", 2.0), ("jsd", 1.0)])
-@pytest.mark.parametrize("top_k", [1, 5, V, V + 3])
-def test_the_teachers_top_k_is_its_distribution_over_them(name, temperature, top_k):
-    head, hidden, labels, teacher = random_inputs()
-    theirs, ours = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    of_teacher = full_logits(head, teacher) / temperature
-    kept = torch.zeros_like(of_teacher).scatter(1, of_teacher.topk(min(top_k, V), 1).indices, 1.0)
-    q = torch.softmax(of_teacher, 1) * kept
-    q = q / q.sum(1, keepdim=True)
-    p = torch.softmax(full_logits(head, theirs) / temperature, 1)
-    kl = lambda a, b: (torch.xlogy(a, a) - a * b.log()).sum(1)  # noqa: E731
-    expected = kl(q, p) if name == "forward_kl" else (kl(q, (p + q) / 2) + kl(p, (p + q) / 2)) / 2
-    expected.sum().backward()
-    term = TeacherTerm(TeacherStates(teacher), name, temperature, top_k=top_k)
-    out = training_loss(ours, head, labels, distil_all(), teacher=term)
-    out.total.backward()
-    torch.testing.assert_close(out.divergence_N, expected.detach())
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-def test_the_teachers_top_k_is_biased():
-    """At the teacher's own distribution the full divergence has no gradient, that to its top K has one (2503.16870)."""
-    head, hidden, labels, _ = random_inputs()
-    for top_k, moves in ((None, False), (3, True)):
-        own = hidden.clone().requires_grad_()
-        term = TeacherTerm(TeacherStates(hidden), top_k=top_k)
-        training_loss(own, head, labels, distil_all(), teacher=term).total.backward()
-        assert (own.grad.abs().max() > 1e-3) == moves
 
 
 @pytest.mark.parametrize("divergence, form", [("jsd", "hidden"), ("forward_kl", "hidden"), ("forward_kl", "means")])
