@@ -36,7 +36,7 @@ class SoftmaxCurvature(GGNInterface):
 
     @torch.no_grad()
     def diag(self, x: Tensor, y: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return loss and diagonal: `sum_n p_nv (1 - p_nv) h_nd^2`; arguments as of `kron`."""
+        """Return loss and diagonal: `sum_n p_nv (1 - p_nv) h_nd^2`; `kron` lists the arguments."""
         loss, p_NV = self._loss_and_probabilities(x, y)
         return loss, ((p_NV * (1 - p_NV)).T @ x**2).flatten()
 
