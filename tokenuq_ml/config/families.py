@@ -4,7 +4,7 @@ Settings of a family differ only in `train`: the learning rate, for example. A r
 that each of them does best with on the validation split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tokenuq_ml.config.ablation import AblationSpec
 from tokenuq_ml.config.base import check_name
@@ -43,19 +43,38 @@ def _at_settings(ablation: AblationSpec, sweep: TrainSweep) -> list[AblationSpec
     return made
 
 
+def _with_seeds(ablation: AblationSpec, seeds: int) -> list[AblationSpec]:
+    """Return the ablation with the seeds 0 to `seeds - 1`."""
+    setting = ablation.setting
+    names = [setting] + [f"{setting}_s{seed}" for seed in range(1, seeds)]
+    return [ablation.model_copy(update={"name": check_name(name), "seed": seed}) for seed, name in enumerate(names)]
+
+
+def _added(made: Sequence[AblationSpec], key: str, ablations: dict[str, AblationSpec]) -> tuple[str, ...]:
+    """Add what a key of a study makes to `ablations`, and return its names, each once.
+
+    Raises:
+        ValueError: a name is that of another ablation.
+    """
+    for one in made:
+        if ablations.setdefault(one.name, one) != one:
+            raise ValueError(f"{key!r} makes {one.name!r}, which ablations.yaml has; rename that one")
+    return tuple(dict.fromkeys(one.name for one in made))
+
+
 def with_settings(study: StudySpec, ablations: dict[str, AblationSpec]) -> StudySpec:
-    """Return the study with one ablation per setting of its `sweep`, which are added to `ablations`.
+    """Return the study with one ablation per seed of `seeds` and setting of `sweep`, which are added to `ablations`.
 
     Raises:
         ValueError: an ablation sets a key that is swept, a name is taken, or settings of a family cannot be compared.
     """
     names = study.ablations
+    if study.seeds is not None:
+        seeded = [one for name in names for one in _with_seeds(ablations[name], study.seeds)]
+        names = _added(seeded, "seeds", ablations)
     if study.sweep is not None:
         swept = [one for name in names for one in _at_settings(ablations[name], study.sweep)]
-        for one in swept:
-            if ablations.setdefault(one.name, one) != one:
-                raise ValueError(f"'sweep' makes {one.name!r}, which ablations.yaml has; rename that one")
-        names = tuple(one.name for one in swept)
+        names = _added(swept, "sweep", ablations)
     if taken := sorted(study.teacher_candidates.keys() & set(names)):
         raise ValueError(f"'teacher_sweep' makes {taken[0]!r}, which is an ablation too; rename the ablation")
     if taken := sorted(study.ensemble_teachers.keys() & {*names, *study.teacher_candidates}):

@@ -106,7 +106,7 @@ class StudySpec(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
         {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text"}
-        | {"resources", "processes", "sharding", "sweep", "teacher_sweep"}
+        | {"resources", "processes", "sharding", "seeds", "sweep", "teacher_sweep"}
     )
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -130,6 +130,9 @@ class StudySpec(Spec):
     )
     precision: PrecisionSpec = PrecisionSpec()
     train: TrainSpec = TrainSpec()
+    seeds: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="seeds of each ablation, from 0, in place of those that ablations.yaml lists"
+    )
     sweep: TrainSweep | None = Field(
         default=None, description="settings at which each ablation is trained; the report takes the best on validation"
     )

@@ -74,6 +74,27 @@ def test_only_what_is_set_is_part_of_the_version(tmp_path):
     assert "validation" not in ablation_fields(config, study, config.ablations["fast"], "evaluation")
 
 
+def test_seeds_of_a_study_stand_for_those_of_the_ablations(tmp_path):
+    config = load(tmp_path, {"mle": {"select": "all", "seed": [0, 4]}}, ablations=["mle", "paper_top25"], seeds=3)
+    study = config.studies[STUDY]
+    families = settings_of({name: config.ablations[name] for name in study.ablations})
+    assert families == {
+        "mle": {"mle": ["mle", "mle_s1", "mle_s2"]},
+        "paper_top25": {"paper_top25": ["paper_top25", "paper_top25_s1", "paper_top25_s2"]},
+    }
+    assert [config.ablations[name].seed for name in study.ablations] == [0, 1, 2] * 2
+    # The key is no part of any version: one more seed leaves the others as they were.
+    mle = config.ablations["mle"]
+    more = study.model_copy(update={"seeds": 4})
+    assert ablation_fields(config, more, mle, "student") == ablation_fields(config, study, mle, "student")
+
+
+def test_a_name_that_seeds_would_make_is_not_taken_over(tmp_path):
+    other = {"paper_top25_s1": {"select": "all", "seed": 0}}
+    with pytest.raises(InputError, match="'seeds' makes 'paper_top25_s1', which ablations.yaml has"):
+        load(tmp_path, other, ablations=["paper_top25"], seeds=2)
+
+
 def test_a_studys_sweep_trains_every_ablation_at_each_setting(tmp_path):
     seeds = {"mle": {"select": "all", "seed": [0, 1]}}
     config = load(tmp_path, seeds, ablations=["mle", "paper_top25"], sweep={"learning_rate": ["1e-3", 0.01]})
