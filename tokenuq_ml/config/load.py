@@ -1,17 +1,19 @@
-"""Reading of `models.yaml`, `datasets.yaml`, `studies.yaml` and `ablations.yaml` into one checked `Config`.
+"""Reading of `models.yaml`, `datasets.yaml`, `studies.yaml`, `ablations.yaml` and `comparisons.yaml` into one `Config`.
 
 Every error names the file and the key, and says what is allowed or what to do.
 """
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
+from tokenuq_ml.config.comparison import ComparisonSpec
+from tokenuq_ml.config.comparison_files import read_comparisons
 from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
 from tokenuq_ml.config.estimated import unmeasured_estimator
@@ -29,12 +31,13 @@ AnySpec = TypeVar("AnySpec", bound=Spec)
 
 @dataclass(frozen=True)
 class Config:
-    """Every entry of the four files, by name."""
+    """Every entry of the files, by name."""
 
     models: dict[str, ModelSpec]
     datasets: dict[str, DatasetSpec]
     studies: dict[str, StudySpec]
     ablations: dict[str, AblationSpec]
+    comparisons: dict[str, ComparisonSpec] = field(default_factory=dict)
 
     def evaluation_datasets(self, study: StudySpec) -> list[str]:
         """Return the datasets that the study's evaluations name, in addition to `ood`."""
@@ -76,7 +79,7 @@ class Config:
 def load_config(*folders: str | Path) -> Config:
     """Read and check the configuration in `folders`.
 
-    The first folder must hold all four files. Later folders may hold any of them and add entries; an entry of the same
+    The first folder must hold all files but `comparisons.yaml`. Later folders may hold any of them and add entries; an entry of the same
     name in two folders is an error.
 
     Raises:
@@ -85,13 +88,15 @@ def load_config(*folders: str | Path) -> Config:
     reader = _Reader([Path(folder) for folder in folders])
     models, datasets = reader.entries("models", ModelSpec), reader.datasets()
     studies, ablations = reader.entries("studies", StudySpec), reader.entries("ablations", AblationSpec)
-    studies = {name: reader.with_settings(study, ablations) for name, study in studies.items()}
+    written = dict(ablations)
+    studies = {name: reader.with_settings(study, written, ablations) for name, study in studies.items()}
     config = Config(models, datasets, studies, ablations)
     check_languages(models, datasets, studies, reader.origins)
     reader.check_mixes(config)
     reader.check_studies(config)
     reader.check_model_files(config)
-    return config
+    comparisons = read_comparisons([Path(folder) for folder in folders], config.studies, config.ablations)
+    return replace(config, comparisons=comparisons)
 
 
 def load_ablations(folder: str | Path) -> dict[str, AblationSpec]:
@@ -168,9 +173,17 @@ class _Reader:
                 )
         return study.model_copy(update={"ablations": tuple(dict.fromkeys(names))})
 
-    def with_settings(self, study: StudySpec, ablations: dict[str, AblationSpec]) -> StudySpec:
-        """Return the study with its ablations one by one; those of its `sweep` are added to `ablations`."""
-        single = self.with_single_ablations(study, ablations)
+    def with_settings(
+        self, study: StudySpec, written: dict[str, AblationSpec], ablations: dict[str, AblationSpec]
+    ) -> StudySpec:
+        """Return the study with its ablations one by one.
+
+        Args:
+            study: as its file says.
+            written: what ablations.yaml has. Studies name nothing else: not what another study's `seeds` makes.
+            ablations: those, and what the `seeds` and `sweep` of studies make; those of this one are added.
+        """
+        single = self.with_single_ablations(study, written)
         try:
             return with_settings(single, ablations)
         except ValueError as error:

@@ -15,10 +15,12 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages.versions import ablation_fields, candidate_fields, study_fields
 
 
-def load(folder, added=None, **study):
-    """Load the tiny study with other keys."""
+def load(folder, added=None, *, others=None, **study):
+    """Load the tiny study with other keys, and after it other studies that differ from it in the given keys."""
     config = copy.deepcopy(CONFIG)
-    config["studies"][STUDY].update(study)
+    before = config["studies"][STUDY]
+    config["studies"] |= {name: {**before, **keys} for name, keys in (others or {}).items()}
+    config["studies"][STUDY] = {**before, **study}
     config["ablations"].update(added or {})
     (folder / "llama").mkdir()
     for kind, entries in config.items():
@@ -87,6 +89,18 @@ def test_seeds_of_a_study_stand_for_those_of_the_ablations(tmp_path):
     mle = config.ablations["mle"]
     more = study.model_copy(update={"seeds": 4})
     assert ablation_fields(config, more, mle, "student") == ablation_fields(config, study, mle, "student")
+
+
+def test_what_one_study_makes_is_no_part_of_another(tmp_path):
+    both = {"seeds": 2, "sweep": {"learning_rate": [0.1, 0.2]}}
+    config = load(tmp_path, ablations=["mle"], others={"other": {"ablations": ["mle"]}}, **both)
+    assert config.studies[STUDY].ablations == ("mle_lr0p1", "mle_lr0p2", "mle_lr0p1_s1", "mle_lr0p2_s1")
+    assert config.studies["other"].ablations == ("mle",)
+
+
+def test_a_study_cannot_name_what_another_makes(tmp_path):
+    with pytest.raises(InputError, match="other.ablations: 'mle_s1' is not in ablations.yaml"):
+        load(tmp_path, ablations=["mle"], seeds=2, others={"other": {"ablations": ["mle_s1"]}})
 
 
 def test_a_name_that_seeds_would_make_is_not_taken_over(tmp_path):
