@@ -25,9 +25,10 @@ from tokenuq_ml.config.evaluation import (
     IfEvalSpec,
     JudgeSpec,
 )
+from tokenuq_ml.config.model import ModelSpec
 from tokenuq_ml.config.objective import DistillSpec, ObjectiveSpec
 from tokenuq_ml.config.select import Schedule, SelectSpec
-from tokenuq_ml.config.sources import DatasetSpec, ModelSpec
+from tokenuq_ml.config.sources import DatasetSpec
 from tokenuq_ml.config.study import CurriculumSpec, PrecisionSpec, StudySpec, UncertaintySpec
 from tokenuq_ml.config.train import LoraChange, LoraSpec, TrainChange, TrainSpec, TrainSweep
 

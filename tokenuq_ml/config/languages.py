@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenuq_ml.config.sources import DatasetSpec, ModelSpec
+from tokenuq_ml.config.model import ModelSpec
+from tokenuq_ml.config.sources import DatasetSpec
 from tokenuq_ml.config.study import StudySpec
 from tokenuq_ml.errors import InputError
 

@@ -7,7 +7,8 @@ import yaml
 
 from tests.support.tiny_language import GRAMMAR, LLAMA
 from tokenuq_ml.config.load import load_config
-from tokenuq_ml.config.sources import DatasetSpec, ModelSpec
+from tokenuq_ml.config.model import ModelSpec
+from tokenuq_ml.config.sources import DatasetSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages.versions import study_fields
 
