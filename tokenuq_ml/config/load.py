@@ -18,6 +18,7 @@ from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
 from tokenuq_ml.config.estimated import unmeasured_estimator
 from tokenuq_ml.config.families import with_settings
+from tokenuq_ml.config.grids import Grids, with_grids
 from tokenuq_ml.config.languages import check_languages
 from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.sweeps import expand
@@ -38,6 +39,12 @@ class Config:
     studies: dict[str, StudySpec]
     ablations: dict[str, AblationSpec]
     comparisons: dict[str, ComparisonSpec] = field(default_factory=dict)
+    grids: Grids = field(default_factory=dict)
+    """Entry of studies.yaml with a `grid` -> its cells, which are in `studies`, and the knobs of each."""
+
+    def studies_of(self, name: str) -> tuple[str, ...]:
+        """Return the studies that a name stands for: itself, or all cells of an entry with a `grid`; none if unknown."""
+        return tuple(self.grids.get(name, (name,) if name in self.studies else ()))
 
     def evaluation_datasets(self, study: StudySpec) -> list[str]:
         """Return the datasets that the study's evaluations name, in addition to `ood`."""
@@ -79,8 +86,8 @@ class Config:
 def load_config(*folders: str | Path) -> Config:
     """Read and check the configuration in `folders`.
 
-    The first folder must hold all files but `comparisons.yaml`. Later folders may hold any of them and add entries; an entry of the same
-    name in two folders is an error.
+    The first folder must hold all files but `comparisons.yaml`. Later folders may hold any of them and add entries; an
+    entry of the same name in two folders is an error.
 
     Raises:
         InputError: a file is missing or invalid; the message names the file and the key, and says what is allowed.
@@ -88,9 +95,10 @@ def load_config(*folders: str | Path) -> Config:
     reader = _Reader([Path(folder) for folder in folders])
     models, datasets = reader.entries("models", ModelSpec), reader.datasets()
     studies, ablations = reader.entries("studies", StudySpec), reader.entries("ablations", AblationSpec)
+    studies, datasets, grids = with_grids(studies, datasets, reader.origins)
     written = dict(ablations)
     studies = {name: reader.with_settings(study, written, ablations) for name, study in studies.items()}
-    config = Config(models, datasets, studies, ablations)
+    config = Config(models, datasets, studies, ablations, grids=grids)
     check_languages(models, datasets, studies, reader.origins)
     reader.check_mixes(config)
     reader.check_studies(config)

@@ -1,0 +1,130 @@
+"""A comparison of studies: one page over several of them; the entries of `comparisons.yaml`.
+
+Each kind of comparison has its options, and names what it reads of each study. `reports/comparisons/` computes them.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tokenuq_ml.config.ablation import AblationSpec
+from tokenuq_ml.config.base import Spec, check_name
+from tokenuq_ml.config.evaluation import EvaluationSpec
+from tokenuq_ml.config.families import settings_of
+from tokenuq_ml.config.study import StudySpec
+
+Quantile = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ComparisonSpec(Spec):
+    """What every kind of comparison has. A kind is a subclass that is in `KINDS`."""
+
+    READS_REPORT: ClassVar[bool] = False
+    """Reads `ablation_report` of each study, and so waits for all of it."""
+    STUDY_TABLES: ClassVar[tuple[str, ...]] = ()
+    """Tables of each study that the kind reads: `uncertainty_analysis`, `token_losses`, ..."""
+    STUDY_TABLES_WITH_TRUTH: ClassVar[tuple[str, ...]] = ()
+    """Further ones of studies whose truth is known: `truth_ranking`, `token_truth`, ..."""
+    ABLATION_TABLES: ClassVar[tuple[str, ...]] = ()
+    """Tables of each ablation: `evaluation_examples`, `selections`, `curriculum`, ..."""
+    REFERENCE_TABLES: ClassVar[tuple[str, ...]] = ()
+    """Tables of the base model and of the teacher: `evaluation_examples`, ..."""
+    OPTIONAL_ABLATIONS: ClassVar[bool] = False
+    """Reads the ablations that exist. What was never made is left out; its families have fewer seeds, or are absent."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    kind: str
+    studies: tuple[str, ...] = Field(description="names in studies.yaml; one with a `grid` stands for all its cells")
+    bootstrap: Annotated[int, Field(gt=0, description="bootstrap resamples per interval")] = 2000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: Annotated[int, Field(description="of the resamples")] = 0
+
+    @property
+    def intervals(self) -> EvaluationSpec:
+        """Return how intervals are computed, as functions of `evaluation/` take it."""
+        return EvaluationSpec(bootstrap=self.bootstrap, confidence=self.confidence, seed=self.seed)
+
+    def ablations_of(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> tuple[str, ...]:
+        """Return the ablations of a study that the comparison reads, if it reads `ABLATION_TABLES`.
+
+        Args:
+            study: one of `studies`.
+            ablations: every ablation, by name.
+        """
+        return study.ablations
+
+    def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
+        """Return what a study lacks that the comparison needs, with the remedy; None if nothing.
+
+        Args:
+            study: one of `studies`.
+            ablations: every ablation, by name.
+        """
+        return None
+
+    @model_validator(mode="after")
+    def _check_studies(self) -> Self:
+        if not self.studies:
+            raise ValueError("'studies' is empty: name at least one")
+        if len(set(self.studies)) < len(self.studies):
+            raise ValueError("'studies' names a study twice; remove one")
+        return self
+
+
+class FamilyComparison(ComparisonSpec):
+    """A comparison of families of ablations with a baseline, each at the setting that its study's report has chosen."""
+
+    READS_REPORT: ClassVar[bool] = True
+    ABLATION_TABLES: ClassVar[tuple[str, ...]] = ("evaluation_examples",)
+
+    baseline: str = Field(default="mle", description="family that the others are compared with")
+
+    def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
+        """Return that the study lacks the baseline, or has nothing to compare with it."""
+        families = settings_of({name: ablations[name] for name in study.ablations})
+        if self.baseline not in families:
+            return (
+                f"study {study.name} has no family {self.baseline!r}, which is the baseline; it has "
+                f"{', '.join(families)}; add it to the study's ablations, or set 'baseline'"
+            )
+        if len(families) == 1:
+            return f"study {study.name} has no family but the baseline {self.baseline!r}; add ablations to it"
+        return None
+
+
+class FrontComparison(FamilyComparison):
+    """Families in distribution against out of distribution, and which are on the Pareto front of every study."""
+
+    kind: Literal["front"]
+
+
+class ThresholdsComparison(FamilyComparison):
+    """The quantile of the selection against the data set."""
+
+    kind: Literal["thresholds"]
+    families: tuple[str, ...] = Field(
+        default=("masked_mle_top", "paper_top"), description="entries of ablations.yaml, without the quantile"
+    )
+    quantiles: tuple[Quantile, ...] = (0.1, 0.25, 0.5, 0.75)
+
+
+KINDS: dict[str, type[ComparisonSpec]] = {
+    "front": FrontComparison,
+    "thresholds": ThresholdsComparison,
+}
+"""Value of `kind` -> the options of that kind."""
+
+
+def spec_class_of(entry: Mapping[str, Any]) -> type[ComparisonSpec]:
+    """Return the class that validates an entry.
+
+    Raises:
+        ValueError: the entry has no `kind`, or an unknown one.
+    """
+    if "kind" not in entry:
+        raise ValueError(f"kind: missing; allowed: {', '.join(KINDS)}")
+    kind = entry["kind"]
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind: unknown kind {kind!r}; allowed: {', '.join(KINDS)}")
+    return KINDS[kind]

@@ -1,0 +1,71 @@
+"""Reading of `comparisons.yaml`, a file that a configuration folder need not have."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tokenuq_ml.config.ablation import AblationSpec
+from tokenuq_ml.config.comparison import ComparisonSpec, spec_class_of
+from tokenuq_ml.config.credentials import check_no_credentials
+from tokenuq_ml.config.problems import problems
+from tokenuq_ml.config.study import StudySpec
+from tokenuq_ml.config.yaml_file import read_mapping
+from tokenuq_ml.errors import InputError
+
+FILE = "comparisons.yaml"
+
+
+def read_comparisons(
+    folders: Sequence[Path],
+    studies: Mapping[str, StudySpec],
+    ablations: Mapping[str, AblationSpec],
+) -> dict[str, ComparisonSpec]:
+    """Return the checked entries of `comparisons.yaml` in all folders, by name, with their studies one by one.
+
+    Args:
+        folders: of the configuration.
+        studies: every study, by name.
+        ablations: every ablation, by name.
+
+    Raises:
+        InputError: an entry is invalid, or names a study that does not exist or lacks what the comparison needs.
+    """
+    found: dict[str, ComparisonSpec] = {}
+    origins: dict[str, Path] = {}
+    for path in (folder / FILE for folder in folders):
+        if not path.is_file():
+            continue
+        for name, raw in read_mapping(path).items():
+            if name in origins:
+                raise InputError(f"{path}: {name}: already defined in {origins[name]}; rename one of them")
+            origins[name] = path
+            found[name] = _checked(path, _parsed(path, name, raw), studies, ablations)
+    return found
+
+
+def _parsed(path: Path, name: str, raw: Any) -> ComparisonSpec:
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: {name}: must be a mapping, is {type(raw).__name__}")
+    check_no_credentials(f"{path}: {name}", raw)
+    try:
+        spec_class = spec_class_of(raw)
+    except ValueError as error:
+        raise InputError(f"{path}: {name}.{error}") from None
+    try:
+        return spec_class(**{**raw, "name": name})
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(spec_class, error))) from None
+
+
+def _checked(
+    path: Path, spec: ComparisonSpec, studies: Mapping[str, StudySpec], ablations: Mapping[str, AblationSpec]
+) -> ComparisonSpec:
+    where = f"{path}: {spec.name}.studies"
+    for name in spec.studies:
+        if name not in studies:
+            raise InputError(f"{where}: {name!r} is not in studies.yaml; allowed: {', '.join(studies) or 'none'}")
+        if problem := spec.problem_with(studies[name], ablations):
+            raise InputError(f"{where}: {problem}")
+    return spec
