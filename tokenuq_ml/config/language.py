@@ -1,10 +1,11 @@
-"""The knobs of a synthetic language: the key `grammar` of a dataset of format `synthetic_language`.
+"""The knobs of a synthetic language: the keys `grammar` and `changes` of a dataset, and `grid` of a study.
 
 The package `data/language` writes its documents and knows the true distribution of every token.
 """
 
+import itertools
 import math
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -25,6 +26,30 @@ MOST_CHOICES = 400
 _ROUNDING = 1e-9
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Zipf = Annotated[
+    float, Field(ge=0, le=4, description="exponent: the key of rank r is asked for with a probability ~ r^-zipf")
+]
+Noise = Annotated[
+    float, Field(ge=0, lt=1, description="share of facts whose value is replaced by one drawn from all values")
+]
+
+
+class LanguageChanges(Spec):
+    """Knobs that a dataset changes in its language: those that leave words, facts, choices and forms as they are.
+
+    So a model that was pre-trained on the language knows the words of the dataset too.
+    """
+
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"noise", "zipf"})
+
+    noise: Noise | None = None
+    zipf: Zipf | None = None
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not self.fields():
+            raise ValueError(f"'changes' is empty; give one of {', '.join(type(self).model_fields)}, or remove it")
+        return self
 
 
 class GrammarSpec(Spec):
@@ -32,12 +57,8 @@ class GrammarSpec(Spec):
 
     facts: Annotated[int, Field(gt=1, le=MOST_WORDS, description="keys, each of which has one value per world")] = 160
     values: Annotated[int, Field(gt=1, le=MOST_WORDS, description="words that facts have as values")] = 40
-    zipf: Annotated[
-        float, Field(ge=0, le=4, description="exponent: the key of rank r is asked for with a probability ~ r^-zipf")
-    ] = 1.3
-    noise: Annotated[
-        float, Field(ge=0, lt=1, description="share of facts whose value is replaced by one drawn from all values")
-    ] = 0.0
+    zipf: Zipf = 1.3
+    noise: Noise = 0.0
     topics: Annotated[int, Field(gt=0, le=MOST_CHOICES, description="topics of choices, with a distribution each")] = 2
     choices: Annotated[int, Field(gt=1, le=MOST_CHOICES, description="words to choose from")] = 12
     choice_entropy: Annotated[float, Field(gt=0, description="entropy of each choice, nats")] = 2.0
@@ -83,3 +104,39 @@ class GrammarSpec(Spec):
         """Structure tokens of a response, its end of turn included: as many as the share asks for, rounded."""
         share = self.shares["structure"]
         return round(self.items * share / (1 - share)) if share < 1 else 0
+
+    def changed(self, changes: LanguageChanges | None) -> "GrammarSpec":
+        """Return the grammar with the knobs of a dataset that changes some."""
+        return self if changes is None else GrammarSpec(**{**self.fields(), **changes.fields()})
+
+
+class GridSpec(Spec):
+    """Knobs of a language, each with the values that are tried: every combination of them is a cell."""
+
+    noise: tuple[Noise, ...] | None = None
+    zipf: tuple[Zipf, ...] | None = None
+
+    @property
+    def values(self) -> dict[str, tuple[float, ...]]:
+        """Knob -> its values, of the knobs that are listed."""
+        listed = {key: getattr(self, key) for key in type(self).model_fields}
+        return {key: values for key, values in listed.items() if values is not None}
+
+    @property
+    def cells(self) -> list[LanguageChanges]:
+        """The knobs of each cell, the last one changing fastest."""
+        combinations = itertools.product(*self.values.values())
+        return [LanguageChanges(**dict(zip(self.values, values, strict=True))) for values in combinations]
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        if not self.values:
+            raise ValueError(
+                f"'grid' lists no knob; give values of {' or '.join(type(self).model_fields)}, or remove it"
+            )
+        for key, values in self.values.items():
+            if not values:
+                raise ValueError(f"{key!r} is empty; give at least one value, or remove it")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key!r} holds a value twice: {', '.join(map(str, values))}; remove one")
+        return self

@@ -6,9 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import Split, check_name
-from tokenuq_ml.config.language import GrammarSpec, World
+from tokenuq_ml.config.language import GrammarSpec, LanguageChanges, World
 from tokenuq_ml.config.row_keys import ROW_KEYS, RowKeys
 from tokenuq_ml.config.split_sizes import Sizes, are_counts, check_shares
+
+_LANGUAGE_KEYS = ("grammar", "language", "world", "changes")
+"""Keys of a dataset of format `synthetic_language` only."""
 
 
 class DatasetSpec(RowKeys):
@@ -16,7 +19,7 @@ class DatasetSpec(RowKeys):
 
     ADDED_LATER: ClassVar[frozenset[str]] = ROW_KEYS | {
         *("duplicates", "field", "mix"),
-        *("grammar", "language", "world"),
+        *_LANGUAGE_KEYS,
     }
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -61,6 +64,9 @@ class DatasetSpec(RowKeys):
         default=None, description="synthetic_language: the entry that defines the language; default: this one"
     )
     world: World | None = Field(default=None, description="synthetic_language, with `language`: its world")
+    changes: LanguageChanges | None = Field(
+        default=None, description="synthetic_language, with world `post`: knobs that differ from those of the language"
+    )
     sizes: Sizes = Field(description="split -> rows, as counts or as shares of what it is drawn from; or all")
     duplicates: Literal["question", "conversation", "keep"] = Field(
         default="question",
@@ -111,7 +117,7 @@ class DatasetSpec(RowKeys):
             raise ValueError(f"'mix' needs format 'mix', is {self.format!r}")
         elif self.format == "synthetic_language":
             self._check_language()
-        elif key := next((key for key in ("grammar", "language", "world") if getattr(self, key) is not None), None):
+        elif key := next((key for key in _LANGUAGE_KEYS if getattr(self, key) is not None), None):
             raise ValueError(f"{key!r} needs format 'synthetic_language', is {self.format!r}")
         elif self.format == "reasoning_gym":
             if self.task is None:
@@ -150,7 +156,7 @@ class DatasetSpec(RowKeys):
         return sorted(key for key in type(self).model_fields.keys() - used if getattr(self, key) != self._default(key))
 
     def _check_language(self) -> None:
-        if others := self._given_besides("grammar", "language", "world"):
+        if others := self._given_besides(*_LANGUAGE_KEYS):
             raise ValueError(f"format 'synthetic_language' generates its documents; remove {others[0]!r}")
         if not are_counts(self.sizes):
             raise ValueError(
@@ -167,6 +173,11 @@ class DatasetSpec(RowKeys):
             raise ValueError(f"'language' names {self.name} itself; remove it, and give 'grammar'")
         if self.language is not None and self.grammar is not None:
             raise ValueError(f"'grammar' is set in {self.language}, which defines the language; remove it here")
+        if self.changes is not None and self.world != "post":
+            raise ValueError(
+                "'changes' needs 'language' and world 'post': the world 'pre' is the one that the model was pre-trained "
+                "on, and the entry of the language has its knobs in 'grammar'"
+            )
 
     def _check_parts(self, drawn_from: dict[Split, str]) -> None:
         if self.sizes != "all" and set(drawn_from) != set(self.sizes):

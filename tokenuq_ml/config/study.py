@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from tokenuq_ml.config.base import RESERVED_STUDIES, TEACHER_ROW, Spec, check_name, one_of
 from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, OWN_RATE
 from tokenuq_ml.config.evaluation import EvaluationSpec
+from tokenuq_ml.config.language import GridSpec
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
 from tokenuq_ml.config.train import TrainChange, TrainSpec, TrainSweep
 
@@ -106,7 +107,7 @@ class StudySpec(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
         {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text"}
-        | {"resources", "processes", "sharding", "seeds", "sweep", "teacher_sweep"}
+        | {"resources", "processes", "sharding", "seeds", "sweep", "teacher_sweep", "grid"}
     )
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -138,6 +139,9 @@ class StudySpec(Spec):
     )
     teacher_sweep: TrainSweep | None = Field(
         default=None, description="settings at which teachers are trained; the best on validation is the study's"
+    )
+    grid: GridSpec | None = Field(
+        default=None, description="knobs of the dataset's language: the entry stands for one study per combination"
     )
     teacher_seed: int = 1000
     teacher_states: Literal["cached", "online"] = "cached"

@@ -67,10 +67,15 @@ def generate_documents(spec: DatasetSpec, language: Language) -> tuple[list[Exam
     Documents of a language's own entry are of the world `pre`. Of its train split, which is for pre-training, a share
     has the form of the world `post` with shuffled facts and choices.
 
+    Args:
+        spec: the dataset, whose `changes` of the language are made, and recorded in the `source` of each example.
+        language: as its entry defines it.
+
     Raises:
         InputError: too few prompts are distinct.
     """
     assert spec.sizes != "all"
+    language = language.changed(spec.changes)
     seen: set[str] = set()
     examples: list[Example] = []
     repeated = 0

@@ -14,7 +14,7 @@ from itertools import accumulate
 from random import Random
 from typing import Any, NamedTuple
 
-from tokenuq_ml.config.language import ITEM_SLOTS, WORLDS, GrammarSpec, Slot, World
+from tokenuq_ml.config.language import ITEM_SLOTS, WORLDS, GrammarSpec, LanguageChanges, Slot, World
 from tokenuq_ml.data.language.words import END, LARGEST_NUMBER, Words
 from tokenuq_ml.data.language.worlds import WorldFacts, drawn, entropy
 
@@ -87,6 +87,10 @@ class Language:
     def from_fields(cls, fields: dict[str, Any]) -> "Language":
         """Return the language of its `fields`."""
         return cls(GrammarSpec(**fields["grammar"]), fields["seed"])
+
+    def changed(self, changes: LanguageChanges | None) -> "Language":
+        """Return the language with other noise or rarity. Words, facts, choices and forms stay as they are."""
+        return self if changes is None else Language(self.grammar.changed(changes), self.seed)
 
     def draw_items(self, form: Form, draw: Random) -> tuple[Item, ...]:
         """Return the items of a new document."""
