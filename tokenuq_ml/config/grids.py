@@ -61,12 +61,13 @@ def _require_world(where: str, study: StudySpec, datasets: Mapping[str, DatasetS
     if dataset is None or dataset.world != "post":
         fitting = ", ".join(name for name, spec in datasets.items() if spec.world == "post") or "none yet"
         raise InputError(
-            f"{where}: changes knobs of a synthetic language, and the study's dataset is {study.dataset!r}; name one of "
-            f"world 'post': {fitting}"
+            f"{where}: changes knobs of a synthetic language, and the study's dataset is {study.dataset!r}; name one "
+            f"of world 'post': {fitting}"
         )
     if dataset.changes is not None and (twice := study.grid.values.keys() & dataset.changes.fields()):
         raise InputError(
-            f"{where}: lists {min(twice)!r}, which 'changes' of {study.dataset} sets in datasets.yaml; remove one of them"
+            f"{where}: lists {min(twice)!r}, which 'changes' of {study.dataset} sets in datasets.yaml; remove one of "
+            "them"
         )
 
 

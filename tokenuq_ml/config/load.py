@@ -15,14 +15,14 @@ from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudyS
 from tokenuq_ml.config.comparison import ComparisonSpec
 from tokenuq_ml.config.comparison_files import read_comparisons
 from tokenuq_ml.config.credentials import check_no_credentials
-from tokenuq_ml.config.curated import KEYS, CuratedDatasetSpec, CuratedEntry, with_curated
-from tokenuq_ml.config.estimated import unmeasured_estimator
+from tokenuq_ml.config.curated import KEYS, CuratedEntry, with_curated
 from tokenuq_ml.config.families import with_settings
 from tokenuq_ml.config.grids import Grids, with_grids
 from tokenuq_ml.config.languages import check_languages
 from tokenuq_ml.config.problems import problems
+from tokenuq_ml.config.references import check_references
 from tokenuq_ml.config.sweeps import expand
-from tokenuq_ml.config.truth import LANGUAGE, first_oracle, without_truth
+from tokenuq_ml.config.truth import LANGUAGE
 from tokenuq_ml.config.yaml_file import read_mapping
 from tokenuq_ml.errors import InputError
 
@@ -43,8 +43,14 @@ class Config:
     """Entry of studies.yaml with a `grid` -> its cells, which are in `studies`, and the knobs of each."""
 
     def studies_of(self, name: str) -> tuple[str, ...]:
-        """Return the studies that a name stands for: itself, or all cells of an entry with a `grid`; none if unknown."""
+        """Return the studies that a name stands for: itself, or the cells of an entry with a grid; none if unknown."""
         return tuple(self.grids.get(name, (name,) if name in self.studies else ()))
+
+    @property
+    def study_names(self) -> list[str]:
+        """The names in studies.yaml: cells of a `grid` are left out, and its entry is one."""
+        cells = {cell for grid in self.grids.values() for cell in grid}
+        return [*(name for name in self.studies if name not in cells), *self.grids]
 
     def evaluation_datasets(self, study: StudySpec) -> list[str]:
         """Return the datasets that the study's evaluations name, in addition to `ood`."""
@@ -100,9 +106,7 @@ def load_config(*folders: str | Path) -> Config:
     studies = {name: reader.with_settings(study, written, ablations) for name, study in studies.items()}
     config = Config(models, datasets, studies, ablations, grids=grids)
     check_languages(models, datasets, studies, reader.origins)
-    reader.check_mixes(config)
-    reader.check_studies(config)
-    reader.check_model_files(config)
+    check_references(config, reader.origins)
     comparisons = read_comparisons([Path(folder) for folder in folders], config.studies, config.ablations)
     return replace(config, comparisons=comparisons)
 
@@ -205,78 +209,6 @@ class _Reader:
             for family in dict.fromkeys((entry_of[name], ablation.setting)):
                 families.setdefault(family, []).append(name)
         return families
-
-    def check_mixes(self, config: Config) -> None:
-        """Check that the datasets that mixes name exist, and that no mix is made of itself, also by way of others.
-
-        Raises:
-            InputError: one does not, or is.
-        """
-        for name, spec in config.datasets.items():
-            where = f"{self.origins['datasets', name]}: {name}.mix"
-            if isinstance(spec, CuratedDatasetSpec):
-                continue
-            for part in spec.made_of:
-                if part not in config.datasets:
-                    raise InputError(
-                        f"{where}: {part!r} is not in datasets.yaml; allowed: "
-                        f"{', '.join(other for other in config.datasets if other != name) or 'none'}"
-                    )
-            seen, following = set[str](), list(spec.made_of)
-            while following:
-                part = following.pop()
-                if part == name:
-                    raise InputError(f"{where}: {name} is made of itself; remove it from the mixes that it names")
-                if part not in seen and part in config.datasets:
-                    seen.add(part)
-                    following += config.datasets[part].made_of
-
-    def check_studies(self, config: Config) -> None:
-        """Check that the models, datasets and splits that studies name exist.
-
-        Raises:
-            InputError: one does not.
-        """
-        for study in config.studies.values():
-            named = [("model", study.model, "models"), ("dataset", study.dataset, "datasets")]
-            named += [("ood", name, "datasets") for name in study.ood]
-            named += [(f"evaluation.{key}", name, "datasets") for key, name in study.evaluation.datasets.items()]
-            judge = "evaluation.alpaca_eval.judge.local_model"
-            named += [(judge, name, "models") for name in config.evaluation_models(study)]
-            for key, name, kind in named:
-                if name not in getattr(config, kind):
-                    raise InputError(
-                        f"{self.origins['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
-                        f"allowed: {', '.join(getattr(config, kind)) or 'none'}"
-                    )
-            splits = config.datasets[study.dataset].splits
-            missing = [split for split in ("train", "validation", "test") if splits is not None and split not in splits]
-            if missing:
-                raise InputError(
-                    f"{self.origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
-                    f"which study {study.name} needs"
-                )
-            problem, oracle = unmeasured_estimator(study, config.ablations), first_oracle(study, config.ablations)
-            if oracle is not None and config.datasets[study.dataset].format != LANGUAGE:
-                problem = without_truth(oracle, study.dataset)
-            if problem:
-                raise InputError(f"{self.origins['studies', study.name]}: {study.name}.ablations: {problem}")
-
-    def check_model_files(self, config: Config) -> None:
-        """Check that the files and folders of models exist.
-
-        Files of datasets may arrive later: they are checked when the dataset is materialised.
-
-        Raises:
-            InputError: one is missing.
-        """
-        for name, spec in config.models.items():
-            for key in ("path", "chat_template"):
-                value = getattr(spec, key)
-                if value is not None and "$" not in value and not Path(value).exists():
-                    raise InputError(
-                        f"{self.origins['models', name]}: {name}.{key}: {value}: no such file or folder; correct {key}"
-                    )
 
 
 def _expand(path: Path, name: str, raw: Any) -> dict[str, Any]:

@@ -175,8 +175,8 @@ class DatasetSpec(RowKeys):
             raise ValueError(f"'grammar' is set in {self.language}, which defines the language; remove it here")
         if self.changes is not None and self.world != "post":
             raise ValueError(
-                "'changes' needs 'language' and world 'post': the world 'pre' is the one that the model was pre-trained "
-                "on, and the entry of the language has its knobs in 'grammar'"
+                "'changes' needs 'language' and world 'post': the world 'pre' is pre-trained, as 'grammar' of the "
+                "language says"
             )
 
     def _check_parts(self, drawn_from: dict[Split, str]) -> None:

@@ -1,7 +1,7 @@
-"""Which studies the graph of the UI shows: those that one works with.
+"""Which studies and comparisons the graph of the UI shows: those that one works with.
 
 A study is shown if it is enabled, if the store holds anything of it, or if `$TOKENUQ_STUDIES` names it. Commands reach
-every configured study by name.
+every configured study by name. A comparison is shown if all its studies are, or if the store holds its page.
 """
 
 import difflib
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.store import Store
+from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
 STUDIES_VARIABLE = "TOKENUQ_STUDIES"
 
@@ -23,6 +24,7 @@ class Held(NamedTuple):
     studies: set[str]
     models: set[str]
     datasets: set[str]
+    comparisons: set[str]
 
 
 def held(store: Store) -> Held:
@@ -38,6 +40,7 @@ def held(store: Store) -> Held:
         models={path.stem for path in manifests.glob("models/*.json")} | {path.name for path in home.glob("models/*")},
         datasets={path.stem for path in manifests.glob("datasets/*.json")}
         | {path.name.removeprefix("dataset=") for path in home.glob("examples/dataset=*")},
+        comparisons={path.stem for path in manifests.glob(f"{COMPARISONS}/*.json")},
     )
 
 
@@ -50,11 +53,13 @@ def shown_config(config: Config, store: Store, environment: Mapping[str, str] = 
         InputError: a name in `$TOKENUQ_STUDIES` matches no study.
     """
     content = held(store)
+    studies = _shown(config, content, environment)
     return config_of(
         config,
-        _shown(config, content, environment),
+        studies,
         [name for name in config.models if name in content.models],
         [name for name in config.datasets if name in content.datasets],
+        _shown_comparisons(config, content, studies),
     )
 
 
@@ -68,8 +73,27 @@ def shown_studies(config: Config, store: Store, environment: Mapping[str, str] =
 
 
 def _shown(config: Config, content: Held, environment: Mapping[str, str]) -> list[str]:
-    named = named_studies(environment.get(STUDIES_VARIABLE, ""), config.studies)
+    names = named_studies(environment.get(STUDIES_VARIABLE, ""), [*config.studies, *config.grids])
+    named = {study for name in names for study in config.studies_of(name)}
     return [name for name, study in config.studies.items() if study.enabled or name in named or name in content.studies]
+
+
+def shown_comparisons(config: Config, store: Store, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of the shown comparisons, in the order of the configuration.
+
+    Raises:
+        InputError: a name in `$TOKENUQ_STUDIES` matches no study.
+    """
+    content = held(store)
+    return _shown_comparisons(config, content, _shown(config, content, environment))
+
+
+def _shown_comparisons(config: Config, content: Held, studies: Collection[str]) -> list[str]:
+    return [
+        name
+        for name, comparison in config.comparisons.items()
+        if name in content.comparisons or set(comparison.studies) <= set(studies)
+    ]
 
 
 def named_studies(text: str, studies: Iterable[str]) -> set[str]:
@@ -90,7 +114,11 @@ def named_studies(text: str, studies: Iterable[str]) -> set[str]:
 
 
 def config_of(
-    config: Config, studies: Collection[str], models: Collection[str] = (), datasets: Collection[str] = ()
+    config: Config,
+    studies: Collection[str],
+    models: Collection[str] = (),
+    datasets: Collection[str] = (),
+    comparisons: Collection[str] = (),
 ) -> Config:
     """Return the configuration of some studies, with the models and datasets that they need.
 
@@ -99,8 +127,11 @@ def config_of(
         studies: their names; others are left out.
         models: further models to keep.
         datasets: further datasets to keep, with those that they are made of.
+        comparisons: comparisons to keep, with their studies.
     """
-    kept = {name: spec for name, spec in config.studies.items() if name in studies}
+    compared = {name: spec for name, spec in config.comparisons.items() if name in comparisons}
+    needed = {*studies, *(study for spec in compared.values() for study in spec.studies)}
+    kept = {name: spec for name, spec in config.studies.items() if name in needed}
     needed_models = {name for study in kept.values() for name in config.models_of(study)} | set(models)
     needed_datasets = {name for study in kept.values() for name in config.datasets_of(study)}
     needed_datasets |= {part for name in datasets for part in config.with_sources(name)}
@@ -109,4 +140,5 @@ def config_of(
         {name: spec for name, spec in config.datasets.items() if name in needed_datasets},
         kept,
         config.ablations,
+        compared,
     )

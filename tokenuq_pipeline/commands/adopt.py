@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenuq_pipeline.commands import FAILED, STALE
-from tokenuq_pipeline.commands.common import configuration, project
+from tokenuq_pipeline.commands.common import configuration, known_studies, project
 
 if TYPE_CHECKING:
     from tokenuq_pipeline.automation.adoption import Adoption
@@ -36,11 +36,12 @@ def adopt_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.runtime.data_files import observe
 
     began, store, config = time.monotonic(), open_store(), configuration()
-    studies = [options.study] if options.study else [name for name in config.studies if name in held(store).studies]
+    named = known_studies(config, options.study) if options.study else config.studies
+    studies = [name for name in named if options.study or name in held(store).studies]
     if not studies:
         print(f"{address_of(store)}: holds nothing of any study")
         return 0
-    with project(*studies) as here:
+    with project(*studies, config=config) as here:
         observe(here.config, here.instance, here.store)
         records = Records.of(here.defs.resolve_asset_graph(), here.config, here.instance, here.store)
         keys = set().union(*(study_keys(records.assets, study) for study in studies))

@@ -28,14 +28,29 @@ class Project:
     instance: "dg.DagsterInstance"
 
 
-def known_study(config: "Config", name: str) -> str:
-    """Return `name` if there is such a study.
+def known_studies(config: "Config", name: str) -> tuple[str, ...]:
+    """Return the studies that a name stands for: itself, or the cells of an entry with a `grid`.
 
     Raises:
-        InputError: there is none; the message lists the studies.
+        InputError: there is none; the message lists the names.
     """
-    if name not in config.studies:
-        raise InputError(f"studies.yaml: no study {name!r}; there are {', '.join(config.studies) or 'none'}")
+    studies = config.studies_of(name)
+    if not studies:
+        raise InputError(f"studies.yaml: no study {name!r}; there are {', '.join(config.study_names) or 'none'}")
+    return studies
+
+
+def known_study(config: "Config", name: str) -> str:
+    """Return `name` if there is such a study, for commands that take one.
+
+    Raises:
+        InputError: there is none, or it has a `grid`; the message lists the studies.
+    """
+    studies = known_studies(config, name)
+    if name in config.grids:
+        raise InputError(
+            f"studies.yaml: {name} has a grid; name one of its {len(studies)} studies: {', '.join(studies)}"
+        )
     return name
 
 

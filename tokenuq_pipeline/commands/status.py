@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import STALE
-from tokenuq_pipeline.commands.common import configuration, known_study, project
+from tokenuq_pipeline.commands.common import configuration, known_studies, project
 from tokenuq_pipeline.commands.status_text import (
     Row,
     StudyStatus,
@@ -76,7 +76,7 @@ def _studies(options: argparse.Namespace, config: "Config", store: "Store") -> l
     if options.all:
         return list(config.studies)
     if options.study:
-        return list(dict.fromkeys(known_study(config, name) for name in options.study))
+        return list(dict.fromkeys(one for name in options.study for one in known_studies(config, name)))
     return shown_studies(config, store)
 
 

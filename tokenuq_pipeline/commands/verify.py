@@ -3,7 +3,7 @@
 import argparse
 
 from tokenuq_pipeline.commands import FAILED
-from tokenuq_pipeline.commands.common import configuration, known_study
+from tokenuq_pipeline.commands.common import configuration, known_studies
 
 
 def add_parser(commands) -> None:
@@ -66,15 +66,17 @@ def _print_problems(store, asset: str) -> bool:
 
 
 def _prefixes(study: str) -> tuple[str, ...]:
-    """Return the names of the assets that a study needs; `<study>/` stands for its own.
+    """Return the names of the assets that studies of a name need; `<study>/` stands for its own.
 
     Raises:
         InputError: there is no such study.
     """
     config = configuration()
-    spec = config.studies[known_study(config, study)]
-    roots = {"models": config.models_of(spec), "datasets": config.datasets_of(spec)}
-    return (f"{study}/", *(f"{kind}/{name}" for kind, names in roots.items() for name in names))
+    specs = [config.studies[name] for name in known_studies(config, study)]
+    own = (f"{spec.name}/" for spec in specs)
+    models = (f"models/{name}" for spec in specs for name in config.models_of(spec))
+    datasets = (f"datasets/{name}" for spec in specs for name in config.datasets_of(spec))
+    return tuple(dict.fromkeys((*own, *models, *datasets)))
 
 
 def _belongs(name: str, prefixes: tuple[str, ...]) -> bool:
