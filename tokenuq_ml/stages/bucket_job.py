@@ -37,7 +37,6 @@ class BucketJob(Job):
     """
 
     beats_in_folder = False
-    beats_in_folder = False
     carrier: JobCarrier
     """Set before the job is followed."""
 
