@@ -32,8 +32,9 @@ class TwoNodes:
     everything that runs on it.)
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]):
+    def __init__(self, folder: Path, environment: Mapping[str, str], apart: bool = False):
         # Ray's sockets are in this folder, and their paths are limited to 107 characters.
+        self._apart = apart
         self.folder, self._environment = folder, {**os.environ, **environment, **_QUIET, "RAY_TMPDIR": str(folder)}
         self.gcs_port, self.port = free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.port}"
@@ -73,6 +74,16 @@ class TwoNodes:
         """Return the folder in which a node keeps what it reads of a store in a bucket."""
         return self.folder / "caches" / name
 
+    def _hiding(self, name: str) -> list[str]:
+        """Return the beginning of a command that does not see the caches of other nodes."""
+        if not self._apart:
+            return []
+        hidden = [str(self.cache_of(other)) for other in sorted(NAMES - {name})]
+        for folder in hidden:
+            os.makedirs(folder, exist_ok=True)
+        script = f'for folder in {" ".join(hidden)}; do mount -t tmpfs none $folder || exit 1; done; exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
     def kill(self, name: str) -> None:
         """Kill all processes of a node at once, jobs on it included, as if it lost power."""
         node = self.nodes.pop(name)
@@ -110,6 +121,7 @@ class TwoNodes:
         with open(self.folder / f"{name}.log", "ab") as log:
             self.nodes[name] = subprocess.Popen(
                 [
+                    *self._hiding(name),
                     *RAY,
                     "start",
                     "--block",
@@ -154,10 +166,15 @@ _QUIET = {
 
 
 @contextlib.contextmanager
-def two_nodes(environment: Mapping[str, str] = {}) -> Iterator[TwoNodes]:
-    """Start a cluster of two nodes, and stop it at the end of the block."""
+def two_nodes(environment: Mapping[str, str] = {}, apart: bool = False) -> Iterator[TwoNodes]:
+    """Start a cluster of two nodes, and stop it at the end of the block.
+
+    Args:
+        environment: further variables of its processes.
+        apart: whether nodes do not see what others keep in TOKENUQ_CACHE, as on two machines. Needs root.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    cluster = TwoNodes(folder, environment)
+    cluster = TwoNodes(folder, environment, apart)
     try:
         cluster.start()
         yield cluster
