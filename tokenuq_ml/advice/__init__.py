@@ -1,0 +1,1 @@
+"""Which objective a study should try, by what its own tables have in common with measured studies."""
