@@ -10,7 +10,7 @@ from tokenuq_pipeline.assets.graph import stage_groups
 from tokenuq_pipeline.assets.integrity_checks import build_integrity_checks
 from tokenuq_pipeline.assets.observed_files import file_assets
 from tokenuq_pipeline.assets.run_stage import build_assets
-from tokenuq_pipeline.automation.condition_sensors import build_condition_sensors
+from tokenuq_pipeline.automation.condition_sensors import build_comparison_sensors, build_condition_sensors
 from tokenuq_pipeline.automation.jobs import build_jobs
 from tokenuq_pipeline.automation.reruns import Reruns, starts_running
 from tokenuq_pipeline.automation.schedules import build_schedules
@@ -53,6 +53,7 @@ def build_defs(
         sensors=[
             *build_sensors(reruns, [job for job in jobs if job.name in reruns.studies], running),
             *build_condition_sensors(reruns.studies, running),
+            *build_comparison_sensors(reruns.comparisons, running),
         ],
         resources={
             "store": fixed_resource(store),

@@ -29,7 +29,7 @@ def snapshot(defs: dg.Definitions) -> str:
     """Return the text: shared assets, then studies by name, then schedules and sensors."""
     graph = defs.resolve_asset_graph()
     specs = {spec.key: spec for spec in defs.resolve_all_asset_specs()}
-    studies = sorted({key.path[0] for key in specs} - {"models", "datasets", "files", "curation"})
+    studies = sorted({key.path[0] for key in specs} - {"models", "datasets", "files", "curation", "comparisons"})
     lines = [
         HEADER,
         "# Shared",

@@ -45,14 +45,14 @@ class ComparisonSpec(Spec):
         """Return how intervals are computed, as functions of `evaluation/` take it."""
         return EvaluationSpec(bootstrap=self.bootstrap, confidence=self.confidence, seed=self.seed)
 
-    def ablations_of(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> tuple[str, ...]:
-        """Return the ablations of a study that the comparison reads, if it reads `ABLATION_TABLES`.
+    def ablations_read(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> tuple[str, ...]:
+        """Return the ablations of a study whose `ABLATION_TABLES` the comparison reads: all of them.
 
         Args:
             study: one of `studies`.
             ablations: every ablation, by name.
         """
-        return study.ablations
+        return study.ablations if self.ABLATION_TABLES else ()
 
     def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
         """Return what a study lacks that the comparison needs, with the remedy; None if nothing.

@@ -19,6 +19,7 @@ FILE = "comparisons.yaml"
 
 def read_comparisons(
     folders: Sequence[Path],
+    named: Mapping[str, Sequence[str]],
     studies: Mapping[str, StudySpec],
     ablations: Mapping[str, AblationSpec],
 ) -> dict[str, ComparisonSpec]:
@@ -26,6 +27,7 @@ def read_comparisons(
 
     Args:
         folders: of the configuration.
+        named: name in studies.yaml -> the studies that it stands for: itself, or the cells of a grid.
         studies: every study, by name.
         ablations: every ablation, by name.
 
@@ -41,7 +43,11 @@ def read_comparisons(
             if name in origins:
                 raise InputError(f"{path}: {name}: already defined in {origins[name]}; rename one of them")
             origins[name] = path
-            found[name] = _checked(path, _parsed(path, name, raw), studies, ablations)
+            spec = _with_single_studies(path, _parsed(path, name, raw), named)
+            for study in spec.studies:
+                if problem := spec.problem_with(studies[study], ablations):
+                    raise InputError(f"{path}: {name}.studies: {problem}")
+            found[name] = spec
     return found
 
 
@@ -59,13 +65,12 @@ def _parsed(path: Path, name: str, raw: Any) -> ComparisonSpec:
         raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(spec_class, error))) from None
 
 
-def _checked(
-    path: Path, spec: ComparisonSpec, studies: Mapping[str, StudySpec], ablations: Mapping[str, AblationSpec]
-) -> ComparisonSpec:
-    where = f"{path}: {spec.name}.studies"
+def _with_single_studies(path: Path, spec: ComparisonSpec, named: Mapping[str, Sequence[str]]) -> ComparisonSpec:
+    studies: list[str] = []
     for name in spec.studies:
-        if name not in studies:
-            raise InputError(f"{where}: {name!r} is not in studies.yaml; allowed: {', '.join(studies) or 'none'}")
-        if problem := spec.problem_with(studies[name], ablations):
-            raise InputError(f"{where}: {problem}")
-    return spec
+        if name not in named:
+            raise InputError(
+                f"{path}: {spec.name}.studies: {name!r} is not in studies.yaml; allowed: {', '.join(named) or 'none'}"
+            )
+        studies += named[name]
+    return spec.model_copy(update={"studies": tuple(dict.fromkeys(studies))})

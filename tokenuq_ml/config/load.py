@@ -107,7 +107,8 @@ def load_config(*folders: str | Path) -> Config:
     config = Config(models, datasets, studies, ablations, grids=grids)
     check_languages(models, datasets, studies, reader.origins)
     check_references(config, reader.origins)
-    comparisons = read_comparisons([Path(folder) for folder in folders], config.studies, config.ablations)
+    named = {name: config.studies_of(name) for name in (*config.grids, *config.studies)}
+    comparisons = read_comparisons([Path(folder) for folder in folders], named, config.studies, config.ablations)
     return replace(config, comparisons=comparisons)
 
 

@@ -65,12 +65,12 @@ def family_rows(
     rows = []
     metrics = {(row["dataset"], row["split"], row["metric"]): row["higher_is_better"] for row in table}
     for metric, higher_is_better in metrics.items():
-        parts = _parts(metric, examples)
+        parts = metric_parts(metric, examples)
         members = {family: names for family, names in families.items() if all(name in parts for name in names)}
         if not members:
             continue
         bootstrap = PairedBootstrap(
-            {family: _family(names, parts, ablations) for family, names in members.items()},
+            {family: paired_family(names, parts, ablations) for family, names in members.items()},
             resamples=evaluation.bootstrap,
             confidence=evaluation.confidence,
             seed=evaluation.seed,
@@ -101,7 +101,14 @@ def _setting(ablation: AblationSpec | None) -> str | None:
     return ablation.train.text if ablation is not None and ablation.train.values else None
 
 
-def _family(names: Sequence[str], parts: Mapping[str, Parts], ablations: Mapping[str, AblationSpec]) -> Family:
+def paired_family(names: Sequence[str], parts: Mapping[str, Parts], ablations: Mapping[str, AblationSpec]) -> Family:
+    """Return the models of a family, as the bootstrap takes them.
+
+    Args:
+        names: of its ablations, one per seed.
+        parts: of every model, from `metric_parts`.
+        ablations: by name; base and teacher are not among them.
+    """
     return Family(
         tuple(ablations[name].seed if name in ablations else None for name in names),
         np.stack([parts[name][0] for name in names]),
@@ -128,8 +135,16 @@ def _difference_fields(difference: Estimate | None, n: int, higher_is_better: bo
     }
 
 
-def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, Parts]:
-    """Return model -> numerators and denominators, in the order of example ids, which are the same for all models."""
+def metric_parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, Parts]:
+    """Return model -> numerators and denominators, in the order of example ids, which are the same for all models.
+
+    Args:
+        metric: dataset, split and metric.
+        examples: model -> its `evaluation_examples`.
+
+    Raises:
+        InputError: models were evaluated on different examples.
+    """
     dataset, split, name = metric
     parts, ids, first = {}, None, None
     of_metric = {

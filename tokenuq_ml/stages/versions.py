@@ -4,6 +4,7 @@ The fields decide the version, so that a stage must not read anything else of th
 """
 
 from tokenuq_ml.config import AblationSpec, StudySpec, spec_hash
+from tokenuq_ml.config.comparison import ComparisonSpec
 from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.config.token_tables import ranked_tables
@@ -31,6 +32,7 @@ REVISIONS = {
     "curriculum": 5,
     "evaluation": 8,
     "ablation_report": 5,
+    "comparisons": 1,
 }
 
 _TOKENIZATION = ("truncation", "max_truncated_share", "template_drops", "special_tokens_in_text")
@@ -99,7 +101,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         return {"evaluation": study.evaluation.interval_fields(), **({"ranked": list(ranked)} if ranked else {})}
     if stage == "ablation_report":
         return {
-            "study": {name: value for name, value in study.fields().items() if name not in _WITHOUT_RESULT},
+            "study": _with_result(study),
             "ablations": {name: config.ablations[name].fields() for name in study.ablations},
         }
     raise KeyError(stage)
@@ -165,6 +167,24 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         own = {**precision, **identity, **validation}
         return {**own, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     raise KeyError(stage)
+
+
+def comparison_fields(config: Config, comparison: ComparisonSpec) -> dict:
+    """Return the fields of `comparisons/<name>`: its own, and the studies and ablations that it reads."""
+    studies = {name: config.studies[name] for name in comparison.studies}
+    return {
+        "comparison": comparison.fields(),
+        "studies": {name: _with_result(study) for name, study in studies.items()},
+        "ablations": {
+            name: {one: config.ablations[one].fields() for one in comparison.ablations_read(study, config.ablations)}
+            for name, study in studies.items()
+        },
+    }
+
+
+def _with_result(study: StudySpec) -> dict:
+    """Return the fields of a study on which a result depends."""
+    return {name: value for name, value in study.fields().items() if name not in _WITHOUT_RESULT}
 
 
 def _only_ood(config: Config, study: StudySpec) -> dict:

@@ -68,6 +68,11 @@ class StageAsset:
         return tuple(dict.fromkeys(item.asset for item in self.inputs))
 
     @property
+    def optional_reads(self) -> frozenset[AssetPath]:
+        """Return those of `reads` that may be missing: the stage reads what was made."""
+        return frozenset(item.asset for item in self.inputs if item.optional)
+
+    @property
     def deps(self) -> tuple[AssetPath, ...]:
         """Return the assets of `reads` from which an edge is drawn; the others arrive through one of these."""
         return drawn(self.stage, self.inputs)

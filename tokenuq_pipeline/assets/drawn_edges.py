@@ -21,6 +21,8 @@ the UI late, and nothing wrong.
   reaches the analysis of a synthetic language with it.
 - **Through `uncertainty_analysis`.** It correlates the losses, entropies and BALD of all tokens, so it changes with the
   two token tables, and with the teacher and the tokens that are behind them.
+- **Through `ablation_report`.** Its data version hashes the content of every table that it reads, so a comparison of
+  studies that reads the report too is drawn from it alone.
 - **Through `reference_evaluation`** and **`evaluation`.** They measure the teacher and the student on every held-out
   token, so they change with the adapter, and so with the training that its log and selections record. What a student
   cost is a timing, and part of no data version.
@@ -66,6 +68,7 @@ ARRIVES_THROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "baseline_teacher": ("reference_evaluation",),
         "student": ("evaluation",),
     },
+    "comparisons": {"evaluation": ("ablation_report",)},
 }
 """Stage -> a kind of input -> the kinds of input that it arrives through; one of them suffices."""
 
@@ -91,6 +94,14 @@ def kind_of(path: AssetPath) -> str:
 
 
 def _arrives_through_another(stage: str, path: AssetPath, reads: Iterable[AssetPath]) -> bool:
-    """Return whether another input carries `path`. What carries an asset of an ablation is of the same ablation."""
+    """Return whether another input carries `path`."""
     kinds = ARRIVES_THROUGH.get(stage, {}).get(kind_of(path), ())
-    return any(kind_of(other) in kinds and (len(path) < 3 or path[:2] == other[:2]) for other in reads)
+    return any(kind_of(other) in kinds and _may_carry(other, path) for other in reads)
+
+
+def _may_carry(other: AssetPath, path: AssetPath) -> bool:
+    """Return whether `other` is of the same study as `path`, and if both are of an ablation, of the same one."""
+    if path[0] in ("models", "datasets"):
+        return True
+    same = 2 if len(path) == len(other) == 3 else 1
+    return path[:same] == other[:same]

@@ -10,6 +10,7 @@ from tokenuq_pipeline.assets.ablation import ablation_assets
 from tokenuq_pipeline.assets.ablation_report import ablation_report
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
+from tokenuq_pipeline.assets.comparison import comparison_asset
 from tokenuq_pipeline.assets.datasets import dataset_assets
 from tokenuq_pipeline.assets.models import model_assets
 from tokenuq_pipeline.assets.teacher_change import teacher_change
@@ -59,6 +60,8 @@ def stage_groups(config: Config) -> list[StageGroup]:
             assets = ablation_assets(config, study, config.ablations[ablation])
             groups.append(StageGroup("train_student", f"{name}__{ablation}__student", assets))
         groups.append(StageGroup("report", f"{name}__ablation_report", [ablation_report(config, study)]))
+    for asset in (comparison_asset(config, comparison) for comparison in config.comparisons.values()):
+        groups.append(StageGroup("compare_studies", "__".join(asset.path), [asset]))
     return [_placed(config, group) for group in groups]
 
 

@@ -20,6 +20,8 @@ class Input:
     asset: AssetPath
     not_read: tuple[str, ...] = ()
     """Patterns of files that the stage does not read, so that they are not hashed for it."""
+    optional: bool = False
+    """The stage reads it if it was made. Its asset is made for other reasons, if at all."""
 
 
 def model(name: str, as_name: str = "model") -> Input:

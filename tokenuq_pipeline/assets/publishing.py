@@ -21,12 +21,17 @@ from tokenuq_pipeline.runtime.store import Store
 
 
 def versions_read(store: Store, asset: StageAsset) -> dict[str, str | None]:
-    """Return the data version of everything that a stage is about to read, by asset.
+    """Return the data version of everything that a stage is about to read, by asset; without what it does not need.
 
     Taken before the child starts: if another run replaces an input meanwhile, the asset is stale, as it should be.
     """
-    made = {"/".join(path): store.data_version("/".join(path)) for path in asset.reads}
-    return made | {"/".join(files.key.path): files.version(store) for files in asset.observed_files}
+    made = {path: store.data_version("/".join(path)) for path in asset.reads}
+    read = {
+        "/".join(path): version
+        for path, version in made.items()
+        if version is not None or path not in asset.optional_reads
+    }
+    return read | {"/".join(files.key.path): files.version(store) for files in asset.observed_files}
 
 
 def publish(

@@ -17,6 +17,7 @@ from tokenuq_pipeline.assets import metadata
 from tokenuq_pipeline.assets.asset import StageAsset, StageCheck
 from tokenuq_pipeline.assets.conditions import FOLLOWS_ITS_INPUTS
 from tokenuq_pipeline.assets.graph import StageGroup
+from tokenuq_pipeline.assets.inputs import AssetPath, Input
 from tokenuq_pipeline.assets.publishing import made_meanwhile, publish, versions_read
 from tokenuq_pipeline.assets.recorded_inputs import recorded_inputs
 from tokenuq_pipeline.runtime.bucket_checkpoints import carried_checkpoints
@@ -188,19 +189,31 @@ def _require_publishable(store: Store, wanted: dict[str, StageAsset], staging: P
 def _require_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
     """Fail the step if an input has no manifest, or a damaged one. The child looks at the files."""
     made = {asset.path for asset in wanted.values()}
-    needed = dict.fromkeys("/".join(dep) for asset in wanted.values() for dep in asset.reads if dep not in made)
-    if damaged := next(filter(None, map(store.damaged_manifest, needed)), None):
+    read = dict.fromkeys(dep for asset in wanted.values() for dep in asset.reads if dep not in made)
+    if damaged := next(filter(None, (store.damaged_manifest("/".join(dep)) for dep in read)), None):
         raise dg.Failure(damaged, allow_retries=False)
-    missing = [name for name in needed if store.read_manifest(name) is None]
+    optional = {dep for asset in wanted.values() for dep in asset.optional_reads}
+    missing = ["/".join(dep) for dep in read if dep not in optional and not _was_made(store, dep)]
     if missing:
         message = f"{address_of(store)}: missing inputs: {', '.join(missing)}; materialise them first"
         raise dg.Failure(message, allow_retries=False)
+
+
+def _was_made(store: Store, asset: AssetPath) -> bool:
+    return store.read_manifest("/".join(asset)) is not None
+
+
+def _is_left_out(store: Store, item: Input) -> bool:
+    """Return whether a stage does not read an input, because it may be missing and is."""
+    return item.optional and not _was_made(store, item.asset)
 
 
 def _fetch_inputs(store: Store, wanted: dict[str, StageAsset]) -> None:
     """Bring what the child reads to this machine; fail the step if a file is missing or damaged."""
     made = {place for asset in wanted.values() for place in asset.outputs.values()}
     for item in (item for asset in wanted.values() for item in asset.inputs if item.path not in made):
+        if _is_left_out(store, item):
+            continue
         folder = f"{item.path}/"
         try:
             fetch(store, "/".join(item.asset), lambda path, folder=folder: path.startswith(folder))
@@ -243,7 +256,7 @@ def _request(store: Store, staging: Path, wanted: dict[str, StageAsset], group: 
         item.name: str(store.path(item.path))
         for asset in wanted.values()
         for item in asset.inputs
-        if item.path not in made
+        if item.path not in made and not _is_left_out(store, item)
     }
     for asset in wanted.values():
         inputs |= asset.files

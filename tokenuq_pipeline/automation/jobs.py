@@ -1,4 +1,4 @@
-"""One job per study: its assets, the models and datasets that they need, and their checks."""
+"""One job per study: its assets, the models and datasets that they need, and their checks. One per comparison."""
 
 import dagster as dg
 
@@ -8,6 +8,7 @@ from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.integrity_checks import intact_key
 from tokenuq_pipeline.runtime.console import CONSOLE_CONFIG
 from tokenuq_pipeline.runtime.data_files import file_key, watched
+from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
 
 def root_asset_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
@@ -20,10 +21,15 @@ def root_asset_keys(config: Config, study: StudySpec) -> list[dg.AssetKey]:
     ]
 
 
+def comparison_job(comparison: str) -> str:
+    """Return the name of a comparison's job, which no study can have."""
+    return f"{COMPARISONS}__{comparison}"
+
+
 def build_jobs(config: Config) -> list:
-    """Return one job per study, with the study's name."""
+    """Return one job per study, with the study's name; then one per comparison, which makes its page only."""
     makeable = [asset.key for asset in assets_by_name(config).values()]
-    return [
+    studies = [
         dg.define_asset_job(
             study.name,
             selection=(
@@ -37,4 +43,14 @@ def build_jobs(config: Config) -> list:
             config=CONSOLE_CONFIG,
         )
         for study in config.studies.values()
+    ]
+    return studies + [
+        dg.define_asset_job(
+            comparison_job(name),
+            selection=dg.AssetSelection.assets(dg.AssetKey([COMPARISONS, name])).without_checks(),
+            description=f"The page that compares {', '.join(comparison.studies)}; their own jobs make what it reads.",
+            tags={"comparison": name},
+            config=CONSOLE_CONFIG,
+        )
+        for name, comparison in config.comparisons.items()
     ]

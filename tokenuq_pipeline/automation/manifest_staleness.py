@@ -45,9 +45,13 @@ class ManifestReader:
         if manifest.code_version != asset.code_version:
             yield NEW_CODE
         recorded = manifest.input_data_versions
+        optional = {"/".join(path) for path in asset.optional_reads}
         for name in sorted("/".join(path) for path in asset.reads):
             now = self.manifest(name)
-            if name not in recorded:
+            if name not in recorded and name in optional:
+                if now is not None:
+                    yield f"{name} was made"
+            elif name not in recorded:
                 yield f"has a new dependency on {name}"
             elif now is not None and now.data_version != recorded[name]:
                 yield f"{name} has changed"

@@ -54,6 +54,12 @@ class Reruns:
         """Return the enabled studies."""
         return [name for name, study in self.config.studies.items() if study.enabled]
 
+    @property
+    def comparisons(self) -> list[str]:
+        """Return the comparisons whose studies are all enabled."""
+        enabled = set(self.studies)
+        return [name for name, one in self.config.comparisons.items() if set(one.studies) <= enabled]
+
     def first_wave(self, context, study: str, cause: str) -> dg.RunRequest | dg.SkipReason:
         """Return the request that a tick makes: the study's first wave, or the reason why there is none.
 

@@ -87,6 +87,7 @@ class StudyRunner:
         before_first_wave: called once with the names of the assets that are to be made; may raise.
         preload: let stages start as forks of a process that has imported the libraries.
         recipe: of the processes in which steps run side by side; None: they run in this one, one after another.
+        job: name of the job whose assets are made; default: the study's.
     """
 
     defs: dg.Definitions
@@ -99,12 +100,18 @@ class StudyRunner:
     before_first_wave: Callable[[list[str]], None] | None = None
     preload: bool = False
     recipe: JobRecipe | None = None
+    job: str | None = None
 
     def __post_init__(self):
         self.records = Records.of(self.defs.resolve_asset_graph(), self.config, self.instance, self.store)
         self.parents = self.records.parents
         self.groups = {group.op: [asset.key for asset in group.assets] for group in stage_groups(self.config)}
         self.order = {key: number for number, key in enumerate(key for keys in self.groups.values() for key in keys)}
+
+    @property
+    def title(self) -> str:
+        """Return what is run, in words."""
+        return f"study {self.study}" if self.job is None else self.study
 
     @property
     def report(self) -> Key:
@@ -186,7 +193,7 @@ class StudyRunner:
 
     def _run(self, wave: Wave, targets: set[Key]) -> None:
         self._announce(wave)
-        job = self.defs.resolve_job_def(self.study)
+        job = self.defs.resolve_job_def(self.job or self.study)
         selected = job.get_subset(asset_selection=wave.assets, asset_check_selection=wave.checks)
         run = self.instance.create_run_for_job(
             selected,

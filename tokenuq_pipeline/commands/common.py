@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,11 @@ from tokenuq_pipeline.runtime.paths import config_folders, dagster_home
 if TYPE_CHECKING:
     import dagster as dg
 
+    from tokenuq_ml.config.comparison import ComparisonSpec
     from tokenuq_ml.config.load import Config
     from tokenuq_pipeline.runtime.store import Store
+
+STUDY_HELP = "a study in studies.yaml; one with a `grid` stands for the studies of all its cells"
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,26 @@ def configuration() -> "Config":
     return load_config(*config_folders(os.environ))
 
 
+def known_comparison(config: "Config", name: str) -> "ComparisonSpec":
+    """Return a comparison by its name.
+
+    Raises:
+        InputError: there is none; the message lists the comparisons.
+    """
+    if name not in config.comparisons:
+        there_are = ", ".join(config.comparisons) or "none"
+        raise InputError(f"comparisons.yaml: no comparison {name!r}; there are {there_are}")
+    return config.comparisons[name]
+
+
 @contextlib.contextmanager
-def project(*studies: str, config: "Config | None" = None) -> Iterator[Project]:
+def project(*studies: str, config: "Config | None" = None, comparisons: Collection[str] = ()) -> Iterator[Project]:
     """Build the definitions of some studies, and open the Dagster instance.
 
     Args:
         *studies: their names.
         config: the configuration; by default it is loaded.
+        comparisons: comparisons whose definitions are built too, with all their studies.
 
     Raises:
         InputError: there is no such study.
@@ -83,6 +99,6 @@ def project(*studies: str, config: "Config | None" = None) -> Iterator[Project]:
     from tokenuq_pipeline.runtime.bucket_store import open_store
 
     store = open_store()
-    defs = build_defs(config_of(config, studies), store.home)
+    defs = build_defs(config_of(config, studies, comparisons=comparisons), store.home)
     with dg.DagsterInstance.get() as instance:
         yield Project(config, defs, store, instance)

@@ -14,8 +14,9 @@ from pathlib import Path
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import FAILED, INTERRUPTED
-from tokenuq_pipeline.commands.common import project
+from tokenuq_pipeline.commands.common import STUDY_HELP, configuration, known_studies, project
 from tokenuq_pipeline.commands.disk_space import OVERRIDE
+from tokenuq_pipeline.runtime.paths import dagster_home
 from tokenuq_pipeline.runtime.readers import READER_LEFT, is_gone, print_on, replace_output
 
 ABLATION_HELP = (
@@ -33,7 +34,13 @@ def add_parser(commands) -> None:
         description="Runs the study's Dagster job for everything that is missing or stale, and prints the ablation "
         "table. After Ctrl-C, the same command resumes from the last checkpoint.",
     )
-    parser.add_argument("--study", required=True, metavar="STUDY", help="a study in studies.yaml")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--study", metavar="STUDY", help=STUDY_HELP)
+    which.add_argument(
+        "--comparison",
+        metavar="NAME",
+        help="a comparison in comparisons.yaml: what it reads of its studies, one run per study, then its page",
+    )
     parser.add_argument("--ablation", action="append", nargs="+", metavar="NAME", help=ABLATION_HELP)
     parser.add_argument(
         OVERRIDE, action="store_true", help="run although a disk has less space than the estimate of `tokenuq plan`"
@@ -43,23 +50,58 @@ def add_parser(commands) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run `tokenuq run`."""
+    if options.comparison is not None:
+        from tokenuq_pipeline.commands.run_comparison import run_comparison
+
+        return run_comparison(options)
     # A flag given twice and a flag with two names mean the same.
     ablations = [name for names in options.ablation or [] for name in names]
+    dagster_home()
+    config = configuration()
+    studies = known_studies(config, options.study)
+    for number, study in enumerate(studies, 1):
+        if len(studies) > 1:
+            print_on(f"{options.study}: study {number} of {len(studies)}")
+        if code := run_one(config, study, ablations, options.ignore_disk_space, shows_report=len(studies) == 1):
+            return code
+    return 0
+
+
+def run_one(
+    config, study: str, ablations: list[str], ignore_disk_space: bool = False, shows_report: bool = True
+) -> int:
+    """Bring one study of a configuration up to date, in definitions of its own; return the exit code.
+
+    Args:
+        config: all of it.
+        study: name of the study.
+        ablations: as in `run_study`.
+        ignore_disk_space: run although a disk has less space than the estimate.
+        shows_report: print the table of its report.
+
+    Raises:
+        InputError: the study has no such ablation, or a disk has too little space.
+    """
     from tokenuq_pipeline.assets.shown_studies import config_of
     from tokenuq_pipeline.commands.run_steps import recipe
     from tokenuq_pipeline.runtime.trash import Trash
 
-    with project(options.study) as here:
+    with project(study, config=config) as here:
         # Before the disk space is looked at; each stage does it too, for runs from the UI.
         Trash(here.store.home).empty_old()
-        check = None if options.ignore_disk_space else partial(_check_disk_space, here, options.study)
-        in_steps = recipe(config_of(here.config, [options.study]), here.store, options.study)
+        check = None if ignore_disk_space else partial(check_disk_space, here, study)
+        in_steps = recipe(config_of(here.config, [study]), here.store, study)
         return run_study(
-            here.defs, here.config, options.study, ablations, here.instance, here.store, check, True, in_steps
+            here.defs, here.config, study, ablations, here.instance, here.store, check, True, in_steps, shows_report
         )
 
 
-def _check_disk_space(here, study: str, assets: list[str]) -> None:
+def check_disk_space(here, study: str, assets: list[str]) -> None:
+    """Check that the disks have the space for what is to be made; the `check` of `run_study`.
+
+    Raises:
+        DiskFull: a disk has too little.
+    """
     from tokenuq_pipeline.commands.plan_rows import check_disk_space
 
     check_disk_space(here.config, study, assets, here.store)
@@ -75,6 +117,7 @@ def run_study(
     check: Callable[[list[str]], None] | None = None,
     preload: bool = False,
     in_steps=None,
+    shows_report: bool = True,
 ) -> int:
     """Bring the study up to date, print its progress and results, and return the exit code.
 
@@ -89,6 +132,7 @@ def run_study(
         preload: let stages start as forks of a process that has imported the libraries.
         in_steps: the `JobRecipe` of the processes in which steps run side by side, if several models fit. None: steps
             run in this process.
+        shows_report: print the table of the study's report.
 
     Raises:
         InputError: the study has no such ablation, or `check` raises it.
@@ -97,18 +141,30 @@ def run_study(
     from tokenuq_pipeline.runtime.console import CONSOLE
 
     runner = StudyRunner(defs, config, study, instance, store, CONSOLE, before_first_wave=check, preload=preload)
-    keys = runner.targets(ablations)
+    code = make(runner, runner.targets(ablations), with_report=not ablations, in_steps=in_steps)
+    if code == 0 and shows_report:
+        print_report(store, study)
+    return code
+
+
+def make(runner, keys: set, with_report: bool = True, in_steps=None) -> int:
+    """Bring `keys` up to date, print progress, times and errors, and return the exit code.
+
+    Args:
+        runner: a `StudyRunner`.
+        keys: what to make.
+        with_report: `keys` holds the report, if it is wanted. Otherwise it is made if its other inputs are up to date.
+        in_steps: as in `run_study`.
+    """
     began = time.monotonic()
-    with quiet_streams(CONSOLE):
-        code, errors = _bring_up_to_date(runner, keys, with_report=not ablations, in_steps=in_steps)
+    with quiet_streams(runner.console):
+        code, errors = _bring_up_to_date(runner, keys, with_report, in_steps)
     if code == INTERRUPTED:
         return code
     if runner.timings:
         print_on("\n" + time_table(runner.timings, time.monotonic() - began if runner.recipe else None))
     elif code == 0:
         print_on("up to date: nothing to recompute")
-    if code == 0:
-        print_report(store, study)
     for error in errors:
         # Last, so that it stands above the next prompt.
         print_on("\n" + escaped(redacted(error)))
@@ -136,7 +192,7 @@ def _bring_up_to_date(runner, keys: set, with_report: bool, in_steps=None) -> tu
         runner.recipe = in_steps
     store.clean_staging()
     runs = os.environ.get("DAGSTER_HOME", "memory")
-    console.line(f"study {runner.study}: results in {address_of(store)}, runs in {runs}")
+    console.line(f"{runner.title}: results in {address_of(store)}, runs in {runs}")
     try:
         runner.bring_up_to_date(keys)
         if not with_report:

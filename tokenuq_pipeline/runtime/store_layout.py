@@ -34,6 +34,8 @@ TEACHER_SCORES = ("token_losses", "teacher_hidden", "reference_evaluation", "tok
 """Stages of a study that one child process makes."""
 ANSWERS = "answers"
 """Folder of a stopped evaluation's answers and verdicts, among the checkpoints of its child process."""
+COMPARISONS = "comparisons"
+"""First part of the key of a comparison of studies, and the folder of their pages."""
 STUDY_PLOTS = {"token_losses", "token_uncertainty", "uncertainty_analysis", "reference_evaluation"}
 
 
@@ -45,6 +47,11 @@ def table_path(table: str, **partitions: str) -> str:
 def partition_path(output: str, **partitions: str) -> str:
     """Return the folder of an output that is not a table (adapter, plots, report): `plots/study=s/stage=x`."""
     return "/".join([output, *(f"{key}={value}" for key, value in partitions.items())])
+
+
+def comparison_path(comparison: str) -> str:
+    """Return the folder of the page that compares several studies."""
+    return f"{COMPARISONS}/{comparison}"
 
 
 def candidate_adapter_path(study: str, row: str) -> str:
@@ -73,6 +80,8 @@ def places_of(asset: str) -> dict[str, str]:
         case ["datasets", dataset]:
             tables = [table for table, definition in TABLES.items() if definition.partitions == ("dataset",)]
             return {table: table_path(table, dataset=dataset) for table in tables}
+        case ["comparisons", comparison]:
+            return {"comparison": comparison_path(comparison)}
         case [study, stage] if study not in RESERVED_STUDIES:
             return _places_of_study(study, stage)
         case [study, ablation, stage] if study not in RESERVED_STUDIES and ablation not in REFERENCE_ROWS:

@@ -75,7 +75,14 @@ def test_estimators_change_no_version_of_other_measurements(tmp_path):
 
 
 _OWN = CONFIG["studies"][STUDY]["uncertainty"]
-_OF_SOME = {"candidate_teacher", "teacher_sweep", "ensemble_teacher", "true_divergence", "uncertainty_estimates"}
+_OF_SOME = {
+    "comparisons",
+    "candidate_teacher",
+    "teacher_sweep",
+    "ensemble_teacher",
+    "true_divergence",
+    "uncertainty_estimates",
+}
 
 
 def test_order_of_names_and_the_own_rate_are_no_part_of_the_version():

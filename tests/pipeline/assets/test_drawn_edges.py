@@ -7,6 +7,7 @@ import pytest
 from tests.support.paths import CONFIG
 from tests.support.toy_pipeline import toy_config
 from tokenuq_ml.config import DistillSpec, ObjectiveSpec
+from tokenuq_ml.config.comparison import FrontComparison
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.config.truth import LANGUAGE
 from tokenuq_pipeline.assets.drawn_edges import ARRIVES_THROUGH, kind_of
@@ -15,15 +16,17 @@ from tokenuq_pipeline.assets.graph import assets_by_name
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The assets of all shipped studies, and of one whose truth is known."""
+    """The assets of all shipped studies, of one whose truth is known, and of a comparison of two."""
     config = load_config(CONFIG)
     study = config.studies["quickstart"]
     language = config.datasets[study.dataset].model_copy(update={"name": "language", "format": LANGUAGE})
     known = study.model_copy(update={"name": "known", "dataset": "language"})
     uncertainty = study.uncertainty.model_copy(update={"estimators": ("adapter_ensemble",)})
     estimated = known.model_copy(update={"name": "estimated", "uncertainty": uncertainty})
+    front = FrontComparison(name="front", kind="front", studies=("quickstart", "ablation_matrix"))
     config = replace(
         config,
+        comparisons={"front": front},
         datasets={**config.datasets, "language": language},
         studies={**config.studies, "known": known, "estimated": estimated},
     )

@@ -1,0 +1,13 @@
+"""The function that computes each kind of comparison."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenuq_ml.reports.comparisons import front
+from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
+from tokenuq_ml.reports.comparisons.parts import Findings
+
+COMPARE: dict[str, Callable[[ComparisonInputs[Any]], Findings]] = {
+    "front": front.compare,
+}
+"""Value of `kind` -> its function, which may write plots to the folder of its inputs."""
