@@ -78,6 +78,12 @@ def parents_of(assets: Mapping[Key, StageAsset]) -> dict[Key, set[Key]]:
     return {key: {Key(path) for path in asset.reads} for key, asset in assets.items()}
 
 
+def keys_of(assets: Mapping[Key, StageAsset], name: str) -> set[Key]:
+    """Return the assets of a study, or of a comparison as `comparisons/<name>`, and everything upstream of them."""
+    key = Key(name.split("/"))
+    return ancestors(parents_of(assets), [key]) if key in assets else study_keys(assets, name)
+
+
 def study_keys(assets: Mapping[Key, StageAsset], study: str) -> set[Key]:
     """Return the assets of a study and everything upstream of them."""
     return ancestors(parents_of(assets), (key for key in assets if key.path[0] == study))

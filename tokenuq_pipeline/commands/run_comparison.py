@@ -1,8 +1,10 @@
 """`tokenuq run --comparison`: bring the studies of a comparison up to date, then its page, and print what it found."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
+from tokenuq_ml.control_characters import escaped
 from tokenuq_pipeline.commands.common import configuration, known_comparison, project
 from tokenuq_pipeline.runtime.readers import print_on
 
@@ -63,24 +65,31 @@ def _make_page(config, name: str) -> int:
         )
         code = make(runner, {comparison_key(name)})
         if code == 0:
-            print_comparison(here.store, name)
+            print_on("")
+            print_comparison(here.store, name, print_on)
     return code
 
 
-def print_comparison(store, name: str) -> None:
-    """Print the verdict and tables of a comparison as it was last built, and the path of its page.
+def print_comparison(store, name: str, say: Callable[[str], None] = print) -> None:
+    """Print the Markdown page of a comparison as it was last built, and the path of its HTML page.
+
+    Args:
+        store: the store.
+        name: of the comparison.
+        say: prints a text.
 
     Raises:
         InputError: a file is damaged, or the comparison was never made.
     """
     from tokenuq_ml.errors import InputError
+    from tokenuq_pipeline.runtime.bucket_store import fetch
     from tokenuq_pipeline.runtime.repair import require_undamaged
     from tokenuq_pipeline.runtime.store_layout import COMPARISONS, comparison_path
 
-    require_undamaged(store, f"{COMPARISONS}/{name}")
-    folder = store.path(comparison_path(name))
-    page = folder / "comparison.md"
-    if not page.is_file():
-        raise InputError(f"comparison {name} was never made; run it with `tokenuq run --comparison {name}`")
-    print_on("\n" + page.read_text(encoding="utf-8"))
-    print_on(f"page: {folder / 'comparison.html'}")
+    asset, folder = f"{COMPARISONS}/{name}", store.path(comparison_path(name))
+    require_undamaged(store, asset)
+    if not store.is_complete(asset):
+        raise InputError(f"{asset}: was never made; run `tokenuq run --comparison {name}`")
+    fetch(store, asset, lambda path: path.endswith((".md", ".html", ".png")))
+    say(escaped((folder / "comparison.md").read_text(encoding="utf-8")))
+    say(f"page: {folder / 'comparison.html'}")

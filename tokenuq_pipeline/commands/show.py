@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.schemas import TOKEN_KEY
+from tokenuq_pipeline.commands.common import configuration, known_comparison
 from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ def add_parser(commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "show",
-        help="print examples with tokens coloured by value",
+        help="print examples with tokens coloured by value, or the tables of a comparison",
         description="Prints examples with their response tokens coloured by the teacher's loss, entropy or BALD, or by "
         "what an ablation selected. Without --example: the examples with the highest mean BALD.",
     )
-    parser.add_argument("--study", required=True, metavar="STUDY", help="a study whose token tables exist")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--study", metavar="STUDY", help="a study whose token tables exist")
+    what.add_argument("--comparison", metavar="NAME", help="print the tables of this comparison of studies instead")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--example", action="append", metavar="ID", help="this example; may be given more than once")
     which.add_argument(
@@ -61,9 +64,15 @@ def _count(text: str) -> int:
 
 def show_command(options: argparse.Namespace) -> int:
     """Run `tokenuq show`."""
+    _check(options)
+    if options.comparison is not None:
+        from tokenuq_pipeline.commands.run_comparison import print_comparison
+        from tokenuq_pipeline.runtime.bucket_store import open_store
+
+        print_comparison(open_store(), known_comparison(configuration(), options.comparison).name)
+        return 0
     from tokenuq_pipeline.commands.study_tokens import StudyTokens
 
-    _check(options)
     study = StudyTokens(store_home(), options.study)
     ablation, selected = options.ablation, None
     if options.by == "selected":
@@ -83,12 +92,28 @@ def show_command(options: argparse.Namespace) -> int:
     return 0
 
 
+_TOKEN_OPTIONS = {
+    "example": None,
+    "most_uncertain": None,
+    "by": "loss",
+    "split": None,
+    "ablation": None,
+    "step": None,
+    "html": None,
+}
+"""Options about tokens, with their defaults."""
+
+
 def _check(options: argparse.Namespace) -> None:
     """Reject options that do not go together.
 
     Raises:
         InputError: in one sentence.
     """
+    given = [flag for flag, value in _TOKEN_OPTIONS.items() if getattr(options, flag) != value]
+    if options.comparison is not None and given:
+        named = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise InputError(f"{named} goes with --study: a comparison has no tokens of its own")
     if options.by != "selected" and (options.ablation or options.step):
         raise InputError("--ablation and --step need --by selected")
     if options.split and options.example:

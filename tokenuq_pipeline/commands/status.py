@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import STALE
-from tokenuq_pipeline.commands.common import configuration, known_studies, project
+from tokenuq_pipeline.commands.common import configuration, known_comparison, known_studies, project
 from tokenuq_pipeline.commands.status_text import (
     Row,
     StudyStatus,
@@ -36,7 +36,12 @@ def add_parser(commands) -> None:
     which.add_argument(
         "--study", action="append", metavar="STUDY", help="this study, asset by asset; may be given more than once"
     )
-    which.add_argument("--all", action="store_true", help="every study of studies.yaml, asset by asset")
+    which.add_argument(
+        "--comparison",
+        metavar="NAME",
+        help="this comparison of comparisons.yaml and what it reads of its studies, asset by asset",
+    )
+    which.add_argument("--all", action="store_true", help="every study and comparison, asset by asset")
     parser.add_argument(
         "--deep", action="store_true", help="also read every file and compare it with its recorded hash"
     )
@@ -53,8 +58,9 @@ def status_command(options: argparse.Namespace) -> int:
     """Run `tokenuq status`."""
     from tokenuq_pipeline.runtime.bucket_store import open_store
 
-    config, store, details = configuration(), open_store(), bool(options.study or options.all)
-    studies, rows = study_statuses(config, _studies(options, config, store), store, options.deep)
+    config, store = configuration(), open_store()
+    details = bool(options.study or options.comparison or options.all)
+    studies, rows = study_statuses(config, _asked(options, config, store), store, options.deep)
     if options.format == "json":
         print(json.dumps(redacted_values(rows if details else [study.as_json() for study in studies]), indent=1))
     elif details:
@@ -65,44 +71,74 @@ def status_command(options: argparse.Namespace) -> int:
     return STALE if is_stale(rows) else 0
 
 
-def _studies(options: argparse.Namespace, config: "Config", store: "Store") -> list[str]:
-    """Return the studies that are asked for.
+def _asked(options: argparse.Namespace, config: "Config", store: "Store") -> list[str]:
+    """Return the studies that are asked for, and the comparisons as `comparisons/<name>`.
 
     Raises:
-        InputError: there is no such study.
+        InputError: there is no such study or comparison.
     """
-    from tokenuq_pipeline.assets.shown_studies import shown_studies
+    from tokenuq_pipeline.assets.shown_studies import shown_comparisons, shown_studies
 
     if options.all:
-        return list(config.studies)
+        return [*config.studies, *map(_as_asset, config.comparisons)]
     if options.study:
         return list(dict.fromkeys(one for name in options.study for one in known_studies(config, name)))
-    return shown_studies(config, store)
+    if options.comparison:
+        return [_as_asset(known_comparison(config, options.comparison).name)]
+    return [*shown_studies(config, store), *map(_as_asset, shown_comparisons(config, store))]
+
+
+def _as_asset(comparison: str) -> str:
+    from tokenuq_pipeline.runtime.store_layout import COMPARISONS
+
+    return f"{COMPARISONS}/{comparison}"
+
+
+def _part(config: "Config", asked: list[str]) -> "Config":
+    """Return the configuration of studies and comparisons."""
+    from tokenuq_pipeline.assets.shown_studies import config_of
+
+    comparisons = [name for name in config.comparisons if _as_asset(name) in asked]
+    return config_of(config, asked, comparisons=comparisons)
+
+
+def _needed(config: "Config", asked: str) -> list[str]:
+    """Return the assets of a study with those that it needs, or a comparison with all that is upstream of it."""
+    from tokenuq_pipeline.assets.graph import assets_by_name
+    from tokenuq_pipeline.automation.staleness import ancestors, parents_of
+
+    assets = assets_by_name(_part(config, [asked]))
+    if asked in config.studies:
+        return list(assets)
+    parents = parents_of({asset.key: asset for asset in assets.values()})
+    upstream = ancestors(parents, [assets[asked].key])
+    return [name for name, asset in assets.items() if asset.key in upstream]
 
 
 def study_statuses(
     config: "Config", studies: list[str], store: "Store", deep: bool = False
 ) -> tuple[list[StudyStatus], list[Row]]:
-    """Return the status of each study, and the rows of all, in the order of the graph.
+    """Return the status of each study and comparison, and the rows of all, in the order of the graph.
 
-    Definitions are built, and Dagster's records read, only for studies that the store holds anything of.
+    Definitions are built, and Dagster's records read, only for those that the store holds anything of.
 
     Args:
         config: all of it.
-        studies: their names.
+        studies: their names; comparisons as `comparisons/<name>`.
         store: the store.
         deep: read every file.
     """
     from tokenuq_pipeline.assets.graph import assets_by_name
-    from tokenuq_pipeline.assets.shown_studies import config_of, held
+    from tokenuq_pipeline.assets.shown_studies import held
 
-    content = held(store).studies
+    held_now = held(store)
+    content = held_now.studies | set(map(_as_asset, held_now.comparisons))
     made = [study for study in studies if study in content]
-    needed = {study: list(assets_by_name(config_of(config, [study]))) for study in studies}
+    needed = {study: _needed(config, study) for study in studies}
     found: dict[str, Row] = {}
     if made:
-        part = config_of(config, made)
-        with project(*made, config=part) as here:
+        part = _part(config, made)
+        with project(*part.studies, config=part, comparisons=list(part.comparisons)) as here:
             found = {row["asset"]: row for row in status_rows(here.defs, part, made, here.instance, store, deep)}
     known = {name for study in made for name in needed[study]}
     for name in dict.fromkeys(name for study in studies for name in needed[study] if name not in known):
@@ -112,24 +148,26 @@ def study_statuses(
         StudyStatus(study, len(names), [found[name] for name in names if name in found], study in content)
         for study, names in needed.items()
     ]
-    order = [name for name in assets_by_name(config_of(config, studies)) if name in found]
+    order = [name for name in assets_by_name(_part(config, studies)) if name in found]
     return statuses, [found[name] for name in order]
 
 
 def status_rows(defs, config, studies: list[str], instance, store, deep: bool = False) -> list[dict[str, str]]:
     """Return one row per asset that is not fresh: `asset`, `state`, `reason`, in the order of the graph.
 
+    `studies` may hold comparisons as `comparisons/<name>`, for which everything upstream of them is looked at.
+
     States: missing, stale, damaged (until `tokenuq verify --forget`, no run makes it again), unchecked (a blocking
     check has not passed), waiting (downstream of one of those).
     """
     from tokenuq_pipeline.automation.explain import explain
-    from tokenuq_pipeline.automation.staleness import NEVER_MADE, Records, descendants, staleness, study_keys
+    from tokenuq_pipeline.automation.staleness import NEVER_MADE, Records, descendants, keys_of, staleness
     from tokenuq_pipeline.runtime.data_files import observe
     from tokenuq_pipeline.runtime.repair import damage
 
     records = Records.of(defs.resolve_asset_graph(), config, instance, store)
     assets, parents = records.assets, records.parents
-    keys = set().union(*(study_keys(assets, study) for study in studies))
+    keys = set().union(*(keys_of(assets, study) for study in studies))
     observe(config, instance, store, {key.path[1] for key in keys if key.path[0] == "datasets"})
     found = staleness(records, keys)
     states = {

@@ -14,7 +14,7 @@ FRESH, NOT_MADE, INCOMPLETE = "fresh", "not made", "incomplete"
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """A study in one line."""
+    """A study or comparison in one line."""
 
     study: str
     assets: int
@@ -71,8 +71,11 @@ def as_lines(studies: Sequence[StudyStatus]) -> str:
 
 def where_details_are(studies: Sequence[StudyStatus]) -> str | None:
     """Return the command that lists what is not fresh; None if every study is fresh or was never made."""
-    names = [f"--study {one.study}" for one in studies if one.state not in (FRESH, NOT_MADE)]
-    return f"which assets, and why: tokenuq status {' '.join(names)}" if names else None
+    names = [one.study for one in studies if one.state not in (FRESH, NOT_MADE)]
+    commands = [" ".join(["", *(f"--study {name}" for name in names if "/" not in name)])]
+    commands += [f" --comparison {name.partition('/')[2]}" for name in names if "/" in name]
+    listed = "; ".join(f"tokenuq status{options}" for options in commands if options)
+    return f"which assets, and why: {listed}" if names else None
 
 
 def as_table(rows: Sequence[Row]) -> str:
