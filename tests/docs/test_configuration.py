@@ -42,5 +42,5 @@ def test_the_table_of_shipped_studies_names_them():
     text = (ROOT / "docs/studies.md").read_text()
     config = load_config(ROOT / "config")
     families = ("alpaca_", "sharegpt_", "gsm8k_")
-    named = [name for name in config.studies if not name.startswith(families) or name.endswith("_smollm2")]
+    named = [name for name in config.study_names if not name.startswith(families) or name.endswith("_smollm2")]
     assert not [name for name in named if f"`{name}`" not in text]

@@ -3,10 +3,9 @@
 import dagster as dg
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.shipped_studies import with_one_cell_per_grid
 from tests.support.toy_pipeline import STUDY, toy_config
 from tokenuq_ml.config import AblationSpec, DistillSpec, EvaluationSpec, IfEvalSpec, ObjectiveSpec
-from tokenuq_ml.config.load import load_config
 from tokenuq_ml.stages.versions import code_version, study_fields
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.graph import assets_by_name, stage_groups
@@ -186,7 +185,7 @@ def test_paths_of_outputs_are_those_of_the_store_layout():
 
 
 def test_no_two_outputs_share_a_path():
-    config = load_config(ROOT / "config")
+    config = with_one_cell_per_grid()
     paths = [path for asset in assets_by_name(config).values() for path in asset.outputs.values()]
     assert len(paths) == len(set(paths))
 

@@ -132,12 +132,11 @@ def _check(graph, key: dg.AssetCheckKey, short) -> str:
 
 def shipped() -> str:
     """Return the snapshot of the configuration in `config/`."""
-    from tests.support.paths import CONFIG
-    from tokenuq_ml.config.load import load_config
+    from tests.support.shipped_studies import with_one_cell_per_grid
     from tokenuq_pipeline.definitions import build_defs
 
     with tempfile.TemporaryDirectory() as home:
-        return snapshot(build_defs(load_config(CONFIG), Path(home)))
+        return snapshot(build_defs(with_one_cell_per_grid(), Path(home)))
 
 
 if __name__ == "__main__":

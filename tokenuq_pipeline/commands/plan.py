@@ -4,15 +4,18 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import plan_cluster
-from tokenuq_pipeline.commands.common import project
+from tokenuq_pipeline.commands.common import STUDY_HELP, configuration, known_studies, project
 from tokenuq_pipeline.commands.disk_space import disk_needs
-from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows
-from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions
+from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows, study_groups
+from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions, grid_as_text
+from tokenuq_pipeline.runtime.paths import dagster_home
 
 STATES = {"waiting": "may follow", "unchecked": FRESH, "damaged": FRESH}
 """States of `tokenuq status` that a plan names otherwise: an asset that may follow is counted. One is not
@@ -30,7 +33,7 @@ def add_parser(commands) -> None:
         "no weights: it sends the hub one HEAD request per source. With --cluster it estimates all stages on a cluster "
         "that need not exist, and measures and looks up nothing.",
     )
-    parser.add_argument("--study", metavar="STUDY", help="a study in studies.yaml; may be left out with --cluster")
+    parser.add_argument("--study", metavar="STUDY", help=f"{STUDY_HELP}; may be left out with --cluster")
     plan_cluster.add_arguments(parser)
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(function=plan_command)
@@ -43,15 +46,44 @@ def plan_command(options: argparse.Namespace) -> int:
     plan_cluster.require_no_cluster_options(options)
     from tokenuq_pipeline.commands.status import status_rows
 
-    with project(options.study) as here:
-        rows = status_rows(here.defs, here.config, [options.study], here.instance, here.store)
+    dagster_home()
+    config = configuration()
+    studies = known_studies(config, options.study)
+    with project(*studies, config=config) as here:
+        rows = status_rows(here.defs, here.config, list(studies), here.instance, here.store)
         states = {row["asset"]: STATES.get(row["state"], row["state"]) for row in rows}
-        plan = make_plan(here.config, options.study, states, here.store)
+        plans = make_plans(here.config, studies, states, here.store)
+    is_grid = options.study in config.grids
     if options.format == "json":
-        print(json.dumps(redacted_values(vars(plan)), indent=1))
-    else:
-        print(escaped(redacted(as_text(plan, disk_needs(plan.planned, here.store)))))
+        as_json = [vars(plan) for plan in plans]
+        print(json.dumps(redacted_values(as_json if is_grid else as_json[0]), indent=1))
+        return 0
+    needs = disk_needs([row for plan in plans for row in plan.planned], here.store)
+    text = grid_as_text(options.study, plans, needs) if is_grid else as_text(plans[0], needs)
+    print(escaped(redacted(text)))
     return 0
+
+
+def make_plans(config, studies: Sequence[str], states: dict[str, str], store) -> list[Plan]:
+    """Return the plans of studies; an asset that several of them need counts in the first one.
+
+    Args:
+        config: the configuration.
+        studies: their names.
+        states: asset -> state, of assets that are not fresh.
+        store: as in `make_plan`.
+
+    Raises:
+        InputError: the machine's rate could not be measured.
+    """
+    measure = cache(measure_machine)
+    plans, counted = list[Plan](), set[str]()
+    for study in studies:
+        needed = {asset.name for group in study_groups(config, study) for asset in group}
+        own = {name: state for name, state in states.items() if name in needed - counted}
+        plans.append(make_plan(config, study, own, store, measure))
+        counted |= needed
+    return plans
 
 
 def make_plan(config, study: str, states: dict[str, str], store, measure=None) -> Plan:

@@ -123,9 +123,43 @@ def as_text(plan: Plan, needs: Sequence[Need]) -> str:
     return "\n".join(lines)
 
 
+def grid_as_text(name: str, plans: Sequence[Plan], needs: Sequence[Need]) -> str:
+    """Return a line per study of a grid, their sum, and the plan of the one with most to make.
+
+    Args:
+        name: the entry with the `grid`.
+        plans: of its studies; what they share counts in the first one.
+        needs: what all of them take of each disk, the store's first.
+    """
+    rows = [{**plan.totals, "asset": plan.study, "state": _to_make(plan)} for plan in plans]
+    known = all(row["flop"] is not None for row in rows)
+    total = {key: sum(row[key] for row in rows) if known or key in ("tokens", "disk") else None for key in _SUMMED}
+    largest = max((plan.totals["memory"] for plan in plans), key=lambda parts: sum(parts.values()))
+    rows.append({**total, "asset": "total", "state": "", "memory": largest})
+    lines = [f"{name}: {len(plans)} studies with one base model", ""]
+    lines += _aligned([("study", *HEADINGS[1:]), *(_cells({**row, "disk": {"": row["disk"]}}) for row in rows)])
+    lines += [
+        "",
+        "One of them asset by asset; the others differ from it in the data only, and what they share is here.",
+    ]
+    return "\n".join([*lines, "", as_text(max(plans, key=lambda plan: plan.totals["stages"]), needs)])
+
+
+_SUMMED = ("tokens", "flop", "seconds", "disk")
+
+
+def _to_make(plan: Plan) -> str:
+    return f"{plan.totals['stages']} to make" if plan.totals["stages"] else FRESH
+
+
 def _table(plan: Plan) -> list[str]:
     cells = [HEADINGS, *(_cells(row) for row in plan.stages)]
     cells.append(_cells({**plan.totals, "asset": "total", "state": "", "disk": {"": plan.totals["disk"]}}))
+    return _aligned(cells)
+
+
+def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows with columns of equal width: two to the left, the others to the right."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
     lines = []
     for row in cells:

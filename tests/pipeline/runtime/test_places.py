@@ -8,10 +8,9 @@ from pathlib import PurePosixPath
 import pytest
 
 from tests.support.manifests import complete, write
+from tests.support.shipped_studies import with_one_cell_per_grid
 from tests.support.tiny_store import manifest
 from tests.support.toy_pipeline import toy_config
-from tokenuq_ml.config.load import load_config
-from tokenuq_ml.config.shipped import shipped_config
 from tokenuq_ml.tables.partitions import FORGET
 from tokenuq_pipeline.assets.graph import stage_groups
 from tokenuq_pipeline.runtime.manifest import Manifest
@@ -51,7 +50,7 @@ def refusal(path):
     return said.removeprefix(f"{path}: ").removesuffix(f"; {FORGET}")
 
 
-@pytest.mark.parametrize("config", [toy_config(), load_config(shipped_config())], ids=["toy", "shipped"])
+@pytest.mark.parametrize("config", [toy_config(), with_one_cell_per_grid()], ids=["toy", "shipped"])
 def test_every_configured_asset_has_places_of_its_own(config):
     groups = stage_groups(config)
     assets = {asset.name: asset for group in groups for asset in group.assets}
