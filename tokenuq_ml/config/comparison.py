@@ -13,6 +13,7 @@ from tokenuq_ml.config.base import Spec, check_name
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.families import settings_of
 from tokenuq_ml.config.study import StudySpec
+from tokenuq_ml.config.sweeps import suffix
 
 Quantile = Annotated[float, Field(gt=0, lt=1)]
 
@@ -107,6 +108,35 @@ class ThresholdsComparison(FamilyComparison):
         default=("masked_mle_top", "paper_top"), description="entries of ablations.yaml, without the quantile"
     )
     quantiles: tuple[Quantile, ...] = (0.1, 0.25, 0.5, 0.75)
+
+    @staticmethod
+    def family_at(entry: str, quantile: float) -> str:
+        """Return the family of an entry's sweep at a quantile: `paper_top25`."""
+        return entry + suffix(entry, "quantile", quantile)
+
+    def ablations_read(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> tuple[str, ...]:
+        """Return the ablations of the baseline, and of the families at the quantiles."""
+        wanted = {self.baseline, *(self.family_at(entry, one) for entry in self.families for one in self.quantiles)}
+        return tuple(name for name in study.ablations if ablations[name].family in wanted)
+
+    def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
+        """Return that the study lacks the baseline, or has no objective at two of the quantiles."""
+        if problem := super().problem_with(study, ablations):
+            return problem
+        families = {ablations[name].family for name in study.ablations}
+        wanted = {entry: [self.family_at(entry, one) for one in self.quantiles] for entry in self.families}
+        if all(sum(name in families for name in names) < 2 for names in wanted.values()):
+            listed = ", ".join(name for names in wanted.values() for name in names)
+            return f"study {study.name} has no objective at two of the quantiles; add some of {listed} to its ablations"
+        return None
+
+    @model_validator(mode="after")
+    def _check_curves(self) -> Self:
+        if not self.families:
+            raise ValueError("'families' is empty: name at least one")
+        if len(set(self.quantiles)) < max(2, len(self.quantiles)):
+            raise ValueError("'quantiles' needs at least two, each once")
+        return self
 
 
 KINDS: dict[str, type[ComparisonSpec]] = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 
 from tokenuq_ml.reports import canvas
-from tokenuq_ml.reports.comparisons.study_families import Change, Panel
+from tokenuq_ml.reports.comparisons.study_families import Panel
 
 if TYPE_CHECKING:
     from tokenuq_ml.reports.comparisons.front import Point
@@ -38,8 +38,8 @@ def draw_planes(points: "Sequence[Point]", path: Path) -> None:
             handles.setdefault(point.family, _draw_point(axis, point, styles[point.family]))
         _frame(axis, own)
         axis.set_title(study, fontsize=9)
-        axis.set_xlabel(f"{plane.inside.label} (test){_sign(plane.inside)}", fontsize=7.5)
-        axis.set_ylabel(f"{plane.outside.label} (ood){_sign(plane.outside)}", fontsize=7.5)
+        axis.set_xlabel(f"{_way(plane.inside)} {plane.inside.label} (test)", fontsize=7.5)
+        axis.set_ylabel(f"{_way(plane.outside)} {plane.outside.label} (ood)", fontsize=7.5)
         axis.tick_params(labelsize=7)
     for axis in axes[len(planes) :]:
         axis.set_visible(False)
@@ -47,21 +47,24 @@ def draw_planes(points: "Sequence[Point]", path: Path) -> None:
     canvas.save(figure, path)
 
 
-def _sign(panel: Panel) -> str:
-    return "" if panel.higher_is_better else ", improvement = −difference"
-
-
-def _improvement(panel: Panel, change: Change) -> tuple[float, list[list[float]]]:
-    """Return a difference with its sign turned so that more is better, and the lengths of its whiskers."""
-    below, above = max(change.value - change.low, 0.0), max(change.high - change.value, 0.0)
-    return (change.value, [[below], [above]]) if panel.higher_is_better else (-change.value, [[above], [below]])
+def _way(panel: Panel) -> str:
+    return "rise of" if panel.higher_is_better else "fall of"
 
 
 def _draw_point(axis: Axes, point: "Point", style: dict) -> object:
-    x, x_error = _improvement(point.plane.inside, point.inside)
-    y, y_error = _improvement(point.plane.outside, point.outside)
-    marked = {key: style[key] for key in ("color", "marker")}
-    bars = axis.errorbar(x, y, xerr=x_error, yerr=y_error, linestyle="", markersize=4.5, elinewidth=0.7, **marked)
+    x, left, right = point.plane.inside.improvement(point.inside)
+    y, down, up = point.plane.outside.improvement(point.outside)
+    bars = axis.errorbar(
+        x,
+        y,
+        xerr=[[left], [right]],
+        yerr=[[down], [up]],
+        linestyle="",
+        markersize=4.5,
+        elinewidth=0.7,
+        color=style["color"],
+        marker=style["marker"],
+    )
     for bar in bars[2]:
         bar.set_alpha(0.45)
     if point.is_on_front:
@@ -72,8 +75,8 @@ def _draw_point(axis: Axes, point: "Point", style: dict) -> object:
 def _frame(axis: Axes, points: "Sequence[Point]") -> None:
     """Set limits around the points and 0, and shade where a family is no worse than the baseline."""
     for values, limit in (
-        ([_improvement(point.plane.inside, point.inside)[0] for point in points], axis.set_xlim),
-        ([_improvement(point.plane.outside, point.outside)[0] for point in points], axis.set_ylim),
+        ([point.plane.inside.improvement(point.inside)[0] for point in points], axis.set_xlim),
+        ([point.plane.outside.improvement(point.outside)[0] for point in points], axis.set_ylim),
     ):
         low, high = min(*values, 0.0), max(*values, 0.0)
         room = (FRAME - 1) / 2 * max(high - low, 1e-3)

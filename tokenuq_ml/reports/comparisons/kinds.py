@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from tokenuq_ml.reports.comparisons import front
+from tokenuq_ml.reports.comparisons import front, thresholds
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
 from tokenuq_ml.reports.comparisons.parts import Findings
 
 COMPARE: dict[str, Callable[[ComparisonInputs[Any]], Findings]] = {
     "front": front.compare,
+    "thresholds": thresholds.compare,
 }
 """Value of `kind` -> its function, which may write plots to the folder of its inputs."""

@@ -1,5 +1,6 @@
 """The families of one study, each at the setting that the study's report has chosen, compared on the same examples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,32 +25,6 @@ BENCHMARKS = (
 """One metric of each benchmark: GSM8K, IF-Eval, AlpacaEval."""
 
 
-class Panel(NamedTuple):
-    """A metric on one split of one dataset."""
-
-    dataset: str
-    split: str
-    metric: str
-    higher_is_better: bool
-
-    def improves(self, change: float) -> bool:
-        """Return whether a change of the metric is for the better."""
-        return change > 0 if self.higher_is_better else change < 0
-
-    @property
-    def label(self) -> str:
-        """Return the metric with its dataset."""
-        return f"{self.metric} on {self.dataset}"
-
-
-class Plane(NamedTuple):
-    """A metric in distribution, and one out of distribution."""
-
-    inside: Panel
-    outside: Panel
-    is_benchmark: bool
-
-
 class Change(NamedTuple):
     """The difference of a family to another one, with its interval and what it means."""
 
@@ -63,6 +38,38 @@ class Change(NamedTuple):
     def text(self) -> str:
         """Return the difference with its interval; a star marks an interval without 0."""
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]{'' if self.verdict == 'same' else ' *'}"
+
+
+class Panel(NamedTuple):
+    """A metric on one split of one dataset."""
+
+    dataset: str
+    split: str
+    metric: str
+    higher_is_better: bool
+
+    def improves(self, change: float) -> bool:
+        """Return whether a change of the metric is for the better."""
+        return change > 0 if self.higher_is_better else change < 0
+
+    def improvement(self, change: Change) -> tuple[float, float, float]:
+        """Return a difference, its sign turned so that more is better, and how far its interval reaches down and up."""
+        # At least 0: rounding may give -1e-17, which matplotlib refuses.
+        below, above = max(change.value - change.low, 0.0), max(change.high - change.value, 0.0)
+        return (change.value, below, above) if self.higher_is_better else (-change.value, above, below)
+
+    @property
+    def label(self) -> str:
+        """Return the metric with its dataset."""
+        return f"{self.metric} on {self.dataset}"
+
+
+class Plane(NamedTuple):
+    """A metric in distribution, and one out of distribution."""
+
+    inside: Panel
+    outside: Panel
+    is_benchmark: bool
 
 
 @dataclass(frozen=True)
@@ -178,3 +185,8 @@ class Differences:
         if self.n < 2 or low <= 0 <= high:
             return Change(value, low, high, "same")
         return Change(value, low, high, "better" if self.panel.improves(value) else "worse")
+
+    def best(self, families: Sequence[str]) -> str:
+        """Return the family with the best mean; the first of equals."""
+        sign = -1 if self.panel.higher_is_better else 1
+        return min(families, key=lambda family: sign * self.bootstrap.mean(family).value)
