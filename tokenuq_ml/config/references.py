@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenuq_ml.config.curated import CuratedDatasetSpec
 from tokenuq_ml.config.estimated import unmeasured_estimator
+from tokenuq_ml.config.study import StudySpec
 from tokenuq_ml.config.truth import LANGUAGE, first_oracle, without_truth
 from tokenuq_ml.errors import InputError
 
@@ -71,6 +72,7 @@ def _check_studies(config: "Config", origins: Origins) -> None:
                     f"{origins['studies', study.name]}: {study.name}.{key}: {name!r} is not in {kind}.yaml; "
                     f"allowed: {', '.join(getattr(config, kind)) or 'none'}"
                 )
+        _check_asked(config, study, origins)
         splits = config.datasets[study.dataset].splits
         missing = [split for split in ("train", "validation", "test") if splits is not None and split not in splits]
         if missing:
@@ -83,6 +85,18 @@ def _check_studies(config: "Config", origins: Origins) -> None:
             problem = without_truth(oracle, study.dataset)
         if problem:
             raise InputError(f"{origins['studies', study.name]}: {study.name}.ablations: {problem}")
+
+
+def _check_asked(config: "Config", study: StudySpec, origins: Origins) -> None:
+    """Check that evaluations that ask questions name datasets of single questions."""
+    for key, name in study.evaluation.datasets.items():
+        dataset = config.datasets[name]
+        rows = dataset.original if isinstance(dataset, CuratedDatasetSpec) else dataset
+        if rows.turns_joined > 1:
+            raise InputError(
+                f"{origins['studies', study.name]}: {study.name}.evaluation.{key}: {name!r} joins rows into "
+                "conversations (`turns_joined`), and evaluations ask single questions; name a dataset without it"
+            )
 
 
 def _check_model_files(config: "Config", origins: Origins) -> None:

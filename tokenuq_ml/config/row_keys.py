@@ -1,6 +1,6 @@
 """The keys of a `datasets.yaml` entry that say how rows are read, and the columns that each format reads."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,13 @@ FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Format -> the columns, and the fields of turns, that it reads and that `columns` may map."""
 
-ROW_KEYS = frozenset({"columns", "roles", "train_on", "merge_turns"})
+ROW_KEYS = frozenset({"columns", "roles", "train_on", "merge_turns", "turns_joined"})
+
+_UNJOINED = {
+    "ifeval": "its rows have no answers",
+    "raw_text": "its rows are texts and no conversations",
+}
+"""Format -> why its rows cannot be joined."""
 
 
 class RowKeys(Spec):
@@ -40,13 +46,18 @@ class RowKeys(Spec):
         default="all", description="last: of each conversation, only the last answer is trained and scored"
     )
     merge_turns: bool = Field(default=False, description="join consecutive turns of one role")
+    turns_joined: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="rows that one conversation is made of, in the order of the data; `sizes` counts these"
+    )
 
-    def check_columns(self, row_format: str) -> None:
-        """Check that `columns` names only columns that the format reads.
+    def check_rows(self, row_format: str) -> None:
+        """Check that `columns` names only columns that the format reads, and that its rows can be joined.
 
         Raises:
-            ValueError: it names another.
+            ValueError: `columns` names another, or `turns_joined` is above 1 for a format whose rows cannot be joined.
         """
+        if self.turns_joined > 1 and row_format in _UNJOINED:
+            raise ValueError(f"'turns_joined' cannot join rows of format {row_format!r}: {_UNJOINED[row_format]}")
         allowed = FORMAT_COLUMNS.get(row_format, ())
         for name in self.columns:
             if name not in allowed:

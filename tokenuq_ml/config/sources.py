@@ -136,7 +136,7 @@ class DatasetSpec(RowKeys):
             raise ValueError(
                 "'field' names a key of a JSON file: it needs 'path', or 'file' of a package or of the hub"
             )
-        self.check_columns(self.format)
+        self.check_rows(self.format)
         if self.drawn_from is not None:
             self._check_parts(self.drawn_from)
         return self

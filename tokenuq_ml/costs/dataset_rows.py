@@ -72,7 +72,7 @@ def _most_of_mix(spec: DatasetSpec, split: str, datasets: Mapping[str, DatasetSp
 
 
 def _source_rows(spec: DatasetSpec, split: str) -> tuple[int, str]:
-    """Estimate the rows that a split is drawn from by the size of local files."""
+    """Estimate the rows, or conversations of `turns_joined`, that a split is drawn from by the size of local files."""
     unknown = ASSUMED_ROWS, f"{ASSUMED_ROWS:,} rows assumed, since the source is not here yet"
     data = _local_files(spec)
     if data is None:
@@ -81,7 +81,8 @@ def _source_rows(spec: DatasetSpec, split: str) -> tuple[int, str]:
     try:
         sample = load.first_conversations(spec, split, FIRST_ROWS)
         if all(file.suffix.lower() == ".parquet" for file in files):
-            return sum(pq.read_metadata(file).num_rows for file in files), "rows counted in its Parquet files"
+            rows = sum(pq.read_metadata(file).num_rows for file in files)
+            return rows // spec.turns_joined, "rows counted in its Parquet files"
     except (InputError, OSError):
         return unknown
     if not sample:

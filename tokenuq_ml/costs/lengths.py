@@ -152,7 +152,7 @@ def _estimated(spec: DatasetSpec, rows: int, sample: list[list[dict[str, str]]],
 
 def _assumed(spec: DatasetSpec, rows: int, max_length: float) -> Lengths:
     """Assume the lengths of the dataset's format."""
-    prompt, response = ASSUMED_TOKENS[spec.format]
+    prompt, response = (tokens * spec.turns_joined for tokens in ASSUMED_TOKENS[spec.format])
     total, answer = _cut(prompt + response, response, max_length)
     origin = f"assumed for format {spec.format}: {prompt} + {response} tokens per row"
     return Lengths(rows, total, answer, total**2, origin)

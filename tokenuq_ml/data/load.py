@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenuq_ml.config import DatasetSpec, Split
 from tokenuq_ml.config.split_sizes import are_counts
-from tokenuq_ml.data import generated
+from tokenuq_ml.data import generated, joined_turns
 from tokenuq_ml.data.examples import Example, example_id, rows_by_split
 from tokenuq_ml.data.formats import FORMATS, sharegpt
 from tokenuq_ml.data.loaded_examples import LoadedExamples
@@ -39,9 +39,10 @@ def load_examples(
     """
     if spec.format == "mix":
         raise InputError(f"dataset {spec.name}: is made of other datasets: use load_mix with their tables")
-    if spec.format in generated.GENERATED:
-        return generated.load_generated(spec)
-    return _Loader(spec, scratch, progress).load()
+    rows = joined_turns.rows_needed(spec)
+    is_generated = spec.format in generated.GENERATED
+    loaded = generated.load_generated(rows) if is_generated else _Loader(rows, scratch, progress).load()
+    return joined_turns.join_rows(spec, loaded)
 
 
 def why_unavailable(spec: DatasetSpec) -> str | None:
@@ -62,6 +63,11 @@ def first_conversations(spec: DatasetSpec, split: Split, count: int) -> list[lis
     Raises:
         InputError: a variable, file or package is missing, or a file holds no such rows.
     """
+    rows = _first_rows(spec, split, count * spec.turns_joined)
+    return joined_turns.join_conversations(rows, spec.turns_joined)
+
+
+def _first_rows(spec: DatasetSpec, split: Split, count: int) -> list[list[dict[str, str]]]:
     if spec.format in generated.GENERATED:
         return generated.first_conversations(spec, split, count)
     data, reader = locate.find_files(spec), RowReader(spec)

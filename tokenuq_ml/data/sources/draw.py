@@ -170,6 +170,8 @@ def _too_few(
             f"{where}: no row can be drawn for it; correct the data, or remove it from `sizes` of {spec.name}"
         )
     note = "" if rows == questions else " (all rows of a question go to one split)"
+    if spec.turns_joined > 1:
+        note += f" ({spec.turns_joined} for each conversation)"
     return InputError(
         f"{where}: holds {holds}, `sizes` of {spec.name} asks for {sum(sizes.values())}{note}; lower `sizes`"
     )
