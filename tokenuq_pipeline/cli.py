@@ -17,6 +17,7 @@ from tokenuq_pipeline.commands import (
     READER_GONE,
     USAGE,
     adopt,
+    advise,
     curate,
     plan,
     prune,
@@ -38,6 +39,7 @@ COMMANDS = (
     prune,
     query,
     curate,
+    advise,
     ui,
 )
 

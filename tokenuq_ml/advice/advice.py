@@ -36,6 +36,8 @@ class FittedRule:
     majority: Rule
     held_out: Sequence[HeldOut]
     cells: int
+    majority_right: int
+    """Cells in which the majority is right."""
 
     @property
     def is_better(self) -> bool:
@@ -56,8 +58,8 @@ class FamilyEvidence:
     verdicts: Mapping[str, int]
     mean_change: float
     fitted: FittedRule
-    choice: str
-    """The family or `mle`, for the study that is advised."""
+    choice: str | None
+    """The family or `mle`, for the study that is advised; None without a study."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Advice:
-    """What is said to a study."""
+    """What is said to a study, or of the rule alone."""
 
-    study: str
+    study: str | None
     goal: Goal
     quantities: Mapping[str, Measured]
     ranges: Mapping[str, tuple[float, float]]
     """Quantity -> its smallest and largest value in the cells."""
     fitted: FittedRule
-    choice: str
-    """The objective that is advised."""
+    choice: str | None
+    """The objective that is advised; None without a study."""
     families: Sequence[FamilyEvidence]
     nearest: Sequence[NearCell]
     cases: Sequence[Case]
@@ -109,13 +111,14 @@ class Advice:
     @property
     def outside(self) -> list[str]:
         """Quantities of the study that no cell has as small or as large: there, a rule extrapolates."""
-        return [name for name, ends in self.ranges.items() if not ends[0] <= _value(self.quantities[name]) <= ends[1]]
+        values = {name: _value(self.quantities[name]) for name in self.ranges if self.quantities}
+        return [name for name, value in values.items() if not self.ranges[name][0] <= value <= self.ranges[name][1]]
 
     @property
     def is_uncertain(self) -> bool:
         """Whether the interval of the quantity that decides contains the threshold."""
         rule = self.fitted.applied
-        if rule.quantity is None:
+        if rule.quantity is None or not self.quantities:
             return False
         found = self.quantities[rule.quantity]
         return found.low is not None and found.high is not None and found.low <= rule.threshold < found.high
@@ -129,12 +132,13 @@ def fit(cells: Sequence[Cell], choices: Sequence[str], quantities: Sequence[str]
         choices: what it may choose; every cell has them.
         quantities: what it may read. Those that are undefined in a cell are left out.
     """
-    defined = defined_everywhere(cells, quantities)
+    defined, majority = defined_everywhere(cells, quantities), constant_rule(cells, choices)
     return FittedRule(
         fitted_rule(cells, choices, defined),
-        constant_rule(cells, choices),
+        majority,
         held_out_results(cells, choices, defined),
         len(cells),
+        sum(majority.above in cell.right for cell in cells),
     )
 
 
@@ -151,34 +155,39 @@ def choices_of(measured: pl.DataFrame) -> list[str]:
 
 
 def advice(
-    study: str, quantities: Mapping[str, Measured], measured: pl.DataFrame, cases: pl.DataFrame, goal: Goal
+    measured: pl.DataFrame,
+    cases: pl.DataFrame,
+    goal: Goal,
+    study: str | None = None,
+    quantities: Mapping[str, Measured] | None = None,
 ) -> Advice | None:
-    """Return the advice for a study; None if fewer than FEWEST_CELLS studies are measured.
+    """Return the rule that measured studies give, applied to a study; None if fewer than FEWEST_CELLS are measured.
 
     Args:
-        study: its name. If it is one of the measured studies, it is left out of them.
-        quantities: those of the study.
         measured: the studies on which rules are fitted.
         cases: studies that are quoted, on which nothing is fitted.
         goal: what is wanted of an objective.
+        study: the study that is advised. If it is one of the measured ones, it is left out of them. None: the rule and
+            its evidence alone.
+        quantities: those of the study; a rule reads no other.
     """
-    others = measured.filter(pl.col("study") != study)
+    others = measured.filter(pl.col("study") != study) if study else measured
     if others["study"].n_unique() < FEWEST_CELLS:
         return None
-    cells = cells_of(others, goal)
-    known = [name for name in defined_everywhere(cells, list(QUANTITIES)) if quantities[name].value is not None]
-    values = {name: quantities[name].value for name in known}
+    cells, own = cells_of(others, goal), quantities or {}
+    known = [name for name in defined_everywhere(cells, list(QUANTITIES)) if not own or own[name].value is not None]
+    values = {name: own[name].value for name in known} if own else None
     fitted = rule_of(others, goal, known)
     return Advice(
         study,
         goal,
-        quantities,
+        own,
         {name: _range(cells, name) for name in known},
         fitted,
-        fitted.applied.choice(values),
+        None if values is None else fitted.applied.choice(values),
         [_family_evidence(others, family, goal, known, values) for family in families_of(others)],
-        _nearest(others, goal, cells, values),
-        [_case(fitted.applied, goal, rows) for rows in _by_study(cases.filter(pl.col("study") != study))],
+        _nearest(others, goal, cells, values or {}),
+        [_case(fitted.applied, goal, rows) for rows in _by_study(cases) if rows["study"][0] != study],
         len(others) < len(measured),
     )
 
@@ -193,14 +202,15 @@ def _range(cells: Sequence[Cell], name: str) -> tuple[float, float]:
 
 
 def _family_evidence(
-    measured: pl.DataFrame, family: str, goal: Goal, known: Sequence[str], values: Mapping[str, float | None]
+    measured: pl.DataFrame, family: str, goal: Goal, known: Sequence[str], values: Mapping[str, float | None] | None
 ) -> FamilyEvidence:
     rows = measured.filter(pl.col("family") == family)
     verdicts = [goal.verdict(row) for row in rows.iter_rows(named=True)]
     fitted = fit(family_cells(measured, family, goal), [BASELINE, family], known)
     counts = {name: verdicts.count(name) for name in dict.fromkeys(sorted(verdicts))}
     change = float(rows[goal.wanted].to_numpy().mean())
-    return FamilyEvidence(family, counts, change, fitted, fitted.applied.choice(values))
+    choice = None if values is None else fitted.applied.choice(values)
+    return FamilyEvidence(family, counts, change, fitted, choice)
 
 
 def _nearest(

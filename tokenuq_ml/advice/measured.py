@@ -13,6 +13,7 @@ import polars as pl
 
 from tokenuq_ml.advice.quantities import QUANTITIES, study_quantities
 from tokenuq_ml.advice.rule import Cell
+from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.errors import InputError
 
 BASELINE = "mle"
@@ -97,7 +98,8 @@ def write_measured(table: pl.DataFrame, file: Path) -> None:
     """Write measured studies, sorted by study and family, with DIGITS significant digits."""
     floats = [name for name, kind in MEASURED.items() if kind == pl.Float64]
     rounded = table.select(*MEASURED).cast(MEASURED).with_columns(pl.col(floats).round_sig_figs(DIGITS))
-    rounded.sort("study", "family").write_csv(file)
+    with atomic_write(file, durable=False) as writing:
+        rounded.sort("study", "family").write_csv(writing)
 
 
 def collected(outcomes: pl.DataFrame, home: str | Path | None) -> pl.DataFrame:

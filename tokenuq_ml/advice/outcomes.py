@@ -23,8 +23,18 @@ def outcomes_in(folder: Path) -> pl.DataFrame:
     """
     for table, read in ((CELLS_TABLE, _of_cells), (FRONT_TABLE, _of_front)):
         if (folder / f"{table}.parquet").is_file():
-            return read(pl.read_parquet(folder / f"{table}.parquet")).select(*OUTCOMES).cast(OUTCOMES)
+            return _complete(read(pl.read_parquet(folder / f"{table}.parquet")).select(*OUTCOMES).cast(OUTCOMES))
     raise InputError(f"{folder}: is of no comparison that advice reads; name one of kind phase_diagram or front")
+
+
+def _complete(outcomes: pl.DataFrame) -> pl.DataFrame:
+    """Return the outcomes if all have their intervals."""
+    for row in outcomes.filter(pl.any_horizontal(pl.exclude(*KNOBS).is_null())).iter_rows(named=True):
+        raise InputError(
+            f"{row['family']} of study {row['study']} has no interval in or out of distribution; advice needs "
+            "both: run the comparison again with more seeds or examples"
+        )
+    return outcomes
 
 
 def _of_cells(table: pl.DataFrame) -> pl.DataFrame:

@@ -1,0 +1,20 @@
+"""The page on advice names what the code measures."""
+
+import re
+
+from tests.support.paths import ROOT
+from tokenuq_ml.advice.measured import GOALS
+from tokenuq_ml.advice.quantities import QUANTITIES
+
+PAGE = (ROOT / "docs" / "advice.md").read_text()
+
+
+def names_of(heading: str) -> list[str]:
+    """The first column of the table under a heading."""
+    table = re.split(r"\n## ", PAGE.partition(heading)[2])[0]
+    return re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+
+
+def test_every_quantity_and_goal_is_in_its_table():
+    assert names_of("## What is measured") == list(QUANTITIES)
+    assert names_of("`--goal`") == list(GOALS)
