@@ -2,9 +2,14 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 from tokenuq_ml.advice.rule import Cell, Rule, constant_rule, fitted_rule
+
+Group = Callable[[Cell], object]
+"""What cells that are left out together have in common."""
 
 
 class HeldOut(NamedTuple):
@@ -46,8 +51,8 @@ def held_out_results(cells: Sequence[Cell], choices: Sequence[str], quantities: 
     """
     quantities = defined_everywhere(cells, quantities)
     knobs = [knob for knob in cells[0].knobs if all(knob in cell.knobs for cell in cells)] if cells else []
-    groupings: list[tuple[str, Callable[[Cell], object]]] = [("cell", lambda cell: cell.study)]
-    groupings += [(knob, lambda cell, knob=knob: cell.knobs[knob]) for knob in knobs]
+    groupings: list[tuple[str, Group]] = [("cell", attrgetter("study"))]
+    groupings += [(knob, partial(_knob, knob)) for knob in knobs]
     return [
         _result(name, cells, choices, quantities, group)
         for name, group in groupings
@@ -68,12 +73,16 @@ def is_better(results: Sequence[HeldOut]) -> bool:
     return by_cell.right > by_cell.majority_right and all(one.right >= one.majority_right for one in by_knob)
 
 
+def _knob(knob: str, cell: Cell) -> float:
+    return cell.knobs[knob]
+
+
 def _result(
     name: str,
     cells: Sequence[Cell],
     choices: Sequence[str],
     quantities: Collection[str],
-    group: Callable[[Cell], object],
+    group: Group,
 ) -> HeldOut:
     asked: list[tuple[Cell, Rule, Rule]] = []
     groups = dict.fromkeys(group(cell) for cell in cells)

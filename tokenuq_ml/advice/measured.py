@@ -23,23 +23,25 @@ CELLS_FILE, CASES_FILE = "phase_cells.csv", "study_cases.csv"
 DIGITS = 6
 """Significant digits that are kept."""
 
-OUTCOMES = {
-    "study": pl.String,
-    "noise": pl.Float64,
-    "zipf": pl.Float64,
-    "family": pl.String,
-    "seeds": pl.Int64,
-    "metric": pl.String,
-    "change": pl.Float64,
-    "change_low": pl.Float64,
-    "change_high": pl.Float64,
-    "ood_change": pl.Float64,
-    "ood_change_low": pl.Float64,
-    "ood_change_high": pl.Float64,
-}
+OUTCOMES = pl.Schema(
+    {
+        "study": pl.String,
+        "noise": pl.Float64,
+        "zipf": pl.Float64,
+        "family": pl.String,
+        "seeds": pl.Int64,
+        "metric": pl.String,
+        "change": pl.Float64,
+        "change_low": pl.Float64,
+        "change_high": pl.Float64,
+        "ood_change": pl.Float64,
+        "ood_change_low": pl.Float64,
+        "ood_change_high": pl.Float64,
+    }
+)
 """What a comparison says of a family of a study. `change` is its metric minus that of `mle`, in distribution; `metric`
 is `true_kl` where the truth is known, else `loss`. Knobs are null for studies that are no cell of a grid."""
-MEASURED = {**OUTCOMES, **dict.fromkeys(QUANTITIES, pl.Float64)}
+MEASURED = pl.Schema({**OUTCOMES, **dict.fromkeys(QUANTITIES, pl.Float64())})
 """The columns of a file of measured studies: one row per study and family."""
 
 VERDICTS = BEATS, TRADES, UNDECIDED, LOSES = "beats", "trades", "undecided", "loses"

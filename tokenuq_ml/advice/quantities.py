@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from polars.lazyframe.group_by import LazyGroupBy
 
 from tokenuq_ml.advice.unseen_pairs import pair_counts
 from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.scoring.correlations import Array, percentile_interval, resampled_sums
 from tokenuq_ml.tables.scanning import scan
-from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 SURPRISE = 2.0
 """Nats by which the loss of a confident error exceeds the teacher's entropy."""
@@ -143,61 +143,75 @@ def _measured(quantity: Quantity, once: Sums, drawn: Sums, confidence: float | N
 
 
 def _example_sums(home: str | Path | None, study: str) -> dict[str, pl.DataFrame]:
-    """Return split -> one row per example, with the sums over its tokens that quantities are made of."""
-    try:
-        losses = scan("token_losses", home, study=study)
-        uncertainty = scan("token_uncertainty", home, study=study)
-    except FileNotFoundError as error:
+    """Return split -> one row per example, with the sums over its tokens that quantities are made of.
+
+    Sums of a table that the study lacks are left out.
+    """
+    losses = _table("token_losses", home, study)
+    if losses is None:
         raise InputError(
-            f"study {study!r} has no token tables, which advice is read from: {error}; "
-            f"run `tokenuq run --study {study}`"
-        ) from None
-    split, error = pl.col("split").cast(pl.String), pl.col("rank") > 0
-    of_train, loss = losses.filter(split == "train"), pl.col("loss").cast(pl.Float64)
-    # The smallest loss of the quarter. If several tokens have it, all of them count.
-    border = of_train.select(loss.quantile(1 - QUARTER, "higher")).collect(engine="streaming").item()
-    train = (
-        of_train.join(uncertainty.drop("study"), on=TOKEN_KEY)
-        .group_by("example_id")
-        .agg(
-            tokens=pl.len(),
-            loss=loss.sum(),
-            confident_errors=(loss - pl.col("entropy") > SURPRISE).sum(),
-            top_loss=loss.filter(loss >= border).sum() if border is not None else pl.lit(0.0),
-            bald=pl.col("bald").cast(pl.Float64).sum(),
-            predictive_entropy=pl.col("predictive_entropy").cast(pl.Float64).sum(),
+            f"study {study!r} has no table token_losses, which advice is read from; run "
+            f"`tokenuq run --study {study}`, or name its store in TOKENUQ_HOME"
         )
-    )
-    validation = (
-        losses.filter(split == "validation")
-        .group_by("example_id")
-        .agg(
-            tokens=pl.len(),
-            errors=error.sum(),
-            error_entropy=pl.col("entropy").cast(pl.Float64).filter(error).sum(),
-            loss=loss.sum(),
-            entropy=pl.col("entropy").cast(pl.Float64).sum(),
-            base_loss=pl.col("base_loss").cast(pl.Float64).sum(),
-        )
-    )
-    ood = losses.filter(split == "ood").group_by("example_id")
     found = {
-        "train": train.collect(engine="streaming"),
-        "validation": _with_pairs(validation.collect(engine="streaming"), home, study),
-        "ood": ood.agg(loss=loss.sum(), base_loss=pl.col("base_loss").cast(pl.Float64).sum()).collect(
-            engine="streaming"
-        ),
+        "train": _with_uncertainty(_train_sums(losses), _table("token_uncertainty", home, study)),
+        "validation": _with_pairs(_validation_sums(losses), _table("tokenized_dataset", home, study)),
+        "ood": _of_split(losses, "ood").agg(loss=LOSS.sum(), base_loss=BASE_LOSS.sum()).collect(engine="streaming"),
     }
     return {name: table.sort("example_id") for name, table in found.items()}
 
 
-def _with_pairs(validation: pl.DataFrame, home: str | Path | None, study: str) -> pl.DataFrame:
-    """Add the pairs of each example, and those that training lacks, if the tokens of the texts are in the store."""
+def _table(name: str, home: str | Path | None, study: str) -> pl.LazyFrame | None:
     try:
-        texts = scan("tokenized_dataset", home, study=study)
+        return scan(name, home, study=study)
     except FileNotFoundError:
-        return validation
-    counts = pair_counts(texts)
-    return validation.join(counts, on="example_id", how="left").with_columns(
-        pl.col("pairs", "unseen_pairs").fill_null(0)
+        return None
+
+
+LOSS, ENTROPY, BASE_LOSS = (pl.col(name).cast(pl.Float64) for name in ("loss", "entropy", "base_loss"))
+
+
+def _of_split(losses: pl.LazyFrame, split: str) -> LazyGroupBy:
+    return losses.filter(pl.col("split").cast(pl.String) == split).group_by("example_id")
+
+
+def _train_sums(losses: pl.LazyFrame) -> pl.DataFrame:
+    of_train = losses.filter(pl.col("split").cast(pl.String) == "train")
+    # The smallest loss of the quarter. If several tokens have it, all of them count.
+    border = of_train.select(LOSS.quantile(1 - QUARTER, "higher")).collect(engine="streaming").item()
+    sums = _of_split(losses, "train").agg(
+        tokens=pl.len(),
+        loss=LOSS.sum(),
+        confident_errors=(LOSS - ENTROPY > SURPRISE).sum(),
+        top_loss=LOSS.filter(LOSS >= border).sum() if border is not None else pl.lit(0.0),
     )
+    return sums.collect(engine="streaming")
+
+
+def _with_uncertainty(train: pl.DataFrame, uncertainty: pl.LazyFrame | None) -> pl.DataFrame:
+    """Add the sums of BALD and predictive entropy of each training example."""
+    if uncertainty is None:
+        return train
+    sums = uncertainty.group_by("example_id").agg(pl.col("bald", "predictive_entropy").cast(pl.Float64).sum())
+    return train.lazy().join(sums, on="example_id").collect(engine="streaming")
+
+
+def _validation_sums(losses: pl.LazyFrame) -> pl.DataFrame:
+    error = pl.col("rank") > 0
+    sums = _of_split(losses, "validation").agg(
+        tokens=pl.len(),
+        errors=error.sum(),
+        error_entropy=ENTROPY.filter(error).sum(),
+        loss=LOSS.sum(),
+        entropy=ENTROPY.sum(),
+        base_loss=BASE_LOSS.sum(),
+    )
+    return sums.collect(engine="streaming")
+
+
+def _with_pairs(validation: pl.DataFrame, texts: pl.LazyFrame | None) -> pl.DataFrame:
+    """Add the pairs of each example, and those that training lacks."""
+    if texts is None:
+        return validation
+    counted = validation.join(pair_counts(texts), on="example_id", how="left")
+    return counted.with_columns(pl.col("pairs", "unseen_pairs").fill_null(0))

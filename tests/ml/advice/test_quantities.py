@@ -32,7 +32,7 @@ TEXTS = [
 ]
 
 
-def written(home, tokens=TOKENS, texts=TEXTS):
+def written(home, tokens=TOKENS, texts=TEXTS, lacks=None):
     """Write the token tables of the study `s`."""
     names = ("split", "example_id", "loss", "entropy", "rank", "base_loss", "bald", "predictive_entropy")
     rows = pl.DataFrame(tokens, schema=names, orient="row").with_columns(
@@ -41,6 +41,7 @@ def written(home, tokens=TOKENS, texts=TEXTS):
     rows = rows.with_columns(category=pl.lit("word"), base_entropy="entropy", expected_entropy="entropy")
     rows = rows.with_columns(bald_std_error="bald", mc_loss="loss", n_samples=pl.lit(5))
     frames = {table: rows.select(*TABLES[table].columns) for table in ("token_losses", "token_uncertainty")}
+    frames = {table: frame for table, frame in frames.items() if table != lacks}
     if texts:
         frame = pl.DataFrame(texts, schema=("split", "example_id", "input_ids"), orient="row")
         trained = pl.col("input_ids").list.eval(pl.element() > 0)
@@ -103,6 +104,12 @@ def test_no_errors_and_no_texts_are_undefined(tmp_path):
     assert found["entropy_on_errors"] is None and found["unseen_pairs"] is None and found["error_share"] == 0
 
 
+def test_a_study_without_bald_has_the_other_quantities(tmp_path):
+    complete = values(written(tmp_path / "complete"))
+    found = values(written(tmp_path / "some", lacks="token_uncertainty"))
+    assert found.pop("bald_share") is None and found == pytest.approx({name: complete[name] for name in found})
+
+
 def test_intervals_resample_examples(tmp_path):
     found = study_quantities(written(tmp_path), "s")
     # Two examples: a resample has both, or one of them twice.
@@ -116,7 +123,7 @@ def test_intervals_resample_examples(tmp_path):
 
 
 def test_a_study_without_tables_is_named(tmp_path):
-    with pytest.raises(InputError, match="study 's' has no token tables.*tokenuq run --study s"):
+    with pytest.raises(InputError, match="study 's' has no table token_losses.*tokenuq run --study s"):
         study_quantities(tmp_path, "s")
 
 

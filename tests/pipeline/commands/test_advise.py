@@ -153,7 +153,7 @@ def test_a_comparison_gives_a_file_of_measured_studies(advise, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--study", "nowhere"], "study 'nowhere' has no token tables"),
+        (["--study", "nowhere"], "study 'nowhere' has no table token_losses"),
         (["--study", "quickstart", "--comparison", "none"], "no comparison 'none'; there are "),
         (["--study", "quickstart", "--output", "x.csv"], "--output goes with --comparison, and not with --study"),
         (["--output", "x.csv"], "--output goes with --comparison"),
