@@ -4,17 +4,17 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import plan_cluster
-from tokenuq_pipeline.commands.common import STUDY_HELP, configuration, known_studies, project
+from tokenuq_pipeline.commands.common import STUDY_HELP, configuration, known_comparison, known_studies, project
 from tokenuq_pipeline.commands.disk_space import disk_needs
 from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows, study_groups
-from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions, grid_as_text
+from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions, comparison_as_text, grid_as_text
 from tokenuq_pipeline.runtime.paths import dagster_home
 
 STATES = {"waiting": "may follow", "unchecked": FRESH, "damaged": FRESH}
@@ -33,7 +33,11 @@ def add_parser(commands) -> None:
         "no weights: it sends the hub one HEAD request per source. With --cluster it estimates all stages on a cluster "
         "that need not exist, and measures and looks up nothing.",
     )
-    parser.add_argument("--study", metavar="STUDY", help=f"{STUDY_HELP}; may be left out with --cluster")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--study", metavar="STUDY", help=f"{STUDY_HELP}; may be left out with --cluster")
+    which.add_argument(
+        "--comparison", metavar="NAME", help="a comparison in comparisons.yaml: what it needs of all its studies"
+    )
     plan_cluster.add_arguments(parser)
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.set_defaults(function=plan_command)
@@ -44,27 +48,39 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.cluster is not None:
         return plan_cluster.cluster_command(options)
     plan_cluster.require_no_cluster_options(options)
-    from tokenuq_pipeline.commands.status import status_rows
+    from tokenuq_pipeline.commands.status import needed, status_rows
+    from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
     dagster_home()
     config = configuration()
-    studies = known_studies(config, options.study)
-    with project(*studies, config=config) as here:
-        rows = status_rows(here.defs, here.config, list(studies), here.instance, here.store)
+    if options.comparison is not None:
+        comparison = known_comparison(config, options.comparison)
+        studies, asked, comparisons = comparison.studies, [f"{COMPARISONS}/{comparison.name}"], [comparison.name]
+        names = set(needed(config, asked[0]))
+    else:
+        studies = known_studies(config, options.study)
+        asked, comparisons, names = list(studies), [], None
+    with project(*studies, config=config, comparisons=comparisons) as here:
+        rows = status_rows(here.defs, here.config, asked, here.instance, here.store)
         states = {row["asset"]: STATES.get(row["state"], row["state"]) for row in rows}
-        plans = make_plans(here.config, studies, states, here.store)
-    is_grid = options.study in config.grids
+        plans = make_plans(here.config, studies, states, here.store, names)
+    several = options.study is None or options.study in config.grids
     if options.format == "json":
         as_json = [vars(plan) for plan in plans]
-        print(json.dumps(redacted_values(as_json if is_grid else as_json[0]), indent=1))
+        print(json.dumps(redacted_values(as_json if several else as_json[0]), indent=1))
         return 0
     needs = disk_needs([row for plan in plans for row in plan.planned], here.store)
-    text = grid_as_text(options.study, plans, needs) if is_grid else as_text(plans[0], needs)
+    if options.comparison is not None:
+        text = comparison_as_text(options.comparison, plans, needs)
+    else:
+        text = grid_as_text(options.study, plans, needs) if several else as_text(plans[0], needs)
     print(escaped(redacted(text)))
     return 0
 
 
-def make_plans(config, studies: Sequence[str], states: dict[str, str], store) -> list[Plan]:
+def make_plans(
+    config, studies: Sequence[str], states: dict[str, str], store, names: Collection[str] | None = None
+) -> list[Plan]:
     """Return the plans of studies; an asset that several of them need counts in the first one.
 
     Args:
@@ -72,6 +88,7 @@ def make_plans(config, studies: Sequence[str], states: dict[str, str], store) ->
         studies: their names.
         states: asset -> state, of assets that are not fresh.
         store: as in `make_plan`.
+        names: the assets that are asked for; others are left out. None: all.
 
     Raises:
         InputError: the machine's rate could not be measured.
@@ -81,7 +98,11 @@ def make_plans(config, studies: Sequence[str], states: dict[str, str], store) ->
     for study in studies:
         needed = {asset.name for group in study_groups(config, study) for asset in group}
         own = {name: state for name, state in states.items() if name in needed - counted}
-        plans.append(make_plan(config, study, own, store, measure))
+        plan = make_plan(config, study, own, store, measure)
+        if names is not None:
+            plan.stages = [row for row in plan.stages if row["asset"] in names]
+            plan.totals = _totals(plan.stages)
+        plans.append(plan)
         counted |= needed
     return plans
 

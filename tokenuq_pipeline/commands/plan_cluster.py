@@ -33,7 +33,7 @@ def require_no_cluster_options(options: argparse.Namespace) -> None:
     for name in ("model", "response_tokens"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name.replace('_', '-')}: only with --cluster, for example nodes=64,gpus=8,card=h100")
-    if options.study is None:
+    if options.study is None and options.comparison is None:
         raise InputError("name a study with --study, or a cluster with --cluster nodes=64,gpus=8,card=h100")
 
 
@@ -44,6 +44,8 @@ def cluster_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.commands.plan_cluster_text import as_json, as_text
     from tokenuq_pipeline.commands.plan_rows import study_groups
 
+    if options.comparison is not None:
+        raise InputError("--comparison: not with --cluster; plan its studies with --study, one by one")
     cluster = Cluster.parse(options.cluster)
     planner = _planner(options, cluster)
     groups = study_groups(planner.config, planner.study.name)

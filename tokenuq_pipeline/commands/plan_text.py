@@ -131,18 +131,36 @@ def grid_as_text(name: str, plans: Sequence[Plan], needs: Sequence[Need]) -> str
         plans: of its studies; what they share counts in the first one.
         needs: what all of them take of each disk, the store's first.
     """
+    about = "One of them asset by asset; the others differ from it in the data only, and what they share is here."
+    return _several_as_text(f"{name}: {len(plans)} studies with one base model", plans, about, needs)
+
+
+def comparison_as_text(name: str, plans: Sequence[Plan], needs: Sequence[Need]) -> str:
+    """Return a line per study of a comparison, their sum, and the plan of the one with most to make.
+
+    Args:
+        name: of the comparison.
+        plans: of its studies, with what it needs of them; what they share counts in the first one.
+        needs: what all of them take of each disk, the store's first.
+    """
+    about = "The one with most to make, asset by asset; `tokenuq plan --study` shows the others."
+    return _several_as_text(
+        f"comparison {name}: what it needs of {len(plans)} {'study' if len(plans) == 1 else 'studies'}",
+        plans,
+        about,
+        needs,
+    )
+
+
+def _several_as_text(title: str, plans: Sequence[Plan], about: str, needs: Sequence[Need]) -> str:
     rows = [{**plan.totals, "asset": plan.study, "state": _to_make(plan)} for plan in plans]
     known = all(row["flop"] is not None for row in rows)
     total = {key: sum(row[key] for row in rows) if known or key in ("tokens", "disk") else None for key in _SUMMED}
     largest = max((plan.totals["memory"] for plan in plans), key=lambda parts: sum(parts.values()))
     rows.append({**total, "asset": "total", "state": "", "memory": largest})
-    lines = [f"{name}: {len(plans)} studies with one base model", ""]
+    lines = [title, ""]
     lines += _aligned([("study", *HEADINGS[1:]), *(_cells({**row, "disk": {"": row["disk"]}}) for row in rows)])
-    lines += [
-        "",
-        "One of them asset by asset; the others differ from it in the data only, and what they share is here.",
-    ]
-    return "\n".join([*lines, "", as_text(max(plans, key=lambda plan: plan.totals["stages"]), needs)])
+    return "\n".join([*lines, "", about, "", as_text(max(plans, key=lambda plan: plan.totals["stages"]), needs)])
 
 
 _SUMMED = ("tokens", "flop", "seconds", "disk")

@@ -102,7 +102,7 @@ def _part(config: "Config", asked: list[str]) -> "Config":
     return config_of(config, asked, comparisons=comparisons)
 
 
-def _needed(config: "Config", asked: str) -> list[str]:
+def needed(config: "Config", asked: str) -> list[str]:
     """Return the assets of a study with those that it needs, or a comparison with all that is upstream of it."""
     from tokenuq_pipeline.assets.graph import assets_by_name
     from tokenuq_pipeline.automation.staleness import ancestors, parents_of
@@ -134,19 +134,19 @@ def study_statuses(
     held_now = held(store)
     content = held_now.studies | set(map(_as_asset, held_now.comparisons))
     made = [study for study in studies if study in content]
-    needed = {study: _needed(config, study) for study in studies}
+    assets = {study: needed(config, study) for study in studies}
     found: dict[str, Row] = {}
     if made:
         part = _part(config, made)
         with project(*part.studies, config=part, comparisons=list(part.comparisons)) as here:
             found = {row["asset"]: row for row in status_rows(here.defs, part, made, here.instance, store, deep)}
-    known = {name for study in made for name in needed[study]}
-    for name in dict.fromkeys(name for study in studies for name in needed[study] if name not in known):
+    known = {name for study in made for name in assets[study]}
+    for name in dict.fromkeys(name for study in studies for name in assets[study] if name not in known):
         if store.read_manifest(name) is None:
             found[name] = {"asset": name, "state": "missing", "reason": "was never made"}
     statuses = [
         StudyStatus(study, len(names), [found[name] for name in names if name in found], study in content)
-        for study, names in needed.items()
+        for study, names in assets.items()
     ]
     order = [name for name in assets_by_name(_part(config, studies)) if name in found]
     return statuses, [found[name] for name in order]
