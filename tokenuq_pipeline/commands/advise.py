@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted, redacted_values
+from tokenuq_pipeline.commands.common import configuration, known_comparison, known_study
 from tokenuq_pipeline.commands.query import require_writable
 from tokenuq_pipeline.runtime.paths import store_home
 
@@ -72,9 +73,8 @@ def advise_command(options: argparse.Namespace) -> int:
         print(escaped(f"{options.output}: {counts}"))
         return 0
     from tokenuq_ml.advice.advice import advice
-    from tokenuq_ml.advice.quantities import study_quantities
 
-    quantities = study_quantities(home, options.study) if options.study else {}
+    quantities = _quantities(home, options.study) if options.study else {}
     cases = read_measured(SHIPPED / CASES_FILE)
     # The goal that is asked for first.
     goals = sorted(GOALS.values(), key=lambda goal: goal.name != options.goal)
@@ -103,6 +103,21 @@ def _check(options: argparse.Namespace, home: Path) -> None:
     require_writable(options.output, home)
 
 
+def _quantities(home: Path, study: str) -> "dict[str, Measured]":
+    """Return the quantities of a study, which need not be configured.
+
+    Raises:
+        InputError: its tables are missing or damaged, or it is no study but a grid of studies.
+    """
+    from tokenuq_ml.advice.quantities import study_quantities
+
+    try:
+        return study_quantities(home, study)
+    except InputError:
+        known_study(configuration(), study)
+        raise
+
+
 def _of_comparison(name: str) -> "pl.DataFrame":
     """Return the measured studies of a comparison in the store, with their quantities.
 
@@ -111,7 +126,6 @@ def _of_comparison(name: str) -> "pl.DataFrame":
     """
     from tokenuq_ml.advice.measured import collected
     from tokenuq_ml.advice.outcomes import outcomes_in
-    from tokenuq_pipeline.commands.common import configuration, known_comparison
     from tokenuq_pipeline.runtime.bucket_store import fetch, open_store
     from tokenuq_pipeline.runtime.repair import require_undamaged
     from tokenuq_pipeline.runtime.store_layout import COMPARISONS, comparison_path

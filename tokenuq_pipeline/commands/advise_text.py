@@ -9,9 +9,9 @@ from tokenuq_ml.advice.measured import BASELINE, VERDICTS
 from tokenuq_ml.advice.quantities import QUANTITIES, Measured
 
 NO_VALUE = "-"
-WHERE = {
-    "in_distribution": "in distribution at no loss out of it",
-    "out_of_distribution": "out of distribution at no loss in it",
+PURPOSE = {
+    "in_distribution": "lower the loss in distribution and not raise it out of distribution",
+    "out_of_distribution": "lower the loss out of distribution and not raise it in distribution",
 }
 """Goal -> in words."""
 
@@ -42,7 +42,7 @@ def _titled(title: str, lines: Iterable[str]) -> str:
 
 
 def _other_goal(advice: Advice) -> str:
-    return f"for less loss {WHERE[advice.goal.name]} (--goal {advice.goal.name}): {_answer(advice)}"
+    return f"to {PURPOSE[advice.goal.name]} (--goal {advice.goal.name}): {_answer(advice)}"
 
 
 def _answer(advice: Advice) -> str:
@@ -53,8 +53,8 @@ def _answer(advice: Advice) -> str:
 
 def _headline(advice: Advice) -> list[str]:
     fitted, rule = advice.fitted, advice.fitted.rule
-    start = f"{advice.study}: {_answer(advice)}, for" if advice.study else "for"
-    found = [f"{start} less loss {WHERE[advice.goal.name]}"]
+    wanted = f"to {PURPOSE[advice.goal.name]}"
+    found = [f"{advice.study}: {_answer(advice)}, {wanted}" if advice.study else f"{wanted}:"]
     if not fitted.is_better:
         found.append(
             f"no rule is better than the same answer for all data: {fitted.majority.above} is right in "
@@ -99,7 +99,7 @@ def _held_out_table(fitted: FittedRule, goal: str) -> list[str]:
     ]
     return [
         *aligned([header, *rows]),
-        f"right: less loss {WHERE[goal]}, as the intervals show, than mle; mle is right where no objective is.",
+        f"right: objectives that {PURPOSE[goal]}, against mle and by their intervals; mle where there is none.",
         "p: sign test of the studies in which rule or majority alone is right. gain: mean fall of the metric, in nats.",
     ]
 
