@@ -75,8 +75,12 @@ class TwoNodes:
         return self.folder / "caches" / name
 
     def _hiding(self, name: str) -> list[str]:
-        """Return the beginning of a command that does not see the caches of other nodes."""
-        if not self._apart:
+        """Return the beginning of a command that does not see the caches of other nodes.
+
+        The head sees all of them: nodes of one address are one to Ray, which takes the driver of every job for one of
+        the head's processes.
+        """
+        if not self._apart or name == "head":
             return []
         hidden = [str(self.cache_of(other)) for other in sorted(NAMES - {name})]
         for folder in hidden:

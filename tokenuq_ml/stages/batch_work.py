@@ -106,14 +106,14 @@ class Setting:
         Raises:
             InputError: this node does not see them, and cannot fetch what they hold.
         """
-        stored = measure.model
+        return measure.with_folders(self._folder)
+
+    def _folder(self, path: str) -> str:
         if self.files is not None:
-            base, adapter = map(self.files.folder, (stored.base, stored.adapter))
-            return replace(measure, model=replace(stored, base=base, adapter=adapter))
-        for folder in (stored.base, stored.adapter):
-            if not Path(folder).is_dir():
-                raise InputError(not_seen(folder))
-        return measure
+            return self.files.folder(path)
+        if not Path(path).is_dir():
+            raise InputError(not_seen(path))
+        return path
 
     def require(self, numerics: Numerics) -> None:
         """Check that this process is like the one that forms the batches.

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from peft import PeftModel
@@ -30,10 +30,16 @@ Run = Callable[[Iterable[Any]], list[tuple[Any, int]]]
 """Takes batches, and returns for each its result and the units of progress that it counts."""
 
 
+@dataclass(frozen=True)
 class Measure(ABC):
     """How batches are measured: with which model, and what of them."""
 
     model: StoredModel
+
+    def with_folders(self, place: Callable[[str], str]) -> Self:
+        """Return the same measure, which reads `place(folder)` in place of each folder that it reads."""
+        model = replace(self.model, base=place(self.model.base), adapter=place(self.model.adapter))
+        return replace(self, model=model)
 
     @abstractmethod
     def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> AbstractContextManager[Run]:
@@ -54,6 +60,10 @@ class LossMeasure(Measure):
     alternatives: int = 0
     truth: str | None = None
     """Folder of the table `token_truth`, for the divergence from it; every process reads it."""
+
+    def with_folders(self, place: Callable[[str], str]) -> Self:
+        """Return the same measure in other folders; the truth too is one."""
+        return replace(super().with_folders(place), truth=None if self.truth is None else place(self.truth))
 
     @contextmanager
     def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:

@@ -28,6 +28,7 @@ from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_plan
 from tokenuq_ml.scoring.teacher_change import teacher_change
 from tokenuq_ml.scoring.token_losses import score_examples
+from tokenuq_ml.stages.adapted_model import StoredModel
 from tokenuq_ml.stages.batch_actors import _keywords, _room
 from tokenuq_ml.stages.batch_work import ExampleBatches, Failure, Job, Measurer, Setting, SingleBatches, groups
 from tokenuq_ml.stages.measures import AnswerMeasure, ChangeMeasure, LossMeasure, ReferenceMeasure, UncertaintyMeasure
@@ -144,6 +145,18 @@ def test_other_code_or_another_device_is_refused(loaded, measurer):
         measured(measurer, job, Setting("old", "cpu", 1))
     with pytest.raises(InputError, match="computes on cuda and a process of it on cpu; reserve the same kind"):
         measured(measurer, job, Setting(setting.code, "cuda", 1))
+
+
+def test_every_folder_that_a_measure_reads_is_placed_on_the_node():
+    stored = StoredModel("/stage/base", "/stage/adapter", "teacher", "float32")
+    for measure, count in ((LossMeasure(stored, truth="/stage/truth"), 3), (LossMeasure(stored), 2)):
+        placed = measure.with_folders(lambda folder: folder.replace("/stage", "/node"))
+        assert str(measure).count("/stage/") == str(placed).count("/node/") == count
+        assert str(placed) == str(measure).replace("/stage", "/node")
+    # A truth that only the stage's own node sees is refused like a model.
+    with pytest.raises(InputError, match="does not see /elsewhere/truth"):
+        setting = Setting("code", "cpu", 1)
+        setting.here(LossMeasure(replace(stored, base="/", adapter="/"), truth="/elsewhere/truth"))
 
 
 def test_a_node_that_does_not_see_the_store_is_one_sentence(loaded, measurer):
