@@ -57,6 +57,7 @@ class FamilyEvidence:
     family: str
     verdicts: Mapping[str, int]
     mean_change: float
+    mean_ood_change: float
     fitted: FittedRule
     choice: str | None
     """The family or `mle`, for the study that is advised; None without a study."""
@@ -208,9 +209,9 @@ def _family_evidence(
     verdicts = [goal.verdict(row) for row in rows.iter_rows(named=True)]
     fitted = fit(family_cells(measured, family, goal), [BASELINE, family], known)
     counts = {name: verdicts.count(name) for name in dict.fromkeys(sorted(verdicts))}
-    change = float(rows[goal.wanted].to_numpy().mean())
+    changes = (float(rows[name].to_numpy().mean()) for name in ("change", "ood_change"))
     choice = None if values is None else fitted.applied.choice(values)
-    return FamilyEvidence(family, counts, change, fitted, choice)
+    return FamilyEvidence(family, counts, *changes, fitted, choice)
 
 
 def _nearest(

@@ -187,6 +187,7 @@ def _evidence(found: "Advice") -> dict[str, Any]:
                 "family": one.family,
                 "verdicts": one.verdicts,
                 "mean_change": one.mean_change,
+                "mean_ood_change": one.mean_ood_change,
                 "choice": one.choice,
                 **_fitted(one.fitted),
             }

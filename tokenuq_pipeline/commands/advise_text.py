@@ -157,7 +157,7 @@ def _change(row: Mapping[str, Any], name: str) -> str:
 
 
 def _families_table(advice: Advice) -> list[str]:
-    header = ("objective", *VERDICTS, "mean change", "rule", "rule right", "majority right")
+    header = ("objective", *VERDICTS, "mean change", "mean change out", "rule", "rule right", "majority right")
     last = (f"for {advice.study}",) if advice.study else ()
     rows = [(*_family_row(one), *((one.choice,) if one.choice else ())) for one in advice.families]
     return aligned([(*header, *last), *rows])
@@ -169,7 +169,14 @@ def _family_row(one: FamilyEvidence) -> tuple[str, ...]:
         [f"{count} of {by_cell.cells}" for count in (by_cell.right, by_cell.majority_right)] if by_cell else ["", ""]
     )
     counts = (str(one.verdicts.get(name, 0)) for name in VERDICTS)
-    return (one.family, *counts, f"{one.mean_change:+.4f}", str(one.fitted.applied), *right)
+    return (
+        one.family,
+        *counts,
+        f"{one.mean_change:+.4f}",
+        f"{one.mean_ood_change:+.4f}",
+        str(one.fitted.applied),
+        *right,
+    )
 
 
 def _case_lines(cases: Sequence[Case]) -> list[str]:

@@ -78,6 +78,7 @@ def test_each_family_has_its_own_rule():
     gentle, reckless = advice(grid(), CASES, IN, "mine", quantities(**{READ: 0.35})).families
     assert (gentle.family, gentle.verdicts, gentle.choice) == ("gentle", {"beats": 8, "loses": 12}, "gentle")
     assert gentle.mean_change == pytest.approx(-0.01) and gentle.fitted.is_better
+    assert (reckless.mean_change, reckless.mean_ood_change) == pytest.approx((-0.2, 0.3))
     assert (reckless.verdicts, reckless.choice, reckless.fitted.rule) == ({"trades": 20}, "mle", Rule("mle", "mle"))
 
 
