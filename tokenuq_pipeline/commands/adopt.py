@@ -31,9 +31,10 @@ def adopt_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.assets.checks import table_checks
     from tokenuq_pipeline.assets.shown_studies import held
     from tokenuq_pipeline.automation.adoption import adopt, checks_by_asset
-    from tokenuq_pipeline.automation.staleness import Records, study_keys
+    from tokenuq_pipeline.automation.staleness import Records, keys_of
     from tokenuq_pipeline.runtime.bucket_store import address_of, open_store
     from tokenuq_pipeline.runtime.data_files import observe
+    from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
     began, store, config = time.monotonic(), open_store(), configuration()
     named = known_studies(config, options.study) if options.study else config.studies
@@ -41,10 +42,12 @@ def adopt_command(options: argparse.Namespace) -> int:
     if not studies:
         print(f"{address_of(store)}: holds nothing of any study")
         return 0
-    with project(*studies, config=config) as here:
+    comparisons = [] if options.study else [name for name in config.comparisons if name in held(store).comparisons]
+    with project(*studies, config=config, comparisons=comparisons) as here:
         observe(here.config, here.instance, here.store)
         records = Records.of(here.defs.resolve_asset_graph(), here.config, here.instance, here.store)
-        keys = set().union(*(study_keys(records.assets, study) for study in studies))
+        asked = [*studies, *(f"{COMPARISONS}/{name}" for name in comparisons)]
+        keys = set().union(*(keys_of(records.assets, name) for name in asked))
         found = adopt(records, keys, checks_by_asset(table_checks(here.config)))
     print(as_text(found, len(keys), time.monotonic() - began))
     return exit_code(found)

@@ -37,8 +37,8 @@ def test_the_name_of_a_grid_stands_for_its_cells(tmp_path):
         known_studies(config, "none")
     with pytest.raises(InputError, match="cells has a grid; name one of its 2 studies: cells_noise0, cells_noise0p5"):
         known_study(config, "cells")
-    options = argparse.Namespace(all=False, study=["cells", CELLS[0]])
-    assert status._studies(options, config, store) == list(CELLS)
+    options = argparse.Namespace(all=False, study=["cells", CELLS[0]], comparison=None)
+    assert status._asked(options, config, store) == list(CELLS)
     assert shown_studies(config, store, {}) == [STUDY]
     assert shown_studies(config, store, {"TOKENUQ_STUDIES": "cells"}) == [STUDY, *CELLS]
 
