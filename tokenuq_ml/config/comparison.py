@@ -15,6 +15,8 @@ from tokenuq_ml.config.families import settings_of
 from tokenuq_ml.config.study import StudySpec
 from tokenuq_ml.config.sweeps import suffix
 
+FURTHER = "further.json"
+"""File of a comparison that asks for more: study -> ablations."""
 Quantile = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -31,6 +33,8 @@ class ComparisonSpec(Spec):
     """Tables of each ablation: `evaluation_examples`, `selections`, `curriculum`, ..."""
     REFERENCE_TABLES: ClassVar[tuple[str, ...]] = ()
     """Tables of the base model and of the teacher: `evaluation_examples`, ..."""
+    NEEDS_KNOBS: ClassVar[bool] = False
+    """Reads the knobs of each study, which is a cell of a `grid`."""
     OPTIONAL_ABLATIONS: ClassVar[bool] = False
     """Reads the ablations that exist. What was never made is left out; its families have fewer seeds, or are absent."""
 
@@ -54,6 +58,15 @@ class ComparisonSpec(Spec):
             ablations: every ablation, by name.
         """
         return study.ablations if self.ABLATION_TABLES else ()
+
+    def optional_ablations(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> frozenset[str]:
+        """Return those of `ablations_read` that the comparison does without as long as they were not made.
+
+        Args:
+            study: one of `studies`.
+            ablations: every ablation, by name.
+        """
+        return frozenset(self.ablations_read(study, ablations) if self.OPTIONAL_ABLATIONS else ())
 
     def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
         """Return what a study lacks that the comparison needs, with the remedy; None if nothing.
@@ -139,9 +152,70 @@ class ThresholdsComparison(FamilyComparison):
         return self
 
 
+class PhaseDiagramComparison(FamilyComparison):
+    """Where on a grid of knobs each family beats the baseline; seeds are added in rounds until that is decided."""
+
+    READS_REPORT: ClassVar[bool] = False
+    NEEDS_KNOBS: ClassVar[bool] = True
+    STUDY_TABLES: ClassVar[tuple[str, ...]] = ("token_losses", "token_uncertainty")
+    OPTIONAL_ABLATIONS: ClassVar[bool] = True
+
+    kind: Literal["phase_diagram"]
+    rounds: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        default=(5, 7, 10), description="seeds of a family at each look; one that is decided gets no further seeds"
+    )
+    margin: Annotated[
+        float, Field(ge=0, lt=1, description="share of the baseline's divergence that counts as no difference")
+    ] = 0.1
+
+    def seeds_of(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> dict[str, list[str]]:
+        """Return family -> its ablations by seed, as many as the last round has."""
+        found: dict[str, list[str]] = {}
+        for name in sorted(study.ablations, key=lambda one: ablations[one].seed):
+            found.setdefault(ablations[name].family, []).append(name)
+        families = dict.fromkeys(ablations[name].family for name in study.ablations)
+        return {family: found[family][: self.rounds[-1]] for family in families}
+
+    def ablations_read(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> tuple[str, ...]:
+        """Return the seeds of all rounds."""
+        return tuple(name for names in self.seeds_of(study, ablations).values() for name in names)
+
+    def optional_ablations(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> frozenset[str]:
+        """Return the seeds after the first round: whether they are needed is known once that was looked at."""
+        seeds = self.seeds_of(study, ablations).values()
+        return frozenset(name for names in seeds for name in names[self.rounds[0] :])
+
+    def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
+        """Return that families cannot be compared, or have fewer seeds than the last round."""
+        families = settings_of({name: ablations[name] for name in study.ablations})
+        for family, settings in families.items():
+            if len(settings) > 1:
+                return (
+                    f"study {study.name} trains {family} at {len(settings)} settings, and this kind compares families "
+                    "at one; remove 'sweep', or all settings but one"
+                )
+            for names in settings.values():
+                if len(names) < self.rounds[-1]:
+                    return (
+                        f"study {study.name} has {len(names)} seeds of {family}, and 'rounds' ends with "
+                        f"{self.rounds[-1]}; set `seeds: {self.rounds[-1]}` of the study, or lower 'rounds'"
+                    )
+        if not study.ood:
+            return f"study {study.name} has no dataset in 'ood'; add one of its language's other world"
+        return super().problem_with(study, ablations)
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Self:
+        if not self.rounds or list(self.rounds) != sorted(set(self.rounds)):
+            listed = ", ".join(map(str, self.rounds))
+            raise ValueError(f"'rounds' are numbers of seeds that rise from look to look, are {listed or 'none'}")
+        return self
+
+
 KINDS: dict[str, type[ComparisonSpec]] = {
     "front": FrontComparison,
     "thresholds": ThresholdsComparison,
+    "phase_diagram": PhaseDiagramComparison,
 }
 """Value of `kind` -> the options of that kind."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tokenuq_ml.config.comparison import ComparisonSpec
 from tokenuq_ml.config.language import LanguageChanges
 from tokenuq_ml.config.sources import DatasetSpec
 from tokenuq_ml.config.study import StudySpec
@@ -52,6 +53,28 @@ def with_grids(
             if every_dataset.setdefault(dataset.name, dataset) != dataset:
                 raise InputError(f"{where}: makes {dataset.name!r}, which another grid makes too; rename its dataset")
     return every_study, every_dataset, grids
+
+
+def check_cells(comparisons: Mapping[str, ComparisonSpec], grids: Grids) -> None:
+    """Check that the studies of a comparison that reads knobs are cells of a grid of both, each with knobs of its own.
+
+    Raises:
+        InputError: one is not.
+    """
+    knobs = {cell: (one.noise, one.zipf) for cells in grids.values() for cell, one in cells.items()}
+    for name, comparison in comparisons.items():
+        if not comparison.NEEDS_KNOBS:
+            continue
+        where = f"comparisons.yaml: {name}.studies"
+        for study in comparison.studies:
+            if None in knobs.get(study, (None,)):
+                fitting = [grid for grid, cells in grids.items() if None not in knobs[next(iter(cells))]]
+                raise InputError(
+                    f"{where}: {study} is no cell of a grid of noise and zipf; name an entry with such a `grid`: "
+                    f"{', '.join(fitting) or 'none yet'}"
+                )
+        if len({knobs[study] for study in comparison.studies}) < len(comparison.studies):
+            raise InputError(f"{where}: two studies have the same noise and zipf; name one grid only")
 
 
 def _require_world(where: str, study: StudySpec, datasets: Mapping[str, DatasetSpec]) -> None:

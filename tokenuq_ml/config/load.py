@@ -17,7 +17,7 @@ from tokenuq_ml.config.comparison_files import read_comparisons
 from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedEntry, with_curated
 from tokenuq_ml.config.families import with_settings
-from tokenuq_ml.config.grids import Grids, with_grids
+from tokenuq_ml.config.grids import Grids, check_cells, with_grids
 from tokenuq_ml.config.languages import check_languages
 from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.references import check_references
@@ -109,6 +109,7 @@ def load_config(*folders: str | Path) -> Config:
     check_references(config, reader.origins)
     named = {name: config.studies_of(name) for name in (*config.grids, *config.studies)}
     comparisons = read_comparisons([Path(folder) for folder in folders], named, config.studies, config.ablations)
+    check_cells(comparisons, grids)
     return replace(config, comparisons=comparisons)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from tokenuq_ml.config import AblationSpec, StudySpec
-from tokenuq_ml.config.comparison import KINDS
+from tokenuq_ml.config.comparison import FURTHER, KINDS
 from tokenuq_ml.reports import html
 from tokenuq_ml.reports.comparisons.inputs import REPORT, ComparisonInputs
 from tokenuq_ml.reports.comparisons.kinds import COMPARE
@@ -51,15 +51,20 @@ def _inputs(request: StageRequest, asset: AssetRequest) -> ComparisonInputs:
     """Return what the comparison reads. Ablations whose optional tables were never made are left out."""
     spec = KINDS[asset.fields["comparison"]["kind"]](**asset.fields["comparison"])
     studies = {name: StudySpec(**fields) for name, fields in asset.fields["studies"].items()}
-    ablations = {
-        study: {
-            name: AblationSpec(**fields)
-            for name, fields in own.items()
-            if all(f"{study}/{table}/{name}" in request.inputs for table in spec.ABLATION_TABLES)
-        }
+    every = {
+        study: {name: AblationSpec(**fields) for name, fields in own.items()}
         for study, own in asset.fields["ablations"].items()
     }
-    return ComparisonInputs(spec, studies, ablations, request.inputs, Path(asset.outputs[OUTPUT]))
+    made = {
+        study: {
+            name: ablation
+            for name, ablation in own.items()
+            if all(f"{study}/{table}/{name}" in request.inputs for table in spec.ABLATION_TABLES)
+        }
+        for study, own in every.items()
+    }
+    folder, knobs = Path(asset.outputs[OUTPUT]), asset.fields.get("knobs", {})
+    return ComparisonInputs(spec, studies, made, every, request.inputs, folder, knobs)
 
 
 def _contents(request: StageRequest) -> list[str]:
@@ -86,6 +91,8 @@ def _write(inputs: ComparisonInputs, findings: Findings) -> None:
     (folder / PAGE).write_text(html.page(title, subtitle, rendered), encoding="utf-8")
     blocks = [f"# {title}", subtitle, *(f"## {one.heading}\n\n{as_markdown(one.parts)}" for one in sections)]
     (folder / MARKDOWN).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    if findings.further:
+        (folder / FURTHER).write_text(json.dumps(dict(findings.further), indent=1), encoding="utf-8")
     for name, rows in findings.tables.items():
         (folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         frame = pl.DataFrame(rows, infer_schema_length=None)

@@ -179,7 +179,14 @@ def comparison_fields(config: Config, comparison: ComparisonSpec) -> dict:
             name: {one: config.ablations[one].fields() for one in comparison.ablations_read(study, config.ablations)}
             for name, study in studies.items()
         },
+        **({"knobs": _knobs(config, comparison)} if comparison.NEEDS_KNOBS else {}),
     }
+
+
+def _knobs(config: Config, comparison: ComparisonSpec) -> dict[str, dict[str, float]]:
+    """Return study -> the knobs that its dataset changes in its language."""
+    changes = {name: config.datasets[config.studies[name].dataset].changes for name in comparison.studies}
+    return {name: found.fields() for name, found in changes.items() if found is not None}
 
 
 def _with_result(study: StudySpec) -> dict:

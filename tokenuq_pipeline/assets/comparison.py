@@ -47,10 +47,11 @@ def _of_study(config: Config, comparison: ComparisonSpec, study: StudySpec) -> I
     for row in REFERENCE_ROWS:
         for table in comparison.REFERENCE_TABLES:
             yield inputs.row_table(name, table, row, ("reference_evaluation",))
+    optional = comparison.optional_ablations(study, config.ablations)
     for ablation in comparison.ablations_read(study, config.ablations):
         for table in comparison.ABLATION_TABLES:
             item = inputs.row_table(name, table, ablation, (ablation, _maker(table, ABLATION_TABLES)))
-            yield replace(item, optional=comparison.OPTIONAL_ABLATIONS)
+            yield replace(item, optional=ablation in optional)
 
 
 def _maker(table: str, tables: dict[str, tuple[str, ...]]) -> str:

@@ -1,5 +1,7 @@
 """What a comparison needs of each of its studies."""
 
+from collections.abc import Mapping, Sequence
+
 import dagster as dg
 
 from tokenuq_ml.config.comparison import ComparisonSpec
@@ -7,6 +9,7 @@ from tokenuq_ml.config.load import Config
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.shown_studies import config_of
 from tokenuq_pipeline.automation.staleness import Key, ancestors, parents_of
+from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
 
@@ -15,14 +18,27 @@ def comparison_key(comparison: str) -> Key:
     return dg.AssetKey([COMPARISONS, comparison])
 
 
-def study_targets(config: Config, comparison: ComparisonSpec) -> dict[str, set[Key]]:
+def study_targets(
+    config: Config, comparison: ComparisonSpec, store: Store, further: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, set[Key]]:
     """Return study -> the assets that the comparison needs of it, with models and datasets; in the comparison's order.
+
+    What it reads only if it exists is among them if it does, so that it is brought up to date.
 
     Args:
         config: all of it.
         comparison: an entry of `comparisons.yaml`.
+        store: the store.
+        further: study -> ablations that are wanted too.
     """
     part = config_of(config, [], comparisons=[comparison.name])
-    parents = parents_of({asset.key: asset for asset in assets_by_name(part).values()})
-    reads = parents[comparison_key(comparison.name)]
+    assets = {asset.key: asset for asset in assets_by_name(part).values()}
+    parents = parents_of(assets)
+    page = assets[comparison_key(comparison.name)]
+    wanted = {(study, name) for study, names in (further or {}).items() for name in names}
+    reads = [
+        dg.AssetKey(path)
+        for path in page.reads
+        if path not in page.optional_reads or path[:2] in wanted or store.read_manifest("/".join(path)) is not None
+    ]
     return {study: ancestors(parents, (key for key in reads if key.path[0] == study)) for study in comparison.studies}

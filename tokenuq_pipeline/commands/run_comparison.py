@@ -12,20 +12,47 @@ from tokenuq_pipeline.runtime.readers import print_on
 def run_comparison(options: argparse.Namespace) -> int:
     """Run what the comparison needs of each study, one Dagster run after the other, then the comparison.
 
+    If the comparison then asks for further ablations, they are made, and the comparison again.
+
     Raises:
         InputError: there is no such comparison, or `--ablation` was given.
     """
     from tokenuq_ml.errors import InputError
     from tokenuq_pipeline.automation.comparison_targets import study_targets
+    from tokenuq_pipeline.runtime.bucket_store import open_store
 
     if options.ablation:
         raise InputError("--ablation goes with --study: a comparison needs what it reads of all its studies")
     config = configuration()
-    comparison = known_comparison(config, options.comparison)
-    for study, keys in study_targets(config, comparison).items():
-        if code := _run_study(options, config, study, keys):
+    comparison, store = known_comparison(config, options.comparison), open_store()
+    targets = study_targets(config, comparison, store)
+    while True:
+        for number, (study, keys) in enumerate(targets.items(), 1):
+            print_on(f"{comparison.name}: study {number} of {len(targets)}")
+            if code := _run_study(options, config, study, keys):
+                return code
+        if code := _make_page(config, comparison.name):
             return code
-    return _make_page(config, comparison.name)
+        further = _further(store, comparison.name)
+        if not further:
+            print_on("")
+            print_comparison(store, comparison.name, print_on)
+            return 0
+        count = sum(map(len, further.values()))
+        print_on(f"{comparison.name}: {count} more trainings in {len(further)} studies, for what is undecided")
+        targets = {name: study_targets(config, comparison, store, further)[name] for name in further}
+
+
+def _further(store, name: str) -> dict[str, list[str]]:
+    """Return study -> ablations that a comparison asks for, which the store does not have."""
+    from tokenuq_ml.config.comparison import FURTHER
+    from tokenuq_ml.json_files import read_json
+    from tokenuq_pipeline.runtime.bucket_store import fetch
+    from tokenuq_pipeline.runtime.store_layout import COMPARISONS, comparison_path
+
+    fetch(store, f"{COMPARISONS}/{name}", lambda path: path.endswith(FURTHER))
+    file = store.path(comparison_path(name)) / FURTHER
+    return read_json(file) if file.is_file() else {}
 
 
 def _run_study(options: argparse.Namespace, config, study: str, keys: set) -> int:
@@ -46,7 +73,7 @@ def _run_study(options: argparse.Namespace, config, study: str, keys: set) -> in
 
 
 def _make_page(config, name: str) -> int:
-    """Make the page of a comparison whose studies are up to date, print it, and return the exit code."""
+    """Make the page of a comparison whose studies are up to date, and return the exit code."""
     from tokenuq_pipeline.automation.comparison_targets import comparison_key
     from tokenuq_pipeline.automation.jobs import comparison_job
     from tokenuq_pipeline.automation.study_runner import StudyRunner
@@ -63,11 +90,7 @@ def _make_page(config, name: str) -> int:
             CONSOLE,
             job=comparison_job(name),
         )
-        code = make(runner, {comparison_key(name)})
-        if code == 0:
-            print_on("")
-            print_comparison(here.store, name, print_on)
-    return code
+        return make(runner, {comparison_key(name)})
 
 
 def print_comparison(store, name: str, say: Callable[[str], None] = print) -> None:

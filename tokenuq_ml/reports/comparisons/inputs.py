@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,15 +26,19 @@ class ComparisonInputs(Generic[AnyComparison]):
         studies: its studies by name, in its order.
         ablations: study -> the ablations that it reads, by name, in the study's order. With `OPTIONAL_ABLATIONS`, only
             those that were made.
+        every_ablation: the same, also those that were never made.
         paths: name of an input -> its folder: `<study>/<table>`, `<study>/<table>/<row>`, `<study>/ablation_report`.
         folder: of the page, for plots.
+        knobs: study -> the knobs of its language that its dataset changes; empty for kinds that do not read them.
     """
 
     spec: AnyComparison
     studies: Mapping[str, StudySpec]
     ablations: Mapping[str, Mapping[str, AblationSpec]]
+    every_ablation: Mapping[str, Mapping[str, AblationSpec]]
     paths: Mapping[str, str]
     folder: Path
+    knobs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def has(self, study: str, table: str, row: str = "") -> bool:
         """Return whether the comparison reads a table of a study, or of one of its rows."""

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from tokenuq_ml.reports.comparisons import front, thresholds
+from tokenuq_ml.reports.comparisons import front, phase_diagram, thresholds
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
 from tokenuq_ml.reports.comparisons.parts import Findings
 
 COMPARE: dict[str, Callable[[ComparisonInputs[Any]], Findings]] = {
     "front": front.compare,
     "thresholds": thresholds.compare,
+    "phase_diagram": phase_diagram.compare,
 }
 """Value of `kind` -> its function, which may write plots to the folder of its inputs."""

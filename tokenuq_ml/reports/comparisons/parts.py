@@ -3,7 +3,7 @@
 A kind of comparison returns parts; both pages are made from the same ones, so that they cannot differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +67,8 @@ class Findings:
     """Key figures, shown in the UI."""
     plots: dict[str, str] = field(default_factory=dict)
     """Title -> a PNG in the folder of the page, shown in the UI too."""
+    further: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Study -> ablations that it asks for next; `tokenuq run --comparison` makes them, and the page again."""
 
 
 def as_html(parts: Sequence[Part], folder: Path) -> str:
