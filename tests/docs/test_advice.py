@@ -2,6 +2,7 @@
 
 import re
 
+from tests.support import advice_page
 from tests.support.paths import ROOT
 from tokenuq_ml.advice.measured import GOALS
 from tokenuq_ml.advice.quantities import QUANTITIES
@@ -18,3 +19,7 @@ def names_of(heading: str) -> list[str]:
 def test_every_quantity_and_goal_is_in_its_table():
     assert names_of("## What is measured") == list(QUANTITIES)
     assert names_of("`--goal`") == list(GOALS)
+
+
+def test_the_rule_that_is_quoted_is_what_the_shipped_cells_give():
+    assert advice_page.page_with(advice_page.rule_section()) == PAGE, "run python -m tests.support.advice_page"

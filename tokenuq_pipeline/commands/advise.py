@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from tokenuq_ml.advice.advice import Advice
+    from tokenuq_ml.advice.measured import Goal
     from tokenuq_ml.advice.quantities import Measured
 
 GOAL_NAMES = ("in_distribution", "out_of_distribution")
@@ -72,13 +73,9 @@ def advise_command(options: argparse.Namespace) -> int:
         counts = f"{studies} {'study' if studies == 1 else 'studies'}, {rows} row{'' if rows == 1 else 's'}"
         print(escaped(f"{options.output}: {counts}"))
         return 0
-    from tokenuq_ml.advice.advice import advice
-
     quantities = _quantities(home, options.study) if options.study else {}
     cases = read_measured(SHIPPED / CASES_FILE)
-    # The goal that is asked for first.
-    goals = sorted(GOALS.values(), key=lambda goal: goal.name != options.goal)
-    found = [advice(measured, cases, goal, options.study, quantities) for goal in goals]
+    found = _advices(measured, cases, GOALS[options.goal], options.study, quantities)
     if options.format == "json":
         print(json.dumps(redacted_values(_as_json(options.study, quantities, found[0])), indent=1))
     else:
@@ -137,6 +134,26 @@ def _of_comparison(name: str) -> "pl.DataFrame":
         raise InputError(f"{asset}: was never made; run `tokenuq run --comparison {name}`")
     fetch(store, asset, lambda path: path.endswith(".parquet"))
     return collected(outcomes_in(store.path(comparison_path(name))), store.home)
+
+
+def rule_text(measured: "pl.DataFrame", cases: "pl.DataFrame", goal: "Goal") -> str:
+    """Return what is printed without a study: the rule for a goal, and its evidence."""
+    return _as_text(None, {}, _advices(measured, cases, goal), measured)
+
+
+def _advices(
+    measured: "pl.DataFrame",
+    cases: "pl.DataFrame",
+    goal: "Goal",
+    study: str | None = None,
+    quantities: "dict[str, Measured] | None" = None,
+) -> "list[Advice | None]":
+    """Return the advice for a goal, then that for the others."""
+    from tokenuq_ml.advice.advice import advice
+    from tokenuq_ml.advice.measured import GOALS
+
+    goals = [goal, *(other for other in GOALS.values() if other != goal)]
+    return [advice(measured, cases, one, study, quantities) for one in goals]
 
 
 def _as_text(
