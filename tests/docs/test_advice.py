@@ -6,6 +6,7 @@ from tests.support import advice_page
 from tests.support.paths import ROOT
 from tokenuq_ml.advice.measured import GOALS
 from tokenuq_ml.advice.quantities import QUANTITIES
+from tokenuq_ml.advice.verdicts import VERDICTS
 
 PAGE = (ROOT / "docs" / "advice.md").read_text()
 
@@ -18,7 +19,8 @@ def names_of(heading: str) -> list[str]:
 
 def test_every_quantity_and_goal_is_in_its_table():
     assert names_of("## What is measured") == list(QUANTITIES)
-    assert names_of("`--goal`") == list(GOALS)
+    goals, verdicts = names_of("`--goal`")[: len(GOALS)], re.findall(r"^\| `([\w ]+)`", PAGE, re.MULTILINE)
+    assert goals == list(GOALS) and set(VERDICTS) <= set(verdicts)
 
 
 def test_the_rule_that_is_quoted_is_what_the_shipped_cells_give():

@@ -13,7 +13,6 @@ import polars as pl
 from tokenuq_ml.advice.held_out import HeldOut, defined_everywhere, held_out_results, is_better
 from tokenuq_ml.advice.measured import (
     BASELINE,
-    BEATS,
     Goal,
     cells_of,
     families_of,
@@ -21,6 +20,7 @@ from tokenuq_ml.advice.measured import (
 )
 from tokenuq_ml.advice.quantities import QUANTITIES, Measured
 from tokenuq_ml.advice.rule import Cell, Rule, constant_rule, fitted_rule
+from tokenuq_ml.advice.verdicts import BEATS
 
 NEAREST = 3
 """Cells that are quoted."""
@@ -250,4 +250,4 @@ def _rows(rows: pl.DataFrame, goal: Goal) -> list[dict[str, object]]:
         for row in rows.drop(QUANTITIES).iter_rows(named=True)
         if row["family"] != BASELINE
     ]
-    return sorted(found, key=lambda row: (row["verdict"] != BEATS, row[goal.wanted]))
+    return sorted(found, key=lambda row: (row["verdict"] != BEATS, goal.change(row)))

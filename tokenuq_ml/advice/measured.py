@@ -13,11 +13,13 @@ import polars as pl
 
 from tokenuq_ml.advice.quantities import QUANTITIES, study_quantities
 from tokenuq_ml.advice.rule import Cell
+from tokenuq_ml.advice.verdicts import BEATS, verdict_of
 from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.paired import Estimate
 
 BASELINE = "mle"
-KNOBS = ("noise", "zipf")
+KNOBS, MARGINS = ("noise", "zipf"), ("margin", "ood_margin")
 SHIPPED = Path(__file__).parent / "measured"
 CELLS_FILE, CASES_FILE = "phase_cells.csv", "study_cases.csv"
 DIGITS = 6
@@ -37,14 +39,15 @@ OUTCOMES = pl.Schema(
         "ood_change": pl.Float64,
         "ood_change_low": pl.Float64,
         "ood_change_high": pl.Float64,
+        "margin": pl.Float64,
+        "ood_margin": pl.Float64,
     }
 )
 """What a comparison says of a family of a study. `change` is its metric minus that of `mle`, in distribution; `metric`
-is `true_kl` where the truth is known, else `loss`. Knobs are null for studies that are no cell of a grid."""
+is `true_kl` where the truth is known, else `loss`. Margins count as no difference. Knobs and margins are null for
+studies that are no cell of a grid."""
 MEASURED = pl.Schema({**OUTCOMES, **dict.fromkeys(QUANTITIES, pl.Float64())})
 """The columns of a file of measured studies: one row per study and family."""
-
-VERDICTS = BEATS, TRADES, UNDECIDED, LOSES = "beats", "trades", "undecided", "loses"
 
 
 class Goal(NamedTuple):
@@ -53,27 +56,26 @@ class Goal(NamedTuple):
     name: str
     wanted: str
     kept: str
-    """Both are `change`, in distribution, or `ood_change`."""
+    """Prefixes of columns: nothing for in distribution, `ood_` for out of it."""
 
     def verdict(self, row: Mapping[str, float]) -> str:
-        """Return what the intervals of both changes say of a family, where less is better.
+        """Return what a row of measured studies says of its family."""
+        wanted, kept = (self._change(row, prefix) for prefix in (self.wanted, self.kept))
+        return verdict_of(wanted, kept, row[f"{self.wanted}margin"] or 0.0, row[f"{self.kept}margin"])
 
-        `beats`: lower on the wanted side, and not shown to be higher on the other. `trades`: lower there, and higher on
-        the other. `loses`: higher on the wanted side. `undecided`: the interval on that side contains 0.
-        """
-        low, high = row[f"{self.wanted}_low"], row[f"{self.wanted}_high"]
-        if low > 0:
-            return LOSES
-        if high >= 0:
-            return UNDECIDED
-        return TRADES if row[f"{self.kept}_low"] > 0 else BEATS
+    def change(self, row: Mapping[str, float]) -> float:
+        """Return the change that is wanted to be below 0."""
+        return self._change(row, self.wanted).value
+
+    def _change(self, row: Mapping[str, float], prefix: str) -> Estimate:
+        return Estimate(*(row[f"{prefix}change{end}"] for end in ("", "_low", "_high")))
 
 
 GOALS = {
     goal.name: goal
     for goal in (
-        Goal("in_distribution", "change", "ood_change"),
-        Goal("out_of_distribution", "ood_change", "change"),
+        Goal("in_distribution", "", "ood_"),
+        Goal("out_of_distribution", "ood_", ""),
     )
 }
 
@@ -153,7 +155,7 @@ def _cell(rows: pl.DataFrame, goal: Goal) -> Cell:
         beats = goal.verdict(row) == BEATS
         if beats:
             right.add(row["family"])
-        gains[row["family"]] = -row[goal.wanted] if beats else min(0.0, -row[goal.wanted])
+        gains[row["family"]] = -goal.change(row) if beats else min(0.0, -goal.change(row))
     return Cell(
         first["study"],
         {knob: first[knob] for knob in KNOBS if first[knob] is not None},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tokenuq_ml.advice.measured import BASELINE, KNOBS, OUTCOMES
+from tokenuq_ml.advice.measured import BASELINE, KNOBS, MARGINS, OUTCOMES
 from tokenuq_ml.errors import InputError
 
 CELLS_TABLE, FRONT_TABLE = "phase_cells", "front"
@@ -29,7 +29,7 @@ def outcomes_in(folder: Path) -> pl.DataFrame:
 
 def _complete(outcomes: pl.DataFrame) -> pl.DataFrame:
     """Return the outcomes if all have their intervals."""
-    for row in outcomes.filter(pl.any_horizontal(pl.exclude(*KNOBS).is_null())).iter_rows(named=True):
+    for row in outcomes.filter(pl.any_horizontal(pl.exclude(*KNOBS, *MARGINS).is_null())).iter_rows(named=True):
         raise InputError(
             f"{row['family']} of study {row['study']} has no interval in or out of distribution; advice needs "
             "both: run the comparison again with more seeds or examples"
@@ -57,5 +57,5 @@ def _of_front(table: pl.DataFrame) -> pl.DataFrame:
         if own.select((pl.col("change") != 0).any()).item():
             raise InputError(f"study {study}: is compared with another baseline than {BASELINE}, which advice needs")
     worst = rows.sort("ood_change_low", descending=True).unique(["study", "family"], keep="first", maintain_order=True)
-    knobs = (pl.lit(None, pl.Float64).alias(knob) for knob in KNOBS)
+    knobs = (pl.lit(None, pl.Float64).alias(name) for name in (*KNOBS, *MARGINS))
     return worst.filter(pl.col("family") != BASELINE).with_columns(*knobs)

@@ -5,8 +5,9 @@ from typing import Any
 
 from tokenuq_ml.advice.advice import Advice, Case, FamilyEvidence, FittedRule, NearCell
 from tokenuq_ml.advice.held_out import HeldOut
-from tokenuq_ml.advice.measured import BASELINE, VERDICTS
+from tokenuq_ml.advice.measured import BASELINE
 from tokenuq_ml.advice.quantities import QUANTITIES, Measured
+from tokenuq_ml.advice.verdicts import VERDICTS
 
 NO_VALUE = "-"
 PURPOSE = {

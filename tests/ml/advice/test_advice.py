@@ -5,9 +5,10 @@ import pytest
 
 from tests.support.measured_studies import READ, UNREAD, ZIPFS, grid, row
 from tokenuq_ml.advice.advice import NEAREST, advice, choices_of, rule_of
-from tokenuq_ml.advice.measured import BEATS, GOALS, MEASURED, TRADES
+from tokenuq_ml.advice.measured import GOALS, MEASURED
 from tokenuq_ml.advice.quantities import QUANTITIES, Measured
 from tokenuq_ml.advice.rule import Rule
+from tokenuq_ml.advice.verdicts import BEATS, TRADES
 
 IN, OUT = GOALS["in_distribution"], GOALS["out_of_distribution"]
 CHANGES = ("change", "change_low", "change_high")

@@ -5,18 +5,15 @@ import pytest
 
 from tests.support.measured_studies import NOISES, READ, ZIPFS, grid, row
 from tokenuq_ml.advice.measured import (
-    BEATS,
     GOALS,
-    LOSES,
     MEASURED,
-    TRADES,
-    UNDECIDED,
     cells_of,
     family_cells,
     read_measured,
     write_measured,
 )
 from tokenuq_ml.advice.outcomes import outcomes_in
+from tokenuq_ml.advice.verdicts import BEATS, LOSES, NO_GAIN, TRADES, UNDECIDED
 from tokenuq_ml.errors import InputError
 
 IN, OUT = GOALS["in_distribution"], GOALS["out_of_distribution"]
@@ -37,6 +34,13 @@ IN, OUT = GOALS["in_distribution"], GOALS["out_of_distribution"]
 def test_verdicts_by_intervals(change, ood, inside, outside):
     measured = row("s", "f", change, ood, half=0.01)
     assert (IN.verdict(measured), OUT.verdict(measured)) == (inside, outside)
+
+
+def test_margins_of_a_cell_decide_what_is_no_loss_and_no_gain():
+    cell = row("s", "f", -0.1, 0.005, half=0.01, margin=0.02, ood_margin=0.02)
+    assert IN.verdict(cell) == BEATS and IN.verdict({**cell, "ood_margin": 0.01}) == UNDECIDED
+    # Out of distribution, its interval begins above -0.02.
+    assert OUT.verdict(cell) == NO_GAIN and OUT.verdict({**cell, "ood_margin": 0.004}) == UNDECIDED
 
 
 def test_an_interval_that_ends_at_0_decides_nothing():
@@ -95,14 +99,16 @@ CELL = {
     "ood_true_kl_change": 0.2,
     "ood_true_kl_change_low": 0.1,
     "ood_true_kl_change_high": 0.3,
-    "verdict": "whatever",
+    "margin": 0.05,
+    "ood_margin": 0.01,
+    "verdict": "trades",
 }
 
 
 def test_outcomes_of_a_phase_diagram(tmp_path):
     pl.DataFrame([CELL, CELL | {"family": "mle"}]).write_parquet(tmp_path / "phase_cells.parquet")
     (found,) = outcomes_in(tmp_path).rows(named=True)
-    assert found["family"] == "new" and found["metric"] == "true_kl" and IN.verdict(found) == TRADES
+    assert found["family"] == "new" and found["metric"] == "true_kl" and IN.verdict(found) == CELL["verdict"]
     assert (found["noise"], found["zipf"], found["seeds"], found["change"]) == (0.1, 1.0, 5, -0.2)
 
 

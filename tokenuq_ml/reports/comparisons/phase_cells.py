@@ -2,7 +2,7 @@
 
 In a cell, a family beats the baseline if it is better in distribution and shown to lose nothing out of it. It trades if
 it is better in distribution and worse out of it, loses if it is worse in distribution, and has no gain if it is shown
-to be better by less than the margin. Anything else is undecided. Intervals allow for the looks
+to be better by less than the margin. Anything else is undecided (`advice/verdicts.py`). Intervals allow for the looks
 (`evaluation/group_sequential.py`), so that a family that is decided gets no further seeds.
 """
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from tokenuq_ml.advice.verdicts import UNDECIDED, verdict_of
 from tokenuq_ml.config.comparison import PhaseDiagramComparison
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.group_sequential import paired_effects, repeated_interval
@@ -19,7 +20,6 @@ from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
 from tokenuq_ml.reports.family_table import Metric, Parts, metric_parts, paired_family
 
 DIVERGENCE = "true_kl"
-VERDICTS = BEATS, TRADES, NO_GAIN, LOSES, UNDECIDED = "beats", "trades", "no gain", "loses", "undecided"
 
 
 class PhaseCell(NamedTuple):
@@ -36,6 +36,9 @@ class PhaseCell(NamedTuple):
     baseline: float
     """The baseline's divergence in distribution, over the same seeds."""
     ood_baseline: float
+    margin: float
+    """Nats in distribution that count as no difference."""
+    ood_margin: float
     verdict: str
 
     @property
@@ -51,30 +54,14 @@ class PhaseCell(NamedTuple):
             **_change_fields(f"ood_{DIVERGENCE}", self.outside),
             f"baseline_{DIVERGENCE}": self.baseline,
             f"ood_baseline_{DIVERGENCE}": self.ood_baseline,
+            "margin": self.margin,
+            "ood_margin": self.ood_margin,
             "verdict": self.verdict,
         }
 
 
 def _change_fields(metric: str, change: Estimate) -> dict[str, float]:
     return {f"{metric}_change": change.value, f"{metric}_change_low": change.low, f"{metric}_change_high": change.high}
-
-
-def verdict_of(inside: Estimate, outside: Estimate, margin: float, ood_margin: float) -> str:
-    """Return what the intervals say of a family; less is better.
-
-    Args:
-        inside: change in distribution.
-        outside: change out of distribution.
-        margin: nats in distribution that count as no difference.
-        ood_margin: the same out of distribution.
-    """
-    if inside.low > 0:
-        return LOSES
-    if inside.high < 0:
-        if outside.high <= ood_margin:
-            return BEATS
-        return TRADES if outside.low > 0 else UNDECIDED
-    return NO_GAIN if inside.low > -margin else UNDECIDED
 
 
 def phase_cells(inputs: ComparisonInputs[PhaseDiagramComparison]) -> list[PhaseCell]:
@@ -127,7 +114,7 @@ def _cells_of(inputs: ComparisonInputs[PhaseDiagramComparison], study: str) -> l
             repeated_interval(paired_effects(ood_one, ood_base), spec.rounds, spec.confidence),
         )
         level, ood_level = _value(base), _value(ood_base)
-        verdict = verdict_of(*changes, margin=spec.margin * level, ood_margin=spec.margin * ood_level)
+        margins = spec.margin * level, spec.margin * ood_level
         knobs = inputs.knobs[study]
         cells.append(
             PhaseCell(
@@ -139,7 +126,8 @@ def _cells_of(inputs: ComparisonInputs[PhaseDiagramComparison], study: str) -> l
                 *changes,
                 level,
                 ood_level,
-                verdict,
+                *margins,
+                verdict_of(*changes, *margins),
             )
         )
     return cells

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 
 import polars as pl
 
+from tokenuq_ml.advice.verdicts import BEATS, UNDECIDED, VERDICTS
 from tokenuq_ml.config.comparison import PhaseDiagramComparison
 from tokenuq_ml.evaluation.paired import Estimate
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
 from tokenuq_ml.reports.comparisons.parts import Findings, Fold, Picture, Section, Table, Text
-from tokenuq_ml.reports.comparisons.phase_cells import BEATS, UNDECIDED, VERDICTS, PhaseCell, further_seeds, phase_cells
+from tokenuq_ml.reports.comparisons.phase_cells import PhaseCell, further_seeds, phase_cells
 from tokenuq_ml.reports.comparisons.phase_plot import draw_family
 from tokenuq_ml.reports.comparisons.phase_regions import region
 

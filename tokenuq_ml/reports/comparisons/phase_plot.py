@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
+from tokenuq_ml.advice.verdicts import BEATS, UNDECIDED
 from tokenuq_ml.reports import canvas
-from tokenuq_ml.reports.comparisons.phase_cells import BEATS, UNDECIDED, PhaseCell
+from tokenuq_ml.reports.comparisons.phase_cells import PhaseCell
 
 COLOURS = "RdBu"
 """Diverging: blue where less divergence than the baseline, red where more; white is no difference."""

@@ -8,6 +8,9 @@ import pytest
 
 from tests.support import tiny_tables
 from tests.support.compared_studies import TOKENS, ablations_of
+from tokenuq_ml.advice.measured import GOALS
+from tokenuq_ml.advice.outcomes import outcomes_in
+from tokenuq_ml.advice.verdicts import verdict_of
 from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.comparison import PhaseDiagramComparison
 from tokenuq_ml.errors import InputError
@@ -15,7 +18,7 @@ from tokenuq_ml.evaluation.metrics import example_rows
 from tokenuq_ml.evaluation.paired import Estimate
 from tokenuq_ml.reports.comparisons import phase_diagram
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
-from tokenuq_ml.reports.comparisons.phase_cells import further_seeds, phase_cells, verdict_of
+from tokenuq_ml.reports.comparisons.phase_cells import further_seeds, phase_cells
 from tokenuq_ml.reports.comparisons.phase_regions import region
 
 ROUNDS, EXAMPLES = (3, 4), 30
@@ -39,7 +42,7 @@ def of(low, high):
     ],
 )
 def test_verdicts_need_a_gain_in_distribution_and_no_loss_out_of_it(inside, outside, verdict):
-    assert verdict_of(inside, outside, margin=0.05, ood_margin=0.05) == verdict
+    assert verdict_of(inside, outside, margin=0.05, kept_margin=0.05) == verdict
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,16 @@ def test_the_page_says_where_each_family_beats_the_baseline(tmp_path):
     assert table.rows[2][1].startswith("careful -0.")
     teacher = found.sections[2].parts[0]
     assert teacher.rows[0] == ["0", "1", "1.000", "0.500", "50.0%", "25.0%"]
+
+
+def test_advice_reads_the_table_with_the_same_verdicts(tmp_path):
+    changes = {"careful": lambda noise, zipf: (-0.2 * (noise > 0), -0.1), "greedy": lambda noise, zipf: (-0.3, 0.5)}
+    cells = phase_cells(write_grid(tmp_path, changes))
+    pl.DataFrame([cell.row for cell in cells]).write_parquet(tmp_path / f"{phase_diagram.CELLS}.parquet")
+    read = {(row["study"], row["family"]): row for row in outcomes_in(tmp_path).rows(named=True)}
+    verdicts = {key: GOALS["in_distribution"].verdict(row) for key, row in read.items()}
+    assert verdicts == {(cell.study, cell.family): cell.verdict for cell in cells}
+    assert set(verdicts.values()) >= {"beats", "trades"}
 
 
 def test_undecided_families_get_the_seeds_of_the_next_round_with_their_baseline(tmp_path):
