@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from tests.support.shipped_studies import with_one_cell_per_grid
+from tests.support.shipped_studies import one_of_each
 from tests.support.toy_pipeline import STUDY, toy_config
 from tokenuq_ml.config import AblationSpec, DistillSpec, EvaluationSpec, IfEvalSpec, ObjectiveSpec
 from tokenuq_ml.stages.versions import code_version, study_fields
@@ -185,7 +185,7 @@ def test_paths_of_outputs_are_those_of_the_store_layout():
 
 
 def test_no_two_outputs_share_a_path():
-    config = with_one_cell_per_grid()
+    config = one_of_each()
     paths = [path for asset in assets_by_name(config).values() for path in asset.outputs.values()]
     assert len(paths) == len(set(paths))
 

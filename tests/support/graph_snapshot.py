@@ -132,11 +132,11 @@ def _check(graph, key: dg.AssetCheckKey, short) -> str:
 
 def shipped() -> str:
     """Return the snapshot of the configuration in `config/`."""
-    from tests.support.shipped_studies import with_one_cell_per_grid
+    from tests.support.shipped_studies import one_of_each
     from tokenuq_pipeline.definitions import build_defs
 
     with tempfile.TemporaryDirectory() as home:
-        return snapshot(build_defs(with_one_cell_per_grid(), Path(home)))
+        return snapshot(build_defs(one_of_each(), Path(home)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.shipped_studies import with_one_cell_per_grid
+from tests.support.shipped_studies import one_of_each
 from tests.support.toy_pipeline import toy_config
 from tokenuq_ml.config import DistillSpec, ObjectiveSpec
 from tokenuq_ml.config.comparison import FrontComparison
@@ -16,7 +16,7 @@ from tokenuq_pipeline.assets.graph import assets_by_name
 @pytest.fixture(scope="module")
 def shipped():
     """The assets of all shipped studies, of one whose truth is known, and of a comparison of two."""
-    config = with_one_cell_per_grid()
+    config = one_of_each()
     study = config.studies["quickstart"]
     language = config.datasets[study.dataset].model_copy(update={"name": "language", "format": LANGUAGE})
     known = study.model_copy(update={"name": "known", "dataset": "language"})

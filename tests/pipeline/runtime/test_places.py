@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from tests.support.manifests import complete, write
-from tests.support.shipped_studies import with_one_cell_per_grid
+from tests.support.shipped_studies import one_of_each
 from tests.support.tiny_store import manifest
 from tests.support.toy_pipeline import toy_config
 from tokenuq_ml.tables.partitions import FORGET
@@ -50,7 +50,7 @@ def refusal(path):
     return said.removeprefix(f"{path}: ").removesuffix(f"; {FORGET}")
 
 
-@pytest.mark.parametrize("config", [toy_config(), with_one_cell_per_grid()], ids=["toy", "shipped"])
+@pytest.mark.parametrize("config", [toy_config(), one_of_each()], ids=["toy", "shipped"])
 def test_every_configured_asset_has_places_of_its_own(config):
     groups = stage_groups(config)
     assets = {asset.name: asset for group in groups for asset in group.assets}
