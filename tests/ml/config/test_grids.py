@@ -9,7 +9,7 @@ from tests.support.tiny_language import GRAMMAR, LLAMA
 from tokenuq_ml.config.load import load_config
 from tokenuq_ml.config.sources import DatasetSpec
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages.versions import dataset_fields, study_fields
+from tokenuq_ml.stages.versions import comparison_fields, dataset_fields, study_fields
 
 TALK = {"format": "synthetic_language", "grammar": GRAMMAR, "sizes": {"train": 10, "ood": 4}}
 SIZES = {"train": 4, "validation": 2, "test": 2}
@@ -18,13 +18,13 @@ STUDY = {"model": "tiny", "dataset": "post", "ood": ["talk"], "ablations": ["mle
 GRID = {"noise": [0.0, 0.25], "zipf": [1.0, 1.5]}
 
 
-def config_of(folder: Path, grid=GRID, post=POST, datasets=None, studies=None, **keys):
-    """Load a study with a grid; `keys` are others of the study."""
+def config_of(folder: Path, grid=GRID, post=POST, datasets=None, studies=None, written=None, **keys):
+    """Load a study with a grid, on `written` ablations; `keys` are others of the study."""
     files = {
         "datasets": {"talk": TALK, "post": post, **(datasets or {})},
         "models": {"tiny": {"source": "pretrain", "language": "talk", "config": LLAMA}},
         "studies": {"phase": {**STUDY, "grid": grid, **keys}, **(studies or {})},
-        "ablations": {"mle": {"select": "all"}},
+        "ablations": written or {"mle": {"select": "all"}},
     }
     for kind, entries in files.items():
         (folder / f"{kind}.yaml").write_text(yaml.safe_dump(entries))
@@ -89,3 +89,53 @@ def test_wrong_changes_are_refused(entry, says):
 
 def test_a_dataset_without_changes_keeps_its_fields():
     assert "changes" not in DatasetSpec(name="d", **POST).fields()
+
+
+PHASE = {"kind": "phase_diagram", "studies": ["phase"], "rounds": [2, 3]}
+FAMILIES = {"mle": {"select": "all"}, "top": {"select": {"by": "loss", "quantile": 0.25}}}
+
+
+def diagram_of(folder, options=None, **study):
+    """Load a phase diagram of the study with a grid."""
+    (folder / "comparisons.yaml").write_text(yaml.safe_dump({"map": {**PHASE, **(options or {})}}))
+    return config_of(folder, **{"seeds": 4, "ablations": ["mle", "top"], "written": FAMILIES, **study})
+
+
+def test_a_phase_diagram_reads_the_seeds_of_its_rounds_and_needs_those_of_the_first(tmp_path):
+    config = diagram_of(tmp_path)
+    spec = config.comparisons["map"]
+    assert spec.studies == config.studies_of("phase")
+    study = config.studies[spec.studies[0]]
+    assert spec.ablations_read(study, config.ablations) == ("mle", "mle_s1", "mle_s2", "top", "top_s1", "top_s2")
+    assert spec.optional_ablations(study, config.ablations) == {"mle_s2", "top_s2"}
+    fields = comparison_fields(config, spec)
+    assert fields["knobs"]["phase_noise0p25_zipf1"] == {"noise": 0.25, "zipf": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"options": {"rounds": [3, 2]}}, "'rounds' are numbers of seeds that rise from look to look, are 3, 2"),
+        ({"options": {"rounds": []}}, "that rise from look to look, are none"),
+        ({"options": {"rounds": [1, 3]}}, "map.rounds.0: Input should be greater than or equal to 2, got 1"),
+        ({"options": {"margin": -0.1}}, "map.margin: Input should be greater than or equal to 0"),
+        ({"seeds": 2}, r"has 2 seeds of mle, and 'rounds' ends with 3; set `seeds: 3` of the study, or lower 'rounds'"),
+        ({"sweep": {"learning_rate": [0.1, 0.2]}}, "trains mle at 2 settings, and this kind compares families at one"),
+        ({"ood": []}, "has no dataset in 'ood'"),
+        ({"ablations": ["top"]}, "has no family 'mle', which is the baseline"),
+        (
+            {"grid": {"noise": [0.0, 0.1]}},
+            "map.studies: phase_noise0 is no cell of a grid of noise and zipf; .*none yet",
+        ),
+    ],
+)
+def test_what_a_phase_diagram_cannot_compare_is_refused(tmp_path, given, says):
+    with pytest.raises(InputError, match=says):
+        diagram_of(tmp_path, **given)
+
+
+def test_two_studies_of_a_phase_diagram_have_other_knobs(tmp_path):
+    other = {**STUDY, "grid": GRID, "seeds": 4, "ablations": ["mle", "top"], "dataset": "second"}
+    given = {"studies": {"other": other}, "datasets": {"second": POST}, "options": {"studies": ["phase", "other"]}}
+    with pytest.raises(InputError, match="map.studies: two studies have the same noise and zipf; name one grid only"):
+        diagram_of(tmp_path, **given)
