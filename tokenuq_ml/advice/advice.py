@@ -6,6 +6,7 @@ Does not import torch.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -71,7 +72,7 @@ class NearCell:
     knobs: Mapping[str, float]
     distance: float
     """Root mean square of the differences, in standard deviations over all cells."""
-    rows: Sequence[Mapping[str, object]]
+    rows: Sequence[Mapping[str, Any]]
     """Its families, the largest gain first, each with its `verdict`."""
 
 
@@ -83,7 +84,7 @@ class Case:
     choice: str | None
     """None if the rule reads a quantity that the study lacks, or chooses a family that it does not have."""
     right: frozenset[str]
-    rows: Sequence[Mapping[str, object]]
+    rows: Sequence[Mapping[str, Any]]
 
     @property
     def is_right(self) -> bool | None:
@@ -209,9 +210,9 @@ def _family_evidence(
     verdicts = [goal.verdict(row) for row in rows.iter_rows(named=True)]
     fitted = fit(family_cells(measured, family, goal), [BASELINE, family], known)
     counts = {name: verdicts.count(name) for name in dict.fromkeys(sorted(verdicts))}
-    changes = (float(rows[name].to_numpy().mean()) for name in ("change", "ood_change"))
+    change, ood_change = (float(rows[name].to_numpy().mean()) for name in ("change", "ood_change"))
     choice = None if values is None else fitted.applied.choice(values)
-    return FamilyEvidence(family, counts, *changes, fitted, choice)
+    return FamilyEvidence(family, counts, change, ood_change, fitted, choice)
 
 
 def _nearest(
@@ -243,9 +244,9 @@ def _by_study(measured: pl.DataFrame) -> list[pl.DataFrame]:
     return measured.sort("study", "family").partition_by("study", maintain_order=True)
 
 
-def _rows(rows: pl.DataFrame, goal: Goal) -> list[dict[str, object]]:
+def _rows(rows: pl.DataFrame, goal: Goal) -> list[dict[str, Any]]:
     """Return the families of a study but the baseline, those that beat it first, then by change."""
-    found: list[dict[str, object]] = [
+    found: list[dict[str, Any]] = [
         {**row, "verdict": goal.verdict(row)}
         for row in rows.drop(QUANTITIES).iter_rows(named=True)
         if row["family"] != BASELINE
