@@ -1,7 +1,8 @@
 """Kind `front`: families in distribution against out of distribution, and who is on the Pareto front of every study.
 
 A family is dominated if another one is better both in and out of distribution, each by a paired difference whose
-interval does not contain 0. What is left is the front: with few examples or seeds, most families are on it.
+interval does not contain 0. What is left is the front: with few examples or seeds, most families are on it. So the
+front of the means, which no interval is asked for, is told too.
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ class Point(NamedTuple):
     inside: Change
     outside: Change
     dominated_by: tuple[str, ...]
+    is_on_front_of_means: bool
+    """No other family has a better mean in both directions."""
 
     @property
     def is_on_front(self) -> bool:
@@ -49,6 +52,7 @@ class Point(NamedTuple):
             **_change_fields("", self.inside),
             **_change_fields("ood_", self.outside),
             "on_front": self.is_on_front,
+            "on_front_of_means": self.is_on_front_of_means,
             "dominated_by": " ".join(self.dominated_by),
         }
 
@@ -94,12 +98,15 @@ def _study_points(families: StudyFamilies) -> list[Point]:
     for plane in families.planes:
         inside, outside = families.differences(plane.inside), families.differences(plane.outside)
         for family in families.rows:
-            rivals = [other for other in families.rows if other != family]
+            rivals = {
+                other: (inside.of(other, family), outside.of(other, family))
+                for other in families.rows
+                if other != family
+            }
             dominated_by = tuple(
-                other
-                for other in rivals
-                if inside.of(other, family).verdict == "better" and outside.of(other, family).verdict == "better"
+                other for other, (x, y) in rivals.items() if x.verdict == "better" and y.verdict == "better"
             )
+            beaten = any(plane.inside.improves(x.value) and plane.outside.improves(y.value) for x, y in rivals.values())
             own = inside.of(family, families.baseline), outside.of(family, families.baseline)
             points.append(
                 Point(
@@ -110,17 +117,23 @@ def _study_points(families: StudyFamilies) -> list[Point]:
                     families.seeds(family),
                     *own,
                     dominated_by,
+                    not beaten,
                 )
             )
     return points
 
 
-def on_every_front(points: Sequence[Point]) -> list[str]:
-    """Return the families that are on every plane, and dominated on none of them; in the order of the points."""
+def on_every_front(points: Sequence[Point], of_means: bool = False) -> list[str]:
+    """Return the families that are on every front, in the order of the points.
+
+    Args:
+        points: of all planes.
+        of_means: on the fronts of the means.
+    """
     planes = {(point.study, point.plane) for point in points}
     found: dict[str, set] = {}
     for point in points:
-        if point.is_on_front:
+        if point.is_on_front_of_means if of_means else point.is_on_front:
             found.setdefault(point.family, set()).add((point.study, point.plane))
     return [family for family, own in found.items() if own == planes]
 
@@ -137,7 +150,8 @@ def front_verdict(points: Sequence[Point], baseline: str) -> str:
         sentence = f"On {fronts}: {_named(everywhere)}{also}."
     else:
         sentence = f"No family is on {fronts}."
-    return f"{sentence} {_gains(points, baseline)}"
+    means = f"By means alone: {_named(on_every_front(points, of_means=True)) or 'none'}."
+    return f"{sentence} {means} {_gains(points, baseline)}"
 
 
 def _gains(points: Sequence[Point], baseline: str) -> str:
@@ -172,17 +186,26 @@ def _overview(points: Sequence[Point], inputs: ComparisonInputs[FrontComparison]
     for family, own in by_family.items():
         cells = [_overview_cell(own.get(plane), inputs.spec.baseline) for plane in planes]
         fronts = sum(point.is_on_front for point in own.values())
-        rows.append([family, f"{fronts} of {len(own)}", *cells])
-    rows.sort(key=lambda row: -int(row[1].split()[0]))
-    header = ["family", "on the front", *(f"{study}: {plane.outside.dataset}" for study, plane in planes)]
+        means = sum(point.is_on_front_of_means for point in own.values())
+        rows.append([family, f"{fronts} of {len(own)}", f"{means} of {len(own)}", *cells])
+    rows.sort(key=lambda row: [-int(row[column].split()[0]) for column in (1, 2)])
+    header = [
+        "family",
+        "on the front",
+        "of the means",
+        *(f"{study}: {plane.outside.dataset}" for study, plane in planes),
+    ]
     note = "Per study and out-of-distribution dataset: in distribution / out of distribution, against "
-    return [Table(header, rows), Text(f"{note}{inputs.spec.baseline}; ● on the front; ~ no difference shown.", "dim")]
+    return [
+        Table(header, rows),
+        Text(f"{note}{inputs.spec.baseline}; ● on the front, ◆ of the means too; ~ no difference shown.", "dim"),
+    ]
 
 
 def _overview_cell(point: Point | None, baseline: str) -> str:
     if point is None:
         return "—"
-    mark = "● " if point.is_on_front else ""
+    mark = "◆ " if point.is_on_front_of_means else "● " if point.is_on_front else ""
     if point.family == baseline:
         return f"{mark}baseline"
     return f"{mark}{WORDS[point.inside.verdict]} / {WORDS[point.outside.verdict]}"
@@ -192,7 +215,7 @@ def _planes(points: Sequence[Point], file: str, caption: str, spec: FrontCompari
     """Return the picture, and a table per plane in a fold."""
     meaning = (
         f"Differences to {spec.baseline}, drawn so that up and right is better; bars are {spec.confidence:.0%} "
-        "intervals over examples and seeds. Rings are families on the front; in the shaded quarter a family is no "
+        "intervals over examples and seeds. Rings are families on the front, the line is the front of the means; in the shaded quarter a family is no "
         f"worse than {spec.baseline} in either direction."
     )
     parts: list[Picture | Fold] = [Picture(file, caption, meaning)]
@@ -220,5 +243,6 @@ def _note(spec: FrontComparison) -> str:
         f"{spec.confidence:.0%} bootstrap intervals over examples and seeds ({spec.bootstrap:,} resamples). A star "
         "marks an interval without 0. With one seed, an interval does not cover the variance over seeds; with two to "
         "five it is too narrow where seeds differ more than examples do. There is no correction for the number of "
-        "comparisons. A family that is not dominated need not be better than others: its intervals may only be wide."
+        "comparisons. A family that is not dominated need not be better than others: its intervals may only be wide. "
+        "The front of the means leaves intervals out, so that chance decides it where families differ little."
     )

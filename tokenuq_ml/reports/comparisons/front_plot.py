@@ -36,6 +36,7 @@ def draw_planes(points: "Sequence[Point]", path: Path) -> None:
         own = [point for point in points if (point.study, point.plane) == (study, plane)]
         for point in own:
             handles.setdefault(point.family, _draw_point(axis, point, styles[point.family]))
+        _draw_front_of_means(axis, own)
         _frame(axis, own)
         axis.set_title(study, fontsize=9)
         axis.set_xlabel(f"{_way(plane.inside)} {plane.inside.label} (test)", fontsize=7.5)
@@ -70,6 +71,16 @@ def _draw_point(axis: Axes, point: "Point", style: dict) -> object:
     if point.is_on_front:
         axis.plot(x, y, "o", markersize=10, fillstyle="none", color=style["color"], markeredgewidth=0.8)
     return bars
+
+
+def _draw_front_of_means(axis: Axes, points: "Sequence[Point]") -> None:
+    places = [
+        (point.plane.inside.improvement(point.inside)[0], point.plane.outside.improvement(point.outside)[0])
+        for point in points
+        if point.is_on_front_of_means
+    ]
+    x, y = zip(*sorted(places), strict=True)
+    axis.plot(x, y, color="#888888", linewidth=0.9, linestyle=":", zorder=0)
 
 
 def _frame(axis: Axes, points: "Sequence[Point]") -> None:

@@ -31,13 +31,14 @@ def test_a_family_is_dominated_by_those_that_are_better_in_both_directions(page)
     assert first["mle"]["dominated_by"] == "better" and first["worse"]["dominated_by"] == "mle better far"
     assert [name for name, row in second.items() if row["on_front"]] == ["better"]
     assert second["far"]["dominated_by"] == "better"
+    assert [name for name, row in first.items() if row["on_front_of_means"]] == ["better", "far"]
 
 
 def test_the_verdict_names_who_is_on_every_front_and_who_gains_at_no_loss(page):
     result, _, lines, _ = page
     assert result.metrics["on_every_front"] == "better" and result.metrics["studies"] == 2
     verdict = result.metrics["verdict"]
-    assert verdict.startswith("On all 2 fronts: better; mle is not.")
+    assert verdict.startswith("On all 2 fronts: better; mle is not. By means alone: better.")
     assert "Better than mle in distribution at no loss out of distribution: better (2)." in verdict
     assert lines == [f"page: {verdict}"]
 
@@ -57,6 +58,7 @@ def test_noise_leaves_everything_on_the_front(tmp_path):
     study = write_study(tmp_path / "noisy", "noisy", {"mle": (1.0, 2.0), "other": (0.99, 1.99)}, noise=3.0)
     result, folder, _ = run_comparison(tmp_path, [study], "front")
     assert result.metrics["on_every_front"] == "mle other"
+    assert sum(row["on_front_of_means"] for row in rows(folder, "noisy").values()) in (1, 2)
     assert {row["verdict"] for row in rows(folder, "noisy").values()} == {"same"}
 
 
