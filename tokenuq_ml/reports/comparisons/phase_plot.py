@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
 from tokenuq_ml.advice.verdicts import BEATS, UNDECIDED
 from tokenuq_ml.reports import canvas
 from tokenuq_ml.reports.comparisons.phase_cells import PhaseCell
 
-COLOURS = "RdBu"
+COLOURS = "RdBu_r"
 """Diverging: blue where less divergence than the baseline, red where more; white is no difference."""
 HEIGHT_INCHES = 3.3
 
@@ -43,19 +42,21 @@ def _draw(axis: Axes, cells: Sequence[PhaseCell], field: str, limit: float) -> N
     for cell in cells:
         row, column = noises.index(cell.noise), zipfs.index(cell.zipf)
         value, low, high = getattr(cell, field)
-        change_NZ[row, column] = -value
+        change_NZ[row, column] = value
         sure = "" if low <= 0 <= high else "*"
         # Blue and red are dark at their ends.
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        axis.text(column, row, f"{value:+.3f}{sure}", ha="center", va="center", fontsize=6.5, color=colour)
+        axis.text(column, row, f"{value:+.3f}{sure}", ha="center", va="center", fontsize=6.5, color=colour, zorder=4)
         corner = (column - 0.5, row - 0.5)
         if cell.verdict == BEATS:
             axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=2, zorder=3))
         elif cell.verdict == UNDECIDED:
-            axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#777777", linewidth=0, hatch="///", zorder=2))
-    norm = TwoSlopeNorm(0.0, -limit, limit)
-    axis.imshow(change_NZ, cmap=COLOURS, norm=norm, origin="lower", aspect="auto")
+            hatched = Rectangle(
+                corner, 1, 1, fill=False, edgecolor="#888888", linewidth=0, hatch="//", alpha=0.5, zorder=2
+            )
+            axis.add_patch(hatched)
+    axis.imshow(change_NZ, cmap=COLOURS, vmin=-limit, vmax=limit, origin="lower", aspect="auto")
     axis.set_xticks(range(len(zipfs)), [f"{value:g}" for value in zipfs], fontsize=7)
     axis.set_yticks(range(len(noises)), [f"{value:g}" for value in noises], fontsize=7)
-    axis.set_xlabel("exponent of Zipf's law: more keys are rare to the right", fontsize=7.5)
+    axis.set_xlabel("exponent of Zipf's law: rarer keys to the right", fontsize=7.5)
     axis.set_ylabel("label noise", fontsize=7.5)
