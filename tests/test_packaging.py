@@ -24,6 +24,7 @@ PACKAGE_FILES = {
     "tokenuq_ml/reports/report.css",
     "tokenuq_ml/reports/explorer.js",
     "tokenuq_pipeline/py.typed",
+    *(f"tokenuq_ml/advice/measured/{file.name}" for file in ROOT.glob("tokenuq_ml/advice/measured/*.csv")),
 }
 
 
