@@ -51,6 +51,7 @@ def scale_study(config: Config, response_tokens: float) -> tuple[Config, dict[tu
         models={"model": ModelSpec(name="model", source="path", path="model")},
         datasets={DATASET: dataset},
         studies={STUDY: study},
+        comparisons={},
     )
     return made, {
         (DATASET, split): Lengths(count, tokens, response, tokens**2, origin) for split, count in rows.items()

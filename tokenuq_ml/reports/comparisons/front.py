@@ -215,8 +215,8 @@ def _planes(points: Sequence[Point], file: str, caption: str, spec: FrontCompari
     """Return the picture, and a table per plane in a fold."""
     meaning = (
         f"Differences to {spec.baseline}, drawn so that up and right is better; bars are {spec.confidence:.0%} "
-        "intervals over examples and seeds. Rings are families on the front, the line is the front of the means; in the shaded quarter a family is no "
-        f"worse than {spec.baseline} in either direction."
+        "intervals over examples and seeds. Rings are families on the front, the dotted line is the front of the "
+        f"means; in the shaded quarter a family is no worse than {spec.baseline} in either direction."
     )
     parts: list[Picture | Fold] = [Picture(file, caption, meaning)]
     for study, plane in dict.fromkeys((point.study, point.plane) for point in points):
