@@ -1,4 +1,9 @@
-"""How often a rule is right in cells that it was not fitted on, next to the choice that is right in most cells."""
+"""How often a rule is right in cells that it was not fitted on, next to the choice that is right in most cells.
+
+The rule is fitted without the cells that it is asked about; the majority is that of all cells, which favours it. A
+majority without them would favour the rule: where two choices are right about equally often, what is right in a cell
+that is left out is in the minority of the others.
+"""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -13,7 +18,7 @@ Group = Callable[[Cell], object]
 
 
 class HeldOut(NamedTuple):
-    """Right answers of the rule and of the majority, both fitted without the cells that they are asked about."""
+    """Right answers of the rule, fitted without the cells that it is asked about, and of the majority of all cells."""
 
     left_out: str
     """What a fold leaves out: `cell`, or a knob, of which all cells with one value are left out."""
@@ -84,14 +89,15 @@ def _result(
     quantities: Collection[str],
     group: Group,
 ) -> HeldOut:
-    asked: list[tuple[Cell, Rule, Rule]] = []
+    asked: list[tuple[Cell, Rule]] = []
+    majority = constant_rule(cells, choices).above
     groups = dict.fromkeys(group(cell) for cell in cells)
     for left_out in groups:
         rest = [cell for cell in cells if group(cell) != left_out]
-        rules = fitted_rule(rest, choices, quantities), constant_rule(rest, choices)
-        asked += [(cell, *rules) for cell in cells if group(cell) == left_out]
-    chosen = [(cell, rule.choice(cell.quantities), majority.above) for cell, rule, majority in asked]
-    right = [(first in cell.right, second in cell.right) for cell, first, second in chosen]
+        rule = fitted_rule(rest, choices, quantities)
+        asked += [(cell, rule) for cell in cells if group(cell) == left_out]
+    chosen = [(cell, rule.choice(cell.quantities)) for cell, rule in asked]
+    right = [(choice in cell.right, majority in cell.right) for cell, choice in chosen]
     return HeldOut(
         name,
         folds=len(groups),
@@ -100,7 +106,7 @@ def _result(
         majority_right=sum(second for _, second in right),
         only_rule=sum(first and not second for first, second in right),
         only_majority=sum(second and not first for first, second in right),
-        gain=sum(cell.gains[first] for cell, first, _ in chosen) / len(cells),
-        majority_gain=sum(cell.gains[second] for cell, _, second in chosen) / len(cells),
+        gain=sum(cell.gains[choice] for cell, choice in chosen) / len(cells),
+        majority_gain=sum(cell.gains[majority] for cell in cells) / len(cells),
         best_gain=sum(max(cell.gains.values()) for cell in cells) / len(cells),
     )

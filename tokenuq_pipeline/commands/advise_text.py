@@ -78,10 +78,12 @@ def _headline(advice: Advice) -> list[str]:
 def _why_not(fitted: FittedRule) -> str:
     if fitted.rule.quantity is None:
         return "no threshold on any quantity is right in more"
-    by_cell = fitted.held_out[0]
+    by_cell, *by_knob = fitted.held_out
+    failing = next((one for one in by_knob if one.right < one.majority_right), by_cell)
+    if by_cell.right <= by_cell.majority_right:
+        failing = by_cell
     return (
-        f"the best rule ({fitted.rule}) is right in {by_cell.right} that it was not fitted on, and the majority in "
-        f"{by_cell.majority_right}"
+        f"the best rule ({fitted.rule}) is right in {failing.right} when each {failing.left_out} is left out of its fit"
     )
 
 
@@ -158,26 +160,23 @@ def _change(row: Mapping[str, Any], name: str) -> str:
 
 
 def _families_table(advice: Advice) -> list[str]:
-    header = ("objective", *VERDICTS, "mean change", "mean change out", "rule", "rule right", "majority right")
+    changes = ("mean change", "mean change out")
+    header = ("objective", *VERDICTS, *changes, "best rule", "rule right", "majority right", "followed")
     last = (f"for {advice.study}",) if advice.study else ()
     rows = [(*_family_row(one), *((one.choice,) if one.choice else ())) for one in advice.families]
     return aligned([(*header, *last), *rows])
 
 
 def _family_row(one: FamilyEvidence) -> tuple[str, ...]:
-    by_cell: HeldOut | None = one.fitted.held_out[0] if one.fitted.held_out else None
+    fitted = one.fitted
+    by_cell: HeldOut | None = fitted.held_out[0] if fitted.held_out else None
     right = (
         [f"{count} of {by_cell.cells}" for count in (by_cell.right, by_cell.majority_right)] if by_cell else ["", ""]
     )
     counts = (str(one.verdicts.get(name, 0)) for name in VERDICTS)
-    return (
-        one.family,
-        *counts,
-        f"{one.mean_change:+.4f}",
-        f"{one.mean_ood_change:+.4f}",
-        str(one.fitted.applied),
-        *right,
-    )
+    changes = (f"{change:+.4f}" for change in (one.mean_change, one.mean_ood_change))
+    followed = NO_VALUE if fitted.rule.quantity is None else "yes" if fitted.is_better else f"no, {fitted.majority}"
+    return (one.family, *counts, *changes, str(fitted.rule), *right, followed)
 
 
 def _case_lines(cases: Sequence[Case]) -> list[str]:

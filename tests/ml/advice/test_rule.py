@@ -78,10 +78,10 @@ def test_leaving_out_cells_and_knobs_by_hand():
     ]
     by_cell, by_row = held_out_results(grid, CHOICES, ["x"])
     assert (by_cell.left_out, by_cell.folds, by_cell.cells, by_cell.right) == ("cell", 8, 8, 8)
-    # Without a cell, its own choice is in the minority: the majority is wrong every time.
-    assert by_cell.majority_right == 0 and by_cell.only_rule == 8
-    assert (by_row.left_out, by_row.folds, by_row.right) == ("row", 2, 8)
-    assert by_row.majority_right == 4 and by_row.gain == 1 and by_row.majority_gain == 0.5 and by_row.best_gain == 1
+    # The majority is that of all cells, half of which it gets right.
+    assert by_cell.majority_right == 4 and (by_cell.only_rule, by_cell.only_majority) == (4, 0)
+    assert (by_row.left_out, by_row.folds, by_row.right, by_row.majority_right) == ("row", 2, 8, 4)
+    assert by_row.gain == 1 and by_row.majority_gain == 0.5 and by_row.best_gain == 1
     assert is_better([by_cell, by_row])
 
 

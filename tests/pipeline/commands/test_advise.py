@@ -79,7 +79,7 @@ def test_without_a_study_the_rule_and_its_evidence(advise):
     assert code == 0 and lines[0] == "to lower the loss in distribution and not raise it out of distribution:"
     assert lines[1].startswith(f"rule, from 20 measured studies: gentle if {READ} is above")
     assert "each noise" in out and "Nearest" not in out and "Quantities" not in out
-    assert next(line for line in lines if line.startswith("  gentle ")).endswith("20 of 20    12 of 20")
+    assert next(line for line in lines if line.startswith("  gentle ")).endswith("20 of 20    12 of 20        yes")
 
 
 def test_json_has_the_same(advise):
