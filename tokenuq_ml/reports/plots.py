@@ -1,6 +1,6 @@
 """Plots of the tables: one function per plot, which reads frames and writes a PNG.
 
-Plots that compare ablations over quantiles or selections are in `comparison_plots.py`, those of the token tables in
+Plots that compare ablations over quantiles or selections are in `family_plots.py`, those of the token tables in
 `token_plots.py`.
 """
 

@@ -19,7 +19,7 @@ from tokenuq_ml.costs.record import FILE as COSTS_FILE
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import IS_OF_SLOT
-from tokenuq_ml.reports import comparison, html, sections, truth_section
+from tokenuq_ml.reports import family_sections, html, sections, truth_section
 from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.explorer_data import ExplorerTables, Students
@@ -181,17 +181,17 @@ def _sections(report: _Report) -> dict[str, str | None]:
     """Return heading -> content, in the order of the page; plots are written to the folder."""
     study, ablations, families, folder = report.study, report.compared, report.family_rows, report.folder
     tried = report.setting_rows
-    results = comparison.results(families, report.model_rows, report.ablations, study.evaluation, tried)
+    results = family_sections.results(families, report.model_rows, report.ablations, study.evaluation, tried)
     logs = {TEACHER_ROW: TEACHER_ROW} | report.first_members
-    compared = {name: report.selections[name] for name in comparison.compared_selections(ablations)}
+    compared = {name: report.selections[name] for name in family_sections.compared_selections(ablations)}
     costs, _ = report.costs
     return {
         "Ablations": results + sections.shared_questions(report.datasets[study.dataset]),
         "In distribution against out of distribution": sections.planes(
             families, {family: report.read(f"training_log/{name}") for family, name in logs.items()}, folder
         ),
-        "How many tokens to select": comparison.quantiles(families, ablations, folder),
-        "Do selections take the same tokens?": comparison.overlap(ablations, compared, folder),
+        "How many tokens to select": family_sections.quantiles(families, ablations, folder),
+        "Do selections take the same tokens?": family_sections.overlap(ablations, compared, folder),
         "Is the loss a proxy of epistemic uncertainty?": sections.correlations(
             report.read("uncertainty_analysis"),
             HEADLINES.values(),

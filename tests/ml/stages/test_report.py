@@ -198,14 +198,14 @@ def test_many_ablations_show_the_first_families_and_hide_the_rest(quick_plots, t
 def test_reports_and_analysis_import_no_torch():
     names = (
         "plots",
-        "comparison_plots",
+        "family_plots",
         "html",
         "explorer",
         "token_text",
         "token_plots",
         "ablation_table",
         "family_table",
-        "comparison",
+        "family_sections",
         "sections",
     )
     modules = [f"tokenuq_ml.reports.{name}" for name in names]

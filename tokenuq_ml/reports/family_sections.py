@@ -1,6 +1,6 @@
 """Sections of the report that compare families: the family table, curves over the quantile, overlap of selections.
 
-Decides which ablations share a plot. `evaluation/` computes the statistics, and `comparison_plots.py` draws.
+Decides which ablations share a plot. `evaluation/` computes the statistics, and `family_plots.py` draws.
 """
 
 import json
@@ -12,7 +12,7 @@ import polars as pl
 
 from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.evaluation.selection_overlap import selection_overlap
-from tokenuq_ml.reports import comparison_plots, html
+from tokenuq_ml.reports import family_plots, html
 from tokenuq_ml.reports.family_table import BASELINE, families_of, verdict
 from tokenuq_ml.reports.result_tables import ablation_table, family_table
 from tokenuq_ml.reports.settings import settings_note, settings_table
@@ -113,7 +113,7 @@ def quantiles(families: Sequence[dict], ablations: Mapping[str, AblationSpec], f
     )
     against = families[0]["against"]
     baseline = rows.filter(family=against).select(POINT)
-    comparison_plots.quantile_curves(points, baseline, against, folder / "quantile_curves.png")
+    family_plots.quantile_curves(points, baseline, against, folder / "quantile_curves.png")
     meaning = (
         "Families that differ only in the quantile. Bars are intervals over examples and seeds; the dashed line is "
         f"{against} with its interval. "
@@ -140,8 +140,8 @@ def overlap(ablations: Mapping[str, AblationSpec], selections: Mapping[str, pl.L
     shown = [name for name in names if name != anchor][: MAX_COMPARED - 1] + [anchor]
     shown = [name for name in names if name in shown]
     found = selection_overlap(_in_common_steps({name: selections[name] for name in shown}))
-    comparison_plots.overlap_matrix(found, shown, folder / "selection_overlap.png")
-    comparison_plots.overlap_over_steps(found, anchor, folder / "selection_overlap_steps.png")
+    family_plots.overlap_matrix(found, shown, folder / "selection_overlap.png")
+    family_plots.overlap_over_steps(found, anchor, folder / "selection_overlap_steps.png")
     left_out = f" {len(shown)} of {len(names)} selections are shown." if len(shown) < len(names) else ""
     return html.pictures(
         [

@@ -5,7 +5,7 @@ import pytest
 
 from tests.support import tiny_tables
 from tokenuq_ml.config import AblationSpec, EvaluationSpec
-from tokenuq_ml.reports import comparison, comparison_plots
+from tokenuq_ml.reports import family_plots, family_sections
 from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.family_table import family_rows
 
@@ -20,7 +20,7 @@ def by_loss(quantile, **more) -> dict:
 
 class TestQuantileSets:
     def test_a_curve_has_families_that_differ_only_in_the_quantile(self):
-        found = comparison.quantile_sets(
+        found = family_sections.quantile_sets(
             ablations(
                 mle={"select": "all"},
                 paper_top25=by_loss(0.25) | {"rest": "distill"},
@@ -38,7 +38,7 @@ class TestQuantileSets:
         }
 
     def test_schedules_thresholds_and_single_quantiles_make_no_curve(self):
-        found = comparison.quantile_sets(
+        found = family_sections.quantile_sets(
             ablations(
                 a=by_loss(0.25),
                 anneal=by_loss({"start": 0.75, "end": 0.25}),
@@ -55,7 +55,7 @@ class TestQuantileSets:
             "c": by_loss(0.2, keep="bottom"),
             "d": by_loss(0.4, keep="bottom"),
         }
-        assert list(comparison.quantile_sets(ablations(**fields))) == ["a", "c"]
+        assert list(family_sections.quantile_sets(ablations(**fields))) == ["a", "c"]
 
 
 def test_compared_selections_are_partial_and_of_one_seed():
@@ -66,25 +66,29 @@ def test_compared_selections_are_partial_and_of_one_seed():
         random_s1={"select": {"by": "random", "quantile": 0.25}, "seed": 1},
         top=by_loss(0.25),
     )
-    assert comparison.compared_selections(given) == ["top_s1", "random_s1"]
-    assert comparison.compared_selections({**given, **ablations(other=by_loss(0.5))}) == ["top", "other"]
-    assert comparison.compared_selections(ablations(mle={"select": "all"}, top=by_loss(0.25))) == []
+    assert family_sections.compared_selections(given) == ["top_s1", "random_s1"]
+    assert family_sections.compared_selections({**given, **ablations(other=by_loss(0.5))}) == ["top", "other"]
+    assert family_sections.compared_selections(ablations(mle={"select": "all"}, top=by_loss(0.25))) == []
 
 
 def test_overlap_shows_the_anchor_even_if_it_is_last(tmp_path, monkeypatch):
-    many = {f"r{n:02d}": {"select": {"by": "random", "quantile": 0.25}} for n in range(comparison.MAX_COMPARED + 3)}
+    many = {
+        f"r{n:02d}": {"select": {"by": "random", "quantile": 0.25}} for n in range(family_sections.MAX_COMPARED + 3)
+    }
     given = ablations(**many, paper_top25=by_loss(0.25))
     drawn = {}
     monkeypatch.setattr(
-        comparison_plots, "overlap_matrix", lambda found, names, path: (drawn.update(names=names), path.touch())
+        family_plots, "overlap_matrix", lambda found, names, path: (drawn.update(names=names), path.touch())
     )
     monkeypatch.setattr(
-        comparison_plots, "overlap_over_steps", lambda found, anchor, path: (drawn.update(anchor=anchor), path.touch())
+        family_plots, "overlap_over_steps", lambda found, anchor, path: (drawn.update(anchor=anchor), path.touch())
     )
     frames = {name: tiny_tables.selections(0.25, draw=n).lazy() for n, name in enumerate(given)}
-    text = comparison.overlap(given, frames, tmp_path)
-    assert drawn["anchor"] == "paper_top25" == drawn["names"][-1] and len(drawn["names"]) == comparison.MAX_COMPARED
-    assert f"{comparison.MAX_COMPARED} of {len(given)} selections are shown" in text
+    text = family_sections.overlap(given, frames, tmp_path)
+    assert (
+        drawn["anchor"] == "paper_top25" == drawn["names"][-1] and len(drawn["names"]) == family_sections.MAX_COMPARED
+    )
+    assert f"{family_sections.MAX_COMPARED} of {len(given)} selections are shown" in text
 
 
 def results(given: dict[str, AblationSpec]) -> str:
@@ -92,7 +96,7 @@ def results(given: dict[str, AblationSpec]) -> str:
     table = table_rows({name: tiny_tables.evaluations(loss, 0.1) for name, loss in losses.items()})
     examples = {name: tiny_tables.evaluation_examples(loss) for name, loss in losses.items()}
     spec = EvaluationSpec(bootstrap=50)
-    return comparison.results(family_rows(table, examples, given, spec), table, given, spec)
+    return family_sections.results(family_rows(table, examples, given, spec), table, given, spec)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,8 @@ def test_quantile_points_are_the_families_losses(tmp_path, monkeypatch):
         drawn.update(points=points, baseline=baseline, name=name)
         path.touch()
 
-    monkeypatch.setattr(comparison_plots, "quantile_curves", keep)
-    assert "top: top25, top50." in comparison.quantiles(families, given, tmp_path)
+    monkeypatch.setattr(family_plots, "quantile_curves", keep)
+    assert "top: top25, top50." in family_sections.quantiles(families, given, tmp_path)
     value = {(row["family"], row["split"]): row["value"] for row in families}
     assert drawn["points"].filter(pl.col("split") == "ood").select("curve", "quantile", "value").rows() == [
         ("top", 0.25, value["top25", "ood"]),
@@ -133,4 +137,4 @@ def test_quantile_points_are_the_families_losses(tmp_path, monkeypatch):
     ]
     assert drawn["name"] == "mle"
     assert drawn["baseline"]["value"].to_list() == [value["mle", "test"], value["mle", "ood"]]
-    assert comparison.quantiles(families, ablations(mle={"select": "all"}, top25=by_loss(0.25)), tmp_path) is None
+    assert family_sections.quantiles(families, ablations(mle={"select": "all"}, top25=by_loss(0.25)), tmp_path) is None

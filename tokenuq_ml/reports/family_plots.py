@@ -1,6 +1,6 @@
 """Plots that compare ablations: a metric over the quantile, and the overlap of selections.
 
-`comparison.py` decides which ablations share a plot.
+`family_sections.py` decides which ablations share a plot.
 """
 
 from collections.abc import Sequence
