@@ -8,7 +8,7 @@ from tokenuq_ml.config.comparison import ComparisonSpec
 from tokenuq_ml.config.load import Config
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.shown_studies import config_of
-from tokenuq_pipeline.automation.staleness import Key, ancestors, parents_of
+from tokenuq_pipeline.automation.staleness import Key, ancestors, needed_parents, parents_of
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
@@ -33,12 +33,7 @@ def study_targets(
     """
     part = config_of(config, [], comparisons=[comparison.name])
     assets = {asset.key: asset for asset in assets_by_name(part).values()}
-    parents = parents_of(assets)
-    page = assets[comparison_key(comparison.name)]
+    parents, page = parents_of(assets), comparison_key(comparison.name)
     wanted = {(study, name) for study, names in (further or {}).items() for name in names}
-    reads = [
-        dg.AssetKey(path)
-        for path in page.reads
-        if path not in page.optional_reads or path[:2] in wanted or store.read_manifest("/".join(path)) is not None
-    ]
+    reads = needed_parents(assets, store)[page] | {key for key in parents[page] if tuple(key.path[:2]) in wanted}
     return {study: ancestors(parents, (key for key in reads if key.path[0] == study)) for study in comparison.studies}

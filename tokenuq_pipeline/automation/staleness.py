@@ -78,10 +78,22 @@ def parents_of(assets: Mapping[Key, StageAsset]) -> dict[Key, set[Key]]:
     return {key: {Key(path) for path in asset.reads} for key, asset in assets.items()}
 
 
-def keys_of(assets: Mapping[Key, StageAsset], name: str) -> set[Key]:
-    """Return the assets of a study, or of a comparison as `comparisons/<name>`, and everything upstream of them."""
+def needed_parents(assets: Mapping[Key, StageAsset], store: Store) -> dict[Key, set[Key]]:
+    """Return what each asset reads, without the inputs that it does without because they were never made."""
+    return {
+        key: {
+            Key(path)
+            for path in asset.reads
+            if path not in asset.optional_reads or store.read_manifest("/".join(path)) is not None
+        }
+        for key, asset in assets.items()
+    }
+
+
+def keys_of(assets: Mapping[Key, StageAsset], name: str, store: Store) -> set[Key]:
+    """Return the assets of a study, or of a comparison as `comparisons/<name>`, and everything that they need."""
     key = Key(name.split("/"))
-    return ancestors(parents_of(assets), [key]) if key in assets else study_keys(assets, name)
+    return ancestors(needed_parents(assets, store), [key]) if key in assets else study_keys(assets, name)
 
 
 def study_keys(assets: Mapping[Key, StageAsset], study: str) -> set[Key]:

@@ -47,7 +47,7 @@ def adopt_command(options: argparse.Namespace) -> int:
         observe(here.config, here.instance, here.store)
         records = Records.of(here.defs.resolve_asset_graph(), here.config, here.instance, here.store)
         asked = [*studies, *(f"{COMPARISONS}/{name}" for name in comparisons)]
-        keys = set().union(*(keys_of(records.assets, name) for name in asked))
+        keys = set().union(*(keys_of(records.assets, name, here.store) for name in asked))
         found = adopt(records, keys, checks_by_asset(table_checks(here.config)))
     print(as_text(found, len(keys), time.monotonic() - began))
     return exit_code(found)

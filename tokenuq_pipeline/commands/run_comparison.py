@@ -38,8 +38,11 @@ def run_comparison(options: argparse.Namespace) -> int:
             print_on("")
             print_comparison(store, comparison.name, print_on)
             return 0
-        count = sum(map(len, further.values()))
-        print_on(f"{comparison.name}: {count} more trainings in {len(further)} studies, for what is undecided")
+        count, studies = sum(map(len, further.values())), len(further)
+        print_on(
+            f"{comparison.name}: {count} more training{'s' if count > 1 else ''} in {studies} "
+            f"stud{'ies' if studies > 1 else 'y'}, for what is undecided"
+        )
         targets = {name: study_targets(config, comparison, store, further)[name] for name in further}
 
 

@@ -102,15 +102,22 @@ def _part(config: "Config", asked: list[str]) -> "Config":
     return config_of(config, asked, comparisons=comparisons)
 
 
-def needed(config: "Config", asked: str) -> list[str]:
-    """Return the assets of a study with those that it needs, or a comparison with all that is upstream of it."""
+def needed(config: "Config", asked: str, store: "Store | None" = None) -> list[str]:
+    """Return the assets of a study with those that it needs, or a comparison with all that is upstream of it.
+
+    Args:
+        config: all of it.
+        asked: a study, or `comparisons/<name>`.
+        store: leave out what a comparison does without because it was never made; None: leave out nothing.
+    """
     from tokenuq_pipeline.assets.graph import assets_by_name
-    from tokenuq_pipeline.automation.staleness import ancestors, parents_of
+    from tokenuq_pipeline.automation.staleness import ancestors, needed_parents, parents_of
 
     assets = assets_by_name(_part(config, [asked]))
     if asked in config.studies:
         return list(assets)
-    parents = parents_of({asset.key: asset for asset in assets.values()})
+    by_key = {asset.key: asset for asset in assets.values()}
+    parents = parents_of(by_key) if store is None else needed_parents(by_key, store)
     upstream = ancestors(parents, [assets[asked].key])
     return [name for name, asset in assets.items() if asset.key in upstream]
 
@@ -134,7 +141,7 @@ def study_statuses(
     held_now = held(store)
     content = held_now.studies | set(map(_as_asset, held_now.comparisons))
     made = [study for study in studies if study in content]
-    assets = {study: needed(config, study) for study in studies}
+    assets = {study: needed(config, study, store) for study in studies}
     found: dict[str, Row] = {}
     if made:
         part = _part(config, made)
@@ -167,7 +174,7 @@ def status_rows(defs, config, studies: list[str], instance, store, deep: bool = 
 
     records = Records.of(defs.resolve_asset_graph(), config, instance, store)
     assets, parents = records.assets, records.parents
-    keys = set().union(*(keys_of(assets, study) for study in studies))
+    keys = set().union(*(keys_of(assets, study, store) for study in studies))
     observe(config, instance, store, {key.path[1] for key in keys if key.path[0] == "datasets"})
     found = staleness(records, keys)
     states = {
