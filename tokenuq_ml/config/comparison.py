@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.ablation import AblationSpec
-from tokenuq_ml.config.base import Spec, check_name
+from tokenuq_ml.config.base import Spec, Split, check_name
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.families import settings_of
 from tokenuq_ml.config.study import StudySpec
@@ -212,10 +212,67 @@ class PhaseDiagramComparison(FamilyComparison):
         return self
 
 
+class CorrelationsComparison(ComparisonSpec):
+    """Correlations of loss, entropy and BALD per token, over architectures. Needs no ablation."""
+
+    STUDY_TABLES: ClassVar[tuple[str, ...]] = ("token_losses", "token_uncertainty")
+    STUDY_TABLES_WITH_TRUTH: ClassVar[tuple[str, ...]] = ("truth_ranking",)
+
+    kind: Literal["correlations"]
+    split: Literal["all"] | Split = Field(default="all", description="the tokens that are compared: of a split, or all")
+
+    def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
+        """Return that the study scores no tokens of the split."""
+        if self.split == "ood" and not study.ood:
+            return f"study {study.name} has no tokens of split 'ood': set its 'ood', or another 'split' here"
+        return None
+
+
+class CurriculaComparison(FamilyComparison):
+    """Explicit curricula against the automatic one, which follows from the student's own losses."""
+
+    ABLATION_TABLES: ClassVar[tuple[str, ...]] = ("evaluation_examples", "curriculum")
+
+    kind: Literal["curricula"]
+    baseline: str = Field(default="paper_top25", description="family of the automatic curriculum")
+    curricula: tuple[str, ...] = Field(
+        default=("quantile_anneal", "quantile_adaptive", "complexity_curriculum", "rank_growth"),
+        description="families of the explicit ones",
+    )
+    without: tuple[str, ...] = Field(
+        default=("mle",), description="families without a curriculum, compared for orientation"
+    )
+
+    def ablations_read(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> tuple[str, ...]:
+        """Return the ablations of all families that are compared."""
+        wanted = {self.baseline, *self.curricula, *self.without}
+        return tuple(name for name in study.ablations if ablations[name].family in wanted)
+
+    def problem_with(self, study: StudySpec, ablations: Mapping[str, AblationSpec]) -> str | None:
+        """Return that the study lacks the automatic curriculum, or has no explicit one."""
+        if problem := super().problem_with(study, ablations):
+            return problem
+        if not {ablations[name].family for name in study.ablations} & set(self.curricula):
+            listed = ", ".join(self.curricula)
+            return f"study {study.name} has no explicit curriculum; add some of {listed} to its ablations"
+        return None
+
+    @model_validator(mode="after")
+    def _check_families(self) -> Self:
+        if not self.curricula:
+            raise ValueError("'curricula' is empty: name at least one")
+        every = [self.baseline, *self.curricula, *self.without]
+        if len(set(every)) < len(every):
+            raise ValueError("'baseline', 'curricula' and 'without' name a family twice; remove one")
+        return self
+
+
 KINDS: dict[str, type[ComparisonSpec]] = {
     "front": FrontComparison,
     "thresholds": ThresholdsComparison,
     "phase_diagram": PhaseDiagramComparison,
+    "correlations": CorrelationsComparison,
+    "curricula": CurriculaComparison,
 }
 """Value of `kind` -> the options of that kind."""
 

@@ -28,8 +28,11 @@ CHUNK_COUNTS = 1 << 22
 Array = NDArray[np.float64]
 
 
-class _Statistic(NamedTuple):
+class Statistic(NamedTuple):
+    """A correlation of two columns of `COLUMNS`."""
+
     method: str
+    """`pearson`, `spearman` or `partial_spearman`."""
     x: str
     y: str
     given: str | None = None
@@ -41,8 +44,8 @@ class _Statistic(NamedTuple):
         return self.method.removeprefix("partial_")
 
 
-_STATISTICS = [_Statistic(method, x, y) for method in ("pearson", "spearman") for x, y in PAIRS]
-_STATISTICS.append(_Statistic("partial_spearman", "loss", "bald", "entropy"))
+_STATISTICS = [Statistic(method, x, y) for method in ("pearson", "spearman") for x, y in PAIRS]
+_STATISTICS.append(Statistic("partial_spearman", "loss", "bald", "entropy"))
 
 
 def correlation_table(tokens: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
@@ -92,25 +95,53 @@ def _correlations(tokens: pl.DataFrame, evaluation: EvaluationSpec | None) -> li
         undefined = {"value": None, "ci_low": None, "ci_high": None}
         return [{"x": one.x, "y": one.y, "method": one.method, **undefined} for one in _STATISTICS]
 
-    values = np.stack([tokens[name].to_numpy().astype(np.float64) for name in COLUMNS])
-    ranks = np.stack([tokens[name].rank("average").to_numpy().astype(np.float64) for name in COLUMNS])
-    clusters = tokens["example_id"].rank("dense").to_numpy().astype(np.int64) - 1
-    sums = {"pearson": _cluster_sums(values, clusters), "spearman": _cluster_sums(ranks, clusters)}
-    resampled = None
-    if evaluation is not None:
-        both = resampled_sums(np.concatenate(list(sums.values()), axis=1), evaluation)
-        resampled = dict(zip(sums, np.split(both, 2, axis=1), strict=True))
+    correlations = Correlations(tokens, evaluation)
+    return [{"x": one.x, "y": one.y, "method": one.method, **correlations.of(one)} for one in _STATISTICS]
 
-    rows = []
-    for one in _STATISTICS:
-        value = _correlation(sums[one.scale].sum(0, keepdims=True), one)[0]
+
+class Correlations:
+    """Correlations of the columns of some tokens, and of each bootstrap sample of their examples.
+
+    Args:
+        tokens: at least 3, with `example_id` and `COLUMNS`.
+        evaluation: resamples, confidence and seed of the intervals; None: no intervals.
+    """
+
+    def __init__(self, tokens: pl.DataFrame, evaluation: EvaluationSpec | None):
+        values = np.stack([tokens[name].to_numpy().astype(np.float64) for name in COLUMNS])
+        ranks = np.stack([tokens[name].rank("average").to_numpy().astype(np.float64) for name in COLUMNS])
+        clusters = tokens["example_id"].rank("dense").to_numpy().astype(np.int64) - 1
+        self._sums = {"pearson": _cluster_sums(values, clusters), "spearman": _cluster_sums(ranks, clusters)}
+        self._confidence = 0.0 if evaluation is None else evaluation.confidence
+        self._resampled: dict[str, Array] | None = None
+        if evaluation is not None:
+            both = resampled_sums(np.concatenate(list(self._sums.values()), axis=1), evaluation)
+            self._resampled = dict(zip(self._sums, np.split(both, 2, axis=1), strict=True))
+
+    def of(self, statistic: Statistic) -> dict[str, float | None]:
+        """Return `value`, `ci_low` and `ci_high` of a correlation; None where not defined."""
+        value = self._value(statistic)
+        drawn = None if self._resampled is None else _correlation(self._resampled[statistic.scale], statistic)
+        return self._numbers(value, drawn)
+
+    def difference(self, statistic: Statistic, other: Statistic) -> dict[str, float | None]:
+        """Return the same of one correlation minus another one, in the same bootstrap samples."""
+        value = self._value(statistic) - self._value(other)
+        drawn = None
+        if self._resampled is not None:
+            of, minus = (_correlation(self._resampled[one.scale], one) for one in (statistic, other))
+            drawn = of - minus
+        return self._numbers(value, drawn)
+
+    def _value(self, statistic: Statistic) -> float:
+        return float(_correlation(self._sums[statistic.scale].sum(0, keepdims=True), statistic)[0])
+
+    def _numbers(self, value: float, drawn: Array | None) -> dict[str, float | None]:
         low = high = np.nan
-        if evaluation is not None and resampled is not None and np.isfinite(value):
-            low, high = percentile_interval(_correlation(resampled[one.scale], one), evaluation.confidence)
+        if drawn is not None and np.isfinite(value):
+            low, high = percentile_interval(drawn, self._confidence)
         numbers = {"value": value, "ci_low": low, "ci_high": high}
-        defined = {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
-        rows.append({"x": one.x, "y": one.y, "method": one.method, **defined})
-    return rows
+        return {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
 
 
 def percentile_interval(drawn: Array, confidence: float) -> tuple[float, float]:
@@ -162,7 +193,7 @@ def resampled_sums(sums: Array, evaluation: EvaluationSpec) -> Array:
     return np.concatenate(parts)
 
 
-def _correlation(sums: Array, statistic: _Statistic) -> Array:
+def _correlation(sums: Array, statistic: Statistic) -> Array:
     """Return the correlation for each row of `_cluster_sums`; NaN where it is not defined.
 
     A partial correlation is `(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2))`, not defined where x or y is a
@@ -171,7 +202,7 @@ def _correlation(sums: Array, statistic: _Statistic) -> Array:
     method, x, y, given = statistic
     if given is not None:
         pairs = ((x, y), (x, given), (y, given))
-        xy, xz, yz = (_correlation(sums, _Statistic(method, *pair)) for pair in pairs)
+        xy, xz, yz = (_correlation(sums, Statistic(method, *pair)) for pair in pairs)
         left = np.minimum(1 - xz**2, 1 - yz**2)
         with np.errstate(divide="ignore", invalid="ignore"):
             partial = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
