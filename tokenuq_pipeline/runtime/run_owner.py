@@ -22,6 +22,7 @@ from tokenuq_pipeline.runtime.dev_server import ending_with_dev
 from tokenuq_pipeline.runtime.instance import PROCESS_TAG, close_dead_runs
 from tokenuq_pipeline.runtime.owners import Owner, beating
 from tokenuq_pipeline.runtime.step_processes import passing_on_interrupts
+from tokenuq_pipeline.runtime.step_server import handing_over
 
 LOOK_S = 10.0
 """Seconds between two looks for dead runs, whose slots a run may be waiting for."""
@@ -74,6 +75,7 @@ class _OwnedExecutor(dg.Executor):
                 stack.enter_context(_closing_dead_runs(instance, self._home))
             if self._has_step_processes:
                 stack.enter_context(passing_on_interrupts())
+                stack.enter_context(handing_over(plan_context.reconstructable_job))
             yield from self._inner.execute(plan_context, execution_plan)
 
 
