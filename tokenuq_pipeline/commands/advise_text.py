@@ -34,7 +34,7 @@ def advice_text(advice: Advice, others: Sequence[Advice] = ()) -> str:
     alone = "Each objective alone: verdicts in the measured studies, and its own rule"
     paragraphs.append(_titled(alone, _families_table(advice)))
     if advice.cases:
-        paragraphs.append(_titled("Real studies, on which nothing was fitted", _case_lines(advice.cases)))
+        paragraphs.append(_titled("Other studies, on which nothing was fitted", _case_lines(advice.cases)))
     return "\n\n".join(paragraphs)
 
 

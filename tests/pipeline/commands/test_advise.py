@@ -62,7 +62,7 @@ def test_the_advice_comes_with_its_evidence(advise):
     assert lines[1].startswith(f"rule, from 20 measured studies: gentle if {READ} is above ")
     assert "the interval contains the threshold" in lines[3]
     assert "each cell   20     20 of 20    12 of 20" in out and "each noise" in out and "each zipf" in out
-    assert "(noise 0.2, zipf 0.5)" in out and "Real studies" not in out
+    assert "(noise 0.2, zipf 0.5)" in out and "Other studies" not in out
     assert "in distribution (--goal out_of_distribution): train with mle" in out
 
 
@@ -100,7 +100,7 @@ def test_real_studies_are_quoted(advise, tmp_path):
         grid().head(2).with_columns(study=pl.lit("real"), noise=None, zipf=None), tmp_path / "study_cases.csv"
     )
     _, out, _ = advise("--study", "quickstart")
-    quoted = out.partition("Real studies")[2]
+    quoted = out.partition("Other studies")[2]
     assert "the advice is right in 1 of 1" in quoted and "real: advice mle; right mle" in quoted
 
 
