@@ -22,7 +22,11 @@ def settings_of(ablations: Mapping[str, AblationSpec]) -> dict[str, dict[str, li
 
 def is_measured_on_validation(ablation: AblationSpec, ablations: Mapping[str, AblationSpec]) -> bool:
     """Return whether the ablation is one of several settings of its family, between which validation losses decide."""
-    return len(settings_of(ablations)[ablation.family]) > 1
+    family, setting = ablation.family, ablation.setting
+    # Names begin with their family. Compared first: a grid asks for thousands of ablations.
+    return any(
+        one.name.startswith(family) and one.setting != setting and one.family == family for one in ablations.values()
+    )
 
 
 def _at_settings(ablation: AblationSpec, sweep: TrainSweep) -> list[AblationSpec]:

@@ -86,11 +86,12 @@ def run_one(
     from tokenuq_pipeline.commands.run_steps import recipe
     from tokenuq_pipeline.runtime.trash import Trash
 
-    with project(study, config=config) as here:
+    # Of this study only: what is asked of all studies of a large grid takes seconds each time.
+    with project(study, config=config_of(config, [study])) as here:
         # Before the disk space is looked at; each stage does it too, for runs from the UI.
         Trash(here.store.home).empty_old()
         check = None if ignore_disk_space else partial(check_disk_space, here, study)
-        in_steps = recipe(config_of(here.config, [study]), here.store, study)
+        in_steps = recipe(here.config, here.store, study)
         return run_study(
             here.defs, here.config, study, ablations, here.instance, here.store, check, True, in_steps, shows_report
         )

@@ -67,23 +67,25 @@ def _run_study(options: argparse.Namespace, config, study: str, keys: set) -> in
     from tokenuq_pipeline.runtime.console import CONSOLE
     from tokenuq_pipeline.runtime.trash import Trash
 
-    with project(study, config=config) as here:
+    # Of this study only: what is asked of all studies of a large grid takes seconds each time.
+    with project(study, config=config_of(config, [study])) as here:
         Trash(here.store.home).empty_old()
         runner = StudyRunner(here.defs, here.config, study, here.instance, here.store, CONSOLE, preload=True)
         if not options.ignore_disk_space:
             runner.before_first_wave = partial(check_disk_space, here, study)
-        return make(runner, keys, in_steps=recipe(config_of(here.config, [study]), here.store, study))
+        return make(runner, keys, in_steps=recipe(here.config, here.store, study))
 
 
 def _make_page(config, name: str) -> int:
     """Make the page of a comparison whose studies are up to date, and return the exit code."""
+    from tokenuq_pipeline.assets.shown_studies import config_of
     from tokenuq_pipeline.automation.comparison_targets import comparison_key
     from tokenuq_pipeline.automation.jobs import comparison_job
     from tokenuq_pipeline.automation.study_runner import StudyRunner
     from tokenuq_pipeline.commands.run import make
     from tokenuq_pipeline.runtime.console import CONSOLE
 
-    with project(config=config, comparisons=[name]) as here:
+    with project(config=config_of(config, [], comparisons=[name]), comparisons=[name]) as here:
         runner = StudyRunner(
             here.defs,
             here.config,
