@@ -2,22 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tokenuq_ml.config.configuration import Config
 from tokenuq_ml.config.curated import CuratedDatasetSpec
 from tokenuq_ml.config.estimated import unmeasured_estimator
 from tokenuq_ml.config.study import StudySpec
 from tokenuq_ml.config.truth import LANGUAGE, first_oracle, without_truth
 from tokenuq_ml.errors import InputError
 
-if TYPE_CHECKING:
-    from tokenuq_ml.config.load import Config
-
 Origins = Mapping[tuple[str, str], Path]
 """(kind, name of an entry) -> the file that it is in."""
 
 
-def check_references(config: "Config", origins: Origins) -> None:
+def check_references(config: Config, origins: Origins) -> None:
     """Check that what entries name exists: datasets of mixes, models and datasets of studies, files of models.
 
     Raises:
@@ -28,7 +25,7 @@ def check_references(config: "Config", origins: Origins) -> None:
     _check_model_files(config, origins)
 
 
-def _check_mixes(config: "Config", origins: Origins) -> None:
+def _check_mixes(config: Config, origins: Origins) -> None:
     """Check that the datasets that mixes name exist, and that no mix is made of itself, also by way of others.
 
     Raises:
@@ -54,7 +51,7 @@ def _check_mixes(config: "Config", origins: Origins) -> None:
                 following += config.datasets[part].made_of
 
 
-def _check_studies(config: "Config", origins: Origins) -> None:
+def _check_studies(config: Config, origins: Origins) -> None:
     """Check that the models, datasets and splits that studies name exist.
 
     Raises:
@@ -87,7 +84,7 @@ def _check_studies(config: "Config", origins: Origins) -> None:
             raise InputError(f"{origins['studies', study.name]}: {study.name}.ablations: {problem}")
 
 
-def _check_asked(config: "Config", study: StudySpec, origins: Origins) -> None:
+def _check_asked(config: Config, study: StudySpec, origins: Origins) -> None:
     """Check that evaluations that ask questions name datasets of single questions."""
     for key, name in study.evaluation.datasets.items():
         dataset = config.datasets[name]
@@ -99,7 +96,7 @@ def _check_asked(config: "Config", study: StudySpec, origins: Origins) -> None:
             )
 
 
-def _check_model_files(config: "Config", origins: Origins) -> None:
+def _check_model_files(config: Config, origins: Origins) -> None:
     """Check that the files and folders of models exist.
 
     Files of datasets may arrive later: they are checked when the dataset is materialised.
