@@ -158,6 +158,7 @@ class PhaseDiagramComparison(FamilyComparison):
     READS_REPORT: ClassVar[bool] = False
     NEEDS_KNOBS: ClassVar[bool] = True
     STUDY_TABLES: ClassVar[tuple[str, ...]] = ("token_losses", "token_uncertainty")
+    REFERENCE_TABLES: ClassVar[tuple[str, ...]] = ("evaluation_examples",)
     OPTIONAL_ABLATIONS: ClassVar[bool] = True
 
     kind: Literal["phase_diagram"]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import polars as pl
 
 from tokenuq_ml.advice.verdicts import UNDECIDED, verdict_of
+from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.comparison import PhaseDiagramComparison
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.group_sequential import paired_effects, repeated_interval
@@ -90,14 +91,29 @@ def further_seeds(inputs: ComparisonInputs[PhaseDiagramComparison], cells: Seque
     return {study: list(names) for study, names in found.items() if names}
 
 
+def divergences(inputs: ComparisonInputs[PhaseDiagramComparison], study: str, row: str) -> list[float]:
+    """Return the divergence from the truth of the base model or the teacher: in distribution, and out of it.
+
+    Raises:
+        InputError: the truth is not known.
+    """
+    examples = {row: inputs.read(study, "evaluation_examples", row)}
+    parts = [_parts(metric, examples, study)[row] for metric in _metrics(inputs.studies[study])]
+    return [float(above.sum() / below.sum()) for above, below in parts]
+
+
+def _metrics(study: StudySpec) -> tuple[Metric, Metric]:
+    """Return what is compared: in distribution, and out of it."""
+    return (study.dataset, "test", DIVERGENCE), (study.ood[0], "ood", DIVERGENCE)
+
+
 def _cells_of(inputs: ComparisonInputs[PhaseDiagramComparison], study: str) -> list[PhaseCell]:
-    spec, config, own = inputs.spec, inputs.studies[study], inputs.ablations[study]
+    spec, own = inputs.spec, inputs.ablations[study]
     by_family: dict[str, dict[int, str]] = {}
     for name, ablation in own.items():
         by_family.setdefault(ablation.family, {})[ablation.seed] = name
     examples = {name: inputs.read(study, "evaluation_examples", name) for name in own}
-    inside = _parts((config.dataset, "test", DIVERGENCE), examples, study)
-    outside = _parts((config.ood[0], "ood", DIVERGENCE), examples, study)
+    inside, outside = (_parts(metric, examples, study) for metric in _metrics(inputs.studies[study]))
     cells = []
     for family, names in by_family.items():
         if family == spec.baseline:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 import polars as pl
 
 from tokenuq_ml.advice.verdicts import BEATS, UNDECIDED, VERDICTS
+from tokenuq_ml.config import REFERENCE_ROWS
 from tokenuq_ml.config.comparison import PhaseDiagramComparison
 from tokenuq_ml.evaluation.paired import Estimate
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
 from tokenuq_ml.reports.comparisons.parts import Findings, Fold, Picture, Section, Table, Text
-from tokenuq_ml.reports.comparisons.phase_cells import PhaseCell, further_seeds, phase_cells
+from tokenuq_ml.reports.comparisons.phase_cells import PhaseCell, divergences, further_seeds, phase_cells
 from tokenuq_ml.reports.comparisons.phase_plot import draw_family
 from tokenuq_ml.reports.comparisons.phase_regions import region
 
@@ -161,7 +162,11 @@ def _seeds(
 
 
 def _teacher_table(inputs: ComparisonInputs[PhaseDiagramComparison]) -> Table:
-    """Return means of the teacher's tables over the training tokens of each cell, which need no truth."""
+    """Return what is known of each cell without students.
+
+    Means of the teacher's tables over the training tokens, which need no truth, and the divergences of base model and
+    teacher from it.
+    """
     rows = []
     for study in inputs.studies:
         losses = inputs.scan(study, "token_losses").filter(pl.col("split").cast(pl.String) == "train")
@@ -172,8 +177,11 @@ def _teacher_table(inputs: ComparisonInputs[PhaseDiagramComparison]) -> Table:
         knobs = inputs.knobs[study]
         share = found["bald"] / found["predictive_entropy"] if found["predictive_entropy"] else 0.0
         values = [f"{found[name]:.3f}" for name in ("loss", "entropy")]
-        rows.append([f"{knobs['noise']:g}", f"{knobs['zipf']:g}", *values, f"{found['wrong']:.1%}", f"{share:.1%}"])
-    return Table(["noise", "zipf", "loss", "entropy", "wrong tokens", "BALD of all uncertainty"], rows)
+        levels = [" / ".join(f"{value:.3f}" for value in divergences(inputs, study, row)) for row in REFERENCE_ROWS]
+        own = [*values, f"{found['wrong']:.1%}", f"{share:.1%}", *levels]
+        rows.append([f"{knobs['noise']:g}", f"{knobs['zipf']:g}", *own])
+    header = ["loss", "entropy", "wrong tokens", "BALD of all uncertainty"]
+    return Table(["noise", "zipf", *header, *(f"{row}: in / out" for row in REFERENCE_ROWS)], rows)
 
 
 def _map_note(spec: PhaseDiagramComparison) -> str:

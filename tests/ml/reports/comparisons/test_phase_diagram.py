@@ -11,7 +11,7 @@ from tests.support.compared_studies import TOKENS, ablations_of
 from tokenuq_ml.advice.measured import GOALS
 from tokenuq_ml.advice.outcomes import outcomes_in
 from tokenuq_ml.advice.verdicts import verdict_of
-from tokenuq_ml.config import StudySpec
+from tokenuq_ml.config import REFERENCE_ROWS, StudySpec
 from tokenuq_ml.config.comparison import PhaseDiagramComparison
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import example_rows
@@ -79,6 +79,8 @@ def write_grid(folder, changes, noise=0.005, seeds=3, metric="true_kl"):
                 values = (mean + of_examples + noise * rows.normal(size=EXAMPLES)) * TOKENS
                 parts.append(example_rows(dataset, split, metric, ids, values, np.full(EXAMPLES, TOKENS)))
             tables[f"evaluation_examples/{one.name}"] = pl.concat(parts)
+        for row in REFERENCE_ROWS:
+            tables[f"evaluation_examples/{row}"] = tables["evaluation_examples/mle"]
         tokens = pl.DataFrame({"example_id": ["a", "b"], "position": [1, 1]})
         losses = tokens.with_columns(loss=1.0, entropy=0.5, rank=pl.Series([0, 2]), split=pl.lit("train"))
         paths |= {f"{name}/{key}": path for key, path in tiny_tables.publish(folder / name, tables).items()}
@@ -122,7 +124,9 @@ def test_the_page_says_where_each_family_beats_the_baseline(tmp_path):
     assert table.header == ["", "zipf 1", "zipf 2"] and table.rows[0] == ["noise 0", "mle", "mle"]
     assert table.rows[2][1].startswith("careful -0.")
     teacher = found.sections[2].parts[0]
-    assert teacher.rows[0] == ["0", "1", "1.000", "0.500", "50.0%", "25.0%"]
+    assert teacher.rows[0][:6] == ["0", "1", "1.000", "0.500", "50.0%", "25.0%"]
+    level, ood_level = map(float, teacher.rows[0][6].split(" / "))
+    assert level == pytest.approx(1, abs=0.2) and ood_level == pytest.approx(level + 1, abs=0.01)
 
 
 def test_advice_reads_the_table_with_the_same_verdicts(tmp_path):
