@@ -13,7 +13,7 @@ from tokenuq_ml.config.load import load_config
 from tokenuq_pipeline.assets.shown_studies import config_of
 from tokenuq_pipeline.automation.study_runner import StudyRunner
 from tokenuq_pipeline.build_defs import build_defs
-from tokenuq_pipeline.commands.run import _bring_up_to_date, quiet_streams
+from tokenuq_pipeline.commands.make_assets import bring_up_to_date, quiet_streams
 from tokenuq_pipeline.commands.run_steps import recipe
 from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.console import CONSOLE
@@ -31,7 +31,7 @@ def main() -> int:
         while names and (more := {parent for key in keys for parent in runner.parents[key]} - keys):
             keys |= more
         with quiet_streams(CONSOLE):
-            code, errors = _bring_up_to_date(runner, keys, not names, recipe(config_of(config, [study]), store, study))
+            code, errors = bring_up_to_date(runner, keys, not names, recipe(config_of(config, [study]), store, study))
     print("\n".join(errors))
     return code
 

@@ -61,7 +61,8 @@ def stage_groups(config: Config) -> list[StageGroup]:
             groups.append(StageGroup("train_student", f"{name}__{ablation}__student", assets))
         groups.append(StageGroup("report", f"{name}__ablation_report", [ablation_report(config, study)]))
     for asset in (comparison_asset(config, comparison) for comparison in config.comparisons.values()):
-        groups.append(StageGroup("compare_studies", "__".join(asset.path), [asset]))
+        # Not the name of its job: Dagster wants other names for ops than for jobs.
+        groups.append(StageGroup("compare_studies", f"{'__'.join(asset.path)}__page", [asset]))
     return [_placed(config, group) for group in groups]
 
 

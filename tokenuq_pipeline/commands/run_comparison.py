@@ -6,6 +6,7 @@ from functools import partial
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_pipeline.commands.common import configuration, known_comparison, project
+from tokenuq_pipeline.commands.make_assets import make
 from tokenuq_pipeline.runtime.readers import print_on
 
 
@@ -62,7 +63,7 @@ def _run_study(options: argparse.Namespace, config, study: str, keys: set) -> in
     """Bring some assets of a study up to date, and return the exit code."""
     from tokenuq_pipeline.assets.shown_studies import config_of
     from tokenuq_pipeline.automation.study_runner import StudyRunner
-    from tokenuq_pipeline.commands.run import check_disk_space, make
+    from tokenuq_pipeline.commands.plan_rows import check_disk_space
     from tokenuq_pipeline.commands.run_steps import recipe
     from tokenuq_pipeline.runtime.console import CONSOLE
     from tokenuq_pipeline.runtime.trash import Trash
@@ -72,7 +73,7 @@ def _run_study(options: argparse.Namespace, config, study: str, keys: set) -> in
         Trash(here.store.home).empty_old()
         runner = StudyRunner(here.defs, here.config, study, here.instance, here.store, CONSOLE, preload=True)
         if not options.ignore_disk_space:
-            runner.before_first_wave = partial(check_disk_space, here, study)
+            runner.before_first_wave = partial(check_disk_space, here.config, study, store=here.store)
         return make(runner, keys, in_steps=recipe(here.config, here.store, study))
 
 
@@ -82,7 +83,6 @@ def _make_page(config, name: str) -> int:
     from tokenuq_pipeline.automation.comparison_targets import comparison_key
     from tokenuq_pipeline.automation.jobs import comparison_job
     from tokenuq_pipeline.automation.study_runner import StudyRunner
-    from tokenuq_pipeline.commands.run import make
     from tokenuq_pipeline.runtime.console import CONSOLE
 
     with project(config=config_of(config, [], comparisons=[name]), comparisons=[name]) as here:

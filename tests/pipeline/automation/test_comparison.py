@@ -6,7 +6,7 @@ import contextlib
 import dagster as dg
 import pytest
 
-from tests.support.toy_pipeline import STUDY, toy_config
+from tests.support.toy_pipeline import STUDY, Toy, toy_config
 from tokenuq_ml.config.comparison import ComparisonSpec, FrontComparison
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets.graph import assets_by_name
@@ -16,7 +16,7 @@ from tokenuq_pipeline.automation.jobs import comparison_job
 from tokenuq_pipeline.automation.study_runner import StudyRunner
 from tokenuq_pipeline.commands import run_comparison, status
 from tokenuq_pipeline.commands.common import Project
-from tokenuq_pipeline.commands.run import make
+from tokenuq_pipeline.commands.make_assets import make
 from tokenuq_pipeline.runtime.console import CONSOLE
 from tokenuq_pipeline.runtime.places import manifest_place
 from tokenuq_pipeline.runtime.pruning import reason_of
@@ -72,6 +72,13 @@ def test_inputs_are_named_by_study_and_drawn_from_the_report_where_it_is_read():
     optional = WhatExists(name="page", kind="what", studies=(STUDY,))
     page = assets_by_name(config_with(optional))["comparisons/page"]
     assert page.optional_reads == set(page.reads) == set(page.deps)
+
+
+def test_dagster_has_a_job_and_a_sensor_for_a_comparison(tmp_path):
+    enabled, disabled = (Toy(tmp_path).defs(config_with(FRONT, enabled=enabled)) for enabled in (True, False))
+    assert {STUDY, "comparisons__page"} <= {job.name for job in enabled.resolve_all_job_defs()}
+    assert "comparisons__page__automation" in {sensor.name for sensor in enabled.sensors}
+    assert "comparisons__page__automation" not in {sensor.name for sensor in disabled.sensors}
 
 
 def test_a_comparison_is_shown_with_its_studies_or_if_it_was_made(made_study, tmp_path):

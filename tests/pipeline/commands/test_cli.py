@@ -7,7 +7,7 @@ import yaml
 
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.automation.run_log import AssetTiming
-from tokenuq_pipeline.commands import run
+from tokenuq_pipeline.commands import make_assets, run
 from tokenuq_pipeline.runtime import paths
 from tokenuq_pipeline.runtime.store import Store
 
@@ -72,7 +72,7 @@ def test_dagsters_home_is_made_absolute_with_telemetry_off_and_left_alone_after(
 
 
 def test_the_times_of_the_run_table_add_up():
-    lines = run.time_table([AssetTiming("s/a", 61.26, 1234.0), AssetTiming("s/longer", 1.0, None)]).splitlines()
+    lines = make_assets.time_table([AssetTiming("s/a", 61.26, 1234.0), AssetTiming("s/longer", 1.0, None)]).splitlines()
     assert lines[1].split() == ["s/a", "61.3", "s", "1,234", "MiB"] and lines[-1].split() == ["total", "62.3", "s"]
 
 

@@ -11,7 +11,7 @@ from tokenuq_ml.costs.machine import Machine
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.shown_studies import shown_studies
-from tokenuq_pipeline.commands import plan, run, status
+from tokenuq_pipeline.commands import plan, prune, run, status
 from tokenuq_pipeline.commands.common import known_studies, known_study
 from tokenuq_pipeline.commands.plan_text import grid_as_text
 
@@ -78,3 +78,14 @@ def test_a_plan_counts_what_cells_share_once(monkeypatch, tmp_path):
     assert text.startswith("cells: 2 studies with one base model\n") and f"study {CELLS[0]}: tiny" in text
     (total,) = [line for line in text.splitlines()[:6] if line.startswith("total")]
     assert f"{first.totals['tokens'] + second.totals['tokens']:,}" in total
+
+
+def test_what_is_pruned_of_a_grid_is_that_of_its_cells(monkeypatch, tmp_path):
+    class Pruner:
+        def removable(self, store, configured, study):
+            return [study]
+
+    monkeypatch.setattr(prune, "configuration", grid_config)
+    store = Toy(tmp_path).store
+    found = {name: prune._found(store, Pruner(), name) for name in ("cells", CELLS[0], "gone", None)}
+    assert found == {"cells": list(CELLS), CELLS[0]: [CELLS[0]], "gone": ["gone"], None: [None]}

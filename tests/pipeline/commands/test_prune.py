@@ -138,6 +138,8 @@ def test_a_run_empties_the_trash_also_if_it_makes_nothing(store, monkeypatch):
     entry = store.home / ".trash" / "20200101T000000.000000Z-01234567"
     entry.mkdir(parents=True)
     here = SimpleNamespace(store=store, defs=None, config=toy_config(), instance=None)
-    monkeypatch.setattr(run_module, "project", lambda study: contextlib.nullcontext(here))
+    monkeypatch.setenv("DAGSTER_HOME", str(store.home / "dagster"))
+    monkeypatch.setattr(run_module, "configuration", toy_config)
+    monkeypatch.setattr(run_module, "project", lambda study, config: contextlib.nullcontext(here))
     monkeypatch.setattr(run_module, "run_study", lambda *arguments: 0)
     assert cli.main(["run", "--study", "study"]) == 0 and not entry.exists()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tokenuq_pipeline.commands.run import quiet_streams
+from tokenuq_pipeline.commands.make_assets import quiet_streams
 from tokenuq_pipeline.runtime.console import Console
 
 

@@ -99,7 +99,7 @@ def test_a_run_whose_reader_leaves_goes_on_to_its_end(tmp_path):
 def test_a_reader_that_left_last_is_noticed():
     """In a process of its own, because descriptors are replaced."""
     code = (
-        "import os, sys\nfrom tokenuq_pipeline.commands.run import quiet_streams\n"
+        "import os, sys\nfrom tokenuq_pipeline.commands.make_assets import quiet_streams\n"
         "from tokenuq_pipeline.runtime.console import Console\n"
         "read, write = os.pipe()\nos.dup2(write, 1)\nos.close(write)\n"
         "with quiet_streams(Console()):\n    os.close(read)\n"

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
 from tokenuq_ml.reports import canvas
+from tokenuq_ml.reports.comparisons.front_points import Point
 from tokenuq_ml.reports.comparisons.study_families import Panel
-
-if TYPE_CHECKING:
-    from tokenuq_ml.reports.comparisons.front import Point
 
 PANELS_PER_ROW = 2
 PANEL_INCHES = 3.0
@@ -18,7 +15,7 @@ FRAME = 1.6
 """Axes show the points with this much room around them; longer intervals are cut."""
 
 
-def draw_planes(points: "Sequence[Point]", path: Path) -> None:
+def draw_planes(points: Sequence[Point], path: Path) -> None:
     """Draw the differences to the baseline of every plane; up and right is better.
 
     Args:
@@ -52,7 +49,7 @@ def _way(panel: Panel) -> str:
     return "rise of" if panel.higher_is_better else "fall of"
 
 
-def _draw_point(axis: Axes, point: "Point", style: dict) -> object:
+def _draw_point(axis: Axes, point: Point, style: dict) -> object:
     x, left, right = point.plane.inside.improvement(point.inside)
     y, down, up = point.plane.outside.improvement(point.outside)
     bars = axis.errorbar(
@@ -73,7 +70,7 @@ def _draw_point(axis: Axes, point: "Point", style: dict) -> object:
     return bars
 
 
-def _draw_front_of_means(axis: Axes, points: "Sequence[Point]") -> None:
+def _draw_front_of_means(axis: Axes, points: Sequence[Point]) -> None:
     places = [
         (point.plane.inside.improvement(point.inside)[0], point.plane.outside.improvement(point.outside)[0])
         for point in points
@@ -83,7 +80,7 @@ def _draw_front_of_means(axis: Axes, points: "Sequence[Point]") -> None:
     axis.plot(x, y, color="#888888", linewidth=0.9, linestyle=":", zorder=0)
 
 
-def _frame(axis: Axes, points: "Sequence[Point]") -> None:
+def _frame(axis: Axes, points: Sequence[Point]) -> None:
     """Set limits around the points and 0, and shade where a family is no worse than the baseline."""
     for values, limit in (
         ([point.plane.inside.improvement(point.inside)[0] for point in points], axis.set_xlim),

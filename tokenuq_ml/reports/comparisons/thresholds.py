@@ -5,67 +5,21 @@ quantile is the one with the best mean; others are as good if the paired differe
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tokenuq_ml.config.comparison import ThresholdsComparison
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
 from tokenuq_ml.reports.comparisons.parts import Findings, Fold, Picture, Section, Table, Text
-from tokenuq_ml.reports.comparisons.study_families import Change, Differences, Panel, StudyFamilies
+from tokenuq_ml.reports.comparisons.study_families import Panel, StudyFamilies
+from tokenuq_ml.reports.comparisons.threshold_curves import ALL_TOKENS, Threshold, study_thresholds
 from tokenuq_ml.reports.comparisons.thresholds_plot import draw_curves
 
 PLOT = "thresholds.png"
-ALL_TOKENS = 1.0
 SIDES = {"test": "in distribution", "ood": "out of distribution"}
-
-
-class Threshold(NamedTuple):
-    """One quantile of one curve on one metric of a study, against the baseline and against the best quantile."""
-
-    study: str
-    panel: Panel
-    curve: str
-    quantile: float
-    """The share of tokens that is selected; of the baseline, 1."""
-    family: str
-    setting: str
-    seeds: int
-    to_baseline: Change
-    to_best: Change
-    is_best: bool
-
-    @property
-    def is_as_good_as_best(self) -> bool:
-        """Return whether it is the best one, or not distinguishable from it."""
-        return self.is_best or self.to_best.verdict == "same"
-
-    def row(self) -> dict:
-        """Return it as a row of the table `thresholds`."""
-        own, best = self.to_baseline, self.to_best
-        return {
-            "study": self.study,
-            "dataset": self.panel.dataset,
-            "split": self.panel.split,
-            "metric": self.panel.metric,
-            "curve": self.curve,
-            "quantile": self.quantile,
-            "family": self.family,
-            "setting": self.setting,
-            "seeds": self.seeds,
-            "change": own.value,
-            "low": own.low,
-            "high": own.high,
-            "verdict": own.verdict,
-            "to_best": best.value,
-            "to_best_low": best.low,
-            "to_best_high": best.high,
-            "best": self.is_best,
-            "as_good_as_best": self.is_as_good_as_best,
-        }
 
 
 def compare(inputs: ComparisonInputs[ThresholdsComparison]) -> Findings:
     """Return the curves of all studies, and which quantile is best where."""
-    found = [one for study in inputs.studies for one in _study_thresholds(StudyFamilies(inputs, study), inputs.spec)]
+    found = [one for study in inputs.studies for one in study_thresholds(StudyFamilies(inputs, study), inputs.spec)]
     if not found:
         return Findings(
             "No study has a metric that the quantiles can be compared on: give the studies a dataset in 'ood'.", []
@@ -87,43 +41,6 @@ def compare(inputs: ComparisonInputs[ThresholdsComparison]) -> Findings:
         {"curves": len({(one.study, one.curve) for one in found})},
         {caption: PLOT},
     )
-
-
-def _study_thresholds(families: StudyFamilies, spec: ThresholdsComparison) -> list[Threshold]:
-    """Return every quantile of every curve of a study, metric by metric."""
-    panels = [panel for plane in families.planes if not plane.is_benchmark for panel in (plane.inside, plane.outside)]
-    found = []
-    for panel in dict.fromkeys(panels):
-        differences = families.differences(panel)
-        for curve in spec.families:
-            found += _curve(families, differences, curve, spec)
-    return found
-
-
-def _curve(
-    families: StudyFamilies, differences: Differences, curve: str, spec: ThresholdsComparison
-) -> list[Threshold]:
-    members = {spec.family_at(curve, quantile): quantile for quantile in spec.quantiles}
-    quantiles = {family: members[family] for family in members if family in families.rows}
-    if not quantiles:
-        return []
-    quantiles[spec.baseline] = ALL_TOKENS
-    best = differences.best(list(quantiles))
-    return [
-        Threshold(
-            families.study,
-            differences.panel,
-            curve,
-            quantile,
-            family,
-            families.setting(family),
-            families.seeds(family),
-            differences.of(family, spec.baseline),
-            differences.of(family, best),
-            family == best,
-        )
-        for family, quantile in sorted(quantiles.items(), key=lambda item: item[1])
-    ]
 
 
 def _groups(found: Sequence[Threshold]) -> dict[tuple[str, Panel, str], list[Threshold]]:

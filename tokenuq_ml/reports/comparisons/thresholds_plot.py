@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
 from tokenuq_ml.reports import canvas
-
-if TYPE_CHECKING:
-    from tokenuq_ml.reports.comparisons.thresholds import Threshold
+from tokenuq_ml.reports.comparisons.threshold_curves import Threshold
 
 ROW_INCHES = 2.3
 SHIFT = 0.008
 """Points of several objectives at one quantile are drawn next to each other, so that no interval hides another."""
 
 
-def draw_curves(found: "Sequence[Threshold]", path: Path) -> None:
+def draw_curves(found: Sequence[Threshold], path: Path) -> None:
     """Draw a row of panels per study, in distribution first; above 0 is better.
 
     Args:
@@ -47,7 +44,7 @@ def draw_curves(found: "Sequence[Threshold]", path: Path) -> None:
     canvas.save(figure, path)
 
 
-def _draw(axis: Axes, own: "Sequence[Threshold]", curve: str, aside: float, style: dict) -> None:
+def _draw(axis: Axes, own: Sequence[Threshold], curve: str, aside: float, style: dict) -> None:
     if not own:
         return
     improvements = [one.panel.improvement(one.to_baseline) for one in own]
