@@ -74,13 +74,18 @@ def _found(store: "Store", pruner: "Pruner", study: str | None) -> list:
     from tokenuq_pipeline.assets.graph import assets_by_name
     from tokenuq_pipeline.runtime.pruning import foreign
 
-    configured = {name: asset.code_version for name, asset in assets_by_name(configuration()).items()}
+    config = configuration()
+    configured = {name: asset.code_version for name, asset in assets_by_name(config).items()}
     if because := foreign(store, configured):
         raise InputError(
             f"{because}, and would delete all of it; it was read from {_origin()}: set TOKENUQ_CONFIG to the folder "
             "with their studies.yaml, or TOKENUQ_HOME to the store that you mean"
         )
-    return pruner.removable(store, configured, study)
+    if study is None:
+        return pruner.removable(store, configured, None)
+    # Also of a study that was removed from the configuration.
+    named = config.studies_of(study) or (study,)
+    return [item for one in named for item in pruner.removable(store, configured, one)]
 
 
 def _print_items(items: "Sequence[Removable]", trash: "Sequence[Entry]") -> None:
