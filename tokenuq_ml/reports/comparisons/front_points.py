@@ -57,11 +57,10 @@ def study_points(families: StudyFamilies) -> list[Point]:
     points = []
     for plane in families.planes:
         inside, outside = families.differences(plane.inside), families.differences(plane.outside)
-        for family in families.rows:
+        members = [family for family in inside.families if family in outside.families]
+        for family in members:
             rivals = {
-                other: (inside.of(other, family), outside.of(other, family))
-                for other in families.rows
-                if other != family
+                other: (inside.of(other, family), outside.of(other, family)) for other in members if other != family
             }
             dominated_by = tuple(
                 other for other, (x, y) in rivals.items() if x.verdict == "better" and y.verdict == "better"

@@ -118,14 +118,14 @@ class StudyFamilies:
 
     @cached_property
     def panels(self) -> list[Panel]:
-        """The metrics with a direction that every family has, in the order of the report."""
+        """The metrics with a direction that the baseline has, in the order of the report."""
         table = self.inputs.report_rows(self.study, FAMILY_TABLE)
         families: dict[Panel, set[str]] = {}
         for row in table:
             if row["higher_is_better"] is not None:
                 panel = Panel(*(row[key] for key in KEY), row["higher_is_better"])
                 families.setdefault(panel, set()).add(row["family"])
-        return [panel for panel, found in families.items() if self.rows.keys() <= found]
+        return [panel for panel, found in families.items() if self.baseline in found]
 
     @property
     def planes(self) -> list[Plane]:
@@ -153,16 +153,21 @@ class StudyFamilies:
         return planes
 
     def differences(self, panel: Panel) -> "Differences":
-        """Return the differences between families on a metric, over examples and seeds.
+        """Return the differences between the families that have a metric for all seeds, over examples and seeds.
 
         Raises:
             InputError: models were evaluated on different examples.
         """
         parts = metric_parts(panel[:3], self._examples)
         ablations, spec = self.inputs.ablations[self.study], self.inputs.spec
-        families = {family: paired_family(row["models"].split(), parts, ablations) for family, row in self.rows.items()}
+        members = {family: row["models"].split() for family, row in self.rows.items()}
+        families = {
+            family: paired_family(names, parts, ablations)
+            for family, names in members.items()
+            if parts.keys() >= set(names)
+        }
         bootstrap = PairedBootstrap(families, resamples=spec.bootstrap, confidence=spec.confidence, seed=spec.seed)
-        return Differences(panel, bootstrap, len(next(iter(parts.values()))[0]))
+        return Differences(panel, tuple(families), bootstrap, len(next(iter(parts.values()))[0]))
 
 
 @dataclass(frozen=True)
@@ -171,11 +176,13 @@ class Differences:
 
     Attributes:
         panel: the metric.
+        families: those that have it.
         bootstrap: of the families.
         n: examples that it was measured on.
     """
 
     panel: Panel
+    families: tuple[str, ...]
     bootstrap: PairedBootstrap
     n: int
 

@@ -69,7 +69,7 @@ def _curve(
     families: StudyFamilies, differences: Differences, curve: str, spec: ThresholdsComparison
 ) -> list[Threshold]:
     members = {spec.family_at(curve, quantile): quantile for quantile in spec.quantiles}
-    quantiles = {family: members[family] for family in members if family in families.rows}
+    quantiles = {family: members[family] for family in members if family in differences.families}
     if not quantiles:
         return []
     quantiles[spec.baseline] = ALL_TOKENS

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from tests.support.compared_studies import run_comparison, write_study
+from tokenuq_ml.tables.parquet import write_table
 
 FAMILIES = {"mle": (1.0, 2.0), "better": (0.8, 1.8), "far": (1.2, 1.5), "worse": (1.3, 2.3)}
 
@@ -85,6 +86,18 @@ def test_benchmarks_have_planes_of_their_own_where_more_is_better(tmp_path):
     assert (benchmark["verdict"], benchmark["on_front"]) == ("better", True)
     assert (loss["verdict"], loss["dominated_by"]) == ("worse", "mle")
     assert result.metrics["on_every_front"] == "mle" and (folder / "front_benchmarks.png").is_file()
+
+
+def test_a_family_that_lacks_a_metric_is_left_out_of_its_planes_only(tmp_path):
+    study, ablations, inputs = write_study(tmp_path / "s", "s", FAMILIES, metrics=("loss", "true_kl"))
+    table = Path(inputs["s/ablation_report"], "family_table.json")
+    kept = [row for row in json.loads(table.read_text()) if (row["family"], row["metric"]) != ("far", "true_kl")]
+    table.write_text(json.dumps(kept))
+    path = Path(inputs["s/evaluation_examples/far_s1"])
+    frame = pl.read_parquet(path / "*.parquet", hive_partitioning=False).filter(pl.col("metric") != "true_kl")
+    write_table(frame, "evaluation_examples", path, spec_hash="s", code_version="1-s")
+    result, folder, _ = run_comparison(tmp_path, [(study, ablations, inputs)], "front")
+    assert list(rows(folder, "s")) == ["mle", "better", "worse"] and result.metrics["on_every_front"] == "better"
 
 
 def test_both_pages_have_the_same_tables_and_the_version_follows_the_content(page, tmp_path):
