@@ -32,9 +32,11 @@ def test_entries_can_be_added_to_the_shipped_ones(page, file, names, tmp_path):
 
 
 def test_the_model_entries_and_the_precision_are_valid():
-    models, pretrained, precision = blocks("models.md")
-    for name, entry in (yaml.safe_load(models) | yaml.safe_load(pretrained)).items():
-        assert ModelSpec(name=name, **entry).source == entry["source"]
+    *models, precision = blocks("models.md")
+    assert len(models) == 3
+    for block in models:
+        for name, entry in yaml.safe_load(block).items():
+            assert ModelSpec(name=name, **entry).source == entry["source"]
     assert PrecisionSpec(**yaml.safe_load(precision)["precision"]).tables == "float32"
 
 
