@@ -18,6 +18,7 @@ INTERNAL = {
     "TOKENUQ_JOB_STORE",
     "TOKENUQ_GIVEN_",
     "TOKENUQ_RANKS_START",
+    "TOKENUQ_STEP_JOB",
 }
 """Set by tokenuq for its own child processes."""
 
