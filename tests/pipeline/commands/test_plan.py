@@ -142,6 +142,7 @@ def test_further_studies_do_not_change_the_versions_of_quickstart(tmp_path, monk
 
     shipped = ROOT / "config"
     shutil.copytree(shipped, tmp_path / "config")
+    (tmp_path / "config" / "comparisons.yaml").unlink()
     studies = yaml.safe_load((shipped / "studies.yaml").read_text())
     (tmp_path / "config" / "studies.yaml").write_text(yaml.safe_dump({"quickstart": studies["quickstart"]}))
     models = yaml.safe_load((shipped / "models.yaml").read_text())
