@@ -93,12 +93,16 @@ def make_plans(
     Raises:
         InputError: the machine's rate could not be measured.
     """
+    from tokenuq_pipeline.assets.shown_studies import config_of
+
     measure = cache(measure_machine)
     plans, counted = list[Plan](), set[str]()
     for study in studies:
-        needed = {asset.name for group in study_groups(config, study) for asset in group}
+        # Of this study only: to go through the assets of a large grid takes seconds each time.
+        part = config_of(config, [study])
+        needed = {asset.name for group in study_groups(part, study) for asset in group}
         own = {name: state for name, state in states.items() if name in needed - counted}
-        plan = make_plan(config, study, own, store, measure)
+        plan = make_plan(part, study, own, store, measure)
         if names is not None:
             plan.stages = [row for row in plan.stages if row["asset"] in names]
             plan.totals = _totals(plan.stages)
