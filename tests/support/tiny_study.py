@@ -11,7 +11,7 @@ import yaml
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_model
 from tests.support.tiny_tokenizer import tiny_tokenizer
-from tokenuq_ml.stages.runner import with_numerics, with_usage
+from tokenuq_ml.stages.reporters import with_numerics, with_usage
 
 STUDY = "tiny"
 ABLATIONS = ("mle", "masked_mle_top25", "paper_top25")

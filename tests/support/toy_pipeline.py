@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 from tokenuq_ml.config import AblationSpec, DatasetSpec, DistillSpec, ModelSpec, ObjectiveSpec, StudySpec
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages import curate_dataset, runner
+from tokenuq_ml.stages import curate_dataset, reporters
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage
@@ -85,7 +85,7 @@ class Reported:
         pass
 
     def done(self, result):
-        self.results.append(runner.with_usage(result, 0.0))
+        self.results.append(reporters.with_usage(result, 0.0))
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.reporter import RecordingReporter
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages import input_files, runner
+from tokenuq_ml.stages import input_files, reporters, runner
 from tokenuq_ml.stages.request import RecordedFile, RecordedInput, StageRequest
 
 
@@ -104,9 +104,11 @@ def test_the_program_refuses_before_it_runs(request_of, tmp_path, monkeypatch, c
     request_of.write(tmp_path / "request.json")
     monkeypatch.setattr("sys.argv", ["stage", str(tmp_path / "request.json")])
     ran = []
-    assert runner._run(lambda request, reporter: ran.append(request), runner.TerminalReporter()) == 0 and len(ran) == 1
+    assert (
+        runner._run(lambda request, reporter: ran.append(request), reporters.TerminalReporter()) == 0 and len(ran) == 1
+    )
     (tmp_path / "adapter/a").write_bytes(b"b" * 50)
-    assert runner._run(lambda request, reporter: ran.append(request), runner.TerminalReporter()) == runner.BAD_INPUT
+    assert runner._run(lambda request, reporter: ran.append(request), reporters.TerminalReporter()) == runner.BAD_INPUT
     assert len(ran) == 1 and "its SHA-256 begins with" in capsys.readouterr().err
 
 
@@ -135,7 +137,7 @@ def test_a_damaged_request_is_one_sentence(tmp_path, content, says, monkeypatch,
     elif content == b"":
         path.touch()
     monkeypatch.setattr("sys.argv", ["stage", str(path)])
-    assert runner._run(lambda request, reporter: None, runner.TerminalReporter()) == runner.BAD_INPUT
+    assert runner._run(lambda request, reporter: None, reporters.TerminalReporter()) == runner.BAD_INPUT
     err = capsys.readouterr().err
     assert err.startswith(f"error: {path}: {says}") and err.count("\n") == 1
     assert "`tokenuq run`" in err and "`tokenuq verify --forget`" in err

@@ -10,7 +10,7 @@ from tokenuq_ml.disk_space import Space
 from tokenuq_ml.reports import token_plots
 from tokenuq_ml.scoring import mc_dropout, token_losses
 from tokenuq_ml.stages import losses_and_states, score_teacher
-from tokenuq_ml.stages.runner import with_numerics
+from tokenuq_ml.stages.reporters import with_numerics
 
 
 class Passes:

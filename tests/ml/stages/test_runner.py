@@ -11,7 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from tests.support.toy_pipeline import fake_environment
-from tokenuq_ml.stages import runner
+from tokenuq_ml.stages import reporters, runner
 from tokenuq_ml.stages.parent_watch import PARENT_PIPE
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageRequest
 
@@ -149,16 +149,16 @@ def test_the_process_and_its_children_end_when_the_parents_pipe_closes(request_f
 
 def test_time_and_tokens_are_counted_from_one_result_to_the_next():
     started = time.monotonic() - 2.0
-    made = runner.with_usage(AssetResult(stage="s", data_version="v", metrics={"loss": 1.0}), started, tokens=400)
+    made = reporters.with_usage(AssetResult(stage="s", data_version="v", metrics={"loss": 1.0}), started, tokens=400)
     assert made.metrics["loss"] == 1.0 and made.metrics["device"] == "cpu" and made.metrics["precision"] == "no model"
     assert made.metrics["tokens_per_second"] == pytest.approx(400 / made.metrics["seconds"], rel=0.01)
     assert made.packages["torch"] == version("torch")
-    assert "tokens_per_second" not in runner.with_usage(made.model_copy(update={"metrics": {}}), started).metrics
+    assert "tokens_per_second" not in reporters.with_usage(made.model_copy(update={"metrics": {}}), started).metrics
     own = AssetResult(stage="s", data_version="v", metrics={"device": "cuda", "precision": "bfloat16"})
-    assert runner.with_usage(own, started).metrics["device"] == "cuda"
+    assert reporters.with_usage(own, started).metrics["device"] == "cuda"
 
 
 def test_the_resolved_numerics_are_part_of_the_data_version():
     made = AssetResult(stage="student", data_version="abc", metrics={"device": "cpu", "precision": "bfloat16"})
-    assert runner.with_numerics(made).data_version == "abc-cpu-bfloat16"
-    assert runner.with_numerics(AssetResult(stage="datasets", data_version="abc")).data_version == "abc"
+    assert reporters.with_numerics(made).data_version == "abc-cpu-bfloat16"
+    assert reporters.with_numerics(AssetResult(stage="datasets", data_version="abc")).data_version == "abc"
