@@ -6,13 +6,13 @@ examples; the difference of the two raw correlations is taken in the same bootst
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import polars as pl
 
 from tokenuq_ml.config.comparison import CorrelationsComparison
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports.comparisons.correlations_plot import draw_correlations
+from tokenuq_ml.reports.comparisons.found_correlation import Found, interval_text
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
 from tokenuq_ml.reports.comparisons.parts import Findings, Part, Picture, Section, Table, Text
 from tokenuq_ml.scoring.correlations import Correlations, Statistic
@@ -36,39 +36,6 @@ DIFFERENCE = "entropy with BALD minus loss with BALD"
 SCORES = ("loss", "entropy", "bald")
 """Scores whose correlation with the divergence from the truth is shown, where it is known."""
 FEWEST_TOKENS = 3
-
-
-class Found(NamedTuple):
-    """One correlation of a study, with its interval; None where it is not defined."""
-
-    study: str
-    model: str
-    name: str
-    """A value of `NAMES`, or `DIFFERENCE`."""
-    method: str
-    value: float | None
-    low: float | None
-    high: float | None
-    examples: int
-    tokens: int
-
-    @property
-    def text(self) -> str:
-        """Return the correlation with its interval."""
-        return _text(self.value, self.low, self.high)
-
-    @property
-    def sign(self) -> int:
-        """Return 1 if the interval is above 0, -1 if it is below, and 0 if it contains 0 or is not defined."""
-        if self.low is None or self.high is None:
-            return 0
-        return int(self.low > 0) - int(self.high < 0)
-
-
-def _text(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "undefined"
-    return f"{value:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def compare(inputs: ComparisonInputs[CorrelationsComparison]) -> Findings:
@@ -195,7 +162,7 @@ def _truth_rows(inputs: ComparisonInputs[CorrelationsComparison]) -> list[dict]:
 def _truth_parts(rows: Sequence[dict]) -> list[Part]:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        text = _text(row["value"], row["low"], row["high"])
+        text = interval_text(row["value"], row["low"], row["high"])
         cells.setdefault((row["study"], row["model"]), {})[row["score"]] = text
     table = [[study, model, *(own.get(score, "—") for score in SCORES)] for (study, model), own in cells.items()]
     note = (

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenuq_ml.reports import canvas
-
-if TYPE_CHECKING:
-    from tokenuq_ml.reports.comparisons.correlations import Found
+from tokenuq_ml.reports.comparisons.found_correlation import Found
 
 STUDY_INCHES, AROUND_INCHES = 0.5, 1.0
 SHIFT = 0.16
 """Marks of one study are drawn below each other, so that no interval hides another."""
 
 
-def draw_correlations(found: "Sequence[Found]", names: Sequence[str], path: Path) -> None:
+def draw_correlations(found: Sequence[Found], names: Sequence[str], path: Path) -> None:
     """Draw the correlations of all studies; those that are not defined are left out.
 
     Args:

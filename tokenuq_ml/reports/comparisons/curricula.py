@@ -142,7 +142,8 @@ def _selected_verdict(selected: Sequence[Selected], spec: CurriculaComparison) -
         most = max(own, key=lambda one: abs(one.shares[-1] - one.shares[0]))
         sentences.append(
             f"In {study}, {spec.baseline} selects {most.shares[0]:.0%} of the tokens of category {most.category} in "
-            f"the first quarter of training and {most.shares[-1]:.0%} in the last one, the largest change of a category."
+            f"the first quarter of training and {most.shares[-1]:.0%} in the last one, the largest change of a "
+            "category."
         )
     return " ".join(sentences)
 
@@ -164,8 +165,8 @@ def _selected_table(selected: Sequence[Selected]) -> Table:
 
 SELECTED_NOTE = (
     "Shares of a category's tokens, mean over seeds; in brackets, the smallest and largest change over seeds. Tokens "
-    "are those of one seed, each counted once per epoch. A category that is selected more than the share of all tokens has "
-    "larger losses than others at that time."
+    "are those of one seed, each counted once per epoch. A category that is selected more than the share of all tokens "
+    "has larger losses than others at that time."
 )
 
 
