@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from tokenuq_ml.config.load import load_config
 
 PACKAGES = ("tokenuq_ml", "tokenuq_pipeline")
 PACKAGE_FILES = {
@@ -122,7 +123,7 @@ print(json.dumps({
     assert found["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert not any(Path(path).is_relative_to(ROOT) for path in [*found["packages"], *found["folders"]])
     assert Path(found["chat_template"]).read_text() == (ROOT / "config/chat_templates/gemma.jinja").read_text()
-    assert found["studies"] == sorted(yaml.safe_load((ROOT / "config/studies.yaml").read_text()))
+    assert found["studies"] == sorted(load_config(ROOT / "config").studies)
     assert found["assets"] > 100
     assert found["store"] == str(tmp_path / "store") and found["dagster_home"] == str(tmp_path / ".dagster_home")
     assert str(tmp_path / "store") in found["scanned"] and found["views"] == 0

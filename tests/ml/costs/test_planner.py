@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from tests.support import tiny_models
+from tests.support.paths import ROOT
 from tests.support.tiny_plans import CONFIG, MACHINE, TINY, tiny_planner
 from tokenuq_ml.config import LoraChange, LoraSpec, PrecisionSpec, TrainChange, TrainSpec, TrainSweep, UncertaintySpec
+from tokenuq_ml.config.load import load_ablations
 from tokenuq_ml.costs import memory
 from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.flops import Step, flops
@@ -82,7 +84,7 @@ def test_epochs_multiply_the_work_of_training_only():
     assert once.work("token_losses") == twice.work("token_losses")
 
 
-@pytest.mark.parametrize("name", CONFIG.ablations)
+@pytest.mark.parametrize("name", load_ablations(ROOT / "config"))
 def test_an_ablations_step_agrees_with_its_spec(name):
     ablation = CONFIG.ablations[name]
     found = step_of(tiny_planner(), name)

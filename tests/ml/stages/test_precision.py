@@ -22,7 +22,8 @@ def configured(folder, precision):
     study = studies["quickstart"]
     if precision is not None:
         study["precision"] = precision
-    shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
+    # Comparisons name other studies.
+    shutil.copytree(SHIPPED, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("comparisons.yaml"))
     (folder / "studies.yaml").write_text(yaml.safe_dump({"quickstart": study}))
     return load_config(folder)
 
