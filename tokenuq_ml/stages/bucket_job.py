@@ -24,8 +24,7 @@ from tokenuq_ml.stages.failures import write_reserve
 from tokenuq_ml.stages.job_carrier import JobCarrier, Taken
 from tokenuq_ml.stages.job_files import JobEnd
 from tokenuq_ml.stages.node_files import JOB_FOLDER, JOB_STORE, use_given_service
-from tokenuq_ml.stages.reporters import BUG, messages_to
-from tokenuq_ml.stages.runner import INTERRUPTED, report_refusal
+from tokenuq_ml.stages.runner import BUG, INTERRUPTED, messages_to, report_refusal
 
 LOCK, LOCK_POLL_S = ".lock", 0.2
 

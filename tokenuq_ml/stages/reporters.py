@@ -1,31 +1,16 @@
-"""What a stage reports, and where to: a Dagster run through Dagster Pipes, the terminal, or nothing.
-
-The only module of `tokenuq_ml` that knows Dagster Pipes.
-"""
+"""What a stage reports of its results, to the terminal or nowhere; `runner.py` reports to a Dagster run."""
 
 import contextlib
-import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from dagster_pipes import (
-    DAGSTER_PIPES_CONTEXT_ENV_VAR,
-    DAGSTER_PIPES_MESSAGES_ENV_VAR,
-    PipesContext,
-    encode_param,
-    open_dagster_pipes,
-)
-
 from tokenuq_ml import process_group
-from tokenuq_ml.redaction import redacted, redacted_values
+from tokenuq_ml.redaction import redacted_values
 from tokenuq_ml.stages.provenance import package_versions
 from tokenuq_ml.stages.request import AssetResult
 
-BUG = 1
-"""Exit code of a stage that ends by an error of no other kind."""
 FIRST_REPORTS_S = 1.0
 """Seconds for which another rank that fails lets rank 0 report, which has most likely found the same."""
 
@@ -64,8 +49,8 @@ def peak_memory_mib() -> float:
         return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-class _Usage:
-    """Time and tokens since the last result; the base of both reporters."""
+class Usage:
+    """Time and tokens since the last result; the base of all reporters."""
 
     def __init__(self):
         self._since, self._tokens = time.monotonic(), 0
@@ -74,38 +59,14 @@ class _Usage:
         """Add tokens that passed through the model."""
         self._tokens += tokens
 
-    def _complete(self, result: AssetResult) -> AssetResult:
+    def complete(self, result: AssetResult) -> AssetResult:
+        """Return the result with its usage since the last one."""
         result = with_usage(with_numerics(result), self._since, self._tokens)
         self._since, self._tokens = time.monotonic(), 0
         return result
 
 
-class PipesReporter(_Usage):
-    """Reports to the Dagster run that launched this process."""
-
-    def __init__(self, pipes: PipesContext):
-        super().__init__()
-        self._pipes = pipes
-
-    def info(self, message: str) -> None:
-        """Log a message in the run."""
-        self._pipes.log.info(redacted(message))
-
-    def warning(self, message: str) -> None:
-        """Log a warning in the run."""
-        self._pipes.log.warning(redacted(message))
-
-    def done(self, result: AssetResult) -> None:
-        """Send the result to the run."""
-        result = self._complete(result)
-        self._pipes.report_custom_message({"kind": "result", "result": result.model_dump(mode="json")})
-
-    def bad_input(self, message: str) -> None:
-        """Send the error to the run, which then fails without a retry."""
-        self._pipes.report_custom_message({"kind": "bad_input", "message": redacted(message)})
-
-
-class TerminalReporter(_Usage):
+class TerminalReporter(Usage):
     """Prints to the terminal, for a stage that is run by hand."""
 
     def info(self, message: str) -> None:
@@ -116,7 +77,7 @@ class TerminalReporter(_Usage):
 
     def done(self, result: AssetResult) -> None:
         """Print the result."""
-        result = self._complete(result)
+        result = self.complete(result)
         print(result.model_dump_json(indent=1), flush=True)
 
     def bad_input(self, message: str) -> None:
@@ -124,7 +85,7 @@ class TerminalReporter(_Usage):
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-class RankReporter(_Usage):
+class RankReporter(Usage):
     """The reporter of a rank other than 0, which reports nothing: rank 0 does the same work and reports it."""
 
     def info(self, message: str) -> None:
@@ -144,26 +105,3 @@ class RankReporter(_Usage):
         """Let rank 0 report."""
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(FIRST_REPORTS_S)
-
-
-def messages_to(file: Path) -> dict[str, str]:
-    """Return the environment of a stage that writes its messages into another file than its launcher has named."""
-    return {DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(file)})}
-
-
-def with_reporter(function: Callable[..., int]) -> int:
-    """Call the function with a reporter, and return the exit code that it returns.
-
-    On a full disk the message file may take nothing more, not even the message that ends it: the code remains.
-    """
-    if DAGSTER_PIPES_CONTEXT_ENV_VAR not in os.environ:
-        return function(TerminalReporter())
-    code = None
-    try:
-        with open_dagster_pipes() as pipes:
-            code = function(PipesReporter(pipes))
-    except OSError as error:
-        if code is None:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            return BUG
-    return code

@@ -17,6 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dagster_pipes import (
+    DAGSTER_PIPES_CONTEXT_ENV_VAR,
+    DAGSTER_PIPES_MESSAGES_ENV_VAR,
+    PipesContext,
+    encode_param,
+    open_dagster_pipes,
+)
+
 from tokenuq_ml import process_group
 from tokenuq_ml.disk import DiskFull
 from tokenuq_ml.errors import InputError
@@ -25,12 +33,37 @@ from tokenuq_ml.stages.failures import NO_SPACE, known_failure, name_of, release
 from tokenuq_ml.stages.input_files import verify_inputs
 from tokenuq_ml.stages.parent_watch import PARENT_PIPE, ParentWatch, die_with_parent, kill_group
 from tokenuq_ml.stages.rank_failures import write_failure
-from tokenuq_ml.stages.reporters import BUG, RankReporter, peak_memory_mib, with_reporter
-from tokenuq_ml.stages.request import PARALLEL_STAGES, StageReporter, StageRequest
+from tokenuq_ml.stages.reporters import RankReporter, TerminalReporter, Usage, peak_memory_mib
+from tokenuq_ml.stages.request import PARALLEL_STAGES, AssetResult, StageReporter, StageRequest
 
-BAD_INPUT, INTERRUPTED, PARENT_SILENT = 2, 130, 75
+BAD_INPUT, INTERRUPTED, BUG, PARENT_SILENT = 2, 130, 1, 75
 THREADS = "TOKENUQ_THREADS"
 """Environment variable: the threads of each process of a stage; default: those that PyTorch chooses."""
+
+
+class PipesReporter(Usage):
+    """Reports to the Dagster run that launched this process."""
+
+    def __init__(self, pipes: PipesContext):
+        super().__init__()
+        self._pipes = pipes
+
+    def info(self, message: str) -> None:
+        """Log a message in the run."""
+        self._pipes.log.info(redacted(message))
+
+    def warning(self, message: str) -> None:
+        """Log a warning in the run."""
+        self._pipes.log.warning(redacted(message))
+
+    def done(self, result: AssetResult) -> None:
+        """Send the result to the run."""
+        result = self.complete(result)
+        self._pipes.report_custom_message({"kind": "result", "result": result.model_dump(mode="json")})
+
+    def bad_input(self, message: str) -> None:
+        """Send the error to the run, which then fails without a retry."""
+        self._pipes.report_custom_message({"kind": "bad_input", "message": redacted(message)})
 
 
 def main(run: Callable[[StageRequest, StageReporter], None]) -> None:
@@ -91,7 +124,12 @@ def _run_and_report(run: Callable) -> int:
     """Call `run` as this rank, and return the exit code."""
     if process_group.launched_rank() > 0:
         return _run(run, RankReporter())
-    return with_reporter(lambda reporter: _run(run, reporter))
+    return _with_reporter(lambda reporter: _run(run, reporter))
+
+
+def messages_to(file: Path) -> dict[str, str]:
+    """Return the environment of a stage that writes its messages into another file than its launcher has named."""
+    return {DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(file)})}
 
 
 def report_refusal(message: str, staging: Path, code: int = BAD_INPUT) -> int:
@@ -102,7 +140,25 @@ def report_refusal(message: str, staging: Path, code: int = BAD_INPUT) -> int:
         reporter.bad_input(message)
         return code
 
-    return with_reporter(report)
+    return _with_reporter(report)
+
+
+def _with_reporter(function: Callable[..., int]) -> int:
+    """Call the function with a reporter, and return the exit code that it returns.
+
+    On a full disk the message file may take nothing more, not even the message that ends it: the code remains.
+    """
+    if DAGSTER_PIPES_CONTEXT_ENV_VAR not in os.environ:
+        return function(TerminalReporter())
+    code = None
+    try:
+        with open_dagster_pipes() as pipes:
+            code = function(PipesReporter(pipes))
+    except OSError as error:
+        if code is None:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return BUG
+    return code
 
 
 def _run(run: Callable, reporter) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 from tokenuq_ml.config.resources import StageResources
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages import reporters, runner
+from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, ORPHAN_GRACE_S, PARENT_PIPE, ParentWatch, kill_group
 from tokenuq_ml.stages.provenance import code_hash
 from tokenuq_ml.stages.rank_failures import RankFailure, told_in
@@ -180,7 +180,7 @@ def _outcome(folder: Path, count: int, errors: list[BaseException]) -> int:
         if (folder / INTERRUPT).exists():
             return runner.INTERRUPTED
         print(f"the ranks were lost {RESTARTS + 1} times: {_reason(errors)}", file=sys.stderr)
-        return reporters.BUG
+        return runner.BUG
     first = min(failures, key=lambda failure: failure.order)
     if first.sentence and first.rank:
         runner.report_refusal(first.sentence, folder.parent, first.code)
