@@ -126,19 +126,19 @@ def test_what_people_and_kills_do_to_runs_leaves_no_process_and_no_half_table(tm
         wait_for_a_slot_and_cancel(server)
         kill_the_worker(server)
         kill_all_of_dagster(server)
-    with DevServer(tmp_path, TOKENUQ_EXECUTOR="multiprocess", **environment) as server:
-        end_by_a_signal(server)
 
 
 @pytest.mark.heavy
-def test_runs_of_the_multiprocess_executor_are_cancelled_and_succeed(tmp_path):
+def test_runs_of_the_multiprocess_executor_are_cancelled_ended_by_a_signal_and_succeed(tmp_path):
     behaviour = tmp_path / "behaviour.json"
     behaviour.write_text(json.dumps({"hang": "models"}))
     with DevServer(tmp_path, TOKENUQ_EXECUTOR="multiprocess", FAKE_STAGE=f"@{behaviour}") as server:
         with server.toy.instance() as instance:
             prepare(instance, server.toy.store.home, {})
         wait_for_a_slot_and_cancel(server)
+        end_by_a_signal(server)
         behaviour.write_text("{}")
+    with DevServer(tmp_path, TOKENUQ_EXECUTOR="multiprocess", FAKE_STAGE=f"@{behaviour}") as server:
         run = server.launch(MODEL)
         server.wait(lambda: server.status(run) == "SUCCESS")
         assert server.toy.store.is_complete("models/tiny")

@@ -1,4 +1,4 @@
-"""A short form of `make survive`: a kill at a publish, a full disk, every kind of damage, every wrong setting."""
+"""A short form of `make survive`: kills at a publish, every kind of damage, every wrong setting; heavy: a full disk."""
 
 import shutil
 import subprocess
@@ -66,6 +66,7 @@ def test_a_run_that_is_killed_at_a_publish_loses_nothing_and_is_completed(calm):
     assert undisturbed.wrong(study) + undisturbed.missing(study) == []
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not shutil.which("cc"), reason="the shim that counts writes needs a C compiler")
 def test_a_run_on_a_full_disk_says_so_and_is_completed_with_space(calm):
     from tests.survive.full_disk import counted_study
