@@ -14,6 +14,8 @@ from tokenuq_ml.config.language import GridSpec
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
 from tokenuq_ml.config.train import TrainChange, TrainSpec, TrainSweep
 
+BASE_KEYS = ("attention", "quantization")
+"""Keys that decide how the base model of a study is loaded, besides its precision; none of them has to be given."""
 MASK_LEVELS = 2**16
 """Levels of a dropout rate: masks of Monte-Carlo dropout compare sixteen random bits with a threshold."""
 
@@ -102,11 +104,17 @@ class PrecisionSpec(Spec):
         return {"training": value, "tables": value} if isinstance(value, str) else value
 
 
+Attention = Literal["auto", "sdpa", "flash_attention_2", "flex", "eager"]
+"""Implementations of attention in transformers; `auto` is what transformers chooses for the model."""
+Quantization = Literal["nf4", "int8"]
+"""Of bitsandbytes: 4-bit normal floats with quantised scales (arXiv 2305.14314), or LLM.int8 (arXiv 2208.07339)."""
+
+
 class StudySpec(Spec):
     """One model, one dataset and one training budget, with the ablations to compare."""
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
-        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text"}
+        {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text", "attention", "quantization"}
         | {"resources", "processes", "sharding", "seeds", "sweep", "teacher_sweep", "grid"}
     )
 
@@ -130,6 +138,13 @@ class StudySpec(Spec):
         default="encode", description="special tokens in the text of turns: encode as text, or keep as special tokens"
     )
     precision: PrecisionSpec = PrecisionSpec()
+    attention: Attention = Field(
+        default="auto", description="how attention is computed, by transformers; auto: as it chooses for the model"
+    )
+    quantization: Quantization | None = Field(
+        default=None,
+        description="of the base model's linear layers, by bitsandbytes; adapters are trained on top (QLoRA)",
+    )
     train: TrainSpec = TrainSpec()
     seeds: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="seeds of each ablation, from 0, in place of those that ablations.yaml lists"
@@ -166,6 +181,11 @@ class StudySpec(Spec):
         default=True, description="whether schedule, sensors and automation run it; it can always be started by hand"
     )
 
+    def base_fields(self) -> dict[str, Any]:
+        """Return the fields of everything that loads the base model: which one, and how if not as by default."""
+        given = self.fields()
+        return {"model": self.model, **{key: given[key] for key in BASE_KEYS if key in given}}
+
     @property
     def teacher_candidates(self) -> dict[str, TrainChange]:
         """Row of each teacher that is tried -> its setting; empty if the teacher is trained once."""
@@ -197,9 +217,30 @@ class StudySpec(Spec):
                 f"'sharding' is {self.sharding!r}, which shares the model between processes, and 'processes' is 1; set "
                 "'processes' to their number or to auto"
             )
+        self._check_trained_weights()
         if self.processes != "auto" and self.train.batch_size % self.processes:
             raise ValueError(
                 f"'processes' is {self.processes}, which does not divide train.batch_size {self.train.batch_size}: "
                 "the examples of an optimiser step are shared equally"
             )
         return self
+
+    def _check_trained_weights(self) -> None:
+        """Check that what is trained goes with how the base model is loaded."""
+        if self.train.adapter == "none":
+            if self.quantization is not None:
+                raise ValueError(
+                    f"'train.adapter' is none, which trains the base model's own weights, and 'quantization' "
+                    f"{self.quantization} freezes them as integers; set 'train.adapter' to lora or dora, or remove "
+                    "'quantization'"
+                )
+            if self.sharding != "none":
+                raise ValueError(
+                    f"'train.adapter' is none, and 'sharding' {self.sharding} shares weights that are frozen; set "
+                    "'train.adapter' to lora or dora, or remove 'sharding'"
+                )
+        if self.quantization is not None and self.sharding != "none":
+            raise ValueError(
+                f"'sharding' {self.sharding} does not share quantised weights; remove 'sharding' (every process then "
+                "holds the quantised model), or 'quantization'"
+            )

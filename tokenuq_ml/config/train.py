@@ -18,8 +18,18 @@ class LoraSpec(Spec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
+Adapter = Literal["lora", "dora", "none"]
+"""LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353), or full fine-tuning."""
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+"""AdamW in the implementations that `transformers.TrainingArguments.optim` names; the last three are bitsandbytes'."""
+
+
 class TrainSpec(Spec):
     """The training budget, the same for the teacher and every student of a study."""
+
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
+        {"adapter", "gradient_checkpointing", "optimizer", "torch_compile"}
+    )
 
     epochs: Annotated[int, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0, description="examples per optimiser step")] = 8
@@ -36,7 +46,24 @@ class TrainSpec(Spec):
         default="bucket",
         description="bucket: padded batches of similar lengths; pack: one row without padding, if the model allows it",
     )
+    adapter: Adapter = Field(
+        default="lora", description="what is trained: a LoRA adapter, a DoRA adapter, or (none) the model's own weights"
+    )
     lora: LoraSpec = LoraSpec()
+    gradient_checkpointing: bool = Field(
+        default=False, description="keep each layer's input only, and recompute the layer in the backward pass"
+    )
+    optimizer: Optimizer = Field(
+        default="adamw_torch",
+        description="8bit: moments in 8 bits; paged: moments that move to the host if the GPU is full",
+    )
+    torch_compile: bool = Field(default=False, description="compile the layers with torch.compile")
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Self:
+        if self.adapter == "none" and self.lora != LoraSpec():
+            raise ValueError("'lora' sets an adapter, and 'adapter' is none; remove 'lora', or set 'adapter' to lora")
+        return self
 
     @model_validator(mode="after")
     def _check_micro_batch_size(self) -> Self:
