@@ -48,6 +48,7 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.cluster is not None:
         return plan_cluster.cluster_command(options)
     plan_cluster.require_no_cluster_options(options)
+    from tokenuq_pipeline.assets.shown_studies import config_of
     from tokenuq_pipeline.commands.status import needed, status_rows
     from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
@@ -60,7 +61,9 @@ def plan_command(options: argparse.Namespace) -> int:
     else:
         studies = known_studies(config, options.study)
         asked, comparisons, names = list(studies), [], None
-    with project(*studies, config=config, comparisons=comparisons) as here:
+    # Of these studies only: to go through the ablations of all takes seconds.
+    part = config_of(config, studies, comparisons=comparisons)
+    with project(*studies, config=part, comparisons=comparisons) as here:
         rows = status_rows(here.defs, here.config, asked, here.instance, here.store)
         states = {row["asset"]: STATES.get(row["state"], row["state"]) for row in rows}
         plans = make_plans(here.config, studies, states, here.store, names)
