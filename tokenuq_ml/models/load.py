@@ -6,6 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from tokenuq_ml.models.attention import attention_name, check_attention, refused_attention
+from tokenuq_ml.models.base_settings import DEFAULT, BaseSettings
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 
 hf_logging.disable_progress_bar()
@@ -16,19 +18,29 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def load_model(folder: str | Path, precision: str = "auto") -> tuple[PreTrainedModel, Numerics]:
+def load_model(
+    folder: str | Path, precision: str = "auto", settings: BaseSettings = DEFAULT
+) -> tuple[PreTrainedModel, Numerics]:
     """Load the base model, frozen and in eval mode.
 
     Args:
         folder: Folder that `convert` wrote.
         precision: As for `resolve_numerics`.
+        settings: How it is loaded besides.
 
     Returns:
         The model, and the device, dtype and threads that it was loaded for.
+
+    Raises:
+        InputError: The model, this machine or the precision does not support the settings.
     """
     numerics = resolve_numerics(precision)
     # On a CPU, probabilities far below float32's normal range would make every softmax many times slower.
     torch.set_flush_denormal(True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=numerics.dtype)
+    attention = attention_name(settings.attention, numerics)
+    with refused_attention(settings.attention, folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=numerics.dtype, attn_implementation=attention)
     model.requires_grad_(False)
-    return model.to(numerics.device).eval(), numerics
+    model = model.to(numerics.device).eval()
+    check_attention(model, settings.attention, folder)
+    return model, numerics

@@ -19,29 +19,38 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.models.attention import attention_name
+from tokenuq_ml.models.base_settings import DEFAULT, BaseSettings
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 
 
-def load_sharded(folder: str | Path, precision: str, processes: int) -> tuple[PreTrainedModel, Numerics]:
+def load_sharded(
+    folder: str | Path, precision: str, processes: int, settings: BaseSettings = DEFAULT
+) -> tuple[PreTrainedModel, Numerics]:
     """Load this process's part of the base model, frozen and in eval mode; every process calls this.
 
     Args:
         folder: Folder that `convert` wrote.
         precision: As for `resolve_numerics`.
         processes: All processes of the stage, which have met.
+        settings: How it is loaded besides.
 
     Raises:
-        InputError: transformers cannot shard this architecture layer by layer.
+        InputError: transformers cannot shard this architecture layer by layer, or the settings cannot be used here.
     """
     # Loads torch.distributed's tensors, which no other model needs.
     from transformers.distributed.configuration_utils import DistributedConfig
 
     numerics = resolve_numerics(precision)
+    attention = attention_name(settings.attention, numerics)
     # As in `load_model`.
     torch.set_flush_denormal(True)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=numerics.dtype, distributed_config=DistributedConfig(fsdp_size=processes)
+            folder,
+            dtype=numerics.dtype,
+            attn_implementation=attention,
+            distributed_config=DistributedConfig(fsdp_size=processes),
         )
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise InputError(

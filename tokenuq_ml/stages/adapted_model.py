@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from tokenuq_ml import process_group
 from tokenuq_ml.config.resources import Sharding
 from tokenuq_ml.models.adapters import adapter_settings, attach_adapter, put_adapter_weights, use_adapter
+from tokenuq_ml.models.base_settings import DEFAULT, BaseSettings
 from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
@@ -20,12 +21,14 @@ STUDENT_ADAPTER, TEACHER_ADAPTER = "default", "teacher"
 """Names of the adapters in their models; `default` is PEFT's own default."""
 
 
-def load_base(folder: str | Path, precision: str, sharding: Sharding) -> tuple[PreTrainedModel, Numerics]:
+def load_base(
+    folder: str | Path, precision: str, sharding: Sharding, settings: BaseSettings = DEFAULT
+) -> tuple[PreTrainedModel, Numerics]:
     """Load a base model: this process's part of it, if the study shards it and the stage has several processes."""
     if sharding == "fsdp" and process_group.world_size() > 1:
         process_group.join()
-        return load_sharded(folder, precision, process_group.world_size())
-    return load_model(folder, precision)
+        return load_sharded(folder, precision, process_group.world_size(), settings)
+    return load_model(folder, precision, settings)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class StoredModel:
     """Whether passes go through the adapter, or through the base model alone."""
     is_fresh: bool = False
     """Whether the adapter's B is zero, as before its training, and not as stored."""
+    settings: BaseSettings = DEFAULT
+    """How the base model is loaded besides its precision."""
 
     def activated(self, model: PeftModel) -> AbstractContextManager[None]:
         """Activate the adapter inside the context, or none."""
@@ -56,6 +61,7 @@ class AdaptedModel:
         name: name of the adapter in the model.
         loaded: the model, if it is in memory already.
         sharding: of the base model over the processes of the stage, which all call the methods.
+        settings: how the base model is loaded besides its precision.
     """
 
     def __init__(
@@ -65,21 +71,24 @@ class AdaptedModel:
         name: str,
         loaded: tuple[PeftModel, Numerics] | None = None,
         sharding: Sharding = "none",
+        settings: BaseSettings = DEFAULT,
     ):
         self._base, self._adapter, self._name, self._loaded = base, adapter, name, loaded
         self._sharding: Sharding = sharding
+        self._settings = settings
         self._is_fresh = False
 
     def stored(self, numerics: Numerics) -> StoredModel:
         """Return the model in the dtype of its numerics, for another process."""
-        return StoredModel(str(self._base), str(self._adapter), self._name, str(numerics.fields()["precision"]))
+        precision = str(numerics.fields()["precision"])
+        return StoredModel(str(self._base), str(self._adapter), self._name, precision, settings=self._settings)
 
     def become(self, stored: StoredModel) -> bool:
         """Become another model that differs in the weights of its adapter only; return whether this is that model now.
 
         The base model stays in memory, in its precision.
         """
-        if (str(self._base), self._name) != (stored.base, stored.name):
+        if (str(self._base), self._name, self._settings) != (stored.base, stored.name, stored.settings):
             return False
         if (str(self._adapter), self._is_fresh) == (stored.adapter, stored.is_fresh):
             return True
@@ -102,7 +111,7 @@ class AdaptedModel:
             self._loaded = None
             # Modules refer to each other, so that only a collection frees their memory at once.
             gc.collect()
-            base, numerics = load_base(self._base, precision, self._sharding)
+            base, numerics = load_base(self._base, precision, self._sharding, self._settings)
             model = attach_adapter(base, self._adapter, self._name)
             if is_sharded(model):
                 # Now, on all processes: later one of them alone may ask for the head.

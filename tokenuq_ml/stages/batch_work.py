@@ -195,7 +195,7 @@ class Measurer:
         if self._model is None or not self._model.become(stored):
             # Frees the one before.
             self._model = None
-            self._model = AdaptedModel(stored.base, stored.adapter, stored.name)
+            self._model = AdaptedModel(stored.base, stored.adapter, stored.name, settings=stored.settings)
             self._model.become(stored)
         # The batches of one thread each, and the products of a batch on its own, are then those of the stage.
         torch.set_num_threads(setting.threads)

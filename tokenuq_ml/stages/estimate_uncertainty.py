@@ -43,7 +43,9 @@ Measure = Callable[[list[TokenizedExample]], pl.DataFrame]
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fill the outputs `uncertainty_estimates` and `estimator_costs`."""
-    teacher = AdaptedModel(request.inputs["model"], request.inputs["adapter"], TEACHER_ADAPTER)
+    teacher = AdaptedModel(
+        request.inputs["model"], request.inputs["adapter"], TEACHER_ADAPTER, settings=request.base_settings
+    )
     model, numerics = teacher.for_bald()
     context = StageContext(STAGE, request, reporter, numerics)
     fields = context.asset.fields["uncertainty"]

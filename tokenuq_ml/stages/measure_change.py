@@ -30,7 +30,13 @@ STAGE = "teacher_change"
 def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fill the output `teacher_change`."""
     inputs = request.inputs
-    teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER_ADAPTER, sharding=request.sharding)
+    teacher = AdaptedModel(
+        inputs["model"],
+        inputs["adapter"],
+        TEACHER_ADAPTER,
+        sharding=request.sharding,
+        settings=request.base_settings,
+    )
     model, numerics = teacher.at("float32")
     context = StageContext(STAGE, request, reporter, numerics)
     changes = _changes_of_shards(context, model, teacher.stored(numerics))

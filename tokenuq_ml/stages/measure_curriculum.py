@@ -143,6 +143,7 @@ def _jobs(model: PeftModel, stored: StoredModel, probe: Probe, snapshot: Snapsho
         stored.name,
         stored.precision,
         is_fresh=snapshot.folder is None,
+        settings=stored.settings,
     )
     plans = BatchPlan.of(model, probe.numerics), uncertainty_plan(model, probe.spec, probe.numerics)
     measures = LossMeasure(own), UncertaintyMeasure(own, probe.spec)

@@ -64,7 +64,7 @@ def _snapshots(request: StageRequest) -> Iterator[Snapshot]:
 def _loaded(request: StageRequest, snapshot: Snapshot) -> tuple[PeftModel, Numerics]:
     """Return the model with the snapshot's adapter, or with the teacher's, which is off at step 0."""
     adapter = snapshot.folder or request.inputs["adapter"]
-    return AdaptedModel(request.inputs["model"], adapter, TEACHER_ADAPTER, loaded=None).at("float32")
+    return AdaptedModel(request.inputs["model"], adapter, TEACHER_ADAPTER, settings=request.base_settings).at("float32")
 
 
 def _measured(

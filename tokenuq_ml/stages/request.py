@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.config.resources import Processes, Sharding, StageResources
 from tokenuq_ml.json_files import damaged, read_json
+from tokenuq_ml.models.base_settings import BaseSettings
 from tokenuq_ml.progress import Reporter
 
 PARALLEL_STAGES = frozenset({"train_teacher", "train_student", "score_teacher", "measure_change"})
@@ -87,6 +88,11 @@ class StageRequest(BaseModel):
     """As the study says. No part of any version."""
     resources: StageResources = StageResources()
     """As the study says. No part of any version."""
+
+    @property
+    def base_settings(self) -> BaseSettings:
+        """How the study's base model is loaded, which all assets of a request have in their fields alike."""
+        return BaseSettings.of(next(iter(self.assets.values())).fields)
 
     @classmethod
     def read(cls, path: str | Path) -> "StageRequest":

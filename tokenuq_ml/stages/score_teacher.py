@@ -50,7 +50,13 @@ from tokenuq_ml.tensor_digest import joined_digest
 def run(request: StageRequest, reporter: StageReporter) -> None:
     """Make those of the four assets that the request asks for."""
     inputs = request.inputs
-    teacher = AdaptedModel(inputs["model"], inputs["adapter"], TEACHER_ADAPTER, sharding=request.sharding)
+    teacher = AdaptedModel(
+        inputs["model"],
+        inputs["adapter"],
+        TEACHER_ADAPTER,
+        sharding=request.sharding,
+        settings=request.base_settings,
+    )
     tokenizer = load_tokenizer(inputs["model"])
     for stages in _passes(request):
         losses_and_states(request, reporter, stages, teacher, tokenizer)

@@ -42,7 +42,9 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         loaded, trained, copies = _train(request, reporter, examples)
     else:
         trained = TrainedStudent(read_table(inputs["selections"]), Path(inputs["adapter"]), Path(inputs["snapshots"]))
-    student = AdaptedModel(inputs["model"], trained.adapter, STUDENT_ADAPTER, loaded, request.sharding)
+    student = AdaptedModel(
+        inputs["model"], trained.adapter, STUDENT_ADAPTER, loaded, request.sharding, request.base_settings
+    )
     # `student` holds the only reference, so that the model is freed when another precision is asked for.
     del loaded
     if "evaluation" in assets:
@@ -70,7 +72,9 @@ def _train(
     asset = request.assets["student"]
     ablation = AblationSpec(**asset.fields["ablation"])
     spec = student_train_spec(asset.fields, ablation)
-    base, numerics = load_base(request.inputs["model"], asset.fields["precision"], request.sharding)
+    base, numerics = load_base(
+        request.inputs["model"], asset.fields["precision"], request.sharding, request.base_settings
+    )
     model = add_adapter(base, spec.lora, ablation.seed)
     context = StageContext("student", request, reporter, numerics)
     setup = student_setup(context, model, examples, ablation, spec)

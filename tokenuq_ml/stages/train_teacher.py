@@ -38,7 +38,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     (stage,) = request.assets
     fields = request.assets[stage].fields
     spec, seed = _train_spec(request, fields), fields["seed"]
-    base, numerics = load_base(request.inputs["model"], fields["precision"], request.sharding)
+    base, numerics = load_base(request.inputs["model"], fields["precision"], request.sharding, request.base_settings)
     context = StageContext(stage, request, reporter, numerics)
     examples = read_examples(context.input("tokenized_dataset"), ["train"])
     work_dir = checkpoint_dir(
@@ -89,7 +89,9 @@ def _validation_losses(context: StageContext, loaded: tuple[PeftModel, Numerics]
         loaded: the trained model, if measuring need not load it again.
     """
     request, fields, adapter = context.request, context.asset.fields, context.output("adapter")
-    teacher = AdaptedModel(request.inputs["model"], adapter, STUDENT_ADAPTER, loaded, request.sharding)
+    teacher = AdaptedModel(
+        request.inputs["model"], adapter, STUDENT_ADAPTER, loaded, request.sharding, request.base_settings
+    )
     del loaded
     model, numerics = teacher.at(fields["tables"])
     candidate = Candidate(

@@ -57,8 +57,9 @@ def dataset_fields(config: Config, dataset: str) -> dict:
 
 def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     """Return the fields of `<study>/<stage>`: everything that the stage reads of the specs."""
-    training = {"model": study.model, "precision": study.precision.training}
-    tables = {"model": study.model, "precision": study.precision.tables}
+    base = study.base_fields()
+    training = {**base, "precision": study.precision.training}
+    tables = {**base, "precision": study.precision.tables}
     if stage == "tokenized_dataset":
         given = study.fields()
         return {
@@ -83,17 +84,17 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
         return {**training, "teacher_cache_gigabytes": study.teacher_cache_gigabytes}
     if stage == "token_uncertainty":
         # Computed in float32, whatever the study's precision is.
-        return {"model": study.model, "uncertainty": study.uncertainty.dropout_fields()}
+        return {**base, "uncertainty": study.uncertainty.dropout_fields()}
     if stage == "uncertainty_estimates":
         # This too.
-        return {"model": study.model, "uncertainty": study.uncertainty.estimator_fields()}
+        return {**base, "uncertainty": study.uncertainty.estimator_fields()}
     if stage == "true_divergence":
         # Computed in float32 too.
-        own = {"model": study.model, "uncertainty": study.uncertainty.dropout_fields()}
+        own = {**base, "uncertainty": study.uncertainty.dropout_fields()}
         return own | _teacher_fractions(config, study)
     if stage == "teacher_change":
         # And this.
-        return {"model": study.model}
+        return base
     if stage == "reference_evaluation":
         return {**tables, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     if stage == "uncertainty_analysis":
@@ -110,7 +111,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
 def candidate_fields(config: Config, study: StudySpec, row: str) -> dict:
     """Return the fields of `<study>/<row>/candidate_teacher`."""
     return {
-        "model": study.model,
+        **study.base_fields(),
         "precision": study.precision.training,
         "train": study.teacher_candidates[row].of(study.train).fields(),
         "seed": study.teacher_seed,
@@ -124,7 +125,7 @@ def ensemble_fields(config: Config, study: StudySpec, row: str) -> dict:
 
     If the study's teacher is one of several candidates, its setting is known once they are compared.
     """
-    own = {"model": study.model, "precision": study.precision.training, "seed": study.ensemble_teachers[row]}
+    own = {**study.base_fields(), "precision": study.precision.training, "seed": study.ensemble_teachers[row]}
     if study.teacher_sweep is None:
         return {**own, "train": study.train.fields()}
     settings = study.teacher_candidates.items()
@@ -145,7 +146,7 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
     identity = {"family": ablation.family, "seed": ablation.seed}
     if stage == "student":
         return {
-            "model": study.model,
+            **study.base_fields(),
             "precision": study.precision.training,
             "train": ablation.train.of(study.train).fields(),
             "ablation": ablation.fields(),
@@ -156,12 +157,12 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         }
     if stage == "curriculum":
         return {
-            "model": study.model,
+            **study.base_fields(),
             "curriculum": study.curriculum.fields(),
             "uncertainty": study.uncertainty.dropout_fields(),
         }
     if stage == "evaluation":
-        precision = {"model": study.model, "precision": study.precision.tables}
+        precision = {**study.base_fields(), "precision": study.precision.tables}
         ablations = {name: config.ablations[name] for name in study.ablations}
         validation = {"validation": True} if is_measured_on_validation(ablation, ablations) else {}
         own = {**precision, **identity, **validation}
