@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenuq_ml.kernels.backend import backend_of
+
 CHUNK_BYTES = 64 * 2**20
-"""Budget for the logits of one matrix product, in the head's dtype: enough rows for an efficient product."""
+"""Budget on a CPU for the logits of one matrix product, in the head's dtype: enough rows for an efficient product."""
 BLOCK_BYTES = 2**20
-"""Budget for the float32 logits that are reduced at a time: they fit the processor's cache, where the passes of a
-softmax cost a fraction of what they cost in memory."""
+"""Budget on a CPU for the float32 logits that are reduced at a time: they fit the processor's cache, where the passes
+of a softmax cost a fraction of what they cost in memory."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,22 @@ class LogitsHead(Head):
 
 def chunks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
     """Yield the rows of each matrix product, so that `copies` matrices of logits fit the budget."""
-    size = max(1, CHUNK_BYTES // (head.weight_VD.element_size() * head.vocabulary * copies))
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+    row_bytes, backend = head.weight_VD.element_size() * head.vocabulary * copies, backend_of(head.weight_VD)
+    if backend.is_accelerator:
+        return _slices(rows, backend.rows_per_product(head.weight_VD.device, row_bytes))
+    return _slices(rows, CHUNK_BYTES // row_bytes)
 
 
 def blocks(rows: int, head: Head, copies: int = 1) -> Iterator[slice]:
     """Yield the rows that are reduced together within a chunk of `rows`."""
-    size = max(1, BLOCK_BYTES // (4 * head.vocabulary * copies))
+    row_bytes, backend = 4 * head.vocabulary * copies, backend_of(head.weight_VD)
+    if backend.is_accelerator:
+        return _slices(rows, backend.rows_per_reduction(head.weight_VD.device, row_bytes))
+    return _slices(rows, BLOCK_BYTES // row_bytes)
+
+
+def _slices(rows: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
