@@ -11,13 +11,12 @@ from tokenuq_ml.config.base import RESERVED_STUDIES, TEACHER_ROW, Spec, check_na
 from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, OWN_RATE
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.language import GridSpec
+from tokenuq_ml.config.mask_levels import MASK_LEVELS
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
 from tokenuq_ml.config.train import TrainChange, TrainSpec, TrainSweep
 
 BASE_KEYS = ("attention", "quantization")
 """Keys that decide how the base model of a study is loaded, besides its precision; none of them has to be given."""
-MASK_LEVELS = 2**16
-"""Levels of a dropout rate: masks of Monte-Carlo dropout compare sixteen random bits with a threshold."""
 
 
 def _check_rate(p: float) -> float:

@@ -5,12 +5,14 @@
 Shapes: N response tokens, M of the N, R of those reduced at a time, D hidden size, V vocabulary.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tokenuq_ml.config import DistillSpec
 from tokenuq_ml.kernels import formulas
 from tokenuq_ml.kernels.gradients import Gradients
 from tokenuq_ml.kernels.head import Head, accumulation_dtype
@@ -19,6 +21,9 @@ from tokenuq_ml.kernels.observers import Observer, together
 from tokenuq_ml.kernels.scores import token_losses
 from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, Weights
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import DistillSpec
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class TeacherTerm:
     """How many of the teacher's likeliest tokens are kept, renormalised; None: all. Not with mean embeddings."""
 
     @classmethod
-    def of(cls, distillation: DistillSpec, states: TeacherStates, head: Head | None) -> "TeacherTerm":
+    def of(cls, distillation: DistillSpec, states: TeacherStates, head: Head | None) -> TeacherTerm:
         """Return the term that an ablation's `distill` describes."""
         return cls(states, distillation.divergence, distillation.temperature, head, distillation.top_k)
 

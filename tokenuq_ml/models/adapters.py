@@ -1,10 +1,12 @@
 """LoRA adapters through PEFT: add, attach, switch and freeze them, several on one base model."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.functional import set_adapter
@@ -12,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tokenuq_ml.config import LoraSpec
 from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_modules
 from tokenuq_ml.models.adapter_targets import ALL_LINEAR, adapter_targets
 from tokenuq_ml.models.flags import restored_flags
@@ -21,6 +22,9 @@ from tokenuq_ml.models.lora_dropout import use_bit_mask_dropout
 from tokenuq_ml.models.lora_linear import use_fused_lora
 from tokenuq_ml.seeding import seed_torch
 from tokenuq_ml.tensor_digest import tensors_digest
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import LoraSpec
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSpec, seed: int) -> PeftModel:

@@ -5,32 +5,25 @@ The bits are Philox's (`philox.py`). They do not depend on the device, on how ex
 Shapes: B sequences, T positions, I input features of a layer, F input features of all layers, r rank.
 """
 
+from __future__ import annotations
+
 import threading
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.config.study import MASK_LEVELS
+from tokenuq_ml.config.mask_levels import MASK_LEVELS, dropped_levels
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.lora_dropout import apply_mask
 from tokenuq_ml.models.philox import random_draws
 from tokenuq_ml.seeding import example_key
 
+if TYPE_CHECKING:
+    from tokenuq_ml.config import UncertaintySpec
+
 _FEATURES, _ATTENTION = 0, 1
 """Last word of a stream's counter: what the mask drops."""
-
-
-def dropped_levels(p: float) -> int:
-    """Return how many of the `MASK_LEVELS` equally likely draws are dropped.
-
-    Raises:
-        ValueError: `p` rounds to 0 or 1. At 0 all passes would be equal and BALD 0.
-    """
-    levels = round(p * MASK_LEVELS)
-    if not 0 < levels < MASK_LEVELS:
-        raise ValueError(f"dropout {p:g} drops nothing or everything: masks have steps of 1/{MASK_LEVELS}")
-    return levels
 
 
 def kept_scale(p: float) -> float:

@@ -9,15 +9,17 @@
 Shapes: N response tokens of a micro-batch or an optimiser batch.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.loss_terms import TeacherTerm
 from tokenuq_ml.kernels.observers import Observer
@@ -29,6 +31,9 @@ from tokenuq_ml.training.selection import select
 from tokenuq_ml.training.student_columns import StudentColumns
 from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.tokens import Tokens, join
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import AblationSpec
 
 
 def decide(ablation: AblationSpec, tokens: Tokens, static_N: Tensor | None = None) -> BatchDecision:

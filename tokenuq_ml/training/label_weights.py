@@ -7,11 +7,17 @@ Notation: l is the student's cross-entropy with the label, p = exp(-l); q is the
 N response tokens of an optimiser batch, E examples.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from tokenuq_ml.config import ObjectiveSpec
 from tokenuq_ml.training.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import ObjectiveSpec
 
 Shares = tuple[float | Tensor, float | Tensor]
 """Factors of the cross-entropy and of the divergence: one number, or `[N]`."""

@@ -1,18 +1,19 @@
 """The arguments that `TokenObjective` adds to a Trainer's, in every form that they may have: ablation and teacher."""
 
-from typing import Any
+from __future__ import annotations
 
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
+
 from torch import nn
 
-from tokenuq_ml.config import AblationSpec
-from tokenuq_ml.config.problems import problems
-from tokenuq_ml.config.shipped import shipped_ablations
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapter_kinds import active_adapters, adapter_configs, check_training, has_adapter
 from tokenuq_ml.models.output_layer import causal_lm, sees_logits
 from tokenuq_ml.training.objective_hooks import ObjectiveHooks
 from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher, TeacherSource
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import AblationSpec
 
 ADAPTER_KEYS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 """Key of an ablation's `lora` -> attribute of PEFT's `LoraConfig`."""
@@ -24,22 +25,40 @@ def as_ablation(ablation: AblationSpec | dict[str, Any] | str) -> AblationSpec:
     Raises:
         InputError: no shipped ablation has the name, the entry is wrong, or it is neither.
     """
-    if isinstance(ablation, AblationSpec):
-        return ablation
     if isinstance(ablation, dict):
-        try:
-            return AblationSpec(**{"name": "custom", **ablation})
-        except ValidationError as error:
-            raise InputError("\n".join(f"ablation{line}" for line in problems(AblationSpec, error))) from None
-    if not isinstance(ablation, str):
+        return _from_entry(ablation)
+    if isinstance(ablation, str):
+        return _shipped(ablation)
+    # By what it can do: where pydantic is not installed, there is no class to compare with.
+    if not (hasattr(ablation, "select") and hasattr(ablation, "decides_together")):
         raise InputError(
             f"ablation is a {type(ablation).__name__}; pass an AblationSpec, a dict as in ablations.yaml, or the name "
             "of a shipped ablation"
         )
+    return ablation
+
+
+def _from_entry(entry: dict[str, Any]) -> AblationSpec:
+    # Imported here: a Trainer with an ablation that is given needs no pydantic.
+    from pydantic import ValidationError
+
+    from tokenuq_ml.config import AblationSpec
+    from tokenuq_ml.config.problems import problems
+
+    try:
+        return AblationSpec(**{"name": "custom", **entry})
+    except ValidationError as error:
+        raise InputError("\n".join(f"ablation{line}" for line in problems(AblationSpec, error))) from None
+
+
+def _shipped(name: str) -> AblationSpec:
+    # Imported here, as above.
+    from tokenuq_ml.config.shipped import shipped_ablations
+
     shipped = shipped_ablations()
-    if ablation not in shipped:
-        raise InputError(f"ablation {ablation!r} is not shipped; pass a dict, or one of: {', '.join(shipped)}")
-    return shipped[ablation]
+    if name not in shipped:
+        raise InputError(f"ablation {name!r} is not shipped; pass a dict, or one of: {', '.join(shipped)}")
+    return shipped[name]
 
 
 def as_teacher(teacher: TeacherSource | nn.Module | None, ablation: AblationSpec, student: nn.Module) -> TeacherSource:

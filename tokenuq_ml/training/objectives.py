@@ -10,13 +10,16 @@ Each objective is a function of `label_weights.py` that returns the factors of a
 divergence to the teacher. Some have a further factor that the kernel computes from the student's logits (`FACTORS`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tokenuq_ml.config import AblationSpec, ObjectiveSpec, user_code
+from tokenuq_ml.config import user_code
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import label_factors
 from tokenuq_ml.kernels.label_factors import Factor
@@ -24,6 +27,9 @@ from tokenuq_ml.kernels.weight_rule import Gain, Weights
 from tokenuq_ml.training import label_weights
 from tokenuq_ml.training.label_weights import Shares
 from tokenuq_ml.training.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import AblationSpec, ObjectiveSpec
 
 OBJECTIVES: dict[str, Callable[[ObjectiveSpec, Tokens], Shares]] = {
     "mle": label_weights.label,

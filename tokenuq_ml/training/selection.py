@@ -7,14 +7,21 @@ trained.
 Notation: N response tokens of an optimiser batch, E examples.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from tokenuq_ml.config import Schedule, SelectSpec, user_code
+from tokenuq_ml.config import user_code
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.selectors import SELECTORS
 from tokenuq_ml.training.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import Schedule, SelectSpec
 
 
 def extreme_quantile(score_N: Tensor, quantile: float, keep: str = "top") -> Tensor:
@@ -65,7 +72,7 @@ def _apply_rule(spec: SelectSpec, score: Tensor, tokens: Tokens) -> Tensor:
 
 def value_at_step(value: float | Schedule, tokens: Tokens) -> float:
     """Return a configured number at the tokens' step; a schedule moves from step to step."""
-    return value.at(tokens.progress) if isinstance(value, Schedule) else value
+    return value if isinstance(value, int | float) else value.at(tokens.progress)
 
 
 def _scores(by: str, tokens: Tokens) -> Tensor:

@@ -17,13 +17,15 @@ How a quantile gets from the configuration to the loss, top to bottom:
 Shapes: B sequences, T positions, N response tokens of a micro-batch, D hidden size.
 """
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.observers import together
 from tokenuq_ml.kernels.scores import token_losses
@@ -45,6 +47,9 @@ from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.tokens import Tokens
 from tokenuq_ml.training.trainer_options import check_options, switch_off_liger_loss, warn_of_unused_loss
 from tokenuq_ml.training.training_metrics import LoggedMetrics
+
+if TYPE_CHECKING:
+    from tokenuq_ml.config import AblationSpec
 
 
 class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
