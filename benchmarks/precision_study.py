@@ -18,7 +18,8 @@ import polars as pl
 import torch
 
 from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.data.batching import StoredExamples, collate, length_batches
+from tokenuq_ml.data.batching import collate, length_batches
+from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.kernels.scores import monte_carlo_scores, token_scores
 from tokenuq_ml.models.adapters import attach_adapter
 from tokenuq_ml.models.fast_inference import fast_inference

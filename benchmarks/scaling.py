@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks.common import Row, gsm_examples, model_folder
-from tokenuq_ml.data.batching import StoredExamples
+from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.models.load import load_model, load_tokenizer
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.stages.loss_tables import with_categories

@@ -25,7 +25,8 @@ from tests.support.tiny_study import StagesInProcess
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.config.load import load_config
-from tokenuq_ml.data.batching import pack, read_examples
+from tokenuq_ml.data.batching import pack
+from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.data.tokenization import default_template
 from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
 from tokenuq_ml.kernels.scores import token_losses

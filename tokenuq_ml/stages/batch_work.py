@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from tokenuq_ml.data.batching import Batch, StoredExamples, TokenizedExample, collate
+from tokenuq_ml.data.batching import Batch, TokenizedExample, collate
+from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics

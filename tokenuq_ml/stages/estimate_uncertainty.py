@@ -13,7 +13,8 @@ from peft import PeftModel
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, LAPLACE_ESTIMATORS, column_of, posterior_bytes
-from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_examples
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.stored_examples import StoredExamples, read_examples
 from tokenuq_ml.models.adapters import attach_adapter, use_adapter
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.models.numerics import Numerics

@@ -15,7 +15,8 @@ import polars as pl
 from peft import PeftModel
 
 from tokenuq_ml import process_group
-from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, shards
+from tokenuq_ml.data.batching import TokenizedExample, shards
+from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.disk_space import in_words, space
 from tokenuq_ml.models.adapters import adapter_digest, use_adapter
 from tokenuq_ml.models.numerics import Numerics

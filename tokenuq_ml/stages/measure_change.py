@@ -11,7 +11,7 @@ import polars as pl
 from peft import PeftModel
 
 from tokenuq_ml import process_group
-from tokenuq_ml.data.batching import StoredExamples
+from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.teacher_change import teacher_change
 from tokenuq_ml.stages import batch_actors, runner

@@ -11,7 +11,8 @@ import polars as pl
 from peft import PeftModel
 
 from tokenuq_ml.config import UncertaintySpec
-from tokenuq_ml.data.batching import TokenizedExample, read_examples
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.numerics import Numerics

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import BASE_ROW, REFERENCE_ROWS, TEACHER_ROW, UncertaintySpec
-from tokenuq_ml.data.batching import StoredExamples, TokenizedExample, read_examples
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.stored_examples import StoredExamples, read_examples
 from tokenuq_ml.models.adapters import adapter_digest, use_adapter
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.load import load_tokenizer

@@ -7,7 +7,8 @@ from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import DistillSpec
-from tokenuq_ml.data.batching import StoredExamples, length_batches
+from tokenuq_ml.data.batching import length_batches
+from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import adapter_digest

@@ -12,7 +12,8 @@ from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec
-from tokenuq_ml.data.batching import TokenizedExample, read_examples
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics

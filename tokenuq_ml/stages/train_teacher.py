@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import TEACHER_ROW, AblationSpec, SelectSpec, TrainSpec, spec_hash
-from tokenuq_ml.data.batching import read_examples
+from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.evaluation.validation import VALIDATION, mean_loss, validation_losses
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
 from tokenuq_ml.models.load import load_tokenizer

@@ -13,7 +13,7 @@ from tests.support.reporter import RecordingReporter
 from tests.support.tiny_study import CONFIG, STUDY, StagesInProcess, write_inputs
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.load import load_config
-from tokenuq_ml.data.batching import read_examples
+from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.models.adapters import attach_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty

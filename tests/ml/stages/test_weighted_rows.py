@@ -6,7 +6,8 @@ from tests.support.reporter import RecordingReporter
 from tests.support.tiny_datasets import write_lines
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.config import DatasetSpec
-from tokenuq_ml.data.batching import collate, read_examples
+from tokenuq_ml.data.batching import collate
+from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.stages import load_dataset, tokenize_dataset
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.tables.parquet import read_table
