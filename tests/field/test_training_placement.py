@@ -13,6 +13,7 @@ from tests.support.training import MLE
 from tokenuq_ml import measure_bald, score_tokens
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.quantization import dequantised_weight, is_quantised_layer
 from tokenuq_ml.scoring.batch_threads import num_workers
 
 pytestmark = pytest.mark.slow
@@ -156,9 +157,16 @@ def test_a_quantised_model_scores_and_trains_as_its_own_forward_pass(bits, head,
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_bald_of_a_quantised_model_is_refused(bits, folder):
-    with pytest.raises(InputError, match=f"Linear{bits}bit"):
-        measure_bald(adapted(quantised(folder, bits)), TOKENIZER, TEXTS, samples=2)
+def test_bald_of_a_quantised_model_is_that_of_its_dequantised_weights(bits, folder):
+    source, plain = quantised(folder, bits), _loaded(folder)
+    for name, layer in source.named_modules():
+        if is_quantised_layer(layer):
+            plain.get_submodule(name).weight.data = dequantised_weight(layer)
+    bald = [
+        measure_bald(adapted(model), TOKENIZER, TEXTS, samples=3).sort("text", "position")["bald"].to_list()
+        for model in (source, plain)
+    ]
+    assert bald[0] == pytest.approx(bald[1], rel=1e-3, abs=1e-6) and max(bald[0]) > 1e-3
 
 
 def test_weights_that_were_packed_for_inference_are_not_trained_in_silence(folder, tmp_path):
@@ -173,11 +181,20 @@ def test_weights_that_were_packed_for_inference_are_not_trained_in_silence(folde
         trained(RecordedOurs, model, tmp_path, ablation=MLE)
 
 
-def test_bald_refuses_quantised_layers_without_an_adapter(folder):
+def test_bald_refuses_weights_that_were_packed_for_inference(folder):
+    """Their scales were rounded."""
+    model = adapted(quantised(folder, 4))
+    layer = next(layer for layer in model.modules() if is_quantised_layer(layer))
+    layer.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(InputError, match=r"4-bit weights of .*q_proj.* were packed for inference on a CPU"):
+        measure_bald(model, TOKENIZER, TEXTS, samples=2)
+
+
+def test_bald_refuses_integer_weights_of_other_libraries(folder):
     """They would stay rounded while the rest is computed in float32."""
-    model = quantised(folder, 8)
-    for layer in model.model.layers:
-        for name in ("q_proj", "v_proj"):
-            setattr(layer.self_attn, name, torch.nn.Linear(64, 64, bias=False))
-    with pytest.raises(InputError, match=r"the layer .* \(Linear8bitLt\) is quantised; load the base"):
+    model = _loaded(folder)
+    rounded = torch.nn.Module()
+    rounded.weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    model.model.rounded = rounded
+    with pytest.raises(InputError, match=r"the layer .*rounded \(Module\) is quantised; load the base"):
         measure_bald(adapted(model), TOKENIZER, TEXTS, samples=2)

@@ -16,6 +16,7 @@ class BaseSettings:
 
     attention: Attention = "auto"
     quantization: Quantization | None = None
+    quantization: Quantization | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "BaseSettings":

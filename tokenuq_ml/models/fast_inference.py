@@ -9,7 +9,7 @@ Inside `fast_inference(model)`:
 A module is recognised by its class and structure. The first module of each class and structure is compared with its own
 forward pass before any is replaced; those that differ keep their own, and so do modules in which a user's hook or
 forward pass would not run. Calls that are not plain inference (with a gradient, a cache or a mask) also run the
-module's own forward pass.
+module's own forward pass. Models with quantised layers keep all of theirs.
 
 Shapes: B sequences, T positions, N = B * T rows, D hidden size, I width of the MLP, H heads, G key heads, R = H / G, F
 features of a head.
@@ -30,6 +30,7 @@ from tokenuq_ml.models import blocked_attention
 from tokenuq_ml.models.forward import cached_dtypes
 from tokenuq_ml.models.lora_linear import add_projection
 from tokenuq_ml.models.output_layer import has_hooks
+from tokenuq_ml.models.quantization import quantised_layers
 from tokenuq_ml.models.sharding import class_of, gathered_around
 from tokenuq_ml.patches import replaced_forward
 from tokenuq_ml.seeding import probe_generator
@@ -56,7 +57,7 @@ def fast_inference(model: PreTrainedModel) -> Iterator[None]:
 def _fast_modules(model: PreTrainedModel) -> Iterator[None]:
     attention, is_inside = model.config._attn_implementation, blocked_attention.is_used_by(model)
     known = attention == blocked_attention.SDPA and model.dtype in (torch.float32, torch.bfloat16)
-    if model.device.type != "cpu" or not known or is_inside:
+    if model.device.type != "cpu" or not known or is_inside or any(quantised_layers(model)):
         yield
         return
     with ExitStack() as stack:

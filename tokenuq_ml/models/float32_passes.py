@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenuq_ml.models.placement import NARROW, check_can_widen
+from tokenuq_ml.models.quantization import exact_products
 
 
 @contextmanager
@@ -37,6 +38,7 @@ def float32_passes(model: nn.Module) -> Iterator[torch.dtype]:
         device = next((parameter.device.type for parameter in model.parameters() if not parameter.is_meta), "cpu")
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(widened_weights(model))
+        stack.enter_context(exact_products(model))
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         yield torch.float64 if dtypes == {torch.float64} else torch.float32
 
@@ -46,7 +48,7 @@ def widened_weights(model: nn.Module) -> Iterator[None]:
     """Widen parameters and buffers in bfloat16 or float16 to float32; afterwards restore the original tensors.
 
     Raises:
-        InputError: a layer is quantised, or weights in 16 bits are offloaded.
+        InputError: `check_can_widen` refuses the model.
     """
     check_can_widen(model)
     narrow: list[tuple[Tensor, Tensor]] = []

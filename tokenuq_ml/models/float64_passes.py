@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from tokenuq_ml.models.quantization import exact_products
 from tokenuq_ml.models.sharding import around_gathering
 
 
@@ -41,6 +42,7 @@ def float64_passes(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
         stack.enter_context(asked)
         stack.enter_context(_eager_experts(model))
+        stack.enter_context(exact_products(model))
         yield
 
 
@@ -102,8 +104,15 @@ class _Widening:
         self.before = []
 
 
+BITSANDBYTES = "bitsandbytes"
+"""The namespace of its operators."""
+
+
 class Float64ForFloat32(TorchFunctionMode):
-    """Give float64 to code that asks for float32, by a dtype or by `float()`, unless it is paused."""
+    """Give float64 to code that asks for float32, by a dtype or by `float()`, unless it is paused.
+
+    Kernels that dequantise weights give float32.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +127,8 @@ class Float64ForFloat32(TorchFunctionMode):
         self._pauses -= 1
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if self._pauses:
+        # Its kernels have no float64, and would leave their output as it was allocated.
+        if self._pauses or getattr(function, "namespace", None) == BITSANDBYTES:
             return function(*args, **(kwargs or {}))
         if function is Tensor.float:
             function = Tensor.double

@@ -9,6 +9,7 @@ from transformers.utils import logging as hf_logging
 from tokenuq_ml.models.attention import attention_name, check_attention, refused_attention
 from tokenuq_ml.models.base_settings import DEFAULT, BaseSettings
 from tokenuq_ml.models.numerics import Numerics, resolve_numerics
+from tokenuq_ml.models.quantization import load_quantised
 
 hf_logging.disable_progress_bar()
 
@@ -39,8 +40,10 @@ def load_model(
     torch.set_flush_denormal(True)
     attention = attention_name(settings.attention, numerics)
     with refused_attention(settings.attention, folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=numerics.dtype, attn_implementation=attention)
-    model.requires_grad_(False)
-    model = model.to(numerics.device).eval()
+        if settings.quantization is not None:
+            model = load_quantised(folder, numerics, settings.quantization, attn_implementation=attention)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=numerics.dtype, attn_implementation=attention)
+            model = model.requires_grad_(False).to(numerics.device).eval()
     check_attention(model, settings.attention, folder)
     return model, numerics

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.models.flags import FOUR_BIT
+from tokenuq_ml.models.quantization import is_packed, is_quantised_layer
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -32,7 +32,7 @@ def changes_in_forward(model: nn.Module) -> bool:
 
     Offloaded weights come and go, 8-bit layers keep state, and some rotary frequencies follow the input's length.
     """
-    if next(_hooks(model), None) is not None or _quantised(model) is not None:
+    if next(_hooks(model), None) is not None or next(_integer_modules(model), None) is not None:
         return True
     for module in model.modules():
         kind = getattr(module, "rope_type", None)
@@ -67,29 +67,30 @@ def check_gradients(model: nn.Module) -> None:
     Raises:
         InputError: a pass in eval mode has packed 4-bit weights for a CPU.
     """
-    for module in model.modules():
-        if type(module).__name__ in FOUR_BIT:
-            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-                raise InputError(
-                    "the 4-bit weights were packed for inference on a CPU by an earlier pass in eval mode, and "
-                    "bitsandbytes gives no gradients through them; load the model again and train it first, or on a GPU"
-                )
-            return
+    if any(is_packed(module) for module in model.modules() if is_quantised_layer(module)):
+        raise InputError(
+            "the 4-bit weights were packed for inference on a CPU by an earlier pass in eval mode, and bitsandbytes "
+            "gives no gradients through them; load the model again and train it first, or on a GPU"
+        )
 
 
 def check_can_widen(model: nn.Module) -> None:
     """Refuse models that cannot be computed in float32 by widening their weights.
 
     Raises:
-        InputError: a layer is quantised, or weights in 16 bits are offloaded.
+        InputError: a layer is quantised by another library than bitsandbytes, or weights in 16 bits are offloaded.
     """
-    quantised = _quantised(model)
-    if quantised is not None:
-        name, module = quantised
-        raise InputError(
-            f"BALD is computed in float32, and the layer {name} ({type(module).__name__}) is quantised; load the base "
-            "model without quantisation"
-        )
+    for name, module in _integer_modules(model):
+        if not is_quantised_layer(module):
+            raise InputError(
+                f"BALD is computed in float32, and the layer {name} ({type(module).__name__}) is quantised; load the "
+                "base model without quantisation, or quantised by bitsandbytes"
+            )
+        if is_packed(module):
+            raise InputError(
+                f"BALD is computed in float32, and the 4-bit weights of {name} were packed for inference on a CPU by "
+                "an earlier pass in eval mode, which has rounded their scales; load the model again and measure first"
+            )
     for name, parameter in model.named_parameters():
         if parameter.is_meta and parameter.dtype in NARROW:
             raise InputError(
@@ -103,10 +104,9 @@ def _hooks(model: nn.Module) -> Iterator:
     return (hook for module in model.modules() if (hook := vars(module).get("_hf_hook")) is not None)
 
 
-def _quantised(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Return the first module with integer weights."""
+def _integer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module of each module with integer weights."""
     for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None and not (parameter.is_floating_point() or parameter.is_complex()):
-                return name, module
-    return None
+        parameters = (parameter for parameter in module._parameters.values() if parameter is not None)
+        if any(not (parameter.is_floating_point() or parameter.is_complex()) for parameter in parameters):
+            yield name, module

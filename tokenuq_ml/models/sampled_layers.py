@@ -7,8 +7,10 @@ features, so PEFT's own dropout leaves it fixed too, and it takes part as it is 
 """
 
 from collections import Counter
+from functools import cache
 
 from peft import PeftModel
+from peft.import_utils import is_bnb_available
 from peft.tuners.adalora import SVDLinear
 from peft.tuners.lora import Embedding, Linear, LoraLayer
 from torch import nn
@@ -24,11 +26,24 @@ from tokenuq_ml.models.adapter_kinds import (
 )
 
 SAMPLED_KINDS = ("LORA", "ADALORA")
-SAMPLED_LAYERS = (Linear, SVDLinear)
 DORA = "DoraLinearVariant"
 """The variant that applies its dropout only if `training` of the layer is set."""
 SAMPLED_VARIANTS = (DORA, "MiCALinearVariant", "VeloraLinearVariant", "BdLoraLinearVariant", "KasaLinearVariant")
 """Variants of LoRA's linear layer that apply its dropout. By name, because earlier releases of PEFT lack some."""
+
+
+@cache
+def sampled_kinds() -> tuple[type[nn.Module], ...]:
+    """Return PEFT's classes of layers that drop the features of their input.
+
+    Those on quantised layers exist only where bitsandbytes is installed.
+    """
+    quantised: tuple[type[nn.Module], ...] = ()
+    if is_bnb_available():
+        from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
+
+        quantised = (Linear4bit, Linear8bitLt)
+    return (Linear, SVDLinear, *quantised)
 
 
 def sampled_layers(model: PeftModel | PreTrainedModel) -> list[tuple[LoraLayer, str]]:
@@ -50,11 +65,12 @@ def sampled_layers(model: PeftModel | PreTrainedModel) -> list[tuple[LoraLayer, 
     found: list[tuple[LoraLayer, str]] = []
     fixed: Counter[str] = Counter()
     held: Counter[str] = Counter()
+    sampled = sampled_kinds()
     for path, module in adapter_modules(model):
         for name in module.active_adapters:
             if name not in module._get_available_adapters():
                 continue
-            if isinstance(module, SAMPLED_LAYERS) and _is_sampled(module, name):
+            if isinstance(module, sampled) and _is_sampled(module, name):
                 found.append((module, name))
             elif isinstance(module, Embedding):
                 held[_describe(module, name)] += 1
