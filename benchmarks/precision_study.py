@@ -22,6 +22,7 @@ from tokenuq_ml.data.batching import collate, length_batches
 from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.kernels.scores import monte_carlo_scores, token_scores
 from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.models.dropout_passes import monte_carlo_dropout, sample_hidden_states
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.float32_passes import ieee_float32_products
 from tokenuq_ml.models.float64_passes import float64_passes
@@ -30,7 +31,7 @@ from tokenuq_ml.models.load import load_model
 from tokenuq_ml.scoring import bald_reference
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty, reference_sample
 from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches, num_workers
-from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, sample_hidden_states, uncertainty_rows
+from tokenuq_ml.scoring.mc_dropout import uncertainty_rows
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 

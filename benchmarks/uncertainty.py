@@ -15,9 +15,10 @@ from benchmarks.scoring import PLAIN_BATCH, timed
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample, collate
 from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
+from tokenuq_ml.models.dropout_passes import monte_carlo_dropout
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, token_uncertainty, uncertainty_in_model_dtype
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty, uncertainty_in_model_dtype
 from tokenuq_ml.scoring.token_losses import score_examples
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 

@@ -18,7 +18,7 @@ from tokenuq_ml import TokenObjective, measure_bald, score_tokens
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout
+from tokenuq_ml.models.dropout_passes import monte_carlo_dropout
 
 TEXTS = ["The farmer has 12 apples.", "sells 5", "a b c d e f g"]
 ROWS = [

@@ -15,11 +15,12 @@ from peft import PeftModel
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample, collate
 from tokenuq_ml.kernels.scores import monte_carlo_scores
+from tokenuq_ml.models.dropout_passes import monte_carlo_dropout
 from tokenuq_ml.models.float64_passes import float64_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states, passes_through_root
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import map_batches
-from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, uncertainty_rows
+from tokenuq_ml.scoring.mc_dropout import uncertainty_rows
 from tokenuq_ml.seeding import example_rank
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 

@@ -10,10 +10,11 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.attention_dropout import attention_dropout
+from tokenuq_ml.models.dropout_passes import monte_carlo_dropout, sample_hidden_states
 from tokenuq_ml.models.forward import head_of, hidden_states
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.scoring import mc_dropout
-from tokenuq_ml.scoring.mc_dropout import monte_carlo_dropout, sample_hidden_states, token_uncertainty
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
 
 
