@@ -8,15 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import RESERVED_STUDIES, TEACHER_ROW, Spec, check_name, one_of
+from tokenuq_ml.config.base_keys import BASE_KEYS, Attention, Quantization
 from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, OWN_RATE
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.language import GridSpec
 from tokenuq_ml.config.mask_levels import MASK_LEVELS
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
 from tokenuq_ml.config.train import TrainChange, TrainSpec, TrainSweep
-
-BASE_KEYS = ("attention", "quantization")
-"""Keys that decide how the base model of a study is loaded, besides its precision; none of them has to be given."""
 
 
 def _check_rate(p: float) -> float:
@@ -101,12 +99,6 @@ class PrecisionSpec(Spec):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"training": value, "tables": value} if isinstance(value, str) else value
-
-
-Attention = Literal["auto", "sdpa", "flash_attention_2", "flex", "eager"]
-"""Implementations of attention in transformers; `auto` is what transformers chooses for the model."""
-Quantization = Literal["nf4", "int8"]
-"""Of bitsandbytes: 4-bit normal floats with quantised scales (arXiv 2305.14314), or LLM.int8 (arXiv 2208.07339)."""
 
 
 class StudySpec(Spec):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from tokenuq_ml.config.study import Attention
+from tokenuq_ml.config.base_keys import Attention
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.seeding import probe_generator

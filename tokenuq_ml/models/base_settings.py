@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenuq_ml.config.study import BASE_KEYS, Attention, Quantization
+from tokenuq_ml.config.base_keys import BASE_KEYS, Attention, Quantization
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,6 @@ class BaseSettings:
     """How a base model is loaded besides its precision."""
 
     attention: Attention = "auto"
-    quantization: Quantization | None = None
     quantization: Quantization | None = None
 
     @classmethod
