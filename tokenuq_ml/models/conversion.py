@@ -56,7 +56,7 @@ def store_model(
             PEFT cannot adapt it.
     """
     folder = Path(folder)
-    template = _set_template(spec, tokenizer)
+    template = set_template(spec, tokenizer)
     try:
         report = probe_template(tokenizer)
     except InputError as error:
@@ -96,8 +96,12 @@ def _check_weights(model: PreTrainedModel) -> None:
         )
 
 
-def _set_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give the tokenizer its chat template; return where the template is from."""
+def set_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give the tokenizer its chat template; return where the template is from.
+
+    Raises:
+        InputError: it has none, and no end-of-sequence token for the default one.
+    """
     if spec.chat_template is not None:
         tokenizer.chat_template = spec.template_text
         name_template(tokenizer, spec.chat_template)

@@ -165,7 +165,7 @@
     spans.forEach((span) => span.classList.toggle("at", Number(span.dataset.i) === i));
     const at = example.first + i, tip = $("x-tip");
     const rows = [
-      ["loss, teacher", nats(measured("loss", i))],
+      [`loss, ${header.scored_by}`, nats(measured("loss", i))],
       ["loss, base model", nats(measured("base_loss", i))],
       ["entropy", nats(measured("entropy", i))],
       ["BALD", nats(measured("bald", i))],
@@ -201,7 +201,7 @@
       item.append(bar, element("span", `${(share * 100).toFixed(1)}%`));
       list.append(item);
     }
-    return [element("p", "The teacher's likeliest tokens here", "title"), list];
+    return [element("p", `Likeliest tokens here, by ${header.scored_by}`, "title"), list];
   }
 
   function hide() {
@@ -214,7 +214,7 @@
     const groups = new Map();
     header.examples.forEach((one, index) => {
       if (!groups.has(one.split)) groups.set(one.split, element("optgroup"));
-      const option = element("option", `${one.example_id} (loss ${number(one.loss)}, BALD ${number(one.bald)})`);
+      const option = element("option", `${one.example_id} (loss ${number(one.loss)}${one.bald === null ? "" : `, BALD ${number(one.bald)}`})`);
       option.value = index;
       groups.get(one.split).label = one.split;
       groups.get(one.split).append(option);
@@ -274,7 +274,11 @@
     fill($("x-ablation"), trained, state.ablation);
     fill($("x-left"), known, state.left);
     fill($("x-right"), known, state.right);
-    document.querySelector('#explorer [data-by="selected"]').hidden = !trained.length;
+    // What was not measured has no button: BALD, a difference to the base model, selections.
+    const differs = known.length > 2 || column.loss.some((bits, i) => bits !== column.base_loss[i]);
+    for (const [by, has] of [["selected", trained.length], ["bald", header.examples.some((one) => one.bald !== null)], ["difference", differs]]) {
+      document.querySelector(`#explorer [data-by="${by}"]`).hidden = !has;
+    }
     listExamples();
     listen();
     root.hidden = false;

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenuq_ml.config import REFERENCE_ROWS
+from tokenuq_ml.config import REFERENCE_ROWS, TEACHER_ROW
 from tokenuq_ml.reports.explorer_examples import MAX_TOKENS
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
@@ -42,6 +42,8 @@ class ExplorerTables:
     prompts: Mapping[str, str] = field(default_factory=dict)
     """example_id -> the prompt, if it is known."""
     students: Students = Students()
+    scored_by: str = TEACHER_ROW
+    """The model that `loss`, `entropy` and the alternatives are of."""
 
 
 def pack(tables: ExplorerTables, examples: pl.DataFrame, by: str = "loss") -> bytes:
@@ -61,6 +63,7 @@ def pack(tables: ExplorerTables, examples: pl.DataFrame, by: str = "loss") -> by
     passes, columns["pass_loss"], columns["pass_selected"] = _passes(students, ids, shown, counts)
     header = {
         "by": by,
+        "scored_by": tables.scored_by,
         "examples": [
             {
                 **row,

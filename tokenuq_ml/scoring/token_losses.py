@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenuq_ml.data.batching import Batch, TokenizedExample
+from tokenuq_ml.data.token_categories import categorise, special_ids, token_texts
 from tokenuq_ml.kernels.scores import TokenScores, token_scores
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states, passes_through_root
@@ -181,3 +182,15 @@ def score_examples(
     """Return the rows of all examples; the arguments are those of `scored_batches`."""
     batches = scored_batches(model, examples, numerics, progress, max_tokens, truth=truth)
     return pl.concat([batch.rows for batch in batches])
+
+
+def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
+    """Add the columns `token` (its text) and `category`; sorts rows, since a category depends on the token before."""
+    tokens = tokens.sort(*TOKEN_KEY)
+    texts = token_texts(tokenizer, tokens["token_id"].to_list())
+    special = special_ids(tokenizer)
+    tokens = tokens.with_columns(token=pl.Series(texts), special=pl.col("token_id").is_in(special))
+    categories: list[str] = []
+    for (_,), group in tokens.group_by("example_id", maintain_order=True):
+        categories += categorise(group["token"].to_list(), group["special"].to_list())
+    return tokens.drop("special").with_columns(category=pl.Series(categories))

@@ -5,11 +5,11 @@ from contextlib import ExitStack
 
 import polars as pl
 
-from tokenuq_ml.data.token_categories import categorise, special_ids, token_texts
+from tokenuq_ml.data.token_categories import token_texts
 from tokenuq_ml.reports import token_plots
+from tokenuq_ml.scoring.token_losses import with_categories
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.tables.parquet import TableWriter
-from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_ml.tensor_digest import joined_digest
 
 N_ALTERNATIVES = 5
@@ -62,18 +62,6 @@ class LossTables:
             _mean_losses(tokens),
             plots={"Loss by token category": "plots/losses_by_category.png"},
         )
-
-
-def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
-    """Add the columns `token` (its text) and `category`; sorts rows, since a category depends on the token before."""
-    tokens = tokens.sort(*TOKEN_KEY)
-    texts = token_texts(tokenizer, tokens["token_id"].to_list())
-    special = special_ids(tokenizer)
-    tokens = tokens.with_columns(token=pl.Series(texts), special=pl.col("token_id").is_in(special))
-    categories: list[str] = []
-    for (_,), group in tokens.group_by("example_id", maintain_order=True):
-        categories += categorise(group["token"].to_list(), group["special"].to_list())
-    return tokens.drop("special").with_columns(category=pl.Series(categories))
 
 
 def _mean_losses(tokens: pl.LazyFrame) -> dict[str, float]:
