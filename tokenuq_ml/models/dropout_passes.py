@@ -1,8 +1,9 @@
-"""Forward passes with Monte-Carlo dropout over LoRA adapters: the model's dropouts by keyed masks, K samples of states.
+"""Forward passes with Monte-Carlo dropout: a model's dropouts by keyed masks, K samples of its states.
 
 Llama and Gemma have no dropout that `train()` would switch on, so `KeyedDropout` replaces PEFT's `lora_dropout` modules
 while the model stays in `eval()`. All layers of the active adapters are sampled, or the model is refused
-(`sampled_layers.py`). Masks are keyed (`keyed_masks.py`).
+(`sampled_layers.py`). A model without an adapter is sampled at its own dropouts (`own_dropout.py`). Masks are keyed
+(`keyed_masks.py`).
 
 Shapes: B sequences, T positions, D features, N response tokens, K samples.
 """
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenuq_ml.data.batching import Batch
+from tokenuq_ml.models.adapter_kinds import has_adapter
 from tokenuq_ml.models.attention_dropout import attention_dropout, require_softmax_attention
 from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.forward import causal_lm, hidden_states
 from tokenuq_ml.models.keyed_masks import KeyedDropout, KeyedMasks
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.own_dropout import keyed_dropout, require_dropout
 from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.sampled_layers import drops_only_in_training, sampled_layers
 
@@ -38,13 +41,17 @@ StartPass = Callable[[int, list[str]], None]
 def monte_carlo_dropout(model: PeftModel | PreTrainedModel, spec: UncertaintySpec) -> Iterator[StartPass]:
     """Replace the dropouts of the active adapters inside the context, and restore them afterwards.
 
+    Of a model without an adapter, its own dropouts.
+
     Yields:
         `start_pass(sample, example_ids)`, to be called before each forward pass.
 
     Raises:
-        InputError: An active layer of an adapter is not sampled, or adapters are merged or disabled.
+        InputError: An active layer of an adapter is not sampled, adapters are merged or disabled, or nothing drops.
     """
-    layers, masks = sampled_layers(model), KeyedMasks(spec, device_of(model))
+    has_one, masks = has_adapter(model), KeyedMasks(spec, device_of(model))
+    layers = sampled_layers(model) if has_one else []
+    own = {} if has_one else require_dropout(causal_lm(model), spec.attention_dropout > 0)
     if spec.attention_dropout:
         # Before dropout is replaced: passes of the comparison must not drop anything.
         require_softmax_attention(causal_lm(model))
@@ -56,6 +63,7 @@ def monte_carlo_dropout(model: PeftModel | PreTrainedModel, spec: UncertaintySpe
             if drops_only_in_training(layer, name):
                 # The mode of this layer only: inside, no dropout is on but this one.
                 cast(nn.Module, layer).training = True
+        stack.enter_context(keyed_dropout(causal_lm(model), masks, own))
         if spec.attention_dropout:
             stack.enter_context(attention_dropout(causal_lm(model), masks))
         yield masks.start_pass

@@ -47,7 +47,7 @@ def token_uncertainty(
     memory does not grow with K.
 
     Args:
-        model: With an active LoRA adapter. A model in bfloat16 is widened while this runs.
+        model: With an active LoRA adapter, or without any. A model in bfloat16 is widened while this runs.
         examples: In any order; masks depend on the example, not on order or batching.
         spec: Samples, dropout rates, kind of mask and seed.
         numerics: Device and threads; its dtype is not used.

@@ -4,6 +4,7 @@ Shapes: N response tokens of a batch, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import polars as pl
 import torch
@@ -55,7 +56,10 @@ def batch_changes(
     """
     states: dict[tuple[str, ...], Tensor] = {}
     frames: list[pl.DataFrame] = []
-    teacher_head = head_of(model)
+    # The teacher's own values: where another set of weights takes its place, the head's parameter has that one's.
+    head = head_of(model)
+    bias_V = None if head.bias_V is None else head.bias_V.data
+    teacher_head = replace(head, weight_VD=head.weight_VD.data, bias_V=bias_V)
 
     def keep_states(scored: ScoredBatch) -> None:
         states[_ids(scored)] = scored.hidden_ND

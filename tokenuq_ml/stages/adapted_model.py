@@ -9,8 +9,15 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
+from tokenuq_ml.config import TrainSpec
 from tokenuq_ml.config.resources import Sharding
-from tokenuq_ml.models.adapters import adapter_settings, attach_adapter, put_adapter_weights, use_adapter
+from tokenuq_ml.models.adapters import (
+    adapter_settings,
+    attach_adapter,
+    freeze_adapter,
+    put_adapter_weights,
+    use_adapter,
+)
 from tokenuq_ml.models.base_settings import DEFAULT, BaseSettings
 from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.models.load import load_model
@@ -29,6 +36,31 @@ def load_base(
         process_group.join()
         return load_sharded(folder, precision, process_group.world_size(), settings)
     return load_model(folder, precision, settings)
+
+
+def load_trained_base(
+    folder: str | Path, precision: str, train: TrainSpec, sharding: Sharding, settings: BaseSettings = DEFAULT
+) -> tuple[PreTrainedModel, Numerics]:
+    """Load a base model to train, and return it with the numerics of its passes.
+
+    Weights that are trained themselves are float32, whatever the precision of the passes is: bfloat16 would round off
+    most of an optimiser's steps.
+    """
+    if train.adapter != "none":
+        return load_base(folder, precision, sharding, settings)
+    return load_base(folder, "float32", sharding, settings)[0], resolve_numerics(precision)
+
+
+def as_measured(
+    model: PeftModel | PreTrainedModel, numerics: Numerics
+) -> tuple[PeftModel | PreTrainedModel, Numerics] | None:
+    """Return a trained model, frozen for measurements; None if it has to be loaded for them.
+
+    That is so of a sharded one, and of one without an adapter, whose weights are wider than those that are measured.
+    """
+    if is_sharded(model) or not isinstance(model, PeftModel):
+        return None
+    return freeze_adapter(model), numerics
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from tokenuq_ml.stages.teacher_states import new_cache, report_cache, states_fit
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
 from tokenuq_ml.tables.parquet import ROW_GROUP_ROWS, content_of
 from tokenuq_ml.training.kept_states import KeptStates
-from tokenuq_ml.training.teacher_cache import TeacherCache, cache_bytes
+from tokenuq_ml.training.teacher_cache import TeacherCache
 
 LOSSES, STATES = "token_losses", "teacher_hidden"
 SHARD_BATCHES = 32
@@ -193,7 +193,7 @@ class _Pass:
         if self.tables is not None:
             kept.append(KeptFrames(folders[LOSSES], self.tables.append))
         if self.cache is not None:
-            needed, free = cache_bytes(self.cache.tokens, self.cache.head), space(self.context.request.work_dir).free
+            needed, free = self.cache.bytes, space(self.context.request.work_dir).free
             if free < 2 * needed:
                 self.context.reporter.info(
                     f"{self.context.name}: keeps no finished shards for a run after this one: the states would need "

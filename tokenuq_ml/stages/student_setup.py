@@ -4,20 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
+from tokenuq_ml.models.load import load_model
 from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.train_adapter import model_digest
 from tokenuq_ml.tables.parquet import content_of
 from tokenuq_ml.tensor_digest import tensors_digest
+from tokenuq_ml.training.online_marker import read_online_reason
 from tokenuq_ml.training.setup import TrainingSetup
-from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
-from tokenuq_ml.training.teacher_cache import CachedTeacher, read_online_reason
+from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher, TeacherSource
+from tokenuq_ml.training.teacher_cache import HIDDEN_FILE, CachedTeacher
+from tokenuq_ml.training.teacher_head import HEAD_FILE
 from tokenuq_ml.training.token_columns import read_columns
 
 
@@ -48,9 +52,16 @@ def student_train_spec(fields: dict, ablation: AblationSpec) -> TrainSpec:
 
 
 def student_setup(
-    context: StageContext, model: PeftModel, examples: list[TokenizedExample], ablation: AblationSpec, spec: TrainSpec
+    context: StageContext,
+    model: PeftModel | PreTrainedModel,
+    examples: list[TokenizedExample],
+    ablation: AblationSpec,
+    spec: TrainSpec,
 ) -> StudentSetup:
-    """Return what the student is trained with; an online teacher's adapter is attached to `model`."""
+    """Return what the student is trained with.
+
+    An online teacher's adapter is attached to `model`; of a model without an adapter, the teacher is another model.
+    """
     inputs, fields = context.request.inputs, context.asset.fields
     train_examples = [example for example in examples if example.split == "train"]
     digests = {"model": model_digest(inputs["model"]), "dataset": content_of(inputs["tokenized_dataset"])}
@@ -78,12 +89,14 @@ def student_setup(
 
 
 def _teacher(
-    context: StageContext, model: PeftModel, ablation: AblationSpec, dataset_digest: str
+    context: StageContext, model: PeftModel | PreTrainedModel, ablation: AblationSpec, dataset_digest: str
 ) -> tuple[TeacherSource | None, dict[str, str], str | None]:
     """Return the source of the teacher's states, the digest of its files, and why it runs online against the fields."""
     if ablation.distils_from is None:
         return None, {}, None
     if ablation.distils_from == "base":
+        if not isinstance(model, PeftModel):
+            return _separate(context, context.input("model")), {}, None
         return OnlineTeacher(None, context.numerics), {}, None
     cached = context.asset.fields["teacher_states"] == "cached"
     online_reason = read_online_reason(context.input("teacher_hidden")) if cached else None
@@ -97,8 +110,18 @@ def _teacher(
             # Mean embeddings cannot give the factors of the cross-entropy.
             distillation=ablation.distillation if ablation.can_use_mean_embeddings else None,
         )
-        states = Path(folder, "hidden.safetensors")
-        return teacher, {"teacher": process_group.on_main(lambda: tensors_digest(states))}, None
+        files = [path for name in (HIDDEN_FILE, HEAD_FILE) if (path := Path(folder, name)).exists()]
+        return teacher, {"teacher": process_group.on_main(lambda: "-".join(map(tensors_digest, files)))}, None
+    if not isinstance(model, PeftModel):
+        folder = context.input("teacher")
+        return _separate(context, folder), {"teacher": adapter_digest(folder)}, online_reason
     attach_adapter(model, context.input("teacher"), TEACHER_ADAPTER)
     digest = tensors_digest(context.input("teacher") / "adapter_model.safetensors")
     return OnlineTeacher(TEACHER_ADAPTER, context.numerics), {"teacher": digest}, online_reason
+
+
+def _separate(context: StageContext, folder: str | Path) -> SeparateTeacher:
+    """Return a teacher that is a complete model, in the dtype of the student's passes."""
+    precision = str(context.numerics.fields()["precision"])
+    teacher, _ = load_model(folder, precision, context.request.base_settings)
+    return SeparateTeacher(teacher, context.numerics)

@@ -4,6 +4,7 @@ from itertools import islice
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import DistillSpec
@@ -21,14 +22,15 @@ from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.request import CheckOutcome
 from tokenuq_ml.tables.parquet import content_of
 from tokenuq_ml.tensor_digest import joined_digest, tensors_digest
-from tokenuq_ml.training.teacher import OnlineTeacher
+from tokenuq_ml.training.online_marker import write_online_marker
+from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher
 from tokenuq_ml.training.teacher_cache import (
     HIDDEN_FILE,
     CachedTeacher,
     TeacherCache,
     cache_bytes,
-    write_online_marker,
 )
+from tokenuq_ml.training.teacher_head import HEAD_FILE
 
 ONLINE_CHECK, ONLINE_CHECK_EXAMPLES = "cached_teacher_matches_online", 8
 ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
@@ -36,11 +38,12 @@ ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
 float32 only the stored state is rounded; a bfloat16 forward pass depends on the shape of its batch."""
 
 
-def states_fit_budget(context: StageContext, model: PeftModel) -> bool:
+def states_fit_budget(context: StageContext, model: PeftModel | PreTrainedModel) -> bool:
     """Return whether the cache fits its budget. If not, the asset is completed and reported without a cache."""
     head, folder = head_of(model), context.output("teacher_hidden")
     tokens = sum(len(example.positions) for example in _train_examples(context))
-    needed, budget = cache_bytes(tokens, head), int(context.asset.fields["teacher_cache_gigabytes"] * 1e9)
+    needed = cache_bytes(tokens, head, _shares_head(model))
+    budget = int(context.asset.fields["teacher_cache_gigabytes"] * 1e9)
     if needed <= budget:
         return True
     stored = f"nothing: {write_online_marker(folder, needed, budget)}; students run the teacher online"
@@ -54,13 +57,14 @@ def states_fit_budget(context: StageContext, model: PeftModel) -> bool:
     return False
 
 
-def new_cache(context: StageContext, model: PeftModel) -> TeacherCache:
+def new_cache(context: StageContext, model: PeftModel | PreTrainedModel) -> TeacherCache:
     """Return the writer of the cache, a context manager."""
     examples = _train_examples(context)
-    return TeacherCache(context.output("teacher_hidden"), examples, head_of(model), **_source_digests(context))
+    folder, digests = context.output("teacher_hidden"), _source_digests(context)
+    return TeacherCache(folder, examples, head_of(model), shared_head=_shares_head(model), **digests)
 
 
-def report_cache(context: StageContext, model: PeftModel, tokens: int) -> None:
+def report_cache(context: StageContext, model: PeftModel | PreTrainedModel, tokens: int) -> None:
     """Compare the complete cache with the online teacher, and report the asset, on rank 0.
 
     Args:
@@ -75,21 +79,23 @@ def report_cache(context: StageContext, model: PeftModel, tokens: int) -> None:
             # The passes are those of all ranks.
             _online_check(context, model)
         return
-    path, head = context.output("teacher_hidden") / HIDDEN_FILE, head_of(model)
+    folder, head = context.output("teacher_hidden"), head_of(model)
+    path, has_means = folder / HIDDEN_FILE, head.is_linear and _shares_head(model)
+    own_head = [tensors_digest(folder / HEAD_FILE)] if (folder / HEAD_FILE).exists() else []
     context.done(
-        joined_digest(tensors_digest(path), _source_digests(context)["dataset_digest"]),
+        joined_digest(tensors_digest(path), *own_head, _source_digests(context)["dataset_digest"]),
         {
             "tokens": tokens,
             "hidden_size": head.features,
             "cached": True,
-            "stored": "hidden_states, mean_embeddings" if head.is_linear else "hidden_states",
+            "stored": "hidden_states, mean_embeddings" if has_means else "hidden_states",
             "megabytes": path.stat().st_size / 1e6,
         },
         checks={ONLINE_CHECK: _online_check(context, model)},
     )
 
 
-def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
+def _online_check(context: StageContext, model: PeftModel | PreTrainedModel) -> CheckOutcome:
     """Compare the cache, in both forms that students read, with the online teacher on a few examples."""
     numerics, head, digests = context.numerics, head_of(model), _source_digests(context)
     # Without a distillation the cache gives hidden states; with forward KL, mean embeddings if it has them.
@@ -97,7 +103,7 @@ def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
         CachedTeacher(context.output("teacher_hidden"), numerics.device, **digests, distillation=distillation)
         for distillation in (None, DistillSpec())
     ]
-    online = OnlineTeacher(TEACHER_ADAPTER, numerics)
+    online = OnlineTeacher(TEACHER_ADAPTER, numerics) if _shares_head(model) else SeparateTeacher(model, numerics)
     sample = list(islice(_train_examples(context), ONLINE_CHECK_EXAMPLES))
     errors = []
     batches = length_batches(sample, batch_tokens(numerics), shared_length=shared_length(causal_lm(model)))
@@ -108,7 +114,7 @@ def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
         ones_N = torch.ones_like(label_N, dtype=torch.float32)
         distil_all = BatchDecision.of_weights(0 * ones_N, ones_N)
         for cached in caches:
-            term = TeacherTerm(cached.states(model, batch))
+            term = TeacherTerm(cached.states(model, batch), head=cached.head)
             out = training_loss(hidden_ND, head, label_N, distil_all, teacher=term)
             # From mean embeddings, one token's divergence carries the rounding of its logits; the mean does not.
             means = cached.form == "mean_embeddings"
@@ -119,6 +125,11 @@ def _online_check(context: StageContext, model: PeftModel) -> CheckOutcome:
         description=f"at most {error:.3g} nats apart on {len(sample)} examples; {bound:.3g} are allowed",
         figures={"error": error, "bound": bound, "examples": len(sample)},
     )
+
+
+def _shares_head(model: PeftModel | PreTrainedModel) -> bool:
+    """Return whether students have the teacher's head: adapters leave that of the base model as it is."""
+    return isinstance(model, PeftModel)
 
 
 def _train_examples(context: StageContext) -> StoredExamples:

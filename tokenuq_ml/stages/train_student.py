@@ -14,13 +14,12 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.stored_examples import read_examples
-from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
+from tokenuq_ml.models.adapters import add_trained_weights
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel, load_base
+from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel, as_measured, load_trained_base
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import evaluate_and_store, forget_answers
@@ -66,17 +65,17 @@ def _train(
     """Train and report the student.
 
     Returns:
-        The trained model (None if it is sharded: measuring loads it again), the student with copies of its files, and
+        The trained model (None if measuring has to load it again), the student with copies of its files, and
         the folder of the copies, which the caller removes. Outputs are moved away as soon as they are reported, hence
         the copies.
     """
     asset = request.assets["student"]
     ablation = AblationSpec(**asset.fields["ablation"])
     spec = student_train_spec(asset.fields, ablation)
-    base, numerics = load_base(
-        request.inputs["model"], asset.fields["precision"], request.sharding, request.base_settings
+    base, numerics = load_trained_base(
+        request.inputs["model"], asset.fields["precision"], spec, request.sharding, request.base_settings
     )
-    model = add_adapter(base, spec.lora, ablation.seed)
+    model = add_trained_weights(base, spec, ablation.seed)
     context = StageContext("student", request, reporter, numerics)
     setup = student_setup(context, model, examples, ablation, spec)
     work_dir = checkpoint_dir(context, **setup.input_digests)
@@ -92,7 +91,7 @@ def _train(
     # The adapter is there for every rank.
     process_group.barrier()
     student = TrainedStudent(selections, work_dir / "adapter", work_dir / "snapshots")
-    loaded = None if is_sharded(model) else (freeze_adapter(model), numerics)
+    loaded = as_measured(model, numerics)
     return loaded, student, work_dir
 
 
@@ -106,7 +105,7 @@ def _report_student(
         {
             **trained.figures,
             "selection": setup.training.ablation.selection_kind,
-            "lora_rank": setup.training.train.lora.rank,
+            "lora_rank": None if lora_rank is None else setup.training.train.lora.rank,
             "final_lora_rank": lora_rank,
             **setup.teacher_metrics,
         },

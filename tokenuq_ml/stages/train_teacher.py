@@ -1,4 +1,4 @@
-"""Child process of a teacher: a LoRA adapter fine-tuned by plain MLE.
+"""Child process of a teacher: an adapter, or a complete model, fine-tuned by plain MLE.
 
 Makes `<study>/baseline_teacher`; or one of the candidates for it, which is also measured on the validation split; or a
 further teacher of the adapter ensemble.
@@ -13,12 +13,11 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import TEACHER_ROW, AblationSpec, SelectSpec, TrainSpec, spec_hash
 from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.evaluation.validation import VALIDATION, mean_loss, validation_losses
-from tokenuq_ml.models.adapters import add_adapter, freeze_adapter
+from tokenuq_ml.models.adapters import add_trained_weights
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.stages import runner
-from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel, load_base
+from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel, as_measured, load_trained_base
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import held_out_tokens
@@ -38,7 +37,9 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     (stage,) = request.assets
     fields = request.assets[stage].fields
     spec, seed = _train_spec(request, fields), fields["seed"]
-    base, numerics = load_base(request.inputs["model"], fields["precision"], request.sharding, request.base_settings)
+    base, numerics = load_trained_base(
+        request.inputs["model"], fields["precision"], spec, request.sharding, request.base_settings
+    )
     context = StageContext(stage, request, reporter, numerics)
     examples = read_examples(context.input("tokenized_dataset"), ["train"])
     work_dir = checkpoint_dir(
@@ -47,7 +48,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         dataset=content_of(context.input("tokenized_dataset")),
         **({"setting": spec_hash(spec.fields())} if "candidates" in fields else {}),
     )
-    model = add_adapter(base, spec.lora, seed)
+    model = add_trained_weights(base, spec, seed)
     fractions = tuple(fields.get("fractions", ()))
     setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics, snapshot_fractions=fractions)
     recorder = train(model, setup, work_dir, reporter, context.name)
@@ -56,7 +57,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     if stage == "candidate_teacher":
         # The adapter is there for every rank.
         process_group.barrier()
-        loaded = None if is_sharded(model) else (freeze_adapter(model), numerics)
+        loaded = as_measured(model, numerics)
         # The function holds the only reference, so that the model is freed if another precision is asked for.
         del base, model
         losses = _validation_losses(context, loaded)

@@ -207,7 +207,8 @@ class SeparateTeacher(TeacherSource):
         Raises:
             InputError: it shares weights with the student, or differs in vocabulary, tokenizer or dtype.
         """
-        check_teacher_fits(self.teacher, student, self.tokenizer, tokenizer)
+        passes = None if self.numerics is None else self.numerics.dtype
+        check_teacher_fits(self.teacher, student, self.tokenizer, tokenizer, passes)
         self.teacher.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -29,8 +29,9 @@ from tokenuq_ml.kernels.mean_embeddings import TeacherStates
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.training.states_writer import CachePart, StatesWriter, copy_bytes, row_spans
 from tokenuq_ml.training.teacher import TeacherSource
+from tokenuq_ml.training.teacher_head import head_bytes, read_head, write_head
 
-HIDDEN_FILE, INDEX_FILE, ONLINE_FILE = "hidden.safetensors", "index.parquet", "online.json"
+HIDDEN_FILE, INDEX_FILE = "hidden.safetensors", "index.parquet"
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
@@ -73,17 +74,21 @@ class CachedTeacher(TeacherSource):
         names = ("mean_ND", "offset_N") if self.form == "mean_embeddings" else ("hidden_ND",)
         self._rows = {name: self._file.get_slice(name) for name in names}
         self.device = device
+        self.head = read_head(folder, device)
         index = pl.read_parquet(Path(folder, INDEX_FILE))
         self._spans = {example_id: (first, tokens) for example_id, first, tokens in index.iter_rows()}
 
     def prepare(self, student: PeftModel | PreTrainedModel, tokenizer: Any = None) -> None:
         """Check that the student has the head that the states are for, and does not train it.
 
-        States that are logits, of a model whose own forward pass computes them, need no head.
+        States that are logits, of a model whose own forward pass computes them, need no head; nor do those of a
+        teacher whose own head is stored with them.
 
         Raises:
             InputError: the student trains or adapts its head.
         """
+        if self.head is not None:
+            return
         head = head_of(student)
         width = self._file.get_slice("hidden_ND").get_shape()[1]
         holds_logits = isinstance(head, LogitsHead) and width == head.vocabulary
@@ -116,7 +121,8 @@ class TeacherCache:
     Args:
         folder: where the cache is written.
         examples: the examples that will be put.
-        head: the head that the teacher shares with its students.
+        head: the teacher's head.
+        shared_head: whether students have the same head. If not, it is stored too, and there are no mean embeddings.
         dataset_digest: digest of the tokenised dataset.
         teacher_digest: digest of the teacher's adapter.
 
@@ -132,8 +138,9 @@ class TeacherCache:
         *,
         dataset_digest: str,
         teacher_digest: str,
+        shared_head: bool = True,
     ):
-        self.folder, self.head = Path(folder), head
+        self.folder, self.head, self.shared_head = Path(folder), head, shared_head
         self.folder.mkdir(parents=True, exist_ok=True)
         lengths = dict(sorted((example.example_id, len(example.positions)) for example in examples))
         firsts = [0, *accumulate(lengths.values())]
@@ -143,7 +150,7 @@ class TeacherCache:
             {"example_id": list(lengths), "first_row": firsts[:-1], "tokens": list(lengths.values())}
         )
         metadata = {"dataset": dataset_digest, "teacher": teacher_digest}
-        tensors = _cached_tensors(self.tokens, head)
+        tensors = _cached_tensors(self.tokens, head, shared_head)
         head_bytes, self._start, size = _safetensors_layout(tensors, metadata)
         self._row_bytes = {name: _bytes(dtype, shape[1:]) for name, (dtype, shape) in tensors.items()}
         self._lengths = lengths
@@ -157,12 +164,17 @@ class TeacherCache:
     def _create(self, head_bytes: bytes, size: int) -> Path:
         """Create the file, with its header and its final size; return where it is until it is complete."""
         # The file has its size from the beginning, but no space: hours later it would find none.
-        require_space(self.folder, cache_bytes(self.tokens, self.head), "the cache of the teacher's states")
+        require_space(self.folder, self.bytes, "the cache of the teacher's states")
         self._hidden = AtomicFile(self.folder / HIDDEN_FILE)
         self._hidden.file.write(head_bytes)
         self._hidden.file.truncate(size)
         self._hidden.file.flush()
         return self._hidden.temporary
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of the complete cache, without headers and index."""
+        return cache_bytes(self.tokens, self.head, self.shared_head)
 
     def put(self, example_id: str, hidden_ND: Tensor) -> None:
         """Write the states of an example.
@@ -222,6 +234,8 @@ class TeacherCache:
             if missing:
                 raise ValueError(f"the states of {len(missing)} examples were not put, e.g. of {min(missing)}")
             if self._hidden is not None:
+                if not self.shared_head and not isinstance(self.head, LogitsHead):
+                    write_head(self.folder, self.head)
                 with atomic_write(self.folder / INDEX_FILE) as file:
                     self._index.write_parquet(file)
                 self._hidden.commit()
@@ -232,39 +246,17 @@ class TeacherCache:
                 self._file.close()
 
 
-def cache_bytes(tokens: int, head: Head) -> int:
-    """Return the size on disk of a cache for that many response tokens, without its header and index."""
-    return sum(_bytes(*tensor) for tensor in _cached_tensors(tokens, head).values())
+def cache_bytes(tokens: int, head: Head, shared_head: bool = True) -> int:
+    """Return the size on disk of a cache for that many response tokens, without its headers and index."""
+    states = sum(_bytes(*tensor) for tensor in _cached_tensors(tokens, head, shared_head).values())
+    return states if shared_head else states + head_bytes(head)
 
 
-def write_online_marker(folder: str | Path, needed: int, budget: int) -> str:
-    """Write, in place of a cache, why there is none: it would exceed its budget.
-
-    Args:
-        folder: where the cache would be.
-        needed: bytes that the cache would take.
-        budget: bytes that it may take.
-
-    Returns:
-        The reason, for messages.
-    """
-    reason = f"{needed / 1e9:.3g} GB is above the budget of {budget / 1e9:.3g} GB"
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, ONLINE_FILE).write_text(json.dumps({"bytes": needed, "budget_bytes": budget, "why": reason}))
-    return reason
-
-
-def read_online_reason(folder: str | Path) -> str | None:
-    """Return why the folder holds no cache, so that students run the teacher online; None if it holds one."""
-    path = Path(folder, ONLINE_FILE)
-    return json.loads(path.read_text())["why"] if path.exists() else None
-
-
-def _cached_tensors(tokens: int, head: Head) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def _cached_tensors(tokens: int, head: Head, shared_head: bool) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Return dtype and shape of each tensor, the widest dtype first, which keeps every tensor aligned."""
     size = head.features
     hidden = {"hidden_ND": (torch.bfloat16, (tokens, size))}
-    if not head.is_linear:
+    if not head.is_linear or not shared_head:
         return hidden
     return {"offset_N": (torch.float32, (tokens,)), "mean_ND": (head.weight_VD.dtype, (tokens, size)), **hidden}
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -14,6 +15,7 @@ def check_teacher_fits(
     student: PreTrainedModel | PeftModel,
     teacher_tokenizer: Any = None,
     student_tokenizer: Any = None,
+    passes: torch.dtype | None = None,
 ) -> None:
     """Check that distributions of the teacher can be compared with the student's, id by id.
 
@@ -23,6 +25,7 @@ def check_teacher_fits(
         teacher_tokenizer: a tokenizer, or a processor that has one; None: the one in the folder or the local cache of
             the hub that the model was loaded from, if there is one.
         student_tokenizer: the same of the student.
+        passes: the dtype in which both compute, by autocast; None: that of their weights.
 
     Raises:
         InputError: teacher and student share weights, or differ in dtype, tokenizer or (with unknown tokenizers) in
@@ -35,7 +38,7 @@ def check_teacher_fits(
             "leave teacher out for the model without its adapter, or load the teacher a second time"
         )
     dtypes = causal_lm(teacher).dtype, causal_lm(student).dtype
-    if dtypes[0] != dtypes[1]:
+    if dtypes[0] not in (dtypes[1], passes):
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         raise InputError(
             f"the teacher's weights are {names[0]} and the student's {names[1]}, so their rounding would be part of "
