@@ -14,7 +14,7 @@ from accelerate.utils import gather_object, set_seed
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from tokenuq_ml.costs.record import CostRecord
@@ -43,7 +43,7 @@ class TokenTrainer(TokenObjective, Trainer):
     """Trainer with our objective, batches and records.
 
     Args:
-        model: its active adapter is trained.
+        model: its active adapter is trained; without one, the model.
         setup: data, budget, objective and seed.
         recorder: gets the rows of `training_log` and `selections`.
         join: makes a micro-batch of examples.
@@ -51,7 +51,12 @@ class TokenTrainer(TokenObjective, Trainer):
     """
 
     def __init__(
-        self, model: PeftModel, setup: TrainingSetup, recorder: StepRecorder, join: Collate = collate, **kwargs
+        self,
+        model: PeftModel | PreTrainedModel,
+        setup: TrainingSetup,
+        recorder: StepRecorder,
+        join: Collate = collate,
+        **kwargs,
     ):
         super().__init__(
             model=model,
@@ -146,7 +151,7 @@ class TokenTrainer(TokenObjective, Trainer):
         return self.cost_counter.over_ranks(self.recorder.gather).record(
             self.ablation,
             self.teacher.form,
-            _lora_rank(self.model),
+            _lora_rank(self.model) or 0,
             self.selection_passes * self.accelerator.num_processes,
             self.clock.seconds(),
         )
@@ -160,11 +165,13 @@ class EpochLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
-def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter: Reporter, name: str) -> StepRecorder:
-    """Train the active adapter in place, from the last complete checkpoint in `work_dir` if there is one.
+def train(
+    model: PeftModel | PreTrainedModel, setup: TrainingSetup, work_dir: str | Path, reporter: Reporter, name: str
+) -> StepRecorder:
+    """Train in place, from the last complete checkpoint in `work_dir` if there is one.
 
     Args:
-        model: its active adapter is trained; set to evaluation mode at the end.
+        model: its active adapter is trained, or without one the model; set to evaluation mode at the end.
         setup: data, budget, objective and seed.
         work_dir: where checkpoints and snapshots are written.
         reporter: gets progress messages.
@@ -198,7 +205,9 @@ def train(model: PeftModel, setup: TrainingSetup, work_dir: str | Path, reporter
     return recorder
 
 
-def _one_text_a_pass(model: PeftModel, setup: TrainingSetup, reporter: Reporter, name: str) -> TrainingSetup:
+def _one_text_a_pass(
+    model: PeftModel | PreTrainedModel, setup: TrainingSetup, reporter: Reporter, name: str
+) -> TrainingSetup:
     """Return the setup with micro-batches of one example where a text's loss would depend on the others' lengths."""
     limit, longest = shared_length(causal_lm(model)), max((len(one.input_ids) for one in setup.examples), default=0)
     if limit is None or longest <= limit:
@@ -211,7 +220,7 @@ def _one_text_a_pass(model: PeftModel, setup: TrainingSetup, reporter: Reporter,
 
 
 def _collate_function(
-    model: PeftModel, setup: TrainingSetup, recorder: StepRecorder, reporter: Reporter, name: str
+    model: PeftModel | PreTrainedModel, setup: TrainingSetup, recorder: StepRecorder, reporter: Reporter, name: str
 ) -> Collate:
     """Return the function that makes micro-batches, packed if the setup asks for it and the model allows it."""
     if setup.train.batching != "pack":
@@ -225,5 +234,6 @@ def _collate_function(
     return pack
 
 
-def _lora_rank(model: PeftModel) -> int:
-    return model.peft_config[model.active_adapter].r
+def _lora_rank(model: PeftModel | PreTrainedModel) -> int | None:
+    """Return the rank of the active adapter as allocated; None if the model has no adapter."""
+    return model.peft_config[model.active_adapter].r if isinstance(model, PeftModel) else None
