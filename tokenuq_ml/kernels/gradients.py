@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenuq_ml.kernels.backend import backend_of
 from tokenuq_ml.kernels.head import Head, accumulation_dtype
 
 
@@ -19,6 +20,8 @@ class Gradients:
     def __init__(self, hidden_ND: Tensor, head: Head):
         self.hidden_ND, self.head = hidden_ND, head
         self.grad_ND = torch.zeros_like(hidden_ND)
+        # One launch in place of three.
+        self._each_row_once = backend_of(hidden_ND).is_accelerator
         leaves = (head.weight_VD, head.bias_V)
         # In float32 even for a head of lower precision, because chunks are summed.
         self.grad_of_head = [
@@ -32,13 +35,17 @@ class Gradients:
         return any(grad is not None for grad in self.grad_of_head)
 
     def add(self, index_C: Tensor, product_grad_CV: Tensor) -> None:
-        """Add the gradients of some rows.
+        """Add the gradients of some rows, which have none yet.
 
         Args:
             index_C: which of the N rows.
             product_grad_CV: gradient with respect to their head product.
         """
-        self.grad_ND[index_C] += self.head.hidden_gradient(product_grad_CV).to(self.grad_ND.dtype)
+        grad_CD = self.head.hidden_gradient(product_grad_CV).to(self.grad_ND.dtype)
+        if self._each_row_once:
+            self.grad_ND.index_copy_(0, index_C, grad_CD)
+        else:
+            self.grad_ND[index_C] += grad_CD
         grad_VD, grad_V = self.grad_of_head
         if grad_VD is not None:
             rows_CD = self.hidden_ND.detach()[index_C].to(product_grad_CV.dtype)

@@ -7,6 +7,7 @@ Shapes: N response tokens, M of the N, R of those reduced at a time, D hidden si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 
 from tokenuq_ml.kernels import formulas
+from tokenuq_ml.kernels.backend import backend_of
 from tokenuq_ml.kernels.gradients import Gradients
 from tokenuq_ml.kernels.head import Head, accumulation_dtype
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates
 from tokenuq_ml.kernels.observers import Observer, together
-from tokenuq_ml.kernels.scores import token_losses
+from tokenuq_ml.kernels.scores import losses_of_product, token_losses
 from tokenuq_ml.kernels.token_statistics import TokenStatistics
-from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, Weights
+from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, Terms, Weights
 
 if TYPE_CHECKING:
     from tokenuq_ml.config import DistillSpec
@@ -65,14 +67,39 @@ class MicroBatchTerms:
         self.statistics, self.observe = statistics, observe
         self.grads = Gradients(hidden_ND, head)
         self.hidden_ND, self.head, self.label_N = hidden_ND.detach(), head, label_N
+        self.backend = backend_of(hidden_ND)
+        self.kept_NV: Tensor | None = None
+        """The product of all tokens, if it is known and kept (`Backend.keeps`)."""
         self.loss_N = torch.zeros(len(label_N), dtype=accumulation_dtype(hidden_ND), device=hidden_ND.device)
         self.divergence_N = torch.zeros_like(self.loss_N)
 
-    def fill_losses(self, mask_N: Tensor) -> None:
+    def compute_losses(self) -> None:
+        """Compute the cross-entropy of every token, without a gradient, and show its logits to the observers."""
+        observe, head, rows = self.observer_of_all(), self.head, len(self.label_N)
+        size = rows * head.vocabulary * head.weight_VD.element_size()
+        if not rows or not self.backend.keeps(self.hidden_ND.device, size):
+            self.loss_N.copy_(token_losses(self.hidden_ND, head, self.label_N, observe))
+            return
+        self.kept_NV = head.product(self.hidden_ND)
+        self.loss_N.copy_(losses_of_product(self.kept_NV, slice(0, rows), head, self.label_N, observe))
+
+    def student_product(self, index_C: Tensor) -> Tensor:
+        """Return the product of some tokens with the head, whose memory the gradient may take."""
+        return self.head.product(self.hidden_ND[index_C]) if self.kept_NV is None else self.kept_NV[index_C]
+
+    def fill_losses(self, index_M: Tensor) -> None:
         """Compute the cross-entropy of some tokens, without a gradient."""
-        index_M = mask_N.nonzero()[:, 0]
         observe = self.observer(index_M)
         self.loss_N[index_M] = token_losses(self.hidden_ND[index_M], self.head, self.label_N[index_M], observe)
+
+    def forget_unweighted(self, weights: Weights, keep_losses: bool) -> None:
+        """Set what was computed of tokens without a weight to what it is where these are left out."""
+        is_mle_N, is_distilled_N = (weight_N != 0 for weight_N in weights)
+        self.divergence_N.masked_fill_(~is_distilled_N, 0.0)
+        if not keep_losses:
+            self.loss_N.masked_fill_(~is_mle_N, 0.0)
+            if self.statistics is not None:
+                self.statistics.keep(is_mle_N | is_distilled_N)
 
     def observer(self, index_M: Tensor) -> Observer | None:
         """Return the function that adds blocks of M of the tokens to the statistics, if they are wanted."""
@@ -115,6 +142,12 @@ class BlockTerms:
             return BatchDecision(self.weights, self.selected_N)
         mle_N = self.weights.mle_N.to(self._gain_N.dtype) * self._gain_N
         return BatchDecision(self.weights._replace(mle_N=mle_N), self.selected_N)
+
+    def on_logits(self, terms: Terms) -> Callable[..., Tensor]:
+        """Return `function(index_R, logits_RV[, teacher_RV])` of some terms, which returns the weighted gradient."""
+        if terms.mle and terms.distill:
+            return self.sum
+        return self.divergence if terms.distill else self.cross_entropy
 
     def cross_entropy(self, index_R: Tensor, logits_RV: Tensor) -> Tensor:
         """Add the cross-entropy term."""

@@ -3,13 +3,15 @@
 Shapes: N response tokens, C of them in one product, R of those reduced at a time, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tokenuq_ml.kernels import fused
+from tokenuq_ml.kernels.backend import backend_of
 from tokenuq_ml.kernels.head import Head, accumulation_dtype, blocks, chunks, concatenate_blocks
+from tokenuq_ml.kernels.observers import Observer, observed_statistics
 
 
 class TeacherStates(NamedTuple):
@@ -50,7 +52,7 @@ def mean_embeddings(
     hidden_ND: Tensor,
     head: Head,
     label_N: Tensor | None = None,
-    observe: Callable[[slice, Tensor], None] | None = None,
+    observe: Observer | None = None,
 ) -> MeanEmbeddings:
     """Return the mean output embedding `mu` under each token's distribution p: the gradient of log-sum-exp.
 
@@ -65,16 +67,20 @@ def mean_embeddings(
         hidden_ND: states after the final norm.
         head: the head, without soft-capping.
         label_N: ids of the tokens, if their losses are wanted.
-        observe: `observe(rows, logits_RV)` is called for each block; `rows` are its tokens among the N.
+        observe: with labels: `observe(rows, logits_RV)` is called for each block; `rows` are its tokens among the N.
 
     Raises:
         ValueError: the head's logits are not linear in the hidden state, e.g. because it soft-caps them.
     """
     if not head.is_linear:
         raise ValueError("mean embeddings need logits that are linear in the hidden state, and this head's are not")
-    means, rows = [], []
+    means, rows, is_fused = [], [], backend_of(hidden_ND).is_fused
     for chunk in chunks(len(hidden_ND), head):
         product_CV = head.product(hidden_ND[chunk])
+        if is_fused:
+            rows.append(_softmax_in_place(product_CV, chunk, head, label_N, observe))
+            means.append(head.hidden_gradient(product_CV))
+            continue
         for block in blocks(len(product_CV), head, copies=2):
             z_RV = head.finish(product_CV[block])
             if observe is not None:
@@ -90,6 +96,19 @@ def mean_embeddings(
     mean_ND = torch.cat(means) if means else hidden_ND.to(head.weight_VD.dtype, copy=True)
     lse_N, *loss = concatenate_blocks(rows, hidden_ND, (None,) * (1 if label_N is None else 2))
     return MeanEmbeddings(mean_ND, lse_N, loss[0] if loss else None)
+
+
+def _softmax_in_place(
+    product_CV: Tensor, chunk: slice, head: Head, label_N: Tensor | None, observe: Observer | None
+) -> tuple[Tensor, ...]:
+    """Replace a product by `scale * p`; return log-sum-exp and, with labels, the loss of its rows."""
+    label_C = None if label_N is None else label_N[chunk]
+    if label_C is None:
+        statistics = fused.row_statistics(product_CV, head)
+    else:
+        statistics = observed_statistics(product_CV, chunk, head, label_C, observe)
+    fused.softmax_gradient(product_CV, head, statistics.lse_C)
+    return (statistics.lse_C,) if label_C is None else (statistics.lse_C, statistics.loss_C)
 
 
 def row_dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:

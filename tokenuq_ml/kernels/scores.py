@@ -12,9 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenuq_ml.kernels import formulas
+from tokenuq_ml.kernels import formulas, fused
+from tokenuq_ml.kernels.backend import backend_of
 from tokenuq_ml.kernels.head import Head, blocks, chunks, concatenate_blocks
+from tokenuq_ml.kernels.observers import Observer, observed_statistics
 from tokenuq_ml.kernels.true_distributions import TrueDistributions
+from tokenuq_ml.transfers import to_device
 
 
 class TokenScores(NamedTuple):
@@ -52,19 +55,29 @@ def token_scores(
         head: the output head.
         label_N: ids of the tokens.
         choices: A, the number of likeliest tokens; 0: none.
-        wanted_N: mask of the M positions whose likeliest tokens are wanted; required if `choices` is above 0.
+        wanted_N: mask of the M positions whose likeliest tokens are wanted, best on the CPU; required if `choices` is
+            above 0.
         truth: the distributions that generated the tokens, for the divergence from them.
     """
+    is_fused = backend_of(hidden_ND).is_fused
     rows, tops, divergences = [], [], []
     for chunk in chunks(len(label_N), head):
         product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
+        asked_C = wanted_N[chunk] if wanted_N is not None and choices else None
+        if is_fused:
+            found = fused.row_statistics(product_CV, head, label_C)
+            rows.append((found.loss_C, found.entropy_C, found.rank_C))
+            if truth is None and asked_C is None:
+                continue
         for block in blocks(len(label_C), head):
             z_RV, label_R = head.finish(product_CV[block]), label_C[block]
             if truth is not None:
                 divergences.append(truth.divergences(slice(chunk.start + block.start, chunk.start + block.stop), z_RV))
-            rows.append(formulas.loss_entropy_rank(z_RV, label_R))
-            if wanted_N is not None and choices and (asked_M := wanted_N[chunk][block].nonzero()[:, 0]).numel():
-                tops.append(formulas.likeliest(z_RV[asked_M], label_R[asked_M], rows[-1][0][asked_M], choices))
+            if not is_fused:
+                rows.append(formulas.loss_entropy_rank(z_RV, label_R))
+            loss_R = rows[-1][0][block] if is_fused else rows[-1][0]
+            if asked_C is not None and (asked_M := _indices(asked_C[block], z_RV.device)).numel():
+                tops.append(formulas.likeliest(z_RV[asked_M], label_R[asked_M], loss_R[asked_M], choices))
     scores = TokenScores(*concatenate_blocks(rows, hidden_ND, (None, None, torch.int32)))
     if truth is not None:
         true_kl_N, clean_kl_N = concatenate_blocks(divergences, hidden_ND, (torch.float64, torch.float64))
@@ -75,10 +88,13 @@ def token_scores(
     return scores._replace(choice_MA=choice_MA, probability_MA=probability_MA)
 
 
+def _indices(mask_R: Tensor, device: torch.device) -> Tensor:
+    """Return the indices of a mask on a device; of a mask on the host, without waiting for the device."""
+    return to_device(mask_R.nonzero()[:, 0], device)
+
+
 @torch.no_grad()
-def token_losses(
-    hidden_ND: Tensor, head: Head, label_N: Tensor, observe: Callable[[slice, Tensor], None] | None = None
-) -> Tensor:
+def token_losses(hidden_ND: Tensor, head: Head, label_N: Tensor, observe: Observer | None = None) -> Tensor:
     """Return `loss_N` in nats, without a gradient. Costs one head product per token.
 
     Args:
@@ -89,13 +105,32 @@ def token_losses(
     """
     rows = []
     for chunk in chunks(len(label_N), head):
-        product_CV, label_C = head.product(hidden_ND[chunk]), label_N[chunk]
-        for block in blocks(len(label_C), head):
-            z_RV = head.finish(product_CV[block])
-            rows.append((formulas.label_loss(z_RV, label_C[block]),))
-            if observe is not None:
-                observe(slice(chunk.start + block.start, chunk.start + block.stop), z_RV)
+        product_CV = head.product(hidden_ND[chunk])
+        rows.append((losses_of_product(product_CV, chunk, head, label_N[chunk], observe),))
     return concatenate_blocks(rows, hidden_ND, (None,))[0]
+
+
+def losses_of_product(
+    product_CV: Tensor, chunk: slice, head: Head, label_C: Tensor, observe: Observer | None = None
+) -> Tensor:
+    """Return `loss_C` in nats, given the product with the head.
+
+    Args:
+        product_CV: product with the head.
+        chunk: which of the N tokens its rows are, for `observe`.
+        head: the output head.
+        label_C: ids of the tokens.
+        observe: is called for each block, as by `token_losses`.
+    """
+    if backend_of(product_CV).is_fused:
+        return observed_statistics(product_CV, chunk, head, label_C, observe).loss_C
+    losses = []
+    for block in blocks(len(label_C), head):
+        z_RV = head.finish(product_CV[block])
+        losses.append(formulas.label_loss(z_RV, label_C[block]))
+        if observe is not None:
+            observe(slice(chunk.start + block.start, chunk.start + block.stop), z_RV)
+    return torch.cat(losses)
 
 
 class MonteCarloScores(NamedTuple):
@@ -149,9 +184,13 @@ def _scores_of_products(
     product: Callable[[slice], Tensor], like: Tensor, head: Head, samples: int, label_N: Tensor
 ) -> MonteCarloScores:
     """Return the scores; `product` returns the products `[K, C, V]` of a chunk of tokens."""
-    rows = []
+    rows: list[tuple[Tensor, ...]] = []
+    is_fused = backend_of(like).is_fused
     for chunk in chunks(len(label_N), head, copies=samples):
         product_KCV, label_C = product(chunk), label_N[chunk]
+        if is_fused:
+            rows.append(fused.monte_carlo(product_KCV, head, label_C))
+            continue
         for block in blocks(len(label_C), head, copies=3):
             rows.append(
                 formulas.monte_carlo(partial(_logits_of_sample, head, product_KCV[:, block]), samples, label_C[block])

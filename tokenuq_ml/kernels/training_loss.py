@@ -4,17 +4,17 @@ Shapes: N response tokens, C of them in one product, R of those reduced at a tim
 M of the N tokens are trained.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tokenuq_ml.kernels.fused_terms import FusedTerms
 from tokenuq_ml.kernels.head import Head, blocks, chunks
-from tokenuq_ml.kernels.loss_terms import BlockTerms, MicroBatchTerms, TeacherTerm
+from tokenuq_ml.kernels.loss_terms import MicroBatchTerms, TeacherTerm
 from tokenuq_ml.kernels.mean_embeddings import mean_embeddings, row_dot
 from tokenuq_ml.kernels.observers import Observer
-from tokenuq_ml.kernels.scores import token_losses
+from tokenuq_ml.kernels.token_groups import TokenGroup, token_groups
 from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.weight_rule import BatchDecision, Gain, WeightRule, Weights
 
@@ -54,9 +54,13 @@ def training_loss(
     - CE: 2 (logits, gradient).
     - divergence from hidden states: 3 (the teacher's logits too); from mean embeddings: 2.
     - both on the same token: 3 from hidden states, 2 from mean embeddings.
-    - a rule that needs losses: 1 more for every token. With mean embeddings none more: the same 2 products serve
-      losses and gradients, but every token pays them.
+    - a rule that needs losses: 1 more for every token; none more on an accelerator with memory for the product of all N
+      tokens (`Backend.keeps`). With mean embeddings none more: the same 2 products serve losses and gradients, but
+      every token pays them.
     - a trainable head: 1 more for each token that is trained.
+
+    On an accelerator the host does not wait for the device if it knows how many tokens are selected
+    (`token_groups.py`).
 
     Args:
         hidden_ND: states from which the tokens are predicted, after the final norm.
@@ -77,73 +81,78 @@ def training_loss(
     micro_batch = MicroBatchTerms(hidden_ND, head, label_N, statistics, observe if rule.needs_losses else None)
     with torch.no_grad():
         if teacher is not None and teacher.has_mean_embeddings:
-            decision = _add_terms_from_mean_embeddings(micro_batch, rule, teacher, gain)
+            decision, groups = _add_terms_from_mean_embeddings(micro_batch, rule, teacher, gain, every_loss)
         else:
-            decision = _add_terms_from_logits(micro_batch, rule, teacher, gain, every_loss)
-        weights = decision.weights
+            decision, groups = _add_terms_from_logits(micro_batch, rule, teacher, gain, every_loss)
         if every_loss and not rule.needs_losses:
-            micro_batch.fill_losses((weights.mle_N == 0) & (weights.distill_N == 0))
-        total = micro_batch.total(weights)
+            micro_batch.fill_losses(_tokens_without_terms(groups))
+        total = micro_batch.total(decision.weights)
     return TrainingLoss(
-        micro_batch.grads.attach(total), micro_batch.loss_N, micro_batch.divergence_N, weights, decision.selected_N
+        micro_batch.grads.attach(total),
+        micro_batch.loss_N,
+        micro_batch.divergence_N,
+        decision.weights,
+        decision.selected_N,
     )
 
 
 def _add_terms_from_logits(
     batch: MicroBatchTerms, rule: WeightRule, teacher: TeacherTerm | None, gain: Gain | None, every_loss: bool
-) -> BatchDecision:
+) -> tuple[BatchDecision, list[TokenGroup]]:
     """Add both terms from logits: losses if the rule needs them, then the decision, then a pass per term."""
     if rule.needs_losses:
-        batch.loss_N.copy_(token_losses(batch.hidden_ND, batch.head, batch.label_N, batch.observer_of_all()))
+        batch.compute_losses()
         batch.statistics = None
     decision = rule.decide(batch.loss_N)
-    if teacher is None and decision.weights.distill_N.any():
+    groups = token_groups(decision, batch.backend)
+    if teacher is None and any(group.terms.distill and len(group.index_M) for group in groups):
         raise ValueError("tokens are to be distilled, and there is no teacher")
-    terms = BlockTerms(batch, decision, teacher, gain, record_losses=every_loss and not rule.needs_losses)
-    is_mle_N, is_distilled_N = (weight_N != 0 for weight_N in decision.weights)
-    _add_term(batch, is_mle_N & ~is_distilled_N, terms.cross_entropy)
-    if teacher is not None:
+    terms = FusedTerms(batch, decision, teacher, gain, record_losses=every_loss and not rule.needs_losses)
+    for group in groups:
+        if len(group.index_M) and (group.terms.mle or group.terms.distill):
+            _add_term(batch, group, terms)
+    if batch.backend.is_accelerator:
+        batch.forget_unweighted(decision.weights, keep_losses=every_loss or rule.needs_losses)
+    return terms.decision, groups
+
+
+def _add_term(batch: MicroBatchTerms, group: TokenGroup, terms: FusedTerms) -> None:
+    """Add the terms of a group: their gradient to `batch.grads`, and whatever the terms store."""
+    sources: list[tuple[Tensor, Head]] = []
+    if group.terms.distill and (teacher := terms.teacher) is not None:
         assert teacher.states.hidden_ND is not None
-        source = (teacher.states.hidden_ND, teacher.head or batch.head)
-        _add_term(batch, is_distilled_N & ~is_mle_N, terms.divergence, source)
-        _add_term(batch, is_mle_N & is_distilled_N, terms.sum, source)
-    return terms.decision
-
-
-def _add_term(
-    batch: MicroBatchTerms, trained_N: Tensor, function: Callable[..., Tensor], *teacher: tuple[Tensor, Head]
-) -> None:
-    """Add one term for some tokens: its gradient to `batch.grads`, and whatever the function stores.
-
-    `function(index_R, logits_RV[, teacher_RV])` returns the weighted gradient of one block. `teacher` is a pair of its
-    hidden states and head, if the term reads its logits.
-    """
-    trained_M = trained_N.nonzero()[:, 0]
-    sources = [(batch.hidden_ND, batch.head), *teacher]
-    copies = 1 + len(sources)
-    for chunk in chunks(len(trained_M), batch.head, copies):
-        index_C = trained_M[chunk]
-        products = [head.product(states_ND[index_C]) for states_ND, head in sources]
-        for block in blocks(len(index_C), batch.head, copies):
-            logits = [head.finish(product_CV[block]) for (_, head), product_CV in zip(sources, products, strict=True)]
-            grad_RV = function(index_C[block], *logits)
-            # The student's product is not needed any more, so its memory takes its gradient.
-            products[0][block] = batch.head.product_gradient(grad_RV, logits[0])
+        sources.append((teacher.states.hidden_ND, teacher.head or batch.head))
+    in_place, on_logits = terms.fused(group.terms), terms.on_logits(group.terms)
+    heads = [batch.head, *(head for _, head in sources)]
+    copies = len(heads) + (in_place is None)
+    for chunk in chunks(len(group.index_M), batch.head, copies):
+        index_C = group.index_M[chunk]
+        products = [batch.student_product(index_C)]
+        products += [head.product(states_ND[index_C]) for states_ND, head in sources]
+        if in_place is not None:
+            in_place(index_C, *products)
+        else:
+            for block in blocks(len(index_C), batch.head, copies):
+                logits = [head.finish(product_CV[block]) for head, product_CV in zip(heads, products, strict=True)]
+                grad_RV = on_logits(index_C[block], *logits)
+                # The student's product is not needed any more, so its memory takes its gradient.
+                products[0][block] = batch.head.product_gradient(grad_RV, logits[0])
         batch.grads.add(index_C, products[0])
 
 
 def _add_terms_from_mean_embeddings(
-    batch: MicroBatchTerms, rule: WeightRule, teacher: TeacherTerm, gain: Gain | None
-) -> BatchDecision:
+    batch: MicroBatchTerms, rule: WeightRule, teacher: TeacherTerm, gain: Gain | None, every_loss: bool
+) -> tuple[BatchDecision, list[TokenGroup]]:
     """Add both terms in one pass over the head: losses, then the decision, then both gradients from mean embeddings."""
     _check_mean_embeddings_suffice(batch, teacher, gain)
-    if rule.needs_losses:
-        trained_M = batch.every_token
-    else:
+    groups: list[TokenGroup] = []
+    trained_M: Tensor | slice = slice(None)
+    if not rule.needs_losses:
         decision = rule.decide(batch.loss_N)
-        trained_M = ((decision.weights.mle_N != 0) | (decision.weights.distill_N != 0)).nonzero()[:, 0]
+        groups = token_groups(decision, batch.backend)
+        trained_M = _tokens_with_terms(groups, batch)
     hidden_MD, label_M = batch.hidden_ND[trained_M], batch.label_N[trained_M]
-    observe = batch.observer_of_all() if rule.needs_losses else batch.observer(trained_M)
+    observe = batch.observer_of_all() if isinstance(trained_M, slice) else batch.observer(trained_M)
     student = mean_embeddings(hidden_MD, batch.head, label_M, observe)
     assert student.loss_N is not None
     batch.loss_N[trained_M] = student.loss_N
@@ -159,7 +168,22 @@ def _add_terms_from_mean_embeddings(
     grad_MD -= batch.head.weight_VD[label_M] * (batch.head.scale * mle_M)[:, None]
     grad_MD -= mean_MD * distill_M[:, None]
     batch.grads.grad_ND[trained_M] = grad_MD.to(batch.grads.grad_ND.dtype)
-    return decision
+    if batch.backend.is_accelerator:
+        batch.forget_unweighted(decision.weights, keep_losses=every_loss or rule.needs_losses)
+    return decision, groups
+
+
+def _tokens_with_terms(groups: list[TokenGroup], batch: MicroBatchTerms) -> Tensor | slice:
+    """Return the tokens that any term may train, in their order."""
+    trained = [group.index_M for group in groups if group.terms.mle or group.terms.distill]
+    if sum(map(len, trained)) == len(batch.label_N):
+        return slice(None)
+    return torch.cat(trained).sort().values
+
+
+def _tokens_without_terms(groups: list[TokenGroup]) -> Tensor:
+    """Return the tokens that no term may train."""
+    return torch.cat([group.index_M for group in groups if not (group.terms.mle or group.terms.distill)])
 
 
 def _check_mean_embeddings_suffice(batch: MicroBatchTerms, teacher: TeacherTerm, gain: Gain | None) -> None:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from tokenuq_ml.kernels.label_factors import Factor
+from tokenuq_ml.transfers import to_device
 
 Gain = Callable[[Tensor, Tensor, Tensor], Factor]
 """`gain(logits_RV, loss_R, selected_R)` returns a factor per token for its cross-entropy (`label_factors.py`).
 
-The factor follows from the student's own logits and needs no further head product.
+The factor follows from the student's own logits and needs no further head product. A gain that does not read
+`logits_RV` says so by an attribute `reads_logits = False`; it may then get an empty tensor.
 """
 
 
@@ -27,6 +29,22 @@ class Weights(NamedTuple):
 
     mle_N: Tensor
     distill_N: Tensor
+
+
+class Terms(NamedTuple):
+    """Which terms a token may have: which of its weights may differ from 0."""
+
+    mle: bool
+    distill: bool
+
+
+class KnownTerms(NamedTuple):
+    """What the host knows of a decision before the device has made it."""
+
+    selected: int | None
+    """How many tokens are selected; None if only the device knows."""
+    of_selected: Terms
+    of_rest: Terms
 
 
 class WeightRule(Protocol):
@@ -59,7 +77,10 @@ class BatchDecision:
 
     weights: Weights
     selected_N: Tensor
-    """Boolean mask. The kernel passes it to the gain and returns it for the record; it reads only the weights."""
+    """Boolean mask. The kernel passes it to the gain and returns it for the record."""
+    known: KnownTerms | None = None
+    """None if the host does not know which terms the tokens may have. On an accelerator the kernel then waits for the
+    device (`token_groups.py`)."""
 
     @classmethod
     def of_weights(cls, mle_N: Tensor, distill_N: Tensor) -> "BatchDecision":
@@ -77,5 +98,8 @@ class BatchDecision:
 
     def part(self, rows: slice, device: str | torch.device) -> "BatchDecision":
         """Return the decision for some of the tokens, on a device."""
-        mle_N, distill_N, selected_N = (column_N[rows].to(device) for column_N in (*self.weights, self.selected_N))
-        return BatchDecision(Weights(mle_N, distill_N), selected_N)
+        mle_N, distill_N, selected_N = (column_N[rows] for column_N in (*self.weights, self.selected_N))
+        is_on_host = selected_N.device.type == "cpu"
+        known = self.known and self.known._replace(selected=int(selected_N.sum()) if is_on_host else None)
+        weights = Weights(to_device(mle_N, device), to_device(distill_N, device))
+        return BatchDecision(weights, to_device(selected_N, device), known)

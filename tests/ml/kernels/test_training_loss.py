@@ -21,6 +21,7 @@ from tests.support.kernels import (
     train_all,
 )
 from tokenuq_ml.kernels import label_factors
+from tokenuq_ml.kernels.backend import backend_of
 from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.label_factors import without_gradient
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
@@ -133,6 +134,9 @@ def test_head_products_are_as_documented(case, products, monkeypatch):
         "hidden": lambda: training_loss(hidden, head, labels, TRAIN_HALF_DISTIL_HALF, teacher=hidden_term),
         "scores": lambda: token_scores(hidden.detach(), head, labels),
     }[case]
+    if case == "hidden" and backend_of(hidden).is_accelerator:
+        # The product that gave the losses is kept for the gradients.
+        products -= 1
     assert head_products(monkeypatch, run) == pytest.approx(products)
 
 
