@@ -7,6 +7,7 @@ from tokenuq_ml.config.configuration import Config
 from tokenuq_ml.config.curated import CuratedDatasetSpec
 from tokenuq_ml.config.estimated import unmeasured_estimator
 from tokenuq_ml.config.study import StudySpec
+from tokenuq_ml.config.train import LoraChange
 from tokenuq_ml.config.truth import LANGUAGE, first_oracle, without_truth
 from tokenuq_ml.errors import InputError
 
@@ -77,11 +78,34 @@ def _check_studies(config: Config, origins: Origins) -> None:
                 f"{origins['datasets', study.dataset]}: {study.dataset}.sizes: has no {missing[0]!r} split, "
                 f"which study {study.name} needs"
             )
+        _check_adapter_changes(config, study, origins)
         problem, oracle = unmeasured_estimator(study, config.ablations), first_oracle(study, config.ablations)
         if oracle is not None and config.datasets[study.dataset].format != LANGUAGE:
             problem = without_truth(oracle, study.dataset)
         if problem:
             raise InputError(f"{origins['studies', study.name]}: {study.name}.ablations: {problem}")
+
+
+def _check_adapter_changes(config: Config, study: StudySpec, origins: Origins) -> None:
+    """Check that no ablation of a study without an adapter changes the adapter.
+
+    Raises:
+        InputError: one does.
+    """
+    if study.train.adapter != "none":
+        return
+    for name in study.ablations:
+        ablation = config.ablations[name]
+        changes = {
+            "lora": ablation.lora != LoraChange(),
+            "train.lora": ablation.train.lora is not None,
+            "rank_growth": ablation.rank_growth is not None,
+        }
+        for key in (key for key, is_set in changes.items() if is_set):
+            raise InputError(
+                f"{origins['studies', study.name]}: {study.name}.ablations: {name!r} has {key!r}, which changes an "
+                "adapter, and the study's 'train.adapter' is none; leave the ablation out, or set 'adapter' to lora"
+            )
 
 
 def _check_asked(config: Config, study: StudySpec, origins: Origins) -> None:

@@ -59,6 +59,14 @@ class TrainSpec(Spec):
     )
     torch_compile: bool = Field(default=False, description="compile the layers with torch.compile")
 
+    @property
+    def adapter_settings(self) -> dict[str, str | float]:
+        """What is trained, in words -> its settings."""
+        if self.adapter == "none":
+            return {"adapter": "none: all weights are trained"}
+        name, lora = {"lora": "LoRA", "dora": "DoRA"}[self.adapter], self.lora
+        return {f"{name} rank, alpha": f"{lora.rank}, {lora.alpha}", f"{name} dropout": lora.dropout}
+
     @model_validator(mode="after")
     def _check_adapter(self) -> Self:
         if self.adapter == "none" and self.lora != LoraSpec():

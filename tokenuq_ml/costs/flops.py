@@ -152,6 +152,8 @@ class Step:
     """Share of the response tokens that are trained by both, and counted in both shares."""
     selection_needs_divergence: bool = False
     """Whether selection reads the divergence to the teacher of every token."""
+    trains_base: bool = False
+    """Whether the model's own weights are trained, and not an adapter: then `lora_rank` is 0."""
 
     def __post_init__(self):
         if self.distilled_share > 0 and self.teacher == "none":
@@ -180,7 +182,7 @@ class Flops:
 
 
 def flops(model: Architecture, step: Step) -> Flops:
-    """Return the FLOPs of one optimiser step of LoRA on a frozen base model, by part.
+    """Return the FLOPs of one optimiser step of LoRA on a frozen base model, or of full fine-tuning, by part.
 
     - forward: the linear maps with their adapters, and attention. Every token counts, since later tokens attend to
       those that are not trained.
@@ -188,7 +190,7 @@ def flops(model: Architecture, step: Step) -> Flops:
     - backward: the base as in forward; adapters twice (gradients of inputs and of weights); attention 2.5 times (flash
       recomputes the probabilities: five products for two) or twice (eager). The gradient of the first layer's input
       is left out, since it is not needed. Every token counts here too, since gradients reach untrained tokens through
-      attention.
+      attention. In full fine-tuning the base counts twice as well, and the first layer's input has a gradient.
     - teacher: one forward pass of an online teacher, with an adapter of the student's rank.
     - selection: forward passes that only select tokens, with one head product per response token.
     """
@@ -199,8 +201,9 @@ def flops(model: Architecture, step: Step) -> Flops:
     attention = 4 * step.attended * model.layers * model.heads * model.head_dim
     attention *= 2 if model.attention == "eager" else 1
     forward = base + adapters + attention
-    unneeded = 2 * tokens * sum(i * o + rank * i for i, o in model.matrices[:3])
-    backward = base + 2 * adapters + attention * (2 if model.attention == "eager" else 2.5) - unneeded
+    unneeded = 0.0 if step.trains_base else 2 * tokens * sum(i * o + rank * i for i, o in model.matrices[:3])
+    backward = base * (2 if step.trains_base else 1) + 2 * adapters - unneeded
+    backward += attention * (2 if model.attention == "eager" else 2.5)
     return Flops(
         forward=forward,
         head=head_products(step) * step.response_tokens * model.head_product,
@@ -221,10 +224,12 @@ def head_products(step: Step) -> float:
       embeddings, 2 for every token instead, which give both.
     - Selection that needs the divergence too: 1 more, except from mean embeddings.
     - Recorded losses that are not known otherwise: 1 for each token that is not trained.
+    - A head that is trained: 1 more for each trained token, the gradient of the head.
     """
     trained = min(1.0, step.mle_share + step.distilled_share - step.summed_share)
     losses_first = step.selection_needs_loss and not step.selection_passes
     recorded = 1 - trained if step.records_losses and not step.selection_needs_loss else 0.0
+    recorded += trained if step.trains_base else 0.0
     if step.teacher == "mean_embeddings":
         return 2.0 if losses_first else 2 * trained + recorded
     first = losses_first * (1 + _divergence_first(step))

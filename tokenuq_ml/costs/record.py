@@ -60,6 +60,7 @@ class CostRecord(BaseModel):
     ] = 0
     teacher: Teacher
     lora_rank: Annotated[int, Field(ge=0, description="as allocated; 0: no adapter")]
+    trains_base: Annotated[bool, Field(description="the model's own weights are trained, not an adapter")] = False
     attended: Annotated[Amount, Field(description="sum over sequences of T^2 / 2, T as padded")]
     seconds: Seconds
 
@@ -101,6 +102,7 @@ class CostRecord(BaseModel):
             selection_passes=self.selection_passes,
             teacher=self.teacher,
             lora_rank=self.lora_rank,
+            trains_base=self.trains_base,
             # The table `selections` has the loss of every token.
             records_losses=True,
         )

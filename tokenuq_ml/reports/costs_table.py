@@ -197,7 +197,7 @@ def _prediction_text(pooled: Mapping[str, CostRecord], rate: float) -> str:
 def _bound_text(pooled: Mapping[str, CostRecord], architecture: Architecture) -> str:
     """Return the upper bound of what selection can save, and the measured ratios."""
     record = _typical(pooled)
-    vanilla = _with_lengths(Step(0, 0, 0, lora_rank=record.lora_rank), record.step())
+    vanilla = _with_lengths(Step(0, 0, 0, lora_rank=record.lora_rank, trains_base=record.trains_base), record.step())
     bounds = [f"{_percent(flops(model, vanilla).head_share)} at {name}" for name, model in PUBLISHED.items()]
     text = (
         "A token that is not trained still needs its forward and backward pass, since later tokens attend to it and "

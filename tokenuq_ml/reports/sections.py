@@ -214,16 +214,16 @@ def settings(study: StudySpec, ablations: Mapping[str, AblationSpec], candidates
         ablations: its ablations, each family at the setting that it is compared at.
         candidates: the table `teacher_candidates`; None if the teacher was trained once.
     """
-    train, lora = study.train, study.train.lora
+    train = study.train
     values = {
         "learning rate": train.learning_rate,
         "schedule": f"{train.lr_schedule}, warm-up {train.warmup_ratio:.0%}",
         "epochs": train.epochs,
         "batch size": train.batch_size,
-        "LoRA rank, alpha": f"{lora.rank}, {lora.alpha}",
-        "LoRA dropout": lora.dropout,
+        **train.adapter_settings,
         "max length": study.max_length,
         "precision": f"training {study.precision.training}, tables {study.precision.tables}, BALD float32",
+        **({"quantization of the base": study.quantization} if study.quantization else {}),
         "teacher seed": study.teacher_seed,
         "teacher states": study.teacher_states,
         "MC samples K": study.uncertainty.samples,

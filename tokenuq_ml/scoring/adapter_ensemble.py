@@ -1,7 +1,7 @@
 """BALD of an ensemble of adapters on one base model: each member is a sample of the trained adapter.
 
-A deep ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474) of LoRA adapters that differ in seed and in the order
-of the data. Nothing is drawn at random: the K distributions of a token are those of the K members.
+A deep ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474) of adapters, or of complete models, that differ in seed
+and in the order of the data. Nothing is drawn at random: the K distributions of a token are those of the K members.
 
 Shapes: N response tokens of a batch, D hidden size, K members.
 """
@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample
@@ -23,15 +24,16 @@ from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
+from tokenuq_ml.models.full_weights import has_full_weights
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.scoring.batch_threads import map_batches
+from tokenuq_ml.scoring.batch_threads import batch_tokens, map_batches
 from tokenuq_ml.scoring.finite_scores import located
 from tokenuq_ml.scoring.mc_dropout import STATES_BYTES, uncertainty_plan, uncertainty_rows
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 
 def ensemble_uncertainty(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     members: Sequence[str],
     examples: list[TokenizedExample],
     numerics: Numerics,
@@ -55,21 +57,26 @@ def ensemble_uncertainty(
     with float32_passes(model) as dtype:
         numerics = replace(numerics, dtype=dtype)
         head = shared_head(model, members)
-        plan, frames = uncertainty_plan(model, spec, numerics), []
+        most = max(1, STATES_BYTES // (len(members) * head.features * head.weight_VD.element_size()))
+        plan, frames = uncertainty_plan(model, spec, numerics, min(batch_tokens(numerics), most)), []
         for batches in _windows(plan.batches(examples), head, len(members)):
-            states = [list(_states(model, member, batches, numerics, progress)) for member in members]
+            states = [list(_states(model, member, batches, numerics, progress, head)) for member in members]
             for batch, *of_members in zip(batches, *states, strict=True):
                 label_N = batch.to(numerics.device).label_N
                 frames.append(uncertainty_rows(batch, monte_carlo_scores(torch.stack(of_members), head, label_N), spec))
     return pl.concat(frames).sort(*TOKEN_KEY)
 
 
-def shared_head(model: PeftModel, members: Sequence[str]) -> Head:
-    """Return the output head that all members have.
+def shared_head(model: PeftModel | PreTrainedModel, members: Sequence[str]) -> Head:
+    """Return the output head that all members have; of complete models, each with its own, a head of logits.
 
     Raises:
-        InputError: one has another.
+        InputError: an adapter changes the output layer.
     """
+    if has_full_weights(model):
+        head = head_of(model)
+        dtype = torch.float64 if head.weight_VD.dtype == torch.float64 else torch.float32
+        return LogitsHead.of(head.vocabulary, dtype, head.weight_VD.device)
     heads = {}
     for member in members:
         with use_adapter(model, member):
@@ -99,14 +106,23 @@ def _windows(batches: Iterable[Batch], head: Head, members: int) -> Iterator[lis
 
 
 def _states(
-    model: PeftModel, member: str, batches: list[Batch], numerics: Numerics, progress: Callable[[int], None]
+    model: PeftModel | PreTrainedModel,
+    member: str,
+    batches: list[Batch],
+    numerics: Numerics,
+    progress: Callable[[int], None],
+    head: Head,
 ) -> Iterator[Tensor]:
-    """Yield the states of each batch's response tokens under a member."""
+    """Yield the states of each batch's response tokens under a member, which `head` turns into logits."""
 
     @torch.no_grad()
     def states_of(batch: Batch) -> tuple[Tensor, int]:
         tokens = sum(len(example.input_ids) for example in batch.examples)
-        return batch.predicting(hidden_states(model, batch.model_inputs, numerics)), tokens
+        states = batch.predicting(hidden_states(model, batch.model_inputs, numerics))
+        if isinstance(head, LogitsHead):
+            own = head_of(model)
+            states = own.finish(own.product(states))
+        return states, tokens
 
     model.eval()
     with use_adapter(model, member), located(model, numerics), fast_inference(causal_lm(model)):

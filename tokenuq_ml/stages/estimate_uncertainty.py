@@ -166,12 +166,12 @@ class _Estimating:
             if name.startswith(_MEMBER):
                 names.append(name.removeprefix(_MEMBER))
                 attach_adapter(self.model, folder, names[-1])
-        weights = (
-            parameter.numel() * parameter.element_size()
-            for path, parameter in self.model.named_parameters()
-            if any(f".{name}." in path for name in names[1:])
-        )
-        self.costs[ENSEMBLE]["bytes"] = sum(weights)
+        sizes = {path: one.numel() * one.element_size() for path, one in self.model.named_parameters()}
+        if isinstance(self.model, PeftModel):
+            added = sum(size for path, size in sizes.items() if any(f".{name}." in path for name in names[1:]))
+        else:
+            added = sum(sizes.values()) * len(names[1:])
+        self.costs[ENSEMBLE]["bytes"] = added
         shared_head(self.model, names)
         return names
 

@@ -51,7 +51,7 @@ class CostCounter:
         self,
         ablation: AblationSpec,
         teacher_form: str,
-        lora_rank: int,
+        lora_rank: int | None,
         selection_passes: int,
         seconds: dict[str, float],
     ) -> CostRecord | None:
@@ -60,7 +60,7 @@ class CostCounter:
         Args:
             ablation: how the student was trained.
             teacher_form: `TeacherSource.form` of the teacher.
-            lora_rank: the adapter's rank as allocated.
+            lora_rank: the adapter's rank as allocated; None: the model itself was trained.
             selection_passes: forward passes made only to select.
             seconds: by phase, as `PhaseClock.seconds` returns them.
         """
@@ -74,6 +74,7 @@ class CostCounter:
             selection_needs_divergence=ablation.needs_student_divergence,
             selection_passes=selection_passes / self._micro_batches,
             teacher=teacher_form if ablation.distillation else "none",
-            lora_rank=lora_rank,
+            lora_rank=lora_rank or 0,
+            trains_base=lora_rank is None,
             seconds=Seconds(**{name: 0.0 for name in Seconds.model_fields} | seconds),
         )
