@@ -151,7 +151,7 @@ class TokenTrainer(TokenObjective, Trainer):
         return self.cost_counter.over_ranks(self.recorder.gather).record(
             self.ablation,
             self.teacher.form,
-            _lora_rank(self.model) or 0,
+            _lora_rank(self.model),
             self.selection_passes * self.accelerator.num_processes,
             self.clock.seconds(),
         )
