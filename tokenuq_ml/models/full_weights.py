@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -26,6 +27,8 @@ class _Sets:
 
     base: str
     """Folder of the base model."""
+    dtype: torch.dtype
+    """In which sets are read, also while passes in a wider dtype have widened the one that is in the model."""
     active: str | None
     """Name of the set that is in the model."""
     idle: dict[str | None, Weights] = field(default_factory=dict)
@@ -53,13 +56,12 @@ def attach_weights(model: PreTrainedModel, folder: str | Path, name: str) -> Pre
         folder: what `save_weights` wrote.
         name: of the set.
     """
-    weights = _read(folder, model)
     if model in _sets:
-        _sets[model].idle[name] = weights
+        _sets[model].idle[name] = _read(folder, model)
         return model
     model.requires_grad_(False)
-    _sets[model] = _Sets(model.name_or_path, name)
-    _put(model, weights)
+    _sets[model] = _Sets(model.name_or_path, model.dtype, name)
+    _put(model, _read(folder, model))
     return model.eval()
 
 
@@ -105,7 +107,7 @@ def _read(folder: str | Path, model: PreTrainedModel) -> Weights:
 
     Not from the files themselves: transformers stores some architectures under other names.
     """
-    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=_sets[model].dtype)
     return {name: parameter.data.to(model.device) for name, parameter in stored.named_parameters()}
 
 
@@ -114,6 +116,5 @@ def _put(model: PreTrainedModel, weights: Weights) -> Weights:
     before: Weights = {}
     for name, parameter in model.named_parameters():
         before[name] = parameter.data
-        # Passes in a wider dtype have widened those that are in the model.
         parameter.data = weights[name].to(parameter.dtype)
     return before

@@ -13,14 +13,13 @@ from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.training.online_marker import read_online_reason, write_online_marker
 from tokenuq_ml.training.teacher import OnlineTeacher
 from tokenuq_ml.training.teacher_cache import (
     HIDDEN_FILE,
     CachedTeacher,
     TeacherCache,
     cache_bytes,
-    read_online_reason,
-    write_online_marker,
 )
 
 FORWARD = DistillSpec()
