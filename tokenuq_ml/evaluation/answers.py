@@ -6,7 +6,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.evaluation.answer_cache import AnswerCache, key_of
-from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, Prompts, generate
+from tokenuq_ml.evaluation.decode_loop import Prompts
+from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, generate
 
 
 def resumable_answers(

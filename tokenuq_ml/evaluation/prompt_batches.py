@@ -38,7 +38,7 @@ def require_generation(model: PreTrainedModel, step_logits: StepLogits) -> None:
     if model in _checked:
         return
     remedy = "leave generated answers out of the study's `evaluation`, or use another model"
-    ids = _prompts(model)[0]
+    ids = trial_prompts(model)[0]
     try:
         steps_SV = step_logits([ids])[0]
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
@@ -56,7 +56,8 @@ def require_generation(model: PreTrainedModel, step_logits: StepLogits) -> None:
     _checked[model] = True
 
 
-def _prompts(model: PreTrainedModel) -> list[list[int]]:
+def trial_prompts(model: PreTrainedModel) -> list[list[int]]:
+    """Return two prompts of different lengths."""
     rows = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(rows, (sum(LENGTHS),), generator=probe_generator())
     return [part.tolist() for part in ids.split(LENGTHS)]
@@ -69,7 +70,7 @@ def _tolerance(model: PreTrainedModel) -> float:
 def batches_are_exact(model: PreTrainedModel, step_logits: StepLogits) -> bool:
     """Return whether prompts of two lengths have the logits in a batch that they have alone; tried once per model."""
     if model not in _known:
-        prompts, tolerance = _prompts(model), _tolerance(model)
+        prompts, tolerance = trial_prompts(model), _tolerance(model)
         together_BSV = step_logits(prompts).float()
         alone_BSV = torch.cat([step_logits([prompt]) for prompt in prompts]).float()
         # `<=`, so that numbers that are not finite do not agree.

@@ -8,6 +8,8 @@ supported too.
 Shapes: N rows (B sequences of T positions), I input features, O output features, r rank.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,7 +85,7 @@ class FusedLoraLinear(LoraLinear):
 
     def forward(self, x: Tensor, *args: Any, onto: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Return the layer's output for `x`, plus `onto`; the sum is within the product if there is no gradient."""
-        name, dtype = self._fused_adapter(x, args, kwargs), self._compute_dtype(x)
+        name, dtype = self._fused_adapter(args, kwargs), self._compute_dtype(x)
         if name is None or self.base_layer.weight.dtype != dtype:
             y = super().forward(x, *args, **kwargs)
             return y if onto is None else onto + y
@@ -112,7 +114,16 @@ class FusedLoraLinear(LoraLinear):
             t_Nr = (x_NI @ a_rI.to(x.dtype).T).mul_(scaling)
         return y_NO.addmm_(t_Nr, b_Or.to(x.dtype).T)
 
-    def _fused_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
+    def factors(self) -> tuple[Tensor, Tensor, float] | None:
+        """Return A, B and the scaling of the one adapter that is applied; None if it drops, or there is another way."""
+        name = self._fused_adapter((), {})
+        if name is None:
+            return None
+        dropout = self.lora_dropout[name]
+        drops = dropout.active if isinstance(dropout, BitMaskDropout) else not isinstance(dropout, nn.Identity)
+        return None if drops else (self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+
+    def _fused_adapter(self, args: tuple, kwargs: dict) -> str | None:
         """Return the name of the adapter to apply; None if PEFT's forward pass has to run."""
         base = self.base_layer
         active = [name for name in self.active_adapters if name in self.lora_A]
@@ -140,3 +151,22 @@ def use_fused_lora(model: PeftModel) -> PeftModel:
         if type(module) is LoraLinear:
             change_class(module, FusedLoraLinear)
     return model
+
+
+@contextmanager
+def composed_lora(model: nn.Module) -> Iterator[None]:
+    """Give every fused layer PEFT's forward pass and PyTorch's dropout inside the context, for torch.compile."""
+    layers = [module for module in model.modules() if type(module) is FusedLoraLinear]
+    dropouts = {id(layer): dict(layer.lora_dropout.items()) for layer in layers}
+    try:
+        for layer in layers:
+            change_class(layer, LoraLinear)
+            for name, dropout in dropouts[id(layer)].items():
+                if isinstance(dropout, BitMaskDropout):
+                    layer.lora_dropout[name] = nn.Dropout(dropout.p).train(dropout.training)
+        yield
+    finally:
+        for layer in layers:
+            change_class(layer, FusedLoraLinear)
+            for name, dropout in dropouts[id(layer)].items():
+                layer.lora_dropout[name] = dropout.train(layer.training)

@@ -14,7 +14,9 @@ from tokenuq_ml.data.tokenization import ConversationTokenizer
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.answer_cache import AnswerCache
 from tokenuq_ml.evaluation.answers import resumable_answers
-from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, Prompts, cut, deal_to_ranks
+from tokenuq_ml.evaluation.decode_loop import Prompts
+from tokenuq_ml.evaluation.generation import Answer, GreedyDecoding, deal_to_ranks
+from tokenuq_ml.evaluation.stop_strings import cut
 from tokenuq_ml.models.adapters import adapter_digest
 from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.progress import Progress

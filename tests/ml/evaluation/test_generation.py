@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 from tests.support.generation_prompts import TOKENIZER, prompts
 from tests.support.tiny_models import VOCAB, tiny_model, tiny_peft
-from tokenuq_ml.evaluation.generation import GreedyDecoding, cut, generate
+from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
+from tokenuq_ml.evaluation.stop_strings import cut
 
 NEW = 12
 

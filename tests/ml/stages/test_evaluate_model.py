@@ -105,15 +105,15 @@ def fresh(evaluator):
 @pytest.fixture
 def batches(monkeypatch):
     """The batches that are generated; Ctrl-C comes before the one whose number is put into `stop`."""
-    made, stop, real = [], [], generation.generate_batch
+    made, stop, real = [], [], generation.decode
 
-    def counting(model, prompts, *rest):
+    def counting(start, prompts, *rest):
         if len(made) in stop:
             raise KeyboardInterrupt
         made.append(prompts)
-        return real(model, prompts, *rest)
+        return real(start, prompts, *rest)
 
-    monkeypatch.setattr(generation, "generate_batch", counting)
+    monkeypatch.setattr(generation, "decode", counting)
     counting.made, counting.stop = made, stop
     return counting
 
