@@ -35,6 +35,7 @@ from tokenuq_ml.training.resumed import train_resumed
 from tokenuq_ml.training.setup import TrainingSetup, micro_batch_size, training_arguments
 from tokenuq_ml.training.token_columns import static_selection
 from tokenuq_ml.training.token_objective import TokenObjective
+from tokenuq_ml.training.training_options import check_layers, check_optimizer, prepared_layers
 
 Collate = Callable[[list[TokenizedExample]], Batch]
 
@@ -183,6 +184,8 @@ def train(
     Raises:
         KeyboardInterrupt: SIGINT was received. A checkpoint holds the state, and the next call resumes from it.
     """
+    check_optimizer(setup.train, setup.ablation, setup.numerics.device)
+    check_layers(model, setup.train)
     recorder = StepRecorder(setup.ablation)
     recorder.lora_rank = _lora_rank(model)
     setup = _one_text_a_pass(model, setup, reporter, name)
@@ -198,7 +201,8 @@ def train(
     if trainer.accelerator.num_processes > 1:
         # Trainer seeds every rank alike, so that their dropout masks would be the same.
         set_seed(setup.seed, device_specific=True)
-    train_resumed(trainer, checkpoints, recorder, setup.steps, reporter, name)
+    with prepared_layers(model, setup.train):
+        train_resumed(trainer, checkpoints, recorder, setup.steps, reporter, name)
     recorder.costs = trainer.costs()
     recorder.aux_losses = [row["aux_loss"] for row in trainer.state.log_history if "aux_loss" in row]
     model.eval()
