@@ -6,6 +6,7 @@ Shapes: B sequences, T positions, D hidden size.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -155,6 +156,18 @@ def packing_is_exact(model: PreTrainedModel | PeftModel, numerics: Numerics) -> 
     return bool((together - alone.float()).abs().max() <= tolerance * alone.float().abs().max())
 
 
+def _head_in_autocast(model: PreTrainedModel | PeftModel) -> Head:
+    """Return the head; one that is trained in float32 as autocast multiplies it, in 16 bits.
+
+    A frozen head is stored in the dtype that it is to be multiplied in.
+    """
+    head = head_of(model)
+    weight_VD, device = head.weight_VD, head.weight_VD.device.type
+    if weight_VD.requires_grad and weight_VD.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return replace(head, weight_VD=weight_VD.to(torch.get_autocast_dtype(device)))
+    return head
+
+
 @contextmanager
 def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
     """Let `model(input_ids=..., token_function=f)` return `f(states, head)`; without `f`, the model's own output.
@@ -182,7 +195,7 @@ def accept_token_function(model: PreTrainedModel | PeftModel) -> Iterator[PreTra
             start_pass(lm, inputs)
             states, aux_loss = states_and_router_loss(lm, inputs, plain, output_path(self).from_logits)
         # After the states: FSDP gathers the weights of the head together with those of the last norm.
-        head = torch.compiler.disable(head_of)(self)
+        head = torch.compiler.disable(_head_in_autocast)(self)
         total = torch.compiler.disable(token_function)(states, head)
         return total if aux_loss is None else total + router_term(aux_loss).to(total)
 

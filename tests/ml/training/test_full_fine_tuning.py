@@ -1,5 +1,7 @@
 """Training without an adapter, and with DoRA: the objective in plain PyTorch, its teachers, and what resumes."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from tokenuq_ml.config import LoraSpec, TrainSpec
 from tokenuq_ml.config.quantiles import count_selected
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.kernels.training_loss import training_loss
+from tokenuq_ml.kernels.weight_rule import BatchDecision
 from tokenuq_ml.models.adapters import add_trained_weights, attach_adapter, put_adapter_weights, save_adapter
-from tokenuq_ml.models.forward import head_of, hidden_states
+from tokenuq_ml.models.forward import accept_token_function, head_of, hidden_states
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.training.teacher import SeparateTeacher
 from tokenuq_ml.training.teacher_cache import CachedTeacher, TeacherCache, cache_bytes
@@ -142,6 +146,34 @@ def test_weights_stay_float32_while_passes_are_bfloat16(tmp_path):
     moved = [(parameter - before[name]).abs().max() for name, parameter in model.named_parameters()]
     assert {p.dtype for p in model.parameters()} == {torch.float32} and 0 < max(moved) < 1e-3
     assert min(moved) > 0
+
+
+def test_a_trained_head_is_multiplied_in_the_dtype_of_autocast():
+    """As the output layer of the model's own forward pass is."""
+    batch, found = collate(examples(4)), []
+    for ours in (True, False):
+        model = add_trained_weights(tiny_model(), FULL, 0)
+        with accept_token_function(model), torch.autocast("cpu", torch.bfloat16):
+            if ours:
+                loss = model(**batch.model_inputs, token_function=partial(summed_loss, batch))
+            else:
+                logits = model(input_ids=batch.input_ids_BT).logits[:, :-1][batch.response_BT[:, 1:]]
+                loss = torch.nn.functional.cross_entropy(logits.float(), batch.label_N)
+        loss.backward()
+        found.append((loss.item(), weights_of_gradients(model)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for name, gradient in found[1][1].items():
+        assert (found[0][1][name] - gradient).norm() <= 0.02 * gradient.norm(), name
+
+
+def summed_loss(batch, states, head):
+    assert head.weight_VD.dtype == torch.bfloat16
+    everything = BatchDecision.of_weights(torch.full_like(batch.label_N, 1.0, dtype=torch.float32), 0 * batch.label_N)
+    return training_loss(batch.predicting(states), head, batch.label_N, everything).total / len(batch.label_N)
+
+
+def weights_of_gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def test_a_dora_adapter_keeps_its_factors_and_is_fresh_again(tmp_path):
