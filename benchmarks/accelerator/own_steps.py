@@ -1,0 +1,147 @@
+"""The contestants of a training step that are ours: `TokenObjective` over transformers' Trainer.
+
+Shapes: N response tokens, D hidden size.
+"""
+
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import TrainingArguments
+
+from benchmarks.accelerator.clock import Measured, StepClock
+from benchmarks.accelerator.shapes import Setting, own_model, random_rows
+from benchmarks.accelerator.steps import InOrder, Ticks, autocast, dataset_of, train_and_measure, trainer_settings
+from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
+from tokenuq_ml.kernels.training_loss import TrainingLoss
+from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule
+from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.flags import evaluation_mode
+from tokenuq_ml.models.forward import head_of, hidden_states
+from tokenuq_ml.training.phase_clock import PhaseClock
+from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
+from tokenuq_ml.training.token_batch import LabelledInputs, TokenBatch
+from tokenuq_ml.training.token_objective import TokenObjective
+
+Form = Literal["mean_embeddings", "hidden_states", "online"]
+
+
+class PinnedTeacher(TeacherSource):
+    """Teacher whose states of the one batch are in the host's memory, as those of a cached teacher are when it reads.
+
+    Args:
+        states: of the batch's N response tokens, on the CPU.
+        device: where a step needs them.
+    """
+
+    def __init__(self, states: TeacherStates, device: torch.device):
+        self.device = device
+        self.form = "mean_embeddings" if states.hidden_ND is None else "hidden_states"
+        pinned = (_pinned(column, device) for column in states)
+        self._states = TeacherStates(*pinned)
+
+    def states(self, model: PeftModel, batch: TokenBatch) -> TeacherStates:
+        """Copy the states to the device, without waiting for it."""
+        columns = (None if one is None else one.to(self.device, non_blocking=True) for one in self._states)
+        return TeacherStates(*columns)
+
+
+def _pinned(column: Tensor | None, device: torch.device) -> Tensor | None:
+    return column.pin_memory() if column is not None and device.type == "cuda" else column
+
+
+@torch.no_grad()
+def cached_states(model: PeftModel, setting: Setting, form: Form) -> TeacherStates:
+    """Return the states of the model without its adapter, as a teacher's cache stores them."""
+    device = setting.device
+    ids_BT, labels_BT = (rows.to(device) for rows in random_rows(setting.shape))
+    batch, head = LabelledInputs({"input_ids": ids_BT, "labels": labels_BT}), head_of(model)
+    with use_adapter(model, None), evaluation_mode(model), autocast(device, setting.dtype):
+        hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs))
+    if form == "hidden_states":
+        return TeacherStates(hidden_ND.cpu())
+    means = mean_embeddings(hidden_ND, head).states(hidden_ND)
+    return TeacherStates(*(None if column is None else column.cpu() for column in means))
+
+
+class TimedRule:
+    """A rule whose decision is a phase of the Trainer's clock."""
+
+    def __init__(self, rule: WeightRule, clock: PhaseClock):
+        self.rule, self.clock = rule, clock
+
+    @property
+    def needs_losses(self) -> bool:
+        """Whether the rule needs the losses."""
+        return self.rule.needs_losses
+
+    def decide(self, loss_N: Tensor) -> BatchDecision:
+        """Return the rule's decision."""
+        with self.clock.phase("selection"):
+            return self.rule.decide(loss_N)
+
+
+class MeasuredTrainer(TokenObjective, InOrder):
+    """Trainer with the objective as a study's students have it: no metrics of its own, a record of every token."""
+
+    logs_metrics = False
+    records_losses = True
+    applied_keys = frozenset({"lora", "rank_growth", "train", "budget"})
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kept: list[TrainingLoss] = []
+
+    def record(self, batch: Any, out: TrainingLoss, tokens_of_step: int) -> None:
+        """Keep what a study would write: losses, divergences, weights and mask, on the device."""
+        self.kept = [out._replace(total=out.total.detach())]
+
+    def _undecided(self, batch: TokenBatch):
+        micro_batch = super()._undecided(batch)
+        micro_batch.rule = TimedRule(micro_batch.rule, self.clock)
+        return micro_batch
+
+
+def own_step(
+    setting: Setting,
+    clock: StepClock,
+    ablation: SimpleNamespace,
+    form: Form | None = None,
+) -> tuple[Measured, dict[str, float]]:
+    """Train by an ablation, and return the cost of a step and the shares of its phases.
+
+    Args:
+        setting: model, batch, device and dtype.
+        clock: of the steps.
+        ablation: of `specs.py`.
+        form: how the teacher is given; None: no token is distilled.
+    """
+    model = own_model(setting)
+    teacher = None
+    if form is not None:
+        cached = form != "online"
+        teacher = PinnedTeacher(cached_states(model, setting, form), setting.device) if cached else OnlineTeacher()
+    trainer = MeasuredTrainer(
+        model=model,
+        args=TrainingArguments(**trainer_settings(setting, clock)),
+        train_dataset=dataset_of(setting.shape, clock.steps),
+        callbacks=[Ticks(clock)],
+        ablation=ablation,
+        teacher=teacher,
+    )
+    phases: Counter[str] = Counter()
+    clock.at_start = partial(_count, trainer.clock, phases, -1)
+    clock.at_end = partial(_count, trainer.clock, phases, 1)
+    measured = train_and_measure(trainer, clock)
+    total = phases.pop("total")
+    return measured, {name: seconds / total for name, seconds in phases.items()}
+
+
+def _count(clock: PhaseClock, phases: Counter, sign: int) -> None:
+    """Add or subtract the seconds of the phases so far."""
+    for name, seconds in clock.seconds().items():
+        phases[name] += sign * seconds
