@@ -230,6 +230,11 @@ class StudySpec(Spec):
                     f"'train.adapter' is none, and 'sharding' {self.sharding} shares weights that are frozen; set "
                     "'train.adapter' to lora or dora, or remove 'sharding'"
                 )
+            if self.attention in ("flex", "flash_attention_2"):
+                raise ValueError(
+                    f"'attention' {self.attention} needs weights in 16 bits, and 'train.adapter' is none, which keeps "
+                    "those that are trained in float32; set 'attention' to sdpa, which uses the same kernels on a GPU"
+                )
         if self.quantization is not None and self.sharding != "none":
             raise ValueError(
                 f"'sharding' {self.sharding} does not share quantised weights; remove 'sharding' (every process then "
