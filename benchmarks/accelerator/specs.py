@@ -14,14 +14,14 @@ UNCERTAINTY = SimpleNamespace(samples=SAMPLES, dropout=DROPOUT, attention_dropou
 """An `UncertaintySpec`: BALD from ten samples."""
 
 
-def _objective(kind: str, distill: SimpleNamespace | None = None) -> SimpleNamespace:
-    return SimpleNamespace(kind=kind, distill=distill, setting=lambda name: 1.0)
+MLE = SimpleNamespace(kind="mle", distill=None, setting=lambda name: 1.0)
+NONE = SimpleNamespace(kind="none", distill=None)
 
 
 def _ablation(select: SimpleNamespace, rest: SimpleNamespace, needs_losses: bool) -> SimpleNamespace:
     return SimpleNamespace(
         select=select,
-        selected=_objective("mle"),
+        selected=MLE,
         rest=rest,
         distillation=rest.distill,
         seed=0,
@@ -32,7 +32,7 @@ def _ablation(select: SimpleNamespace, rest: SimpleNamespace, needs_losses: bool
         scales_loss=False,
         needs_student_losses=needs_losses,
         student_columns_read=(),
-        decides_together=lambda is_masked: needs_losses,
+        decides_together=lambda is_masked: needs_losses and not is_masked,
     )
 
 
@@ -57,7 +57,7 @@ def paper() -> SimpleNamespace:
         takes_all=False,
         is_decided_before_training=False,
     )
-    return _ablation(select, _objective("distill", distill), needs_losses=True)
+    return _ablation(select, SimpleNamespace(kind="distill", distill=distill), needs_losses=True)
 
 
 def mle() -> SimpleNamespace:
@@ -73,4 +73,4 @@ def mle() -> SimpleNamespace:
         takes_all=True,
         is_decided_before_training=False,
     )
-    return _ablation(select, _objective("none"), needs_losses=False)
+    return _ablation(select, NONE, needs_losses=False)
