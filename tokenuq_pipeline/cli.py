@@ -16,6 +16,7 @@ from tokenuq_pipeline.commands import (
     INTERRUPTED,
     READER_GONE,
     USAGE,
+    ablate,
     adopt,
     advise,
     curate,
@@ -31,6 +32,7 @@ from tokenuq_pipeline.commands import (
 )
 
 COMMANDS = (
+    ablate,
     plan,
     run,
     show,

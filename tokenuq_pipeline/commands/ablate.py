@@ -1,0 +1,165 @@
+"""`tokenuq ablate`: from a model and a data file to an ablation table, without writing a YAML file.
+
+The study that it makes is one like any other: its entries are kept in a folder, and every command knows it.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from tokenuq_ml.atomic_files import atomic_write
+from tokenuq_ml.control_characters import escaped
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.redaction import redacted
+from tokenuq_pipeline.commands import plan, run
+from tokenuq_pipeline.commands.common import configuration
+from tokenuq_pipeline.commands.score import FORMATS
+
+ABLATIONS = ("mle_s0", "masked_mle_top25_s0", "paper_top25_s0")
+"""The paper's three objectives, one seed each."""
+FOLDER = "tokenuq_config"
+"""Folder of new entries in the working directory, unless `$TOKENUQ_CONFIG` names one."""
+
+
+def add_parser(commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "ablate",
+        help="make a study of flags, plan it, ask, and run it",
+        description="Makes a study of a model and of data, prints its entries and its plan, and runs it after a "
+        f"question. The entries are added to the folder $TOKENUQ_CONFIG, by default ./{FOLDER}, so that every other "
+        "command knows the study. The same command again continues it.",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a model in models.yaml, a folder in Hugging Face's format, a GGUF file, or an id on the hub",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="a dataset in datasets.yaml, a file, a folder, an address, or an id on the hub",
+    )
+    parser.add_argument(
+        "--ood",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help="data out of distribution, evaluated only; repeatable",
+    )
+    parser.add_argument(
+        "--ablation",
+        nargs="+",
+        default=list(ABLATIONS),
+        metavar="NAME",
+        help=f"ablations in ablations.yaml; default: {' '.join(ABLATIONS)}",
+    )
+    parser.add_argument("--name", metavar="STUDY", help="name of the study; default: of data and model")
+    parser.add_argument("--format", choices=FORMATS, help="what the rows of --data look like; default: as columns say")
+    parser.add_argument("--rows", type=_positive(int), metavar="N", help="draw only N rows, 80%% of them to train on")
+    parser.add_argument("--max-length", type=_positive(int), default=1024, metavar="N", help="tokens; default: 1024")
+    parser.add_argument("--epochs", type=_positive(int), default=1, metavar="N", help="default: 1")
+    parser.add_argument("--batch-size", type=_positive(int), default=8, metavar="N", help="default: 8")
+    parser.add_argument(
+        "--learning-rate",
+        type=_positive(float),
+        default=2e-4,
+        metavar="RATE",
+        help="of teacher and students; default: 2e-4",
+    )
+    parser.add_argument("--seeds", type=_positive(int), metavar="N", help="seeds of each ablation; default: as it says")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.set_defaults(function=ablate_command)
+
+
+def _positive(kind):
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+        return value
+
+    return parse
+
+
+def ablate_command(options: argparse.Namespace) -> int:
+    """Run `tokenuq ablate`."""
+    from tokenuq_pipeline.commands.ablate_entries import as_yaml, entries_of, save, unsaved
+
+    config = configuration()
+    entries, folder = entries_of(options, config), _folder()
+    study = next(iter(entries["studies"]))
+    new = unsaved(entries, config, folder)
+    for name, text in as_yaml(entries).items():
+        print(escaped(redacted(f"# {folder / name}\n{text}")))
+    if not options.yes and not sys.stdin.isatty():
+        raise InputError("there is no terminal to ask on; add --yes to write these entries and run the study")
+    before = os.environ.get("TOKENUQ_CONFIG")
+    os.environ["TOKENUQ_CONFIG"] = str(folder)
+    saved = _texts(folder)
+    save(new, folder)
+    try:
+        # The configuration with the new entries is checked here, and the data are looked at.
+        code = _command(plan, "plan", "--study", study)
+        if code or not (options.yes or _agreed()):
+            raise _Refused(code)
+    except BaseException as error:
+        _restore(folder, saved)
+        if before is None:
+            os.environ.pop("TOKENUQ_CONFIG")
+        if isinstance(error, _Refused):
+            return error.code
+        raise
+    if before is None:
+        print(f"Other commands know the study with: export TOKENUQ_CONFIG={shlex.quote(str(folder))}\n", flush=True)
+    return _command(run, "run", "--study", study)
+
+
+class _Refused(Exception):
+    """The plan failed, or the user does not want it."""
+
+    def __init__(self, code: int):
+        super().__init__()
+        self.code = code
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("TOKENUQ_CONFIG") or FOLDER).expanduser().absolute()
+
+
+def _texts(folder: Path) -> dict[Path, str]:
+    return {path: path.read_text(encoding="utf-8") for path in folder.glob("*.yaml")}
+
+
+def _restore(folder: Path, texts: dict[Path, str]) -> None:
+    """Put back what the folder's files held, and remove new ones."""
+    for path in folder.glob("*.yaml"):
+        if path not in texts:
+            path.unlink()
+        elif path.read_text(encoding="utf-8") != texts[path]:
+            with atomic_write(path) as file:
+                file.write(texts[path].encode())
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _agreed() -> bool:
+    try:
+        return input("\nRun it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _command(module, *arguments: str) -> int:
+    """Run another command as if its arguments had been typed."""
+    parser = argparse.ArgumentParser(prog="tokenuq")
+    module.add_parser(parser.add_subparsers())
+    options = parser.parse_args(arguments)
+    return options.function(options)
