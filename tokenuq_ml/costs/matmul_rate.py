@@ -19,11 +19,12 @@ from tokenuq_ml.models.numerics import resolve_numerics
 from tokenuq_ml.scoring.batch_threads import batch_tokens
 
 ROWS = 2048
-"""Rows of a product, as in the benchmark that EFFICIENCY of `work.py` comes from."""
+"""Rows of a product, as in the benchmark that `TWO_CORES` of `efficiency.py` comes from."""
 HEAD_ROWS, HEAD_OUT = 682, 49_152
 """Rows of the head product, and the most tokens of its vocabulary: a part of a large head is enough."""
-COPIES_BYTES = 64 * 2**20
-"""Layers are repeated up to this size, so that weights are read from memory and not from the cache."""
+COPIES_BYTES, MOST_COPIES = 64 * 2**20, 32
+"""Layers are repeated up to this size, so that weights are read from memory and not from the cache; and how often at
+most: those of a tiny model stay in the cache in its training too."""
 SECONDS, MIN_REPEATS = 2.0, 3
 """How long products are timed, and how often at least."""
 
@@ -41,7 +42,7 @@ def matmul_rate(layer: list[tuple[int, int]], head: tuple[int, int], precision: 
     numerics = resolve_numerics(precision)
     make = {"dtype": numerics.dtype, "device": numerics.device}
     bytes_of_layer = numerics.dtype.itemsize * sum(i * o for i, o in layer)
-    copies = max(1, COPIES_BYTES // bytes_of_layer)
+    copies = max(1, min(COPIES_BYTES // bytes_of_layer, MOST_COPIES))
     weights = [torch.randn(o, i, **make) for _ in range(copies) for i, o in layer]
     inputs = {i: torch.randn(ROWS, i, **make) for i, _ in layer}
     width, vocabulary = head
