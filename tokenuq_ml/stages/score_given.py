@@ -19,11 +19,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.config import ModelSpec, UncertaintySpec
+from tokenuq_ml.config.base_keys import Quantization
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.hub_errors import first_line
 from tokenuq_ml.models.adapter_kinds import check_forward
 from tokenuq_ml.models.adapters import attach_adapter
+from tokenuq_ml.models.base_settings import BaseSettings
 from tokenuq_ml.models.conversion import set_template
 from tokenuq_ml.models.load import load_model, load_tokenizer
 from tokenuq_ml.models.model_sources import load_source
@@ -56,6 +58,8 @@ class GivenModel:
     """Folder of an adapter, or its id on the hub."""
     adapter_name: str | None = None
     """How the user named the adapter."""
+    quantization: Quantization | None = None
+    """Of the base model that the adapter was trained on."""
     precision: str = "auto"
 
 
@@ -154,7 +158,7 @@ def _loaded(
     given: GivenModel, scratch: str | Path
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, Numerics]:
     if given.folder is not None:
-        model, numerics = load_model(given.folder, given.precision)
+        model, numerics = load_model(given.folder, given.precision, BaseSettings(quantization=given.quantization))
         tokenizer = load_tokenizer(given.folder)
     else:
         assert given.spec is not None

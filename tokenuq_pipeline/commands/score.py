@@ -192,8 +192,8 @@ def _model(config: "Config", given: str) -> dict[str, Any]:
     return {"name": given, "spec": spec.fields()}
 
 
-def _adapter(config: "Config", options: argparse.Namespace) -> dict[str, str]:
-    """Return the adapter: a folder, one of the store, or an id on the hub.
+def _adapter(config: "Config", options: argparse.Namespace) -> dict[str, Any]:
+    """Return the adapter: a folder, one of the store with the quantization of its base, or an id on the hub.
 
     Raises:
         InputError: the store has no such adapter, or the study is of another model.
@@ -217,7 +217,14 @@ def _adapter(config: "Config", options: argparse.Namespace) -> dict[str, str]:
         raise InputError(f"--adapter {given}: {asset} was never made; run `tokenuq run --study {study}`")
     require_undamaged(store, asset)
     fetch(store, asset, lambda path: True)
-    return {"adapter": str(store.path(places_of(asset)["adapter"])), "adapter_name": given}
+    quantization = config.studies[study].quantization
+    if quantization is not None and not store.is_complete(f"models/{model}"):
+        raise InputError(
+            f"--adapter {given}: was trained on {model} in {quantization}, and models/{model} is not in the store; run "
+            f"`tokenuq run --study {study}`"
+        )
+    place = str(store.path(places_of(asset)["adapter"]))
+    return {"adapter": place, "adapter_name": given, "quantization": quantization}
 
 
 def _source(config: "Config", given: str, options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
