@@ -6,7 +6,8 @@ Shapes: B sequences, T positions, N response tokens of a batch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenuq_ml.seeding import epoch_generator
+from tokenuq_ml.transfers import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +50,12 @@ class Batch:
 
     def to(self, device: str | torch.device) -> "Batch":
         """Return the batch with its tensors on `device`."""
-        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        moved = replace(self, **{name: to_device(tensor, device) for name, tensor in tensors.items()})
+        # Found on the host: to find it on a GPU, the host would have to wait for it.
+        vars(moved)["predicting_N"] = to_device(self.predicting_N, device)
+        return moved
 
     def with_mask(self) -> "Batch":
         """Return the batch with `mask_BT`, unless it is packed and so has no padding."""
@@ -71,19 +77,25 @@ class Batch:
         given = {name: value for name, value in optional.items() if value is not None}
         return {"input_ids": self.input_ids_BT, **given}
 
+    @cached_property
+    def predicting_N(self) -> Tensor:
+        """int64: where the states are from which the response tokens are predicted, in `[B * T]`."""
+        row_N, before_N = self.response_BT[:, 1:].nonzero(as_tuple=True)
+        return row_N * self.response_BT.shape[1] + before_N
+
     @property
     def tokens(self) -> int:
         """N, the number of response tokens."""
-        return int(self.response_BT[:, 1:].sum())
+        return len(self.predicting_N)
 
     def predicting(self, hidden_BTD: Tensor) -> Tensor:
         """Return `hidden_ND`, the states that predict the response tokens: one position before each."""
-        return hidden_BTD[:, :-1][self.response_BT[:, 1:]]
+        return hidden_BTD.flatten(0, 1).index_select(0, self.predicting_N)
 
-    @property
+    @cached_property
     def label_N(self) -> Tensor:
         """Ids of the response tokens, by example and position."""
-        return self.input_ids_BT[:, 1:][self.response_BT[:, 1:]]
+        return self.input_ids_BT.flatten()[self.predicting_N + 1]
 
     @property
     def example_N(self) -> Tensor:

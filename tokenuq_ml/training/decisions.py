@@ -25,12 +25,13 @@ from tokenuq_ml.kernels.loss_terms import TeacherTerm
 from tokenuq_ml.kernels.observers import Observer
 from tokenuq_ml.kernels.token_statistics import TokenStatistics
 from tokenuq_ml.kernels.training_loss import TrainingLoss
-from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule, Weights
-from tokenuq_ml.training.objectives import token_weights
-from tokenuq_ml.training.selection import select
+from tokenuq_ml.kernels.weight_rule import BatchDecision, KnownTerms, WeightRule, Weights
+from tokenuq_ml.training.objectives import possible_terms, token_weights
+from tokenuq_ml.training.selection import known_count, select
 from tokenuq_ml.training.student_columns import StudentColumns
 from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.tokens import Tokens, join
+from tokenuq_ml.transfers import to_device
 
 if TYPE_CHECKING:
     from tokenuq_ml.config import AblationSpec
@@ -49,11 +50,22 @@ def decide(ablation: AblationSpec, tokens: Tokens, static_N: Tensor | None = Non
     Raises:
         InputError: the ablation needs what the Trainer does not give, or a user's function returns a wrong result.
     """
-    selected_N = select(ablation.select, tokens) if static_N is None else static_N.to(tokens.loss_N.device)
+    device = tokens.loss_N.device
+    selected_N = select(ablation.select, tokens) if static_N is None else to_device(static_N, device)
     weights = token_weights(ablation, selected_N, tokens)
     if tokens.weight_N is not None:
         weights = Weights(*(column_N * tokens.weight_N.to(column_N) for column_N in weights))
-    return BatchDecision(weights, selected_N)
+    return BatchDecision(weights, selected_N, _known_terms(ablation, tokens, static_N))
+
+
+def _known_terms(ablation: AblationSpec, tokens: Tokens, static_N: Tensor | None) -> KnownTerms | None:
+    """Return what the host knows of the decision without its result."""
+    of_selected, of_rest = possible_terms(ablation.selected), possible_terms(ablation.rest)
+    if of_selected is None or of_rest is None:
+        return None
+    if static_N is None:
+        return KnownTerms(known_count(ablation.select, tokens), of_selected, of_rest)
+    return KnownTerms(int(static_N.sum()) if static_N.device.type == "cpu" else None, of_selected, of_rest)
 
 
 @dataclass(frozen=True)

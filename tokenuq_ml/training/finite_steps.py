@@ -4,8 +4,10 @@ The Trainer trains on with NaN, and hides it from its log (`logging_nan_inf_filt
 result is used: the loss of each micro-batch after its forward pass, the norm of the gradient before the optimiser's
 step, and the trained weights before they are saved and at the end. The last good checkpoint stays the last one.
 
-The host reads one flag per micro-batch, with the step's number of tokens, and the norm once per step. The Trainer's
-filter, which waits for the device twice per micro-batch, is off meanwhile.
+On a CPU, a micro-batch's loss is read after its forward pass. On an accelerator, the flags of a step's micro-batches
+are read together with the norm of its gradient: the step's only wait for the device. That has to be before the
+optimiser's step, or the weights would no longer be those that failed, and the module that fails could not be found. The
+Trainer's filter, which waits for the device twice per micro-batch, is off meanwhile.
 
 Shapes: N response tokens of a micro-batch.
 """
@@ -17,12 +19,14 @@ import torch
 from torch import Tensor
 
 from tokenuq_ml.errors import NonFiniteError
+from tokenuq_ml.kernels.backend import backend_of
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.models.non_finite import first_non_finite_module, is_finite, non_finite_weights, output_layer_name
 from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.seeding import replayed_generators
 from tokenuq_ml.training.decisions import MicroBatch
 from tokenuq_ml.training.token_batch import TokenBatch
+from tokenuq_ml.transfers import HostCopy
 
 NAMED_EXAMPLES = 5
 """How many examples a message names."""
@@ -63,7 +67,7 @@ class FiniteSteps:
     _losses_of_step = 0
 
     def _get_grad_norm(self, *args, **kwargs):
-        norm = super()._get_grad_norm(*args, **kwargs)
+        norm = self._read_flags(super()._get_grad_norm(*args, **kwargs))
         if not math.isfinite(float(norm)):
             # A scaler for float16 finds its scale by gradients that overflow, and skips their steps.
             scales = getattr(self.accelerator, "scaler", None) is not None
@@ -76,6 +80,34 @@ class FiniteSteps:
         return super()._save_checkpoint(*args, **kwargs)
 
     # What `TokenObjective` calls.
+
+    _unread_flags: tuple[tuple[MicroBatch, Tensor], ...] = ()
+    """Of each micro-batch since the last step, on an accelerator: whether its loss is finite."""
+
+    def may_be_recorded(self, micro_batch: MicroBatch, out: TrainingLoss) -> bool:
+        """Note whether the micro-batch's loss is finite; return False if it is known not to be."""
+        is_finite_loss = torch.isfinite(out.total.detach())
+        # Kept for the message. Without its graph, which would hold the pass in memory.
+        micro_batch.out = out._replace(total=out.total.detach())
+        if backend_of(out.total).is_accelerator:
+            self._unread_flags = (*self._unread_flags, (micro_batch, is_finite_loss))
+            return True
+        micro_batch.is_finite = bool(is_finite_loss)
+        return micro_batch.is_finite
+
+    def _read_flags(self, norm: Tensor | float | None) -> Tensor | float | None:
+        """Return the norm, and raise if the loss of a micro-batch of this step was not finite."""
+        unread, self._unread_flags = self._unread_flags, ()
+        if not unread:
+            return norm
+        flags = [flag.float() for _, flag in unread]
+        with_norm = type(norm) is Tensor and norm.device == flags[0].device
+        (values,) = HostCopy(torch.stack([*flags, norm.float()] if with_norm else flags)).wait()
+        numbers = values.tolist()
+        for (micro_batch, _), value in zip(unread, numbers, strict=False):
+            micro_batch.is_finite = value > 0
+            self.require_finite_loss(micro_batch)
+        return numbers[-1] if with_norm else norm
 
     def require_finite_loss(self, micro_batch: MicroBatch) -> None:
         """Raise if the micro-batch, whose forward pass has just run, has a loss that is not finite."""
@@ -203,9 +235,3 @@ def _cause(out: TrainingLoss) -> tuple[str, Tensor]:
         if bad_N.any():
             return what, bad_N
     return "the sum of the losses", torch.ones_like(mle_N, dtype=torch.bool)
-
-
-def read_back(tokens_of_step: Tensor, total: Tensor) -> tuple[int, bool]:
-    """Return the number of tokens and whether the loss is finite, both in one transfer from the device."""
-    tokens, is_finite_loss = torch.stack([tokens_of_step, torch.isfinite(total.detach()).to(tokens_of_step)]).tolist()
-    return int(tokens), bool(is_finite_loss)

@@ -23,7 +23,7 @@ from tokenuq_ml.config import user_code
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import label_factors
 from tokenuq_ml.kernels.label_factors import Factor
-from tokenuq_ml.kernels.weight_rule import Gain, Weights
+from tokenuq_ml.kernels.weight_rule import Gain, Terms, Weights
 from tokenuq_ml.training import label_weights
 from tokenuq_ml.training.label_weights import Shares
 from tokenuq_ml.training.tokens import Tokens
@@ -54,6 +54,9 @@ FACTORS: dict[str, Callable[..., Factor]] = {
 }
 """Factors of the cross-entropy that are computed from the student's own logits; settings are keyword arguments."""
 
+FACTORS_OF_LOGITS = {"eaft"}
+"""Those that need more than the token's cross-entropy."""
+
 
 def token_weights(ablation: AblationSpec, selected_N: Tensor, tokens: Tokens) -> Weights:
     """Return float32 weights of each token, given which are selected.
@@ -69,9 +72,22 @@ def token_weights(ablation: AblationSpec, selected_N: Tensor, tokens: Tokens) ->
     """
     columns = [torch.zeros(len(selected_N), dtype=torch.float32, device=selected_N.device) for _ in range(2)]
     for objective, mask_N in ((ablation.selected, selected_N), (ablation.rest, ~selected_N)):
-        for column_N, weight in zip(columns, _weights(objective, selected_N, tokens), strict=True):
-            column_N[mask_N] = weight.to(column_N)[mask_N] if isinstance(weight, Tensor) else float(weight)
+        given = _weights(objective, selected_N, tokens)
+        columns = [
+            torch.where(mask_N, weight.to(column_N), column_N)
+            if isinstance(weight, Tensor)
+            else column_N.masked_fill(mask_N, float(weight))
+            for column_N, weight in zip(columns, given, strict=True)
+        ]
     return Weights(*columns)
+
+
+def possible_terms(objective: ObjectiveSpec) -> Terms | None:
+    """Return which terms a token with this objective may have; None for a user's own function."""
+    if user_code.is_reference(objective.kind):
+        return None
+    without_label = (label_weights.divergence_only, label_weights.nothing)
+    return Terms(mle=OBJECTIVES[objective.kind] not in without_label, distill=objective.distill is not None)
 
 
 def _weights(objective: ObjectiveSpec, selected_N: Tensor, tokens: Tokens) -> tuple[float | Tensor, float | Tensor]:
@@ -103,6 +119,7 @@ def token_gain(ablation: AblationSpec) -> Gain | None:
         pairs = zip(chosen(logits_RV, loss_R), rest(logits_RV, loss_R), strict=True)
         return Factor(*(torch.where(selected_R, *pair) for pair in pairs))
 
+    gain.reads_logits = not {ablation.selected.kind, ablation.rest.kind}.isdisjoint(FACTORS_OF_LOGITS)
     return gain
 
 

@@ -6,6 +6,7 @@ Shapes: N response tokens of a micro-batch.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -13,7 +14,9 @@ from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.costs.record import CostRecord
 from tokenuq_ml.data.batching import Batch
 from tokenuq_ml.kernels.training_loss import TrainingLoss
+from tokenuq_ml.kernels.weight_rule import Weights
 from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_ml.transfers import HostCopy
 
 
 @dataclass
@@ -32,14 +35,36 @@ class _StepSums:
     selected: int = 0
 
     def add(self, out: TrainingLoss) -> None:
-        """Add a micro-batch."""
+        """Add a micro-batch, whose tensors are on the host."""
         mle_N, distill_N = out.weights.mle_N > 0, out.weights.distill_N > 0
-        self.total += float(out.total.detach())
+        self.total += float(out.total)
         self.mle += float(out.loss_N[mle_N].sum())
         self.distill += float(out.divergence_N[distill_N].sum())
         self.n_mle += int(mle_N.sum())
         self.n_distill += int(distill_N.sum())
         self.selected += int(out.selected_N.sum())
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What was computed for a micro-batch, on its way to the host."""
+
+    batch: Batch
+    copy: HostCopy
+    tokens_of_step: int
+    step: int
+    epoch: float
+
+    @classmethod
+    def of(cls, batch: Batch, out: TrainingLoss, *numbers: Any) -> "_MicroBatch":
+        """Return the micro-batch; the copy starts now."""
+        columns = (out.total, out.loss_N, out.divergence_N, *out.weights, out.selected_N)
+        return cls(batch, HostCopy(*columns), *numbers)
+
+    def out(self) -> TrainingLoss:
+        """Return what was computed, on the host; waits for it."""
+        total, loss_N, divergence_N, mle_N, distill_N, selected_N = self.copy.wait()
+        return TrainingLoss(total, loss_N, divergence_N, Weights(mle_N, distill_N), selected_N)
 
 
 class StepRecorder:
@@ -67,6 +92,7 @@ class StepRecorder:
         """How micro-batches were made: `bucket` or `pack`."""
         self._sums: _StepSums | None = None
         self._frames: list[pl.DataFrame] = []
+        self._pending: list[_MicroBatch] = []
 
     @property
     def last_step(self) -> int:
@@ -74,7 +100,7 @@ class StepRecorder:
         return self.log_rows[-1]["step"] if self.log_rows else 0
 
     def add(self, batch: Batch, out: TrainingLoss, tokens_of_step: int, step: int, steps_per_epoch: int) -> None:
-        """Add a micro-batch.
+        """Add a micro-batch. Its values are read at the end of the step, so that no pass waits for a GPU here.
 
         Args:
             batch: the micro-batch, with N response tokens.
@@ -83,19 +109,25 @@ class StepRecorder:
             step: the optimiser step, from 1.
             steps_per_epoch: optimiser steps of an epoch.
         """
-        epoch = step / steps_per_epoch
-        if self._sums is None or self._sums.step != step:
-            self._sums = _StepSums(step, epoch, tokens_of_step)
-        self._sums.add(out)
-        self._frames.append(self._selection_rows(batch, out, step, epoch))
+        self._pending.append(_MicroBatch.of(batch, out, tokens_of_step, step, step / steps_per_epoch))
+
+    def _read(self) -> None:
+        """Add what has been copied to the host since the last step."""
+        pending, self._pending = self._pending, []
+        for one in pending:
+            if self._sums is None or self._sums.step != one.step:
+                self._sums = _StepSums(one.step, one.epoch, one.tokens_of_step)
+            out = one.out()
+            self._sums.add(out)
+            self._frames.append(self._selection_rows(one.batch, out, one.step, one.epoch))
 
     def _selection_rows(self, batch: Batch, out: TrainingLoss, step: int, epoch: float) -> pl.DataFrame:
         keys = batch.keys
         columns = {
             "example_id": pl.Series([example_id for example_id, _ in keys], dtype=pl.String),
             "position": pl.Series([position for _, position in keys], dtype=pl.Int32),
-            "loss": out.loss_N.float().cpu().numpy(),
-            "selected": out.selected_N.cpu().numpy(),
+            "loss": out.loss_N.float().numpy(),
+            "selected": out.selected_N.numpy(),
         }
         kinds = pl.lit(self.ablation.selected.label), pl.lit(self.ablation.rest.label)
         return pl.DataFrame(columns).select(
@@ -112,6 +144,7 @@ class StepRecorder:
             learning_rate: of the step.
             grad_norm: norm of the gradient before clipping.
         """
+        self._read()
         ranks = self.gather([(self._sums, self._frames)])
         self._sums, self._frames = None, []
         self.selection_frames += [frame for _, frames in ranks for frame in frames]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 def extreme_quantile(score_N: Tensor, quantile: float, keep: str = "top") -> Tensor:
     """Return the mask of the `ceil(quantile * N)` highest or lowest scores; of equal scores, the earlier are taken.
 
+    By a stable sort, because `topk` does not say which of equal scores it takes. The number is known without the
+    scores, so that nothing waits for a GPU.
+
     Args:
         score_N: the scores.
         quantile: the share to take.
@@ -68,6 +71,13 @@ def _apply_rule(spec: SelectSpec, score: Tensor, tokens: Tokens) -> Tensor:
             "override `teacher_mean` of TokenObjective, or set a number"
         )
     return score > threshold if spec.keep == "above" else score <= threshold
+
+
+def known_count(spec: SelectSpec, tokens: Tokens) -> int | None:
+    """Return how many tokens `select` selects; None if that follows from the scores, or from the examples' lengths."""
+    if not spec.by_quantile or spec.unit != "token":
+        return None
+    return count_selected(value_at_step(spec.quantile, tokens), len(tokens.loss_N))
 
 
 def value_at_step(value: float | Schedule, tokens: Tokens) -> float:

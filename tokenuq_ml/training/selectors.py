@@ -16,6 +16,7 @@ from tokenuq_ml.config.estimators import ESTIMATORS, column_of
 from tokenuq_ml.data.token_categories import CATEGORIES
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.tokens import Tokens
+from tokenuq_ml.transfers import to_device
 
 
 def loss(tokens: Tokens) -> Tensor:
@@ -137,13 +138,13 @@ def complexity(tokens: Tokens) -> Tensor:
     """Score 0 for structure, 1 for words, 2 for numbers and code: the order of an explicit curriculum."""
     of_category = torch.tensor([float(COMPLEXITY[name]) for name in CATEGORIES])
     category_N = tokens.column("category").long()
-    return of_category.to(category_N.device)[category_N]
+    return to_device(of_category, category_N.device)[category_N]
 
 
 def random(tokens: Tokens) -> Tensor:
     """Score by uniform draws in [0, 1), new at each step, that depend only on seed and step."""
     draws = seeding.step_generator(tokens.seed, tokens.step).random(len(tokens.loss_N))
-    return torch.from_numpy(draws).to(tokens.loss_N.device)
+    return to_device(torch.from_numpy(draws), tokens.loss_N.device)
 
 
 def fixed_random(tokens: Tokens) -> Tensor:
@@ -158,7 +159,7 @@ def fixed_random(tokens: Tokens) -> Tensor:
         seeding.example_generator(tokens.seed, name).random(count)
         for name, count in zip(tokens.example_ids, counts, strict=True)
     ]
-    return torch.from_numpy(np.concatenate(draws) if draws else np.empty(0)).to(tokens.loss_N.device)
+    return to_device(torch.from_numpy(np.concatenate(draws) if draws else np.empty(0)), tokens.loss_N.device)
 
 
 def oracle_kl(tokens: Tokens) -> Tensor:

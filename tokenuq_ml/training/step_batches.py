@@ -7,10 +7,12 @@ that would have no effect, so it is refused.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.decisions import MicroBatch
+from tokenuq_ml.transfers import HostCopy
 
 Values = dict[str, tuple[Any, int | None]]
 """Name of an input -> itself, and for a tensor how often it was changed in place."""
@@ -28,9 +30,29 @@ class StepBatches:
         self.micro_batches = [make(inputs) for inputs in samples] if make else []
         self.tokens: Tensor | None = None
         """The response tokens of all ranks, at least 1; None until they are counted."""
+        self._counted: HostCopy | None = None
         self.is_decided = False
         """Whether the tokens of all micro-batches were selected together."""
         self._made_of = [dict(_values(inputs)) for inputs in samples]
+
+    def count(self, over_ranks: Callable[[Tensor], Tensor], device: str | torch.device) -> Tensor:
+        """Count the response tokens of all ranks, and return them on the device.
+
+        Args:
+            over_ranks: gathers a number from the ranks.
+            device: of the training.
+        """
+        own = sum(micro_batch.batch.tokens for micro_batch in self.micro_batches)
+        # Filled on the device: a copy would wait for it. A step without any token has the loss 0, not 0 / 0.
+        self.tokens = over_ranks(torch.full((), own, device=device)).sum().clamp(min=1)
+        self._counted = HostCopy(self.tokens)
+        return self.tokens
+
+    @property
+    def tokens_on_host(self) -> int:
+        """The same number on the host; copied before the step's first pass, after which nobody waits for it."""
+        assert self._counted is not None, "the tokens are not counted"
+        return int(self._counted.wait()[0].tolist())
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self.micro_batches)

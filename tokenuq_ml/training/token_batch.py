@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.document_borders import document_numbers
+from tokenuq_ml.transfers import HostCopy, to_device
 
 IGNORED = -100
 """The label of tokens that are not trained, as in transformers."""
@@ -60,25 +61,30 @@ class LabelledInputs:
         _check_labels(inputs)
         self.model_inputs = {key: value for key, value in inputs.items() if key not in ("labels", TOKEN_WEIGHTS)}
         self._inputs, self.labels_BT = inputs, inputs["labels"]
-        self._response_BT = self.labels_BT[:, 1:] != IGNORED
-        self.weight_N = _weights(inputs.get(TOKEN_WEIGHTS), self.labels_BT, self._response_BT)
+        # Labels that a Trainer has moved to a GPU are waited for: nothing else says how many tokens there are.
+        (response_BT,) = HostCopy(self.labels_BT[:, 1:] != IGNORED).wait()
+        row_N, before_N = response_BT.nonzero(as_tuple=True)
+        self._row_N = to_device(row_N, self.labels_BT.device)
+        self._predicting_N = to_device(row_N * self.labels_BT.shape[1] + before_N, self.labels_BT.device)
+        """Where the states are from which the response tokens are predicted, in `[B * T]`."""
+        self.weight_N = _weights(inputs.get(TOKEN_WEIGHTS), self.labels_BT, self._predicting_N + 1)
         """float32: the factor of each response token's term in training; None if the inputs have none."""
 
     @property
     def tokens(self) -> int:
         """N, the number of response tokens."""
-        return int(self._response_BT.sum())
+        return len(self._predicting_N)
 
     @property
     def label_N(self) -> Tensor:
         """Ids of the response tokens."""
-        return self.labels_BT[:, 1:][self._response_BT]
+        return self.labels_BT.flatten()[self._predicting_N + 1]
 
     @property
     def example_N(self) -> Tensor:
         """int64: the document of each token: its row, or one of several in the row (`document_borders.py`)."""
         number_BT = document_numbers(self._inputs, self.labels_BT)
-        return self._response_BT.nonzero()[:, 0] if number_BT is None else number_BT[:, 1:][self._response_BT]
+        return self._row_N if number_BT is None else number_BT.flatten()[self._predicting_N + 1]
 
     @property
     def unit(self) -> str:
@@ -87,7 +93,7 @@ class LabelledInputs:
 
     def predicting(self, hidden_BTD: Tensor) -> Tensor:
         """Return `hidden_ND`, the states from which the response tokens are predicted."""
-        return hidden_BTD[:, :-1][self._response_BT]
+        return hidden_BTD.flatten(0, 1).index_select(0, self._predicting_N)
 
 
 def _check_labels(inputs: Mapping[str, Any]) -> None:
@@ -107,8 +113,14 @@ def _check_labels(inputs: Mapping[str, Any]) -> None:
         raise InputError(f"`labels` have the shape {list(labels.shape)}; they need one label per token,{shape}")
 
 
-def _weights(weights_BT: Any, labels_BT: Tensor, response_BT: Tensor) -> Tensor | None:
-    """Return `weight_N`, aligned with the labels: position t weighs the token t, and the first one has no term."""
+def _weights(weights_BT: Any, labels_BT: Tensor, token_N: Tensor) -> Tensor | None:
+    """Return `weight_N`, aligned with the labels: position t weighs the token t, and the first one has no term.
+
+    Args:
+        weights_BT: as given; None if there are none.
+        labels_BT: the labels.
+        token_N: where the response tokens are, in `[B * T]`.
+    """
     if weights_BT is None:
         return None
     shape = tuple(weights_BT.shape) if isinstance(weights_BT, Tensor) else type(weights_BT).__name__
@@ -117,7 +129,7 @@ def _weights(weights_BT: Any, labels_BT: Tensor, response_BT: Tensor) -> Tensor 
             f"{TOKEN_WEIGHTS} is {shape}, and labels are {tuple(labels_BT.shape)}; give one weight per label, padded "
             "as labels are"
         )
-    weight_N = weights_BT[:, 1:][response_BT].float()
+    weight_N = weights_BT.flatten()[token_N].float()
     if not bool(((weight_N >= 0) & weight_N.isfinite()).all()):
         raise InputError(f"{TOKEN_WEIGHTS} holds a weight below 0, or one that is not finite; correct the dataset")
     return weight_N

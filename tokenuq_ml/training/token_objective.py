@@ -34,7 +34,7 @@ from tokenuq_ml.models.forward import accept_token_function
 from tokenuq_ml.seeding import generator_states, restored_generators
 from tokenuq_ml.training.decisions import MicroBatch, SelectionRule, decide_together
 from tokenuq_ml.training.document_borders import check_ids
-from tokenuq_ml.training.finite_steps import FiniteSteps, read_back
+from tokenuq_ml.training.finite_steps import FiniteSteps
 from tokenuq_ml.training.mixin_arguments import as_ablation, as_teacher, check_ablation, check_trainable, prepare_model
 from tokenuq_ml.training.objective_hooks import ObjectiveHooks
 from tokenuq_ml.training.objectives import token_gain
@@ -47,6 +47,7 @@ from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.training.tokens import Tokens
 from tokenuq_ml.training.trainer_options import check_options, switch_off_liger_loss, warn_of_unused_loss
 from tokenuq_ml.training.training_metrics import LoggedMetrics
+from tokenuq_ml.transfers import HostCopy, to_device
 
 if TYPE_CHECKING:
     from tokenuq_ml.config import AblationSpec
@@ -161,15 +162,12 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         samples = [inputs for _, inputs in zip(range(num_batches), epoch_iterator, strict=False)]
         samples = [self._prepare_inputs(inputs) for inputs in samples]
         self._step_batches = StepBatches(samples, lambda inputs: self._undecided(self.token_batch(inputs)))
-        tokens = torch.tensor(sum(micro_batch.batch.tokens for micro_batch in self._step_batches), device=device)
-        # A step without any response token has the loss 0, not 0 / 0.
-        self._step_batches.tokens = self.accelerator.gather(tokens).sum().clamp(min=1)
-        return samples, self._step_batches.tokens
+        return samples, self._step_batches.count(self.accelerator.gather, device)
 
     def _prepare_input(self, data):
-        # The device of several processes on a CPU is `cpu:0`, for which PyTorch copies a tensor of `cpu` each time.
-        if isinstance(data, Tensor) and data.device.type == self.args.device.type == "cpu":
-            return data
+        # PyTorch copies from `cpu` to `cpu:0`, the device of several processes; a Trainer's copy to a GPU waits for it.
+        if isinstance(data, Tensor) and data.device.type == "cpu" and self.args.device.type in ("cpu", "cuda"):
+            return data if self.args.device.type == "cpu" else to_device(data, self.args.device)
         return super()._prepare_input(data)
 
     def training_step(self, *args, **kwargs):
@@ -218,14 +216,14 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         columns = {**columns, **(student.columns if student else {})}
         return Tokens(
             loss_N,
-            example_N.to(device),
+            to_device(example_N, device),
             ids,
-            {name: column_N.to(device) for name, column_N in columns.items()},
+            {name: to_device(column_N, device) for name, column_N in columns.items()},
             self.teacher_mean,
             self.state.global_step + 1,
             self.state.max_steps,
             self.ablation.seed,
-            None if weight_N is None else weight_N.to(device),
+            None if weight_N is None else to_device(weight_N, device),
         )
 
     @property
@@ -239,8 +237,9 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
     def _decide_together(self, model) -> None:
         batches, needs_losses = [one.batch for one in self._step_batches], self.ablation.needs_student_losses
         losses = self._loss_pass(model) if needs_losses else [torch.zeros(batch.tokens) for batch in batches]
-        pairs = zip(self._step_batches, losses, strict=True)
-        tokens = [self._tokens(one.batch, one.student, loss_N.cpu()) for one, loss_N in pairs]
+        # On the CPU, where ranks gather them: the one moment of such a step, before its training passes, that waits.
+        pairs = zip(self._step_batches, HostCopy(*losses).wait(), strict=True)
+        tokens = [self._tokens(one.batch, one.student, loss_N) for one, loss_N in pairs]
         self.require_finite_losses(self._step_batches, [part.loss_N for part in tokens])
         masks = [self.static_mask(batch) for batch in batches]
         decide_together(self.ablation, self._step_batches.micro_batches, tokens, masks, self.accelerator)
@@ -287,12 +286,9 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
             )
         if micro_batch.loss_N is not None:
             out = out._replace(loss_N=micro_batch.loss_N)
-        tokens, micro_batch.is_finite = read_back(tokens_of_step, out.total)
-        if micro_batch.is_finite:
+        if self.may_be_recorded(micro_batch, out):
             self.add_metrics(batch, out, statistics)
-            self.record(batch, out, tokens)
-        else:
-            micro_batch.out = out
+            self.record(batch, out, self._step_batches.tokens_on_host)
         return out.total / tokens_of_step
 
     def _teacher_term(self, batch: TokenBatch) -> TeacherTerm | None:
