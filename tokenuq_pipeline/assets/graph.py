@@ -12,14 +12,15 @@ from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
 from tokenuq_pipeline.assets.comparison import comparison_asset
 from tokenuq_pipeline.assets.datasets import dataset_assets
+from tokenuq_pipeline.assets.further_teachers import candidate_teacher, ensemble_teacher
 from tokenuq_pipeline.assets.models import model_assets
 from tokenuq_pipeline.assets.teacher_change import teacher_change
 from tokenuq_pipeline.assets.teacher_scores import teacher_score_assets
-from tokenuq_pipeline.assets.teacher_sweep import candidate_teacher, teacher_sweep
+from tokenuq_pipeline.assets.teacher_sweep import teacher_sweep
 from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
 from tokenuq_pipeline.assets.true_divergence import true_divergence
 from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
-from tokenuq_pipeline.assets.uncertainty_estimates import ensemble_teacher, uncertainty_estimates
+from tokenuq_pipeline.assets.uncertainty_estimates import uncertainty_estimates
 
 
 class StageGroup(NamedTuple):
