@@ -18,13 +18,13 @@ from tokenuq_pipeline.definitions import build_defs
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 
+pytestmark = pytest.mark.heavy
 KINDS = {
     "nf4": {"quantization": "nf4"},
     "int8": {"quantization": "int8"},
     "dora": {"train": {"adapter": "dora"}},
     "none": {"train": {"adapter": "none", "learning_rate": 1e-3}, "uncertainty": {"attention_dropout": 0.1}},
 }
-HEAVY = pytest.mark.heavy
 
 
 def changed(kind: str) -> dict:
@@ -36,8 +36,7 @@ def changed(kind: str) -> dict:
     return study | {"ablations": ["paper_top25"], "evaluation": {"bootstrap": 50}}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=HEAVY) for kind in ("nf4", "int8", "dora")] + ["none"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_study_is_made_and_made_once(kind, tmp_path, monkeypatch):
     leave_out_pictures(monkeypatch)
     write_inputs(tmp_path)

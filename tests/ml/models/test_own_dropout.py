@@ -29,7 +29,7 @@ def test_dropouts_of_features_are_found_and_those_of_attention_are_not():
     assert dropouts_of_features(tiny_model("llama")) == {}
 
 
-@pytest.mark.parametrize("mask", ["sequence", "position"])
+@pytest.mark.parametrize("mask", ["sequence", pytest.param("position", marks=pytest.mark.heavy)])
 def test_bald_of_a_model_with_dropout_does_not_depend_on_batches_and_has_a_float64_reference(mask):
     model = tiny_model("gpt2")
     before = dict(model.named_modules())

@@ -24,6 +24,7 @@ from tokenuq_ml.scoring.token_losses import score_examples
 pytest.importorskip("bitsandbytes")
 
 KINDS = ("nf4", "int8")
+HEAVY = pytest.mark.heavy
 TRAIN = examples(4)
 SPEC = UncertaintySpec(samples=3, dropout=0.2)
 BFLOAT16 = Numerics("cpu", torch.bfloat16, 1, "test")
@@ -83,8 +84,8 @@ def test_eval_mode_computes_what_training_does(kind, folder):
     assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["llama", pytest.param("gpt2", marks=HEAVY)])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=HEAVY)])
 def test_scores_and_gradients_are_those_of_the_dequantised_weights(kind, model, folder):
     ours, plain = (adapted(one) for one in (quantised(folder, kind, model=model), plain_copy(folder, kind, model)))
     losses = [score_examples(one, TRAIN, FLOAT32)["loss"].to_numpy() for one in (ours.eval(), plain.eval())]
@@ -100,8 +101,8 @@ def test_scores_and_gradients_are_those_of_the_dequantised_weights(kind, model, 
         assert (gradient - gradients[1][name]).norm() <= 1e-4 * gradient.norm(), name
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=HEAVY)])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("nf4", marks=HEAVY)])
 def test_bald_is_that_of_the_dequantised_weights_in_float32_and_float64(kind, dora, folder):
     wide, plain = (adapted(one, dora).eval() for one in (quantised(folder, kind), plain_copy(folder, kind)))
     narrow = adapted(quantised(folder, kind, "bfloat16"), dora).eval()
@@ -117,6 +118,7 @@ def test_bald_is_that_of_the_dequantised_weights_in_float32_and_float64(kind, do
     assert rounded == pytest.approx(expected, rel=0.2, abs=5e-3)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_is_stored_and_attached_and_switched_off(kind, folder, tmp_path):
     model, batch = adapted(quantised(folder, kind)).eval(), collate(TRAIN)
@@ -130,6 +132,7 @@ def test_an_adapter_is_stored_and_attached_and_switched_off(kind, folder, tmp_pa
     assert head_of(again).weight_VD.dtype == torch.float32
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_float64_passes_put_the_layers_back(kind, folder):
     model, batch = quantised(folder, kind), collate(TRAIN)

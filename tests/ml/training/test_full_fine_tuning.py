@@ -90,6 +90,7 @@ def test_a_step_follows_the_gradient_of_the_plain_objective(tmp_path):
         assert clear.any() and torch.equal(moved[name].sign()[clear], -parameter.grad.sign()[clear]), name
 
 
+@pytest.mark.heavy
 def test_a_cached_teacher_with_a_head_of_its_own_trains_as_the_online_one(tmp_path):
     rows, teacher = examples(11), other_model()
     source = cached(tmp_path / "cache", teacher, rows)
@@ -115,7 +116,9 @@ def test_the_size_of_a_cache_with_a_head_is_computed_exactly(tmp_path):
     assert size < files < size + 1000
 
 
-@pytest.mark.parametrize("spec", [FULL, DORA], ids=["none", "dora"])
+@pytest.mark.parametrize(
+    "spec", [pytest.param(FULL, id="none"), pytest.param(DORA, id="dora", marks=pytest.mark.heavy)]
+)
 def test_a_training_that_was_killed_resumes_with_the_same_result(spec, tmp_path):
     def setup():
         made = training_setup(save_steps=1, snapshot_fractions=(0.5,))
@@ -135,6 +138,7 @@ def test_a_training_that_was_killed_resumes_with_the_same_result(spec, tmp_path)
     assert len(snapshots[0]) == 1 and snapshots[0][0].read_bytes() == snapshots[1][0].read_bytes()
 
 
+@pytest.mark.heavy
 def test_weights_stay_float32_while_passes_are_bfloat16(tmp_path):
     """Steps of 1e-5 would be rounded off in bfloat16."""
     setup = setup_with(SeparateTeacher(other_model().bfloat16(), BFLOAT16))
