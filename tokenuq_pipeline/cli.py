@@ -20,6 +20,7 @@ from tokenuq_pipeline.commands import (
     adopt,
     advise,
     curate,
+    doctor,
     plan,
     prune,
     query,
@@ -44,6 +45,7 @@ COMMANDS = (
     score,
     curate,
     advise,
+    doctor,
     ui,
 )
 
