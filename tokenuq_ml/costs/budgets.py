@@ -52,5 +52,7 @@ def epochs_of(train: TrainSpec, rows: float, ablation: AblationSpec | None = Non
 
 
 def rank_of(study: StudySpec, ablation: AblationSpec) -> int:
-    """Return the rank of an ablation's adapter."""
+    """Return the rank of an ablation's adapter; 0 in a study that trains the model itself."""
+    if study.train.adapter == "none":
+        return 0
     return ablation.lora.of(ablation.train.of(study.train).lora).rank

@@ -6,21 +6,11 @@ assumed. Plans print every assumption.
 
 from dataclasses import dataclass, field, fields
 
-from tokenuq_ml.costs.cards import CARDS, Card
-from tokenuq_ml.costs.machine import Machine
+from tokenuq_ml.costs.cards import CARDS, Card, card_named
+from tokenuq_ml.costs.efficiency import BY_CARD
+from tokenuq_ml.costs.machine import LINK_EFFICIENCY, Machine, machine_of
 from tokenuq_ml.errors import InputError
 
-EFFICIENCY = {"train": 0.40, "score": 0.50, "generate": 0.50, "float32": 0.60}
-"""Assumed share of a card's peak that each kind of work reaches; `float32` is of any work in that precision. Training:
-what docs/costs.md assumes, near the 38% to 43% of bfloat16 that Llama 3 405B was trained at (arXiv:2407.21783, table
-4). The others are guesses."""
-LINK_EFFICIENCY = 0.7
-"""Assumed share of the peak of links, networks and memory."""
-USABLE_MEMORY = 0.92
-"""Assumed share of a card's memory that tensors can have: the rest is the runtime's, and fragmented."""
-DEVICE_TOKENS = 16_384
-"""Padded tokens of a batch of inference on an accelerator, of `scoring/batch_threads.py`. Repeated here because that
-module imports torch; a test compares them."""
 NODE_MTBF_H = 54 * 24 * (16_384 / 8) / 419
 """Hours between failures of a node of 8 GPUs: Llama 3 405B had 419 unexpected interruptions in 54 days on 16,384 H100
 (arXiv:2407.21783, section 3.3.4)."""
@@ -81,24 +71,17 @@ class Cluster:
 
     def rate(self, kind: str, precision: str) -> float:
         """Return the FLOP/s that one GPU reaches in a kind of work."""
-        if precision == "float32":
-            return EFFICIENCY["float32"] * self.card.float32
-        return EFFICIENCY[kind] * self.card.bfloat16
+        peak = self.card.float32 if precision == "float32" else self.card.bfloat16
+        return BY_CARD[self.card.name].share(kind, precision) * peak
 
     def machine(self, precision: str) -> Machine:
         """Return what the planner of stages asks of a machine; `precision` is that of training, as a study names it."""
-        bfloat16 = {"precision": "bfloat16", "flop_per_second": self.card.bfloat16}
-        float32 = {"precision": "float32", "flop_per_second": self.card.float32}
-        others = {"auto": bfloat16, "bfloat16": bfloat16, "float32": float32}
-        machine = Machine(self.card.bfloat16, "cuda", "bfloat16", 1, "its data sheet", DEVICE_TOKENS, others)
-        return machine.in_precision(precision)
+        return machine_of(self.card, precision)
 
 
 def _value(key: str, text: str) -> int | float | Card:
     if key == "card":
-        if text.lower() not in CARDS:
-            raise InputError(f"--cluster: card: {text!r} is not known; there are {', '.join(CARDS)}")
-        return CARDS[text.lower()]
+        return card_named(text, "--cluster: card")
     try:
         value = int(text) if key in ("nodes", "gpus") else float(text)
     except ValueError:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from tokenuq_ml.costs import failures, volumes
 from tokenuq_ml.costs.cluster_plan import TRAININGS, ClusterPlan
-from tokenuq_ml.costs.cluster_stage import GRADIENT_BYTES, StageTime
+from tokenuq_ml.costs.cluster_stage import StageTime
 from tokenuq_ml.costs.table_bytes import TABLE_BYTES
+from tokenuq_ml.costs.training_state import checkpoint_bytes
 
 SIMULATED_SHARDS = 10_000
 SIMULATED_RUNS = 5
@@ -127,9 +128,9 @@ def _checkpoint_cost(plan: ClusterPlan, stage: StageTime) -> FailureCost:
 
 def _saving_seconds(plan: ClusterPlan, stage: StageTime) -> float:
     """Return the mean time of a checkpoint: the adapter with its moments, and the rows of `selections` so far."""
-    rank = plan.planner.study.train.lora.rank
+    train = plan.planner.study.train
     rows = stage.work.disk.get("selections", 0.0) / TABLE_BYTES["selections"] / 2
-    size = 3 * GRADIENT_BYTES * plan.model.adapter_parameters(rank) + rows * volumes.CHECKPOINT_BYTES_PER_ROW
+    size = checkpoint_bytes(plan.model, train, train.lora.rank) / 2 + rows * volumes.CHECKPOINT_BYTES_PER_ROW
     return size / plan.cluster.storage_rate + rows / volumes.CHECKPOINT_ROWS_PER_SECOND
 
 

@@ -23,6 +23,7 @@ from tokenuq_ml.costs.layout import inference_layout, training_layouts, with_exa
 from tokenuq_ml.costs.passes import response_tokens, total_tokens
 from tokenuq_ml.costs.planner import Planner
 from tokenuq_ml.costs.table_bytes import TABLE_BYTES
+from tokenuq_ml.costs.training_state import trained_numbers
 from tokenuq_ml.costs.volumes import TableVolume, table_volume
 from tokenuq_ml.errors import InputError
 
@@ -189,7 +190,7 @@ class ClusterPlan:
             steps_of(train, rows, ablation),
             train.batch_size,
             2 + step.get("selection_passes", 0) + (teacher == "online"),
-            self.model.adapter_parameters(rank),
+            trained_numbers(self.model, train, rank),
             train.save_steps,
             work.disk.get("selections", 0.0) / TABLE_BYTES["selections"],
             per_token * seen,

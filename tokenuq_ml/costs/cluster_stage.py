@@ -13,9 +13,10 @@ import math
 from dataclasses import dataclass, field
 
 from tokenuq_ml.costs import volumes
-from tokenuq_ml.costs.cluster import LINK_EFFICIENCY, Cluster
+from tokenuq_ml.costs.cluster import Cluster
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.layout import Layout
+from tokenuq_ml.costs.machine import LINK_EFFICIENCY
 from tokenuq_ml.costs.memory import GeneratedEvaluation
 from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 from tokenuq_ml.costs.work import STARTUP_S, Work

@@ -5,7 +5,7 @@ Counts matrix products, 2 FLOPs per multiply-add; elementwise work (norms, softm
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -121,6 +121,13 @@ class Architecture:
         }
 
 
+def with_attention(model: Architecture, attention: str) -> Architecture:
+    """Return the sizes with the attention that a study names; `auto`: with the model's own."""
+    if attention == "auto":
+        return model
+    return replace(model, attention="eager" if attention == "eager" else "flash")
+
+
 PUBLISHED = {
     "Llama-3.2-1B": Architecture(16, 2048, 8192, 32, 8, 64, 128_256, tied=True),
     "Llama-3.1-8B": Architecture(32, 4096, 14_336, 32, 8, 128, 128_256),
@@ -154,6 +161,8 @@ class Step:
     """Whether selection reads the divergence to the teacher of every token."""
     trains_base: bool = False
     """Whether the model's own weights are trained, and not an adapter: then `lora_rank` is 0."""
+    recomputes: bool = False
+    """Whether the backward pass computes each layer's activations again (gradient checkpointing)."""
 
     def __post_init__(self):
         if self.distilled_share > 0 and self.teacher == "none":
@@ -190,7 +199,8 @@ def flops(model: Architecture, step: Step) -> Flops:
     - backward: the base as in forward; adapters twice (gradients of inputs and of weights); attention 2.5 times (flash
       recomputes the probabilities: five products for two) or twice (eager). The gradient of the first layer's input
       is left out, since it is not needed. Every token counts here too, since gradients reach untrained tokens through
-      attention. In full fine-tuning the base counts twice as well, and the first layer's input has a gradient.
+      attention. In full fine-tuning the base counts twice as well, and the first layer's input has a gradient. With
+      gradient checkpointing, the forward pass again.
     - teacher: one forward pass of an online teacher, with an adapter of the student's rank.
     - selection: forward passes that only select tokens, with one head product per response token.
     """
@@ -203,7 +213,7 @@ def flops(model: Architecture, step: Step) -> Flops:
     forward = base + adapters + attention
     unneeded = 0.0 if step.trains_base else 2 * tokens * sum(i * o + rank * i for i, o in model.matrices[:3])
     backward = base * (2 if step.trains_base else 1) + 2 * adapters - unneeded
-    backward += attention * (2 if model.attention == "eager" else 2.5)
+    backward += attention * (2 if model.attention == "eager" else 2.5) + (forward if step.recomputes else 0.0)
     return Flops(
         forward=forward,
         head=head_products(step) * step.response_tokens * model.head_product,

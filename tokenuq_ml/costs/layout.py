@@ -7,8 +7,9 @@ sharded over a group of GPUs (FSDP's hybrid sharding): they are gathered layer b
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tokenuq_ml.costs.cluster import USABLE_MEMORY, Cluster
+from tokenuq_ml.costs.cluster import Cluster
 from tokenuq_ml.costs.flops import Architecture
+from tokenuq_ml.costs.machine import USABLE_MEMORY
 from tokenuq_ml.costs.memory import PeakMemory
 
 SHARDED = "weights"

@@ -9,6 +9,7 @@ Shapes: C rows, D hidden size, V vocabulary, I features in, O features out.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -65,7 +66,15 @@ def matmul_rate(layer: list[tuple[int, int]], head: tuple[int, int], precision: 
         while len(seconds) < MIN_REPEATS or sum(seconds) < SECONDS:
             seconds.append(repeat())
     quartile = sorted(seconds)[len(seconds) // 4]
-    return {"flop_per_second": flop / quartile, "batch_tokens": batch_tokens(numerics), **numerics.fields()}
+    rate, tokens = flop / quartile, batch_tokens(numerics)
+    return {"flop_per_second": rate, "batch_tokens": tokens, "memory": _memory(numerics.device), **numerics.fields()}
+
+
+def _memory(device: str) -> int | None:
+    """Return the bytes of the memory that tensors of the device are in; None if they are not known."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device == "cpu" else None
 
 
 def matmul_rates(layer: list, head: tuple[int, int], precision: str, others: Sequence[str] = ()) -> dict:

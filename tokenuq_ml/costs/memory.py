@@ -7,11 +7,13 @@ from tokenuq_ml.config import StudySpec
 from tokenuq_ml.config.estimators import LAPLACE_ESTIMATORS, posterior_bytes
 from tokenuq_ml.costs.flops import Architecture
 from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
+from tokenuq_ml.costs.training_state import held_bytes, trained_numbers
 
 PROCESS_BYTES = 500 * 2**20
 """A process that has imported torch, transformers and peft."""
-OPTIMISER_BYTES = 16
-"""Per trained number: float32 weight, gradient, and AdamW's two moments."""
+QUANTISED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+"""Per weight of a layer's linear map. nf4: 4 bits, an 8-bit scale per block of 64, and a float32 scale of these for
+every 256 blocks."""
 SAVED_COPIES = 2
 """Numbers that the backward pass needs, per token, layer, and feature in or out of the layer's linear maps. A step of
 2,048 tokens of SmolLM2 peaked at 3,337 MiB; with this value the parts add up to 3,419."""
@@ -19,6 +21,12 @@ CHUNK_BYTES, STATES_BYTES = 64 * 2**20, 256 * 2**20
 """Memory budgets of the kernels and of `mc_dropout.py`. Repeated here because those modules import torch; a test
 compares them."""
 FLOAT32_BYTES = 4
+
+
+TRAINED = "adapter, gradients, optimiser"
+"""Name of the part of what is trained."""
+MOST_ROWS = 2048
+"""Rows of a product on an accelerator, of `kernels/backend.py`."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +52,35 @@ class PeakMemory:
     def training(self, rank: int) -> dict[str, float]:
         """Return the peak of a training step on a micro-batch of the longest texts that the study allows."""
         model, train, size = self.model, self.study.train, self.machine.itemsize
-        rows, length = train.micro_batch_size or train.batch_size, self.study.max_length
+        tokens = (train.micro_batch_size or train.batch_size) * self.study.max_length
+        layers, inputs = model.layers, 0
+        if train.gradient_checkpointing:
+            # Activations of one layer at a time, and the inputs of all.
+            layers, inputs = 1, tokens * model.layers * model.hidden
         features = sum(i + o for i, o in model.matrices)
         parts = {
-            **self._weights(self.study.precision.training),
-            "adapter, gradients, optimiser": OPTIMISER_BYTES * model.adapter_parameters(rank),
-            "activations": rows * length * model.layers * features * SAVED_COPIES * size,
-            "logits": 2 * CHUNK_BYTES,
+            **self._weights(self.study.precision.training, is_trained=True),
+            TRAINED: held_bytes(model, train, rank),
+            "activations": (tokens * layers * features * SAVED_COPIES + inputs) * size,
+            "logits": 2 * self._chunk_bytes(),
         }
         if model.attention == "eager":
             # Probabilities in the model's dtype and, from the softmax, in float32.
-            square = rows * model.heads * length**2 * model.layers
+            square = tokens * self.study.max_length * model.heads * layers
             parts["attention's squares"] = square * (size + 4)
+        if train.adapter == "none" and size == 2:
+            # Autocast keeps a copy of weights that are trained until the backward pass ends.
+            parts["weights in bfloat16"] = model.parameters * size
+        if self.study.quantization is not None:
+            # Of the largest map, which is dequantised for its product.
+            parts["dequantised map"] = max(i * o for i, o in model.matrices) * size
         return parts
+
+    def _chunk_bytes(self) -> float:
+        """Return the bytes of a block of logits and of what its reductions hold (`kernels/backend.py`)."""
+        if self.machine.device == "cpu":
+            return CHUNK_BYTES
+        return MOST_ROWS * self.model.vocabulary * self.machine.itemsize
 
     def inference(self, precision: str) -> dict[str, float]:
         """Return the peak of scoring in a precision that the study names."""
@@ -64,10 +88,13 @@ class PeakMemory:
         # A text that is longer than a batch is a batch of its own.
         tokens = max(self.machine.batch_tokens, min(self.study.max_length, 2 * self.machine.batch_tokens))
         per_token = self._activations_per_token() * size
+        train = self.study.train
+        # Without an adapter, a trained model is a second set of weights.
+        trained = size * trained_numbers(self.model, train, train.lora.rank)
         return {
             **self._weights(precision),
-            "adapter": size * self.model.adapter_parameters(self.study.train.lora.rank),
-            "batches under way": self.machine.parallel_batches * (2 * CHUNK_BYTES + tokens * per_token),
+            "adapter" if train.adapter != "none" else "trained model": trained,
+            "batches under way": self.machine.parallel_batches * (2 * self._chunk_bytes() + tokens * per_token),
         }
 
     def bald(self, samples: int) -> dict[str, float]:
@@ -105,8 +132,17 @@ class PeakMemory:
         """Numbers of one layer's activations per token."""
         return 2 * self.model.intermediate + 6 * self.model.hidden
 
-    def _weights(self, precision: str) -> dict[str, float]:
-        return {"process": PROCESS_BYTES, "weights": self.model.parameters * self._size(precision)}
+    def weight_bytes(self, precision: str) -> float:
+        """Return the bytes of the base model's weights in a precision that the study names."""
+        return self._weights(precision)["weights"]
+
+    def _weights(self, precision: str, is_trained: bool = False) -> dict[str, float]:
+        """Return the bytes of a process and of the base model, whose weights are float32 if they are trained."""
+        model, kind = self.model, self.study.quantization
+        size = 4 if is_trained and self.study.train.adapter == "none" else self._size(precision)
+        quantised = 0 if kind is None else model.layers * sum(i * o for i, o in model.matrices)
+        weights = (model.parameters - quantised) * size + quantised * (QUANTISED_BYTES[kind] if kind else 0)
+        return {"process": PROCESS_BYTES, "weights": weights}
 
     def _size(self, precision: str) -> int:
         return self.machine.in_precision(precision).itemsize

@@ -16,8 +16,8 @@ from tokenuq_ml.config.truth import TRUTH_FRACTIONS
 from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.budgets import budget_of, epochs_of, estimator_passes, rank_of
 from tokenuq_ml.costs.dataset_rows import scored_splits, splits_of
-from tokenuq_ml.costs.flops import Architecture, Step, flops
-from tokenuq_ml.costs.generated import full_lengths, generated_evaluations
+from tokenuq_ml.costs.flops import Architecture, with_attention
+from tokenuq_ml.costs.generated import full_lengths, generated_evaluations, generation_cost
 from tokenuq_ml.costs.lengths import Lengths, lengths
 from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
 from tokenuq_ml.costs.memory import PROCESS_BYTES, PeakMemory
@@ -25,6 +25,7 @@ from tokenuq_ml.costs.passes import response_tokens, scoring_flops, total_tokens
 from tokenuq_ml.costs.root_work import dataset_work, model_work
 from tokenuq_ml.costs.sources import ModelSizes
 from tokenuq_ml.costs.table_bytes import TABLE_BYTES
+from tokenuq_ml.costs.training_state import checkpoint_bytes, stored_bytes
 from tokenuq_ml.costs.work import Work
 
 
@@ -54,7 +55,7 @@ class Planner:
     ):
         self.config, self.study, self.sizes, self.machine, self.fresh = config, study, sizes, machine, fresh
         known = sizes[study.model]
-        self.architecture: Architecture | None = known.architecture if known else None
+        self.architecture: Architecture | None = with_attention(known.architecture, study.attention) if known else None
         self.softcapped = known is not None and known.softcapped
         self.memory = PeakMemory(self.architecture, study, machine)
         self.train_data = self._lengths(study.dataset, "train", measured)
@@ -114,7 +115,8 @@ class Planner:
 
     @property
     def _rank(self) -> int:
-        return self.study.train.lora.rank
+        """The rank of the teacher's adapter; 0 without one."""
+        return 0 if self.study.train.adapter == "none" else self.study.train.lora.rank
 
     def _lengths(self, dataset: str, split: str, measured: Mapping[tuple[str, str], Lengths]) -> Lengths:
         return lengths(self.config.datasets[dataset], split, self.study.max_length, measured, self.config.datasets)
@@ -131,7 +133,9 @@ class Planner:
     def _cache_bytes(self) -> float:
         sizes = self.architecture.cache_bytes(self.machine.itemsize)
         per_token = sizes["hidden_states"] + (0 if self.softcapped else sizes["mean_embeddings"])
-        return self.train_data.rows * self.train_data.response * per_token
+        # A teacher that was trained without an adapter has a head of its own.
+        own = self.architecture.hidden * self.architecture.vocabulary if self.study.train.adapter == "none" else 0
+        return self.train_data.rows * self.train_data.response * per_token + own * self.machine.itemsize
 
     def _training(self, rank: int, epochs: float, step: Mapping, outputs: Mapping[str, float]) -> Work:
         """Return the work of a training.
@@ -143,15 +147,15 @@ class Planner:
             outputs: bytes of outputs other than the adapter.
         """
         data = [self.train_data]
-        flop = training_flops(self.architecture, data, epochs, rank, **step).total
-        adapter = 4 * self.architecture.adapter_parameters(rank)
+        train, trains_base = self.study.train, self.study.train.adapter == "none"
+        keys = {"trains_base": trains_base, "recomputes": train.gradient_checkpointing}
+        flop = training_flops(self.architecture, data, epochs, 0 if trains_base else rank, **keys, **step).total
         return Work(
             epochs * total_tokens(data),
             {"train": flop},
-            {"adapter": adapter, **outputs},
+            {"trained model" if trains_base else "adapter": stored_bytes(self.architecture, train, rank), **outputs},
             self.memory.training(rank),
-            # Weights and two moments, twice: a checkpoint is deleted after the next one is complete.
-            temporary_disk={"checkpoints": 2 * 3 * adapter},
+            temporary_disk={"checkpoints": checkpoint_bytes(self.architecture, train, rank)},
         )
 
     def _epochs(self, stage: str, ablation: AblationSpec | None = None, row: str = "") -> float:
@@ -169,8 +173,10 @@ class Planner:
     def _baseline_teacher(self) -> Work:
         if self.study.teacher_sweep is not None:
             # A copy of a candidate.
-            adapter = 4 * self.architecture.adapter_parameters(self._rank)
-            return Work(disk={"adapter": adapter}, memory={"process": PROCESS_BYTES})
+            return Work(
+                disk={"adapter": stored_bytes(self.architecture, self.study.train, self._rank)},
+                memory={"process": PROCESS_BYTES},
+            )
         return self._training(self._rank, self._epochs("baseline_teacher"), {}, {})
 
     def _with_validation(self, work: Work, rank: int) -> Work:
@@ -242,21 +248,19 @@ class Planner:
     def _evaluation(self, rank: int | None = None) -> Work:
         """Return the work of evaluating one model; `rank` of its adapter: the study's by default, 0 for the base."""
         rank, model = self._rank if rank is None else rank, self.architecture
-        tokens = total_tokens(self.held_out)
-        flop = {"score": scoring_flops(model, self.held_out, rank), "generate": 0.0}
-        disk = TABLE_BYTES["evaluation_tokens"] * response_tokens(self.held_out)
-        for one in self.generated_evaluations:
-            rows, prompt, new = one.prompts, one.prompt_tokens, one.new_tokens
-            read = Step(rows * prompt, 0, rows * prompt**2 / 2, lora_rank=rank)
-            write = Step(rows * new, rows * new, rows * (new * prompt + new**2 / 2), lora_rank=rank)
-            flop["score"] += flops(model, read).forward
-            flop["generate"] += flops(model, write).forward + rows * new * model.head_product
-            tokens += rows * (prompt + new)
-            disk += TABLE_BYTES["answers"] * rows * (prompt + new)
-        spec = self.study.evaluation
-        batch_size = max((one.batch_size for one in (spec.ifeval, spec.gsm8k, spec.alpaca_eval) if one), default=0)
-        memory = self.memory.evaluation(self.generated_evaluations, batch_size)
-        return Work(tokens, flop, {"evaluation tables": disk}, memory, precision=self.study.precision.tables)
+        spec, precision = self.study.evaluation, self.study.precision.tables
+        size = max((one.batch_size for one in (spec.ifeval, spec.gsm8k, spec.alpaca_eval) if one), default=0)
+        answers = generation_cost(model, self.generated_evaluations, rank, size, self.memory.weight_bytes(precision))
+        flop = {"score": scoring_flops(model, self.held_out, rank) + answers.prompt_flop, "generate": answers.flop}
+        disk = TABLE_BYTES["evaluation_tokens"] * response_tokens(self.held_out) + answers.disk
+        return Work(
+            total_tokens(self.held_out) + answers.tokens,
+            flop,
+            {"evaluation tables": disk},
+            self.memory.evaluation(self.generated_evaluations, size),
+            precision=precision,
+            reads=answers.reads,
+        )
 
     def _evaluation_of(self, ablation: AblationSpec) -> Work:
         rank = rank_of(self.study, ablation)
@@ -267,7 +271,8 @@ class Planner:
         base, teacher = self._evaluation(0), self._evaluation()
         flop = {kind: base.flop[kind] + teacher.flop[kind] for kind in base.flop}
         disk = {name: 2 * size for name, size in teacher.disk.items()}
-        return Work(2 * teacher.tokens, flop, disk, teacher.memory, precision=teacher.precision)
+        reads = base.reads + teacher.reads
+        return Work(2 * teacher.tokens, flop, disk, teacher.memory, precision=teacher.precision, reads=reads)
 
     def _student(self, ablation: AblationSpec) -> Work:
         train, rank = self.study.train, rank_of(self.study, ablation)
@@ -275,7 +280,7 @@ class Planner:
         snapshots = sum(0 < fraction < 1 for fraction in self.study.curriculum.fractions)
         rows = epochs * self.train_data.rows * self.train_data.response
         outputs = {
-            "snapshots": snapshots * 4 * self.architecture.adapter_parameters(rank),
+            "snapshots": snapshots * stored_bytes(self.architecture, self.study.train, rank),
             "selections": TABLE_BYTES["selections"] * rows,
         }
         step = ablation_step(ablation, train, cached=self.online_reason is None, softcapped=self.softcapped)

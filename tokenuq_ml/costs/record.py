@@ -61,6 +61,7 @@ class CostRecord(BaseModel):
     teacher: Teacher
     lora_rank: Annotated[int, Field(ge=0, description="as allocated; 0: no adapter")]
     trains_base: Annotated[bool, Field(description="the model's own weights are trained, not an adapter")] = False
+    recomputes: Annotated[bool, Field(description="layers were computed again in the backward pass")] = False
     attended: Annotated[Amount, Field(description="sum over sequences of T^2 / 2, T as padded")]
     seconds: Seconds
 
@@ -103,6 +104,7 @@ class CostRecord(BaseModel):
             teacher=self.teacher,
             lora_rank=self.lora_rank,
             trains_base=self.trains_base,
+            recomputes=self.recomputes,
             # The table `selections` has the loss of every token.
             records_losses=True,
         )

@@ -2,12 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from tokenuq_ml.costs.machine import Machine
+from tokenuq_ml.costs.machine import LINK_EFFICIENCY, Machine
 
-EFFICIENCY = {"train": 0.57, "score": 0.68, "generate": 0.14}
-"""Share of the rate of plain matrix products that each kind of work reached with SmolLM2-135M on two cores. From
-docs/results/benchmarks.md: a student's step of 1,100 GFLOP took 5.34 s where products run at 362 GFLOP/s; scoring is of
-mixed lengths; generation ran at 175 tokens/s in batches of 16, at 0.29 GFLOP per token."""
 STARTUP_S = 10.0
 """Seconds that a child process takes to import its modules and to load the model and the data."""
 
@@ -22,7 +18,7 @@ class Work:
     tokens: float = 0.0
     """Tokens that pass through a model, or that are written; without padding."""
     flop: dict[str, float] | None = field(default_factory=dict)
-    """FLOPs by kind of work, a key of EFFICIENCY."""
+    """FLOPs by kind of work, a share of `Efficiency`."""
     disk: dict[str, float] = field(default_factory=dict)
     """Bytes that stay on disk, by output."""
     memory: dict[str, float] = field(default_factory=dict)
@@ -31,6 +27,8 @@ class Work:
     """Bytes on disk while the stage runs, in addition to `disk`."""
     precision: str = ""
     """The precision of the computation, as the study names it; empty: the precision of training."""
+    reads: float = 0.0
+    """Bytes of weights that generation reads: all of them for each token of a batch of answers."""
 
     def seconds(self, machine: Machine, starts: bool) -> float | None:
         """Return the wall-clock time on `machine`.
@@ -41,6 +39,10 @@ class Work:
         """
         if self.flop is None:
             return None
-        machine = machine and machine.in_precision(self.precision)
-        computing = sum(flop / (machine.flop_per_second * EFFICIENCY[kind]) for kind, flop in self.flop.items())
-        return computing + (STARTUP_S if starts else 0.0)
+        if not self.flop:
+            return STARTUP_S if starts else 0.0
+        machine = machine.in_precision(self.precision)
+        seconds = {kind: flop / (machine.flop_per_second * machine.share(kind)) for kind, flop in self.flop.items()}
+        if machine.memory_rate is not None and "generate" in seconds:
+            seconds["generate"] = max(seconds["generate"], self.reads / (LINK_EFFICIENCY * machine.memory_rate))
+        return sum(seconds.values()) + (STARTUP_S if starts else 0.0)

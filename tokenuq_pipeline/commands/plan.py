@@ -1,18 +1,17 @@
 """`tokenuq plan`: estimate what a study would compute, and check that its model and data are available."""
 
 import argparse
+import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Collection, Sequence
 from functools import cache
 
 from tokenuq_ml.control_characters import escaped
-from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import plan_cluster
 from tokenuq_pipeline.commands.common import STUDY_HELP, configuration, known_comparison, known_studies, project
 from tokenuq_pipeline.commands.disk_space import disk_needs
+from tokenuq_pipeline.commands.plan_machine import card_of, measure_machine
 from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows, study_groups
 from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions, comparison_as_text, grid_as_text
 from tokenuq_pipeline.runtime.paths import dagster_home
@@ -20,7 +19,8 @@ from tokenuq_pipeline.runtime.paths import dagster_home
 STATES = {"waiting": "may follow", "unchecked": FRESH, "damaged": FRESH}
 """States of `tokenuq status` that a plan names otherwise: an asset that may follow is counted. One is not
 whose check is pending, because only the check runs, nor one that has a file too many."""
-MEASURING_S = 300
+TRAININGS = ("student", "baseline_teacher", "candidate_teacher", "ensemble_teacher")
+"""Ends of the names of assets that are trainings."""
 
 
 def add_parser(commands) -> None:
@@ -30,13 +30,17 @@ def add_parser(commands) -> None:
         help="estimate a study's tokens, FLOPs, time, disk and memory",
         description="Estimates what each stage of the study would take on this machine, and checks that its models and "
         "datasets are available. Measures the machine's rate of matrix products and computes nothing else. Downloads "
-        "no weights: it sends the hub one HEAD request per source. With --cluster it estimates all stages on a cluster "
-        "that need not exist, and measures and looks up nothing.",
+        "no weights: it sends the hub one HEAD request per source. With --device it estimates for a card that need not "
+        "be there, by its data sheet. With --cluster it estimates all stages on a cluster that need not exist, and "
+        "measures and looks up nothing.",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--study", metavar="STUDY", help=f"{STUDY_HELP}; may be left out with --cluster")
     which.add_argument(
         "--comparison", metavar="NAME", help="a comparison in comparisons.yaml: what it needs of all its studies"
+    )
+    parser.add_argument(
+        "--device", metavar="CARD", help="plan for a card by its data sheet: A100, H100, H200, L4, 4090, ..."
     )
     plan_cluster.add_arguments(parser)
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
@@ -52,6 +56,7 @@ def plan_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.commands.status import needed, status_rows
     from tokenuq_pipeline.runtime.store_layout import COMPARISONS
 
+    measure = measure_machine if options.device is None else card_of(options.device)
     dagster_home()
     config = configuration()
     if options.comparison is not None:
@@ -66,7 +71,7 @@ def plan_command(options: argparse.Namespace) -> int:
     with project(*studies, config=part, comparisons=comparisons) as here:
         rows = status_rows(here.defs, here.config, asked, here.instance, here.store)
         states = {row["asset"]: STATES.get(row["state"], row["state"]) for row in rows}
-        plans = make_plans(here.config, studies, states, here.store, names)
+        plans = make_plans(here.config, studies, states, here.store, names, measure)
     several = options.study is None or options.study in config.grids
     if options.format == "json":
         as_json = [vars(plan) for plan in plans]
@@ -82,7 +87,12 @@ def plan_command(options: argparse.Namespace) -> int:
 
 
 def make_plans(
-    config, studies: Sequence[str], states: dict[str, str], store, names: Collection[str] | None = None
+    config,
+    studies: Sequence[str],
+    states: dict[str, str],
+    store,
+    names: Collection[str] | None = None,
+    measure=None,
 ) -> list[Plan]:
     """Return the plans of studies; an asset that several of them need counts in the first one.
 
@@ -92,13 +102,14 @@ def make_plans(
         states: asset -> state, of assets that are not fresh.
         store: as in `make_plan`.
         names: the assets that are asked for; others are left out. None: all.
+        measure: as in `make_plan`.
 
     Raises:
         InputError: the machine's rate could not be measured.
     """
     from tokenuq_pipeline.assets.shown_studies import config_of
 
-    measure = cache(measure_machine)
+    measure = cache(measure or measure_machine)
     plans, counted = list[Plan](), set[str]()
     for study in studies:
         # Of this study only: to go through the assets of a large grid takes seconds each time.
@@ -138,56 +149,28 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
         spec.model,
         known.architecture.parameters if known else None,
         stages,
-        machine and vars(machine),
+        machine and dataclasses.asdict(machine),
         [vars(source) for source in sources],
         assumptions(planner, sizes, spec) if states else [],
         _totals(stages),
+        _micro_batch(planner, stages),
         [*_position_findings(spec, known), *_template_findings(config, spec, store)]
         if f"{study}/tokenized_dataset" in states
         else [],
     )
 
 
-def measure_machine(architecture, precision: str, tables: str = "auto"):
-    """Measure this machine in the precisions of training, tables and BALD.
+def _micro_batch(planner, stages: list[dict]) -> dict | None:
+    """Return the largest micro-batch that fits, if something is trained and the device's memory is known."""
+    from tokenuq_ml.costs.budgets import rank_of
+    from tokenuq_ml.costs.micro_batch import largest_micro_batch
 
-    In a child process, because it imports torch.
-
-    Args:
-        architecture: gives the shapes of the matrix products.
-        precision: of training.
-        tables: of the token tables.
-
-    Returns:
-        A `Machine`.
-
-    Raises:
-        InputError: the child failed or took too long.
-    """
-    from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
-
-    request = {
-        "layer": architecture.matrices,
-        "head": (architecture.hidden, architecture.vocabulary),
-        "precision": precision,
-        "others": sorted({tables, BALD_PRECISION}),
-    }
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "tokenuq_ml.costs.matmul_rate"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=MEASURING_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(
-            f"measuring the rate of matrix products took more than {MEASURING_S} s; free some memory and try again"
-        ) from None
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        raise InputError(f"the rate of matrix products could not be measured: {last}")
-    return Machine(**json.loads(child.stdout))
+    trains = any(row["asset"].endswith(TRAININGS) for row in stages if row["state"] != FRESH)
+    if not trains:
+        return None
+    ranks = {rank_of(planner.study, planner.config.ablations[name]) for name in planner.study.ablations}
+    found = largest_micro_batch(planner.memory, max(ranks | {planner.study.train.lora.rank}))
+    return found and dataclasses.asdict(found)
 
 
 def _sources(config, spec, store) -> tuple[list, dict]:

@@ -44,6 +44,8 @@ def cluster_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.commands.plan_cluster_text import as_json, as_text
     from tokenuq_pipeline.commands.plan_rows import study_groups
 
+    if options.device is not None:
+        raise InputError("--device: not with --cluster, which names its own card")
     if options.comparison is not None:
         raise InputError("--comparison: not with --cluster; plan its studies with --study, one by one")
     cluster = Cluster.parse(options.cluster)

@@ -1,7 +1,7 @@
 """A plan of a cluster as text and JSON. What is assumed is marked as assumed."""
 
 from tokenuq_ml.costs import cluster as clusters
-from tokenuq_ml.costs import volumes
+from tokenuq_ml.costs import machine, volumes
 from tokenuq_ml.costs.cluster_failures import (
     SIMULATED_RUNS,
     SIMULATED_SHARDS,
@@ -12,10 +12,11 @@ from tokenuq_ml.costs.cluster_failures import (
 )
 from tokenuq_ml.costs.cluster_plan import ClusterPlan
 from tokenuq_ml.costs.cluster_stage import StageTime
+from tokenuq_ml.costs.efficiency import BY_CARD
 from tokenuq_ml.costs.failures import LOST_LIMIT
 from tokenuq_ml.costs.passes import response_tokens, total_tokens
 from tokenuq_ml.costs.work import STARTUP_S
-from tokenuq_pipeline.commands.plan_text import disk, duration
+from tokenuq_pipeline.commands.units import disk, duration
 
 HEADINGS = (
     "asset",
@@ -242,12 +243,11 @@ def share(value: float) -> str:
 def assumed(plan: ClusterPlan) -> list[str]:
     """Return what nobody has measured."""
     cluster, planner = plan.cluster, plan.planner
-    shares = ", ".join(f"{kind} {value:g}" for kind, value in clusters.EFFICIENCY.items())
     network = cluster.card.network / 1e9 if cluster.network is None else cluster.network
     return [
-        f"share of the card's peak that work reaches: {shares} (any work in float32)",
-        f"share of the peak of links, network and memory: {clusters.LINK_EFFICIENCY:g}; of a card's memory that is "
-        f"usable: {clusters.USABLE_MEMORY:g}",
+        f"share of the card's peak that work reaches, float32 for any work in it: {BY_CARD[cluster.card.name].text}",
+        f"share of the peak of links, network and memory: {machine.LINK_EFFICIENCY:g}; of a card's memory that is "
+        f"usable: {machine.USABLE_MEMORY:g}",
         f"network: {network:g} GB/s per GPU; storage: {cluster.storage_rate / 1e9:g} GB/s for all nodes",
         f"a node fails every {cluster.mtbf:,.0f} h"
         f"{' (Llama 3: 419 interruptions in 54 days of 16,384 GPUs)' if cluster.mtbf == clusters.NODE_MTBF_H else ''}; "

@@ -1,14 +1,13 @@
 """A plan as text: one row per asset, totals, verdicts, sources and assumptions."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenuq_pipeline.commands.disk_space import Need, shortages
+from tokenuq_pipeline.commands.plan_device_text import device_lines
+from tokenuq_pipeline.commands.units import disk, duration, memory
 
 FRESH = "fresh"
-ACCELERATOR_FLOPS = 400e12
-"""What docs/costs.md assumes of one accelerator, in FLOP/s."""
 HEADINGS = ("asset", "state", "tokens", "TFLOP", "time", "disk", "peak memory")
 
 
@@ -28,6 +27,8 @@ class Plan:
     sources: list[dict]
     assumptions: list[str]
     totals: dict = field(default_factory=dict)
+    micro_batch: dict | None = None
+    """The largest micro-batch that fits the device: the fields of `costs.micro_batch.MicroBatch`."""
     template: list[str] = field(default_factory=list)
     """What the chat template makes of the study's rows, if it is not as usual."""
 
@@ -82,18 +83,17 @@ def _refused_estimators(planner, spec) -> list[str]:
 
 def _cost_assumptions(planner) -> list[str]:
     from tokenuq_ml.costs.passes import PADDING
-    from tokenuq_ml.costs.work import EFFICIENCY, STARTUP_S
+    from tokenuq_ml.costs.work import STARTUP_S
 
     teacher = (
         "the teacher's states are cached"
         if planner.online_reason is None
         else f"students run the teacher online: {planner.online_reason}"
     )
-    shares = ", ".join(f"{kind} {share:g}" for kind, share in EFFICIENCY.items())
+    rate = "rate of matrix products" if planner.machine.card is None else "card's peak"
     return [
         teacher,
-        f"share of the rate of matrix products that each kind of work reaches: {shares}; measured with SmolLM2-135M on "
-        "two cores, docs/results/benchmarks.md",
+        f"share of the {rate} that each kind of work reaches: {planner.machine.efficiency.text}",
         f"{STARTUP_S:g} s for each child process to start; batches padded by {PADDING - 1:.0%}; downloads take no time",
         "memory is for the longest texts that the study allows; formulas in docs/studies.md",
     ]
@@ -190,42 +190,7 @@ def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
 def _verdicts(plan: Plan, needs: Sequence[Need]) -> list[str]:
     if not plan.totals["stages"]:
         return ["up to date: nothing to compute"]
-    return [*_machine_lines(plan), *_memory_lines(plan), *_disk_lines(plan, needs)]
-
-
-def _machine_lines(plan: Plan) -> list[str]:
-    machine, totals = plan.machine, plan.totals
-    if not machine:
-        return []
-    lines = [
-        f"This machine: {machine['device']}, {machine['threads']} threads, {machine['precision']} "
-        f"({machine['precision_reason']}): {machine['flop_per_second'] / 1e9:,.0f} GFLOP/s of matrix products at the "
-        "model's shapes, measured just now"
-    ]
-    others = {one["precision"]: one["flop_per_second"] for one in machine["others"].values()}
-    others.pop(machine["precision"], None)
-    lines += [f"In {name}, the precision of BALD: {rate / 1e9:,.0f} GFLOP/s" for name, rate in others.items()]
-    if machine["device"] == "cpu" and totals["seconds"] is not None:
-        lines.append(
-            f"At {ACCELERATOR_FLOPS / 1e12:.0f} TFLOP/s, which docs/costs.md assumes of an accelerator, the FLOPs take "
-            f"{duration(totals['flop'] / ACCELERATOR_FLOPS)}; generation takes longer than its FLOPs there"
-        )
-    return lines
-
-
-def _memory_lines(plan: Plan) -> list[str]:
-    parts = plan.totals["memory"]
-    if not parts:
-        return []
-    needed, available = sum(parts.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    listed = ", ".join(f"{name} {memory(size)}" for name, size in parts.items())
-    lines = [f"Largest process: {plan.totals['largest']}, {memory(needed)}: {listed}"]
-    if (plan.machine is None or plan.machine["device"] == "cpu") and needed > available:
-        lines.append(
-            f"This machine has {memory(available)} of memory: too little. A smaller micro_batch_size needs less for "
-            "activations"
-        )
-    return lines
+    return [*device_lines(plan), *_disk_lines(plan, needs)]
 
 
 def _disk_lines(plan: Plan, needs: Sequence[Need]) -> list[str]:
@@ -250,24 +215,3 @@ def _cells(row: dict) -> tuple[str, ...]:
         ("?" if unknown and not row["disk"] else disk(sum(row["disk"].values()))) if row["disk"] or unknown else "",
         "?" if unknown and not row["memory"] else memory(sum(row["memory"].values())),
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the largest unit of which there are at least two."""
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def disk(size: float) -> str:
-    """Return a size in decimal units, as disks are sold."""
-    unit, length = next(
-        ((unit, length) for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if size >= length), ("kB", 1e3)
-    )
-    return f"{size / length:,.1f} {unit}"
-
-
-def memory(size: float) -> str:
-    """Return a size in GiB."""
-    return f"{size / 2**30:,.1f} GiB"

@@ -8,12 +8,14 @@ import pytest
 
 from tests.support.tiny_plans import CONFIG, tiny_planner
 from tokenuq_ml.config import PrecisionSpec, TrainSpec
-from tokenuq_ml.costs import cluster, scale_study, volumes
+from tokenuq_ml.costs import machine, scale_study, volumes
 from tokenuq_ml.costs.cards import CARDS
-from tokenuq_ml.costs.cluster import EFFICIENCY, LINK_EFFICIENCY, USABLE_MEMORY, Cluster
+from tokenuq_ml.costs.cluster import Cluster
 from tokenuq_ml.costs.cluster_failures import failure_costs, longest_save_steps
 from tokenuq_ml.costs.cluster_plan import ClusterPlan
 from tokenuq_ml.costs.cluster_stage import weights_bytes
+from tokenuq_ml.costs.efficiency import BY_CARD
+from tokenuq_ml.costs.machine import LINK_EFFICIENCY, USABLE_MEMORY
 from tokenuq_ml.costs.planner import Planner
 from tokenuq_ml.costs.table_bytes import TABLE_BYTES
 from tokenuq_ml.costs.work import STARTUP_S
@@ -23,6 +25,7 @@ from tokenuq_ml.stages.losses_and_states import SHARD_BATCHES
 from tokenuq_ml.tables.parquet import ROW_GROUP_ROWS, TableWriter
 from tokenuq_ml.training.checkpoints import CheckpointCallback
 
+EFFICIENCY = BY_CARD["h100"].shares
 SIXTY_FOUR = "nodes=64,gpus=8,card=h100"
 ASSETS = [
     (f"cluster_plan/{name}", name.rpartition("/")[2], name.rpartition("/")[0])
@@ -45,7 +48,7 @@ def by_stage(plan):
 
 
 def test_constants_are_those_of_modules_that_import_torch():
-    assert cluster.DEVICE_TOKENS == DEVICE_TOKENS and volumes.SHARD_BATCHES == SHARD_BATCHES
+    assert machine.DEVICE_TOKENS == DEVICE_TOKENS and volumes.SHARD_BATCHES == SHARD_BATCHES
     assert volumes.MESSAGE_INTERVAL_S == CheckpointCallback.MESSAGE_INTERVAL_S
     assert set(volumes.ROWS_PER_SECOND) <= set(TABLE_BYTES)
 

@@ -13,7 +13,7 @@ from tokenuq_ml.costs.machine import Machine
 from tokenuq_ml.disk_space import Space
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline import cli
-from tokenuq_pipeline.commands import plan, plan_text, status
+from tokenuq_pipeline.commands import plan, plan_machine, status, units
 from tokenuq_pipeline.commands.disk_space import Need
 
 MACHINE = Machine(1e9, "cpu", "bfloat16", 2, "test", 512)
@@ -117,20 +117,20 @@ def test_the_command_writes_json_and_text(tmp_path, monkeypatch, capsys):
 def test_a_failed_measurement_is_a_one_line_error(monkeypatch):
     from tokenuq_ml.costs.flops import Architecture
 
-    monkeypatch.setattr(plan.sys, "executable", "/bin/false")
+    monkeypatch.setattr(plan_machine.sys, "executable", "/bin/false")
     with pytest.raises(InputError, match="could not be measured: exit code 1"):
-        plan.measure_machine(Architecture.from_config(SIZES), "auto")
+        plan_machine.measure_machine(Architecture.from_config(SIZES), "auto")
 
 
 @pytest.mark.parametrize(
     "seconds, words", [(0.4, "0 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h"), (172_800, "2.0 days")]
 )
 def test_durations_are_shown_in_the_largest_unit_that_fits_twice(seconds, words):
-    assert plan_text.duration(seconds) == words
+    assert units.duration(seconds) == words
 
 
 def test_disk_sizes_are_shown_in_decimal_units():
-    assert [plan_text.disk(size) for size in (1500, 2e6, 3e9)] == ["1.5 kB", "2.0 MB", "3.0 GB"]
+    assert [units.disk(size) for size in (1500, 2e6, 3e9)] == ["1.5 kB", "2.0 MB", "3.0 GB"]
 
 
 def test_further_studies_do_not_change_the_versions_of_quickstart(tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_model_that_would_be_refused_is_not_ready_and_says_why(toy, tmp_path):
     config.models["tiny"] = ModelSpec(name="tiny", source="path", path=str(tmp_path / "model"))
     made = planned(toy, config)
     assert not made.sources[0]["ready"] and "refuses it: t5 is an encoder-decoder" in made.sources[0]["words"]
-    assert "t5 is an encoder-decoder" in plan_text.as_text(made, [])
+    assert "t5 is an encoder-decoder" in plan.as_text(made, [])
 
 
 def test_a_maximum_length_beyond_the_models_positions_is_reported(toy):
@@ -173,7 +173,7 @@ def test_a_maximum_length_beyond_the_models_positions_is_reported(toy):
     config.models["tiny"] = ModelSpec(name="tiny", source="path", path="/nowhere", config=sizes)
     (finding,) = planned(toy, config).template
     assert "has 16 positions" in finding and finding.endswith("set max_length: 16")
-    assert finding in plan_text.as_text(planned(toy, config), [])
+    assert finding in plan.as_text(planned(toy, config), [])
 
 
 def test_a_posterior_that_would_be_refused_is_reported_before_anything_is_trained(toy):
@@ -183,3 +183,26 @@ def test_a_posterior_that_would_be_refused_is_reported_before_anything_is_traine
     assert len(refused) == 1 and "'laplace_diag' would take" in refused[0]
     assert not [words for words in small.assumptions if "will be refused" in words]
     assert f"{STUDY}/teacher_s1001/ensemble_teacher" in by_name(large)
+
+
+def test_a_plan_for_a_card_measures_nothing_and_finds_the_largest_micro_batch(toy):
+    config = sized_config(train={"batch_size": 8, "micro_batch_size": 2})
+    made = planned(toy, config, plan_machine.card_of("RTX 4090"))
+    assert made.machine["card"] == "4090" and json.loads(json.dumps(vars(made)))["micro_batch"]["examples"] == 8
+    text = plan.as_text(made, [])
+    assert "One 4090 by its data sheet: 165.2 TFLOP/s in bfloat16, 82.6 TFLOP/s in float32; 22.4 GiB of memory" in text
+    assert "Largest micro-batch that fits: 8 examples" in text and text.count("the study has 2") == 1
+    assert "share of the card's peak that each kind of work reaches: train 0.4" in text and "assumed: " in text
+    with pytest.raises(InputError, match="--device: 'h1000' is not known"):
+        plan_machine.card_of("h1000")
+
+
+def test_a_micro_batch_that_does_not_fit_comes_with_what_to_set(toy):
+    made = planned(toy, sized_config(), plan_machine.card_of("L4"))
+    made.micro_batch |= {"examples": 4, "asked": 8}
+    assert "the study has 8, set train.micro_batch_size: 4" in plan.as_text(made, [])
+    made.micro_batch |= {"examples": 0, "remedies": ["train.gradient_checkpointing: true", "quantization: nf4"]}
+    text = plan.as_text(made, [])
+    assert (
+        "not even one example fits" in text and "set train.gradient_checkpointing: true and quantization: nf4" in text
+    )

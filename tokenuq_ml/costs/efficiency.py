@@ -1,0 +1,59 @@
+"""Share of the rate of matrix products that each kind of work reaches, by machine: measured, or assumed.
+
+On a machine that `tokenuq plan` measures, the rate is that of products at the model's shapes; on a card of `cards.py`,
+its published peak. Replace an assumption by what `python -m benchmarks.accelerator` measures on the card.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of a rate, and where they come from."""
+
+    shares: dict[str, float]
+    """`train`, `score` and `generate`; `float32`, if it is there, of any work in that precision."""
+    is_measured: bool
+    source: str
+
+    def share(self, kind: str, precision: str) -> float:
+        """Return the share that a kind of work reaches in a precision as torch names it."""
+        return self.shares.get("float32" if precision == "float32" else kind, self.shares[kind])
+
+    @property
+    def text(self) -> str:
+        """The shares, and whether they are measured, in words."""
+        listed = ", ".join(f"{kind} {share:g}" for kind, share in self.shares.items())
+        return f"{listed}; {'measured' if self.is_measured else 'assumed'}: {self.source}"
+
+
+TWO_CORES = Efficiency(
+    {"train": 0.57, "score": 0.68, "generate": 0.14},
+    True,
+    "with SmolLM2-135M on two cores, docs/results/benchmarks.md",
+)
+"""A student's step of 1,100 GFLOP took 5.34 s where products run at 362 GFLOP/s; scoring is of mixed lengths;
+generation ran at 175 tokens/s in batches of 16, at 0.29 GFLOP per token."""
+
+ASSUMED = Efficiency(
+    {"train": 0.40, "score": 0.50, "generate": 0.50, "float32": 0.60},
+    False,
+    "training near the 38% to 43% of the peak at which Llama 3 405B was trained on H100 (arXiv 2407.21783, table 4); "
+    "the others are guesses",
+)
+_FEW_BYTES = Efficiency(
+    {**ASSUMED.shares, "train": 0.30, "score": 0.40},
+    False,
+    "less than on an H100, whose memory delivers 1.4 times the bytes per FLOP of its peak; a guess",
+)
+BY_CARD = {
+    "a100": ASSUMED,
+    "h100": ASSUMED,
+    "h200": ASSUMED,
+    "b200": ASSUMED,
+    "l4": _FEW_BYTES,
+    "l40s": _FEW_BYTES,
+    "4090": ASSUMED,
+    "mi300x": ASSUMED,
+}
+"""Name of a card in `cards.py` -> what work reaches of its peak. None is measured yet."""
