@@ -155,6 +155,7 @@ class TokenTrainer(TokenObjective, Trainer):
             _lora_rank(self.model),
             self.selection_passes * self.accelerator.num_processes,
             self.clock.seconds(),
+            self.setup.train.gradient_checkpointing,
         )
 
 
