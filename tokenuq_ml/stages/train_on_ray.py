@@ -30,6 +30,7 @@ from tokenuq_ml.stages.rank_failures import RankFailure, told_in
 from tokenuq_ml.stages.rank_process import INTERRUPT, START, RankProgram, ends_in
 from tokenuq_ml.stages.ray_connection import cluster_nodes, connect, reserved_by_process
 from tokenuq_ml.stages.request import StageRequest
+from tokenuq_ml.stages.thread_waits import thread_waits
 
 USAGE = "usage: python -m tokenuq_ml.stages.train_on_ray N MODULE REQUEST.json"
 RANKS = "ranks"
@@ -159,7 +160,8 @@ def _environment(share: StageResources) -> dict[str, str]:
     for name in (PARENT_PIPE, LEASE_SECONDS):
         kept.pop(name, None)
     threads = os.environ.get(runner.THREADS) or str(max(1, int(share.num_cpus or 1)))
-    return {**kept, runner.THREADS: threads, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {runner.THREADS: threads, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **thread_waits(os.environ), **fixed}
 
 
 def _outcome(folder: Path, count: int, errors: list[BaseException]) -> int:

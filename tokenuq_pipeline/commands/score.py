@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.stages.thread_waits import thread_waits
 from tokenuq_pipeline.commands.common import configuration
 from tokenuq_pipeline.commands.query import require_writable
 from tokenuq_pipeline.runtime.paths import store_home
@@ -126,7 +127,7 @@ def run_program(request: dict[str, Any]) -> int:
         [sys.executable, "-m", "tokenuq_ml.stages.score_given"],
         input=json.dumps(request),
         text=True,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        env={**os.environ, **thread_waits(os.environ), "TOKENIZERS_PARALLELISM": "false"},
     )
     return child.returncode
 

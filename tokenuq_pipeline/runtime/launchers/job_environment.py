@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenuq_ml.stages.request import PARALLEL_STAGES, StageRequest
 from tokenuq_ml.stages.runner import THREADS
+from tokenuq_ml.stages.thread_waits import thread_waits
 from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
 from tokenuq_pipeline.runtime.launch_command import measures_only, processes_of
 from tokenuq_pipeline.runtime.launchers.ray_cluster import NodeResources
@@ -37,6 +38,7 @@ def job_environment(request: StageRequest, environment: Mapping[str, str] = os.e
     passed = {name: value for name, value in environment.items() if name.startswith(PASSED) or name in named}
     return {
         **{name: passed[name] for name in passed.keys() - NOT_PASSED},
+        **thread_waits(environment),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }

@@ -16,6 +16,7 @@ from tokenuq_ml.process_group import RANK_VARIABLES
 from tokenuq_ml.stages.failures import write_reserve
 from tokenuq_ml.stages.parent_watch import LEASE_SECONDS, PARENT_PIPE
 from tokenuq_ml.stages.request import PARALLEL_STAGES
+from tokenuq_ml.stages.thread_waits import thread_waits
 from tokenuq_pipeline.runtime.bucket_jobs import bucket_jobs
 from tokenuq_pipeline.runtime.child_output import ChildOutput
 from tokenuq_pipeline.runtime.dagster_settings import POSTGRES_VARIABLE
@@ -103,7 +104,7 @@ def stage_environment() -> dict[str, str]:
     """Return what every stage has in its environment."""
     # Stages, and the code of a user's Trainer, do not need the address of Dagster's records.
     kept = {name: value for name, value in os.environ.items() if name not in {POSTGRES_VARIABLE, *RANK_VARIABLES}}
-    return {**kept, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {**kept, **thread_waits(kept), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
 class _Child(RunningStage):
