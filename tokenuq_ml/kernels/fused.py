@@ -230,7 +230,7 @@ def _forward_kl_gradient(
     arguments = (*own, *theirs, label, mle, distill, divergence)
     names = ("SCALE", "SOFTCAP", "TEACHER_SCALE", "TEACHER_SOFTCAP", "TEMPERATURE")
     settings = dict(zip(names, constants, strict=True)) | {"COLUMNS": columns, "COMMON": common}
-    _launch("forward_kl_gradient", (len(product),), product, arguments, settings | _block(columns, LANES // 2))
+    _launch("forward_kl_gradient", (len(product),), product, arguments, settings | _block(columns, 2))
     return divergence
 
 
@@ -265,7 +265,7 @@ def _monte_carlo(
         "SOFTCAP": softcap,
         "TINY": torch.finfo(outputs[0].dtype).tiny,
         "SAMPLES": padded,
-    } | _block(columns, max(128, LANES // padded))
+    } | _block(columns, padded)
     _launch("monte_carlo", (rows,), product, arguments, constants)
     return outputs
 
@@ -300,8 +300,9 @@ def _launch(
         getattr(triton_kernels, name)[grid](*arguments, **constants, SUM=dtype, num_warps=WARPS)
 
 
-def _block(columns: int, most: int = LANES) -> dict[str, Any]:
-    return {"BLOCK": min(most, _power_of_two(columns))}
+def _block(columns: int, rows: int = 1) -> dict[str, Any]:
+    """Return the logits of a row that a program reads at a time, if it reads several rows together."""
+    return {"BLOCK": min(max(1, LANES // rows), _power_of_two(columns))}
 
 
 def _power_of_two(count: int) -> int:

@@ -85,7 +85,9 @@ def training_loss(
         else:
             decision, groups = _add_terms_from_logits(micro_batch, rule, teacher, gain, every_loss)
         if every_loss and not rule.needs_losses:
-            micro_batch.fill_losses(_tokens_without_terms(groups))
+            for group in groups:
+                if not (group.terms.mle or group.terms.distill):
+                    micro_batch.fill_losses(group.index_M)
         total = micro_batch.total(decision.weights)
     return TrainingLoss(
         micro_batch.grads.attach(total),
@@ -179,11 +181,6 @@ def _tokens_with_terms(groups: list[TokenGroup], batch: MicroBatchTerms) -> Tens
     if sum(map(len, trained)) == len(batch.label_N):
         return slice(None)
     return torch.cat(trained).sort().values
-
-
-def _tokens_without_terms(groups: list[TokenGroup]) -> Tensor:
-    """Return the tokens that no term may train."""
-    return torch.cat([group.index_M for group in groups if not (group.terms.mle or group.terms.distill)])
 
 
 def _check_mean_embeddings_suffice(batch: MicroBatchTerms, teacher: TeacherTerm, gain: Gain | None) -> None:
