@@ -33,7 +33,7 @@ def changed(kind: str) -> dict:
         study[key] = {**study.get(key, {}), **value} if isinstance(value, dict) else value
     if kind == "none":
         del study["train"]["lora"]
-    return study | {"ablations": ["paper_top25"], "evaluation": {"bootstrap": 50}}
+    return study | {"ablations": ["paper_top25"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
