@@ -1,6 +1,5 @@
 """Stages as jobs of a cluster whose nodes share nothing but a bucket with the run."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,14 +12,13 @@ import pytest
 
 from tests.support.fake_cluster import FakeCluster
 from tests.support.processes import wait_until
-from tests.support.toy_pipeline import STUDY, fake_environment, toy_config
+from tests.support.stage_jobs import attempts, behave, failure, job_launcher, materialise_in, pids_in, set_up_jobs
+from tests.support.toy_pipeline import STUDY, toy_config
 from tokenuq_pipeline.build_defs import build_defs
 from tokenuq_pipeline.commands.run import run_study
 from tokenuq_pipeline.runtime import bucket_jobs
 from tokenuq_pipeline.runtime.bucket_store import open_store
 from tokenuq_pipeline.runtime.dagster_internals import forget_definitions_storage
-from tokenuq_pipeline.runtime.launcher import StageLauncher
-from tokenuq_pipeline.runtime.launchers import ray_stage
 from tokenuq_pipeline.runtime.launchers.ray_jobs import RayBackend
 from tokenuq_pipeline.runtime.launchers.ray_settings import RaySettings
 from tokenuq_pipeline.runtime.processes import is_running
@@ -56,15 +54,8 @@ class Nodes(FakeCluster):
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    for name, value in fake_environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TOKENUQ_LEASE_SECONDS", "30")
-    monkeypatch.setattr("tokenuq_pipeline.assets.run_stage.RETRY_DELAY_S", 0)
-    monkeypatch.setattr(ray_stage, "LATE_S", 0.5)
-    monkeypatch.setattr(ray_stage, "LOOK_S", 0.1)
+    set_up_jobs(monkeypatch, tmp_path, lease_s=30)
     monkeypatch.setattr(bucket_jobs, "LOOK_S", 0.1)
-    behave(tmp_path, {})
-    monkeypatch.setenv("FAKE_STAGE", f"@{tmp_path / 'behaviour.json'}")
     cluster = Nodes(tmp_path / "cluster")
     yield cluster
     cluster.kill()
@@ -75,31 +66,14 @@ def lease_of_3_s(cluster, monkeypatch):
     monkeypatch.setenv("TOKENUQ_LEASE_SECONDS", "3")
 
 
-def behave(folder, behaviour):
-    (folder / "behaviour.json").write_text(json.dumps(behaviour))
-
-
 def launcher(cluster, **settings):
-    backend = RayBackend(cluster, RaySettings(**settings))
-    return StageLauncher(package="fake_entrypoints", termination_timeout=20.0, backend=backend)
+    return job_launcher(RayBackend(cluster, RaySettings(**settings)))
 
 
 def materialise(store, cluster, *keys, **settings):
     forget_definitions_storage()
     with dg.DagsterInstance.ephemeral() as instance:
-        job = build_defs(toy_config(), store.home, launcher(cluster, **settings)).resolve_job_def(STUDY)
-        selected = [dg.AssetKey(key) for key in keys]
-        result = job.execute_in_process(instance=instance, asset_selection=selected, raise_on_error=False)
-        return result, [entry.message for entry in instance.all_logs(result.run_id)]
-
-
-def failure(result):
-    data = next(event for event in result.all_events if event.is_step_failure).step_failure_data
-    return data.user_failure_data.description
-
-
-def attempts(result):
-    return len([event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"])
+        return materialise_in(instance, build_defs(toy_config(), store.home, launcher(cluster, **settings)), keys)
 
 
 def objects(store, part="") -> set[str]:
@@ -109,7 +83,7 @@ def objects(store, part="") -> set[str]:
 def working(cluster) -> list[int]:
     """The pids of the stage that waits or hangs, once it does."""
     pids = wait_until(lambda: next(cluster.cache.rglob("pids"), None))
-    return [int(pid) for pid in pids.read_text().split()]
+    return pids_in(pids)
 
 
 def test_a_job_sends_what_it_makes_and_leaves_nothing(store_address, cluster, monkeypatch):

@@ -1,17 +1,16 @@
 """Stages as jobs of a stand-in for a cluster: followed by the next run, interrupted, lost."""
 
-import json
 import signal
 import subprocess
 import sys
 import threading
 
-import dagster as dg
 import pytest
 
 from tests.support.fake_cluster import FakeCluster
 from tests.support.processes import wait_until
-from tests.support.toy_pipeline import STUDY, Toy, fake_environment
+from tests.support.stage_jobs import attempts, behave, failure, job_launcher, materialise_in, pids_in, set_up_jobs
+from tests.support.toy_pipeline import Toy
 from tokenuq_ml.stages import job_files
 from tokenuq_pipeline.runtime.instance import prepare
 from tokenuq_pipeline.runtime.launcher import StageLauncher
@@ -40,14 +39,7 @@ with toy.instance() as instance:
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    for name, value in fake_environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TOKENUQ_LEASE_SECONDS", "3")
-    monkeypatch.setattr("tokenuq_pipeline.assets.run_stage.RETRY_DELAY_S", 0)
-    monkeypatch.setattr("tokenuq_pipeline.runtime.launchers.ray_stage.LATE_S", 0.5)
-    monkeypatch.setattr("tokenuq_pipeline.runtime.launchers.ray_stage.LOOK_S", 0.1)
-    behave(tmp_path, {})
-    monkeypatch.setenv("FAKE_STAGE", f"@{tmp_path / 'behaviour.json'}")
+    set_up_jobs(monkeypatch, tmp_path, lease_s=3)
     return Toy(tmp_path / "toy")
 
 
@@ -58,32 +50,11 @@ def cluster(tmp_path):
     cluster.kill()
 
 
-def behave(folder, behaviour):
-    (folder / "behaviour.json").write_text(json.dumps(behaviour))
-
-
 def materialise(toy, backend, *keys):
-    launcher = StageLauncher(package="fake_entrypoints", termination_timeout=20.0, backend=backend)
     with toy.instance() as instance:
         # A run that was killed holds a slot.
         prepare(instance, toy.store.home, {})
-        result = (
-            toy.defs(launcher=launcher)
-            .resolve_job_def(STUDY)
-            .execute_in_process(
-                instance=instance, asset_selection=[dg.AssetKey(key) for key in keys], raise_on_error=False
-            )
-        )
-        return result, [entry.message for entry in instance.all_logs(result.run_id)]
-
-
-def failure(result):
-    data = next(event for event in result.all_events if event.is_step_failure).step_failure_data
-    return data.user_failure_data.description
-
-
-def attempts(result):
-    return len([event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"])
+        return materialise_in(instance, toy.defs(launcher=job_launcher(backend)), keys)
 
 
 def work_dir(toy):
@@ -94,7 +65,7 @@ def waiting(toy):
     """The pids of the stage that waits or hangs, once it does."""
     pids = work_dir(toy) / "pids"
     wait_until(pids.exists)
-    return [int(pid) for pid in pids.read_text().split()]
+    return pids_in(pids)
 
 
 def start_run(toy, cluster):
