@@ -33,7 +33,7 @@ from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.patches import change_class, replaced_attribute, replaced_forward
 
 if TYPE_CHECKING:
-    from tokenuq_ml.config.study import Quantization
+    from tokenuq_ml.config.base_keys import Quantization
 
 EIGHT_BIT = "Linear8bitLt"
 """Class of bitsandbytes."""
@@ -72,7 +72,7 @@ def load_quantised(
         **options: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: see `check_quantization`; or the model has no layer that is quantised.
+        InputError: see `check_quantization`; or the model has no layer that is quantised, or fused experts.
     """
     check_quantization(quantization, numerics.device)
     # It warns of each cast of a layer's input.
@@ -95,11 +95,23 @@ def load_quantised(
         raise InputError(
             f"{type(model).__name__} has no linear layer that {PACKAGE} quantises; remove 'quantization' from the study"
         )
+    _check_experts(model, quantization)
     model.requires_grad_(False)
     _narrow_all_but_norms(model, numerics.dtype)
     for layer in layers:
         _compute_alike(layer, numerics.dtype)
     return model.eval()
+
+
+def _check_experts(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Refuse experts that are fused parameters: most of a mixture's weights, which would stay as they are."""
+    for path, module in model.named_modules():
+        fused = [name for name, parameter in module.named_parameters(recurse=False) if parameter.dim() > 2]
+        if fused and not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            raise InputError(
+                f"{PACKAGE} quantises linear layers, and {path}.{fused[0]} of {type(model).__name__} is one tensor of "
+                f"several; remove 'quantization' {quantization} from the study"
+            )
 
 
 def _narrow_all_but_norms(model: nn.Module, dtype: torch.dtype) -> None:
@@ -108,11 +120,16 @@ def _narrow_all_but_norms(model: nn.Module, dtype: torch.dtype) -> None:
         own = list(module.parameters(recurse=False))
         if not own or is_quantised_layer(module) or dtype == torch.float32:
             continue
-        if all(parameter.dim() == 1 for parameter in own):
+        if _is_norm(module):
             change_class(module, _class_in_own_dtype(type(module)))
             continue
         for parameter in own:
             parameter.data = parameter.data.to(dtype)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    own = dict(module.named_parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and own.keys() <= {"weight", "bias"} and own["weight"].dim() == 1
 
 
 @cache

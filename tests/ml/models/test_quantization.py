@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from tests.support.mixtures import tiny_mixture
 from tests.support.tiny_models import FLOAT32, examples, tiny_model
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.data.batching import collate
@@ -142,6 +143,13 @@ def test_float64_passes_put_the_layers_back(kind, folder):
             wide = hidden_states(model, batch.model_inputs)
         assert wide.dtype == torch.float64 and torch.allclose(wide.float(), before, rtol=1e-3, atol=1e-4)
         assert torch.equal(hidden_states(model, batch.model_inputs), before)
+
+
+def test_experts_that_are_one_tensor_are_refused(tmp_path):
+    """They are most of the model, and would stay as they are."""
+    tiny_mixture("mixtral").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"experts\.gate_up_proj of MixtralForCausalLM is one tensor of several; rem"):
+        load_model(tmp_path, "float32", BaseSettings(quantization="nf4"))
 
 
 def test_quantization_is_refused_without_the_package_and_on_other_devices(monkeypatch):
