@@ -3,7 +3,7 @@
 The package `evaluation` computes the metrics.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -15,9 +15,15 @@ from tokenuq_ml.redaction import holds_secret
 class GenerationSpec(Spec):
     """Greedy generation of answers to a dataset's prompts."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"engine"})
+
     dataset: str = Field(description="an entry of datasets.yaml; prompts are its rows of the splits test and ood")
     max_new_tokens: Annotated[int, Field(gt=0)] = 256
     batch_size: Annotated[int, Field(gt=0)] = 16
+    engine: Literal["model", "vllm"] = Field(
+        default="model",
+        description="model: passes of the loaded model; vllm: vLLM on the CUDA device, compared with it when it starts",
+    )
 
 
 class IfEvalSpec(GenerationSpec):
@@ -113,6 +119,12 @@ class EvaluationSpec(Spec):
         if self.gsm8k is not None and self.gsm8k.fewshot_dataset is not None:
             named["gsm8k.fewshot_dataset"] = self.gsm8k.fewshot_dataset
         return named
+
+    @property
+    def by_vllm(self) -> tuple[str, ...]:
+        """Keys of this spec whose answers vLLM generates."""
+        specs = {"ifeval": self.ifeval, "gsm8k": self.gsm8k, "alpaca_eval": self.alpaca_eval}
+        return tuple(key for key, spec in specs.items() if spec is not None and spec.engine == "vllm")
 
     @property
     def prompted(self) -> tuple[str, ...]:

@@ -209,12 +209,29 @@ class StudySpec(Spec):
                 "'processes' to their number or to auto"
             )
         self._check_trained_weights()
+        self._check_engines()
         if self.processes != "auto" and self.train.batch_size % self.processes:
             raise ValueError(
                 f"'processes' is {self.processes}, which does not divide train.batch_size {self.train.batch_size}: "
                 "the examples of an optimiser step are shared equally"
             )
         return self
+
+    def _check_engines(self) -> None:
+        """Check that vLLM can answer for the study's models."""
+        for key in self.evaluation.by_vllm:
+            others = {
+                "quantization": self.quantization,
+                "train.adapter": None if self.train.adapter == "lora" else self.train.adapter,
+                "sharding": None if self.sharding == "none" else self.sharding,
+                "processes": None if self.processes == 1 else self.processes,
+            }
+            for name, value in others.items():
+                if value is not None:
+                    raise ValueError(
+                        f"'evaluation.{key}.engine' is vllm, which answers in one process, for models in 16 or 32 bits "
+                        f"and their LoRA adapters, and {name!r} is {value!r}; remove one of the two"
+                    )
 
     def _check_trained_weights(self) -> None:
         """Check that what is trained goes with how the base model is loaded."""

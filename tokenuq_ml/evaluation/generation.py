@@ -97,7 +97,7 @@ def generate(
         longest, fields = len(prompts[order[0]]) + decoding.max_new_tokens, causal_lm.config.get_text_config().to_dict()
         require_positions(longest, fields, what, "lower max_new_tokens, or use a model with more positions")
     with answer_pass(model, tokenizer, decoding) as answer, torch.no_grad():
-        pad = _pad_id(tokenizer, _end_ids(causal_lm, tokenizer))
+        pad = _pad_id(tokenizer, end_ids(causal_lm, tokenizer))
         if order:
             require_generation(causal_lm, partial(_step_logits, causal_lm, pad))
         batches = list(_batches(causal_lm, order, prompts, decoding, pad))
@@ -116,7 +116,7 @@ def answer_pass(
 ) -> Iterator[Answer]:
     """Yield a function that generates the answers to one batch; the arguments are those of `generate`."""
     causal_lm = _generating(model)
-    ends = _end_ids(causal_lm, tokenizer)
+    ends = end_ids(causal_lm, tokenizer)
     pad = _pad_id(tokenizer, ends)
     config = GenerationConfig(
         do_sample=False,
@@ -137,7 +137,7 @@ def answer_pass(
             forget_lengths(causal_lm)
             if start is not None:
                 return decode(start, batch, ends, decoding.max_new_tokens, stop.completed)
-            return [_before_end(new_ids, ends) for new_ids in generate_batch(causal_lm, batch, pad, stop)]
+            return [before_end(new_ids, ends) for new_ids in generate_batch(causal_lm, batch, pad, stop)]
 
         yield answer
 
@@ -159,7 +159,7 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
 
 
-def _before_end(new_ids: list[int], ends: set[int]) -> list[int]:
+def before_end(new_ids: list[int], ends: set[int]) -> list[int]:
     """Return the ids before the first that ends a turn."""
     return new_ids[: next((place for place, token in enumerate(new_ids) if token in ends), len(new_ids))]
 
@@ -214,7 +214,8 @@ def _padded(causal_lm: PreTrainedModel, prompts: Prompts, pad: int) -> dict[str,
     }
 
 
-def _end_ids(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_ids(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids that end an answer: those of the generation config and of the tokenizer."""
     configured = causal_lm.generation_config.eos_token_id
     ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
     return {int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None}

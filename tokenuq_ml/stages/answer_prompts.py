@@ -27,6 +27,7 @@ from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.measures import AnswerMeasure
 from tokenuq_ml.stages.request import StageRequest
 from tokenuq_ml.stages.train_adapter import model_digest
+from tokenuq_ml.stages.vllm_answers import answers_by_vllm
 from tokenuq_ml.tables.parquet import read_table
 
 
@@ -106,16 +107,24 @@ def answer_prompts(
         decoding,
         cache,
         progress=Progress(context.reporter, f"{candidate.name} {what}", len(prompts), "prompts").add,
-        deal=partial(_deal, context, candidate, decoding),
+        deal=partial(_deal, context, candidate, decoding, spec.engine),
     )
     texts = [cut(candidate.tokenizer.decode(ids, skip_special_tokens=True), stop) for ids in answers]
     return texts, pl.Series([len(ids) for ids in answers], dtype=pl.Int32)
 
 
 def _deal(
-    context: StageContext, candidate: Candidate, decoding: GreedyDecoding, answer: Answer, batches: Iterable[Prompts]
+    context: StageContext,
+    candidate: Candidate,
+    decoding: GreedyDecoding,
+    engine: str,
+    answer: Answer,
+    batches: Iterable[Prompts],
 ) -> Iterator[Prompts]:
-    """Yield the answers to each batch: of this stage's ranks, or of the processes of a cluster."""
+    """Yield the answers to each batch: of vLLM, of this stage's ranks, or of the processes of a cluster."""
+    if engine == "vllm":
+        yield from answers_by_vllm(context, candidate, decoding, batches)
+        return
     actors = batch_actors.current()
     if actors is None or candidate.stored is None:
         yield from deal_to_ranks(answer, batches, in_step=is_sharded(candidate.model))

@@ -30,6 +30,7 @@ from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.kept_folders import kept_folder
 from tokenuq_ml.stages.measures import LossMeasure
 from tokenuq_ml.stages.request import StageRequest
+from tokenuq_ml.stages.vllm_answers import require_engine
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
 from tokenuq_ml.tables.parquet import content_of, read_table, write_table
 from tokenuq_ml.tables.schemas import TOKEN_KEY
@@ -59,6 +60,8 @@ def evaluate_and_store(
         on a rank other than 0, which computes its share of losses and answers.
     """
     spec = EvaluationSpec(**context.asset.fields["evaluation"])
+    if spec.by_vllm:
+        require_engine(context)
     parts = [_held_out(context, candidate, spec, examples)]
     if spec.ifeval is not None:
         parts.append(_ifeval(context, candidate, spec.ifeval))

@@ -19,6 +19,7 @@ PACKAGES = (
     "pyarrow",
     "lm_eval",
     "reasoning-gym",
+    "vllm",
     "dagster",
 )
 
