@@ -31,6 +31,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.flags import FOUR_BIT
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.patches import change_class, replaced_attribute, replaced_forward
+from tokenuq_ml.system_errors import is_system_error
 
 if TYPE_CHECKING:
     from tokenuq_ml.config.base_keys import Quantization
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 EIGHT_BIT = "Linear8bitLt"
 """Class of bitsandbytes."""
 PACKAGE = "bitsandbytes"
+TRIAL_TOKENS = 4
+"""Tokens of the pass that shows whether a quantised model runs."""
 
 
 def check_quantization(quantization: Quantization, device: str) -> None:
@@ -72,7 +75,7 @@ def load_quantised(
         **options: further arguments of `from_pretrained`.
 
     Raises:
-        InputError: see `check_quantization`; or the model has no layer that is quantised, or fused experts.
+        InputError: see `check_quantization`; or the model has no layer that is quantised, or cannot be quantised.
     """
     check_quantization(quantization, numerics.device)
     # It warns of each cast of a layer's input.
@@ -100,7 +103,8 @@ def load_quantised(
     _narrow_all_but_norms(model, numerics.dtype)
     for layer in layers:
         _compute_alike(layer, numerics.dtype)
-    return model.eval()
+    _check_pass(model.eval(), quantization)
+    return model
 
 
 def _check_experts(model: PreTrainedModel, quantization: Quantization) -> None:
@@ -112,6 +116,20 @@ def _check_experts(model: PreTrainedModel, quantization: Quantization) -> None:
                 f"{PACKAGE} quantises linear layers, and {path}.{fused[0]} of {type(model).__name__} is one tensor of "
                 f"several; remove 'quantization' {quantization} from the study"
             )
+
+
+@torch.no_grad()
+def _check_pass(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Refuse models that read the weight of a layer themselves (Mamba), which is an array of integers now."""
+    try:
+        model(input_ids=torch.zeros((1, TRIAL_TOKENS), dtype=torch.long, device=model.device), use_cache=False)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if is_system_error(error):
+            raise
+        raise InputError(
+            f"{type(model).__name__} has no forward pass with layers that {PACKAGE} quantises ({error}); remove "
+            f"'quantization' {quantization} from the study"
+        ) from error
 
 
 def _narrow_all_but_norms(model: nn.Module, dtype: torch.dtype) -> None:

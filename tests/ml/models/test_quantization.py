@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.mixtures import tiny_mixture
-from tests.support.tiny_models import FLOAT32, examples, tiny_model
+from tests.support.tiny_models import FLOAT32, examples, tiny_architecture, tiny_model
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
@@ -150,6 +150,14 @@ def test_experts_that_are_one_tensor_are_refused(tmp_path):
     tiny_mixture("mixtral").save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"experts\.gate_up_proj of MixtralForCausalLM is one tensor of several; rem"):
         load_model(tmp_path, "float32", BaseSettings(quantization="nf4"))
+
+
+def test_a_model_that_reads_weights_itself_is_refused(tmp_path):
+    tiny_architecture("mamba").save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match="MambaForCausalLM has no forward pass with layers that bitsandby"
+    ):
+        load_model(tmp_path, "float32", BaseSettings(quantization="int8"))
 
 
 def test_quantization_is_refused_without_the_package_and_on_other_devices(monkeypatch):
