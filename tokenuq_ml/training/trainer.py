@@ -6,6 +6,7 @@ Shapes: N response tokens of a micro-batch.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tokenuq_ml.kernels.true_distributions import TrueDistributions
 from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.forward import packing_is_exact
 from tokenuq_ml.models.output_layer import causal_lm
+from tokenuq_ml.models.packed_attention import LONG_ROW, can_be_separated, separated_documents
 from tokenuq_ml.models.router_loss import router_coefficient
 from tokenuq_ml.models.sharding import leave_to_fsdp
 from tokenuq_ml.progress import Reporter
@@ -202,7 +204,7 @@ def train(
     if trainer.accelerator.num_processes > 1:
         # Trainer seeds every rank alike, so that their dropout masks would be the same.
         set_seed(setup.seed, device_specific=True)
-    with prepared_layers(model, setup.train):
+    with prepared_layers(model, setup.train), _packed_attention(model, setup, recorder):
         train_resumed(trainer, checkpoints, recorder, setup.steps, reporter, name)
     recorder.costs = trainer.costs()
     recorder.aux_losses = [row["aux_loss"] for row in trainer.state.log_history if "aux_loss" in row]
@@ -237,6 +239,18 @@ def _collate_function(
         return collate
     recorder.batching = "pack"
     return pack
+
+
+def _packed_attention(
+    model: PeftModel | PreTrainedModel, setup: TrainingSetup, recorder: StepRecorder
+) -> AbstractContextManager[None]:
+    """Return the context in which rows that are too long for a mask are attended to by documents."""
+    lengths = sorted((len(one.input_ids) for one in setup.examples), reverse=True)
+    longest_row = sum(lengths[: setup.train.micro_batch_size or setup.train.batch_size])
+    is_long = recorder.batching == "pack" and longest_row > LONG_ROW
+    if is_long and not setup.train.torch_compile and can_be_separated(model, setup.numerics):
+        return separated_documents(model, LONG_ROW)
+    return nullcontext()
 
 
 def _lora_rank(model: PeftModel | PreTrainedModel) -> int | None:
