@@ -20,6 +20,7 @@ from tokenuq_ml.models.adapter_kinds import check_forward, has_adapter
 from tokenuq_ml.models.flags import restored_flags
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.output_layer import causal_lm
+from tokenuq_ml.models.own_dropout import require_dropout
 from tokenuq_ml.models.placement import device_of
 from tokenuq_ml.models.positions import require_positions
 from tokenuq_ml.models.sampled_layers import sampled_layers
@@ -96,15 +97,17 @@ def measure_bald(
 ) -> pl.DataFrame:
     """Measure the epistemic uncertainty (BALD) of each token of texts by Monte-Carlo dropout over a LoRA adapter.
 
+    Of a model without an adapter, at the places where its architecture drops features, and of attention probabilities.
+
     Computes in float32: a model in bfloat16 is widened meanwhile, which takes three times its memory, and restored
     afterwards. The masks of a text depend on its index in `texts`, not on the batch.
 
     Args:
-        model: A model with active adapters, all of whose layers are LoRA's linear layers (DoRA too).
+        model: A model with active adapters, all of whose layers are LoRA's linear layers (DoRA too); or without any.
         tokenizer: Its tokenizer; a conversation needs a chat template.
         texts: As for `score_tokens`.
         samples: Forward passes per text (K). The expected estimate is about (K - 1) / K of BALD.
-        dropout: Rate at which the adapter's input features are dropped.
+        dropout: Rate at which the adapter's input features, or the model's own, are dropped.
         max_length: Tokens after which a text is cut off.
         max_tokens: Most padded tokens per batch. The default suits the device.
         **spec: Other fields of `UncertaintySpec`: `mask`, `attention_dropout`, `seed`.
@@ -115,8 +118,8 @@ def measure_bald(
         nats, and `n_samples`.
 
     Raises:
-        InputError: The model has no adapter, or one with an active layer that is not sampled; no text has a token to
-            score; or a conversation does not fit the chat template.
+        InputError: An active layer of an adapter is not sampled, or nothing drops; no text has a token to score; or a
+            conversation does not fit the chat template.
         ValueError: A field of `spec` is invalid.
 
     Example:
@@ -136,11 +139,12 @@ def measure_bald(
         >>> table.columns[4:8]
         ['predictive_entropy', 'expected_entropy', 'bald', 'bald_std_error']
     """
-    if not has_adapter(model):
-        raise InputError(f"a {type(model).__name__} has no LoRA adapter to sample dropout of; pass a PeftModel")
-    sampled_layers(model)
-    examples = _tokenize(model, tokenizer, texts, max_length)
     uncertainty = UncertaintySpec(samples=samples, dropout=dropout, **spec)
+    if has_adapter(model):
+        sampled_layers(model)
+    else:
+        require_dropout(causal_lm(model), uncertainty.attention_dropout > 0)
+    examples = _tokenize(model, tokenizer, texts, max_length)
     with named_as_texts():
         rows = token_uncertainty(model, examples, uncertainty, _numerics(model), max_tokens=max_tokens)
     return _with_tokens(rows, examples, tokenizer)

@@ -58,6 +58,7 @@ def test_texts_without_a_token_to_score_are_rejected():
         score_tokens(model_of(), tiny_tokenizer(chat_template=None), ["two tokens", CHAT])
 
 
-def test_a_model_without_an_adapter_is_rejected():
-    with pytest.raises(InputError, match="LlamaForCausalLM has no LoRA adapter .* pass a PeftModel"):
+def test_a_model_without_an_adapter_is_sampled_at_its_own_dropout_or_rejected():
+    with pytest.raises(InputError, match="samples the model's own dropout, and LlamaForCausalLM has none, so it would"):
         measure_bald(model_of(), tiny_tokenizer(), TEXTS)
+    assert measure_bald(model_of(), tiny_tokenizer(), TEXTS, samples=2, attention_dropout=0.1)["bald"].max() > 0
