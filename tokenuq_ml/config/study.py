@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tokenuq_ml.config.base import RESERVED_STUDIES, TEACHER_ROW, Spec, check_name, one_of
-from tokenuq_ml.config.base_keys import BASE_KEYS, Attention, Quantization
+from tokenuq_ml.config.base_keys import BASE_KEYS, NARROW_ATTENTION, Attention, Quantization
 from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, OWN_RATE
 from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.language import GridSpec
@@ -210,6 +210,11 @@ class StudySpec(Spec):
             )
         self._check_trained_weights()
         self._check_engines()
+        if self.attention in NARROW_ATTENTION and "float32" in (self.precision.training, self.precision.tables):
+            raise ValueError(
+                f"'attention' {self.attention} computes in bfloat16, and 'precision' is float32; set 'attention' to "
+                "sdpa, or 'precision' to auto or bfloat16"
+            )
         if self.processes != "auto" and self.train.batch_size % self.processes:
             raise ValueError(
                 f"'processes' is {self.processes}, which does not divide train.batch_size {self.train.batch_size}: "
@@ -247,7 +252,7 @@ class StudySpec(Spec):
                     f"'train.adapter' is none, and 'sharding' {self.sharding} shares weights that are frozen; set "
                     "'train.adapter' to lora or dora, or remove 'sharding'"
                 )
-            if self.attention in ("flex", "flash_attention_2"):
+            if self.attention in NARROW_ATTENTION:
                 raise ValueError(
                     f"'attention' {self.attention} needs weights in 16 bits, and 'train.adapter' is none, which keeps "
                     "those that are trained in float32; set 'attention' to sdpa, which uses the same kernels on a GPU"

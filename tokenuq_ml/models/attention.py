@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from tokenuq_ml.config.base_keys import Attention
+from tokenuq_ml.config.base_keys import NARROW_ATTENTION, Attention
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.seeding import probe_generator
@@ -25,33 +25,36 @@ NAMES: dict[Attention, str] = {
     "flash_attention_2": "flash_attention_2",
 }
 """Name in a study -> name in transformers."""
-NARROW_ONLY: tuple[Attention, ...] = ("flex", "flash_attention_2")
-"""Used in 16 bits only: flash attention has no other kernels, and flex attention none in float64."""
 TOKENS = 9
 """Of the text on which an implementation is compared with eager attention."""
 
 
-def attention_name(attention: Attention, numerics: Numerics) -> str | None:
+def attention_name(attention: Attention, numerics: Numerics, precision: str) -> str | None:
     """Return what transformers calls the implementation; None: transformers chooses.
 
-    Passes in float32 are those of BALD, or of a study that names neither `flex` nor `flash_attention_2`: there,
-    transformers' choice takes the place of these two.
+    A study with `flex` or `flash_attention_2` asks for float32 for BALD and the like only, where transformers' choice
+    takes the place of these two.
 
     Args:
         attention: as the study names it.
         numerics: of the passes.
+        precision: that was asked for, as for `resolve_numerics`.
 
     Raises:
         InputError: this machine cannot use it.
     """
     if attention == "auto":
         return None
-    if attention in NARROW_ONLY:
+    if attention in NARROW_ATTENTION:
         if numerics.device == "cpu":
             what = "has no gradients on a CPU" if attention == "flex" else "runs on a GPU only"
             raise InputError(f"attention: {attention} {what}; set `attention: sdpa`, or run the study on a GPU")
-        if numerics.dtype == torch.float32:
+        if precision == "float32":
             return None
+        if numerics.dtype == torch.float32:
+            raise InputError(
+                f"attention: {attention} computes in bfloat16, which this GPU does not multiply; set `attention: sdpa`"
+            )
         # transformers would fetch a kernel from the hub instead, if the package `kernels` is there.
         if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             raise InputError(

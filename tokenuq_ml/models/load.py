@@ -38,7 +38,7 @@ def load_model(
     numerics = resolve_numerics(precision)
     # On a CPU, probabilities far below float32's normal range would make every softmax many times slower.
     torch.set_flush_denormal(True)
-    attention = attention_name(settings.attention, numerics)
+    attention = attention_name(settings.attention, numerics, precision)
     with refused_attention(settings.attention, folder):
         if settings.quantization is not None:
             model = load_quantised(folder, numerics, settings.quantization, attn_implementation=attention)

@@ -42,7 +42,7 @@ def load_sharded(
     from transformers.distributed.configuration_utils import DistributedConfig
 
     numerics = resolve_numerics(precision)
-    attention = attention_name(settings.attention, numerics)
+    attention = attention_name(settings.attention, numerics, precision)
     # As in `load_model`.
     torch.set_flush_denormal(True)
     try:
