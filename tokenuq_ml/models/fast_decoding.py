@@ -161,7 +161,7 @@ def _head_of(projection: Projections) -> Callable[..., Tensor]:
         if torch.is_grad_enabled():
             return type(self).forward(self, hidden)
         hidden_ND = hidden.reshape(-1, hidden.shape[-1])
-        if not projection.is_packed:
+        if not projection.packs(hidden_ND):
             return type(self).forward(self, hidden_ND.contiguous()).view(*hidden.shape[:-1], -1)
         return projection(hidden_ND)[0].view(*hidden.shape[:-1], -1)
 

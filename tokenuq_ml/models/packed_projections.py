@@ -38,14 +38,13 @@ class Projections:
         packed = _Packed.of(layers) if pack else None
         self._packed = packed if packed is not None and self._is_exact(packed) else None
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether the projections are one product."""
-        return self._packed is not None
+    def packs(self, x_NI: Tensor) -> bool:
+        """Return whether the projections of `x_NI` are one product."""
+        return self._packed is not None and x_NI.dtype == self._packed.dtype
 
     def __call__(self, x_NI: Tensor) -> Sequence[Tensor]:
         """Return the output of each projection."""
-        if self._packed is None or x_NI.dtype != self._packed.dtype:
+        if self._packed is None or not self.packs(x_NI):
             return [layer(x_NI) for layer in self._layers]
         return self._packed(x_NI)
 

@@ -154,3 +154,11 @@ def test_the_output_layer_is_one_product_for_all_prompts(kind):
         generate(model, TOKENIZER, prompts(), GreedyDecoding(1, 16))
     products = {name for name, shape in operations.found if shape[-1:] == (VOCAB,)}
     assert any("mm" in name for name in products) and not any("bmm" in name for name in products)
+
+
+def test_states_in_another_dtype_are_multiplied_by_the_layer_itself():
+    """As under autocast, where a norm returns float32."""
+    model = tiny_model().to(torch.bfloat16)
+    model.model.norm.register_forward_hook(lambda _, __, out: out.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(generate(model, TOKENIZER, prompts(), GreedyDecoding(2, 16))) == len(prompts())

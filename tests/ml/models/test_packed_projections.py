@@ -8,6 +8,7 @@ from tokenuq_ml.models import packed_projections
 from tokenuq_ml.models.packed_projections import Projections, fits_twice
 
 ROWS = torch.randn(7, 32, generator=torch.Generator().manual_seed(3))
+NARROW = ROWS.to(torch.bfloat16)
 packs = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     reason="oneDNN has no products in bfloat16 on this processor",
@@ -20,8 +21,7 @@ def attention(model):
 
 
 def equal(layers, projections) -> bool:
-    x = ROWS.to(torch.bfloat16)
-    return all(torch.equal(y, layer(x)) for y, layer in zip(projections(x), layers, strict=True))
+    return all(torch.equal(y, layer(NARROW)) for y, layer in zip(projections(NARROW), layers, strict=True))
 
 
 @packs
@@ -30,7 +30,7 @@ def test_plain_layers_and_layers_with_an_adapter_are_one_product():
     for model in (tiny_model(), tiny_peft()):
         layers = attention(model.to(torch.bfloat16))
         projections = Projections(layers, pack=True)
-        assert projections.is_packed and equal(layers, projections)
+        assert projections.packs(NARROW) and equal(layers, projections)
 
 
 @packs
@@ -39,10 +39,10 @@ def test_layers_of_which_one_has_an_adapter_and_biases():
     adapted, plain = attention(tiny_peft().to(torch.bfloat16)), attention(tiny_model().to(torch.bfloat16))
     layers = [plain[0], adapted[1], plain[2]]
     projections = Projections(layers, pack=True)
-    assert projections.is_packed and equal(layers, projections)
+    assert projections.packs(NARROW) and equal(layers, projections)
     biased = [torch.nn.Linear(32, width, dtype=torch.bfloat16) for width in (16, 8)]
     projections = Projections(biased, pack=True)
-    assert projections.is_packed and equal(biased, projections)
+    assert projections.packs(NARROW) and equal(biased, projections)
 
 
 @packs
@@ -50,11 +50,11 @@ def test_layers_of_which_one_has_an_adapter_and_biases():
 def test_a_disabled_adapter_takes_no_part():
     model = tiny_peft().to(torch.bfloat16)
     layers = attention(model)
-    enabled = [layer(ROWS.to(torch.bfloat16)) for layer in layers]
+    enabled = [layer(NARROW) for layer in layers]
     with model.disable_adapter():
         projections = Projections(layers, pack=True)
-        assert projections.is_packed and equal(layers, projections)
-        assert not torch.equal(projections(ROWS.to(torch.bfloat16))[0], enabled[0])
+        assert projections.packs(NARROW) and equal(layers, projections)
+        assert not torch.equal(projections(NARROW)[0], enabled[0])
 
 
 def halved(layer):
@@ -80,7 +80,7 @@ def test_other_layers_are_called(change):
     layers = attention(tiny_peft(dropout=0.5).to(torch.bfloat16).eval())
     LEFT[change](layers)
     projections = Projections(layers, pack=True)
-    assert not projections.is_packed
+    assert not projections.packs(NARROW)
     if change not in ("float32", "dropout"):
         assert equal(layers, projections)
 
@@ -92,7 +92,7 @@ def test_products_with_other_bits_are_not_used(monkeypatch):
     monkeypatch.setattr(packed_projections, "_product", lambda *args: real(*args) * 1.01)
     layers = attention(tiny_model().to(torch.bfloat16))
     projections = Projections(layers, pack=True)
-    assert not projections.is_packed and equal(layers, projections)
+    assert not projections.packs(NARROW) and equal(layers, projections)
 
 
 def test_weights_that_would_fill_the_memory_are_not_stored_twice(monkeypatch):
