@@ -44,6 +44,35 @@ def test_an_option_has_the_effect_that_it_has_without_the_objective(name):
     assert ours.state.num_input_tokens_seen == plain.state.num_input_tokens_seen
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_layers_drop_the_same_in_the_pass_that_selects_and_in_those_that_train(reentrant):
+    """The quantile spans two micro-batches, so that each is passed twice before its layers are recomputed."""
+    checkpointing = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
+    }
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    plain, recomputed = (
+        trained(Ours, PAPER, dropping_model(), {**batches, **options}) for options in ({}, checkpointing)
+    )
+    assert_same_training(recomputed, plain)
+
+
+def dropping_model():
+    """A model with PEFT's own layers, which drop."""
+    lora = LoraConfig(target_modules="all-linear", lora_dropout=0.3, init_lora_weights=False)
+    torch.manual_seed(0)
+    return get_peft_model(tiny_model(), lora)
+
+
+def test_a_backend_that_recomputes_with_other_dropout_masks_is_refused():
+    """PyTorch's `eager` ignores that masks shall be kept; those that use autograd's graph keep them."""
+    options = {"torch_compile": True, "torch_compile_backend": "eager", "gradient_checkpointing": True}
+    with pytest.raises(InputError, match="torch_compile_backend='eager' drops other features in recomputed layers"):
+        trainer_of(Ours, PAPER, dropping_model(), options)
+    check_options(trainer_of(Ours, PAPER, tiny_peft(), options))
+
+
 def test_the_older_name_of_group_by_length():
     if "group_by_length" not in TrainingArguments.__dataclass_fields__:
         pytest.skip("this transformers has only train_sampling_strategy")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from tokenuq_ml.errors import InputError
 
 Refusal = Callable[[Any, Any], str | None]
@@ -89,6 +91,20 @@ def _liger(value: Any, trainer: Any) -> str | None:
     )
 
 
+def _compile_backend(value: Any, trainer: Any) -> str | None:
+    recomputes = getattr(trainer.args, "activation_checkpointing", trainer.args.gradient_checkpointing)
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in trainer.model.modules())
+    return (
+        value == "eager"
+        and recomputes
+        and drops
+        and (
+            "torch_compile_backend='eager' drops other features in recomputed layers than in the forward pass, so that "
+            "gradients would be wrong; use 'inductor' or 'aot_eager', or set gradient_checkpointing=False"
+        )
+    )
+
+
 def _sharding(name: str) -> Refusal:
     def refusal(value: Any, trainer: Any) -> str | None:
         # `accelerate launch` may switch it on without an argument of the Trainer.
@@ -137,7 +153,7 @@ OPTIONS = {
     "bf16": Option("accelerate's autocast; the head is used in its own dtype"),
     "neftune_noise_alpha": Option("noise on the student's embeddings, the same to select and to train"),
     "torch_compile": Option("the model; the objective runs outside the compiled graph"),
-    "torch_compile_backend": Option("see torch_compile"),
+    "torch_compile_backend": Option("`eager` is refused with gradient_checkpointing and dropout", _compile_backend),
     "torch_compile_mode": Option("see torch_compile"),
     "gradient_checkpointing": Option("as in the Trainer"),
     "gradient_checkpointing_kwargs": Option("as in the Trainer"),
