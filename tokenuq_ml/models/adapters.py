@@ -41,11 +41,13 @@ from tokenuq_ml.tensor_digest import tensors_digest
 if TYPE_CHECKING:
     from tokenuq_ml.config import LoraSpec, TrainSpec
 
+TrainedModel = PeftModel | PreTrainedModel
+"""A model with adapters, or one whose own weights were trained."""
 MAGNITUDE = "lora_magnitude_vector"
 """DoRA's factor of each row of a weight."""
 
 
-def add_trained_weights(model: PreTrainedModel, train: TrainSpec, seed: int) -> PeftModel | PreTrainedModel:
+def add_trained_weights(model: PreTrainedModel, train: TrainSpec, seed: int) -> TrainedModel:
     """Return the model with what a study trains: a new adapter, or (adapter: none) its own weights.
 
     Args:
@@ -88,7 +90,7 @@ def lora_config(lora: LoraSpec, targets: str | list[str] = ALL_LINEAR, use_dora:
     )
 
 
-def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name: str) -> PeftModel | PreTrainedModel:
+def attach_adapter(model: PreTrainedModel | PeftModel, folder: str | Path, name: str) -> TrainedModel:
     """Load a stored adapter, frozen. On a `PeftModel`, the active adapters stay active, and all flags what they are.
 
     Args:

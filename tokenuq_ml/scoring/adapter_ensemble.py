@@ -11,16 +11,14 @@ from dataclasses import replace
 
 import polars as pl
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.scores import monte_carlo_scores
-from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.adapters import TrainedModel, use_adapter
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
@@ -33,7 +31,7 @@ from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 
 def ensemble_uncertainty(
-    model: PeftModel | PreTrainedModel,
+    model: TrainedModel,
     members: Sequence[str],
     examples: list[TokenizedExample],
     numerics: Numerics,
@@ -67,7 +65,7 @@ def ensemble_uncertainty(
     return pl.concat(frames).sort(*TOKEN_KEY)
 
 
-def shared_head(model: PeftModel | PreTrainedModel, members: Sequence[str]) -> Head:
+def shared_head(model: TrainedModel, members: Sequence[str]) -> Head:
     """Return the output head that all members have; of complete models, each with its own, a head of logits.
 
     Raises:
@@ -106,7 +104,7 @@ def _windows(batches: Iterable[Batch], head: Head, members: int) -> Iterator[lis
 
 
 def _states(
-    model: PeftModel | PreTrainedModel,
+    model: TrainedModel,
     member: str,
     batches: list[Batch],
     numerics: Numerics,

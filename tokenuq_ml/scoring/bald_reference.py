@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import polars as pl
 import torch
-from peft import PeftModel
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample, collate
 from tokenuq_ml.kernels.scores import monte_carlo_scores
+from tokenuq_ml.models.adapters import TrainedModel
 from tokenuq_ml.models.dropout_passes import monte_carlo_dropout
 from tokenuq_ml.models.float64_passes import float64_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states, passes_through_root
@@ -46,7 +46,7 @@ def reference_sample(examples: Iterable[TokenizedExample]) -> list[TokenizedExam
 
 
 def float64_uncertainty(
-    model: PeftModel,
+    model: TrainedModel,
     sample: list[TokenizedExample],
     spec: UncertaintySpec,
     progress: Callable[[int], None] = lambda tokens: None,
@@ -78,7 +78,7 @@ def float64_uncertainty(
 
 @contextmanager
 def reference_pass(
-    model: PeftModel, spec: UncertaintySpec
+    model: TrainedModel, spec: UncertaintySpec
 ) -> Iterator[Callable[[Iterable[Batch]], Iterator[tuple[pl.DataFrame, int]]]]:
     """Yield a function that gives each batch's rows in float64, in the order of the batches, and its tokens times K.
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenuq_ml.config import UncertaintySpec
@@ -24,6 +23,7 @@ from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.scores import MonteCarloScores, sampled_head_scores
+from tokenuq_ml.models.adapters import TrainedModel
 from tokenuq_ml.models.fast_inference import fast_inference
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.forward import causal_lm, head_of, hidden_states
@@ -75,7 +75,7 @@ def check_laplace(estimator: str, head: Head, samples: int) -> None:
 
 def head_posterior(
     estimator: str,
-    model: PeftModel,
+    model: TrainedModel,
     examples: list[TokenizedExample],
     spec: UncertaintySpec,
     numerics: Numerics,
@@ -178,7 +178,7 @@ def _check_is_maximum(estimator: str, posterior: Any) -> None:
 
 
 def _states(
-    model: PeftModel, examples: list[TokenizedExample], numerics: Numerics, progress: Progress
+    model: TrainedModel, examples: list[TokenizedExample], numerics: Numerics, progress: Progress
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield hidden states in float64 and labels of each batch."""
 
@@ -196,7 +196,7 @@ def _states(
 
 
 def laplace_uncertainty(
-    model: PeftModel,
+    model: TrainedModel,
     posterior: HeadPosterior,
     examples: list[TokenizedExample],
     numerics: Numerics,

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import polars as pl
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from tokenuq_ml import process_group
@@ -17,7 +16,7 @@ from tokenuq_ml.kernels.block_divergence import BlockDivergence
 from tokenuq_ml.kernels.loss_terms import TeacherTerm
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates
 from tokenuq_ml.kernels.scores import token_losses
-from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.adapters import TrainedModel, use_adapter
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.batch_threads import BatchPlan
@@ -26,7 +25,7 @@ from tokenuq_ml.tables.schemas import TOKEN_KEY
 
 
 def teacher_change(
-    model: PeftModel,
+    model: TrainedModel,
     examples: list[TokenizedExample],
     numerics: Numerics,
     progress: Callable[[int], None] = lambda tokens: None,
@@ -44,7 +43,7 @@ def teacher_change(
 
 
 def batch_changes(
-    model: PeftModel,
+    model: TrainedModel,
     batches: Sequence[Batch],
     numerics: Numerics,
     progress: Callable[[int], None] = lambda tokens: None,
@@ -81,7 +80,7 @@ def _ids(scored: ScoredBatch) -> tuple[str, ...]:
     return tuple(example.example_id for example in scored.batch.examples)
 
 
-def _rows(scored: ScoredBatch, model: PeftModel, teacher: TeacherTerm) -> pl.DataFrame:
+def _rows(scored: ScoredBatch, model: TrainedModel, teacher: TeacherTerm) -> pl.DataFrame:
     """Return the rows of a batch, given its states under the base model."""
     head, label_N = head_of(model), scored.batch.label_N
     change_N = torch.zeros(len(label_N), dtype=torch.float32)

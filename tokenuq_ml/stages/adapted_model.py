@@ -12,6 +12,7 @@ from tokenuq_ml import process_group
 from tokenuq_ml.config import TrainSpec
 from tokenuq_ml.config.resources import Sharding
 from tokenuq_ml.models.adapters import (
+    TrainedModel,
     adapter_settings,
     attach_adapter,
     freeze_adapter,
@@ -51,9 +52,7 @@ def load_trained_base(
     return load_base(folder, "float32", sharding, settings)[0], resolve_numerics(precision)
 
 
-def as_measured(
-    model: PeftModel | PreTrainedModel, numerics: Numerics
-) -> tuple[PeftModel | PreTrainedModel, Numerics] | None:
+def as_measured(model: TrainedModel, numerics: Numerics) -> tuple[TrainedModel, Numerics] | None:
     """Return a trained model, frozen for measurements; None if it has to be loaded for them.
 
     That is so of a sharded one, and of one without an adapter, whose weights are wider than those that are measured.
@@ -79,7 +78,7 @@ class StoredModel:
     settings: BaseSettings = DEFAULT
     """How the base model is loaded besides its precision."""
 
-    def activated(self, model: PeftModel) -> AbstractContextManager[None]:
+    def activated(self, model: TrainedModel) -> AbstractContextManager[None]:
         """Activate the adapter inside the context, or none."""
         return use_adapter(model, self.name if self.is_active else None)
 
@@ -101,7 +100,7 @@ class AdaptedModel:
         base: str | Path,
         adapter: str | Path,
         name: str,
-        loaded: tuple[PeftModel, Numerics] | None = None,
+        loaded: tuple[TrainedModel, Numerics] | None = None,
         sharding: Sharding = "none",
         settings: BaseSettings = DEFAULT,
     ):
@@ -131,10 +130,10 @@ class AdaptedModel:
             self._put_weights(self._loaded[0])
         return True
 
-    def _put_weights(self, model: PeftModel) -> None:
+    def _put_weights(self, model: TrainedModel) -> None:
         put_adapter_weights(model, self._name, None if self._is_fresh else self._adapter)
 
-    def at(self, precision: str) -> tuple[PeftModel, Numerics]:
+    def at(self, precision: str) -> tuple[TrainedModel, Numerics]:
         """Return the model with its adapter, frozen.
 
         Callers must drop their reference before they ask for another precision.
@@ -153,7 +152,7 @@ class AdaptedModel:
             self._loaded = model, numerics
         return self._loaded
 
-    def for_bald(self) -> tuple[PeftModel, Numerics]:
+    def for_bald(self) -> tuple[TrainedModel, Numerics]:
         """Return the model in float32, whatever the precision of the study is."""
         model, numerics = self.at("float32")
         return model, replace(numerics, reason="BALD is a difference of passes, below what bfloat16 rounds off")

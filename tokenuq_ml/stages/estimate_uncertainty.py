@@ -15,7 +15,7 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.config.estimators import ENSEMBLE, ESTIMATORS, LAPLACE_ESTIMATORS, column_of, posterior_bytes
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.stored_examples import StoredExamples, read_examples
-from tokenuq_ml.models.adapters import attach_adapter, use_adapter
+from tokenuq_ml.models.adapters import TrainedModel, attach_adapter, use_adapter
 from tokenuq_ml.models.forward import head_of
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.progress import Progress
@@ -88,7 +88,7 @@ class _Estimating:
     """Measures a study's estimators, and counts what each of them costs."""
 
     context: StageContext
-    model: PeftModel
+    model: TrainedModel
     numerics: Numerics
     spec: UncertaintySpec
 

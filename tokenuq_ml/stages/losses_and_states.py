@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.data.batching import TokenizedExample, shards
 from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.disk_space import in_words, space
-from tokenuq_ml.models.adapters import adapter_digest, use_adapter
+from tokenuq_ml.models.adapters import TrainedModel, adapter_digest, use_adapter
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.scoring.batch_threads import BatchPlan, batch_tokens
@@ -143,7 +142,7 @@ class _Pass:
 
     contexts: Mapping[str, StageContext]
     teacher: AdaptedModel
-    model: PeftModel
+    model: TrainedModel
     tables: LossTables | None
     cache: TeacherCache | None
 

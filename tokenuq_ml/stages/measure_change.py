@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 
 import polars as pl
-from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.data.stored_examples import StoredExamples
+from tokenuq_ml.models.adapters import TrainedModel
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.teacher_change import teacher_change
 from tokenuq_ml.stages import batch_actors, runner
@@ -52,7 +52,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     context.done(table.digest, change.collect(engine="streaming").to_dicts()[0])
 
 
-def _changes_of_shards(context: StageContext, model: PeftModel, stored: StoredModel) -> Iterator[pl.DataFrame]:
+def _changes_of_shards(context: StageContext, model: TrainedModel, stored: StoredModel) -> Iterator[pl.DataFrame]:
     """Yield the rows of each shard, measured here or by the processes of a cluster."""
     dataset, numerics, actors = context.input("tokenized_dataset"), context.numerics, batch_actors.current()
     progress = context.progress(2 * sum(len(example.input_ids) for example in StoredExamples(dataset)))

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import CurriculumSpec, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
-from tokenuq_ml.models.adapters import put_adapter_weights
+from tokenuq_ml.models.adapters import TrainedModel, put_adapter_weights
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.reports import plots
 from tokenuq_ml.scoring.batch_threads import BatchPlan
@@ -54,7 +53,7 @@ class Probe:
 
 def measure_curriculum(
     context: StageContext,
-    model: PeftModel,
+    model: TrainedModel,
     stored: StoredModel,
     student: TrainedStudent,
     examples: list[TokenizedExample],
@@ -117,7 +116,7 @@ def _snapshots(context: StageContext, student: TrainedStudent) -> list[Snapshot]
 
 
 def _measured(
-    model: PeftModel, stored: StoredModel, probe: Probe, snapshots: list[Snapshot]
+    model: TrainedModel, stored: StoredModel, probe: Probe, snapshots: list[Snapshot]
 ) -> Iterator[MeasuredSnapshot]:
     """Yield what is measured of each snapshot, here or by the processes of a cluster."""
     actors, numerics = batch_actors.current(), probe.numerics
@@ -135,7 +134,7 @@ def _measured(
         yield MeasuredSnapshot(snapshot, losses, uncertainty)
 
 
-def _jobs(model: PeftModel, stored: StoredModel, probe: Probe, snapshot: Snapshot) -> list[Job]:
+def _jobs(model: TrainedModel, stored: StoredModel, probe: Probe, snapshot: Snapshot) -> list[Job]:
     """Return the same work as jobs for other processes: losses, then BALD."""
     own = StoredModel(
         stored.base,

@@ -14,7 +14,7 @@ from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.adapters import TrainedModel, use_adapter
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.curriculum import Snapshot, snapshot_at
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
@@ -62,7 +62,7 @@ def _snapshots(request: StageRequest) -> Iterator[Snapshot]:
             yield snapshot
 
 
-def _loaded(request: StageRequest, snapshot: Snapshot) -> tuple[PeftModel, Numerics]:
+def _loaded(request: StageRequest, snapshot: Snapshot) -> tuple[TrainedModel, Numerics]:
     """Return the model with the snapshot's adapter, or with the teacher's, which is off at step 0."""
     adapter = snapshot.folder or request.inputs["adapter"]
     return AdaptedModel(request.inputs["model"], adapter, TEACHER_ADAPTER, settings=request.base_settings).at("float32")
@@ -70,19 +70,20 @@ def _loaded(request: StageRequest, snapshot: Snapshot) -> tuple[PeftModel, Numer
 
 def _measured(
     context: StageContext,
-    model: PeftModel,
+    model: TrainedModel,
     snapshot: Snapshot,
     examples: list[TokenizedExample],
     truth: TokenTruth,
 ) -> pl.DataFrame:
     """Return the rows of `true_divergence_over_training` of one snapshot."""
     spec, tokens = UncertaintySpec(**context.asset.fields["uncertainty"]), sum(len(one.input_ids) for one in examples)
-    passes = 1 if snapshot.folder is None else 1 + spec.samples
+    # Dropout acts inside the adapter, which a fresh one would add nothing by.
+    drops_nothing = snapshot.folder is None and isinstance(model, PeftModel)
+    passes = 1 if drops_nothing else 1 + spec.samples
     progress = context.progress(passes * tokens, what=f"at {snapshot.fraction:.0%} of training")
     with use_adapter(model, None if snapshot.folder is None else TEACHER_ADAPTER):
         rows = score_examples(model, examples, context.numerics, progress.add, truth=truth)
-        if snapshot.folder is None:
-            # Dropout acts inside the adapter, which a fresh one would add nothing by.
+        if drops_nothing:
             nothing = (pl.lit(None, pl.Float32).alias(name) for name in ("expected_entropy", "bald"))
             rows = rows.with_columns(nothing)
         else:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import polars as pl
-from peft import PeftModel
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch
 from tokenuq_ml.evaluation.generation import GreedyDecoding, answer_pass
+from tokenuq_ml.models.adapters import TrainedModel
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
@@ -42,7 +42,7 @@ class Measure(ABC):
         return replace(self, model=model)
 
     @abstractmethod
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> AbstractContextManager[Run]:
+    def open(self, model: TrainedModel, numerics: Numerics, keep: Keep) -> AbstractContextManager[Run]:
         """Prepare the model, and yield what measures batches.
 
         Args:
@@ -66,7 +66,7 @@ class LossMeasure(Measure):
         return replace(super().with_folders(place), truth=None if self.truth is None else place(self.truth))
 
     @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+    def open(self, model: TrainedModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
         """Yield what scores batches."""
         truth = None if self.truth is None else TokenTruth.read(self.truth)
         with self.model.activated(model), loss_pass(model, numerics, self.alternatives, keep, truth) as score:
@@ -80,7 +80,7 @@ class ChangeMeasure(Measure):
     model: StoredModel
 
     @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+    def open(self, model: TrainedModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
         """Yield what compares batches."""
 
         def run(batches: Iterable[Batch]) -> list[tuple[pl.DataFrame, int]]:
@@ -100,7 +100,7 @@ class UncertaintyMeasure(Measure):
     spec: UncertaintySpec
 
     @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+    def open(self, model: TrainedModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
         """Yield what samples batches, in float32."""
         with self.model.activated(model), float32_passes(model) as dtype:
             with uncertainty_pass(model, self.spec, replace(numerics, dtype=dtype)) as score:
@@ -115,7 +115,7 @@ class ReferenceMeasure(Measure):
     spec: UncertaintySpec
 
     @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+    def open(self, model: TrainedModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
         """Yield what samples batches, each with all threads."""
         with self.model.activated(model), reference_pass(model, self.spec) as score:
             yield lambda batches: list(score(batches))
@@ -129,7 +129,7 @@ class AnswerMeasure(Measure):
     decoding: GreedyDecoding
 
     @contextmanager
-    def open(self, model: PeftModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
+    def open(self, model: TrainedModel, numerics: Numerics, keep: Keep) -> Iterator[Run]:
         """Yield what answers prompts."""
         tokenizer = load_tokenizer(self.model.base)
         with self.model.activated(model), answer_pass(model, tokenizer, self.decoding) as answer:

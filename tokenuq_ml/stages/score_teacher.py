@@ -9,14 +9,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import polars as pl
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import BASE_ROW, REFERENCE_ROWS, TEACHER_ROW, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.stored_examples import StoredExamples, read_examples
-from tokenuq_ml.models.adapters import adapter_digest, use_adapter
+from tokenuq_ml.models.adapters import TrainedModel, adapter_digest, use_adapter
 from tokenuq_ml.models.float32_passes import float32_passes
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import resolve_numerics
@@ -80,7 +79,7 @@ def _passes(request: StageRequest) -> list[list[str]]:
     return list(by_dtype.values())
 
 
-def _token_uncertainty(context: StageContext, model: PeftModel, stored: StoredModel) -> None:
+def _token_uncertainty(context: StageContext, model: TrainedModel, stored: StoredModel) -> None:
     """Write BALD of every token and its float64 reference, and report the asset."""
     spec = UncertaintySpec(**context.asset.fields["uncertainty"])
     sample = reference_sample(StoredExamples(context.input("tokenized_dataset")))
@@ -102,7 +101,7 @@ def _token_uncertainty(context: StageContext, model: PeftModel, stored: StoredMo
 
 
 def _write_uncertainty(
-    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, sample: list[str]
+    context: StageContext, model: TrainedModel, stored: StoredModel, spec: UncertaintySpec, sample: list[str]
 ) -> tuple[TableWriter, pl.DataFrame] | None:
     """Write the table `token_uncertainty` shard by shard; return its writer, and the rows of the sampled examples.
 
@@ -135,7 +134,7 @@ def _write_uncertainty(
 
 def _measured_uncertainty(
     context: StageContext,
-    model: PeftModel,
+    model: TrainedModel,
     stored: StoredModel,
     spec: UncertaintySpec,
     first: int,
@@ -173,7 +172,11 @@ def _measured_uncertainty(
 
 
 def _reference(
-    context: StageContext, model: PeftModel, stored: StoredModel, spec: UncertaintySpec, sample: list[TokenizedExample]
+    context: StageContext,
+    model: TrainedModel,
+    stored: StoredModel,
+    spec: UncertaintySpec,
+    sample: list[TokenizedExample],
 ) -> pl.DataFrame:
     """Return the rows of the sampled examples in float64, measured by all ranks or by the processes of a cluster."""
     tokens = sum(len(example.input_ids) for example in sample)

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec, TrainSpec
 from tokenuq_ml.data.batching import TokenizedExample
-from tokenuq_ml.models.adapters import adapter_digest, attach_adapter
+from tokenuq_ml.models.adapters import TrainedModel, adapter_digest, attach_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.stages.adapted_model import TEACHER_ADAPTER
@@ -53,7 +52,7 @@ def student_train_spec(fields: dict, ablation: AblationSpec) -> TrainSpec:
 
 def student_setup(
     context: StageContext,
-    model: PeftModel | PreTrainedModel,
+    model: TrainedModel,
     examples: list[TokenizedExample],
     ablation: AblationSpec,
     spec: TrainSpec,
@@ -89,7 +88,7 @@ def student_setup(
 
 
 def _teacher(
-    context: StageContext, model: PeftModel | PreTrainedModel, ablation: AblationSpec, dataset_digest: str
+    context: StageContext, model: TrainedModel, ablation: AblationSpec, dataset_digest: str
 ) -> tuple[TeacherSource | None, dict[str, str], str | None]:
     """Return the source of the teacher's states, the digest of its files, and why it runs online against the fields."""
     if ablation.distils_from is None:

@@ -4,7 +4,6 @@ from itertools import islice
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import DistillSpec
@@ -12,7 +11,7 @@ from tokenuq_ml.data.batching import length_batches
 from tokenuq_ml.data.stored_examples import StoredExamples
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
-from tokenuq_ml.models.adapters import adapter_digest
+from tokenuq_ml.models.adapters import TrainedModel, adapter_digest
 from tokenuq_ml.models.dynamic_rope import shared_length
 from tokenuq_ml.models.forward import causal_lm, head_of, passes_through_root
 from tokenuq_ml.models.sharding import is_sharded
@@ -38,7 +37,7 @@ ONLINE_CHECK_BOUND = {torch.float32: 0.01, torch.bfloat16: 0.1}
 float32 only the stored state is rounded; a bfloat16 forward pass depends on the shape of its batch."""
 
 
-def states_fit_budget(context: StageContext, model: PeftModel | PreTrainedModel) -> bool:
+def states_fit_budget(context: StageContext, model: TrainedModel) -> bool:
     """Return whether the cache fits its budget. If not, the asset is completed and reported without a cache."""
     head, folder = head_of(model), context.output("teacher_hidden")
     tokens = sum(len(example.positions) for example in _train_examples(context))
@@ -57,14 +56,14 @@ def states_fit_budget(context: StageContext, model: PeftModel | PreTrainedModel)
     return False
 
 
-def new_cache(context: StageContext, model: PeftModel | PreTrainedModel) -> TeacherCache:
+def new_cache(context: StageContext, model: TrainedModel) -> TeacherCache:
     """Return the writer of the cache, a context manager."""
     examples = _train_examples(context)
     folder, digests = context.output("teacher_hidden"), _source_digests(context)
     return TeacherCache(folder, examples, head_of(model), shared_head=_shares_head(model), **digests)
 
 
-def report_cache(context: StageContext, model: PeftModel | PreTrainedModel, tokens: int) -> None:
+def report_cache(context: StageContext, model: TrainedModel, tokens: int) -> None:
     """Compare the complete cache with the online teacher, and report the asset, on rank 0.
 
     Args:
@@ -95,7 +94,7 @@ def report_cache(context: StageContext, model: PeftModel | PreTrainedModel, toke
     )
 
 
-def _online_check(context: StageContext, model: PeftModel | PreTrainedModel) -> CheckOutcome:
+def _online_check(context: StageContext, model: TrainedModel) -> CheckOutcome:
     """Compare the cache, in both forms that students read, with the online teacher on a few examples."""
     numerics, head, digests = context.numerics, head_of(model), _source_digests(context)
     # Without a distillation the cache gives hidden states; with forward KL, mean embeddings if it has them.
@@ -127,7 +126,7 @@ def _online_check(context: StageContext, model: PeftModel | PreTrainedModel) -> 
     )
 
 
-def _shares_head(model: PeftModel | PreTrainedModel) -> bool:
+def _shares_head(model: TrainedModel) -> bool:
     """Return whether students have the teacher's head: adapters leave that of the base model as it is."""
     return isinstance(model, PeftModel)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import polars as pl
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import spec_hash
 from tokenuq_ml.costs.record import FILE as COSTS_FILE
-from tokenuq_ml.models.adapters import adapter_digest, save_adapter
+from tokenuq_ml.models.adapters import TrainedModel, adapter_digest, save_adapter
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.reports import plots
 from tokenuq_ml.stages.context import StageContext
@@ -55,9 +54,7 @@ def checkpoint_dir(context: StageContext, **inputs: str) -> Path:
     return folder
 
 
-def store_adapter(
-    context: StageContext, model: PeftModel | PreTrainedModel, recorder: StepRecorder, work_dir: Path
-) -> TrainedAdapter:
+def store_adapter(context: StageContext, model: TrainedModel, recorder: StepRecorder, work_dir: Path) -> TrainedAdapter:
     """Fill the outputs `adapter`, `training_log`, `plots`, and `snapshots` and `costs` if there are any; on rank 0.
 
     A model that was trained without an adapter is stored as `adapter` too, with its tokenizer: transformers loads it.

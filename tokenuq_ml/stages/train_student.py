@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 
 import polars as pl
-from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.stored_examples import read_examples
-from tokenuq_ml.models.adapters import add_trained_weights
+from tokenuq_ml.models.adapters import TrainedModel, add_trained_weights
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.reports.evaluation_plot import TITLE, metric_intervals
@@ -61,7 +60,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
 
 def _train(
     request: StageRequest, reporter: StageReporter, examples: list[TokenizedExample]
-) -> tuple[tuple[PeftModel, Numerics] | None, TrainedStudent, Path]:
+) -> tuple[tuple[TrainedModel, Numerics] | None, TrainedStudent, Path]:
     """Train and report the student.
 
     Returns:

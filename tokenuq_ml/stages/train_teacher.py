@@ -7,13 +7,12 @@ further teacher of the adapter ensemble.
 import shutil
 
 import polars as pl
-from peft import PeftModel
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import TEACHER_ROW, AblationSpec, SelectSpec, TrainSpec, spec_hash
 from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.evaluation.validation import VALIDATION, mean_loss, validation_losses
-from tokenuq_ml.models.adapters import add_trained_weights
+from tokenuq_ml.models.adapters import TrainedModel, add_trained_weights
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.stages import runner
@@ -82,7 +81,7 @@ def _train_spec(request: StageRequest, fields: dict) -> TrainSpec:
     return TrainSpec(**fields["candidates"][chosen])
 
 
-def _validation_losses(context: StageContext, loaded: tuple[PeftModel, Numerics] | None) -> pl.DataFrame | None:
+def _validation_losses(context: StageContext, loaded: tuple[TrainedModel, Numerics] | None) -> pl.DataFrame | None:
     """Return the table `validation_losses` of the trained adapter; None on a rank other than 0.
 
     Args:
