@@ -1,5 +1,6 @@
 """Dispatch modes that see what a computation asks of a device: launches, and what the host would wait for."""
 
+import traceback
 from collections import Counter
 
 import torch
@@ -17,6 +18,12 @@ WAITING = {
     *("_unique2", "unique_dim", "unique_consecutive", "equal"),
 }
 """Operators whose result, or its shape, the host has to read."""
+
+
+def _caller() -> str:
+    """Return the innermost function of tokenuq_ml that is running, as `file.py:function`."""
+    frames = [frame for frame in traceback.extract_stack() if "/tokenuq_ml/" in frame.filename]
+    return f"{frames[-1].filename.rsplit('/', 1)[1]}:{frames[-1].name}" if frames else "another package"
 
 
 class Launches(TorchDispatchMode):
@@ -39,7 +46,10 @@ class Launches(TorchDispatchMode):
 
 
 class Waits(TorchDispatchMode):
-    """Collects the operators for whose result a host waits, and an index by a mask, which is a `nonzero`."""
+    """Collects the operators for whose result a host waits, and an index by a mask, which is a `nonzero`.
+
+    With the function that asks: "nonzero in file.py:function".
+    """
 
     def __init__(self):
         super().__init__()
@@ -51,5 +61,5 @@ class Waits(TorchDispatchMode):
             isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
         if name in WAITING or by_mask:
-            self.names.append(f"{name}{' by a mask' if by_mask else ''}")
+            self.names.append(f"{name}{' by a mask' if by_mask else ''} in {_caller()}")
         return function(*args, **(kwargs or {}))

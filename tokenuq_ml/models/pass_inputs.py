@@ -30,16 +30,18 @@ def start_pass(lm: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     config = _limits[lm]
     if config is not None:
         remedy = "cut texts at {limit} tokens (max_length), or use a model with more positions"
-        require_positions(_longest(inputs), config, "a text of the batch", remedy)
+        require_positions(_longest(inputs, most_positions(config)), config, "a text of the batch", remedy)
     if lm.training and torch.is_grad_enabled() and getattr(lm, "is_quantized", False):
         check_gradients(lm)
     require_one_length(lm, inputs)
     forget_lengths(lm)
 
 
-def _longest(inputs: Mapping[str, Any]) -> int:
-    """Return the positions that the pass needs."""
+def _longest(inputs: Mapping[str, Any], limit: int | None) -> int:
+    """Return the positions that the pass needs, or a number above them that is still within the limit."""
+    length = int(inputs.get("input_ids", inputs.get("inputs_embeds")).shape[1])
     positions_BT = inputs.get("position_ids")
-    if isinstance(positions_BT, Tensor):
+    # Positions of packed texts are fewer than the row's; to read them, the host would wait for a GPU.
+    if isinstance(positions_BT, Tensor) and (limit is None or length > limit):
         return int(positions_BT.max()) + 1
-    return int(inputs.get("input_ids", inputs.get("inputs_embeds")).shape[1])
+    return length

@@ -37,7 +37,7 @@ def check_ids(example_N: Tensor, ids: Sequence[str]) -> None:
     Raises:
         InputError: there are more examples than ids.
     """
-    if ids and len(example_N) and (count := int(example_N.max()) + 1) > len(ids):
+    if ids and len(example_N) and (count := max(example_N.tolist()) + 1) > len(ids):
         raise InputError(
             f"example_ids returned {len(ids)} ids for a micro-batch of {count} examples; packed rows hold several "
             "documents, of which each needs an id"
