@@ -257,7 +257,8 @@ def assumed(plan: ClusterPlan) -> list[str]:
         f"{plan.steps:,} steps of {planner.study.train.batch_size:,} examples, {plan.layout.examples} per GPU and pass",
         "compute, exchange and generation's memory overlap; storage and one process do not",
         "one stage has the whole cluster at a time; more than one node needs Ray",
-        "base models are sharded over GPUs as FSDP does it, adapters are not; activations are stored, not recomputed",
+        "base models are sharded over GPUs as FSDP does it, adapters are not; activations are "
+        + ("recomputed" if planner.study.train.gradient_checkpointing else "stored, not recomputed"),
     ]
 
 
