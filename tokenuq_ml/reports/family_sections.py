@@ -13,7 +13,7 @@ import polars as pl
 from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.evaluation.selection_overlap import selection_overlap
 from tokenuq_ml.reports import family_plots, html
-from tokenuq_ml.reports.family_table import BASELINE, families_of, verdict
+from tokenuq_ml.reports.family_table import BASELINE, families_of
 from tokenuq_ml.reports.result_tables import ablation_table, family_table
 from tokenuq_ml.reports.settings import settings_note, settings_table
 
@@ -31,7 +31,7 @@ def results(
     evaluation: EvaluationSpec,
     tried: Sequence[dict] = (),
 ) -> str:
-    """Return the verdict, the table of families, and the collapsed tables of settings and of single models.
+    """Return the table of families, and the collapsed tables of settings and of single models.
 
     Args:
         families: rows of `family_table.family_rows`.
@@ -72,8 +72,7 @@ def results(
         settings = html.paragraph(settings_note(tried))
         settings += html.details(f"All settings ({len(tried)})", settings_table(tried))
     return (
-        html.paragraph(verdict(families), "verdict")
-        + family_table(families)
+        family_table(families)
         + settings
         + html.paragraph(" ".join(notes), "dim")
         + html.details(f"Single models ({len(ablations) + len(REFERENCE_ROWS)})", single)

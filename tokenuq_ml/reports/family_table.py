@@ -4,7 +4,8 @@ Plain rows for the page, the terminal, JSON and CSV, and a sentence about them. 
 statistics; `result_tables.py` and `text.py` render the rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -35,6 +36,42 @@ def baseline_of(families: Sequence[str]) -> str:
     return BASELINE if BASELINE in families else families[0]
 
 
+class Comparison(NamedTuple):
+    """The families that have a metric, and the bootstrap that compares them."""
+
+    metric: Metric
+    higher_is_better: bool | None
+    members: Mapping[str, list[str]]
+    """Family -> its models, one per seed."""
+    bootstrap: PairedBootstrap
+    n: int
+    """Examples."""
+
+
+def comparisons(
+    table: Sequence[dict],
+    examples: Mapping[str, pl.DataFrame],
+    ablations: Mapping[str, AblationSpec],
+    evaluation: EvaluationSpec,
+) -> Iterator[Comparison]:
+    """Yield one comparison per metric, in the order of `table`; the arguments are those of `family_rows`."""
+    families = {name: [name] for name in REFERENCE_ROWS if name in examples} | families_of(ablations)
+    metrics = {(row["dataset"], row["split"], row["metric"]): row["higher_is_better"] for row in table}
+    for metric, higher_is_better in metrics.items():
+        parts = metric_parts(metric, examples)
+        members = {family: names for family, names in families.items() if all(name in parts for name in names)}
+        if not members:
+            continue
+        bootstrap = PairedBootstrap(
+            {family: paired_family(names, parts, ablations) for family, names in members.items()},
+            resamples=evaluation.bootstrap,
+            confidence=evaluation.confidence,
+            seed=evaluation.seed,
+        )
+        first = next(iter(members.values()))[0]
+        yield Comparison(metric, higher_is_better, members, bootstrap, len(parts[first][0]))
+
+
 def family_rows(
     table: Sequence[dict],
     examples: Mapping[str, pl.DataFrame],
@@ -50,35 +87,35 @@ def family_rows(
         evaluation: resamples, confidence and seed of the intervals.
 
     Returns:
+        As `rows_of`.
+
+    Raises:
+        InputError: models were evaluated on different examples.
+    """
+    return rows_of(comparisons(table, examples, ablations, evaluation), ablations)
+
+
+def rows_of(compared: Iterable[Comparison], ablations: Mapping[str, AblationSpec]) -> list[dict]:
+    """Return one row per comparison and family.
+
+    Args:
+        compared: of each metric.
+        ablations: the study's ablations, in its order, each family at one setting.
+
+    Returns:
         For each family: `value` (mean over seeds), `spread` (standard deviation over seeds, None for one seed), its
         interval over examples and seeds, and `difference` to `against` with its interval. `verdict` is `better` or
         `worse` (`higher` or `lower` for a metric without direction), or `not distinguishable` if that interval
         contains 0 or only one example was evaluated; None for the baseline itself. `setting` is what the family was
         trained with if that differs from the study's budget. A family has no row for a metric that one of its seeds
         lacks.
-
-    Raises:
-        InputError: models were evaluated on different examples.
     """
-    families = {name: [name] for name in REFERENCE_ROWS if name in examples} | families_of(ablations)
     against = baseline_of(list(families_of(ablations)))
     rows = []
-    metrics = {(row["dataset"], row["split"], row["metric"]): row["higher_is_better"] for row in table}
-    for metric, higher_is_better in metrics.items():
-        parts = metric_parts(metric, examples)
-        members = {family: names for family, names in families.items() if all(name in parts for name in names)}
-        if not members:
-            continue
-        bootstrap = PairedBootstrap(
-            {family: paired_family(names, parts, ablations) for family, names in members.items()},
-            resamples=evaluation.bootstrap,
-            confidence=evaluation.confidence,
-            seed=evaluation.seed,
-        )
+    for metric, higher_is_better, members, bootstrap, n in compared:
         for family, names in members.items():
-            compared = against in members and family != against
-            difference = bootstrap.difference(family, against) if compared else None
-            n = len(parts[names[0]][0])
+            is_compared = against in members and family != against
+            difference = bootstrap.difference(family, against) if is_compared else None
             rows.append(
                 {
                     "family": family,

@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file, made of sections, `report.css` and `explorer.js`.
+"""The report page: one self-contained HTML file, made of sections, `report.css`, `page.js` and `explorer.js`.
 
 It loads no outside resource, has a light and a dark theme, and escapes everything that comes from data. The sections
 are chosen in `stages/report.py`.
@@ -25,12 +25,19 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{_part('report.css')}</style></head>\n"
         f'<body><h1>{escape(title)}</h1><p class="dim">{escape(subtitle)}</p>{contents}\n{body}\n'
-        f"<script>{_part('explorer.js')}</script></body></html>\n"
+        f"<script>{_part('page.js')}</script><script>{_part('explorer.js')}</script></body></html>\n"
     )
 
 
 def _part(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def summary_to_paste(markdown: str) -> str:
+    """Return a fragment with a text that `page.js` copies."""
+    lines = markdown.count("\n") + 4
+    area = f'<textarea id="summary-text" readonly rows="{min(lines, 16)}">{escape(markdown)}</textarea>'
+    return details("A summary to paste, as Markdown", f'<button id="summary-copy">Copy</button>{area}')
 
 
 def paragraph(text: str, kind: str = "") -> str:

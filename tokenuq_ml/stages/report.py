@@ -24,7 +24,9 @@ from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.explorer_data import ExplorerTables, Students
 from tokenuq_ml.reports.explorer_examples import prompts_of
-from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
+from tokenuq_ml.reports.family_table import Comparison, comparisons, families_of, family_rows, rows_of, verdict
+from tokenuq_ml.reports.findings import findings, markdown_summary
+from tokenuq_ml.reports.pairs import picker
 from tokenuq_ml.reports.settings import compared, setting_rows
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.correlate import HEADLINES
@@ -145,8 +147,12 @@ class _Report:
         return table_rows({name: rows.filter(~IS_OF_SLOT) for name, rows in self.evaluations.items()})
 
     @cached_property
+    def comparisons(self) -> list[Comparison]:
+        return list(comparisons(self.model_rows, self.examples, self.compared, self.study.evaluation))
+
+    @cached_property
     def family_rows(self) -> list[dict]:
-        return family_rows(self.model_rows, self.examples, self.compared, self.study.evaluation)
+        return rows_of(self.comparisons, self.compared)
 
     @cached_property
     def slot_rows(self) -> list[dict]:
@@ -185,8 +191,12 @@ def _sections(report: _Report) -> dict[str, str | None]:
     logs = {TEACHER_ROW: TEACHER_ROW} | report.first_members
     compared = {name: report.selections[name] for name in family_sections.compared_selections(ablations)}
     costs, _ = report.costs
+    title = f"{study.name}: {study.model} on {study.dataset}"
     return {
+        "What was found": html.paragraph(findings(families), "verdict")
+        + html.summary_to_paste(markdown_summary(title, families)),
         "Ablations": results + sections.shared_questions(report.datasets[study.dataset]),
+        "Two families": picker(report.comparisons) if len(families) > 1 else None,
         "In distribution against out of distribution": sections.planes(
             families, {family: report.read(f"training_log/{name}") for family, name in logs.items()}, folder
         ),

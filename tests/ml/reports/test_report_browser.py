@@ -1,5 +1,7 @@
 """The report in headless Chromium: it opens without errors and shows the numbers of the tables."""
 
+import csv
+import io
 import re
 from pathlib import Path
 
@@ -199,3 +201,32 @@ def test_the_page_fits_dark_and_narrow_screens(report, tmp_path):
         # Wide tables scroll by themselves: the page does not.
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert page.problems == []
+
+
+def test_the_picker_shows_the_difference_of_two_families(reader, report):
+    table = pl.read_json(report / "report/family_table.json")
+    row = table.filter(family="paper_top50", metric="loss").row(0, named=True)
+    reader.choose("#p-left", "paper_top50")
+    reader.choose("#p-right", row["against"])
+    shown = reader.page.evaluate(
+        """[...document.querySelectorAll('#p-table tbody tr')].map(r => [...r.cells].map(c => c.textContent))"""
+    )
+    cells = next(one for one in shown if one[0].startswith(row["dataset"]) and one[1].startswith("loss"))
+    number = lambda text: float(text.replace("−", "-"))  # noqa: E731
+    assert [number(cells[3]), number(cells[5])] == pytest.approx([row["value"], row["difference"]], abs=6e-4)
+    reader.choose("#p-left", row["against"])
+    reader.choose("#p-right", "paper_top50")
+    turned = reader.page.evaluate("document.querySelectorAll('#p-table tbody tr')[0].cells[5].textContent")
+    assert number(turned) == pytest.approx(-number(shown[0][5]), abs=1e-9)
+
+
+def test_every_table_is_saved_as_csv(reader):
+    script = """(() => { const saved = []; const make = URL.createObjectURL;
+    URL.createObjectURL = (blob) => { saved.push(blob); return make(blob) };
+    document.querySelectorAll('button.csv').forEach(b => b.click()); URL.createObjectURL = make;
+    return Promise.all(saved.map(b => b.text())) })()"""
+    texts = reader.page.evaluate(script)
+    assert len(texts) == reader.page.evaluate("document.querySelectorAll('table').length")
+    for text in texts:
+        widths = {len(line) for line in csv.reader(io.StringIO(text))}
+        assert len(widths) == 1 and widths != {1}

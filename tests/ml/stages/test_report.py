@@ -86,14 +86,16 @@ def test_text_from_data_is_escaped(built):
     page = Page((built[1] / "report.html").read_text(encoding="utf-8"))
     assert not any(tag == "i" for tag, _ in page.tags)
     assert "<i>" not in page.text and "explorer-data" in (built[1] / "report.html").read_text(encoding="utf-8")
-    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    # The code of the page and of the explorer, and the data of both.
+    assert sum(tag == "script" for tag, _ in page.tags) == 4
 
 
 def test_the_page_shows_results_and_settings(built):
     text = Page((built[1] / "report.html").read_text(encoding="utf-8")).text
     for name in ("learning rate", "epochs", "batch size", "LoRA dropout", "MC samples K", "forward_kl, T=1, weight 1"):
         assert name in text
-    assert "Distinguishable from mle on: toy loss (better paper_top50), far loss (better paper_top50)." in text
+    assert "In distribution (toy, 9 examples), paper_top50 (-0.350" in text and "has a lower loss than mle; " in text
+    assert "Out of distribution (far, 9 examples), paper_top50 (-0.350" in text
     for heading in ("How many tokens to select", "Do selections take the same tokens?", "±"):
         assert heading in text
     assert "1 of the 2 question templates in test also occur in train (1 of 2 test examples)" in text
