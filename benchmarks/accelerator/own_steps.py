@@ -26,6 +26,7 @@ from tokenuq_ml.training.phase_clock import PhaseClock
 from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
 from tokenuq_ml.training.token_batch import LabelledInputs, TokenBatch
 from tokenuq_ml.training.token_objective import TokenObjective
+from tokenuq_ml.transfers import HostCopy, to_device
 
 Form = Literal["mean_embeddings", "hidden_states", "online"]
 
@@ -46,8 +47,7 @@ class PinnedTeacher(TeacherSource):
 
     def states(self, model: PeftModel, batch: TokenBatch) -> TeacherStates:
         """Copy the states to the device, without waiting for it."""
-        columns = (None if one is None else one.to(self.device, non_blocking=True) for one in self._states)
-        return TeacherStates(*columns)
+        return TeacherStates(*(None if one is None else to_device(one, self.device) for one in self._states))
 
 
 def _pinned(column: Tensor | None, device: torch.device) -> Tensor | None:
@@ -92,13 +92,13 @@ class MeasuredTrainer(TokenObjective, InOrder):
     records_losses = True
     applied_keys = frozenset({"lora", "rank_growth", "train", "budget"})
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.kept: list[TrainingLoss] = []
+    last: HostCopy | None = None
 
     def record(self, batch: Any, out: TrainingLoss, tokens_of_step: int) -> None:
-        """Keep what a study would write: losses, divergences, weights and mask, on the device."""
-        self.kept = [out._replace(total=out.total.detach())]
+        """Bring to the host what a study writes of the step; that of the step before has arrived by now."""
+        if self.last is not None:
+            self.last.wait()
+        self.last = HostCopy(out.total, out.loss_N, out.divergence_N, *out.weights, out.selected_N)
 
     def _undecided(self, batch: TokenBatch):
         micro_batch = super()._undecided(batch)

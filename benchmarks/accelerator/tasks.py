@@ -62,6 +62,8 @@ class Task:
     run: Callable[[], list[Result]]
     missing: str | None = None
     """Why it cannot run on this machine."""
+    is_peer: bool = False
+    """Whether it measures others' code alone."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _peer(
         work = step_flops(setting.shape, online_teacher=online_teacher)
         return [Result("steps", setting.shape.name, name, step(setting, clocks()), setting.shape.tokens, work)]
 
-    return Task("steps", setting.shape.name, name, run, peer_steps.unavailable(packages))
+    return Task("steps", setting.shape.name, name, run, peer_steps.unavailable(packages), is_peer=True)
 
 
 def _inference(setting: Setting, clocks: Clocks) -> Iterator[Task]:

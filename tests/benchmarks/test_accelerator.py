@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.accelerator import inference, loss_checks, model_flops, specs, tasks
-from benchmarks.accelerator.__main__ import main
+from benchmarks.accelerator.__main__ import Run, main
 from benchmarks.accelerator.clock import Measured, StepClock
 from benchmarks.accelerator.machine import Machine
 from benchmarks.accelerator.references import Case, relative_error
@@ -209,6 +209,17 @@ def test_a_contestant_that_fails_is_named_and_the_others_are_measured(tmp_path, 
     assert main(arguments) == 1
     assert "FAILED tiny-llama: scoring: ValueError: out of luck" in capsys.readouterr().out
     assert [result["name"] for result in json.loads(output.read_text())["results"]] == [tasks.BALD, tasks.BALD_RIVAL]
+
+
+def test_a_peer_may_lack_memory(tmp_path):
+    def lacks_memory():
+        raise torch.OutOfMemoryError("tried to allocate 90 GiB")
+
+    run = Run(CPU, H100, tmp_path / "out.json", 3600)
+    run.do(tasks.Task("steps", "llama-3.2-1b", tasks.TRAINER, lacks_memory, is_peer=True))
+    assert run.passed and "tried to allocate 90 GiB" in run.notes[0]
+    run.do(tasks.Task("steps", "llama-3.2-1b", tasks.OURS, lacks_memory))
+    assert not run.passed
 
 
 @pytest.mark.heavy
