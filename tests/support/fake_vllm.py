@@ -40,10 +40,15 @@ class LLM:
 
     def __init__(self, **arguments):
         assert set(arguments) <= LLM_ARGUMENTS and 0 < arguments["gpu_memory_utilization"] < 1
-        self.arguments, self.calls = arguments, 0
+        self.arguments, self.calls, self._loaded = arguments, 0, {}
         LLM.made.append(self)
 
     def _model(self, request: LoRARequest | None):
+        if request not in self._loaded:
+            self._loaded[request] = self._load(request)
+        return self._loaded[request]
+
+    def _load(self, request: LoRARequest | None):
         model = AutoModelForCausalLM.from_pretrained(
             self.arguments["model"], dtype=getattr(torch, self.arguments["dtype"])
         ).eval()

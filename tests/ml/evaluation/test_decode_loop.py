@@ -13,8 +13,8 @@ from tokenuq_ml.models.row_cache import RowCache
 
 NEW = 8
 DECODING = GreedyDecoding(NEW, 16)
-IN_PLACE = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "olmo2", "mixtral", "phi"]
-BY_TRANSFORMERS = ["gemma3_text", "mamba", "falcon_h1"]
+IN_PLACE = ["llama", "qwen3", "gemma", "gpt2", "mixtral"]
+BY_TRANSFORMERS = ["gemma3_text", "mamba"]
 """Windows and states."""
 
 
@@ -40,7 +40,7 @@ def loops(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [(kind, torch.float32) for kind in IN_PLACE] + [(kind, torch.bfloat16) for kind in ("llama", "qwen3", "gemma")],
+    [(kind, torch.float32) for kind in IN_PLACE] + [("llama", torch.bfloat16)],
 )
 def test_answers_are_transformers_own(kind, dtype, loops, monkeypatch):
     model = model_of(kind, dtype)
@@ -51,9 +51,8 @@ def test_answers_are_transformers_own(kind, dtype, loops, monkeypatch):
     assert not [module for module in model.modules() if "forward" in vars(module)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_answers_under_an_adapter_and_of_the_base_under_it(dtype, loops, monkeypatch):
-    model = tiny_peft().to(dtype).eval()
+def test_answers_under_an_adapter_and_of_the_base_under_it(loops, monkeypatch):
+    model = tiny_peft().to(torch.bfloat16).eval()
     adapted = by_transformers(model, monkeypatch)
     assert generate(model, TOKENIZER, prompts(), DECODING) == adapted
     with model.disable_adapter():
@@ -116,19 +115,16 @@ CHANGES = {
     "a hook on the MLP": lambda layer: layer.mlp,
     "a hook on attention's query": lambda layer: layer.self_attn.q_proj,
     "a hook on the projection to the residual": lambda layer: layer.mlp.down_proj,
-    "a hook on a norm": lambda layer: layer.input_layernorm,
     "a hook on the output layer": None,
 }
 
 
-@pytest.mark.parametrize(
-    ("change", "dtype"), [(change, torch.bfloat16) for change in CHANGES] + [("a hook on the MLP", torch.float32)]
-)
-def test_hooks_take_part(change, dtype, monkeypatch):
-    model = tiny_model().to(dtype)
+@pytest.mark.parametrize("change", CHANGES)
+def test_hooks_take_part(change, monkeypatch):
+    model = tiny_model().to(torch.bfloat16)
     plain = by_transformers(model, monkeypatch)
     hooked = model.lm_head if CHANGES[change] is None else CHANGES[change](model.model.layers[1])
-    factor = 1 + torch.arange(1, 98).to(dtype) % 3
+    factor = 1 + torch.arange(1, 98).to(torch.bfloat16) % 3
     hooked.register_forward_hook(lambda _, __, out: out * factor[: out.shape[-1]])
     expected = by_transformers(model, monkeypatch)
     assert generate(model, TOKENIZER, prompts(), DECODING) == expected != plain
