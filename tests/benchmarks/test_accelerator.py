@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from benchmarks.accelerator import inference, loss_checks, model_flops, specs, tasks
 from benchmarks.accelerator.__main__ import Run, main
-from benchmarks.accelerator.clock import Measured, StepClock
+from benchmarks.accelerator.clock import Measured, StepClock, counted
 from benchmarks.accelerator.machine import Machine
 from benchmarks.accelerator.references import Case, relative_error
 from benchmarks.accelerator.shapes import SHAPES, Setting, base_model
@@ -95,6 +96,29 @@ def test_the_clock_times_the_steps_after_the_warm_up():
     assert measured.seconds > 0 and measured.peak_mib is None and measured.launches is None
     with pytest.raises(RuntimeError, match="0 of 5 steps"):
         StepClock(CPU, 2, 3).measured()
+
+
+def event(key, count=1, on_device=False, micros=0.0, is_range=False):
+    kind = torch.autograd.DeviceType.CUDA if on_device else torch.autograd.DeviceType.CPU
+    return SimpleNamespace(
+        key=key, count=count, device_type=kind, self_device_time_total=micros, is_user_annotation=is_range
+    )
+
+
+def test_launches_waits_and_busy_time_are_read_off_the_profiler():
+    events = [
+        event("cudaLaunchKernel", 70),
+        event("cuLaunchKernelEx", 20),
+        event("cudaGraphLaunch", 1),
+        event("cudaMemcpyAsync", 9),
+        event("cudaDeviceSynchronize", 2),
+        event("aten::mm", 5),
+        event("gemm", 5, on_device=True, micros=1500.0),
+        event("Memcpy HtoD", 2, on_device=True, micros=500.0),
+        event("Optimizer.step#AdamW.step", 1, on_device=True, micros=9000.0, is_range=True),
+    ]
+    profiler = SimpleNamespace(key_averages=lambda: events)
+    assert counted(profiler) == (91, 2, 0.002)
 
 
 def test_a_check_finds_a_wrong_kernel(monkeypatch):
