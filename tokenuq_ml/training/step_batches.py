@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.training.decisions import MicroBatch
+from tokenuq_ml.training.token_batch import TokenBatch
 from tokenuq_ml.transfers import HostCopy
 
 Values = dict[str, tuple[Any, int | None]]
@@ -24,15 +25,22 @@ class StepBatches:
     Args:
         samples: the inputs of each, on the training device.
         make: makes a micro-batch of its inputs; may change them.
+        prefetch: is told of each batch before its pass, and of the batch after it.
     """
 
-    def __init__(self, samples: Sequence[Mapping[str, Any]] = (), make: Callable[[Any], MicroBatch] | None = None):
+    def __init__(
+        self,
+        samples: Sequence[Mapping[str, Any]] = (),
+        make: Callable[[Any], MicroBatch] | None = None,
+        prefetch: Callable[[TokenBatch], None] | None = None,
+    ):
         self.micro_batches = [make(inputs) for inputs in samples] if make else []
         self.tokens: Tensor | None = None
         """The response tokens of all ranks, at least 1; None until they are counted."""
         self._counted: HostCopy | None = None
         self.is_decided = False
         """Whether the tokens of all micro-batches were selected together."""
+        self._prefetch = prefetch
         self._made_of = [dict(_values(inputs)) for inputs in samples]
 
     def count(self, over_ranks: Callable[[Tensor], Tensor], device: str | torch.device) -> Tensor:
@@ -73,14 +81,21 @@ class StepBatches:
             )
         values = dict(_values(inputs))
         changed = [_changed(values, made_of) for made_of in self._made_of]
-        for micro_batch, names in zip(self.micro_batches, changed, strict=True):
+        for number, names in enumerate(changed):
             if not names:
-                return micro_batch
+                self._prefetch_from(number)
+                return self.micro_batches[number]
         raise InputError(
             f"{', '.join(min(changed, key=len))}: changed after the tokens of the optimiser batch were counted and "
             "selected (in training_step, compute_loss or _prepare_inputs of a subclass), so the change would have no "
             "effect; make it in `token_batch` or in the data collator"
         )
+
+    def _prefetch_from(self, number: int) -> None:
+        for micro_batch in self.micro_batches[number : number + 2]:
+            # A pass for the losses may have asked for its teacher already.
+            if self._prefetch is not None and micro_batch.teacher is None:
+                self._prefetch(micro_batch.batch)
 
 
 def _values(value: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, int | None]]]:

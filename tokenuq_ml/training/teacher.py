@@ -55,6 +55,9 @@ class TeacherSource(Protocol):
             InputError: the teacher's distributions would not be those that the ablation means.
         """
 
+    def prefetch(self, batch: TokenBatch) -> None:
+        """Begin to get the states of a batch that `states` will be asked for; by default without effect."""
+
     def states(self, model: PeftModel, batch: TokenBatch) -> TeacherStates:
         """Return the teacher's states of the batch's N response tokens.
 

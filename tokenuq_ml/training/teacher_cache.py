@@ -27,6 +27,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels.head import Head, LogitsHead
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates
 from tokenuq_ml.models.forward import head_of
+from tokenuq_ml.training.prefetched_rows import PrefetchedRows
 from tokenuq_ml.training.states_writer import CachePart, StatesWriter, copy_bytes, row_spans
 from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.teacher_head import head_bytes, read_head, write_head
@@ -72,8 +73,7 @@ class CachedTeacher(TeacherSource):
         linear = distillation is not None and distillation.is_linear_in_teacher
         self.form = "mean_embeddings" if linear and "mean_ND" in self._file.keys() else "hidden_states"
         names = ("mean_ND", "offset_N") if self.form == "mean_embeddings" else ("hidden_ND",)
-        self._rows = {name: self._file.get_slice(name) for name in names}
-        self.device = device
+        self._rows = PrefetchedRows({name: self._file.get_slice(name) for name in names}, device)
         self.head = read_head(folder, device)
         index = pl.read_parquet(Path(folder, INDEX_FILE))
         self._spans = {example_id: (first, tokens) for example_id, first, tokens in index.iter_rows()}
@@ -99,14 +99,16 @@ class CachedTeacher(TeacherSource):
             )
 
     def states(self, model: PeftModel | None, batch: Batch) -> TeacherStates:
-        """Read the rows of the batch's examples; `model` is not used."""
-        spans = [self._spans[example.example_id] for example in batch.examples]
-        return TeacherStates(
-            **{
-                name: torch.cat([rows[first : first + tokens] for first, tokens in spans]).to(self.device)
-                for name, rows in self._rows.items()
-            }
-        )
+        """Return the rows of the batch's examples; `model` is not used."""
+        return TeacherStates(**self._rows.take(*self._rows_of(batch)))
+
+    def prefetch(self, batch: Batch) -> None:
+        """Begin to copy the rows of the batch's examples to a GPU."""
+        self._rows.start(*self._rows_of(batch))
+
+    def _rows_of(self, batch: Batch) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
+        example_ids = tuple(example.example_id for example in batch.examples)
+        return example_ids, [self._spans[example_id] for example_id in example_ids]
 
 
 class TeacherCache:

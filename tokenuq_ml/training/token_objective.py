@@ -161,7 +161,8 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         check_ablation(self)
         samples = [inputs for _, inputs in zip(range(num_batches), epoch_iterator, strict=False)]
         samples = [self._prepare_inputs(inputs) for inputs in samples]
-        self._step_batches = StepBatches(samples, lambda inputs: self._undecided(self.token_batch(inputs)))
+        prefetch = getattr(self.teacher, "prefetch", None) if self.ablation.distillation else None
+        self._step_batches = StepBatches(samples, lambda inputs: self._undecided(self.token_batch(inputs)), prefetch)
         return samples, self._step_batches.count(self.accelerator.gather, device)
 
     def _prepare_input(self, data):
@@ -180,7 +181,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         micro_batch = self._step_batches.of(inputs)
-        # Here rather than where batches are fetched: on resumption, Trainer restores the generators in between.
+        # Not where batches are fetched: on resumption, Trainer restores the generators in between.
         if not self._step_batches.is_decided and self._must_decide_together:
             with self.clock.phase("selection"):
                 self._decide_together(model)
@@ -292,8 +293,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         return out.total / tokens_of_step
 
     def _teacher_term(self, batch: TokenBatch) -> TeacherTerm | None:
-        distillation = self.ablation.distillation
-        if distillation is None:
+        if (distillation := self.ablation.distillation) is None:
             return None
         with self.clock.phase("teacher"):
             states = self.teacher.states(self.model, batch)

@@ -59,3 +59,16 @@ def test_tensors_of_inference_mode_are_found_by_identity():
     with torch.inference_mode():
         samples = [inputs()]
     assert of(samples).of(samples[0])
+
+
+def test_a_batch_and_the_one_after_it_are_prefetched_unless_their_teacher_is_known():
+    samples, asked = [inputs(), inputs(), inputs()], []
+    batches = StepBatches(samples, lambda sample: MicroBatch(batch=sample["labels"], rule=None), asked.append)
+    for sample in samples:
+        batches.of(sample)
+    first, second, third = (sample["labels"] for sample in samples)
+    assert [id(batch) for batch in asked] == [id(batch) for batch in (first, second, second, third, third)]
+    asked.clear()
+    batches.micro_batches[1].teacher = object()
+    batches.of(samples[1])
+    assert asked == [third]
