@@ -31,6 +31,7 @@ from tokenuq_pipeline.commands import (
     ui,
     verify,
 )
+from tokenuq_pipeline.commands.completion import complete
 
 COMMANDS = (
     ablate,
@@ -88,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None) -> int:
     _open_closed_streams()
     redact_tracebacks()
-    options = parser().parse_args(arguments)
+    top = parser()
+    complete(top)
+    options = top.parse_args(arguments)
     try:
         code = options.function(options)
         # Here it is noticed if the reader is gone or a disk is full; at its exit, Python would print a traceback.

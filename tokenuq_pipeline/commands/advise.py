@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted, redacted_values
-from tokenuq_pipeline.commands.common import configuration, known_comparison, known_study
+from tokenuq_pipeline.commands.common import JSON_HELP, configuration, known_comparison, known_study
 from tokenuq_pipeline.commands.query import require_writable
 from tokenuq_pipeline.runtime.paths import store_home
 
@@ -57,6 +57,7 @@ def add_parser(commands) -> None:
         "of it",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help=JSON_HELP)
     parser.set_defaults(function=advise_command)
 
 

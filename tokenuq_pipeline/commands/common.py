@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenuq_ml.config.load import Config
     from tokenuq_pipeline.runtime.store import Store
 
+JSON_HELP = "the same as --format json"
 STUDY_HELP = "a study in studies.yaml; one with a `grid` stands for the studies of all its cells"
 
 

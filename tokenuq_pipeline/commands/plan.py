@@ -9,7 +9,14 @@ from functools import cache
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import plan_cluster
-from tokenuq_pipeline.commands.common import STUDY_HELP, configuration, known_comparison, known_studies, project
+from tokenuq_pipeline.commands.common import (
+    JSON_HELP,
+    STUDY_HELP,
+    configuration,
+    known_comparison,
+    known_studies,
+    project,
+)
 from tokenuq_pipeline.commands.disk_space import disk_needs
 from tokenuq_pipeline.commands.plan_machine import card_of, measure_machine
 from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows, study_groups
@@ -44,6 +51,7 @@ def add_parser(commands) -> None:
     )
     plan_cluster.add_arguments(parser)
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help=JSON_HELP)
     parser.set_defaults(function=plan_command)
 
 

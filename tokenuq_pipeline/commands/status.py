@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import STALE
-from tokenuq_pipeline.commands.common import configuration, known_comparison, known_studies, project
+from tokenuq_pipeline.commands.common import JSON_HELP, configuration, known_comparison, known_studies, project
 from tokenuq_pipeline.commands.status_text import (
     Row,
     StudyStatus,
@@ -51,6 +51,7 @@ def add_parser(commands) -> None:
         default="text",
         help="default: text. json: an object per study; with --study or --all, an object per asset that is not fresh",
     )
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help=JSON_HELP)
     parser.set_defaults(function=status_command)
 
 
