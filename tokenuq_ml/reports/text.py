@@ -7,7 +7,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-WIDTH = 140
+WIDTH = 120
+FIRST = ("true_kl", "loss")
+"""Metrics whose columns come before all others."""
+IFEVAL = ("prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc")
+"""IF-Eval's accuracies, which share a column, in this order."""
+TOGETHER = "accuracy: prompt strict/loose, instruction strict/loose"
 DISTINGUISHABLE = ("better", "worse", "higher", "lower")
 """Verdicts of differences that are distinguishable; the last two are for metrics without a direction."""
 
@@ -26,18 +31,21 @@ def report_text(folder: str | Path) -> str:
 
 
 def ablation_table_text(rows: Sequence[dict]) -> str:
-    """Return models as rows and metrics as columns, wrapped to a terminal of 140 columns.
+    """Return models as rows and metrics as columns, wrapped to a terminal of 120 columns.
 
     `rows` are those of `ablation_table.json`: model, dataset, split, metric, value, ci_low, ci_high, n,
     higher_is_better, separated, best. A star marks the best value if its interval overlaps no other; a metric whose
-    intervals all overlap has the heading `indistinct`.
+    intervals all overlap has the heading `indistinct`. The four accuracies of IF-Eval are one column, without
+    intervals.
     """
 
     def cell(row: dict, count: str) -> str:
+        if row["metric"] == TOGETHER:
+            return f"{'/'.join(f'{value:.3f}' for value in row['values'])}{count}"
         return f"{'*' if row.get('best') else ' '}{_value(row)}{count}"
 
     return _layout(
-        rows,
+        _together(rows),
         "model",
         cell,
         lambda of_metric: not next(iter(of_metric.values()))["separated"],
@@ -68,7 +76,8 @@ def family_table_text(rows: Sequence[dict]) -> str:
         students = [row for row in of_metric.values() if row["selection"] is not None]
         return not any(row["verdict"] in DISTINGUISHABLE for row in students)
 
-    named = [{**row, "line": _family_name(row)} for row in rows]
+    left_out = any(row["metric"] in IFEVAL[1:] for row in rows)
+    named = [{**row, "line": _family_name(row)} for row in rows if row["metric"] not in IFEVAL[1:]]
     against = rows[0]["against"] if rows else ""
     return _layout(
         named,
@@ -76,8 +85,27 @@ def family_table_text(rows: Sequence[dict]) -> str:
         cell,
         indistinct,
         f"mean ±standard deviation over seeds, then the difference to {against} [bootstrap interval over examples and "
-        f"seeds];\n~ not distinguishable from {against}; indistinct: no family is distinguishable from it",
+        f"seeds];\n~ not distinguishable from {against}; indistinct: no family is distinguishable from it"
+        + ("\nIF-Eval's other three accuracies are in the report" if left_out else ""),
     )
+
+
+def _together(rows: Sequence[dict]) -> list[dict]:
+    """Return the rows with one of all accuracies of IF-Eval per model and dataset, where the first of them was."""
+    by_model: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        if row["metric"] in IFEVAL:
+            by_model.setdefault((row["model"], row["dataset"], row["split"]), {})[row["metric"]] = row
+    found = []
+    for row in rows:
+        own = by_model.get((row["model"], row["dataset"], row["split"]), {})
+        if row["metric"] not in IFEVAL or len(own) < len(IFEVAL):
+            found.append(row)
+        elif row is next(iter(own.values())):
+            separated = any(one["separated"] for one in own.values())
+            values = [own[name]["value"] for name in IFEVAL]
+            found.append({**row, "metric": TOGETHER, "values": values, "separated": separated})
+    return found
 
 
 def _family_name(row: dict) -> str:
@@ -103,7 +131,8 @@ def _layout(
     metrics: dict[tuple[str, str, str], dict[str, dict]] = {}
     for row in rows:
         metrics.setdefault((row["dataset"], row["split"], row["metric"]), {})[row[key]] = row
-    columns = [_column(metric, metrics[metric], names, cell, indistinct(metrics[metric])) for metric in metrics]
+    ordered = sorted(metrics, key=lambda metric: FIRST.index(metric[2]) if metric[2] in FIRST else len(FIRST))
+    columns = [_column(metric, metrics[metric], names, cell, indistinct(metrics[metric])) for metric in ordered]
     lines = ["", "", "", "", *names]
     left = max(map(len, lines), default=0)
     bands: list[list[list[str]]] = []
@@ -137,10 +166,12 @@ def _column(
     counts = {row["n"] for row in by_name.values()}
     any_row = next(iter(by_name.values()))
     count = f"n={counts.pop()}" if len(counts) == 1 else ""
+    first, comma, second = name.partition(", ")
+    direction = {True: "higher is better", False: "lower is better", None: ""}[any_row["higher_is_better"]]
     lines = [
         f"{dataset} ({split})",
-        name,
-        {True: "higher is better", False: "lower is better", None: ""}[any_row["higher_is_better"]],
+        first + comma.rstrip(),
+        second or direction,
         " ".join(filter(None, [count, "indistinct" if indistinct else ""])),
     ]
     for row in (by_name.get(name) for name in names):

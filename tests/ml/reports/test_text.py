@@ -6,7 +6,7 @@ from tests.support import tiny_tables
 from tokenuq_ml.config import AblationSpec, EvaluationSpec
 from tokenuq_ml.reports.ablation_table import table_rows
 from tokenuq_ml.reports.family_table import family_rows
-from tokenuq_ml.reports.text import WIDTH, ablation_table_text, family_table_text, report_text
+from tokenuq_ml.reports.text import IFEVAL, WIDTH, ablation_table_text, family_table_text, report_text
 
 
 class TestAblations:
@@ -41,6 +41,21 @@ class TestAblations:
 
     def test_no_rows_give_no_text(self):
         assert ablation_table_text([]) == ""
+
+    def test_losses_come_first_and_the_accuracies_of_ifeval_are_one_column(self):
+        rows = self.rows({"base": 3.0, "mle": 1.0})
+        accuracies = [
+            {**row, "dataset": "ifeval", "metric": metric, "value": number / 10, "higher_is_better": True}
+            for number, metric in enumerate(reversed(IFEVAL), 1)
+            for row in rows
+            if row["split"] == "test"
+        ]
+        lines = ablation_table_text([*accuracies, *rows]).splitlines()
+        assert lines[0].split() == ["toy", "(test)", "far", "(ood)", "ifeval", "(test)"]
+        assert lines[1].endswith("accuracy: prompt strict/loose,") and lines[2].endswith("instruction strict/loose")
+        assert [line.split()[-1] for line in lines[4:6]] == ["0.400/0.300/0.200/0.100"] * 2
+        # One of them alone is a metric like any other.
+        assert "inst_level_loose_acc" in ablation_table_text(accuracies[:2])
 
 
 class TestFamilies:
