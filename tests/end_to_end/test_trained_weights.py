@@ -1,4 +1,4 @@
-"""The tiny study on a quantised base, with a DoRA adapter, and with no adapter at all."""
+"""The tiny study on a quantised base, with a DoRA adapter, with no adapter at all, and with keys that save memory."""
 
 import copy
 
@@ -24,6 +24,10 @@ KINDS = {
     "int8": {"quantization": "int8"},
     "dora": {"train": {"adapter": "dora"}},
     "none": {"train": {"adapter": "none", "learning_rate": 1e-3}, "uncertainty": {"attention_dropout": 0.1}},
+    "fitted": {
+        "attention": "eager",
+        "train": {"gradient_checkpointing": True, "optimizer": "adamw_8bit", "batching": "pack", "micro_batch_size": 2},
+    },
 }
 
 

@@ -3,14 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import tiny_model, tiny_peft
 from tests.support.tiny_plans import tiny_planner
 from tokenuq_ml.config import LoraSpec, TrainSpec
 from tokenuq_ml.costs import memory
 from tokenuq_ml.costs.cards import CARDS, card_named
 from tokenuq_ml.costs.efficiency import BY_CARD
-from tokenuq_ml.costs.flops import PUBLISHED, Step, flops
+from tokenuq_ml.costs.flops import PUBLISHED, Architecture, Step, flops
 from tokenuq_ml.costs.machine import LINK_EFFICIENCY, USABLE_MEMORY, machine_of
 from tokenuq_ml.costs.memory import PeakMemory
 from tokenuq_ml.costs.micro_batch import largest_micro_batch
@@ -19,6 +20,7 @@ from tokenuq_ml.costs.work import Work
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.kernels import backend
 from tokenuq_ml.models.adapters import add_adapter
+from tokenuq_ml.models.output_layer import causal_lm, decoder_states
 
 H100, L4 = (machine_of(CARDS[name], "auto") for name in ("h100", "l4"))
 
@@ -57,6 +59,35 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_computes_the_forward_pass_
     again = tiny_planner(train=TrainSpec(gradient_checkpointing=True)).work
     more = again("baseline_teacher").flop["train"] / step("baseline_teacher").flop["train"]
     assert 1.2 < more < 1.5
+
+
+def saved_bytes(model, ids_BT):
+    """The bytes that a forward pass keeps for the backward pass, besides weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept, sizes = [], {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept.append(tensor)
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        decoder_states(causal_lm(model), {"input_ids": ids_BT})
+    return sum(sizes.values())
+
+
+def test_what_a_pass_keeps_is_what_the_plan_counts():
+    """Peaks hold temporary tensors too, so the plan counts more than what is kept."""
+    model, ids_BT = tiny_peft(dropout=0.1).train(), torch.randint(97, (4, 128))
+    sizes = Architecture.from_config(causal_lm(model).config.to_dict())
+    counted = 2 * sizes.layers * sum(i + o for i, o in sizes.matrices) * ids_BT.numel() * 4
+    assert 0.5 * counted < saved_bytes(model, ids_BT) < counted
+    causal_lm(model).activation_checkpointing_enable()
+    inputs = sizes.layers * sizes.hidden * ids_BT.numel() * 4
+    # And those of the last norm.
+    assert inputs <= saved_bytes(model, ids_BT) < 2 * inputs
 
 
 def test_a_recomputed_step_adds_a_forward_pass():
