@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainingArguments
 
@@ -23,35 +25,40 @@ from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.flags import evaluation_mode
 from tokenuq_ml.models.forward import head_of, hidden_states
 from tokenuq_ml.training.phase_clock import PhaseClock
+from tokenuq_ml.training.prefetched_rows import PrefetchedRows
 from tokenuq_ml.training.teacher import OnlineTeacher, TeacherSource
 from tokenuq_ml.training.token_batch import LabelledInputs, TokenBatch
 from tokenuq_ml.training.token_objective import TokenObjective
-from tokenuq_ml.transfers import HostCopy, to_device
+from tokenuq_ml.transfers import HostCopy
 
 Form = Literal["mean_embeddings", "hidden_states", "online"]
 
 
-class PinnedTeacher(TeacherSource):
-    """Teacher whose states of the one batch are in the host's memory, as those of a cached teacher are when it reads.
+class FileTeacher(TeacherSource):
+    """Teacher whose states of the one batch are in a file, read as `CachedTeacher` does, whose index needs polars.
 
     Args:
         states: of the batch's N response tokens, on the CPU.
-        device: where a step needs them.
+        setting: the device, and the folder of the file.
     """
 
-    def __init__(self, states: TeacherStates, device: torch.device):
-        self.device = device
+    def __init__(self, states: TeacherStates, setting: Setting):
         self.form = "mean_embeddings" if states.hidden_ND is None else "hidden_states"
-        pinned = (_pinned(column, device) for column in states)
-        self._states = TeacherStates(*pinned)
+        tensors = {name: column for name, column in states._asdict().items() if column is not None}
+        path = setting.folder / "states.safetensors"
+        save_file(tensors, path)
+        self._file = safe_open(path, framework="pt")
+        self._rows = PrefetchedRows({name: self._file.get_slice(name) for name in tensors}, setting.device)
+        rows = setting.shape.response_tokens // setting.shape.sequences
+        self._spans = [(number * rows, rows) for number in range(setting.shape.sequences)]
+
+    def prefetch(self, batch: TokenBatch) -> None:
+        """Begin to copy the states to a GPU."""
+        self._rows.start("batch", self._spans)
 
     def states(self, model: PeftModel, batch: TokenBatch) -> TeacherStates:
-        """Copy the states to the device, without waiting for it."""
-        return TeacherStates(*(None if one is None else to_device(one, self.device) for one in self._states))
-
-
-def _pinned(column: Tensor | None, device: torch.device) -> Tensor | None:
-    return column.pin_memory() if column is not None and device.type == "cuda" else column
+        """Return the states on the device."""
+        return TeacherStates(**self._rows.take("batch", self._spans))
 
 
 @torch.no_grad()
@@ -124,7 +131,7 @@ def own_step(
     teacher = None
     if form is not None:
         cached = form != "online"
-        teacher = PinnedTeacher(cached_states(model, setting, form), setting.device) if cached else OnlineTeacher()
+        teacher = FileTeacher(cached_states(model, setting, form), setting) if cached else OnlineTeacher()
     trainer = MeasuredTrainer(
         model=model,
         args=TrainingArguments(**trainer_settings(setting, clock)),
