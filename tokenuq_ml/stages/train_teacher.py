@@ -15,6 +15,7 @@ from tokenuq_ml.evaluation.validation import VALIDATION, mean_loss, validation_l
 from tokenuq_ml.models.adapters import TrainedModel, add_trained_weights
 from tokenuq_ml.models.load import load_tokenizer
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.models.own_dropout import require_dropout
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.adapted_model import STUDENT_ADAPTER, AdaptedModel, as_measured, load_trained_base
 from tokenuq_ml.stages.candidate import Candidate
@@ -32,13 +33,20 @@ VANILLA_MLE = AblationSpec(name="vanilla", select=SelectSpec(by="all"))
 
 
 def run(request: StageRequest, reporter: StageReporter) -> None:
-    """Fill the outputs `adapter`, `training_log` and `plots`; those of a candidate also have `validation_losses`."""
+    """Fill the outputs `adapter`, `training_log` and `plots`; those of a candidate also have `validation_losses`.
+
+    Raises:
+        InputError: the model drops nothing, so that BALD of this teacher would be 0; or its training fails.
+    """
     (stage,) = request.assets
     fields = request.assets[stage].fields
     spec, seed = _train_spec(request, fields), fields["seed"]
     base, numerics = load_trained_base(
         request.inputs["model"], fields["precision"], spec, request.sharding, request.base_settings
     )
+    if "drops_attention" in fields:
+        # Before hours of training: the study measures BALD of this teacher.
+        require_dropout(base, fields["drops_attention"])
     context = StageContext(stage, request, reporter, numerics)
     examples = read_examples(context.input("tokenized_dataset"), ["train"])
     work_dir = checkpoint_dir(

@@ -75,7 +75,7 @@ def study_fields(config: Config, study: StudySpec, stage: str) -> dict:
     if stage == "baseline_teacher" and study.teacher_sweep is not None:
         return {"candidates": _candidates(study), **_teacher_fractions(config, study)}
     if stage == "baseline_teacher":
-        own = {**training, "train": study.train.fields(), "seed": study.teacher_seed}
+        own = {**training, "train": study.train.fields(), "seed": study.teacher_seed, **_sampling(study)}
         return own | _teacher_fractions(config, study)
     if stage == "token_losses":
         return tables
@@ -116,6 +116,7 @@ def candidate_fields(config: Config, study: StudySpec, row: str) -> dict:
         "train": study.teacher_candidates[row].of(study.train).fields(),
         "seed": study.teacher_seed,
         "tables": study.precision.tables,
+        **_sampling(study),
         **_teacher_fractions(config, study),
     }
 
@@ -130,6 +131,14 @@ def ensemble_fields(config: Config, study: StudySpec, row: str) -> dict:
         return {**own, "train": study.train.fields()}
     settings = study.teacher_candidates.items()
     return {**own, "candidates": {name: setting.of(study.train).fields() for name, setting in settings}}
+
+
+def _sampling(study: StudySpec) -> dict:
+    """Return whether BALD drops attention, which decides if a teacher without an adapter can be sampled at all.
+
+    Nothing for teachers with an adapter, whose features are dropped.
+    """
+    return {"drops_attention": study.uncertainty.attention_dropout > 0} if study.train.adapter == "none" else {}
 
 
 def _teacher_fractions(config: Config, study: StudySpec) -> dict:

@@ -64,6 +64,7 @@ def test_defaults_are_in_no_version_and_every_loader_of_the_base_depends_on_its_
         assert ablation_fields(config, quantised, ablation, stage)["quantization"] == "nf4"
     full = spec(train={"adapter": "none"})
     assert study_fields(config, full, "baseline_teacher")["train"]["adapter"] == "none"
+    assert study_fields(config, full, "baseline_teacher")["drops_attention"] is False
     assert study_fields(config, full, "token_losses") == study_fields(config, plain, "token_losses")
 
 

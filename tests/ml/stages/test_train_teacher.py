@@ -30,13 +30,13 @@ def write_model(folder, damaged_token=None):
     model.save_pretrained(folder)
 
 
-def run(folder):
+def run(folder, adapter="lora", **fields):
     """Run the stage in `folder` with empty outputs; return its reporter."""
     for output in OUTPUTS:
         (folder / "out" / output).mkdir(parents=True, exist_ok=True)
-    train = TrainSpec(epochs=1, batch_size=2, save_steps=1, learning_rate=1e-3)
+    train = TrainSpec(epochs=1, batch_size=2, save_steps=1, learning_rate=1e-3, adapter=adapter)
     asset = AssetRequest(
-        fields={"train": train.model_dump(), "seed": 0, "precision": "float32"},
+        fields={"train": train.model_dump(), "seed": 0, "precision": "float32", **fields},
         code_version="1-x",
         outputs={name: str(folder / "out" / name) for name in OUTPUTS},
     )
@@ -70,3 +70,10 @@ def test_a_damaged_embedding_stops_at_the_step_that_reads_it(tmp_path):
     (result,) = run(tmp_path).results
     assert result.metrics["steps"] == 6
     assert read_table(tmp_path / "out" / "training_log")["loss"].is_finite().all()
+
+
+def test_a_teacher_that_nothing_could_be_dropped_of_is_refused_before_it_is_trained(tmp_path):
+    write_model(tmp_path / "model")
+    with pytest.raises(InputError, match="LlamaForCausalLM has none, so it would be 0 everywhere; set `attention_drop"):
+        run(tmp_path, "none", drops_attention=False)
+    assert not (tmp_path / "work").exists()
