@@ -91,7 +91,7 @@ def load_quantised(
         else BitsAndBytesConfig(load_in_8bit=True)
     )
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, quantization_config=config, device_map={"": numerics.device}, **options
+        folder, dtype=torch.float32, quantization_config=config, device_map={"": _place(numerics.device)}, **options
     )
     layers = list(quantised_layers(model))
     if not layers:
@@ -105,6 +105,12 @@ def load_quantised(
         _compute_alike(layer, numerics.dtype)
     _check_pass(model.eval(), quantization)
     return model
+
+
+def _place(device: str) -> int | str:
+    """Return the device as accelerate compares it with that of a training: a GPU by its number."""
+    kind, _, number = device.partition(":")
+    return (int(number) if number else torch.cuda.current_device()) if kind == "cuda" else device
 
 
 def _check_experts(model: PreTrainedModel, quantization: Quantization) -> None:

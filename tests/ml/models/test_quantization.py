@@ -17,7 +17,7 @@ from tokenuq_ml.models.float64_passes import float64_passes
 from tokenuq_ml.models.forward import head_of, hidden_states
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.models.numerics import Numerics
-from tokenuq_ml.models.quantization import check_quantization, dequantised_weight, quantised_layers
+from tokenuq_ml.models.quantization import _place, check_quantization, dequantised_weight, quantised_layers
 from tokenuq_ml.scoring.bald_reference import float64_uncertainty
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.scoring.token_losses import score_examples
@@ -154,10 +154,14 @@ def test_experts_that_are_one_tensor_are_refused(tmp_path):
 
 def test_a_model_that_reads_weights_itself_is_refused(tmp_path):
     tiny_architecture("mamba").save_pretrained(tmp_path)
-    with pytest.raises(
-        InputError, match="MambaForCausalLM has no forward pass with layers that bitsandby"
-    ):
+    with pytest.raises(InputError, match="MambaForCausalLM has no forward pass with layers that bitsandby"):
         load_model(tmp_path, "float32", BaseSettings(quantization="int8"))
+
+
+def test_a_gpu_is_named_by_its_number(monkeypatch):
+    """Accelerate refuses to train a quantised model on `cuda:0` that was loaded on `cuda`."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [_place(device) for device in ("cuda", "cuda:0", "cpu")] == [1, 0, "cpu"]
 
 
 def test_quantization_is_refused_without_the_package_and_on_other_devices(monkeypatch):
