@@ -51,8 +51,10 @@ class Batch:
     def to(self, device: str | torch.device) -> "Batch":
         """Return the batch with its tensors on `device`."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors: dict[str, Any] = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        moved = replace(self, **{name: to_device(tensor, device) for name, tensor in tensors.items()})
+        tensors: dict[str, Any] = {
+            name: to_device(value, device) for name, value in given.items() if isinstance(value, Tensor)
+        }
+        moved = replace(self, **tensors)
         # Found on the host: to find it on a GPU, the host would have to wait for it.
         vars(moved)["predicting_N"] = to_device(self.predicting_N, device)
         return moved
