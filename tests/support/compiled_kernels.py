@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tokenuq_ml.kernels import triton_kernels
-from tokenuq_ml.kernels.fused import LANES, WARPS
+from tokenuq_ml.kernels.launching import LANES, WARPS
 
 V = 128_256
 POINTERS = {
@@ -21,6 +21,9 @@ POINTERS = {
     **{"label": "*i64", "rank": "*i32", "is_top1": "*i1"},
     **dict.fromkeys(("stride", "teacher_stride", "rows", "samples"), "i32"),
     "sample_stride": "i64",
+    **dict.fromkeys(("words", "keys"), "*i64"),
+    **dict.fromkeys(("word_1", "word_2", "word_3"), "i64"),
+    "blocks": "i32",
 }
 CONSTANTS = {"SUM": tl.float32, "COLUMNS": V, "COMMON": V, "TEMPERATURE": 1.0, "TINY": 1.2e-38, "SAMPLES": 16}
 PLAIN = {"SCALE": 1.0, "SOFTCAP": 0.0, "TEACHER_SCALE": 1.0, "TEACHER_SOFTCAP": 0.0, "bias": None, "teacher_bias": None}
@@ -30,6 +33,7 @@ VARIANTS = {
     "softmax_gradient": [{"BLOCK": LANES}, {"BLOCK": LANES, "label": None, "weight": None}],
     "forward_kl_gradient": [{"BLOCK": LANES // 2}, {"BLOCK": LANES // 2, "mle": None, "COMMON": V - 5}],
     "monte_carlo": [{"BLOCK": LANES // 16}],
+    "philox_words": [{"BLOCK": 256}],
 }
 
 

@@ -16,7 +16,7 @@ To choose another backend: `with use_backend("torch"):` in a process, or `TOKENU
 backend runs on tensors of any device, which is how the tests check all of them on a CPU; `triton` on a CPU needs
 Triton's interpreter (`TRITON_INTERPRET=1`).
 
-Does not import Triton. `fused.py` does, when it first reduces.
+Does not import Triton. `launching.py` does, at the first launch.
 """
 
 import importlib.util

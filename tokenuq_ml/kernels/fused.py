@@ -15,16 +15,13 @@ Imports Triton at the first launch, not before.
 Shapes: C rows of a product, V vocabulary, K samples.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenuq_ml.kernels.head import Head, accumulation_dtype
-
-LANES = 4096
-"""Most logits that a program reads at a time."""
-WARPS = 8
+from tokenuq_ml.kernels.launching import block_size, launch, power_of_two_from
 
 
 class RowStatistics(NamedTuple):
@@ -155,7 +152,7 @@ def _row_statistics(
     lse, entropy, loss, rank, is_top1 = outputs
     arguments = (product, product.stride(0), bias, label, lse, loss, entropy, rank, is_top1)
     constants = {"COLUMNS": columns, "SCALE": scale, "SOFTCAP": softcap, "TEMPERATURE": temperature}
-    _launch("row_statistics", (len(product),), product, arguments, constants | _block(columns))
+    launch("row_statistics", (len(product),), product, arguments, constants | {"BLOCK": block_size(columns)})
     return outputs
 
 
@@ -190,10 +187,10 @@ def _softmax_gradient(
     softcap: float,
 ) -> None:
     columns = product.shape[1]
-    constants = {"COLUMNS": columns, "SCALE": scale, "SOFTCAP": softcap} | _block(columns)
+    constants = {"COLUMNS": columns, "SCALE": scale, "SOFTCAP": softcap} | {"BLOCK": block_size(columns)}
     grid = (len(product), -(-columns // constants["BLOCK"]))
     arguments = (product, product.stride(0), bias, lse, label, weight)
-    _launch("softmax_gradient", grid, product, arguments, constants)
+    launch("softmax_gradient", grid, product, arguments, constants)
 
 
 @_softmax_gradient.register_fake
@@ -230,7 +227,7 @@ def _forward_kl_gradient(
     arguments = (*own, *theirs, label, mle, distill, divergence)
     names = ("SCALE", "SOFTCAP", "TEACHER_SCALE", "TEACHER_SOFTCAP", "TEMPERATURE")
     settings = dict(zip(names, constants, strict=True)) | {"COLUMNS": columns, "COMMON": common}
-    _launch("forward_kl_gradient", (len(product),), product, arguments, settings | _block(columns, 2))
+    launch("forward_kl_gradient", (len(product),), product, arguments, settings | {"BLOCK": block_size(columns, 2)})
     return divergence
 
 
@@ -258,15 +255,15 @@ def _monte_carlo(
     samples, rows, columns = product.shape
     outputs = _sample_outputs(product)
     arguments = (product, product.stride(0), product.stride(1), bias, lse, label, *outputs, rows, samples)
-    padded = _power_of_two(samples)
+    padded = power_of_two_from(samples)
     constants = {
         "COLUMNS": columns,
         "SCALE": scale,
         "SOFTCAP": softcap,
         "TINY": torch.finfo(outputs[0].dtype).tiny,
         "SAMPLES": padded,
-    } | _block(columns, padded)
-    _launch("monte_carlo", (rows,), product, arguments, constants)
+    } | {"BLOCK": block_size(columns, padded)}
+    launch("monte_carlo", (rows,), product, arguments, constants)
     return outputs
 
 
@@ -280,31 +277,3 @@ def _(
 def _sample_outputs(product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, dtype = product.shape[1], accumulation_dtype(product)
     return tuple(product.new_empty(rows, dtype=dtype) for _ in range(5))  # type: ignore[return-value]
-
-
-def _launch(
-    name: str, grid: tuple[int, ...], product: Tensor, arguments: tuple[Any, ...], constants: dict[str, Any]
-) -> None:
-    """Launch a kernel of `triton_kernels.py` on the product's device; nothing for no rows."""
-    if not len(product):
-        return
-    import triton.language as tl
-
-    from tokenuq_ml.kernels import triton_kernels
-
-    if product.stride(-1) != 1:
-        raise ValueError(f"the columns of the product are {product.stride(-1)} apart; pass one whose rows are dense")
-    dtype = tl.float64 if product.dtype == torch.float64 else tl.float32
-    # Triton launches on the current device, which is not always the tensors'.
-    with torch.cuda.device_of(product):
-        getattr(triton_kernels, name)[grid](*arguments, **constants, SUM=dtype, num_warps=WARPS)
-
-
-def _block(columns: int, rows: int = 1) -> dict[str, Any]:
-    """Return the logits of a row that a program reads at a time, if it reads several rows together."""
-    return {"BLOCK": min(max(1, LANES // rows), _power_of_two(columns))}
-
-
-def _power_of_two(count: int) -> int:
-    """Return the smallest power of two that is not below `count`."""
-    return 1 << max(0, count - 1).bit_length()

@@ -1,8 +1,8 @@
 """Triton kernels that reduce rows of logits while they are in a head product, and write gradients in its place.
 
 Each reads the product in the head's dtype and sums in `SUM`, float32 (float64 for a float64 head). Bias, scale and
-soft-cap of the head are applied to what is read, so that no tensor of float32 logits exists. `fused.py` has the
-functions that launch them, and is the only module that imports this one.
+soft-cap of the head are applied to what is read, so that no tensor of float32 logits exists. `fused.py` and
+`fused_random.py` have the functions that launch them, through `launching.py`, the only module that imports this one.
 
 Shapes: C rows of a product, V vocabulary, K samples.
 """
@@ -197,3 +197,21 @@ def monte_carlo(
     tl.store(expected + c, tl.maximum(entropy - least, 0.0))
     tl.store(std_error + c, tl.sqrt(variance * samples) / (samples - 1))
     tl.store(mc_loss + c, -log_label)
+
+
+@triton.jit(do_not_specialize=["word_1", "word_2", "word_3"])
+def philox_words(words, keys, word_1, word_2, word_3, blocks, BLOCK: tl.constexpr):
+    """Write outputs of Philox4x64-10: four words per counter, whose lowest word counts from 1."""
+    b = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    zero = tl.zeros((BLOCK,), tl.uint64)
+    key_0 = tl.load(keys + 2 * b).to(tl.uint64) + zero
+    key_1 = tl.load(keys + 2 * b + 1).to(tl.uint64) + zero
+    c1, c2, c3 = word_1.to(tl.uint64) + zero, word_2.to(tl.uint64) + zero, word_3.to(tl.uint64) + zero
+    c0, c1, c2, c3 = tl.philox_impl((n + 1).to(tl.uint64), c1, c2, c3, key_0, key_1)
+    out = words + (b * blocks + n) * 4
+    mask = n < blocks
+    tl.store(out, c0.to(tl.int64), mask=mask)
+    tl.store(out + 1, c1.to(tl.int64), mask=mask)
+    tl.store(out + 2, c2.to(tl.int64), mask=mask)
+    tl.store(out + 3, c3.to(tl.int64), mask=mask)

@@ -1,8 +1,9 @@
 """Philox4x64-10: random bits as a function of a key and a counter, the same on every device.
 
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", doi 10.1145/2063384.2063405. On a CPU the bits come
-from `numpy.random.Philox`; on other devices from the same function in int64 tensor operations, because PyTorch's own
-CUDA generator (Philox4x32) adds a launch-dependent offset to its counter and has no CPU counterpart.
+from `numpy.random.Philox`; on other devices from the same function, in a Triton kernel or in int64 tensor operations,
+because PyTorch's own CUDA generator (Philox4x32) adds a launch-dependent offset to its counter and has no CPU
+counterpart.
 
 Shapes: B keys, N draws per key.
 """
@@ -13,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenuq_ml.kernels.backend import backend_of
+from tokenuq_ml.kernels.fused_random import philox_words
 from tokenuq_ml.seeding import philox_bits
+from tokenuq_ml.transfers import to_device
 
 DRAWS_PER_BLOCK = 16
 """Draws of sixteen bits in the 256 bits of one counter value."""
@@ -51,8 +55,10 @@ def numpy_draws(keys: Sequence[bytes], stream: Stream, count: int) -> np.ndarray
 
 
 def philox_blocks(keys: Sequence[bytes], stream: Stream, blocks: int, device: torch.device) -> Tensor:
-    """Return the first `blocks` outputs of each key's stream, int64 `[B, blocks, 4]`, by tensor operations."""
-    key_B2 = torch.from_numpy(np.stack([np.frombuffer(key, "<i8") for key in keys])).to(device)
+    """Return the first `blocks` outputs of each key's stream, int64 `[B, blocks, 4]`, without numpy."""
+    key_B2 = to_device(torch.from_numpy(np.stack([np.frombuffer(key, "<i8") for key in keys])), device)
+    if backend_of(key_B2).is_fused:
+        return philox_words(key_B2, *(_signed(word) for word in stream), blocks)
     zero_BN = torch.zeros(len(keys), blocks, dtype=torch.int64, device=device)
     counter = [zero_BN + torch.arange(1, blocks + 1, device=device), *(zero_BN + _signed(word) for word in stream)]
     return torch.stack(philox(counter, [key_B2[:, :1], key_B2[:, 1:]]), -1)

@@ -7,12 +7,16 @@ import importlib.util
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.kernels import HEADS, D, N, V, plain_divergence, random_inputs
-from tokenuq_ml.kernels import formulas, fused
+from tokenuq_ml.kernels import formulas, fused, launching
+from tokenuq_ml.kernels.backend import use_backend
 from tokenuq_ml.kernels.head import Head
+from tokenuq_ml.models.philox import philox_blocks
+from tokenuq_ml.seeding import philox_bits
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
@@ -28,7 +32,7 @@ DTYPES = list(VALUES)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Two blocks per row, the second one not full."""
-    monkeypatch.setattr(fused, "LANES", 16)
+    monkeypatch.setattr(launching, "LANES", 16)
 
 
 def exact(head, product):
@@ -143,3 +147,12 @@ def test_a_row_that_is_not_finite_has_a_loss_that_is_not():
 def test_no_rows_launch_nothing():
     head, hidden, labels, _ = random_inputs(rows=0)
     assert len(fused.row_statistics(head.product(hidden), head, labels).loss_C) == 0
+
+
+@pytest.mark.parametrize("stream", [(0, 0, 0), (1, 2, 3), (2**63 + 5, 2**32 - 1, 2**64 - 1)])
+def test_random_words_are_those_of_numpy(stream):
+    keys = [bytes(range(16)), b"\xff" * 16, b"\x80" + bytes(15)]
+    with use_backend("triton"):
+        words = philox_blocks(keys, stream, 5, torch.device("cpu"))
+    for key, row in zip(keys, words, strict=True):
+        assert np.array_equal(philox_bits(key, stream, 20).view(np.int64), row.flatten().numpy())
