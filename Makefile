@@ -11,7 +11,7 @@ export TOKENUQ_HOME ?= $(CURDIR)/store
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui lint format test test-fast test-heavy cluster-demo survive examples bench
+.PHONY: help run ui lint format test test-fast test-heavy cluster-demo survive docs examples bench
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -50,6 +50,9 @@ cluster-demo: $(VENV)/.dev ## Run a tiny study on a local two-node Ray cluster, 
 # Takes about two hours, in parts of less than one: run it again until it says that no trial is left.
 survive: $(VENV)/.dev ## Kill, fill disks, damage and misconfigure a tiny study; write docs/results/survive.md
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.survive .survive --page docs/results/survive.md
+
+docs: $(VENV)/.dev ## Build the documentation as a site that reads without a network: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 examples: $(VENV)/.quickstart ## Run the scripts in examples/
 	for script in examples/*.py; do echo "== $$script"; HF_HUB_OFFLINE=1 $(BIN)/python "$$script" || exit 1; done

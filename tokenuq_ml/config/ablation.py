@@ -44,7 +44,7 @@ class AblationSpec(Spec):
     Raises:
         pydantic.ValidationError: a key is unknown, a value is not allowed, or values contradict each other.
 
-    Example:
+    Examples:
         >>> from tokenuq_ml import AblationSpec
         >>> ablation = AblationSpec(
         ...     name="paper_top25",

@@ -62,7 +62,7 @@ def score_tokens(
         InputError: No text has a token to score, a conversation does not fit the chat template, or the model or its
             adapter is one whose numbers would be wrong.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
         >>> from tokenuq_ml import score_tokens
@@ -122,7 +122,7 @@ def measure_bald(
             conversation does not fit the chat template.
         ValueError: A field of `spec` is invalid.
 
-    Example:
+    Examples:
         >>> from peft import LoraConfig, get_peft_model
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -79,7 +79,7 @@ class OnlineTeacher(TeacherSource):
         adapter: the teacher's adapter in the student's model; None: the base model is the teacher.
         numerics: precision of the pass; default: that of the weights.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from peft import LoraConfig, get_peft_model
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -178,7 +178,7 @@ class SeparateTeacher(TeacherSource):
         tokenizer: the teacher's tokenizer, compared with the student's (the Trainer's `processing_class`); default:
             the one stored with the model. One of each has to be known if the numbers of logits differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> from tokenuq_ml import SeparateTeacher

@@ -74,7 +74,7 @@ class TokenObjective(ObjectiveHooks, LoggedMetrics, RouterLoss, FiniteSteps):
         InputError: the ablation distils, the model has no adapter, and `teacher` is None; `teacher` is no
             `TeacherSource`; or the ablation or the Trainer has an option that would be ignored (`trainer_options.py`).
 
-    Example:
+    Examples:
         Train the quarter of tokens with the highest loss, and distil the rest to the model without its adapter:
 
         >>> import tempfile
