@@ -186,9 +186,9 @@ def _softmax_gradient(
     scale: float,
     softcap: float,
 ) -> None:
-    columns = product.shape[1]
-    constants = {"COLUMNS": columns, "SCALE": scale, "SOFTCAP": softcap} | {"BLOCK": block_size(columns)}
-    grid = (len(product), -(-columns // constants["BLOCK"]))
+    columns, block = product.shape[1], block_size(product.shape[1])
+    constants = {"COLUMNS": columns, "SCALE": scale, "SOFTCAP": softcap, "BLOCK": block}
+    grid = (len(product), -(-columns // block))
     arguments = (product, product.stride(0), bias, lse, label, weight)
     launch("softmax_gradient", grid, product, arguments, constants)
 

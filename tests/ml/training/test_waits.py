@@ -33,7 +33,7 @@ OTHERS = [
 
 
 NOT_OURS = "output_layer.py:decoder_states"
-"""transformers asks in each pass without an attention mask whether texts are packed (`find_packed_sequence_indices`)."""
+"""transformers asks in a pass without an attention mask whether texts are packed (`find_packed_sequence_indices`)."""
 ON_THE_HOST = ("cost_counter.py:_read", "non_finite.py:is_finite", "weight_rule.py:part")
 """They read copies that are on the host already. A decision over several micro-batches is made there, before their
 passes; a dispatch mode cannot tell the host's tensors from a device's where both are a CPU."""
