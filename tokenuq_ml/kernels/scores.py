@@ -67,7 +67,7 @@ def token_scores(
         if is_fused:
             found = fused.row_statistics(product_CV, head, label_C)
             rows.append((found.loss_C, found.entropy_C, found.rank_C))
-            if truth is None and asked_C is None:
+            if truth is None and (asked_C is None or not asked_C.any()):
                 continue
         for block in blocks(len(label_C), head):
             z_RV, label_R = head.finish(product_CV[block]), label_C[block]

@@ -81,7 +81,8 @@ def score_batch(
     """
     hidden_ND = batch.predicting(hidden_states(model, batch.model_inputs, numerics))
     held_out = [example.split != "train" for example in batch.examples for _ in example.positions]
-    wanted_N = torch.tensor(held_out, device=hidden_ND.device)
+    # On the host, which then knows how many they are.
+    wanted_N = torch.tensor(held_out, dtype=torch.bool)
     known = None if truth is None else truth.of(batch.examples).to(hidden_ND.device)
     scores = token_scores(hidden_ND, head_of(model), batch.label_N, alternatives, wanted_N, known)
     owners = [(example, position) for example in batch.examples for position in example.positions]
