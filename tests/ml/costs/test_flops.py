@@ -19,14 +19,15 @@ from tokenuq_ml.kernels.head import Head
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.training_loss import TeacherTerm, training_loss
 from tokenuq_ml.kernels.weight_rule import BatchDecision
-from tokenuq_ml.models.adapters import use_adapter
+from tokenuq_ml.models.adapters import add_trained_weights, use_adapter
 from tokenuq_ml.models.gate import output_path
 from tokenuq_ml.training.setup import TrainingSetup
-from tokenuq_ml.training.teacher import OnlineTeacher
+from tokenuq_ml.training.teacher import OnlineTeacher, SeparateTeacher
 from tokenuq_ml.training.trainer import train
 
 pytestmark = pytest.mark.slow
 
+PAPER_RULE = {"select": {"by": "loss", "quantile": 0.25}, "rest": {"distill": {}}}
 STEP = Step(padded_tokens=2000, response_tokens=1200, attended=120_000, lora_rank=32)
 SMOL = Architecture(30, 576, 1536, 9, 3, 64, 49_152, tied=True)
 
@@ -129,6 +130,27 @@ class TestAgainstPyTorch:
         operations, recorder = counted(lambda: train(model, setup, tmp_path, RecordingReporter(), "x"))
         costs = recorder.costs
         assert costs.steps == 6 and costs.response_tokens == 2 * sum(len(e.positions) for e in setup.examples)
+        assert operations == pytest.approx(costs.steps * flops(architecture, costs.step()).total, rel=1e-9)
+
+    @pytest.mark.parametrize(
+        "ablation",
+        [{"select": "all"}, {"select": {"by": "loss", "quantile": 0.25}}, PAPER_RULE],
+    )
+    def test_full_trainings_agree_with_the_counted_operations(self, ablation, tmp_path):
+        """Two products per map in the backward pass, and one per trained token for the head."""
+        model, teacher = (tiny_model(seed=seed) for seed in (0, 1))
+        for one in (model, teacher):
+            one.set_attn_implementation("eager")
+            output_path(one)
+        architecture = replace(Architecture.from_config(model.config.to_dict()), attention="eager")
+        spec = TrainSpec(epochs=2, batch_size=4, adapter="none")
+        setup = TrainingSetup(
+            examples(11), spec, AblationSpec(name="x", **ablation), 0, FLOAT32, SeparateTeacher(teacher, FLOAT32)
+        )
+        model = add_trained_weights(model, spec, 0)
+        operations, recorder = counted(lambda: train(model, setup, tmp_path, RecordingReporter(), "x"))
+        costs = recorder.costs
+        assert costs.trains_base and costs.lora_rank == 0
         assert operations == pytest.approx(costs.steps * flops(architecture, costs.step()).total, rel=1e-9)
 
 
