@@ -7,7 +7,7 @@ Hugging Face Hub. Only the callers know entries; here are the others.
 import os
 import re
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 from tokenuq_ml.config.base import NAME
 from tokenuq_ml.config.model import ModelSpec
@@ -48,7 +48,7 @@ def model_spec(given: str, name: str | None = None) -> ModelSpec:
     path = place.get("path")
     if path is None:
         return ModelSpec(name=name or name_of(given), source="hub", id=place["id"])
-    source = "gguf" if path.lower().endswith(GGUF) else "path"
+    source: Literal["gguf", "path"] = "gguf" if path.lower().endswith(GGUF) else "path"
     if source == "path" and not os.path.isdir(path):
         raise InputError(
             f"{given}: is no model: name a folder in Hugging Face's format, a {GGUF} file, or an id on the hub"

@@ -7,9 +7,11 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import cast
 
 import polars as pl
 import torch
+from torch import nn
 
 from tokenuq_ml.config import UncertaintySpec
 from tokenuq_ml.data.batching import Batch, TokenizedExample, collate
@@ -62,12 +64,13 @@ def float64_uncertainty(
         progress: Called with the number of tokens of each example that is done, times K.
     """
     if model.device.type == "mps":
-        device = model.device
+        device, module = model.device, cast(nn.Module, model)
         try:
             # MPS has no float64.
-            return float64_uncertainty(model.to("cpu"), sample, spec, progress)
+            module.to("cpu")
+            return float64_uncertainty(model, sample, spec, progress)
         finally:
-            model.to(device)
+            module.to(device)
     rows = []
     with reference_pass(model, spec) as score:
         for found, tokens in score(map(collate, ([example] for example in sample))):

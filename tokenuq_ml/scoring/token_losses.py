@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.data.batching import Batch, TokenizedExample
 from tokenuq_ml.data.token_categories import categorise, special_ids, token_texts
@@ -185,7 +185,7 @@ def score_examples(
     return pl.concat([batch.rows for batch in batches])
 
 
-def with_categories(tokens: pl.DataFrame, tokenizer) -> pl.DataFrame:
+def with_categories(tokens: pl.DataFrame, tokenizer: PreTrainedTokenizerBase) -> pl.DataFrame:
     """Add the columns `token` (its text) and `category`; sorts rows, since a category depends on the token before."""
     tokens = tokens.sort(*TOKEN_KEY)
     texts = token_texts(tokenizer, tokens["token_id"].to_list())
