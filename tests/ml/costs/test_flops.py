@@ -134,7 +134,11 @@ class TestAgainstPyTorch:
 
     @pytest.mark.parametrize(
         "ablation",
-        [{"select": "all"}, {"select": {"by": "loss", "quantile": 0.25}}, PAPER_RULE],
+        [
+            pytest.param({"select": "all"}, marks=pytest.mark.heavy),
+            pytest.param({"select": {"by": "loss", "quantile": 0.25}}, marks=pytest.mark.heavy),
+            PAPER_RULE,
+        ],
     )
     def test_full_trainings_agree_with_the_counted_operations(self, ablation, tmp_path):
         """Two products per map in the backward pass, and one per trained token for the head."""

@@ -83,6 +83,7 @@ def test_weights_are_replaced_by_a_snapshot_and_by_the_base_model(folders):
     assert torch.equal(logits(model), alone(folders, "base"))
 
 
+@pytest.mark.heavy
 def test_weights_in_bfloat16_are_switched_inside_float32_passes(folders):
     model = attach_adapter(load_model(folders / "base", "bfloat16")[0], folders / "one", "teacher")
     before = {name: parameter.data for name, parameter in model.named_parameters()}

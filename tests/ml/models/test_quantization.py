@@ -145,6 +145,7 @@ def test_float64_passes_put_the_layers_back(kind, folder):
         assert torch.equal(hidden_states(model, batch.model_inputs), before)
 
 
+@pytest.mark.heavy
 def test_experts_that_are_one_tensor_are_refused(tmp_path):
     """They are most of the model, and would stay as they are."""
     tiny_mixture("mixtral").save_pretrained(tmp_path)
@@ -152,6 +153,7 @@ def test_experts_that_are_one_tensor_are_refused(tmp_path):
         load_model(tmp_path, "float32", BaseSettings(quantization="nf4"))
 
 
+@pytest.mark.heavy
 def test_a_model_that_reads_weights_itself_is_refused(tmp_path):
     tiny_architecture("mamba").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="MambaForCausalLM has no forward pass with layers that bitsandby"):

@@ -116,9 +116,8 @@ def test_the_size_of_a_cache_with_a_head_is_computed_exactly(tmp_path):
     assert size < files < size + 1000
 
 
-@pytest.mark.parametrize(
-    "spec", [pytest.param(FULL, id="none"), pytest.param(DORA, id="dora", marks=pytest.mark.heavy)]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("spec", [FULL, DORA], ids=["none", "dora"])
 def test_a_training_that_was_killed_resumes_with_the_same_result(spec, tmp_path):
     def setup():
         made = training_setup(save_steps=1, snapshot_fractions=(0.5,))
