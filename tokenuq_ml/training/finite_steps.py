@@ -5,9 +5,9 @@ result is used: the loss of each micro-batch after its forward pass, the norm of
 step, and the trained weights before they are saved and at the end. The last good checkpoint stays the last one.
 
 On a CPU, a micro-batch's loss is read after its forward pass. On an accelerator, the flags of a step's micro-batches
-are read together with the norm of its gradient: the step's only wait for the device. That has to be before the
-optimiser's step, or the weights would no longer be those that failed, and the module that fails could not be found. The
-Trainer's filter, which waits for the device twice per micro-batch, is off meanwhile.
+are read together with the norm of its gradient: with a fused optimiser a step later, which waits for nothing
+(`step_flags.py`); else before the optimiser's step, or the weights would no longer be those that failed, and the module
+that fails could not be found. The Trainer's filter, which waits for the device twice per micro-batch, is off meanwhile.
 
 Shapes: N response tokens of a micro-batch.
 """
@@ -25,8 +25,8 @@ from tokenuq_ml.models.non_finite import first_non_finite_module, is_finite, non
 from tokenuq_ml.models.sharding import is_sharded
 from tokenuq_ml.seeding import replayed_generators
 from tokenuq_ml.training.decisions import MicroBatch
+from tokenuq_ml.training.step_flags import StepFlags, skipping_optimizer
 from tokenuq_ml.training.token_batch import TokenBatch
-from tokenuq_ml.transfers import HostCopy
 
 NAMED_EXAMPLES = 5
 """How many examples a message names."""
@@ -51,8 +51,11 @@ class FiniteSteps:
         filters, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         try:
             result = super().train(*args, **kwargs)
+            self._read_postponed()
         finally:
-            self.args.logging_nan_inf_filter = filters
+            self.args.logging_nan_inf_filter, self._postponed = filters, None
+            if (optimizer := self.optimizer and skipping_optimizer(self)) is not None:
+                optimizer.found_inf = None
         self._require_finite_weights()
         return result
 
@@ -67,15 +70,49 @@ class FiniteSteps:
     _losses_of_step = 0
 
     def _get_grad_norm(self, *args, **kwargs):
-        norm = self._read_flags(super()._get_grad_norm(*args, **kwargs))
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self._read_postponed()
+        unread, self._unread_flags = self._unread_flags, ()
+        if unread and type(norm) is Tensor and norm.device == unread[0][1].device:
+            flags = StepFlags.of(self._current_step, unread, norm)
+            if (optimizer := skipping_optimizer(self)) is not None:
+                optimizer.found_inf, self._postponed = flags.skip, flags
+                return norm
+            norm = flags.read()
+        else:
+            for micro_batch, flag in unread:
+                micro_batch.is_finite = bool(flag)
+        for micro_batch, _ in unread:
+            self.require_finite_loss(micro_batch)
         if not math.isfinite(float(norm)):
             # A scaler for float16 finds its scale by gradients that overflow, and skips their steps.
             scales = getattr(self.accelerator, "scaler", None) is not None
             if not scales or not all(is_finite(loss) for loss in self._returned_losses):
-                raise NonFiniteError(self._gradient_message(float(norm)))
+                raise NonFiniteError(self._gradient_message(float(norm), list(self._step_batches)))
         return norm
 
+    _postponed: StepFlags | None = None
+    """What is still to be read of the last step."""
+
+    def _read_postponed(self) -> None:
+        """Raise if the last step, which then was left out, had a loss or a gradient that was not finite."""
+        flags, self._postponed = self._postponed, None
+        if flags is None:
+            return
+        norm, self._step_of_message = flags.read(), flags.step
+        for micro_batch in flags.micro_batches:
+            self.require_finite_loss(micro_batch)
+        if not math.isfinite(norm):
+            raise NonFiniteError(self._gradient_message(norm, flags.micro_batches, has_gradients=False))
+        self._step_of_message = None
+
+    def log(self, *args, **kwargs):
+        """Log as the Trainer does, which waits for the device; a step that is logged was finite."""
+        self._read_postponed()
+        return super().log(*args, **kwargs)
+
     def _save_checkpoint(self, *args, **kwargs):
+        self._read_postponed()
         self._require_finite_weights()
         return super()._save_checkpoint(*args, **kwargs)
 
@@ -94,20 +131,6 @@ class FiniteSteps:
             return True
         micro_batch.is_finite = bool(is_finite_loss)
         return micro_batch.is_finite
-
-    def _read_flags(self, norm: Tensor | float | None) -> Tensor | float | None:
-        """Return the norm, and raise if the loss of a micro-batch of this step was not finite."""
-        unread, self._unread_flags = self._unread_flags, ()
-        if not unread:
-            return norm
-        flags = [flag.float() for _, flag in unread]
-        with_norm = type(norm) is Tensor and norm.device == flags[0].device
-        (values,) = HostCopy(torch.stack([*flags, norm.float()] if with_norm else flags)).wait()
-        numbers = values.tolist()
-        for (micro_batch, _), value in zip(unread, numbers, strict=False):
-            micro_batch.is_finite = value > 0
-            self.require_finite_loss(micro_batch)
-        return numbers[-1] if with_norm else norm
 
     def require_finite_loss(self, micro_batch: MicroBatch) -> None:
         """Raise if the micro-batch, whose forward pass has just run, has a loss that is not finite."""
@@ -155,8 +178,7 @@ class FiniteSteps:
         tokens = self._tokens_of(micro_batch.batch, bad_N)
         return f"step {self._current_step}: {what} is not finite for {tokens}; {origin}. {STOPPED}"
 
-    def _gradient_message(self, norm: float) -> str:
-        micro_batches = list(self._step_batches)
+    def _gradient_message(self, norm: float, micro_batches: list[MicroBatch], has_gradients: bool = True) -> str:
         examples = [
             name for number, one in enumerate(micro_batches) for name in self._named_examples(one.batch, number)
         ]
@@ -168,7 +190,8 @@ class FiniteSteps:
             )
         elif origin is None:
             origin = "the loss of the objective is finite, but not a term that a subclass or the router adds to it"
-        grads = [(name, weight.grad) for name, weight in self.model.named_parameters() if weight.grad is not None]
+        weights = self.model.named_parameters() if has_gradients else ()
+        grads = [(name, weight.grad) for name, weight in weights if weight.grad is not None]
         broken = non_finite_weights(grads)
         # Clipping by a norm of NaN makes every gradient NaN; one of infinity leaves those NaN that were infinite.
         first = f", first in {broken[0]}" if 0 < len(broken) < len(grads) else ""
@@ -179,8 +202,10 @@ class FiniteSteps:
 
     @property
     def _current_step(self) -> int:
-        """The step that is being made, from 1."""
-        return self.state.global_step + 1
+        """The step that is being made, or that a message is about, from 1."""
+        return self._step_of_message or self.state.global_step + 1
+
+    _step_of_message: int | None = None
 
     def _origin(self, micro_batches: Sequence[MicroBatch]) -> str | None:
         """Return the first module with an output that is not finite; None if all outputs are finite.

@@ -4,16 +4,26 @@ import math
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from tests.support.dispatched import Waits
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
 from tests.support.training import MASKED, MLE, PAPER, lora_weights, training_setup
+from tokenuq_ml import TokenObjective
 from tokenuq_ml.config import AblationSpec
 from tokenuq_ml.errors import NonFiniteError
 from tokenuq_ml.kernels.backend import use_backend
 from tokenuq_ml.training import trainer as trainers
+from tokenuq_ml.training.finite_steps import STOPPED
 from tokenuq_ml.training.trainer import TokenTrainer, train
+
+ROWS = [{"input_ids": [3, 4, 5, 6, 7, 8], "labels": [-100, -100, 5, 6, 7, 8]}] * 32
+
+
+def trainer_arguments(folder, **options):
+    defaults = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "report_to": [], "disable_tqdm": True}
+    return TrainingArguments(output_dir=str(folder), use_cpu=True, save_strategy="no", **defaults | options)
 
 
 def ablation(name, **entry):
@@ -111,3 +121,37 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_s_step(tmp_path):
         assert all(torch.equal(tensor, before[name]) for name, tensor in lora_weights(model).items())
         messages.append(str(caught.value))
     assert messages[0] == messages[1] and "layers.1.mlp.up_proj" in messages[0]
+
+
+@pytest.mark.slow
+def test_a_fused_optimiser_leaves_the_step_out_and_the_host_reads_a_step_later(tmp_path):
+    """With a Trainer that logs nothing; the message is that of the step that failed, and its weights stay."""
+    model = tiny_peft(trained=True)
+    before, norms = lora_weights(model), []
+
+    class Own(TokenObjective, Trainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            return loss * math.nan if self.state.global_step == 1 else loss
+
+        def _get_grad_norm(self, *args, **kwargs):
+            norms.append(super()._get_grad_norm(*args, **kwargs))
+            return norms[-1]
+
+        def training_step(self, *args, **kwargs):
+            self.seen = lora_weights(self.model)
+            return super().training_step(*args, **kwargs)
+
+    arguments = trainer_arguments(tmp_path, max_steps=4, optim="adamw_torch_fused", logging_steps=100)
+    trainer = Own(model=model, args=arguments, train_dataset=ROWS, ablation=MLE)
+    with (
+        use_backend("torch"),
+        pytest.raises(NonFiniteError, match="^step 2: the norm of the gradient is nan") as caught,
+    ):
+        trainer.train()
+    assert STOPPED in str(caught.value)
+    # The first two steps have returned a norm that nobody has read; the third pass ran with the first step's weights.
+    assert len(norms) == 2 and all(isinstance(norm, torch.Tensor) for norm in norms)
+    after = lora_weights(model)
+    assert all(tensor.isfinite().all() and torch.equal(tensor, trainer.seen[name]) for name, tensor in after.items())
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
