@@ -61,7 +61,7 @@ def _by_nonzero(decision: BatchDecision) -> list[TokenGroup]:
 
 def _by_known_count(selected_N: Tensor, count: int, known: KnownTerms) -> list[TokenGroup]:
     # As numbers: a sort of Booleans is not implemented on every device.
-    order_N = torch.argsort((~selected_N).to(torch.uint8), stable=True)
+    order_N = torch.argsort((~selected_N).int(), stable=True)
     groups = [TokenGroup(order_N[:count], known.of_selected), TokenGroup(order_N[count:], known.of_rest)]
     return sorted(groups, key=lambda group: _ORDER.index(group.terms))
 
@@ -69,9 +69,9 @@ def _by_known_count(selected_N: Tensor, count: int, known: KnownTerms) -> list[T
 def _by_counting(decision: BatchDecision) -> list[TokenGroup]:
     is_mle_N, is_distilled_N = (weight_N != 0 for weight_N in decision.weights)
     # 0: cross-entropy, 1: divergence, 2: both, 3: neither.
-    kind_N = torch.where(is_mle_N, torch.where(is_distilled_N, 2, 0), torch.where(is_distilled_N, 1, 3)).to(torch.uint8)
+    kind_N = torch.where(is_mle_N, torch.where(is_distilled_N, 2, 0), torch.where(is_distilled_N, 1, 3)).int()
     order_N = torch.argsort(kind_N, stable=True)
-    kinds_4 = torch.arange(len(_ORDER), device=kind_N.device, dtype=torch.uint8)
+    kinds_4 = torch.arange(len(_ORDER), device=kind_N.device, dtype=torch.int32)
     (counts_4,) = HostCopy((kind_N[:, None] == kinds_4).sum(0)).wait()
     parts = order_N.split(counts_4.tolist())
     return [TokenGroup(index_M, terms) for index_M, terms in zip(parts, _ORDER, strict=True)]
