@@ -115,9 +115,9 @@ class ClusterPlan:
     def teacher_cache(self) -> dict[str, float]:
         """The cache's bytes if there were one, the seconds to read it once, and those of an online teacher's pass."""
         sizes, data = self.model.cache_bytes(), [self.planner.train_data]
-        form = "hidden_states" if self.planner.softcapped else "mean_embeddings"
+        form = "hidden_states" if self.planner.only_states else "mean_embeddings"
         flop = 2 * total_tokens(data) * self.model.layers * sum(i * o for i, o in self.model.matrices)
-        both = sizes["hidden_states"] + (0 if self.planner.softcapped else sizes["mean_embeddings"])
+        both = sizes["hidden_states"] + (0 if self.planner.only_states else sizes["mean_embeddings"])
         return {
             "bytes": both * response_tokens(data),
             "read": sizes[form] * response_tokens(data),
@@ -180,7 +180,7 @@ class ClusterPlan:
         ablation = planner.config.ablations[of] if stage == "student" else None
         train, rows = budget_of(planner.study, stage, ablation, of), planner.train_data.rows
         cached = planner.online_reason is None
-        step = ablation_step(ablation, train, cached, planner.softcapped) if ablation else {}
+        step = ablation_step(ablation, train, cached, planner.only_states) if ablation else {}
         teacher = step.get("teacher", "none")
         rank = rank_of(planner.study, ablation) if ablation else train.lora.rank
         per_token = 0 if teacher in ("none", "online") else self.model.cache_bytes()[teacher]

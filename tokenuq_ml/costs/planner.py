@@ -56,7 +56,7 @@ class Planner:
         self.config, self.study, self.sizes, self.machine, self.fresh = config, study, sizes, machine, fresh
         known = sizes[study.model]
         self.architecture: Architecture | None = with_attention(known.architecture, study.attention) if known else None
-        self.softcapped = known is not None and known.softcapped
+        self.only_states = study.train.adapter == "none" or (known is not None and known.softcapped)
         self.memory = PeakMemory(self.architecture, study, machine)
         self.train_data = self._lengths(study.dataset, "train", measured)
         if train_rows is not None:
@@ -132,7 +132,7 @@ class Planner:
 
     def _cache_bytes(self) -> float:
         sizes = self.architecture.cache_bytes(self.machine.itemsize)
-        per_token = sizes["hidden_states"] + (0 if self.softcapped else sizes["mean_embeddings"])
+        per_token = sizes["hidden_states"] + (0 if self.only_states else sizes["mean_embeddings"])
         # A teacher that was trained without an adapter has a head of its own.
         own = self.architecture.hidden * self.architecture.vocabulary if self.study.train.adapter == "none" else 0
         return self.train_data.rows * self.train_data.response * per_token + own * self.machine.itemsize
@@ -207,7 +207,7 @@ class Planner:
         if self.online_reason is not None:
             return Work(memory=memory)
         response = self.train_data.rows * self.train_data.response
-        flop, tokens = 0.0 if self.softcapped else 2 * response * self.architecture.head_product, 0.0
+        flop, tokens = 0.0 if self.only_states else 2 * response * self.architecture.head_product, 0.0
         training, tables = (
             self.machine.in_precision(name).precision for name in (precision, self.study.precision.tables)
         )
@@ -283,7 +283,7 @@ class Planner:
             "snapshots": snapshots * stored_bytes(self.architecture, self.study.train, rank),
             "selections": TABLE_BYTES["selections"] * rows,
         }
-        step = ablation_step(ablation, train, cached=self.online_reason is None, softcapped=self.softcapped)
+        step = ablation_step(ablation, train, cached=self.online_reason is None, only_states=self.only_states)
         return self._training(rank, epochs, step, outputs)
 
     def _curriculum(self, ablation: AblationSpec) -> Work:

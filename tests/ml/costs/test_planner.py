@@ -29,7 +29,7 @@ PAPER = [f"{data}_{model}" for data in ("alpaca", "sharegpt", "gsm8k") for model
 def step_of(plan: Planner, ablation: str) -> dict:
     """The fields of a training step that an ablation of the shipped configuration decides."""
     cached = plan.online_reason is None
-    return ablation_step(CONFIG.ablations[ablation], plan.study.train, cached, plan.softcapped)
+    return ablation_step(CONFIG.ablations[ablation], plan.study.train, cached, plan.only_states)
 
 
 def test_memory_budgets_are_those_of_the_kernels():
@@ -49,6 +49,19 @@ def test_adapter_weights_and_cache_have_their_real_sizes(kind):
     head = head_of(model)
     head = dataclasses.replace(head, weight_VD=head.weight_VD.bfloat16())
     assert plan.work("teacher_hidden").disk["teacher_hidden"] == cache_bytes(32 * 20, head)
+
+
+def test_the_cache_of_a_teacher_without_an_adapter_has_its_head_and_no_mean_embeddings():
+    model, data = tiny_models.tiny_model(), Lengths(10, 30, 20, 900, "test")
+    plan = tiny_planner(
+        model_config=model.config.to_dict(),
+        train=TrainSpec(adapter="none"),
+        measured={("gsm_symbolic", "train"): data},
+    )
+    head = head_of(model)
+    head = dataclasses.replace(head, weight_VD=head.weight_VD.bfloat16())
+    assert plan.work("teacher_hidden").disk["teacher_hidden"] == cache_bytes(32 * 20, head, shared_head=False)
+    assert step_of(plan, "paper_top25")["teacher"] == "hidden_states"
 
 
 def test_a_pass_is_the_sum_over_its_examples():
