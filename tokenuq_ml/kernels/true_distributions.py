@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokenuq_ml.transfers import to_device
+
 Rows = Tensor | slice
 """Which of the N tokens a block holds."""
 
@@ -28,7 +30,7 @@ class TrueDistributions(NamedTuple):
 
     def to(self, device: str | torch.device) -> "TrueDistributions":
         """Return the distributions on a device."""
-        return TrueDistributions(*(column.to(device) for column in self))
+        return TrueDistributions(*(to_device(column, device) for column in self))
 
     def divergences(self, rows: Rows, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
         """Return `KL(truth || model)` of a block with label noise and without, in nats; NaN where it is not known."""
