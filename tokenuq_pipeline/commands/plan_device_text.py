@@ -1,12 +1,8 @@
 """What a plan says of the machine that it is for: its rate, its memory, and the largest micro-batch that fits."""
 
 import os
-from typing import TYPE_CHECKING
 
 from tokenuq_pipeline.commands.units import duration, memory
-
-if TYPE_CHECKING:
-    from tokenuq_pipeline.commands.plan_text import Plan
 
 ACCELERATOR_FLOPS = 400e12
 """What docs/costs.md assumes of one accelerator, in FLOP/s."""
@@ -14,10 +10,9 @@ ON_HOST = "process"
 """Part of a stage's memory that is not on an accelerator."""
 
 
-def device_lines(plan: "Plan") -> list[str]:
-    """Return a line on each of them, as far as it is known."""
-    machine, totals = plan.machine, plan.totals
-    return [*_machine_lines(machine, totals), *_memory_lines(machine, totals), *_micro_batch_lines(plan.micro_batch)]
+def device_lines(machine: dict | None, totals: dict, micro_batch: dict | None) -> list[str]:
+    """Return a line on each of them, as far as it is known; the arguments are fields of a `Plan`."""
+    return [*_machine_lines(machine, totals), *_memory_lines(machine, totals), *_micro_batch_lines(micro_batch)]
 
 
 def _machine_lines(machine: dict | None, totals: dict) -> list[str]:

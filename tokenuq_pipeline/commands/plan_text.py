@@ -190,7 +190,7 @@ def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
 def _verdicts(plan: Plan, needs: Sequence[Need]) -> list[str]:
     if not plan.totals["stages"]:
         return ["up to date: nothing to compute"]
-    return [*device_lines(plan), *_disk_lines(plan, needs)]
+    return [*device_lines(plan.machine, plan.totals, plan.micro_batch), *_disk_lines(plan, needs)]
 
 
 def _disk_lines(plan: Plan, needs: Sequence[Need]) -> list[str]:
