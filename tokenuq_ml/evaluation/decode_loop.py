@@ -1,8 +1,8 @@
-"""Greedy decoding of a batch with a cache that is written in place, from which ended answers leave.
+"""Greedy decoding of a batch with a cache that is written in place, from which ended answers can leave.
 
 Transformers' `generate` copies the cache in each step and computes the rows of ended answers until the last one ends;
-its continuous batching (`generate_batch`) gathers the pages of each row's cache in each step, which on a CPU is slower
-than both. A model takes this loop only if the logits of trial prompts are those of `generate`.
+its continuous batching (`generate_batch`) is slower than both on a CPU. A model takes this loop only if the logits of
+trial prompts are those of `generate`.
 
 Shapes: M rows, T columns, V vocabulary, S steps.
 """
@@ -52,6 +52,18 @@ class Rows:
         self._mask_MT = torch.cat([self._mask_MT, self._mask_MT.new_ones(len(self), 1)], 1)
         self.logits_MV = self._pass(tokens_M[:, None])
 
+    @property
+    def may_leave(self) -> bool:
+        """Whether the other rows have the same bits after rows have left.
+
+        On a CPU, PyTorch's attention of a row is rounded in one way by the first thread and in another by the others,
+        since it depends on how their buffers are aligned; and products of few rows in float32 are added in another
+        order. Answers would depend on when other answers end.
+        """
+        if self.logits_MV.device.type != "cpu":
+            return True
+        return self._model.dtype == torch.bfloat16 and torch.get_num_threads() == 1
+
     def leave(self, places: Sequence[int]) -> list[int]:
         """Let rows leave, in whose places the last rows move; return the earlier place of each row that stays."""
         stay, gone = list(range(len(self))), set(places)
@@ -91,17 +103,21 @@ def decode(
     """
     rows, owners = start(prompts), list(range(len(prompts)))
     answers: Prompts = [[] for _ in prompts]
+    going = set(owners)
     while True:
         tokens_M, ended = rows.logits_MV.argmax(-1), []
         for place, token in enumerate(tokens_M.tolist()):
-            answer = answers[owners[place]]
+            if (owner := owners[place]) not in going:
+                continue
+            answer = answers[owner]
             if token not in ends:
                 answer.append(token)
             if token in ends or len(answer) == max_new_tokens or completed(answer):
                 ended.append(place)
-        if len(ended) == len(rows):
+                going.discard(owner)
+        if not going:
             return answers
-        if ended:
+        if ended and rows.may_leave:
             places = rows.leave(ended)
             owners, tokens_M = [owners[place] for place in places], tokens_M[places]
         rows.advance(tokens_M)

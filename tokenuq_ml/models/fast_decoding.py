@@ -1,9 +1,9 @@
 """Faster passes over one token of each row, for generation: the same bits in fewer operations.
 
 Inside `fast_steps(model)`, decoder layers of the Llama kind compute the projections of one input as one product
-(`packed_projections.py`), and query heads that share a key head read it together, with a mask and without. They do so
-only with a `RowCache`: other calls run the layer's own forward pass, and so do layers in which a user's hook or forward
-pass would not run. The caller compares the model's logits with its own (`evaluation/decode_loop.py`).
+(`packed_projections.py`). They do so only with a `RowCache`: other calls run the layer's own forward pass, and so do
+layers in which a user's hook or forward pass would not run. The caller compares the model's logits with its own
+(`evaluation/decode_loop.py`).
 
 Inside `fast_head(model)`, the output layer takes the last states of a batch of prompts as one product. PyTorch
 multiplies states that are not contiguous text by text, and copies the weight for each text: 1.8 GB for 32 prompts and a
@@ -141,6 +141,12 @@ def _attend(
         query_MHF, key_MGF = attention.q_norm(query_MHF), attention.k_norm(key_MGF)
     query_MHF, key_MGF = (_rotated(states, *position_embeddings) for states in (query_MHF, key_MGF))
     key_MGTF, value_MGTF = cache.update(key_MGF[:, :, None], value_MGF[:, :, None], attention.layer_idx)
+    if mask_M11T is None:
+        # As transformers calls it: other threads compute a head, which rounds by the alignment of their buffers.
+        mixed_MH1F = nn.functional.scaled_dot_product_attention(
+            query_MHF[:, :, None], key_MGTF, value_MGTF, scale=attention.scaling, enable_gqa=True
+        )
+        return mixed_MH1F.flatten(1)
     query_MGRF = query_MHF.unflatten(1, (key_MGTF.shape[1], -1))
     mixed_MGRF = nn.functional.scaled_dot_product_attention(
         query_MGRF, key_MGTF, value_MGTF, attn_mask=mask_M11T, scale=attention.scaling

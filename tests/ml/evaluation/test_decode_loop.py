@@ -67,8 +67,10 @@ def test_windows_and_states_are_left_to_transformers(kind, loops):
     assert not loops
 
 
-def test_rows_of_ended_answers_are_not_computed(loops, monkeypatch):
-    model = tiny_model()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_of_ended_answers_are_not_computed_where_the_others_keep_their_bits(threads, loops, monkeypatch):
+    model = tiny_model().to(torch.bfloat16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     free = generate(model, TOKENIZER, prompts(), DECODING)
     model.generation_config.eos_token_id = [free[number][number + 1] for number in range(4)]
     expected = by_transformers(model, monkeypatch)
@@ -78,7 +80,7 @@ def test_rows_of_ended_answers_are_not_computed(loops, monkeypatch):
     # Of the last batch, after the trials: each pass has the rows whose answers have more tokens.
     lengths = [len(answer) for answer in expected]
     steps = [sum(length >= step for length in lengths) for step in range(1, max(lengths))]
-    assert rows[-len(steps) - 1 :] == [len(prompts()), *steps]
+    assert rows[-len(steps) - 1 :] == [len(prompts()), *(steps if threads == 1 else [len(prompts())] * len(steps))]
     assert len(set(steps)) > 2
 
 
