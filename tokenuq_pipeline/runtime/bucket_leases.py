@@ -4,7 +4,7 @@ S3 answers a put with `If-None-Match: *` for one of several writers, and lists w
 be waited for or looked at twice, as on a network file system.
 """
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tokenuq_ml.object_store.bucket import ObjectInfo
 from tokenuq_ml.object_store.mirror import Mirror
@@ -51,16 +51,6 @@ class BucketLeaseFiles:
         key = _key(asset, record.number)
         if (info := self._bucket.info(key)) is not None:
             self._bucket.write_if(key, record.content(), info.etag)
-
-    def all_latest(self) -> dict[str, LeaseRecord]:
-        """Return asset -> its current lease, for all assets that had one, by one list. Unchanged ones are not read."""
-        found: dict[str, tuple[int, ObjectInfo]] = {}
-        for info in self._bucket.objects(FOLDER):
-            key = PurePosixPath(info.key)
-            if key.suffix == SUFFIX and key.stem.isdigit():
-                asset = key.parent.relative_to(FOLDER).as_posix()
-                found[asset] = max(found.get(asset, (0, info)), (int(key.stem), info), key=lambda one: one[0])
-        return {asset: self._record(asset, number, info) for asset, (number, info) in found.items()}
 
     def _record(self, asset: str, number: int, info: ObjectInfo) -> LeaseRecord:
         """Return a lease that is listed; it is read only if it is not the one that was read last."""

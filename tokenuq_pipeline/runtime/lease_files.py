@@ -81,13 +81,6 @@ class LeaseFiles:
         else:
             temporary.unlink()
 
-    def all_latest(self) -> dict[str, LeaseRecord]:
-        """Return asset -> its current lease, for all assets that had one."""
-        root = self.home / FOLDER
-        names = {path.parent.relative_to(root).as_posix() for path in root.rglob(f"*{SUFFIX}")}
-        found = ((name, self.latest(name)) for name in names)
-        return {name: record for name, record in found if record is not None}
-
     def folder(self, asset: str) -> Path:
         """Return the folder of an asset's lease files."""
         return self.home / FOLDER / asset

@@ -32,6 +32,7 @@ from tokenuq_pipeline.runtime.folder_lock import store_lock
 from tokenuq_pipeline.runtime.lease_files import LeaseFiles, LeaseRecord
 from tokenuq_pipeline.runtime.owners import BEATS_PER_EXPIRY, Heartbeat, Owner, beating, expiry, heartbeat_of
 from tokenuq_pipeline.runtime.processes import is_alive
+from tokenuq_pipeline.runtime.store_layout import worker_of
 
 POLL_S = 0.5
 _HELD: set[str] = set()
@@ -156,9 +157,14 @@ class Leases:
         self._files.rewrite(asset, record)
 
     def holder(self, asset: str) -> Owner | None:
-        """Return the process that makes `asset` now, or whose child still writes its checkpoint; None if none does."""
-        for name, record in self._files.all_latest().items():
-            if record.released or record.owner is None:
+        """Return the process that makes `asset` now, or whose child still writes its checkpoint; None if none does.
+
+        Reads two leases at most: that of a child process has the name of its first asset, and a store may have
+        thousands.
+        """
+        for name in dict.fromkeys((asset, worker_of(asset))):
+            record = self._files.latest(name)
+            if record is None or record.released or record.owner is None:
                 continue
             if (name == asset or asset in record.makes) and not self._is_free(record):
                 return record.owner
