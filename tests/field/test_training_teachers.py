@@ -78,7 +78,8 @@ class TestSeparateTeacher:
         for teacher, processing_class, message in cases:
             with pytest.raises(InputError, match=message):
                 trainer(tiny_adapter("LORA"), DISTILL, teacher=teacher, processing_class=processing_class)
-        elsewhere = LabelledInputs({key: value.to("meta") for key, value in INPUTS.items()})
+        elsewhere = LabelledInputs(INPUTS)
+        elsewhere.model_inputs = {key: value.to("meta") for key, value in elsewhere.model_inputs.items()}
         with pytest.raises(InputError, match="teacher is on cpu and the batch on meta"):
             SeparateTeacher(tiny_llama()).states(None, elsewhere)
 

@@ -21,7 +21,7 @@ def test_these_are_the_public_names():
 def test_a_public_name_documents_its_use(name):
     public = getattr(tokenuq_ml, name)
     headings = {line.strip() for line in inspect.getdoc(public).splitlines()}
-    needed = {"Args:", "Example:"} if inspect.isclass(public) else {"Args:", "Returns:", "Raises:", "Example:"}
+    needed = {"Args:", "Examples:"} if inspect.isclass(public) else {"Args:", "Returns:", "Raises:", "Examples:"}
     assert needed <= headings
 
 
