@@ -1,4 +1,4 @@
-"""A short form of `make survive`: kills at a publish, every kind of damage, every wrong setting; heavy: a full disk."""
+"""A short form of `make survive`: every kind of damage, every wrong setting; heavy: kills at a publish, a full disk."""
 
 import shutil
 import subprocess
@@ -50,6 +50,7 @@ def calm(tmp_path_factory):
     return study
 
 
+@pytest.mark.heavy
 def test_a_run_that_is_killed_at_a_publish_loses_nothing_and_is_completed(calm):
     study = FakeStudy(calm.folder.with_name("killed"))
     study.folder.mkdir()
