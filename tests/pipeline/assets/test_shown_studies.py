@@ -14,6 +14,8 @@ from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.shown_studies import STUDIES_VARIABLE, config_of, named_studies, shown_config
 from tokenuq_pipeline.runtime.store import Store
 
+pytestmark = pytest.mark.slow
+
 ENABLED = ["quickstart", "ablation_matrix"]
 STUDIES = ["alpaca_gemma_2b", "alpaca_gemma_2_2b", "gsm8k_phi_2"]
 

@@ -23,6 +23,8 @@ from tokenuq_pipeline.runtime.pruning import reason_of
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import places_of
 
+pytestmark = pytest.mark.slow
+
 FRONT = FrontComparison(name="page", kind="front", studies=(STUDY,))
 
 

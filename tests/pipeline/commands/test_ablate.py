@@ -13,6 +13,8 @@ from tokenuq_ml.config.shipped import shipped_config
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import ablate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import plan, plan_machine, status, units
 from tokenuq_pipeline.commands.disk_space import Need
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine(1e9, "cpu", "bfloat16", 2, "test", 512)
 SIZES = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
 SIZES |= {"num_attention_heads": 4, "vocab_size": 97, "dtype": "bfloat16"}

@@ -8,6 +8,8 @@ from tests.support.paths import ROOT
 from tokenuq_ml.config.load import load_config
 from tokenuq_pipeline import cli
 
+pytestmark = pytest.mark.slow
+
 SIXTY_FOUR = "nodes=64,gpus=8,card=h100"
 
 

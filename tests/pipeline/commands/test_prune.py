@@ -20,6 +20,8 @@ from tokenuq_pipeline.runtime.pruning import removable, remove
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.trash import Trash
 
+pytestmark = pytest.mark.slow
+
 
 def configured(config):
     return {name: asset.code_version for name, asset in assets_by_name(config).items()}
