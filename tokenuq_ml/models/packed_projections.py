@@ -20,6 +20,8 @@ from tokenuq_ml.seeding import probe_generator
 
 MEMORY_SHARE = 0.125
 """Share of the process's memory that a second copy of the weights may take."""
+NEEDED = ("_linear_pointwise", "_reorder_linear_weight")
+"""Operators of PyTorch's own, which earlier releases lack."""
 TRIAL_ROWS = (32, 5)
 Factors = tuple[Tensor, Tensor, float]
 """Factors A and B of an adapter, and its scaling."""
@@ -77,7 +79,7 @@ class _Packed:
     def of(cls, layers: Sequence[nn.Module]) -> "_Packed | None":
         """Return the packed weights of linear layers; None if a layer is something else, or has hooks."""
         parts = [_parts(layer) for layer in layers]
-        if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or any(part is None for part in parts):
+        if not all(hasattr(torch.ops.mkldnn, name) for name in NEEDED) or any(part is None for part in parts):
             return None
         bases, factors = [part[0] for part in parts if part], [part[1] for part in parts if part]
         kinds = {(base.in_features, base.weight.dtype, base.weight.device.type, base.bias is None) for base in bases}

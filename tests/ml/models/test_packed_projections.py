@@ -102,3 +102,11 @@ def test_weights_that_would_fill_the_memory_are_not_stored_twice(monkeypatch):
         limit = packed_projections.limits_of()[0].__class__(memory, "of this test")
         monkeypatch.setattr(packed_projections, "limits_of", lambda limit=limit: [limit])
         assert fits_twice(model) is fits
+
+
+@torch.no_grad()
+def test_a_release_without_the_operators_calls_the_layers(monkeypatch):
+    monkeypatch.setattr(packed_projections, "NEEDED", (*packed_projections.NEEDED, "_of_a_later_release"))
+    layers = attention(tiny_model().to(torch.bfloat16))
+    projections = Projections(layers, pack=True)
+    assert not projections.packs(NARROW) and equal(layers, projections)
