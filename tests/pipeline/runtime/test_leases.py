@@ -250,3 +250,17 @@ def test_the_format_on_disk(leases):
         "child": "12-34",
         "released": False,
     }
+
+
+def test_who_makes_an_asset_is_known_by_two_leases(tmp_path, monkeypatch):
+    """A store of a large study has thousands, and each asset that is adopted asks."""
+    leases, read = Leases(tmp_path), []
+    for number in range(5):
+        with leases.hold(f"study/other{number}/student", print):
+            pass
+    latest = leases._files.latest
+    monkeypatch.setattr(leases._files, "latest", lambda asset: read.append(asset) or latest(asset))
+    with leases.hold("study/mle/student", print, ["study/mle/student", "study/mle/evaluation"]):
+        read.clear()
+        assert leases.holder("study/mle/evaluation") == Owner.current()
+        assert read == ["study/mle/evaluation", "study/mle/student"]
