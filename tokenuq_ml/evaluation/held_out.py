@@ -1,6 +1,6 @@
 """Loss, accuracy and calibration on held-out responses, and changes from the teacher: each example's part.
 
-Where the distribution that generated a token is known, also the model's divergence from it, overall and by slot.
+Where the distributions that generated the tokens are known, also the divergence from them, overall and by slot.
 
 `metrics.py` sums the parts and computes the intervals.
 """
