@@ -68,6 +68,8 @@ def _dataset(given: str, options: argparse.Namespace, config: "Config", found: E
         rows = {"sizes": {split: max(1, round(share * options.rows)) for split, share in SHARES.items()}}
     else:
         rows = split_keys({**keys, "name": name, "format": form})
+    if name in found["datasets"]:
+        raise InputError(f"{given}: another dataset has the name {name!r} too; rename one of the files")
     found["datasets"][name] = {"format": form, **keys, **rows}
     return name
 

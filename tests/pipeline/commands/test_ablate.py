@@ -113,6 +113,14 @@ def test_splits_that_files_name_are_taken(place, commands):
     assert data.sizes == {"train": 0.9, "validation": 0.1, "test": 1.0}
 
 
+def test_two_files_of_one_name_are_refused(place, commands, capsys):
+    for folder in ("a", "b"):
+        (place / folder).mkdir()
+        (place / folder / "far.jsonl").write_text('{"prompt": "a b", "completion": "c d"}\n')
+    assert asked("--ood", "a/far.jsonl", "--ood", "b/far.jsonl", "--yes") == 2
+    assert "b/far.jsonl: another dataset has the name 'far' too" in capsys.readouterr().err and not commands
+
+
 @pytest.mark.heavy
 def test_from_a_data_file_to_an_ablation_table(place, capsys):
     assert asked("--ablation", "mle_s0", "--yes") == 0
