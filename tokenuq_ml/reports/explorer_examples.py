@@ -1,6 +1,7 @@
 """The examples that the token explorer shows: the most uncertain ones of each split, within a budget of bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import polars as pl
 
@@ -70,9 +71,14 @@ def within_budget(examples: pl.DataFrame, students: int, alternatives: int, pass
 
 
 def prompts_of(tables: Iterable[pl.DataFrame]) -> dict[str, str]:
-    """Return example_id -> all turns but the assistant's, of tables `examples`; raw text has none."""
+    """Return example_id -> its prompt, of tables `examples`."""
     return {
-        example_id: "\n\n".join(turn["content"] for turn in messages if turn["role"] not in _TRAINED)
+        example_id: prompt_of(messages)
         for table in tables
         for example_id, messages in table.select("example_id", "messages").iter_rows()
     }
+
+
+def prompt_of(messages: Iterable[Mapping[str, Any]]) -> str:
+    """Return all turns but the assistant's; raw text has none."""
+    return "\n\n".join(str(turn["content"]) for turn in messages if turn["role"] not in _TRAINED)

@@ -17,7 +17,8 @@ from tokenuq_ml.reports.explorer import explorer
 from tokenuq_ml.reports.explorer_data import ExplorerTables
 from tokenuq_ml.reports.explorer_examples import MAX_EXAMPLES, means_of, within_budget
 from tokenuq_ml.reports.token_text import printable
-from tokenuq_ml.scoring.given_texts import N_ALTERNATIVES, TextTables
+from tokenuq_ml.scoring.given_texts import TextTables
+from tokenuq_ml.scoring.token_losses import N_ALTERNATIVES
 
 WRITERS = {
     ".parquet": lambda frame, file: frame.write_parquet(file),
@@ -61,7 +62,7 @@ def write_page(
         shown,
         "bald" if has_bald else "loss",
     )
-    left = facts["texts"] - len(shown)
+    left = len(means) - len(shown)
     rest = f"; {left:,} more are in the table only" if left else ""
     title = f"{len(shown):,} texts under {under}{rest}"
     with atomic_write(path, durable=False) as file:

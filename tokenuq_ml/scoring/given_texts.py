@@ -16,11 +16,9 @@ from tokenuq_ml.models.adapters import use_adapter
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.finite_scores import named_as_texts
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
-from tokenuq_ml.scoring.token_losses import score_examples, scored_batches, with_categories
+from tokenuq_ml.scoring.token_losses import N_ALTERNATIVES, score_examples, scored_batches, with_categories
 from tokenuq_ml.tables.schemas import TABLES, TOKEN_KEY
 
-N_ALTERNATIVES = 5
-"""Likeliest tokens of each position, as studies store them."""
 _SCORED_AS = "test"
 """Split under which texts are scored: the likeliest tokens are kept of held-out ones only."""
 

@@ -26,6 +26,8 @@ from tokenuq_ml.scoring.finite_scores import located, require_finite_scores
 from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
+N_ALTERNATIVES = 5
+"""Likeliest tokens stored for each held-out token."""
 ALTERNATIVES_SCHEMA = {
     "example_id": pl.String,
     "position": pl.Int32,

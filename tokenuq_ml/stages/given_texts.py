@@ -3,19 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from tokenuq_ml.config import DatasetSpec
 from tokenuq_ml.data.batching import TokenizedExample
-from tokenuq_ml.data.examples import TEXT_ROLE, Example
+from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.guessed_format import guess_format
 from tokenuq_ml.data.load import load_examples
 from tokenuq_ml.data.raw_text import divide
 from tokenuq_ml.data.tokenization import ConversationTokenizer
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.stages.token_rows import DatasetTokens, TokenizationRules
+from tokenuq_ml.models.positions import require_positions
+from tokenuq_ml.reports.explorer_examples import prompt_of
+from tokenuq_ml.stages.token_rows import DatasetTokens, TokenizationRules, require_embeddings
 
 NO_TEXT = "no text has a token to score: a text needs at least two tokens, a conversation an answer"
 
@@ -40,46 +42,66 @@ def read_texts(
     form = keys.get("format") or guess_format(keys, given)
     loaded = load_examples(DatasetSpec.model_validate({**keys, "format": form}), scratch)
     examples = sorted(loaded.examples, key=lambda example: example.id)
-    return examples[:limit], form, list(loaded.warnings)
+    unused = [f"{loaded.rejected.summary}"] if loaded.rejected.count else []
+    return examples[:limit], form, [*loaded.warnings, *unused]
+
+
+class TokenizedTexts(NamedTuple):
+    """Texts in tokens."""
+
+    pieces: list[TokenizedExample]
+    """Long raw texts are several."""
+    empty: int
+    """Texts that have no token to score."""
+    warnings: list[str]
+    """Sentences about what was left out or cut."""
 
 
 def tokenized(
-    examples: Sequence[Example], name: str, tokenizer: PreTrainedTokenizerBase, model: str, max_length: int
-) -> tuple[list[TokenizedExample], list[str]]:
-    """Return the texts in tokens, long raw texts in pieces, and sentences about what was left out or cut.
+    examples: Sequence[Example],
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    config: Mapping[str, Any],
+    max_length: int,
+) -> TokenizedTexts:
+    """Return the texts in tokens.
 
     Args:
         examples: the texts.
         name: of their source.
         tokenizer: with a chat template, unless all are raw texts.
         model: its name, for errors.
+        config: of the model: its positions and embeddings are compared with the texts.
         max_length: tokens after which a conversation is cut, and of the pieces of raw texts.
 
     Raises:
-        InputError: the chat template renders a conversation otherwise than its row says, or no token is left to score.
+        InputError: the chat template renders a conversation otherwise than its row says, the model lacks positions or
+            an embedding, or no token is left to score.
     """
     rules = TokenizationRules(model, max_length)
-    counts = DatasetTokens(name, rules, limited=False)
-    found: list[TokenizedExample] = []
+    counts, pieces, empty = DatasetTokens(name, rules, limited=False), list[TokenizedExample](), 0
     for example, tokens in zip(examples, ConversationTokenizer(tokenizer).tokenize(examples), strict=True):
+        require_embeddings(model, tokenizer, config["vocab_size"], example.id, tokens.input_ids)
+        own = []
         for piece, part in divide(example, tokens, max_length):
             if counts.decide(piece, part) is None:
                 ids, mask = part.input_ids[:max_length], part.response_mask[:max_length]
-                found.append(TokenizedExample(piece.id, name, piece.split, ids, mask))
+                own.append(TokenizedExample(piece.id, name, piece.split, ids, mask))
+        own = [piece for piece in own if piece.positions]
+        pieces += own
+        empty += not own
     counts.require_rendered()
-    scored = [one for one in found if one.positions]
-    if not scored:
+    if not pieces:
         raise InputError(f"{name}: {NO_TEXT}")
-    return scored, counts.warnings
+    longest = max(len(piece.input_ids) for piece in pieces)
+    require_positions(longest, config, f"{name}: the longest text", "set --max-length {limit}")
+    return TokenizedTexts(pieces, empty, counts.warnings)
 
 
 def prompts_of(examples: Sequence[Example]) -> dict[str, str]:
-    """Return example_id -> all turns but the assistant's, as the token explorer shows them."""
-    shown = ("assistant", TEXT_ROLE)
-    return {
-        example.id: "\n\n".join(str(turn["content"]) for turn in example.messages if turn["role"] not in shown)
-        for example in examples
-    }
+    """Return example_id -> its prompt, as the token explorer shows it."""
+    return {example.id: prompt_of(example.messages) for example in examples}
 
 
 def named_apart(examples: Sequence[Example], number: int) -> list[Example]:

@@ -12,9 +12,6 @@ from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.tables.parquet import TableWriter
 from tokenuq_ml.tensor_digest import joined_digest
 
-N_ALTERNATIVES = 5
-"""Likeliest tokens stored for each held-out token."""
-
 
 class LossTables:
     """Writers of `token_losses` and `token_alternatives`. A context manager; the tables are complete on exit."""

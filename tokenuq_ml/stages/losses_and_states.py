@@ -22,14 +22,14 @@ from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.scoring.batch_threads import BatchPlan, batch_tokens
 from tokenuq_ml.scoring.memory import release_free_memory
-from tokenuq_ml.scoring.token_losses import ScoredRows, scored_batches
+from tokenuq_ml.scoring.token_losses import N_ALTERNATIVES, ScoredRows, scored_batches
 from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.adapted_model import AdaptedModel
 from tokenuq_ml.stages.batch_actors import BatchActors
 from tokenuq_ml.stages.batch_work import Job, StoredBatches, put_states
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.kept_folders import forget_kept, kept_folder
-from tokenuq_ml.stages.loss_tables import N_ALTERNATIVES, LossTables
+from tokenuq_ml.stages.loss_tables import LossTables
 from tokenuq_ml.stages.measures import LossMeasure
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.teacher_states import new_cache, report_cache, states_fit_budget

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenuq_ml.config import ModelSpec, UncertaintySpec
 from tokenuq_ml.config.base_keys import Quantization
-from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.disk import full_disk
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.hub_errors import first_line
 from tokenuq_ml.models.adapter_kinds import check_forward
@@ -33,12 +33,16 @@ from tokenuq_ml.models.numerics import Numerics, resolve_numerics
 from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.positions import most_positions
 from tokenuq_ml.models.sampled_layers import sampled_layers
+from tokenuq_ml.out_of_memory import ran_out
+from tokenuq_ml.permissions import not_permitted
 from tokenuq_ml.progress import Progress
 from tokenuq_ml.reports import given_texts as report
 from tokenuq_ml.scoring.given_texts import measure, passes
 from tokenuq_ml.stages.given_texts import named_apart, prompts_of, read_texts, tokenized
 from tokenuq_ml.system_errors import is_system_error
 
+FAILED, USAGE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+"""Exit codes, as those of every command."""
 ADAPTER = "given"
 """Name of the adapter in the model."""
 LONGEST = 4096
@@ -124,18 +128,18 @@ def run(request: ScoreRequest, scratch: str | Path) -> None:
     name = next(iter(formats)) if len(formats) == 1 else "texts"
     config = causal_lm(model).config.get_text_config().to_dict()
     length = request.max_length or min(LONGEST, most_positions(config) or LONGEST)
-    texts, warnings = tokenized(examples, name, tokenizer, request.model.name, length)
-    for warning in warnings:
+    texts = tokenized(examples, name, tokenizer, request.model.name, config, length)
+    for warning in texts.warnings:
         reporter.warning(warning)
-    work = sum(len(text.input_ids) for text in texts) * passes(uncertainty, adapter is not None)
+    work = sum(len(piece.input_ids) for piece in texts.pieces) * passes(uncertainty, adapter is not None)
     progress = Progress(reporter, "score", work, "tokens")
-    tables = measure(model, tokenizer, texts, numerics, adapter, uncertainty, progress.add)
+    tables = measure(model, tokenizer, texts.pieces, numerics, adapter, uncertainty, progress.add)
     facts = {
         "model": request.model.name,
         "adapter": request.model.adapter_name,
         "sources": formats,
-        "texts": len(texts),
-        "texts_without_tokens_to_score": len(examples) - len({_text_of(text) for text in texts}),
+        "texts": len(examples) - texts.empty,
+        "texts_without_tokens_to_score": texts.empty,
         **numerics.fields(),
     }
     report.write(request.output, tables.tokens)
@@ -147,11 +151,6 @@ def run(request: ScoreRequest, scratch: str | Path) -> None:
         )
     else:
         report.print_summary(tables.tokens, facts, request.top, files)
-
-
-def _text_of(piece: TokenizedExample) -> str:
-    """Return the id of the text that a piece is of: pieces after the first have a number more (`divide`)."""
-    return piece.example_id if piece.example_id.count("/") < 2 else piece.example_id.rpartition("/")[0]
 
 
 def _loaded(
@@ -195,12 +194,28 @@ def main() -> int:
             run(request, scratch)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return USAGE
         except BrokenPipeError:
             # The reader is gone; Python would print a second error when it closes the stream.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return READER_GONE
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            sentence = _system_sentence(error, scratch)
+            if sentence is None:
+                raise
+            print(f"error: {sentence}", file=sys.stderr)
+            return FAILED
     return 0
+
+
+def _system_sentence(error: Exception, scratch: str) -> str | None:
+    """Return the sentence for a full disk, or a lack of memory or rights; None for other errors."""
+    if ran_out(error):
+        return f"memory ran out ({first_line(error)}); set a smaller --max-length or --limit, or use a smaller model"
+    return not_permitted(error) or full_disk(error, scratch)
 
 
 if __name__ == "__main__":

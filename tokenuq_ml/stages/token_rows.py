@@ -3,12 +3,16 @@
 import math
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.tokenization import ConversationTokens, describe
 from tokenuq_ml.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KEPT_SHARES = (95, 99)
 """Percent of examples for which the sufficient `max_length` is named."""
@@ -195,3 +199,27 @@ class DatasetTokens:
     @property
     def _ignored_words(self) -> str:
         return ", ".join(f"{name} ({count:,})" for name, count in sorted(self.ignored.items()))
+
+
+def require_embeddings(
+    model: str, tokenizer: "PreTrainedTokenizerBase", vocabulary: int, example_id: str, ids: Sequence[int]
+) -> None:
+    """Check that the model has an embedding for every token of an example.
+
+    Args:
+        model: its name, for the message.
+        tokenizer: its tokenizer.
+        vocabulary: number of its embeddings: mostly more than the tokenizer has tokens, sometimes fewer.
+        example_id: of the example.
+        ids: its tokens.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    token = max(ids, default=0)
+    if token >= vocabulary:
+        raise InputError(
+            f"model {model}, example {example_id}: the token {tokenizer.convert_ids_to_tokens(token)!r} has the id "
+            f"{token}, and the model has only {vocabulary} embeddings; remove it from the text or the chat template, "
+            "or resize the model's embeddings"
+        )

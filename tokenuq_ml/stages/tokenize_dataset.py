@@ -21,7 +21,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.positions import require_positions
 from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.request import AssetRequest, AssetResult, StageReporter, StageRequest
-from tokenuq_ml.stages.token_rows import DatasetTokens, Rejection, TokenizationRules
+from tokenuq_ml.stages.token_rows import DatasetTokens, Rejection, TokenizationRules, require_embeddings
 from tokenuq_ml.tables.parquet import TableWriter, stream_table
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_ml.tensor_digest import joined_digest
@@ -143,20 +143,11 @@ class _ConversationReader:
                 examples = [example for example in examples if example.split == "ood"]
             tokenized = self.conversations.tokenize(examples)
             for example, tokens in zip(examples, tokenized, strict=True):
-                self._require_embeddings(example, tokens.input_ids)
+                require_embeddings(self.model, self.tokenizer, self.vocabulary, example.id, tokens.input_ids)
             pairs = zip(examples, tokenized, strict=True)
             pieces = [list(divide(example, tokens, dataset.rules.max_length)) for example, tokens in pairs]
             dataset.divided += sum(len(parts) > 1 for parts in pieces)
             yield [piece for parts in pieces for piece in parts]
-
-    def _require_embeddings(self, example: Example, ids: Sequence[int]) -> None:
-        token = max(ids, default=0)
-        if token >= self.vocabulary:
-            raise InputError(
-                f"model {self.model}, example {example.id}: the token {self.tokenizer.convert_ids_to_tokens(token)!r} "
-                f"has the id {token}, and the model has only {self.vocabulary} embeddings; remove it from the text or "
-                "the chat template, or resize the model's embeddings"
-            )
 
 
 def _split(example: Example, dataset: DatasetTokens) -> str:

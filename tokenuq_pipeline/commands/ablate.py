@@ -14,7 +14,7 @@ from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import plan, run
-from tokenuq_pipeline.commands.common import configuration
+from tokenuq_pipeline.commands.common import configuration, positive_integer
 from tokenuq_pipeline.commands.score import FORMATS
 
 ABLATIONS = ("mle_s0", "masked_mle_top25_s0", "paper_top25_s0")
@@ -60,33 +60,32 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--name", metavar="STUDY", help="name of the study; default: of data and model")
     parser.add_argument("--format", choices=FORMATS, help="what the rows of --data look like; default: as columns say")
-    parser.add_argument("--rows", type=_positive(int), metavar="N", help="draw only N rows, 80%% of them to train on")
-    parser.add_argument("--max-length", type=_positive(int), default=1024, metavar="N", help="tokens; default: 1024")
-    parser.add_argument("--epochs", type=_positive(int), default=1, metavar="N", help="default: 1")
-    parser.add_argument("--batch-size", type=_positive(int), default=8, metavar="N", help="default: 8")
+    parser.add_argument("--rows", type=positive_integer, metavar="N", help="draw only N rows, 80%% of them to train on")
+    parser.add_argument("--max-length", type=positive_integer, default=1024, metavar="N", help="tokens; default: 1024")
+    parser.add_argument("--epochs", type=positive_integer, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--batch-size", type=positive_integer, default=8, metavar="N", help="default: 8")
     parser.add_argument(
         "--learning-rate",
-        type=_positive(float),
+        type=_rate,
         default=2e-4,
         metavar="RATE",
         help="of teacher and students; default: 2e-4",
     )
-    parser.add_argument("--seeds", type=_positive(int), metavar="N", help="seeds of each ablation; default: as it says")
+    parser.add_argument(
+        "--seeds", type=positive_integer, metavar="N", help="seeds of each ablation; default: as it says"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.set_defaults(function=ablate_command)
 
 
-def _positive(kind):
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-        return value
-
-    return parse
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 def ablate_command(options: argparse.Namespace) -> int:

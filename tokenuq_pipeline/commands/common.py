@@ -1,5 +1,6 @@
 """What several commands share: the configuration, the store, the Dagster instance, a study by its name."""
 
+import argparse
 import contextlib
 import os
 from collections.abc import Collection, Iterator
@@ -30,6 +31,13 @@ class Project:
     """Only of the studies that are asked for."""
     store: "Store"
     instance: "dg.DagsterInstance"
+
+
+def positive_integer(text: str) -> int:
+    """Parse the value of an option that counts something."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
 
 
 def known_studies(config: "Config", name: str) -> tuple[str, ...]:

@@ -181,10 +181,11 @@ def _format(options: argparse.Namespace) -> str:
     return form
 
 
-def require_writable(output: Path, home: Path) -> None:
+def require_writable(output: Path, home: Path, flag: str = "--output") -> None:
     """Raise an InputError unless `output` is a regular file, or a new name, outside the store.
 
-    A symbolic link is refused too: it may lead to what must not be replaced, and the file would replace the link.
+    `flag` is the option that names it. A symbolic link is refused too: it may lead to what must not be replaced, and
+    the file would replace the link.
     """
     name = escaped_line(str(output))
     try:
@@ -192,14 +193,14 @@ def require_writable(output: Path, home: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         kind = stat.S_IFREG
     except (OSError, ValueError) as error:
-        raise InputError(f"--output {name}: {getattr(error, 'strerror', None) or error}; name another path") from None
+        raise InputError(f"{flag} {name}: {getattr(error, 'strerror', None) or error}; name another path") from None
     if kind != stat.S_IFREG:
         raise InputError(
-            f"--output {name}: is {_KINDS.get(kind, 'a special file')}; name a regular file or a new one, or leave "
-            "--output out and redirect standard output"
+            f"{flag} {name}: is {_KINDS.get(kind, 'a special file')}; name a regular file or a new one, or leave "
+            f"{flag} out"
         )
     if any(_is_same(folder, home) for folder in output.absolute().resolve().parents):
-        raise InputError(f"--output {name}: is in the store, which only the pipeline writes to; name another path")
+        raise InputError(f"{flag} {name}: is in the store, which only the pipeline writes to; name another path")
 
 
 _KINDS = {

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages.thread_waits import thread_waits
-from tokenuq_pipeline.commands.common import configuration
+from tokenuq_pipeline.commands import INTERRUPTED
+from tokenuq_pipeline.commands.common import configuration, positive_integer
 from tokenuq_pipeline.commands.query import require_writable
 from tokenuq_pipeline.runtime.paths import store_home
 
@@ -64,7 +65,7 @@ def add_parser(commands) -> None:
         "--format", choices=FORMATS, help="what the rows look like; default: as the columns of the first row say"
     )
     parser.add_argument("--split", metavar="SPLIT", help="only this split of the folder or of the hub's dataset")
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N rows of each source")
+    parser.add_argument("--limit", type=positive_integer, metavar="N", help="only the first N rows of each source")
     parser.add_argument(
         "--bald",
         type=_samples,
@@ -73,7 +74,7 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--dropout", type=float, metavar="P", help="with --bald: the rate; default: 0.1")
     parser.add_argument(
-        "--max-length", type=_count, metavar="N", help="tokens after which a text is cut; default: 4096"
+        "--max-length", type=positive_integer, metavar="N", help="tokens after which a text is cut; default: 4096"
     )
     parser.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of the losses; default: auto"
@@ -81,20 +82,14 @@ def add_parser(commands) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"write the token table: {', '.join(SUFFIXES)}")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page with the coloured texts")
     parser.add_argument(
-        "--top", type=_count, default=10, metavar="N", help="tokens that the summary lists; default: 10"
+        "--top", type=positive_integer, default=10, metavar="N", help="tokens that the summary lists; default: 10"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(function=score_command)
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
 def _samples(text: str) -> int:
-    if _count(text) < 2:
+    if positive_integer(text) < 2:
         raise argparse.ArgumentTypeError("BALD needs at least 2 passes")
     return int(text)
 
@@ -115,7 +110,11 @@ def score_command(options: argparse.Namespace) -> int:
             "as_json": options.json,
             "top": options.top,
         }
-        return run_program(request)
+        try:
+            return run_program(request)
+        except KeyboardInterrupt:
+            # The program got the signal too, and has said so.
+            return INTERRUPTED
 
 
 def run_program(request: dict[str, Any]) -> int:
@@ -155,7 +154,7 @@ def _check(options: argparse.Namespace) -> None:
             continue
         if not path.absolute().parent.is_dir():
             raise InputError(f"{flag} {path}: there is no folder {path.absolute().parent}")
-        require_writable(path, home)
+        require_writable(path, home, flag)
 
 
 def _uncertainty(options: argparse.Namespace) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def _model(config: "Config", given: str) -> dict[str, Any]:
         InputError: there is no such model, or it is damaged.
     """
     from tokenuq_ml.config.given import model_spec
-    from tokenuq_pipeline.runtime.bucket_store import fetch, model_folder, open_store
+    from tokenuq_pipeline.runtime.bucket_store import fetch, open_store
     from tokenuq_pipeline.runtime.repair import require_undamaged
 
     spec = config.models.get(given)
@@ -187,7 +186,7 @@ def _model(config: "Config", given: str) -> dict[str, Any]:
     if store.is_complete(f"models/{given}"):
         require_undamaged(store, f"models/{given}")
         fetch(store, f"models/{given}", lambda path: True)
-        return {"name": given, "folder": str(model_folder(store, given))}
+        return {"name": given, "folder": str(store.path(f"models/{given}"))}
     if spec.source == "pretrain":
         raise InputError(f"models/{given}: is pre-trained by its asset, which was never made; run a study that uses it")
     return {"name": given, "spec": spec.fields()}

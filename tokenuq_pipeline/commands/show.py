@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.schemas import TOKEN_KEY
-from tokenuq_pipeline.commands.common import configuration, known_comparison
+from tokenuq_pipeline.commands.common import configuration, known_comparison, positive_integer
 from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_parser(commands) -> None:
     which.add_argument("--example", action="append", metavar="ID", help="this example; may be given more than once")
     which.add_argument(
         "--most-uncertain",
-        type=_count,
+        type=positive_integer,
         metavar="N",
         help=f"the N examples with the highest mean BALD; default: {DEFAULT_EXAMPLES}",
     )
@@ -48,18 +48,12 @@ def add_parser(commands) -> None:
     )
     parser.add_argument(
         "--step",
-        type=_count,
+        type=positive_integer,
         metavar="N",
         help="with --by selected: the training step; default: the last that trained on each example",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained HTML page")
     parser.set_defaults(function=show_command)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 def show_command(options: argparse.Namespace) -> int:

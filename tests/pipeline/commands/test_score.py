@@ -14,14 +14,18 @@ from peft import IA3Config, get_peft_model
 from tests.support.explorer_data import unpack
 from tests.support.model_folders import folder_model
 from tests.support.paths import ROOT
-from tests.support.tiny_models import tiny_peft
+from tests.support.tiny_models import tiny_model, tiny_peft
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml import measure_bald
+from tokenuq_ml.config import UncertaintySpec
+from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.row_reader import COLUMNS_OF_FORMATS
+from tokenuq_ml.data.tokenization import tokenize_example
 from tokenuq_ml.models.adapters import save_adapter
 from tokenuq_ml.reports.given_texts import WRITERS
+from tokenuq_ml.scoring.mc_dropout import token_uncertainty
 from tokenuq_ml.stages import score_given
-from tokenuq_ml.tables.schemas import TABLES
+from tokenuq_ml.tables.schemas import TABLES, TOKEN_KEY
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import score
 
@@ -90,9 +94,15 @@ def test_an_adapter_has_its_base_beside_it_and_bald_as_in_the_library(given, tmp
     model, numerics = score_given.load_model(given / "model", "float32")
     adapted = score_given.attach_adapter(model, given / "adapter", "x")
     own = measure_bald(adapted, tiny_tokenizer(), [chat["messages"] for chat in CHATS], samples=4, dropout=0.3)
-    # Masks follow the ids of texts, which differ: the tokens are the same, and BALD is of the same size.
     assert own["token"].to_list() == table["token"].to_list()
-    assert 0.2 < table["bald"].mean() / own["bald"].mean() < 5
+    # Masks follow the ids of texts, which differ from those of the library.
+    ids = table["example_id"].unique(maintain_order=True)
+    examples = [
+        TokenizedExample(name, "chats", "test", *tokenize_example(tiny_tokenizer(), chat["messages"], 99)[:2])
+        for name, chat in zip(ids, CHATS, strict=True)
+    ]
+    rows = token_uncertainty(adapted, examples, UncertaintySpec(samples=4, dropout=0.3), numerics).sort(*TOKEN_KEY)
+    assert table["bald"].to_list() == pytest.approx(rows["bald"].to_list(), rel=1e-4, abs=1e-9)
     packed = (tmp_path / "page.html").read_text().partition('id="explorer-data">')[2].partition("<")[0]
     header = unpack(base64.b64decode(packed))[0]
     assert header["scored_by"].endswith("adapter") and len(header["examples"]) == 2
@@ -129,6 +139,44 @@ def test_an_adapter_that_drops_nothing_is_refused(given, tmp_path, capsys):
     get_peft_model(model, config).save_pretrained(tmp_path / "ia3")
     assert scored(given, "--adapter", tmp_path / "ia3", "--bald", 2) == 2
     assert "is IA3, which has no LoRA layer to drop features of" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_every_text_of_several_sources_is_counted(given, tmp_path, capsys):
+    empty = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "", "weight": 0}]}
+    more = [*CHATS, empty, {"messages": "broken"}, *CHATS * 100]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in more))
+    sources = [str(given / "chats.jsonl"), str(tmp_path / "more.jsonl")]
+    assert cli.main(["score", *sources, "--model", str(given / "model"), "--limit", "3", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (found["texts"], found["texts_without_tokens_to_score"]) == (5, 0)
+    assert len(found["sources"]) == 2 and "more.jsonl: 2 rows are broken (1 empty text, 1 wrong type)" in printed.err
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_model_that_lacks_positions_or_embeddings_is_named(given, tmp_path, capsys):
+    folder_model(tmp_path / "gpt2", "gpt2")
+    (tmp_path / "long.txt").write_text("word " * 3000)
+    asked = ["score", str(tmp_path / "long.txt"), "--model", str(tmp_path / "gpt2")]
+    assert cli.main([*asked, "--json"]) == 0
+    assert cli.main([*asked, "--max-length", "3000"]) == 2
+    assert "the longest text has" in capsys.readouterr().err
+    model = tiny_model(vocab=20)
+    model.save_pretrained(tmp_path / "small")
+    tiny_tokenizer(tmp_path / "small")
+    assert cli.main(["score", str(given / "chats.jsonl"), "--model", str(tmp_path / "small")]) == 2
+    assert "the model has only 20 embeddings" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_memory_that_runs_out_is_a_sentence(given, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(score_given, "measure", fail)
+    assert scored(given) == 1
+    assert "memory ran out (no room); set a smaller --max-length" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("in_this_process")
