@@ -17,8 +17,8 @@ from tokenuq_ml.data.stored_examples import read_examples
 from tokenuq_ml.models.adapters import attach_adapter
 from tokenuq_ml.models.load import load_model
 from tokenuq_ml.scoring.mc_dropout import token_uncertainty
+from tokenuq_ml.scoring.token_losses import N_ALTERNATIVES
 from tokenuq_ml.stages import losses_and_states, score_teacher, train_student
-from tokenuq_ml.stages.loss_tables import N_ALTERNATIVES
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
 from tokenuq_ml.stages.versions import ablation_fields
 from tokenuq_ml.tables.parquet import read_table
