@@ -25,8 +25,9 @@ FLOAT32_BYTES = 4
 
 TRAINED = "adapter, gradients, optimiser"
 """Name of the part of what is trained."""
-MOST_ROWS = 2048
-"""Rows of a product on an accelerator, of `kernels/backend.py`."""
+MOST_ROWS, KEPT_BYTES = 2048, 2**30
+"""Rows of a product on an accelerator, and the most that it keeps of the product of all tokens, of
+`kernels/backend.py`."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class PeakMemory:
             "activations": (tokens * layers * features * SAVED_COPIES + inputs) * size,
             "logits": 2 * self._chunk_bytes(),
         }
+        if self.machine.device != "cpu":
+            # Of an ablation that selects by losses: the same logits serve losses and gradients.
+            parts["kept logits"] = min(KEPT_BYTES, tokens * model.vocabulary * size)
         if model.attention == "eager":
             # Probabilities in the model's dtype and, from the softmax, in float32.
             square = tokens * self.study.max_length * model.heads * layers

@@ -39,6 +39,8 @@ MOST_ROWS = 2048
 PRODUCT_SHARE, REDUCTION_SHARE = 8, 4
 """The products of a chunk take at most 1/8 of the device's free memory, the temporary tensors of a reduction 1/4."""
 MOST_REDUCTION_BYTES = 4 * 2**30
+KEPT_BYTES = 2**30
+"""A product of all tokens is kept in memory up to this size, or up to the share of a chunk if that is smaller."""
 TEMPORARIES = 3
 """Tensors of a block's size that PyTorch's reductions hold per matrix of logits."""
 ASSUMED_FREE_BYTES = 16 * 2**30
@@ -75,7 +77,7 @@ class Backend:
 
     def keeps(self, device: torch.device, total_bytes: int) -> bool:
         """Return whether a product of all rows may stay in memory, so that it is not computed a second time."""
-        return self.is_accelerator and total_bytes <= min(2**30, free_bytes(device) // PRODUCT_SHARE)
+        return self.is_accelerator and total_bytes <= min(KEPT_BYTES, free_bytes(device) // PRODUCT_SHARE)
 
 
 _chosen: Name | None = None

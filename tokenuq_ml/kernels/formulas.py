@@ -178,6 +178,9 @@ def divergence(
         kept = teacher_RV.topk(top_k, 1)
         # A finite floor, whose probability is 0 in every dtype: infinities would give 0 * inf in the divergences.
         teacher_RV = torch.full_like(teacher_RV, FLOOR).scatter_(1, kept.indices, kept.values - kept.values[:, :1])
+    # At temperature 1 the divisions change no bit, and each one is a pass over the block.
+    if temperature == 1:
+        return DIVERGENCES[name](torch.log_softmax(logits_RV, -1), torch.log_softmax(teacher_RV, -1))
     logp_RV = torch.log_softmax(logits_RV / temperature, -1)
     logq_RV = torch.log_softmax(teacher_RV / temperature, -1)
     value_R, grad_RV = DIVERGENCES[name](logp_RV, logq_RV)

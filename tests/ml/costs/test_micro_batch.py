@@ -33,7 +33,7 @@ def peak(model="Llama-3.1-8B", machine=H100, max_length=2048, quantization=None,
 
 
 def test_rows_of_a_product_are_those_of_the_kernels():
-    assert memory.MOST_ROWS == backend.MOST_ROWS
+    assert memory.MOST_ROWS == backend.MOST_ROWS and memory.KEPT_BYTES == backend.KEPT_BYTES
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "none"])
