@@ -19,6 +19,10 @@ from tokenuq_ml.models.positions import require_positions
 from tokenuq_ml.reports.explorer_examples import prompt_of
 from tokenuq_ml.stages.token_rows import DatasetTokens, TokenizationRules, require_embeddings
 
+REMEDY = (
+    "Write a template that renders them to a file, name it as `chat_template:` of an entry of models.yaml, and give "
+    "that entry's name as --model"
+)
 NO_TEXT = "no text has a token to score: a text needs at least two tokens, a conversation an answer"
 
 
@@ -91,7 +95,7 @@ def tokenized(
         own = [piece for piece in own if piece.positions]
         pieces += own
         empty += not own
-    counts.require_rendered()
+    counts.require_rendered(REMEDY)
     if not pieces:
         raise InputError(f"{name}: {NO_TEXT}")
     longest = max(len(piece.input_ids) for piece in pieces)

@@ -27,6 +27,12 @@ class Rejection(NamedTuple):
     detail: str
 
 
+STUDYS_REMEDY = (
+    "Set `chat_template:` of the model in models.yaml to a template that renders them, or `template_drops:` of the "
+    "study in studies.yaml to `reject`, which leaves them out, or to `allow`, which trains what is rendered"
+)
+
+
 @dataclass(frozen=True)
 class TokenizationRules:
     """The keys of a study that decide about its tokens; see `StudySpec`."""
@@ -112,8 +118,11 @@ class DatasetTokens:
 
     # After all examples.
 
-    def require_rendered(self) -> None:
+    def require_rendered(self, remedy: str = STUDYS_REMEDY) -> None:
         """Check what the template makes of the examples.
+
+        Args:
+            remedy: what to do about rows that are rendered incompletely.
 
         Raises:
             InputError: it renders examples incompletely and `template_drops` is `refuse`, or it renders none.
@@ -122,9 +131,7 @@ class DatasetTokens:
         if self.incomplete and self.rules.template_drops == "refuse":
             raise InputError(
                 f"{where}: {self.incomplete:,} of {self.read:,} examples are not rendered as their rows say; "
-                f"{self.first_fault}. Set `chat_template:` of the model in models.yaml to a template that renders "
-                "them, or `template_drops:` of the study in studies.yaml to `reject`, which leaves them out, or to "
-                "`allow`, which trains what is rendered"
+                f"{self.first_fault}. {remedy}"
             )
         if self.read and sum(self.rejected[reason] for reason in _UNUSABLE) == self.read:
             raise InputError(f"{where}: no example can be tokenised; {self.first_fault}")

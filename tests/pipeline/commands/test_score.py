@@ -170,6 +170,20 @@ def test_a_model_that_lacks_positions_or_embeddings_is_named(given, tmp_path, ca
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_the_remedy_for_a_template_that_drops_a_turn_is_one_that_the_command_has(tmp_path, capsys):
+    template = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    folder_model(tmp_path / "model", chat_template=template)
+    turns = [{"role": "system", "content": "Answer as a pirate."}, *CHATS[0]["messages"]]
+    (tmp_path / "pirates.jsonl").write_text(json.dumps({"messages": turns}))
+    assert cli.main(["score", str(tmp_path / "pirates.jsonl"), "--model", str(tmp_path / "model")]) == 2
+    said = capsys.readouterr().err
+    assert "leaves out the system's text" in said and "as `chat_template:` of an entry of models.yaml" in said
+    assert "studies.yaml" not in said
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_memory_that_runs_out_is_a_sentence(given, monkeypatch, capsys):
     def fail(*_, **__):
         raise MemoryError("no room")
