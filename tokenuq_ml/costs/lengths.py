@@ -1,6 +1,8 @@
 """Lengths of a dataset's rows in tokens: measured, estimated from its first rows, or assumed for its format."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tokenuq_ml.config.split_sizes import are_counts
 from tokenuq_ml.costs.dataset_rows import FIRST_ROWS, expected_rows, rows_of_mix
 from tokenuq_ml.data import load
 from tokenuq_ml.data.examples import TEXT_ROLE
+from tokenuq_ml.data.generated import GENERATED
 from tokenuq_ml.errors import InputError
 
 CHARACTERS_PER_TOKEN = {"gsm8k": 2.5, "reasoning_gym": 2.5, "synthetic_language": 6.0}
@@ -32,6 +35,18 @@ ASSUMED_TOKENS = {
     "synthetic_language": (18, 10),
 }
 """Format -> tokens of a row's prompt and response, for datasets whose rows cannot be read."""
+
+_may_generate: ContextVar[bool] = ContextVar("may_generate", default=True)
+
+
+@contextmanager
+def nothing_generated() -> Iterator[None]:
+    """Assume the lengths of generated datasets inside the context: loading their packages takes seconds."""
+    before = _may_generate.set(False)
+    try:
+        yield
+    finally:
+        _may_generate.reset(before)
 
 
 @dataclass(frozen=True)
@@ -129,8 +144,9 @@ def _mixed(
 
 
 def _of_source(spec: DatasetSpec, split: str, rows: int, max_length: float) -> Lengths:
+    assumed = spec.on_hub or not rows or (spec.format in GENERATED and not _may_generate.get())
     try:
-        sample = [] if spec.on_hub or not rows else load.first_conversations(spec, split, min(FIRST_ROWS, rows))
+        sample = [] if assumed else load.first_conversations(spec, split, min(FIRST_ROWS, rows))
     except (InputError, OSError):
         sample = []
     return _estimated(spec, rows, sample, max_length) if sample else _assumed(spec, rows, max_length)

@@ -46,6 +46,7 @@ def check_disk_space(config, study: str, assets: Iterable[str], store) -> None:
     Raises:
         DiskFull: a disk has too little; the message names it, and says how to go on.
     """
+    from tokenuq_ml.costs.lengths import nothing_generated
     from tokenuq_ml.costs.machine import Machine
     from tokenuq_ml.costs.sources import model_source
     from tokenuq_pipeline.runtime.bucket_store import model_folder
@@ -57,7 +58,8 @@ def check_disk_space(config, study: str, assets: Iterable[str], store) -> None:
     }
     # Times are not asked for. The smaller one of the precisions: an estimate that is too high would refuse a run.
     machine = Machine(1e12, "cpu", "bfloat16", 1, "", 1)
-    _, rows = stage_rows(config, study, dict.fromkeys(assets, "stale"), store, sizes, machine)
+    with nothing_generated():
+        _, rows = stage_rows(config, study, dict.fromkeys(assets, "stale"), store, sizes, machine)
     require_disk_space([row for row in rows if row["state"] != FRESH], store)
 
 

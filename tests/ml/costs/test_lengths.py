@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import tiny_models
 from tokenuq_ml.config import DatasetSpec
-from tokenuq_ml.costs.lengths import ASSUMED_TOKENS, TURN_TOKENS, lengths, measured_lengths
+from tokenuq_ml.costs.lengths import ASSUMED_TOKENS, TURN_TOKENS, lengths, measured_lengths, nothing_generated
 from tokenuq_ml.tables.parquet import write_table
 
 DATASET = DatasetSpec(name="d", format="alpaca", path="/nowhere", sizes={"train": 10})
@@ -40,6 +40,20 @@ def test_lengths_are_estimated_from_the_first_rows_of_a_file(tmp_path):
 def test_lengths_are_assumed_for_the_format_if_no_row_can_be_read():
     found = lengths(DATASET, "train", 100, {})
     assert (found.tokens, found.response, found.squares) == (100, 50, 10_000) and "assumed" in found.origin
+
+
+def test_a_dataset_is_generated_for_its_lengths_unless_that_takes_too_long(monkeypatch):
+    problems = [[{"role": "user", "content": "i" * 50}, {"role": "assistant", "content": "o" * 25}]]
+    asked = []
+    monkeypatch.setattr(
+        "tokenuq_ml.costs.lengths.load.first_conversations", lambda *given: asked.append(given) or problems
+    )
+    spec = DatasetSpec(name="g", format="reasoning_gym", task="gsm_symbolic", sizes={"train": 10})
+    with nothing_generated():
+        assert "assumed for format reasoning_gym" in lengths(spec, "train", 100, {}).origin and not asked
+        # Rows of a file are read all the same.
+        assert "estimated" in lengths(DATASET, "train", 100, {}).origin and len(asked) == 1
+    assert "estimated from its first 1 rows" in lengths(spec, "train", 100, {}).origin and len(asked) == 2
 
 
 def test_every_format_has_assumed_lengths():
