@@ -12,7 +12,7 @@ import polars as pl
 
 from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.evaluation.metrics import JUDGED
+from tokenuq_ml.evaluation.metrics import may_lack_examples
 from tokenuq_ml.evaluation.paired import Estimate, Family, PairedBootstrap
 
 BASELINE = "mle"
@@ -189,8 +189,8 @@ def metric_parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[s
         for model, frame in examples.items()
     }
     of_metric = {model: own for model, own in of_metric.items() if len(own)}
-    if name in JUDGED and of_metric:
-        # A judge may give no verdict on some outputs; models are compared on the examples that all of them have.
+    if may_lack_examples(dataset, name) and of_metric:
+        # Models are compared on the examples that all of them have.
         common = set.intersection(*(set(own["example_id"]) for own in of_metric.values()))
         of_metric = {
             model: own.filter(pl.col("example_id").is_in(common)) for model, own in of_metric.items() if common

@@ -19,19 +19,25 @@ UNITS = {"true_kl": "nats per token from the true distribution", "loss": "nats p
 
 
 def findings(families: Sequence[dict]) -> str:
-    """Return the paragraph: one sentence per dataset, then what the study could have seen.
+    """Return the sentences as a paragraph.
+
+    Args:
+        families: rows of `family_table.family_rows`.
+    """
+    return " ".join(sentences(families))
+
+
+def sentences(families: Sequence[dict]) -> list[str]:
+    """Return one sentence per dataset, then what the study could have seen.
 
     Args:
         families: rows of `family_table.family_rows`.
     """
     students = [row for row in families if row["verdict"] is not None and row["family"] not in REFERENCE_ROWS]
     if not students:
-        return "There is only one family of students, and nothing to compare it with."
-    sentences = [_sentence(rows) for rows in _headlines(students)]
-    others = _other_metrics(students)
-    if others:
-        sentences.append(others)
-    return " ".join([*sentences, _how_sure(students)])
+        return ["There is only one family of students, and nothing to compare it with."]
+    said = [*(_sentence(rows) for rows in _headlines(students)), _other_metrics(students), _how_sure(students)]
+    return [sentence for sentence in said if sentence]
 
 
 def _headlines(students: Sequence[dict]) -> list[list[dict]]:

@@ -15,11 +15,15 @@
     return section ? section.querySelector("h2").textContent : document.title;
   };
 
+  // What a cell says, in a table that is collapsed too; a line break is a space.
+  const words = (node) =>
+    [...node.childNodes].map((one) => (one.nodeName === "BR" ? " " : one.nodeType === Node.TEXT_NODE ? one.data : words(one))).join("");
+
   // A cell that spans columns is repeated, so that every row has as many cells.
   function csv(table) {
     const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const rows = [...table.rows].map((row) =>
-      [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(cell.innerText.replace(/\s+/g, " ").trim()))).join(","),
+      [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(words(cell).replace(/\s+/g, " ").trim()))).join(","),
     );
     return rows.join("\n") + "\n";
   }
@@ -32,6 +36,14 @@
     URL.revokeObjectURL(link.href);
   }
 
+  // A table that is wider or higher than its box is scrolled by the arrow keys once it has the focus.
+  const wide = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+
   function offerCsv() {
     const names = new Map();
     document.querySelectorAll("table").forEach((table) => {
@@ -41,8 +53,9 @@
       const button = element("button", "CSV", "csv");
       button.title = "Save this table as CSV";
       button.addEventListener("click", () => save(`${title}${number > 1 ? `_${number}` : ""}.csv`, csv(table)));
-      const box = table.closest(".scroll") || table;
+      const box = table.closest(".scroll");
       box.before(button);
+      wide.observe(box);
     });
   }
 
@@ -87,6 +100,7 @@
       const table = element("table"), head = table.createTHead().insertRow();
       const names = ["dataset", "metric", "examples", data.families[i], data.families[j], "difference", "interval", ""];
       for (const name of names) head.append(element("th", name));
+      head.childNodes.forEach((cell) => cell.setAttribute("scope", "col"));
       const body = table.createTBody();
       for (const metric of data.metrics) {
         if (!(i in metric.values) || !(j in metric.values)) continue;

@@ -13,7 +13,7 @@ from tokenuq_ml.reports.family_table import Comparison
 DIGITS = 5
 FRAME = """<div id="pairs" class="pairs" hidden><div class="controls">
 <label>Compare <select id="p-left"></select></label> <label>with <select id="p-right"></select></label></div>
-<div id="p-table" class="scroll" aria-live="polite"></div></div>
+<div class="table"><div id="p-table" class="scroll" aria-live="polite"></div></div></div>
 <noscript><p class="dim">Comparing two families needs JavaScript.</p></noscript>"""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from tokenuq_ml.config import REFERENCE_ROWS
+from tokenuq_ml.reports import html
 
 Metric = tuple[str, str, str]
 
@@ -15,7 +16,7 @@ def ablation_table(rows: Sequence[dict]) -> str:
     heads = {metric: [_heading(of_metric) + _note(of_metric)] for metric, of_metric in metrics.items()}
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        cells = [_cell("model", escape(model))]
+        cells = [_cell("model", _breakable(model))]
         for of_metric in metrics.values():
             row = of_metric.get(model)
             cells.append(
@@ -39,8 +40,8 @@ def family_table(rows: Sequence[dict]) -> str:
     for family, about in {row["family"]: row for row in rows}.items():
         cells = [
             _cell("model", _family(about)),
-            _cell("", escape(about["selection"] or "—")),
-            _cell("", str(about["n_seeds"])),
+            _cell("about", escape(about["selection"] or "—")),
+            _cell("about", str(about["n_seeds"])),
         ]
         for of_metric in metrics.values():
             row = of_metric.get(family)
@@ -62,24 +63,28 @@ def _table(
     groups: Counter = Counter()
     for metric, columns in heads.items():
         groups[metric[:2]] += len(columns)
-    upper = "<th></th>" * len(names) + "".join(
-        f'<th class="group" colspan="{count}">{escape(dataset)} <small>{escape(split)}</small></th>'
-        for (dataset, split), count in groups.items()
+    # What describes a family (class "about") makes room for its numbers on a narrow screen.
+    upper = (
+        "<td></td>"
+        + '<td class="about"></td>' * (len(names) - 1)
+        + "".join(
+            f'<th class="group" scope="colgroup" colspan="{count}">{escape(dataset)} <small>{escape(split)}</small></th>'
+            for (dataset, split), count in groups.items()
+        )
     )
-    lower = "".join(f"<th>{escape(name)}</th>" for name in names)
-    lower += "".join(f"<th>{column}</th>" for columns in heads.values() for column in columns)
+    first, *about = (escape(name) for name in names)
+    lower = f'<th scope="col">{first}</th>' + "".join(f'<th class="about" scope="col">{name}</th>' for name in about)
+    lower += "".join(f'<th scope="col">{column}</th>' for columns in heads.values() for column in columns)
     body = "".join(
         f"<tr{' class=reference' if name in REFERENCE_ROWS else ''}>{''.join(cells)}</tr>" for name, cells in lines
     )
-    return (
-        f'<div class="scroll tall"><table class="ablations"><thead><tr>{upper}</tr><tr>{lower}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    head = f"<thead><tr>{upper}</tr><tr>{lower}</tr></thead>"
+    return html.scrolled(f'<table class="ablations">{head}<tbody>{body}</tbody></table>', "tall")
 
 
 def _family(row: dict) -> str:
     setting = row.get("setting")
-    return escape(row["family"]) + (f"<br><small>{escape(setting)}</small>" if setting else "")
+    return _breakable(row["family"]) + (f"<br><small>{escape(setting)}</small>" if setting else "")
 
 
 def _heading(of_metric: Mapping[str, dict]) -> str:

@@ -25,7 +25,7 @@ from tokenuq_ml.reports.costs_table import costs_section
 from tokenuq_ml.reports.explorer_data import ExplorerTables, Students
 from tokenuq_ml.reports.explorer_examples import prompts_of
 from tokenuq_ml.reports.family_table import Comparison, comparisons, families_of, family_rows, rows_of, verdict
-from tokenuq_ml.reports.findings import findings, markdown_summary
+from tokenuq_ml.reports.findings import markdown_summary, sentences
 from tokenuq_ml.reports.pairs import picker
 from tokenuq_ml.reports.settings import compared, setting_rows
 from tokenuq_ml.stages import runner
@@ -193,8 +193,7 @@ def _sections(report: _Report) -> dict[str, str | None]:
     costs, _ = report.costs
     title = f"{study.name}: {study.model} on {study.dataset}"
     return {
-        "What was found": html.paragraph(findings(families), "verdict")
-        + html.summary_to_paste(markdown_summary(title, families)),
+        "What was found": html.verdict(sentences(families)) + html.summary_to_paste(markdown_summary(title, families)),
         "Ablations": results + sections.shared_questions(report.datasets[study.dataset]),
         "Two families": picker(report.comparisons) if len(families) > 1 else None,
         "In distribution against out of distribution": sections.planes(
