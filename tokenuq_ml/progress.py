@@ -1,7 +1,47 @@
-"""Progress of long computations: a line every few seconds, with the work done and the time left."""
+"""Progress of long computations: a line every few seconds, with the work done and the time left.
 
+`progress_line` writes all of these lines, and `measured` reads them: log messages are all that reaches `tokenuq run`
+from every place where a stage may work.
+"""
+
+import re
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+_LINE = re.compile(
+    r"(?P<what>.+?): (?P<done>[\d,]+)/(?P<total>[\d,]+) (?P<unit>[^\W\d]+), "
+    r"(?P<details>(?:.+?, )?)(?P<left>\d+) s left\b.*",
+    re.DOTALL,
+)
+
+
+class Measured(NamedTuple):
+    """How far some work is."""
+
+    what: str
+    done: int
+    total: int
+    unit: str
+    details: str
+    """Its rate, or figures."""
+    seconds_left: float
+
+
+def progress_line(
+    what: str, done: int, total: int, unit: str, details: str, seconds_left: float, note: str = ""
+) -> str:
+    """Return the line that says how far some work is."""
+    after = f", {note}" if note else ""
+    return f"{what}: {done:,}/{total:,} {unit}, {details}, {seconds_left:.0f} s left{after}"
+
+
+def measured(line: str) -> Measured | None:
+    """Return what a progress line says; None for any other message."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return None
+    done, total = (int(found[name].replace(",", "")) for name in ("done", "total"))
+    return Measured(found["what"], done, total, found["unit"], found["details"].removesuffix(", "), int(found["left"]))
 
 
 class Reporter(Protocol):
@@ -50,7 +90,5 @@ class Progress:
         self._last_line = now
         rate = (self.done - self._skipped) / max(now - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
-        self.reporter.info(
-            f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, "
-            f"{left:.0f} s left{', ' + note if note else ''}"
-        )
+        details = f"{rate:,.1f} {self.unit}/s"
+        self.reporter.info(progress_line(self.what, self.done, self.total, self.unit, details, left, note))

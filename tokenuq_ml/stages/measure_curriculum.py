@@ -11,6 +11,7 @@ from tokenuq_ml.config import CurriculumSpec, UncertaintySpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.models.adapters import TrainedModel, put_adapter_weights
 from tokenuq_ml.models.numerics import Numerics
+from tokenuq_ml.progress import Progress
 from tokenuq_ml.reports import plots
 from tokenuq_ml.scoring.batch_threads import BatchPlan
 from tokenuq_ml.scoring.curriculum import (
@@ -71,10 +72,10 @@ def measure_curriculum(
     """
     token_losses = read_table(context.input("token_losses"))
     probe, snapshots = _probe(context, examples), _snapshots(context, student)
+    # One line per snapshot.
+    progress = Progress(context.reporter, context.name, len(snapshots), "snapshots", every_s=0)
     uncertainty = uncertainty_over_training(
-        _measured(model, stored, probe, snapshots),
-        token_losses,
-        progress=lambda line: context.reporter.info(f"{context.name}: {line}"),
+        _measured(model, stored, probe, snapshots), token_losses, progress=lambda line: progress.add(1, line)
     )
     if not process_group.is_main():
         return

@@ -20,7 +20,7 @@ from tokenuq_ml.atomic_files import atomic_write, fsync_tree, replace_folder
 from tokenuq_ml.file_hashes import sha256_of
 from tokenuq_ml.models.adapters import save_adapter
 from tokenuq_ml.process_group import world_size
-from tokenuq_ml.progress import Reporter
+from tokenuq_ml.progress import Reporter, progress_line
 
 MARKER = "COMPLETE"
 
@@ -193,11 +193,9 @@ class CheckpointCallback(TrainerCallback):
         steps_done = row["step"] - (self.first_step or row["step"]) + 1
         tokens = sum(earlier["tokens"] for earlier in self.recorder.log_rows[-steps_done:])
         selected = f"selected {row['selected_share']:.0%}, " if "selected_share" in row else ""
-        self.reporter.info(
-            f"{self.name}: step {row['step']}/{self.setup.steps}, loss {row['loss']:.3f}, {selected}"
-            f"{tokens / elapsed:,.0f} response tokens/s, "
-            f"{elapsed / steps_done * (self.setup.steps - row['step']):.0f} s left"
-        )
+        left = elapsed / steps_done * (self.setup.steps - row["step"])
+        details = f"loss {row['loss']:.3f}, {selected}{tokens / elapsed:,.0f} response tokens/s"
+        self.reporter.info(progress_line(self.name, row["step"], self.setup.steps, "steps", details, left))
 
     def _write_snapshot(self, model, step: int) -> None:
         folder = self.work_dir / "snapshots" / f"step-{step:06d}"
