@@ -6,7 +6,7 @@ import errno
 import gc
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
@@ -21,6 +21,7 @@ from tokenuq_pipeline.commands import (
     advise,
     curate,
     doctor,
+    export,
     plan,
     prune,
     query,
@@ -32,6 +33,7 @@ from tokenuq_pipeline.commands import (
     verify,
 )
 from tokenuq_pipeline.commands.completion import complete
+from tokenuq_pipeline.commands.json_output import asks_for_json, print_error, wants_json
 
 COMMANDS = (
     ablate,
@@ -46,6 +48,7 @@ COMMANDS = (
     score,
     curate,
     advise,
+    export,
     doctor,
     ui,
 )
@@ -57,8 +60,18 @@ GC_THRESHOLD = 100_000
 class Parser(argparse.ArgumentParser):
     """A parser whose messages cannot control a terminal: they quote what was given."""
 
+    asks_for_json = False
+    """Whether the arguments that are parsed ask for JSON: it is needed where they are wrong."""
+
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(escaped(message), file)
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, as JSON too if it was asked for, and exit."""
+        if Parser.asks_for_json:
+            print_error(message, USAGE)
+            sys.stdout.flush()
+        super().error(message)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,6 +104,7 @@ def _run(arguments: list[str] | None) -> int:
     redact_tracebacks()
     top = parser()
     complete(top)
+    Parser.asks_for_json = asks_for_json(sys.argv[1:] if arguments is None else arguments)
     options = top.parse_args(arguments)
     try:
         code = options.function(options)
@@ -98,21 +112,32 @@ def _run(arguments: list[str] | None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        _say(f"error: {escaped(redacted(str(error)))}")
-        return USAGE
+        return _failed(options, str(error), USAGE)
     except KeyboardInterrupt:
-        _say("\nstopped; run the same command again to resume from the last checkpoint")
-        return INTERRUPTED
+        _say("")
+        return _failed(options, "stopped; run the same command again to resume from the last checkpoint", INTERRUPTED)
     except BrokenPipeError:
         _drop_output()
         return READER_GONE
     except Exception as error:
         sentence = _system_error(error)
         if sentence is None:
+            if wants_json(options):
+                print_error(f"{type(error).__name__}: {error}", FAILED)
             raise
-        _say(f"error: {escaped(redacted(sentence))}")
+        code = _failed(options, sentence, FAILED)
         _drop_output()
-        return FAILED
+        return code
+
+
+def _failed(options: argparse.Namespace, sentence: str, code: int) -> int:
+    """Print why a command has failed, as JSON too if it was asked for, and return its exit code."""
+    if wants_json(options):
+        # Standard output may be what has failed.
+        with contextlib.suppress(OSError):
+            print_error(sentence, code)
+    _say(escaped(redacted(sentence if code == INTERRUPTED else f"error: {sentence}")))
+    return code
 
 
 def _system_error(error: Exception) -> str | None:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWr
 from tokenuq_ml.config import user_code
 
 NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
-RESERVED_STUDIES = {"models", "datasets", "files", "curation", "comparisons", "verify"}
+RESERVED_STUDIES = {"models", "datasets", "files", "curation", "comparisons", "export", "verify"}
 Split = Literal["train", "validation", "test", "ood"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 

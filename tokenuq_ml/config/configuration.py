@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, StudySpec
 from tokenuq_ml.config.comparison import ComparisonSpec
+from tokenuq_ml.config.export import ExportSpec
 from tokenuq_ml.config.grids import Grids
 from tokenuq_ml.config.truth import LANGUAGE
 
@@ -19,6 +20,7 @@ class Config:
     comparisons: dict[str, ComparisonSpec] = field(default_factory=dict)
     grids: Grids = field(default_factory=dict)
     """Entry of studies.yaml with a `grid` -> its cells, which are in `studies`, and the knobs of each."""
+    exports: dict[str, ExportSpec] = field(default_factory=dict)
 
     def studies_of(self, name: str) -> tuple[str, ...]:
         """Return the studies that a name stands for: itself, or the cells of an entry with a grid; none if unknown."""
@@ -36,7 +38,7 @@ class Config:
 
     def evaluation_models(self, study: StudySpec) -> list[str]:
         """Return the models that the study only evaluates with, as judges."""
-        return [study.evaluation.judge_model] if study.evaluation.judge_model else []
+        return list(dict.fromkeys(study.evaluation.judge_models.values()))
 
     def models_of(self, study: StudySpec) -> list[str]:
         """Return every model that the study needs; the first is the one that it trains."""

@@ -1,4 +1,6 @@
-"""Reading of `models.yaml`, `datasets.yaml`, `studies.yaml`, `ablations.yaml` and `comparisons.yaml` into one `Config`.
+"""Reading of `models.yaml`, `datasets.yaml`, `studies.yaml` and `ablations.yaml` into one `Config`.
+
+A folder may also have `comparisons.yaml` and `exports.yaml`.
 
 Every error names the file and the key, and says what is allowed or what to do.
 """
@@ -16,6 +18,7 @@ from tokenuq_ml.config.comparison_files import read_comparisons
 from tokenuq_ml.config.configuration import Config
 from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedEntry, with_curated
+from tokenuq_ml.config.export import read_exports
 from tokenuq_ml.config.families import with_settings
 from tokenuq_ml.config.grids import check_cells, with_grids
 from tokenuq_ml.config.languages import check_languages
@@ -32,8 +35,8 @@ AnySpec = TypeVar("AnySpec", bound=Spec)
 def load_config(*folders: str | Path) -> Config:
     """Read and check the configuration in `folders`.
 
-    The first folder must hold all files but `comparisons.yaml`. Later folders may hold any of them and add entries; an
-    entry of the same name in two folders is an error.
+    The first folder must hold all files but `comparisons.yaml` and `exports.yaml`. Later folders may hold any of them
+    and add entries; an entry of the same name in two folders is an error.
 
     Raises:
         InputError: a file is missing or invalid; the message names the file and the key, and says what is allowed.
@@ -50,7 +53,8 @@ def load_config(*folders: str | Path) -> Config:
     named = {name: config.studies_of(name) for name in (*config.grids, *config.studies)}
     comparisons = read_comparisons([Path(folder) for folder in folders], named, config.studies, config.ablations)
     check_cells(comparisons, grids)
-    return replace(config, comparisons=comparisons)
+    exports = read_exports([Path(folder) for folder in folders], config.studies)
+    return replace(config, comparisons=comparisons, exports=exports)
 
 
 def load_ablations(folder: str | Path) -> dict[str, AblationSpec]:
@@ -176,9 +180,17 @@ def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpe
     if issubclass(spec_class, DatasetSpec) and set(KEYS) & set(raw):
         return cast(AnySpec, _parse(CuratedEntry, path, name, raw))
     try:
-        return spec_class(**{**raw, "name": name})
+        return _with_absolute_data(spec_class(**{**raw, "name": name}), path.parent)
     except ValidationError as error:
         raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(spec_class, error))) from None
+
+
+def _with_absolute_data(spec: AnySpec, folder: Path) -> AnySpec:
+    """Return the spec with absolute paths of the local data of lm-eval's tasks, which only studies have."""
+    if not isinstance(spec, StudySpec) or spec.evaluation.lm_eval is None:
+        return spec
+    tasks = spec.evaluation.lm_eval.with_paths(lambda path: _absolute(folder, path))
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"lm_eval": tasks})})
 
 
 def _absolute(folder: Path, written: str) -> str:

@@ -16,7 +16,7 @@ _PART = re.compile(r"[A-Za-z_]\w*(/[^/]+)+", re.ASCII)
 class ModelSpec(Spec):
     """The source of a base model."""
 
-    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"language", "parts", "pretraining", "sha256"})
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"language", "license", "parts", "pretraining", "sha256"})
 
     name: Annotated[str, AfterValidator(check_name)]
     source: Literal["wheel", "gguf", "path", "hub", "pretrain"]
@@ -43,6 +43,9 @@ class ModelSpec(Spec):
         default=None,
         description="contents of the model's config.json; `tokenuq plan` uses it if the file is missing. pretrain: the "
         "sizes of the model that is trained",
+    )
+    license: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="of the weights, e.g. apache-2.0; for model cards only, so no part of any version"
     )
     language: str | None = Field(
         default=None, description="pretrain: the entry of datasets.yaml that defines a synthetic language"
@@ -113,10 +116,11 @@ class ModelSpec(Spec):
     def fields(self) -> dict[str, Any]:
         """Return this spec as plain JSON values, for hashes.
 
-        The chat template is included by its text: editing the file is a change, moving it is none. `config` is left
-        out where no model is made by it.
+        The chat template is included by its text: editing the file is a change, moving it is none. `license` is left
+        out, and `config` where no model is made by it.
         """
         fields = {**super().fields(), "chat_template": self.template_text}
+        fields.pop("license", None)
         if self.source != "pretrain":
             del fields["config"]
         return fields

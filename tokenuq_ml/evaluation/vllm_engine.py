@@ -22,11 +22,10 @@ from transformers import PreTrainedModel
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.decode_loop import Prompts
 from tokenuq_ml.evaluation.generation import GreedyDecoding
+from tokenuq_ml.evaluation.vllm_limits import RANKS
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.models.placement import NARROW
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM allows for `max_lora_rank`."""
 FREE_SHARE = 0.9
 """Share of the device's free memory that the engine may take, in addition to the stage's own model."""
 REMEDY = "remove `engine` from the evaluation, so that the stage's own model answers"

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -11,6 +11,7 @@ from tokenuq_ml.config.resources import Processes, Sharding, StageResources
 from tokenuq_ml.json_files import damaged, read_json
 from tokenuq_ml.models.base_settings import BaseSettings
 from tokenuq_ml.progress import Reporter
+from tokenuq_ml.tracking.request import TrackingRequest
 
 PARALLEL_STAGES = frozenset({"train_teacher", "train_student", "score_teacher", "measure_change"})
 """Entry points that run in several processes; the others are one process, whatever the study says."""
@@ -56,6 +57,16 @@ class RecordedFile(BaseModel):
     """None: the stage does not read the file, so only its size is compared."""
 
 
+class RecordedOrigin(BaseModel):
+    """What the manifest of an input's asset says of its making, for a stage that describes it."""
+
+    model_config = ConfigDict(extra="forbid")
+    data_version: str
+    code_version: str
+    metrics: dict[str, float | int | str | bool | None] = {}
+    provenance: dict[str, Any] = {}
+
+
 class RecordedInput(BaseModel):
     """The files of an input, as the manifest of its asset records them."""
 
@@ -65,6 +76,8 @@ class RecordedInput(BaseModel):
     """Path relative to the input -> the file. The input has these files and no others."""
     is_partial: bool = False
     """The folder need not hold what the stage does not read."""
+    origin: RecordedOrigin | None = None
+    """None: the stage does not describe it."""
 
 
 class StageRequest(BaseModel):
@@ -88,6 +101,8 @@ class StageRequest(BaseModel):
     """As the study says. No part of any version."""
     resources: StageResources = StageResources()
     """As the study says. No part of any version."""
+    tracking: TrackingRequest | None = None
+    """The trackers that the study names. No part of any version."""
 
     @property
     def base_settings(self) -> BaseSettings:

@@ -5,8 +5,10 @@ The fields decide the version, so that a stage must not read anything else of th
 
 from tokenuq_ml.config import AblationSpec, StudySpec, spec_hash
 from tokenuq_ml.config.comparison import ComparisonSpec
+from tokenuq_ml.config.export import ExportSpec
 from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.pairwise import compared_with
 from tokenuq_ml.config.token_tables import ranked_tables
 from tokenuq_ml.config.truth import TRUTH_FRACTIONS
 from tokenuq_ml.config.user_code import source_hash
@@ -33,6 +35,7 @@ REVISIONS = {
     "evaluation": 8,
     "ablation_report": 5,
     "comparisons": 1,
+    "export": 1,
 }
 
 _TOKENIZATION = ("truncation", "max_truncated_share", "template_drops", "special_tokens_in_text")
@@ -41,7 +44,7 @@ _TOKENIZATION = ("truncation", "max_truncated_share", "template_drops", "special
 _PROMPTS = ("template_drops", "special_tokens_in_text")
 """Those of them on which prompts of evaluations depend."""
 
-_WITHOUT_RESULT = ("enabled", "max_truncated_share", "resources", "processes", "sharding")
+_WITHOUT_RESULT = ("enabled", "max_truncated_share", "resources", "processes", "sharding", "report_to")
 """Keys that decide whether and where a study runs, and affect no result."""
 
 
@@ -174,7 +177,7 @@ def ablation_fields(config: Config, study: StudySpec, ablation: AblationSpec, st
         precision = {**study.base_fields(), "precision": study.precision.tables}
         ablations = {name: config.ablations[name] for name in study.ablations}
         validation = {"validation": True} if is_measured_on_validation(ablation, ablations) else {}
-        own = {**precision, **identity, **validation}
+        own = {**precision, **identity, **validation, **_versus(study, ablation, ablations)}
         return {**own, "evaluation": study.evaluation.fields(), **_prompt_fields(study)}
     raise KeyError(stage)
 
@@ -199,6 +202,28 @@ def _knobs(config: Config, comparison: ComparisonSpec) -> dict[str, dict[str, fl
     return {name: found.fields() for name, found in changes.items() if found is not None}
 
 
+def export_fields(config: Config, spec: ExportSpec) -> dict:
+    """Return the fields of `export/<name>`: what is written, and what its model card says of the making.
+
+    `study` is an entry that makes this model alone.
+    """
+    study = config.studies[spec.study]
+    own = {key: value for key, value in _with_result(study).items() if key not in ("seeds", "sweep", "grid")}
+    trained_on = config.with_sources(study.dataset)
+    return {
+        **study.base_fields(),
+        "export": spec.fields(),
+        "study": {**own, "ablations": [] if spec.is_of_teacher else [spec.ablation]},
+        "ablation": None if spec.is_of_teacher else config.ablations[spec.ablation].fields(),
+        "models": {name: model_fields(config, name) for name in config.models_of(study)},
+        "datasets": {name: dataset_fields(config, name) for name in config.datasets_of(study)},
+        "licenses": {
+            "model": config.models[study.model].license,
+            "datasets": {name: config.datasets[name].license for name in trained_on},
+        },
+    }
+
+
 def _with_result(study: StudySpec) -> dict:
     """Return the fields of a study on which a result depends."""
     return {name: value for name, value in study.fields().items() if name not in _WITHOUT_RESULT}
@@ -212,6 +237,12 @@ def _only_ood(config: Config, study: StudySpec) -> dict:
     splits = {name: config.datasets[name].splits or () for name in study.ood}
     names = [name for name, found in splits.items() if "ood" in found and len(found) > 1]
     return {"only_ood": names} if names else {}
+
+
+def _versus(study: StudySpec, ablation: AblationSpec, ablations: dict[str, AblationSpec]) -> dict:
+    """Return the model with which an ablation's outputs are compared; nothing in a study without such a comparison."""
+    pairwise = study.evaluation.pairwise
+    return {} if pairwise is None else {"versus": compared_with(pairwise.versus, ablations)[ablation.name]}
 
 
 def _prompt_fields(study: StudySpec) -> dict:

@@ -3,13 +3,19 @@
 from typing import Any
 
 from tokenuq_ml.config import AblationSpec, StudySpec
+from tokenuq_ml.config.ablation_text import ablation_sentence
 from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import ablation_fields
 from tokenuq_pipeline.assets import inputs
-from tokenuq_pipeline.assets.ablation_text import ablation_sentence
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.assets.evaluation_inputs import evaluation_inputs, evaluation_tables
+from tokenuq_pipeline.assets.evaluation_inputs import (
+    evaluation_files,
+    evaluation_inputs,
+    evaluation_tables,
+    versus_input,
+    versus_of,
+)
 from tokenuq_pipeline.assets.inputs import Input
 from tokenuq_pipeline.assets.selection_checks import selected_share_check
 from tokenuq_pipeline.assets.training_checks import training_is_finite_check
@@ -63,6 +69,9 @@ def _student(config: Config, study: StudySpec, ablation: AblationSpec) -> StageA
 def _evaluation(config: Config, study: StudySpec, ablation: AblationSpec) -> StageAsset:
     name, ablations = study.name, {one: config.ablations[one] for one in study.ablations}
     is_one_of_several = is_measured_on_validation(ablation, ablations)
+    is_paired = study.evaluation.pairwise is not None
+    versus = versus_of(config, study, ablation.name) if is_paired else None
+    tables = evaluation_tables(study.evaluation, is_paired and versus is None, versus is not None)
     return _asset(
         config,
         study,
@@ -72,7 +81,7 @@ def _evaluation(config: Config, study: StudySpec, ablation: AblationSpec) -> Sta
         kinds=frozenset({"python", "torch", "parquet"}),
         table="evaluations",
         outputs={
-            **_tables(name, ablation.name, *evaluation_tables(study.evaluation)),
+            **_tables(name, ablation.name, *tables),
             **(_tables(name, ablation.name, "validation_losses") if is_one_of_several else {}),
             **_plots(name, ablation.name, "evaluation"),
         },
@@ -84,7 +93,9 @@ def _evaluation(config: Config, study: StudySpec, ablation: AblationSpec) -> Sta
             inputs.study_table(name, "tokenized_dataset"),
             *inputs.truth(config, study),
             *evaluation_inputs(study.evaluation),
+            *([versus_input(study, versus)] if versus is not None else []),
         ),
+        files=evaluation_files(study.evaluation),
     )
 
 

@@ -27,9 +27,12 @@ the UI late, and nothing wrong.
   token, so they change with the adapter, and so with the training that its log and selections record. What a student
   cost is a timing, and part of no data version.
 
-What is drawn although it may look redundant: the datasets to the report, which shows prompts as they were written and
-not as they were cut; `token_losses` to the evaluation of a student that was selected by it, because other losses may
-select the same tokens; the model and the tokenised dataset to a student that reads nothing of the teacher.
+  An export reads them for its model card, so it is not drawn from the model or the tokenised dataset.
+
+What is drawn although it may look redundant: the student to its export, which holds its weights; the datasets to the
+report, which shows prompts as they were written and not as they were cut; `token_losses` to the evaluation of a student
+that was selected by it, because other losses may select the same tokens; the model and the tokenised dataset to a
+student that reads nothing of the teacher.
 
 The one change of a model that these arguments miss: of the part of its chat template, or of its generation config, that
 only generated answers see. Evaluations record the model that they were made with, so `tokenuq status` and every run
@@ -43,6 +46,7 @@ from tokenuq_pipeline.assets.inputs import AssetPath, Input
 
 _TOKEN_TABLES = ("token_losses", "token_uncertainty", "teacher_change", "uncertainty_estimates")
 _TEACHER = ("teacher_hidden", "baseline_teacher")
+_EVALUATIONS = ("evaluation", "reference_evaluation")
 
 ARRIVES_THROUGH: dict[str, dict[str, tuple[str, ...]]] = {
     **{
@@ -69,6 +73,10 @@ ARRIVES_THROUGH: dict[str, dict[str, tuple[str, ...]]] = {
         "student": ("evaluation",),
     },
     "comparisons": {"evaluation": ("ablation_report",)},
+    "export": {
+        "models": _EVALUATIONS,
+        "tokenized_dataset": _EVALUATIONS,
+    },
 }
 """Stage -> a kind of input -> the kinds of input that it arrives through; one of them suffices."""
 
@@ -82,7 +90,7 @@ def drawn(stage: str, inputs: Iterable[Input]) -> tuple[AssetPath, ...]:
     """
     reads = tuple(dict.fromkeys(item.asset for item in inputs))
     # A judge's model is not the one that the other inputs were made with.
-    judges = {item.asset for item in inputs if item.name == "judge"} - {
+    judges = {item.asset for item in inputs if item.name in ("judge", "pairwise_judge")} - {
         item.asset for item in inputs if item.name == "model"
     }
     return tuple(path for path in reads if path in judges or not _arrives_through_another(stage, path, reads))

@@ -12,12 +12,14 @@ from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.baseline_teacher import baseline_teacher
 from tokenuq_pipeline.assets.comparison import comparison_asset
 from tokenuq_pipeline.assets.datasets import dataset_assets
+from tokenuq_pipeline.assets.export import export_asset
 from tokenuq_pipeline.assets.further_teachers import candidate_teacher, ensemble_teacher
 from tokenuq_pipeline.assets.models import model_assets
 from tokenuq_pipeline.assets.teacher_change import teacher_change
 from tokenuq_pipeline.assets.teacher_scores import teacher_score_assets
 from tokenuq_pipeline.assets.teacher_sweep import teacher_sweep
 from tokenuq_pipeline.assets.tokenized_dataset import tokenized_dataset
+from tokenuq_pipeline.assets.tracking import trackers_of_model
 from tokenuq_pipeline.assets.true_divergence import true_divergence
 from tokenuq_pipeline.assets.uncertainty_analysis import uncertainty_analysis
 from tokenuq_pipeline.assets.uncertainty_estimates import uncertainty_estimates
@@ -35,6 +37,8 @@ class StageGroup(NamedTuple):
     processes: Processes = 1
     """What the study says, of which `PARALLEL_STAGES` take account."""
     sharding: Sharding = "none"
+    report_to: tuple[str, ...] = ()
+    """The trackers that the study names."""
 
 
 def stage_groups(config: Config) -> list[StageGroup]:
@@ -64,6 +68,8 @@ def stage_groups(config: Config) -> list[StageGroup]:
     for asset in (comparison_asset(config, comparison) for comparison in config.comparisons.values()):
         # Not the name of its job: Dagster wants other names for ops than for jobs.
         groups.append(StageGroup("compare_studies", f"{'__'.join(asset.path)}__page", [asset]))
+    for asset in (export_asset(config, spec) for spec in config.exports.values()):
+        groups.append(StageGroup("export_model", f"{'__'.join(asset.path)}__model", [asset]))
     return [_placed(config, group) for group in groups]
 
 
@@ -115,8 +121,14 @@ def _placed(config: Config, group: StageGroup) -> StageGroup:
     """Return the group with what its study says of where the child runs."""
     study = config.studies.get(group.assets[0].study or "")
     if study is None:
-        return group
-    return group._replace(resources=_resources(study, group), processes=study.processes, sharding=study.sharding)
+        is_trained = group.entrypoint == "pretrain_model"
+        return group._replace(report_to=trackers_of_model(config, group.assets[0].path[-1])) if is_trained else group
+    return group._replace(
+        resources=_resources(study, group),
+        processes=study.processes,
+        sharding=study.sharding,
+        report_to=study.report_to,
+    )
 
 
 def _resources(study: StudySpec, group: StageGroup) -> StageResources:

@@ -22,6 +22,8 @@ class Input:
     """Patterns of files that the stage does not read, so that they are not hashed for it."""
     optional: bool = False
     """The stage reads it if it was made. Its asset is made for other reasons, if at all."""
+    described: bool = False
+    """The stage also gets what the manifest of the asset says of its making."""
 
 
 def model(name: str, as_name: str = "model") -> Input:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from fnmatch import fnmatch
 
-from tokenuq_ml.stages.request import RecordedFile, RecordedInput
+from tokenuq_ml.stages.request import RecordedFile, RecordedInput, RecordedOrigin
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.inputs import Input
 from tokenuq_pipeline.runtime.manifest import Manifest
@@ -21,7 +21,8 @@ def recorded_inputs(store: Store, assets: Iterable[StageAsset]) -> dict[str, Rec
         if name not in manifests:
             manifests[name] = store.read_manifest(name)
         if (manifest := manifests[name]) is not None:
-            recorded[item.name] = RecordedInput(asset=name, files=_files(manifest, item))
+            origin = _origin(manifest) if item.described else None
+            recorded[item.name] = RecordedInput(asset=name, files=_files(manifest, item), origin=origin)
     return recorded
 
 
@@ -32,6 +33,15 @@ def _files(manifest: Manifest, item: Input) -> dict[str, RecordedFile]:
         path: RecordedFile(bytes=file.bytes, sha256=None if _is_unread(path, item) else file.sha256)
         for path, file in found.items()
     }
+
+
+def _origin(manifest: Manifest) -> RecordedOrigin:
+    return RecordedOrigin(
+        data_version=manifest.data_version,
+        code_version=manifest.code_version,
+        metrics=manifest.metrics,
+        provenance=manifest.provenance.model_dump(mode="json", exclude_none=True),
+    )
 
 
 def _is_unread(path: str, item: Input) -> bool:

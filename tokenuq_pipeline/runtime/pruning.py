@@ -211,7 +211,7 @@ def _checkpoint_folders(store: Store, configured: Collection[str] = ()) -> list[
 def reason_of(name: str, configured: Collection[str]) -> str:
     """Return why no configured asset has this name."""
     first, second = name.split("/")[:2]
-    if first in ("models", "datasets", "comparisons"):
+    if first in ("models", "datasets", "comparisons", "export"):
         return f"the configuration has no {first.removesuffix('s')} {second}"
     if not any(other.startswith(f"{first}/") for other in configured):
         return f"the configuration has no study {first}"

@@ -8,8 +8,12 @@ EVALUATION_TABLES = (
     "evaluation_examples",
     "evaluation_tokens",
     "generations",
+    "ifbench_answers",
     "gsm8k_answers",
     "alpaca_eval_verdicts",
+    "pairwise_answers",
+    "pairwise_verdicts",
+    "lm_eval_samples",
 )
 STUDY_TABLES = {
     "tokenized_dataset": ("tokenized_dataset", "rejected_examples", "token_truth"),
@@ -36,6 +40,10 @@ ANSWERS = "answers"
 """Folder of a stopped evaluation's answers and verdicts, among the checkpoints of its child process."""
 COMPARISONS = "comparisons"
 """First part of the key of a comparison of studies, and the folder of their pages."""
+TRACKING = "tracking"
+"""Folder of the trackers that write files. It belongs to no asset: a run stays when its asset is made again."""
+EXPORTS = "export"
+"""First part of the key of an exported model, and the folder of such models."""
 STUDY_PLOTS = {"token_losses", "token_uncertainty", "uncertainty_analysis", "reference_evaluation"}
 
 
@@ -52,6 +60,11 @@ def partition_path(output: str, **partitions: str) -> str:
 def comparison_path(comparison: str) -> str:
     """Return the folder of the page that compares several studies."""
     return f"{COMPARISONS}/{comparison}"
+
+
+def export_path(export: str) -> str:
+    """Return the folder of an exported model."""
+    return f"{EXPORTS}/{export}"
 
 
 def candidate_adapter_path(study: str, row: str) -> str:
@@ -82,6 +95,8 @@ def places_of(asset: str) -> dict[str, str]:
             return {table: table_path(table, dataset=dataset) for table in tables}
         case ["comparisons", comparison]:
             return {"comparison": comparison_path(comparison)}
+        case ["export", export]:
+            return {"model": export_path(export)}
         case [study, stage] if study not in RESERVED_STUDIES:
             return _places_of_study(study, stage)
         case [study, ablation, stage] if study not in RESERVED_STUDIES and ablation not in REFERENCE_ROWS:

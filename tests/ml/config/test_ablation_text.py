@@ -3,7 +3,7 @@
 import pytest
 
 from tokenuq_ml.config import AblationSpec
-from tokenuq_pipeline.assets.ablation_text import ablation_sentence
+from tokenuq_ml.config.ablation_text import ablation_sentence
 
 
 @pytest.mark.parametrize(

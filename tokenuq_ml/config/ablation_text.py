@@ -1,4 +1,4 @@
-"""An ablation as one sentence, for the UI."""
+"""An ablation as one sentence, for the UI and for model cards."""
 
 from tokenuq_ml.config import AblationSpec, ObjectiveSpec, Schedule
 
@@ -25,7 +25,8 @@ def ablation_sentence(ablation: AblationSpec) -> str:
     )
 
 
-def _amount(value: float | Schedule | str, form: str) -> str:
+def _amount(value: float | Schedule | str | None, form: str) -> str:
+    assert value is not None
     if isinstance(value, Schedule):
         return f"{form.format(value.start)} to {form.format(value.end)}"
     return value.replace("_", " ") if isinstance(value, str) else form.format(value)

@@ -1,0 +1,154 @@
+"""A trained model as its study stored it: its logits on held-out texts, and its weights as one plain model.
+
+Loaded by PEFT and transformers alone, in float32. A quantised base is merged as it computes: the dequantised weights
+plus the adapter. The base's own weights plus the adapter would be another model than the one that was trained, and PEFT
+would quantise the sum again.
+
+Shapes: O output features, I input features, P positions of a text, V vocabulary.
+"""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tokenuq_ml.data.batching import TokenizedExample
+from tokenuq_ml.data.stored_examples import StoredExamples
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.hub_errors import first_line
+from tokenuq_ml.models.base_settings import BaseSettings
+from tokenuq_ml.models.full_weights import is_full_model
+from tokenuq_ml.models.load import load_model
+from tokenuq_ml.models.quantization import dequantised_weight, exact_products, is_quantised_layer
+from tokenuq_ml.system_errors import is_system_error
+
+TEXTS = 8
+"""Held-out examples on which logits are compared."""
+POSITIONS = 32
+"""Tokens of each of them: the last ones of the response, which see most of the text."""
+SPLITS = ("test", "validation", "ood", "train")
+"""Where examples are taken from: the first split that has some."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A base model and what was trained of it, as folders."""
+
+    base: Path
+    weights: Path
+    """Of an adapter, or of a complete model."""
+    settings: BaseSettings = BaseSettings()
+
+    @property
+    def quantization(self) -> str | None:
+        """How the base model is quantised."""
+        return self.settings.quantization
+
+    def logits(self, texts: Sequence[TokenizedExample]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the logits of the trained model, and those of the base model, of each text."""
+        if is_full_model(self.weights):
+            trained = logits_of(_plain(self.weights), texts)
+            gc.collect()
+            return trained, logits_of(_plain(self.base), texts)
+        base = self._base()
+        with exact_products(base) if self.quantization else nullcontext():
+            model = _adapted(base, self.weights)
+            trained = logits_of(model, texts)
+            with _without_adapter(model):
+                return trained, logits_of(model, texts)
+
+    def merged(self) -> PreTrainedModel:
+        """Return the trained model as plain weights in float32.
+
+        Raises:
+            InputError: PEFT cannot merge this kind of adapter.
+        """
+        if is_full_model(self.weights):
+            return _plain(self.weights)
+        plain = _plain(self.base)
+        if self.quantization:
+            _take_dequantised(plain, self._base())
+            gc.collect()
+        model = _adapted(plain, self.weights)
+        kind = getattr(model.peft_config["default"].peft_type, "value", "adapter")
+        try:
+            merged = model.merge_and_unload(safe_merge=True)
+        except (ValueError, NotImplementedError, AttributeError) as error:
+            raise InputError(
+                f"{self.weights}: PEFT cannot merge this adapter ({kind}): {first_line(error)}; use a kind that it "
+                "merges, such as LoRA"
+            ) from None
+        return merged.requires_grad_(False).eval()
+
+    def _base(self) -> PreTrainedModel:
+        # Which attention computes it makes no difference to float32 but the order of sums.
+        settings = BaseSettings(quantization=self.settings.quantization)
+        return load_model(self.base, "float32", settings)[0]
+
+
+def held_out_texts(tokens: str | Path) -> list[TokenizedExample]:
+    """Return the examples on which logits are compared.
+
+    Args:
+        tokens: folder of the study's `tokenized_dataset`.
+
+    Raises:
+        InputError: no example has a response token.
+    """
+    for split in SPLITS:
+        rows = (row for row in StoredExamples(tokens, [split]) if any(row.response_mask[1:]))
+        if found := list(islice(rows, TEXTS)):
+            return found
+    raise InputError(
+        f"{tokens}: no example has a response token, so an exported model cannot be compared; run the study"
+    )
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, texts: Sequence[TokenizedExample]) -> list[Tensor]:
+    """Return `logits_PV` in float32, on the CPU, of each text: those that predict its last response tokens."""
+    found, device = [], next(model.parameters()).device
+    for text in texts:
+        ids = torch.as_tensor(list(map(int, text.input_ids)), device=device)[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0].float().cpu()
+        # The logits before a token predict it.
+        positions = [index - 1 for index, trained in enumerate(text.response_mask) if trained and index][-POSITIONS:]
+        found.append(logits[positions].clone())
+    return found
+
+
+def _plain(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
+
+
+def _adapted(model: PreTrainedModel, folder: Path) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if is_system_error(error):
+            raise
+        raise InputError(f"{folder}: PEFT cannot load this adapter on its base model: {first_line(error)}") from None
+
+
+@contextmanager
+def _without_adapter(model: PeftModel) -> Iterator[None]:
+    with model.disable_adapter():
+        yield
+
+
+def _take_dequantised(plain: PreTrainedModel, quantised: PreTrainedModel) -> None:
+    """Give a plain model the weights with which the quantised one computes."""
+    for name, layer in quantised.named_modules():
+        if not is_quantised_layer(layer):
+            continue
+        own, weight_OI = plain.get_submodule(name), dequantised_weight(layer)
+        # GPT-2's layers store their weights transposed.
+        own.weight.data = (weight_OI.T.contiguous() if isinstance(own, Conv1D) else weight_OI).to(own.weight.device)
