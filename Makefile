@@ -76,6 +76,10 @@ define install
   && echo "installed $(1) in $$SECONDS s"
 endef
 
+# The extra `tracking` without what only MLflow's servers need. Trackio asks for an older Pillow, without reading pictures here.
+TRACKING = mlflow cachetools databricks-sdk fastapi GitPython gitdb smmap importlib_metadata zipp sqlparse \
+  tensorboard tensorboard-data-server wandb cwevals trackio gradio_client httpx httpcore brotli orjson python-multipart
+
 # Each stamp file marks an installation step as done. A step runs again when its prerequisites change.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -99,6 +103,7 @@ $(VENV)/.quickstart: $(VENV)/.torch pyproject.toml setup.py constraints.txt
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(call install,the tools for development,-c constraints.txt -e '.[dev]')
 	$(call install,laplace-torch without torchvision,--no-deps -c constraints.txt $(LAPLACE))
+	$(call install,experiment trackers,--no-deps -c constraints.txt $(TRACKING))
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.quickstart

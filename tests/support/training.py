@@ -80,7 +80,7 @@ class _Killed(BaseException):
     """Stands in for a kill: no handler in production code catches it."""
 
 
-def kill_training(step, model, setup, work_dir) -> None:
+def kill_training(step, model, setup, work_dir, tracking=None) -> None:
     """Train until the row of a step is recorded, then stop as if the process was killed."""
     end_step = StepRecorder.end_step
 
@@ -91,4 +91,4 @@ def kill_training(step, model, setup, work_dir) -> None:
         return row
 
     with patch.object(StepRecorder, "end_step", die), pytest.raises(_Killed):
-        train(model, setup, work_dir, RecordingReporter(), "x")
+        train(model, setup, work_dir, RecordingReporter(), "x", tracking)

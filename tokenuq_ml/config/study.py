@@ -14,6 +14,7 @@ from tokenuq_ml.config.evaluation import EvaluationSpec
 from tokenuq_ml.config.language import GridSpec
 from tokenuq_ml.config.mask_levels import MASK_LEVELS
 from tokenuq_ml.config.resources import Processes, Sharding, StageName, StageResources
+from tokenuq_ml.config.trackers import ReportTo
 from tokenuq_ml.config.train import TrainChange, TrainSpec, TrainSweep
 
 
@@ -106,7 +107,7 @@ class StudySpec(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
         {"truncation", "max_truncated_share", "template_drops", "special_tokens_in_text", "attention", "quantization"}
-        | {"resources", "processes", "sharding", "seeds", "sweep", "teacher_sweep", "grid"}
+        | {"resources", "processes", "sharding", "seeds", "sweep", "teacher_sweep", "grid", "report_to"}
     )
 
     name: Annotated[str, AfterValidator(check_name)]
@@ -168,6 +169,11 @@ class StudySpec(Spec):
     resources: dict[StageName, StageResources] = Field(
         default={}, description="what stages reserve on a cluster, by stage; no part of any version"
     )
+    report_to: ReportTo = Field(
+        default=(),
+        description="trackers that trainings and evaluations report to: tensorboard, mlflow, wandb, trackio; no part "
+        "of any version",
+    )
     enabled: bool = Field(
         default=True, description="whether schedule, sensors and automation run it; it can always be started by hand"
     )
@@ -223,7 +229,12 @@ class StudySpec(Spec):
         return self
 
     def _check_engines(self) -> None:
-        """Check that vLLM can answer for the study's models."""
+        """Check that lm-eval and vLLM can answer for the study's models."""
+        if self.evaluation.lm_eval is not None and self.sharding != "none":
+            raise ValueError(
+                f"'evaluation.lm_eval' runs each task in one process, and 'sharding' {self.sharding} shares the model "
+                "between processes; remove one of the two"
+            )
         for key in self.evaluation.by_vllm:
             others = {
                 "quantization": self.quantization,

@@ -21,6 +21,7 @@ from tokenuq_ml.stages import runner
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.convert_model import report_model
 from tokenuq_ml.stages.request import StageReporter, StageRequest
+from tokenuq_ml.stages.tracked_stage import require_trackers, tracked_training
 from tokenuq_ml.stages.train_adapter import checkpoint_dir
 from tokenuq_ml.tables.parquet import content_of, stream_table
 from tokenuq_ml.tables.schemas import TABLES
@@ -36,6 +37,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     """Fill the output `weights`."""
     spec = ModelSpec(**request.assets["models"].fields)
     assert spec.language is not None and spec.pretraining is not None
+    require_trackers(request)
     table = Path(request.inputs[f"examples/{spec.language}"])
     tokenizer = word_tokenizer(read_language(spec.language, table).words)
     examples = list(_train_examples(table, tokenizer))
@@ -47,9 +49,11 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
         f"{len(examples):,} documents of {spec.language}"
     )
     work_dir = checkpoint_dir(context, documents=content_of(table))
-    log = pretrain(model, examples, spec.pretraining, numerics, work_dir, reporter, f"models/{spec.name}")
+    tracking = tracked_training(context, work_dir)
+    log = pretrain(model, examples, spec.pretraining, numerics, work_dir, reporter, f"models/{spec.name}", tracking)
     figures = store_model(spec, model.cpu(), tokenizer, context.output("weights"))
-    report_model(spec, {**figures, **log.figures, **numerics.fields()}, context.output("weights"), reporter)
+    figures = {**figures, **log.figures, **numerics.fields(), **(tracking.figures if tracking is not None else {})}
+    report_model(spec, figures, context.output("weights"), reporter)
     # Only after the report: an interrupted training resumes, a forced rerun trains from the first step.
     shutil.rmtree(work_dir)
 

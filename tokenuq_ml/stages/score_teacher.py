@@ -40,6 +40,7 @@ from tokenuq_ml.stages.losses_and_states import (
 )
 from tokenuq_ml.stages.measures import ReferenceMeasure, UncertaintyMeasure
 from tokenuq_ml.stages.request import StageReporter, StageRequest
+from tokenuq_ml.stages.tracked_stage import mirrored
 from tokenuq_ml.tables.bald_noise import noise_floor
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
 from tokenuq_ml.tables.parquet import TableWriter, content_of, read_table, write_table
@@ -217,7 +218,7 @@ def _reference_evaluation(
     """Evaluate the base model and the teacher, and report the asset."""
     model, numerics = teacher.at(request.assets["reference_evaluation"].fields["precision"])
     context = StageContext("reference_evaluation", request, reporter, numerics)
-    digests, metrics = [], {}
+    digests, metrics, tracked = [], {}, {}
     for family, adapter in ((BASE_ROW, None), (TEACHER_ROW, TEACHER_ADAPTER)):
         with use_adapter(model, adapter):
             candidate = Candidate(
@@ -235,12 +236,15 @@ def _reference_evaluation(
         digest, figures = evaluated
         digests.append(digest)
         metrics |= {f"{family}_{key}": value for key, value in figures.items()}
+        # In the run of the teacher, its own figures have the names that those of students have.
+        tracked |= {key if family == TEACHER_ROW else f"{family}_{key}": value for key, value in figures.items()}
     if not process_group.is_main():
         return
     metric_intervals(
         {family: read_table(context.output(f"evaluations_{family}")) for family in REFERENCE_ROWS},
         context.output("plots") / "metrics.png",
     )
+    metrics |= mirrored(context, tracked)
     context.done(joined_digest(*digests), metrics, plots={TITLE: "plots/metrics.png"})
     forget_answers(request)
     forget_kept(context)

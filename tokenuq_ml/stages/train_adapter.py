@@ -1,7 +1,8 @@
 """The base model, the checkpoints and the outputs of a training. Shared by teacher and students."""
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -26,6 +27,10 @@ class TrainedAdapter:
     digest: str
     log_digest: str
     figures: dict
+
+    def with_figures(self, more: Mapping[str, str]) -> "TrainedAdapter":
+        """Return the adapter with further figures."""
+        return replace(self, figures={**self.figures, **more})
 
 
 def model_digest(folder: str | Path) -> str:

@@ -26,9 +26,11 @@ from tokenuq_ml.stages.kept_folders import forget_kept
 from tokenuq_ml.stages.measure_curriculum import TrainedStudent, measure_curriculum
 from tokenuq_ml.stages.request import StageReporter, StageRequest
 from tokenuq_ml.stages.student_setup import StudentSetup, student_setup, student_train_spec
+from tokenuq_ml.stages.tracked_stage import mirrored, require_trackers, tracked_training
 from tokenuq_ml.stages.train_adapter import TrainedAdapter, checkpoint_dir, store_adapter
 from tokenuq_ml.tables.parquet import read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
+from tokenuq_ml.tracking.request import TrackedRun
 from tokenuq_ml.training.trainer import train
 
 
@@ -36,9 +38,10 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     """Make those of the assets `student`, `evaluation` and `curriculum` that the request asks for."""
     assets, inputs = request.assets, request.inputs
     examples = read_examples(inputs["tokenized_dataset"])
-    copies, loaded = None, None
+    copies, loaded, tracked = None, None, None
     if "student" in assets:
-        loaded, trained, copies = _train(request, reporter, examples)
+        require_trackers(request)
+        loaded, trained, copies, tracked = _train(request, reporter, examples)
     else:
         trained = TrainedStudent(read_table(inputs["selections"]), Path(inputs["adapter"]), Path(inputs["snapshots"]))
     student = AdaptedModel(
@@ -47,7 +50,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     # `student` holds the only reference, so that the model is freed when another precision is asked for.
     del loaded
     if "evaluation" in assets:
-        _evaluate(request, reporter, student, trained, examples)
+        _evaluate(request, reporter, student, trained, examples, tracked)
     if "curriculum" in assets:
         model, numerics = student.for_bald()
         context = StageContext("curriculum", request, reporter, numerics)
@@ -60,13 +63,13 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
 
 def _train(
     request: StageRequest, reporter: StageReporter, examples: list[TokenizedExample]
-) -> tuple[tuple[TrainedModel, Numerics] | None, TrainedStudent, Path]:
+) -> tuple[tuple[TrainedModel, Numerics] | None, TrainedStudent, Path, TrackedRun | None]:
     """Train and report the student.
 
     Returns:
-        The trained model (None if measuring has to load it again), the student with copies of its files, and
-        the folder of the copies, which the caller removes. Outputs are moved away as soon as they are reported, hence
-        the copies.
+        The trained model (None if measuring has to load it again), the student with copies of its files,
+        the folder of the copies, which the caller removes, and its run in trackers. Outputs are moved away as soon as
+        they are reported, hence the copies.
     """
     asset = request.assets["student"]
     ablation = AblationSpec(**asset.fields["ablation"])
@@ -78,20 +81,25 @@ def _train(
     context = StageContext("student", request, reporter, numerics)
     setup = student_setup(context, model, examples, ablation, spec)
     work_dir = checkpoint_dir(context, **setup.input_digests)
-    recorder = train(model, setup.training, work_dir, reporter, context.name)
+    tracking = tracked_training(context, work_dir)
+    recorder = train(model, setup.training, work_dir, reporter, context.name, tracking)
     selections = recorder.selections()
     if process_group.is_main():
         trained = store_adapter(context, model, recorder, work_dir)
         shutil.copytree(context.output("adapter"), work_dir / "adapter", dirs_exist_ok=True)
+        if tracking is not None:
+            trained = trained.with_figures(tracking.figures)
         _report_student(context, setup, trained, recorder.lora_rank, selections)
         # Without checkpoints, a forced rerun trains from the first step.
         for checkpoint in work_dir.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+        if tracking is not None:
+            tracking.forget()
     # The adapter is there for every rank.
     process_group.barrier()
     student = TrainedStudent(selections, work_dir / "adapter", work_dir / "snapshots")
     loaded = as_measured(model, numerics)
-    return loaded, student, work_dir
+    return loaded, student, work_dir, tracking and tracking.run
 
 
 def _report_student(
@@ -118,8 +126,9 @@ def _evaluate(
     student: AdaptedModel,
     trained: TrainedStudent,
     examples: list[TokenizedExample],
+    tracked: TrackedRun | None,
 ) -> None:
-    """Evaluate the student and report the asset `evaluation`."""
+    """Evaluate the student and report the asset `evaluation`; `tracked` is its run if this process has trained it."""
     asset = request.assets["evaluation"]
     model, numerics = student.at(asset.fields["precision"])
     context = StageContext("evaluation", request, reporter, numerics)
@@ -140,7 +149,7 @@ def _evaluate(
         {request.ablation or "student": read_table(context.output("evaluations"))},
         context.output("plots") / "metrics.png",
     )
-    context.done(digest, figures, plots={TITLE: "plots/metrics.png"})
+    context.done(digest, figures | mirrored(context, figures, tracked), plots={TITLE: "plots/metrics.png"})
     forget_answers(request)
     forget_kept(context)
 

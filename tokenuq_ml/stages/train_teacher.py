@@ -23,6 +23,7 @@ from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.evaluate_model import held_out_tokens
 from tokenuq_ml.stages.kept_folders import forget_kept
 from tokenuq_ml.stages.request import StageReporter, StageRequest
+from tokenuq_ml.stages.tracked_stage import require_trackers, tracked_training
 from tokenuq_ml.stages.train_adapter import checkpoint_dir, model_digest, store_adapter
 from tokenuq_ml.tables.parquet import content_of, read_table, write_table
 from tokenuq_ml.tensor_digest import joined_digest
@@ -40,6 +41,7 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     """
     (stage,) = request.assets
     fields = request.assets[stage].fields
+    require_trackers(request)
     spec, seed = _train_spec(request, fields), fields["seed"]
     base, numerics = load_trained_base(
         request.inputs["model"], fields["precision"], spec, request.sharding, request.base_settings
@@ -58,8 +60,11 @@ def run(request: StageRequest, reporter: StageReporter) -> None:
     model = add_trained_weights(base, spec, seed)
     fractions = tuple(fields.get("fractions", ()))
     setup = TrainingSetup(examples, spec, VANILLA_MLE, seed, numerics, snapshot_fractions=fractions)
-    recorder = train(model, setup, work_dir, reporter, context.name)
+    tracking = tracked_training(context, work_dir)
+    recorder = train(model, setup, work_dir, reporter, context.name, tracking)
     trained = store_adapter(context, model, recorder, work_dir) if process_group.is_main() else None
+    if trained is not None and tracking is not None:
+        trained = trained.with_figures(tracking.figures)
     losses = None
     if stage == "candidate_teacher":
         # The adapter is there for every rank.

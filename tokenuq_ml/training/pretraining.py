@@ -7,6 +7,7 @@ Shapes: B sequences, T positions.
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from tokenuq_ml.config.pretraining import PretrainingSpec
 from tokenuq_ml.data.batching import LengthBucketSampler, TokenizedExample, collate
 from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.progress import Reporter
+from tokenuq_ml.tracking.callback import TrackingCallback
 from tokenuq_ml.training.checkpoints import CheckpointCallback
-from tokenuq_ml.training.resumed import train_resumed
-from tokenuq_ml.training.setup import on_one_device
+from tokenuq_ml.training.resumed import tracking_callbacks, train_resumed
+from tokenuq_ml.training.setup import on_one_device, without_trackers
 from tokenuq_ml.training.trainer import EpochLoader
 
 IGNORED = -100
@@ -120,6 +122,7 @@ def pretrain(
     work_dir: Path,
     reporter: Reporter,
     name: str,
+    tracking: TrackingCallback | None = None,
 ) -> PretrainingLog:
     """Train all weights of a model in place, from the last complete checkpoint in `work_dir` if there is one.
 
@@ -131,18 +134,21 @@ def pretrain(
         work_dir: where checkpoints are written.
         reporter: gets progress messages.
         name: the start of each message.
+        tracking: reports to experiment trackers.
 
     Raises:
         KeyboardInterrupt: SIGINT was received. A checkpoint holds the state, and the next call resumes from it.
     """
     log = PretrainingLog()
     checkpoints = CheckpointCallback(log, _Steps(spec.steps), work_dir, reporter, name)
+    callbacks = [checkpoints, *tracking_callbacks(tracking, log)]
     trainer = _PretrainingTrainer(
-        model, examples, spec, log, args=_arguments(spec, numerics, work_dir), callbacks=[checkpoints]
+        model, examples, spec, log, args=_arguments(spec, numerics, work_dir), callbacks=callbacks
     )
     # It would print every log a second time.
     trainer.remove_callback(PrinterCallback)
-    train_resumed(trainer, checkpoints, log, spec.steps, reporter, name)
+    with tracking or nullcontext():
+        train_resumed(trainer, checkpoints, log, spec.steps, reporter, name)
     model.eval()
     return log
 
@@ -157,7 +163,7 @@ def _model_inputs(rows: list[TokenizedExample]) -> dict[str, Tensor]:
 
 
 def _arguments(spec: PretrainingSpec, numerics: Numerics, work_dir: Path) -> TrainingArguments:
-    return on_one_device(
+    arguments = on_one_device(
         TrainingArguments(
             output_dir=str(work_dir),
             max_steps=spec.steps,
@@ -179,3 +185,4 @@ def _arguments(spec: PretrainingSpec, numerics: Numerics, work_dir: Path) -> Tra
             dataloader_pin_memory=numerics.device == "cuda",
         )
     )
+    return without_trackers(arguments)

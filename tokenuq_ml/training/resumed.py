@@ -8,8 +8,10 @@ from transformers import Trainer
 
 from tokenuq_ml.disk import DiskFull, disk_errors
 from tokenuq_ml.progress import Reporter
+from tokenuq_ml.tracking.callback import TrackingCallback
 from tokenuq_ml.training.checkpoints import (
     CheckpointCallback,
+    StepRows,
     damaged_checkpoints,
     latest_checkpoint,
     remove_incomplete,
@@ -27,6 +29,14 @@ class ResumableRecorder(Protocol):
 
     def load(self, folder: Path) -> None:
         """Replace what was recorded by what a checkpoint holds."""
+
+
+def tracking_callbacks(tracking: TrackingCallback | None, recorder: StepRows) -> list[TrackingCallback]:
+    """Return the callback that reports the recorder's rows to trackers, to be called after the one that records."""
+    if tracking is None:
+        return []
+    tracking.recorder = recorder
+    return [tracking]
 
 
 def train_resumed(

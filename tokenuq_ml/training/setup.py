@@ -92,7 +92,16 @@ def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> Training
         use_cpu=setup.numerics.device == "cpu",
         dataloader_pin_memory=setup.numerics.device == "cuda",
     )
-    return on_one_device(arguments)
+    return without_trackers(on_one_device(arguments))
+
+
+def without_trackers(arguments: TrainingArguments) -> TrainingArguments:
+    """Return the arguments of a Trainer that adds no tracker by itself: `TrackingCallback` has those that are named.
+
+    transformers adds Kubeflow's to any `report_to`, the empty one too, where `KUBEFLOW_TRAINER_SERVER_URL` is set.
+    """
+    arguments.report_to = []
+    return arguments
 
 
 def on_one_device(arguments: TrainingArguments) -> TrainingArguments:

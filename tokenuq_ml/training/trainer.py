@@ -15,7 +15,7 @@ from accelerate.utils import gather_object, set_seed
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from tokenuq_ml.costs.record import CostRecord
@@ -29,11 +29,12 @@ from tokenuq_ml.models.packed_attention import LONG_ROW, can_be_separated, separ
 from tokenuq_ml.models.router_loss import router_coefficient
 from tokenuq_ml.models.sharding import leave_to_fsdp
 from tokenuq_ml.progress import Reporter
+from tokenuq_ml.tracking.callback import TrackingCallback
 from tokenuq_ml.training.checkpoints import CheckpointCallback
 from tokenuq_ml.training.cost_counter import CostCounter
 from tokenuq_ml.training.rank_growth import RankGrowthCallback
 from tokenuq_ml.training.recorder import StepRecorder
-from tokenuq_ml.training.resumed import train_resumed
+from tokenuq_ml.training.resumed import tracking_callbacks, train_resumed
 from tokenuq_ml.training.setup import TrainingSetup, micro_batch_size, training_arguments
 from tokenuq_ml.training.token_columns import static_selection
 from tokenuq_ml.training.token_objective import TokenObjective
@@ -170,7 +171,12 @@ class EpochLoader(DataLoader):
 
 
 def train(
-    model: PeftModel | PreTrainedModel, setup: TrainingSetup, work_dir: str | Path, reporter: Reporter, name: str
+    model: PeftModel | PreTrainedModel,
+    setup: TrainingSetup,
+    work_dir: str | Path,
+    reporter: Reporter,
+    name: str,
+    tracking: TrackingCallback | None = None,
 ) -> StepRecorder:
     """Train in place, from the last complete checkpoint in `work_dir` if there is one.
 
@@ -180,6 +186,7 @@ def train(
         work_dir: where checkpoints and snapshots are written.
         reporter: gets progress messages.
         name: the start of each message.
+        tracking: reports to experiment trackers.
 
     Returns:
         The recorder, with the rows of `training_log` and `selections` and the costs.
@@ -194,9 +201,10 @@ def train(
     setup = _one_text_a_pass(model, setup, reporter, name)
     join = _collate_function(model, setup, recorder, reporter, name)
     checkpoints = CheckpointCallback(recorder, setup, Path(work_dir), reporter, name)
-    callbacks = [checkpoints]
+    callbacks: list[TrainerCallback] = [checkpoints]
     if setup.ablation.rank_growth is not None:
         callbacks.append(RankGrowthCallback(model, setup.ablation.rank_growth, recorder))
+    callbacks += tracking_callbacks(tracking, recorder)
     trainer = TokenTrainer(model, setup, recorder, join, args=training_arguments(setup, work_dir), callbacks=callbacks)
     # It would print every log a second time.
     trainer.remove_callback(PrinterCallback)
@@ -204,7 +212,7 @@ def train(
     if trainer.accelerator.num_processes > 1:
         # Trainer seeds every rank alike, so that their dropout masks would be the same.
         set_seed(setup.seed, device_specific=True)
-    with prepared_layers(model, setup.train), _packed_attention(model, setup, recorder):
+    with prepared_layers(model, setup.train), _packed_attention(model, setup, recorder), tracking or nullcontext():
         train_resumed(trainer, checkpoints, recorder, setup.steps, reporter, name)
     recorder.costs = trainer.costs()
     recorder.aux_losses = [row["aux_loss"] for row in trainer.state.log_history if "aux_loss" in row]

@@ -13,6 +13,7 @@ import dagster as dg
 from tokenuq_ml.tables.schemas import TABLES
 from tokenuq_pipeline.assets.asset import StageAsset
 from tokenuq_pipeline.assets.lineage import column_lineage
+from tokenuq_pipeline.assets.tracking import is_run, shown_run
 from tokenuq_pipeline.runtime.bucket_store import fetch
 from tokenuq_pipeline.runtime.manifest import Manifest, Provenance
 from tokenuq_pipeline.runtime.markdown import plain
@@ -58,7 +59,11 @@ def materialization(asset: StageAsset, manifest: Manifest, store: Store) -> Meta
     import polars as pl
 
     fetch(store, asset.name, lambda path: _is_shown(path, asset))
-    entries: Metadata = {key: value for key, value in manifest.metrics.items() if value is not None}
+    entries: Metadata = {
+        key: shown_run(str(value)) if is_run(key) else value
+        for key, value in manifest.metrics.items()
+        if value is not None
+    }
     for title, picture in manifest.plots.items():
         output, _, file = picture.partition("/")
         entries[title] = plot(store.path(asset.outputs[output]) / file)

@@ -20,6 +20,7 @@ from tokenuq_pipeline.assets.graph import StageGroup
 from tokenuq_pipeline.assets.inputs import AssetPath, Input
 from tokenuq_pipeline.assets.publishing import made_meanwhile, publish, versions_read
 from tokenuq_pipeline.assets.recorded_inputs import recorded_inputs
+from tokenuq_pipeline.assets.tracking import tracking_request
 from tokenuq_pipeline.runtime.bucket_checkpoints import carried_checkpoints
 from tokenuq_pipeline.runtime.bucket_store import address_of, fetch, look_again
 from tokenuq_pipeline.runtime.dagster_internals import selected_checks
@@ -128,6 +129,7 @@ def _run_child(
         if not carried:
             _fetch_inputs(store, wanted)
         read = {asset.stage: versions_read(store, asset) for asset in wanted.values()}
+        request.tracking = tracking_request(store, group.report_to, wanted, request, read, context.run_id)
         missing = set(wanted)
         try:
             with (

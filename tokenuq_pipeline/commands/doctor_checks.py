@@ -166,6 +166,20 @@ def configuration() -> Iterator[Finding]:
     )
 
 
+    yield from _trackers(config)
+
+
+def _trackers(config: Any) -> Iterator[Finding]:
+    """Say which studies name a tracker that cannot be used."""
+    from tokenuq_pipeline.commands.before_run import tracking_findings
+    from tokenuq_pipeline.runtime.bucket_store import open_store
+
+    for study in (study for study in config.studies.values() if study.report_to):
+        for problem in tracking_findings(study, open_store()):
+            found, _, fix = problem.partition("; ")
+            yield Finding("configuration", "problem", found, fix)
+
+
 def store() -> Iterator[Finding]:
     """Look at the store: whether it can be written, and what is left of processes that were killed."""
     from tokenuq_pipeline.runtime.bucket_store import open_store

@@ -9,6 +9,7 @@ from functools import cache
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted, redacted_values
 from tokenuq_pipeline.commands import plan_cluster
+from tokenuq_pipeline.commands.before_run import tracking_findings
 from tokenuq_pipeline.commands.common import (
     JSON_HELP,
     STUDY_HELP,
@@ -146,7 +147,7 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     Raises:
         InputError: the machine's rate could not be measured.
     """
-    spec = config.studies[study]
+    spec, is_tokenized = config.studies[study], f"{study}/tokenized_dataset" in states
     sources, sizes = _sources(config, spec, store)
     known, machine = sizes[spec.model], None
     if states and known is not None:
@@ -162,9 +163,10 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
         assumptions(planner, sizes, spec) if states else [],
         _totals(stages),
         _micro_batch(planner, stages),
-        [*_position_findings(spec, known), *_template_findings(config, spec, store)]
-        if f"{study}/tokenized_dataset" in states
-        else [],
+        [
+            *([*_position_findings(spec, known), *_template_findings(config, spec, store)] if is_tokenized else []),
+            *tracking_findings(spec, store),
+        ],
     )
 
 

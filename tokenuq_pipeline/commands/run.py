@@ -72,10 +72,10 @@ def run_one(
         shows_report: print the table of its report.
 
     Raises:
-        InputError: the study has no such ablation, or a disk has too little space.
+        InputError: the study has no such ablation, a tracker cannot be used, or a disk has too little space.
     """
     from tokenuq_pipeline.assets.shown_studies import config_of
-    from tokenuq_pipeline.commands.plan_rows import check_disk_space
+    from tokenuq_pipeline.commands.before_run import check_before_run
     from tokenuq_pipeline.commands.run_steps import recipe
     from tokenuq_pipeline.runtime.trash import Trash
 
@@ -83,7 +83,8 @@ def run_one(
     with project(study, config=config_of(config, [study])) as here:
         # Before the disk space is looked at; each stage does it too, for runs from the UI.
         Trash(here.store.home).empty_old()
-        check = None if ignore_disk_space else partial(check_disk_space, here.config, study, store=here.store)
+        own = {"study": study, "store": here.store, "ignore_disk_space": ignore_disk_space}
+        check = partial(check_before_run, config=here.config, **own)
         in_steps = recipe(here.config, here.store, study)
         return run_study(
             here.defs, here.config, study, ablations, here.instance, here.store, check, True, in_steps, shows_report

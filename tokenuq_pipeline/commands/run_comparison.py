@@ -63,7 +63,7 @@ def _run_study(options: argparse.Namespace, config, study: str, keys: set) -> in
     """Bring some assets of a study up to date, and return the exit code."""
     from tokenuq_pipeline.assets.shown_studies import config_of
     from tokenuq_pipeline.automation.study_runner import StudyRunner
-    from tokenuq_pipeline.commands.plan_rows import check_disk_space
+    from tokenuq_pipeline.commands.before_run import check_before_run
     from tokenuq_pipeline.commands.run_steps import recipe
     from tokenuq_pipeline.runtime.console import CONSOLE
     from tokenuq_pipeline.runtime.trash import Trash
@@ -72,8 +72,8 @@ def _run_study(options: argparse.Namespace, config, study: str, keys: set) -> in
     with project(study, config=config_of(config, [study])) as here:
         Trash(here.store.home).empty_old()
         runner = StudyRunner(here.defs, here.config, study, here.instance, here.store, CONSOLE, preload=True)
-        if not options.ignore_disk_space:
-            runner.before_first_wave = partial(check_disk_space, here.config, study, store=here.store)
+        own = {"study": study, "store": here.store, "ignore_disk_space": options.ignore_disk_space}
+        runner.before_first_wave = partial(check_before_run, config=here.config, **own)
         return make(runner, keys, in_steps=recipe(here.config, here.store, study))
 
 

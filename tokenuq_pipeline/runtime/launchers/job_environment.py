@@ -17,6 +17,13 @@ NOT_PASSED = {POSTGRES_VARIABLE, "TOKENUQ_UI_TOKEN"}
 """Passwords of Dagster's records and of the UI, which no stage needs."""
 MORE = "TOKENUQ_RAY_ENV"
 """Environment variable: names of further variables to pass, separated by commas."""
+OF_TRACKERS = {
+    "tensorboard": ("TENSORBOARD_",),
+    "mlflow": ("MLFLOW_", "DATABRICKS_"),
+    "wandb": ("WANDB_",),
+    "trackio": ("TRACKIO_",),
+}
+"""The same for stages that report to a tracker: its address, its settings and its key."""
 _KEY = "api_key_env"
 OMP_THREADS = "OMP_NUM_THREADS"
 DIVIDED = ("CPU", "GPU", "memory")
@@ -26,7 +33,9 @@ OF_A_SPREAD_JOB = {"memory": 2**28}
 
 
 def job_environment(request: StageRequest, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variables of a stage: tokenuq's and Hugging Face's, the keys of its judge, what a person has named.
+    """Return the variables of a stage: tokenuq's and Hugging Face's, those of its trackers, the keys of its judge.
+
+    And what a person has named.
 
     Args:
         request: of the stage; names the variables of keys.
@@ -35,7 +44,9 @@ def job_environment(request: StageRequest, environment: Mapping[str, str] = os.e
     named = {name.strip() for name in environment.get(MORE, "").split(",")}
     for asset in request.assets.values():
         named |= set(_keys(asset.fields))
-    passed = {name: value for name, value in environment.items() if name.startswith(PASSED) or name in named}
+    trackers = () if request.tracking is None else request.tracking.report_to
+    beginnings = (*PASSED, *(beginning for tracker in trackers for beginning in OF_TRACKERS[tracker]))
+    passed = {name: value for name, value in environment.items() if name.startswith(beginnings) or name in named}
     return {
         **{name: passed[name] for name in passed.keys() - NOT_PASSED},
         **thread_waits(environment),
