@@ -38,11 +38,11 @@ class ComparisonSpec(Spec):
     OPTIONAL_ABLATIONS: ClassVar[bool] = False
     """Reads the ablations that exist. What was never made is left out; its families have fewer seeds, or are absent."""
 
-    name: Annotated[str, AfterValidator(check_name)]
-    kind: str
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="the entry's key")
+    kind: str = Field(description="which comparison")
     studies: tuple[str, ...] = Field(description="names in studies.yaml; one with a `grid` stands for all its cells")
     bootstrap: Annotated[int, Field(gt=0, description="bootstrap resamples per interval")] = 2000
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, lt=1, description="of the intervals")] = 0.95
     seed: Annotated[int, Field(description="of the resamples")] = 0
 
     @property
@@ -120,7 +120,7 @@ class ThresholdsComparison(FamilyComparison):
     families: tuple[str, ...] = Field(
         default=("masked_mle_top", "paper_top"), description="entries of ablations.yaml, without the quantile"
     )
-    quantiles: tuple[Quantile, ...] = (0.1, 0.25, 0.5, 0.75)
+    quantiles: tuple[Quantile, ...] = Field(default=(0.1, 0.25, 0.5, 0.75), description="selected shares to compare")
 
     @staticmethod
     def family_at(entry: str, quantile: float) -> str:

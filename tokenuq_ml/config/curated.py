@@ -20,7 +20,7 @@ FOLDER, SUFFIXES = "curation", (".csv", ".parquet")
 class CuratedEntry(Spec):
     """An entry of `datasets.yaml` with `from` and `curated_by`, as it is written."""
 
-    name: Annotated[str, AfterValidator(check_name)]
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="the entry's key")
     made_from: str = Field(alias="from", description="the dataset that was reviewed")
     curated_by: Annotated[str, AfterValidator(check_name)] = Field(
         description="name of the reviewed file: <name>.csv or <name>.parquet in the folder curation/"

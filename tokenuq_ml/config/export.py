@@ -23,8 +23,8 @@ ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
 class ExportSpec(Spec):
     """One trained model of a study, written in a format that other programs load."""
 
-    name: Annotated[str, AfterValidator(check_name)]
-    study: str
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="the entry's key")
+    study: str = Field(description="an entry of studies.yaml")
     ablation: str = Field(description=f"an ablation of the study, or {TEACHER}")
     kind: ExportKind = Field(
         default="merged", description="merged: a folder that transformers loads; gguf: a file for llama.cpp"

@@ -42,8 +42,8 @@ class LanguageChanges(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"noise", "zipf"})
 
-    noise: Noise | None = None
-    zipf: Zipf | None = None
+    noise: Noise | None = Field(default=None, description="instead of the language's")
+    zipf: Zipf | None = Field(default=None, description="instead of the language's")
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:
@@ -113,8 +113,8 @@ class GrammarSpec(Spec):
 class GridSpec(Spec):
     """Knobs of a language, each with the values that are tried: every combination of them is a cell."""
 
-    noise: tuple[Noise, ...] | None = None
-    zipf: tuple[Zipf, ...] | None = None
+    noise: tuple[Noise, ...] | None = Field(default=None, description="values, each a study of its own")
+    zipf: tuple[Zipf, ...] | None = Field(default=None, description="values, each a study of its own")
 
     @property
     def values(self) -> dict[str, tuple[float, ...]]:

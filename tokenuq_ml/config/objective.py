@@ -18,10 +18,14 @@ class DistillSpec(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"top_k"})
 
-    teacher: Annotated[str, one_of(registry.TEACHERS, "teacher")] = "baseline"
-    divergence: Annotated[str, one_of(registry.DIVERGENCES, "divergence")] = "forward_kl"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    teacher: Annotated[str, one_of(registry.TEACHERS, "teacher")] = Field(
+        default="baseline", description="whose distribution is matched"
+    )
+    divergence: Annotated[str, one_of(registry.DIVERGENCES, "divergence")] = Field(
+        default="forward_kl", description="between teacher and student"
+    )
+    temperature: Annotated[float, Field(gt=0, description="of both distributions")] = 1.0
+    weight: Annotated[float, Field(ge=0, description="of the divergence in the loss")] = 1.0
     top_k: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="keep only the teacher's K likeliest tokens, renormalised; default: all"
     )
@@ -53,8 +57,12 @@ class ObjectiveSpec(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"settings"})
 
-    kind: Annotated[str, function_or(registry.OBJECTIVES, "objective")]
-    distill: DistillSpec | None = None
+    kind: Annotated[str, function_or(registry.OBJECTIVES, "objective")] = Field(
+        description="a weighted cross-entropy, `distill`, `none`, or your own `module:function`"
+    )
+    distill: DistillSpec | None = Field(
+        default=None, description="settings of the divergence, alone or added to the cross-entropy"
+    )
     settings: dict[str, float] = Field(default={}, description="the kind's numbers that differ from their defaults")
 
     @model_validator(mode="before")

@@ -59,7 +59,7 @@ class StageResources(Spec):
     num_cpus: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="processors; the stage's processes share as many threads"
     )
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    num_gpus: Annotated[float, Field(ge=0, description="GPUs that a process of the stage reserves")] | None = None
     memory: Annotated[int, BeforeValidator(bytes_of), Field(gt=0, description="such as 24GB")] | None = None
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}, description="resources that the cluster's nodes were started with, by name"

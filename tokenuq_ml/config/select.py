@@ -25,7 +25,9 @@ class Schedule(Spec):
 class SelectSpec(Spec):
     """The rule that decides which response tokens get the objective `selected`."""
 
-    by: Annotated[str, function_or(registry.SELECTORS, "selector")]
+    by: Annotated[str, function_or(registry.SELECTORS, "selector")] = Field(
+        description="score by which tokens are selected, or your own `module:function`; `all`: every token"
+    )
     keep: Literal["top", "bottom", "above", "below"] = Field(
         default="top", description="top, bottom: a quantile; above, below: scores above, or at most, a threshold"
     )

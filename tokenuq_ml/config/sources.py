@@ -22,7 +22,7 @@ class DatasetSpec(RowKeys):
         *_LANGUAGE_KEYS,
     }
 
-    name: Annotated[str, AfterValidator(check_name)]
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="the entry's key")
     format: Literal[
         "alpaca",
         "sharegpt",
@@ -36,7 +36,7 @@ class DatasetSpec(RowKeys):
         "raw_text",
         "mix",
         "synthetic_language",
-    ]
+    ] = Field(description="how rows are read")
     task: str | None = Field(default=None, description="reasoning_gym: name of the task")
     package: str | None = Field(default=None, description="import name of a package that holds the file")
     file: str | None = Field(default=None, description="path of the file inside the package or the hub repository")
@@ -76,7 +76,7 @@ class DatasetSpec(RowKeys):
         description="rows that are left out after the first one: with the same question, with the same conversation, "
         "or none; no question is in two splits in any case",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of the split, and of generated rows")
     max_broken_share: Annotated[
         float, Field(ge=0, le=1, description="broken rows that are allowed, as a share of all rows")
     ] = 0.01

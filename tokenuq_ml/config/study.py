@@ -31,7 +31,11 @@ class UncertaintySpec(Spec):
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"estimators", "members"})
 
     samples: Annotated[int, Field(gt=1, description="K, forward passes with dropout")] = 10
-    dropout: Annotated[float, Field(gt=0, lt=1), AfterValidator(_check_rate)] = 0.1
+    dropout: Annotated[
+        float,
+        Field(gt=0, lt=1, description="rate at which input features of the adapter are dropped"),
+        AfterValidator(_check_rate),
+    ] = 0.1
     attention_dropout: Annotated[
         float, Field(ge=0, lt=1, description="dropout of attention probabilities"), AfterValidator(_check_rate)
     ] = 0.0
@@ -39,7 +43,7 @@ class UncertaintySpec(Spec):
         default="sequence",
         description="sequence: one mask for all positions (a sample of the weights); position: one mask per position",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of the masks")
     estimators: tuple[Annotated[str, one_of((OWN_RATE, *ESTIMATORS), "estimator")], ...] = Field(
         default=(), description="estimators of BALD that are measured too, each a column of `uncertainty_estimates`"
     )
@@ -76,9 +80,11 @@ class UncertaintySpec(Spec):
 class CurriculumSpec(Spec):
     """What is measured during training, on a fixed sample of validation examples."""
 
-    examples: Annotated[int, Field(gt=0)] = 8
-    samples: Annotated[int, Field(gt=1)] = 5
-    fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 1.0)
+    examples: Annotated[int, Field(gt=0, description="validation examples whose uncertainty is measured")] = 8
+    samples: Annotated[int, Field(gt=1, description="K, forward passes with dropout")] = 5
+    fractions: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.0, 0.25, 0.5, 1.0), description="shares of training at which it is measured"
+    )
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -110,10 +116,10 @@ class StudySpec(Spec):
         | {"resources", "processes", "sharding", "seeds", "sweep", "teacher_sweep", "grid", "report_to"}
     )
 
-    name: Annotated[str, AfterValidator(check_name)]
-    model: str
-    dataset: str
-    ood: tuple[str, ...] = ()
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="the entry's key")
+    model: str = Field(description="an entry of models.yaml")
+    dataset: str = Field(description="an entry of datasets.yaml, to train on and for the test in distribution")
+    ood: tuple[str, ...] = Field(default=(), description="entries of datasets.yaml, for the test out of distribution")
     max_length: Annotated[int, Field(gt=1, description="tokens per example; longer ones are cut")] = 1024
     truncation: Literal["right", "reject"] = Field(
         default="right", description="right: cut longer examples; reject: leave out those that lose response tokens"
@@ -129,7 +135,7 @@ class StudySpec(Spec):
     special_tokens_in_text: Literal["encode", "keep"] = Field(
         default="encode", description="special tokens in the text of turns: encode as text, or keep as special tokens"
     )
-    precision: PrecisionSpec = PrecisionSpec()
+    precision: PrecisionSpec = Field(default=PrecisionSpec(), description="of computations")
     attention: Attention = Field(
         default="auto", description="how attention is computed, by transformers; auto: as it chooses for the model"
     )
@@ -137,7 +143,7 @@ class StudySpec(Spec):
         default=None,
         description="of the base model's linear layers, by bitsandbytes; adapters are trained on top (QLoRA)",
     )
-    train: TrainSpec = TrainSpec()
+    train: TrainSpec = Field(default=TrainSpec(), description="the training budget")
     seeds: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="seeds of each ablation, from 0, in place of those that ablations.yaml lists"
     )
@@ -150,15 +156,18 @@ class StudySpec(Spec):
     grid: GridSpec | None = Field(
         default=None, description="knobs of the dataset's language: the entry stands for one study per combination"
     )
-    teacher_seed: int = 1000
-    teacher_states: Literal["cached", "online"] = "cached"
+    teacher_seed: int = Field(default=1000, description="of the teacher's training")
+    teacher_states: Literal["cached", "online"] = Field(
+        default="cached",
+        description="cached: the teacher's states are stored once, if they fit; online: students run the teacher",
+    )
     teacher_cache_gigabytes: Annotated[
         float, Field(gt=0, description="size limit of the teacher's states; beyond it students run the teacher")
     ] = 50.0
-    uncertainty: UncertaintySpec = UncertaintySpec()
-    curriculum: CurriculumSpec = CurriculumSpec()
-    evaluation: EvaluationSpec = EvaluationSpec()
-    ablations: tuple[str, ...]
+    uncertainty: UncertaintySpec = Field(default=UncertaintySpec(), description="how BALD is measured")
+    curriculum: CurriculumSpec = Field(default=CurriculumSpec(), description="what is measured during training")
+    evaluation: EvaluationSpec = Field(default=EvaluationSpec(), description="what is measured of every model")
+    ablations: tuple[str, ...] = Field(description="entries of ablations.yaml")
     processes: Processes = Field(
         default=1, description="processes of a stage that trains or measures; auto: one per GPU; no part of any version"
     )

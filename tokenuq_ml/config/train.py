@@ -13,9 +13,9 @@ from tokenuq_ml.config.sweeps import suffix
 class LoraSpec(Spec):
     """The LoRA adapter of teacher and students."""
 
-    rank: Annotated[int, Field(gt=0)] = 32
-    alpha: Annotated[int, Field(gt=0)] = 64
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    rank: Annotated[int, Field(gt=0, description="of every adapted layer")] = 32
+    alpha: Annotated[int, Field(gt=0, description="scale of the adapter, relative to the rank")] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1, description="of the adapter's input features, in training")] = 0.1
 
 
 Adapter = Literal["lora", "dora", "none"]
@@ -31,17 +31,21 @@ class TrainSpec(Spec):
         {"adapter", "gradient_checkpointing", "optimizer", "torch_compile"}
     )
 
-    epochs: Annotated[int, Field(gt=0)] = 1
+    epochs: Annotated[int, Field(gt=0, description="passes over the training split")] = 1
     batch_size: Annotated[int, Field(gt=0, description="examples per optimiser step")] = 8
     micro_batch_size: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="examples per forward pass; must divide batch_size; default: batch_size"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    save_steps: Annotated[int, Field(gt=0)] = 50
+    learning_rate: Annotated[float, Field(gt=0, description="peak of the schedule")] = 2e-4
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="after warm-up")
+    warmup_ratio: Annotated[
+        float, Field(ge=0, le=1, description="share of the steps in which the learning rate rises")
+    ] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's")] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, description="gradients of a larger norm are scaled down to it")] = 1.0
+    save_steps: Annotated[
+        int, Field(gt=0, description="optimiser steps between checkpoints, from which an interrupted training resumes")
+    ] = 50
     batching: Literal["bucket", "pack"] = Field(
         default="bucket",
         description="bucket: padded batches of similar lengths; pack: one row without padding, if the model allows it",
@@ -49,7 +53,7 @@ class TrainSpec(Spec):
     adapter: Adapter = Field(
         default="lora", description="what is trained: a LoRA adapter, a DoRA adapter, or (none) the model's own weights"
     )
-    lora: LoraSpec = LoraSpec()
+    lora: LoraSpec = Field(default=LoraSpec(), description="the adapter")
     gradient_checkpointing: bool = Field(
         default=False, description="keep each layer's input only, and recompute the layer in the backward pass"
     )
@@ -83,9 +87,9 @@ class TrainSpec(Spec):
 class LoraChange(Spec):
     """How an ablation's adapter differs from its study's; without `alpha`, alpha keeps its ratio to the rank."""
 
-    rank: Annotated[int, Field(gt=0)] | None = None
-    alpha: Annotated[int, Field(gt=0)] | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    rank: Annotated[int, Field(gt=0, description="instead of the study's")] | None = None
+    alpha: Annotated[int, Field(gt=0, description="instead of the study's")] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1, description="instead of the study's")] | None = None
 
     def of(self, lora: LoraSpec) -> LoraSpec:
         """Return the study's adapter with these changes."""
@@ -99,10 +103,10 @@ class TrainChange(Spec):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"learning_rate", "epochs", "weight_decay", "lora"})
 
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    epochs: Annotated[int, Field(gt=0)] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-    lora: LoraChange | None = None
+    learning_rate: Annotated[float, Field(gt=0, description="instead of the study's")] | None = None
+    epochs: Annotated[int, Field(gt=0, description="instead of the study's")] | None = None
+    weight_decay: Annotated[float, Field(ge=0, description="instead of the study's")] | None = None
+    lora: LoraChange | None = Field(default=None, description="changes to the study's adapter")
 
     @property
     def values(self) -> dict[str, float | int]:
@@ -147,9 +151,9 @@ BUDGET_KEYS = ("learning_rate", "epochs", "weight_decay")
 class TrainSweep(Spec):
     """Settings of a training that are tried: every combination of the listed values."""
 
-    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    epochs: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="values to try")
+    epochs: tuple[Annotated[int, Field(gt=0)], ...] | None = Field(default=None, description="values to try")
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(default=None, description="values to try")
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:
