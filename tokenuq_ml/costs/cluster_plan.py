@@ -19,6 +19,7 @@ from tokenuq_ml.costs.cluster_stage import (
     inference_time,
     training_time,
 )
+from tokenuq_ml.costs.generated import largest_batch
 from tokenuq_ml.costs.layout import inference_layout, training_layouts, with_examples
 from tokenuq_ml.costs.passes import response_tokens, total_tokens
 from tokenuq_ml.costs.planner import Planner
@@ -170,8 +171,7 @@ class ClusterPlan:
         if layout is None:
             raise InputError(f"{name}: does not fit the memory of {self.cluster.size} {self.cluster.card.name}")
         answers = self.planner.generated_evaluations if stage in ("evaluation", "reference_evaluation") else []
-        spec = self.planner.study.evaluation
-        size = max((one.batch_size for one in (spec.ifeval, spec.gsm8k, spec.alpaca_eval) if one), default=1)
+        size = largest_batch(self.planner.study, default=1)
         batch = self.planner.machine.batch_tokens
         return inference_time(name, work, layout, precision, self.cluster, self.model, batch, (answers, size))
 

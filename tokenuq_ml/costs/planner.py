@@ -6,10 +6,10 @@ machine's rate of matrix products at the model's shapes (`matmul_rate.py`), over
 Does not import torch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from tokenuq_ml.config import AblationSpec, StudySpec
+from tokenuq_ml.config import BASE_ROW, REFERENCE_ROWS, TEACHER_ROW, AblationSpec, StudySpec
 from tokenuq_ml.config.families import is_measured_on_validation
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.config.truth import TRUTH_FRACTIONS
@@ -17,7 +17,13 @@ from tokenuq_ml.costs.ablation_step import ablation_step
 from tokenuq_ml.costs.budgets import budget_of, epochs_of, estimator_passes, rank_of
 from tokenuq_ml.costs.dataset_rows import scored_splits, splits_of
 from tokenuq_ml.costs.flops import Architecture, with_attention
-from tokenuq_ml.costs.generated import full_lengths, generated_evaluations, generation_cost
+from tokenuq_ml.costs.generated import (
+    PAIRWISE,
+    full_lengths,
+    generated_evaluations,
+    generation_cost,
+    largest_batch,
+)
 from tokenuq_ml.costs.lengths import Lengths, lengths
 from tokenuq_ml.costs.machine import BALD_PRECISION, Machine
 from tokenuq_ml.costs.memory import PROCESS_BYTES, PeakMemory
@@ -245,12 +251,12 @@ class Planner:
             precision=BALD_PRECISION,
         )
 
-    def _evaluation(self, rank: int | None = None) -> Work:
+    def _evaluation(self, rank: int | None = None, left_out: Collection[str] = ()) -> Work:
         """Return the work of evaluating one model; `rank` of its adapter: the study's by default, 0 for the base."""
         rank, model = self._rank if rank is None else rank, self.architecture
-        spec, precision = self.study.evaluation, self.study.precision.tables
-        size = max((one.batch_size for one in (spec.ifeval, spec.gsm8k, spec.alpaca_eval) if one), default=0)
-        answers = generation_cost(model, self.generated_evaluations, rank, size, self.memory.weight_bytes(precision))
+        precision, size = self.study.precision.tables, largest_batch(self.study)
+        asked = [one for one in self.generated_evaluations if one.name not in left_out]
+        answers = generation_cost(model, asked, rank, size, self.memory.weight_bytes(precision))
         flop = {"score": scoring_flops(model, self.held_out, rank) + answers.prompt_flop, "generate": answers.flop}
         disk = TABLE_BYTES["evaluation_tokens"] * response_tokens(self.held_out) + answers.disk
         return Work(
@@ -268,7 +274,10 @@ class Planner:
         return self._with_validation(work, rank) if is_measured_on_validation(ablation, ablations) else work
 
     def _reference_evaluation(self) -> Work:
-        base, teacher = self._evaluation(0), self._evaluation()
+        pairwise = self.study.evaluation.pairwise
+        # Neither is judged: they answer only if students are compared with them.
+        left_out = {row: [] if pairwise and pairwise.versus == row else [PAIRWISE] for row in REFERENCE_ROWS}
+        base, teacher = self._evaluation(0, left_out[BASE_ROW]), self._evaluation(left_out=left_out[TEACHER_ROW])
         flop = {kind: base.flop[kind] + teacher.flop[kind] for kind in base.flop}
         disk = {name: 2 * size for name, size in teacher.disk.items()}
         reads = base.reads + teacher.reads

@@ -84,7 +84,10 @@ def verdicts(
         progress(len(batch))
     preferences = [equal.get(key, cache[key] if key in cache else None) for key in keys]
     if all(preference is None for preference in preferences):
-        raise JudgeUnavailable("no answer of the judge says which output it prefers")
+        raise JudgeUnavailable(
+            "no answer of the judge says which output it prefers; for an endpoint without log-probabilities set "
+            "`annotator: alpaca_eval_gpt4` of the judge"
+        )
     frame = asked.select("example_id", "prompt", "reference").with_columns(
         response=pl.Series(responses, dtype=pl.String),
         # A preference is for the second output of a pair: the reference, if the model's output came first.

@@ -1,4 +1,4 @@
-"""The judge of AlpacaEval, which compares two outputs: an OpenAI-compatible endpoint or a local model.
+"""A judge, which compares two outputs: an OpenAI-compatible endpoint or a local model.
 
 Prompt and parser come from the alpaca_eval package, through its own annotator. Only the source of the completions is
 decided here.
@@ -48,15 +48,16 @@ class Judge:
         spec: the evaluator of the package, and the endpoint.
         completions: used instead of an endpoint; what `alpaca_eval.decoders` calls `fn_completions`, for example
             `local_completions`.
+        where: key of the study's `evaluation` that names the judge.
 
     Raises:
         InputError: the package is missing, or has no such evaluator.
         JudgeUnavailable: the endpoint cannot be reached, or the environment variable of its key is empty.
     """
 
-    def __init__(self, spec: JudgeSpec, completions: Completions | None = None):
-        package = load_package()
-        settings = _evaluator(spec.annotator)
+    def __init__(self, spec: JudgeSpec, completions: Completions | None = None, where: str = "alpaca_eval"):
+        package = load_package(where)
+        settings = _evaluator(spec.annotator, where)
         asked = settings.pop("completions_kwargs", {})
         settings.pop("fn_completions", None)
         if completions is None:
@@ -102,7 +103,7 @@ class Judge:
         return preferences
 
 
-def local_completions(model, tokenizer, numerics) -> Completions:
+def local_completions(model, tokenizer, numerics, where: str = "alpaca_eval") -> Completions:
     """Return a local model as alpaca_eval's `fn_completions`, for evaluators whose answer is the token m or M.
 
     It gives the log-probabilities of both instead of a sampled token: the parser reads only these, and they are
@@ -117,7 +118,7 @@ def local_completions(model, tokenizer, numerics) -> Completions:
     letters = {letter: tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in ("m", "M")}
     if len(set(letters.values())) < 2:
         raise InputError(
-            "evaluation.alpaca_eval.judge.local_model: its tokenizer does not distinguish m from M; name another"
+            f"evaluation.{where}.judge.local_model: its tokenizer does not distinguish m from M; name another"
         )
 
     @torch.no_grad()
@@ -174,12 +175,12 @@ def _require_reachable(base_url: str, key: str) -> None:
         raise JudgeUnavailable(f"{base_url} cannot be reached: {_line(error)}") from error
 
 
-def _evaluator(name: str) -> dict:
+def _evaluator(name: str, where: str) -> dict:
     folder = Path(importlib.util.find_spec("alpaca_eval").submodule_search_locations[0], "evaluators_configs")
     path = folder / name / "configs.yaml"
     if not path.is_file():
         raise InputError(
-            f"evaluation.alpaca_eval.judge.annotator: alpaca_eval has no evaluator {name!r}; it has "
+            f"evaluation.{where}.judge.annotator: alpaca_eval has no evaluator {name!r}; it has "
             f"{', '.join(sorted(p.parent.name for p in folder.glob('*/configs.yaml')))}"
         )
     (settings,) = yaml.safe_load(path.read_text(encoding="utf-8")).values()
@@ -187,8 +188,8 @@ def _evaluator(name: str) -> dict:
 
 
 @cache
-def load_package() -> types.SimpleNamespace:
-    """Return the parts of alpaca_eval that are used here.
+def load_package(where: str = "alpaca_eval") -> types.SimpleNamespace:
+    """Return the parts of alpaca_eval that are used here; `where` is the key of `evaluation` that needs them.
 
     Raises:
         InputError: the package, or one that it needs, is missing.
@@ -199,7 +200,7 @@ def load_package() -> types.SimpleNamespace:
             from alpaca_eval.utils import prompt_to_chatml
     except ModuleNotFoundError as error:
         raise InputError(
-            f"evaluation.alpaca_eval needs the package {error.name}, which is not installed: "
+            f"evaluation.{where} needs the package {error.name}, which is not installed: "
             "pip install 'tokenuq[alpacaeval]'"
         ) from error
     return types.SimpleNamespace(SinglePairwiseAnnotator=SinglePairwiseAnnotator, prompt_to_chatml=prompt_to_chatml)

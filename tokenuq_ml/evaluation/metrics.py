@@ -3,6 +3,9 @@
 Every metric is a ratio of sums over examples, which `held_out.py`, `ifeval.py` and others provide.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import polars as pl
 from numpy.typing import ArrayLike
 
@@ -17,6 +20,10 @@ BY_SLOT = ("true_kl_", "clean_kl_")
 """How metrics begin that are of the tokens of one slot of a synthetic language; lower is better."""
 JUDGED = frozenset({"win_rate", "length_controlled_win_rate", "position_bias"})
 """Metrics that leave out examples without a verdict."""
+WIN_RATE_VERSUS, BIAS_VERSUS = "win_rate_vs_", "position_bias_vs_"
+"""How metrics begin that compare outputs with those of another model of the study, whose name follows."""
+LM_EVAL = "lm_eval/"
+"""How the datasets of lm-eval's tasks and groups begin."""
 
 IS_OF_SLOT = pl.any_horizontal(pl.col("metric").str.starts_with(start) for start in BY_SLOT)
 """Whether a row is of such a metric."""
@@ -61,12 +68,17 @@ def example_rows(
     )
 
 
-def metric_rows(examples: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFrame:
+def metric_rows(
+    examples: pl.DataFrame,
+    evaluation: EvaluationSpec,
+    directions: Mapping[tuple[str, str], bool | None] = MappingProxyType({}),
+) -> pl.DataFrame:
     """Return each metric's value, `sum(numerator) / sum(denominator)`, with its bootstrap interval over examples.
 
     Args:
         examples: columns EXAMPLE_SCHEMA, in any order; sorted here, since the order decides what a resample draws.
         evaluation: resamples, confidence and seed of the intervals.
+        directions: (dataset, metric) -> whether higher is better; of other metrics, the name says it.
 
     Returns:
         Columns METRIC_SCHEMA, sorted by dataset, split and metric.
@@ -93,16 +105,24 @@ def metric_rows(examples: pl.DataFrame, evaluation: EvaluationSpec) -> pl.DataFr
                 "ci_low": low,
                 "ci_high": high,
                 "n": len(group),
-                "higher_is_better": _higher_is_better(metric),
+                "higher_is_better": directions.get((dataset, metric), _higher_is_better(metric)),
             }
         )
     return pl.DataFrame(rows, schema=METRIC_SCHEMA)
 
 
 def _higher_is_better(metric: str) -> bool | None:
-    if metric in NO_DIRECTION:
+    if metric in NO_DIRECTION or metric.startswith(BIAS_VERSUS):
         return None
     return not (metric in LOWER_IS_BETTER or metric.startswith(BY_SLOT))
+
+
+def may_lack_examples(dataset: str, metric: str) -> bool:
+    """Return whether a metric may leave out some examples of one model and not of another.
+
+    A judge may give no verdict on some outputs, and a task of lm-eval may give some samples no value.
+    """
+    return metric in JUDGED or metric.startswith((WIN_RATE_VERSUS, BIAS_VERSUS)) or dataset.startswith(LM_EVAL)
 
 
 def with_identity(metrics: pl.DataFrame, family: str, seed: int | None) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
-from tokenuq_ml.config import GenerationSpec
+from tokenuq_ml.config.evaluation import AnswerSpec
 from tokenuq_ml.data.examples import Example
 from tokenuq_ml.data.tokenization import ConversationTokenizer
 from tokenuq_ml.errors import InputError
@@ -77,7 +77,7 @@ def answer_prompts(
     candidate: Candidate,
     what: str,
     prompts: Sequence[list[int]],
-    spec: GenerationSpec,
+    spec: AnswerSpec,
     stop: Sequence[str] = (),
 ) -> tuple[list[str], pl.Series]:
     """Return the model's text for each prompt, and the number of its tokens.
@@ -135,7 +135,7 @@ def _deal(
 
 
 def _fitting_prompts(
-    context: StageContext, candidate: Candidate, what: str, prompts: Sequence[list[int]], spec: GenerationSpec
+    context: StageContext, candidate: Candidate, what: str, prompts: Sequence[list[int]], spec: AnswerSpec
 ) -> list[list[int]]:
     """Return the prompts cut to the model's context: a prompt that is too long loses its beginning, as in lm-eval."""
     length = getattr(candidate.model.config.get_text_config(), "max_position_embeddings", None)

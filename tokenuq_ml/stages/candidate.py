@@ -39,3 +39,5 @@ class EvaluationPart:
     """Rows of `evaluation_examples`, each frame with columns EXAMPLE_SCHEMA."""
     notes: Mapping[str, int | str] = field(default_factory=dict)
     """Figures of the metadata that are no metrics, such as what was left out and why."""
+    directions: Mapping[tuple[str, str], bool | None] = field(default_factory=dict)
+    """(dataset, metric) -> whether higher is better, for metrics whose name does not say it."""

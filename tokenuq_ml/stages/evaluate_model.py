@@ -9,8 +9,10 @@ import polars as pl
 
 from tokenuq_ml import process_group
 from tokenuq_ml.config import EvaluationSpec, Gsm8kSpec, IfEvalSpec
+from tokenuq_ml.config.evaluation import IfBenchSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.examples import Example, Turn
+from tokenuq_ml.evaluation import ifbench
 from tokenuq_ml.evaluation.gsm8k import Gsm8k, gsm8k_examples
 from tokenuq_ml.evaluation.held_out import DIVERGENCES, held_out_examples
 from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
@@ -25,11 +27,13 @@ from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.answer_prompts import PromptEncoder, answer_prompts, answers_dir, held_out, held_out_rows
 from tokenuq_ml.stages.batch_work import ExampleBatches, Job
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate, EvaluationPart
+from tokenuq_ml.stages.compare_models import compare_models
 from tokenuq_ml.stages.compare_outputs import compare_outputs
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.kept_folders import kept_folder
 from tokenuq_ml.stages.measures import LossMeasure
 from tokenuq_ml.stages.request import StageRequest
+from tokenuq_ml.stages.run_lm_eval import lm_eval_tasks, run_lm_eval
 from tokenuq_ml.stages.vllm_answers import require_engine
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames, KeptParts
 from tokenuq_ml.tables.parquet import content_of, read_table, write_table
@@ -62,6 +66,8 @@ def evaluate_and_store(
     spec = EvaluationSpec(**context.asset.fields["evaluation"])
     if spec.by_vllm:
         require_engine(context)
+    if spec.lm_eval is not None:
+        lm_eval_tasks(spec.lm_eval)
     parts = [_held_out(context, candidate, spec, examples)]
     if spec.ifeval is not None:
         parts.append(_ifeval(context, candidate, spec.ifeval))
@@ -69,12 +75,19 @@ def evaluate_and_store(
         parts.append(_gsm8k(context, candidate, spec.gsm8k))
     if spec.alpaca_eval is not None:
         parts.append(compare_outputs(context, candidate, spec.alpaca_eval))
+    if spec.ifbench is not None:
+        parts.append(_ifbench(context, candidate, spec.ifbench))
+    if spec.pairwise is not None:
+        parts.append(compare_models(context, candidate, spec.pairwise))
+    if spec.lm_eval is not None:
+        parts.append(run_lm_eval(context, candidate, spec.lm_eval))
     if not process_group.is_main():
         return None
     # The digest follows the order of these tables.
     tables = {name: frame for part in parts for name, frame in part.tables.items()}
     tables["evaluation_examples"] = pl.concat([frame for part in parts for frame in part.examples])
-    metrics = metric_rows(tables["evaluation_examples"], spec)
+    directions = {key: better for part in parts for key, better in part.directions.items()}
+    metrics = metric_rows(tables["evaluation_examples"], spec, directions)
     tables["evaluations"] = with_identity(metrics, candidate.family, candidate.seed)
     digests = [
         write_table(frame, table, context.output(f"{table}{suffix}"), **context.asset.stamp)
@@ -184,6 +197,23 @@ def _ifeval(context: StageContext, candidate: Candidate, spec: IfEvalSpec) -> Ev
         return EvaluationPart()
     generations = check(prompts, texts).with_columns(n_tokens=lengths)
     return EvaluationPart({"generations": generations}, (ifeval_examples(generations, spec.dataset),))
+
+
+def _ifbench(context: StageContext, candidate: Candidate, spec: IfBenchSpec) -> EvaluationPart:
+    """Return the accuracies of IFBench."""
+    prompts = ifbench.load_prompts(spec.limit)
+    encoder = PromptEncoder(context, candidate.tokenizer)
+    texts, lengths = answer_prompts(
+        context, candidate, "IFBench", [encoder.ids(prompt.example) for prompt in prompts.asked], spec
+    )
+    if not process_group.is_main():
+        return EvaluationPart()
+    answers = ifbench.check(prompts.asked, texts).with_columns(n_tokens=lengths)
+    notes: dict[str, int | str] = {}
+    if prompts.left_out:
+        notes = {"ifbench_left_out": len(prompts.left_out), "ifbench_left_out_prompts": prompts.why_left_out}
+        context.reporter.warning(f"{candidate.name}: IFBench: {prompts.why_left_out}")
+    return EvaluationPart({"ifbench_answers": answers}, (ifeval_examples(answers, ifbench.DATASET),), notes)
 
 
 def _gsm8k(context: StageContext, candidate: Candidate, spec: Gsm8kSpec) -> EvaluationPart:

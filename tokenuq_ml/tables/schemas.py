@@ -6,6 +6,7 @@ as a hive-partitioned dataset. All losses are in nats.
 
 from pathlib import Path
 
+from tokenuq_ml.tables.answer_schemas import ANSWER_TABLES
 from tokenuq_ml.tables.data_schemas import DATA_TABLES
 from tokenuq_ml.tables.estimate_schemas import BALD_COLUMNS, ESTIMATE_TABLES
 from tokenuq_ml.tables.table import TOKEN_COLUMNS, TOKEN_KEY, Table
@@ -198,53 +199,7 @@ TABLES = {
         partitions=("study", "ablation"),
         optional=tuple(DIVERGENCE_COLUMNS),
     ),
-    "generations": Table(
-        "One row per instruction-following prompt: the model's answer, and the results of the checkers.",
-        {
-            "example_id": ("string", "the prompt"),
-            "prompt": ("string", "the instruction"),
-            "response": ("string", "the model's text"),
-            "n_tokens": ("int32", "number of generated tokens"),
-            "prompt_level_strict": ("bool", "whether the response as written follows every instruction"),
-            "prompt_level_loose": ("bool", "whether a relaxed form of the response follows every instruction"),
-            "inst_level_strict": ("list<bool>", "the same per instruction, response as written"),
-            "inst_level_loose": ("list<bool>", "the same per instruction, relaxed forms"),
-        },
-        keys=("example_id",),
-        partitions=("study", "ablation"),
-    ),
-    "gsm8k_answers": Table(
-        "One row per GSM8K question: the model's answer, and what lm-eval's filters extract from it.",
-        {
-            "example_id": ("string", "the question"),
-            "prompt": ("string", "the question, without few-shot examples and task template"),
-            "target": ("string", "the dataset's worked answer"),
-            "response": ("string", "the model's text"),
-            "n_tokens": ("int32", "number of generated tokens"),
-            "strict_answer": ("string", "the number after ####, or [invalid]"),
-            "strict_match": ("bool", "whether it equals the target's"),
-            "flexible_answer": ("string", "the last number of the text, or [invalid]"),
-            "flexible_match": ("bool", "whether it equals the target's"),
-        },
-        keys=("example_id",),
-        partitions=("study", "ablation"),
-    ),
-    "alpaca_eval_verdicts": Table(
-        "One row per AlpacaEval instruction: the model's output, the reference's, and the judge's verdicts.",
-        {
-            "example_id": ("string", "the instruction"),
-            "prompt": ("string", "text of the instruction"),
-            "response": ("string", "the model's output"),
-            "reference": ("string", "the output that the model's is compared with"),
-            "n_tokens": ("int32", "number of generated tokens"),
-            "preferred_first": ("float64", "the judge's preference for the model's output, shown first; 0 to 1"),
-            "preferred_second": ("float64", "the same, shown second"),
-            "preferred": ("float64", "mean of both; null if an answer of the judge has no verdict"),
-            "flipped": ("bool", "whether the verdict depends on the order"),
-        },
-        keys=("example_id",),
-        partitions=("study", "ablation"),
-    ),
+    **ANSWER_TABLES,
     "uncertainty_analysis": Table(
         "One row per correlation between loss, entropy and BALD.",
         {

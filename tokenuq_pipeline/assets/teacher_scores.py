@@ -7,14 +7,15 @@ from tokenuq_ml.config.load import Config
 from tokenuq_ml.stages.versions import study_fields
 from tokenuq_pipeline.assets import inputs
 from tokenuq_pipeline.assets.asset import StageAsset
-from tokenuq_pipeline.assets.evaluation_inputs import evaluation_inputs, evaluation_tables
+from tokenuq_pipeline.assets.evaluation_inputs import evaluation_files, evaluation_inputs, evaluation_tables
 from tokenuq_pipeline.assets.inputs import Input
 from tokenuq_pipeline.runtime.store_layout import partition_path, table_path
 
 
 def teacher_score_assets(config: Config, study: StudySpec) -> list[StageAsset]:
     """Return the assets in the order in which the child makes them."""
-    name = study.name
+    name, pairwise = study.name, study.evaluation.pairwise
+    versus = None if pairwise is None else pairwise.versus
     return [
         _asset(
             config,
@@ -44,11 +45,13 @@ def teacher_score_assets(config: Config, study: StudySpec) -> list[StageAsset]:
             table="evaluations",
             outputs={
                 f"{table}_{row}": table_path(table, study=name, ablation=row)
-                for table in evaluation_tables(study.evaluation)
+                for table in evaluation_tables(study.evaluation, versus in REFERENCE_ROWS, is_judged=False)
                 for row in REFERENCE_ROWS
+                if table != "pairwise_answers" or row == versus
             }
             | _plots(name, "reference_evaluation"),
             more_inputs=(*inputs.truth(config, study), *evaluation_inputs(study.evaluation)),
+            files=evaluation_files(study.evaluation),
         ),
         _asset(
             config,

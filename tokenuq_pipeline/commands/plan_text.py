@@ -60,15 +60,49 @@ def _data_assumptions(planner, spec) -> list[str]:
         for name, lengths in data
     ]
     said += [
-        f"{one.name}: {one.prompts:,} prompts of {one.prompt_tokens:,.0f} tokens per model; each answer has all of "
-        f"its {one.new_tokens:,} tokens"
+        f"{one.name}: {one.prompts:,} prompts of {one.prompt_tokens:,.0f} tokens per model; "
+        + (f"each answer has all of its {one.new_tokens:,} tokens" if one.new_tokens else "none has an answer")
         for one in planner.generated_evaluations
     ]
     alpaca = spec.evaluation.alpaca_eval
-    if alpaca is not None:
-        judge = "no judge is named, so nothing is generated" if alpaca.judge is None else "the judge is not counted"
-        said.append(f"AlpacaEval: {judge}")
-    return said
+    if alpaca is not None and alpaca.judge is None:
+        said.append("AlpacaEval: no judge is named, so nothing is generated")
+    return [*said, *_judge_assumptions(planner, spec), *_lm_eval_assumptions(spec)]
+
+
+def _judge_assumptions(planner, spec) -> list[str]:
+    from tokenuq_ml.costs.generated import judge_requests
+
+    answers = {one.name: one for one in planner.generated_evaluations}
+    return [
+        f"{name}: {requests:,.0f} requests to the judge, each with a prompt and two answers, up to "
+        f"{answers[name].prompt_tokens + 2 * answers[name].new_tokens:,.0f} tokens; what the judge computes or costs "
+        "is not counted"
+        for name, requests in judge_requests(planner.config, spec).items()
+    ]
+
+
+def _lm_eval_assumptions(spec) -> list[str]:
+    """Return whether lm-eval has the study's tasks, and which are not counted."""
+    from tokenuq_ml.errors import InputError
+    from tokenuq_ml.evaluation.lm_eval_data import overrides
+    from tokenuq_ml.evaluation.lm_eval_index import resolve_all
+
+    tasks = spec.evaluation.lm_eval
+    if tasks is None:
+        return []
+    try:
+        found = resolve_all(tasks.tasks)
+        for one in (one for one in found if one.name in tasks.data):
+            overrides(one, tasks.data[one.name], tasks.num_fewshot)
+    except InputError as error:
+        return [f"evaluations will be refused: {error}"]
+    hub = [one.name for one in found if one.name not in tasks.data]
+    said = [f"lm-eval: the data of {', '.join(hub)} come from the hub, unless they are in its cache"] if hub else []
+    if tasks.limit is None:
+        return [*said, "lm-eval: its tasks are not counted, since their samples are not read here; `limit` bounds them"]
+    count = sum(len(one.tasks) for one in found)
+    return [*said, f"lm-eval: {tasks.limit:,} samples of each of {count} tasks, with 4 choices where there are choices"]
 
 
 def _refused_estimators(planner, spec) -> list[str]:
