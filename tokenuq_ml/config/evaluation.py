@@ -135,7 +135,9 @@ class EvaluationSpec(Spec):
     ifeval: IfEvalSpec | None = Field(default=None, description="instruction following")
     gsm8k: Gsm8kSpec | None = Field(default=None, description="school mathematics")
     alpaca_eval: AlpacaEvalSpec | None = Field(default=None, description="answers compared with GPT-4's by a judge")
-    pairwise: PairwiseSpec | None = Field(default=None, description="answers compared with those of another ablation by a judge")
+    pairwise: PairwiseSpec | None = Field(
+        default=None, description="answers compared with those of another ablation by a judge"
+    )
     ifbench: IfBenchSpec | None = Field(default=None, description="instruction following beyond IF-Eval's instructions")
     lm_eval: LmEvalSpec | None = Field(default=None, description="tasks of lm-evaluation-harness")
 
