@@ -36,6 +36,7 @@ from tokenuq_ml.models.sampled_layers import sampled_layers
 from tokenuq_ml.out_of_memory import ran_out
 from tokenuq_ml.permissions import not_permitted
 from tokenuq_ml.progress import Progress
+from tokenuq_ml.redaction import redacted
 from tokenuq_ml.reports import given_texts as report
 from tokenuq_ml.scoring.given_texts import measure, passes
 from tokenuq_ml.stages.given_texts import named_apart, prompts_of, read_texts, tokenized
@@ -193,28 +194,34 @@ def main() -> int:
         try:
             run(request, scratch)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return USAGE
+            return _failed(request, str(error), USAGE)
         except BrokenPipeError:
             # The reader is gone; Python would print a second error when it closes the stream.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return READER_GONE
         except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
-            return INTERRUPTED
+            print(file=sys.stderr)
+            return _failed(request, "stopped", INTERRUPTED)
         except Exception as error:
             sentence = _system_sentence(error, scratch)
             if sentence is None:
                 raise
-            print(f"error: {sentence}", file=sys.stderr)
-            return FAILED
+            return _failed(request, sentence, FAILED)
     return 0
+
+
+def _failed(request: ScoreRequest, sentence: str, code: int) -> int:
+    """Print why nothing is scored, as JSON too if that was asked for, and return the exit code."""
+    if request.as_json:
+        print(json.dumps({"error": redacted(sentence), "exit_code": code}, indent=1), flush=True)
+    print(redacted(sentence if code == INTERRUPTED else f"error: {sentence}"), file=sys.stderr)
+    return code
 
 
 def _system_sentence(error: Exception, scratch: str) -> str | None:
     """Return the sentence for a full disk, or a lack of memory or rights; None for other errors."""
     if ran_out(error):
-        return f"memory ran out ({first_line(error)}); set a smaller --max-length or --limit, or use a smaller model"
+        return f"memory ran out ({first_line(error)}); set a smaller --max-length or --rows, or use a smaller model"
     return not_permitted(error) or full_disk(error, scratch)
 
 

@@ -7,7 +7,7 @@ The runs are Dagster's runs of the study's job, with only stale assets selected.
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -42,10 +42,15 @@ from tokenuq_pipeline.runtime.launchers.choice import uses_ray
 from tokenuq_pipeline.runtime.launchers.local import stage_environment
 from tokenuq_pipeline.runtime.launchers.preloaded import preloaded
 from tokenuq_pipeline.runtime.owners import Owner
+from tokenuq_pipeline.runtime.run_view import LineView, RunView
 from tokenuq_pipeline.runtime.store import Store
 
 CODE_LOCATION = "tokenuq"
 """The name of the code location in workspace.yaml."""
+
+
+def _ignore(level: int, message: str, step: str | None) -> None:
+    """Leave a message out."""
 
 
 class Interrupted(Exception):
@@ -88,6 +93,7 @@ class StudyRunner:
         preload: let stages start as forks of a process that has imported the libraries.
         recipe: of the processes in which steps run side by side; None: they run in this one, one after another.
         job: name of the job whose assets are made; default: the study's.
+        view: shows the runs; default: plain lines on the console.
     """
 
     defs: dg.Definitions
@@ -101,6 +107,7 @@ class StudyRunner:
     preload: bool = False
     recipe: JobRecipe | None = None
     job: str | None = None
+    view: RunView | None = None
 
     def __post_init__(self):
         self.records = Records.of(self.defs.resolve_asset_graph(), self.config, self.instance, self.store)
@@ -207,9 +214,9 @@ class StudyRunner:
             },
         )
         made = {op: [key for key in keys if key in wave.assets] for op, keys in self.groups.items()}
-        log = RunLog(self.console, RunPlan(made, self.parents, targets), side_by_side=self.recipe is not None)
+        log = RunLog(self.view or LineView(self.console), RunPlan(made, self.parents, targets))
         try:
-            with self._preloaded(wave):
+            with self._preloaded(wave), self._heard(log):
                 if self.recipe is None:
                     for event in run_job(selected, run, self.instance):
                         log.see(event)
@@ -224,14 +231,19 @@ class StudyRunner:
         if not self.instance.get_run_by_id(run.run_id).is_success:
             raise RunFailed(f"run {run.run_id} failed", log.failures.errors())
 
+    @contextlib.contextmanager
+    def _heard(self, log: RunLog) -> Iterator[None]:
+        """Let the messages of stages go to the log of their run; if steps have processes, their event log has them."""
+        before, self.console.hears = self.console.hears, log.hear if self.recipe is None else _ignore
+        try:
+            yield
+        finally:
+            self.console.hears = before
+
     def _run_side_by_side(self, job: ReconstructableJob, run: dg.DagsterRun, log: RunLog) -> None:
         """Execute a run whose steps have processes of their own; their log says what they do."""
-        self.console.shows_messages = False
-        try:
-            with followed(self.instance, run.run_id, log):
-                deque(run_job(job, run, self.instance), maxlen=0)
-        finally:
-            self.console.shows_messages = True
+        with followed(self.instance, run.run_id, log):
+            deque(run_job(job, run, self.instance), maxlen=0)
 
     def _preloaded(self, wave: Wave) -> contextlib.AbstractContextManager[None]:
         """Return the context in which stages are forks of one process, if the wave has several that it helps."""

@@ -4,10 +4,14 @@ The study that it makes is one like any other: its entries are kept in a folder,
 """
 
 import argparse
+import contextlib
+import io
+import json
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.control_characters import escaped
@@ -15,7 +19,9 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import plan, run
 from tokenuq_pipeline.commands.common import configuration, positive_integer
-from tokenuq_pipeline.commands.score import FORMATS
+from tokenuq_pipeline.commands.json_output import print_json
+from tokenuq_pipeline.commands.make_assets import add_arguments
+from tokenuq_pipeline.commands.score import add_data_format
 
 ABLATIONS = ("mle_s0", "masked_mle_top25_s0", "paper_top25_s0")
 """The paper's three objectives, one seed each."""
@@ -53,17 +59,27 @@ def add_parser(commands) -> None:
     )
     parser.add_argument(
         "--ablation",
+        action="append",
         nargs="+",
-        default=list(ABLATIONS),
         metavar="NAME",
-        help=f"ablations in ablations.yaml; default: {' '.join(ABLATIONS)}",
+        help=f"ablations in ablations.yaml; repeatable; default: {' '.join(ABLATIONS)}",
     )
-    parser.add_argument("--name", metavar="STUDY", help="name of the study; default: of data and model")
-    parser.add_argument("--format", choices=FORMATS, help="what the rows of --data look like; default: as columns say")
+    parser.add_argument(
+        "--study", "--name", dest="name", metavar="STUDY", help="name of the new study; default: of data and model"
+    )
+    add_data_format(parser)
     parser.add_argument("--rows", type=positive_integer, metavar="N", help="draw only N rows, 80%% of them to train on")
-    parser.add_argument("--max-length", type=positive_integer, default=1024, metavar="N", help="tokens; default: 1024")
-    parser.add_argument("--epochs", type=positive_integer, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--batch-size", type=positive_integer, default=8, metavar="N", help="default: 8")
+    parser.add_argument(
+        "--max-length",
+        type=positive_integer,
+        default=1024,
+        metavar="N",
+        help="tokens after which an example is cut; default: 1024",
+    )
+    parser.add_argument("--epochs", type=positive_integer, default=1, metavar="N", help="of each training; default: 1")
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=8, metavar="N", help="examples per step; default: 8"
+    )
     parser.add_argument(
         "--learning-rate",
         type=_rate,
@@ -72,9 +88,10 @@ def add_parser(commands) -> None:
         help="of teacher and students; default: 2e-4",
     )
     parser.add_argument(
-        "--seeds", type=positive_integer, metavar="N", help="seeds of each ablation; default: as it says"
+        "--seeds", type=positive_integer, metavar="N", help="trainings of each ablation; default: as it says"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    add_arguments(parser)
     parser.set_defaults(function=ablate_command)
 
 
@@ -92,21 +109,25 @@ def ablate_command(options: argparse.Namespace) -> int:
     """Run `tokenuq ablate`."""
     from tokenuq_pipeline.commands.ablate_entries import as_yaml, entries_of, save, unsaved
 
+    # A flag given twice and a flag with two names mean the same.
+    options.ablation = [name for names in options.ablation or [ABLATIONS] for name in names]
     config = configuration()
     entries, folder = entries_of(options, config), _folder()
     study = next(iter(entries["studies"]))
     new = unsaved(entries, config, folder)
-    for name, text in as_yaml(entries).items():
+    texts = as_yaml(entries)
+    for name, text in texts.items() if not options.json else ():
         print(escaped(redacted(f"# {folder / name}\n{text}")))
-    if not options.yes and not sys.stdin.isatty():
-        raise InputError("there is no terminal to ask on; add --yes to write these entries and run the study")
+    if not options.yes and (options.json or not sys.stdin.isatty()):
+        why = "--json asks nothing" if options.json else "there is no terminal to ask on"
+        raise InputError(f"{why}; add --yes to write these entries and run the study")
     before = os.environ.get("TOKENUQ_CONFIG")
     os.environ["TOKENUQ_CONFIG"] = str(folder)
     saved = _texts(folder)
     save(new, folder)
     try:
         # The configuration with the new entries is checked here, and the data are looked at.
-        code = _command(plan, "plan", "--study", study)
+        code, planned = _command(plan, options, "plan", "--study", study)
         if code or not (options.yes or _agreed()):
             raise _Refused(code)
     except BaseException as error:
@@ -116,9 +137,12 @@ def ablate_command(options: argparse.Namespace) -> int:
         if isinstance(error, _Refused):
             return error.code
         raise
-    if before is None:
+    if before is None and not options.json:
         print(f"Other commands know the study with: export TOKENUQ_CONFIG={shlex.quote(str(folder))}\n", flush=True)
-    return _command(run, "run", "--study", study)
+    code, made = _command(run, options, "run", "--study", study, *(["--plain"] if options.plain else []))
+    if options.json:
+        print_json({"study": study, "configuration": folder, "entries": texts, "plan": planned, "run": made})
+    return code
 
 
 class _Refused(Exception):
@@ -156,9 +180,13 @@ def _agreed() -> bool:
         return False
 
 
-def _command(module, *arguments: str) -> int:
-    """Run another command as if its arguments had been typed."""
+def _command(module, options: argparse.Namespace, *arguments: str) -> tuple[int, Any]:
+    """Run another command as if its arguments had been typed; with `--json`, return its value and print nothing."""
     parser = argparse.ArgumentParser(prog="tokenuq")
     module.add_parser(parser.add_subparsers())
-    options = parser.parse_args(arguments)
-    return options.function(options)
+    given = parser.parse_args([*arguments, *(["--json"] if options.json else [])])
+    if not options.json:
+        return given.function(given), None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = given.function(given)
+    return code, json.loads(printed.getvalue())

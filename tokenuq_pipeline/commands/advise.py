@@ -1,15 +1,15 @@
 """`tokenuq advise`: which objective a study should try, by the quantities of its own tables."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.redaction import redacted, redacted_values
-from tokenuq_pipeline.commands.common import JSON_HELP, configuration, known_comparison, known_study
+from tokenuq_ml.redaction import redacted
+from tokenuq_pipeline.commands.common import configuration, known_comparison, known_study
+from tokenuq_pipeline.commands.json_output import add_json, print_json
 from tokenuq_pipeline.commands.query import require_writable
 from tokenuq_pipeline.runtime.paths import store_home
 
@@ -28,7 +28,7 @@ def add_parser(commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "advise",
-        help="which objective to try, by a study's own tables, with the evidence",
+        help="advise which objective to try, by a study's own tables, with the evidence",
         description="Measures quantities of a study's token tables, none of which needs the truth, and applies a rule "
         "of thumb that is fitted on the cells of the phase diagram. Prints the rule, how often it is right in cells "
         "that it was not fitted on, the nearest cells, and studies of real data. The study needs its token tables "
@@ -56,8 +56,7 @@ def add_parser(commands) -> None:
         help="what shall fall below mle's, at no loss on the other side: the metric in distribution (default), or out "
         "of it",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
-    parser.add_argument("--json", dest="format", action="store_const", const="json", help=JSON_HELP)
+    add_json(parser, "print the advice as JSON", has_format=True)
     parser.set_defaults(function=advise_command)
 
 
@@ -78,7 +77,7 @@ def advise_command(options: argparse.Namespace) -> int:
     cases = read_measured(SHIPPED / CASES_FILE)
     found = _advices(measured, cases, GOALS[options.goal], options.study, quantities)
     if options.format == "json":
-        print(json.dumps(redacted_values(_as_json(options.study, quantities, found[0])), indent=1))
+        print_json(_as_json(options.study, quantities, found[0]))
     else:
         print(escaped(redacted(_as_text(options.study, quantities, found, measured))))
     return 0

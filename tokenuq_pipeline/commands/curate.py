@@ -12,6 +12,7 @@ from tokenuq_ml.atomic_files import atomic_write
 from tokenuq_ml.data.token_categories import CATEGORIES
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import configuration, known_study
+from tokenuq_pipeline.commands.json_output import add_json, print_json
 from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--study", required=True, metavar="STUDY", help="a study whose token tables exist")
     parser.add_argument(
+        "--share",
         "--top",
+        dest="top",
         type=_share,
         default=DEFAULT_TOP,
         metavar="SHARE",
@@ -61,6 +64,7 @@ def add_parser(commands) -> None:
         metavar="FILE",
         help="a .csv or .parquet file to write; without it, the first rows are printed only",
     )
+    add_json(parser, "print JSON: every example to review, with its reasons")
     parser.set_defaults(function=curate_command)
 
 
@@ -85,6 +89,21 @@ def curate_command(options: argparse.Namespace) -> int:
     tables = study_tables(home, study.name, study.dataset, options.split, options.tokens)
     examples = tables.tokens["example_id"].n_unique()
     review, counts = review_table(tables, options.top)
+    if options.json:
+        if options.output:
+            _write(review, options.output)
+        print_json(
+            {
+                "study": study.name,
+                "dataset": study.dataset,
+                "split": options.split,
+                "examples": examples,
+                "signals": counts,
+                "to_review": review.select("rank", "example_id", "reasons").to_dicts(),
+                "output": options.output,
+            }
+        )
+        return 0
     print(f"{study.name}: {len(review):,} of {examples:,} examples of {study.dataset} ({options.split}) to review")
     for signal, count in counts.items():
         print(f"  {count:>6,}  {signal}: {SIGNALS[signal]}")

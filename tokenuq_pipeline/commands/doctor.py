@@ -1,11 +1,11 @@
 """`tokenuq doctor`: is everything there that a run needs, and what to do where it is not."""
 
 import argparse
-import json
 
 from tokenuq_ml.control_characters import escaped
-from tokenuq_ml.redaction import redacted, redacted_values
+from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import FAILED
+from tokenuq_pipeline.commands.json_output import add_json, print_json
 
 SUBJECTS = ("versions", "device", "disk", "hub", "configuration", "store", "instance")
 """The keys of `doctor_checks.CHECKS`, which is not imported for the parser."""
@@ -21,7 +21,7 @@ def add_parser(commands) -> None:
         "folder of Dagster's records if it is missing, and changes nothing else. Exit code 1 if there is a problem.",
     )
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"only these: {', '.join(SUBJECTS)}")
-    parser.add_argument("--json", action="store_true", help="print a list of findings as JSON")
+    add_json(parser, "print the findings as JSON: a list of objects")
     parser.set_defaults(function=doctor_command)
 
 
@@ -39,7 +39,7 @@ def doctor_command(options: argparse.Namespace) -> int:
             print(escaped(redacted(_line(finding))), flush=True)
     problems = sum(finding.state == "problem" for finding in findings)
     if options.json:
-        print(json.dumps(redacted_values([finding._asdict() for finding in findings]), indent=1))
+        print_json([finding._asdict() for finding in findings])
     else:
         print("\n" + (f"{problems} problem{'s' * (problems > 1)}" if problems else "no problem found"))
     return FAILED if problems else 0

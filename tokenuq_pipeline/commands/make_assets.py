@@ -1,5 +1,6 @@
 """Make assets with progress, times and errors on the console: what `tokenuq run` does for a study or a comparison."""
 
+import argparse
 import contextlib
 import gc
 import os
@@ -7,14 +8,56 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import FAILED, INTERRUPTED
+from tokenuq_pipeline.commands.json_output import add_json
 from tokenuq_pipeline.runtime.readers import READER_LEFT, is_gone, print_on, replace_output
 
+STOPPED = "stopped; run the same command again to resume from the last checkpoint"
+PLAIN_HELP = "print plain lines, also on a terminal; default: where there is none, and if CI or NO_COLOR is set"
 
-def make(runner, keys: set, with_report: bool = True, in_steps=None) -> int:
+
+@dataclass
+class Output:
+    """What a command that makes assets prints.
+
+    Attributes:
+        is_plain: plain lines, also on a terminal.
+        as_json: the results as JSON on standard output, and everything else on standard error.
+        results: of each `make`, for the JSON.
+    """
+
+    is_plain: bool = False
+    as_json: bool = False
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Output":
+        """Return what the options say."""
+        return cls(options.plain, options.json)
+
+    def say(self, text: str) -> None:
+        """Print a text, which is no part of the JSON."""
+        if self.as_json:
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
+        else:
+            print_on(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `Output`."""
+    parser.add_argument("--plain", action="store_true", help=PLAIN_HELP)
+    add_json(parser, "print the result as JSON, and progress on standard error")
+
+
+def make(
+    runner, keys: set, with_report: bool = True, in_steps=None, output: Output | None = None, estimate=None
+) -> int:
     """Bring `keys` up to date, print progress, times and errors, and return the exit code.
 
     Args:
@@ -22,20 +65,54 @@ def make(runner, keys: set, with_report: bool = True, in_steps=None) -> int:
         keys: what to make.
         with_report: `keys` holds the report, if it is wanted. Otherwise it is made if its other inputs are up to date.
         in_steps: as in `run_study`.
+        output: what is printed.
+        estimate: returns what assets take, by name, as in `RunProgress`.
     """
+    output = output or Output()
     began = time.monotonic()
-    with quiet_streams(runner.console):
-        code, errors = bring_up_to_date(runner, keys, with_report, in_steps)
+    with quiet_streams(runner.console, output.as_json):
+        with _view(runner, output, estimate) as runner.view:
+            code, errors = bring_up_to_date(runner, keys, with_report, in_steps)
+            if code:
+                runner.view.leave()
+        if code == INTERRUPTED:
+            runner.console.line(STOPPED)
+    elapsed = time.monotonic() - began
+    output.results.append(
+        {
+            "made": runner.study,
+            "exit_code": code,
+            "seconds": round(elapsed, 1),
+            "assets": [
+                {"asset": one.name, "seconds": round(one.seconds, 1), "peak_memory_mib": one.peak_memory_mib}
+                for one in runner.timings
+            ],
+            "errors": [redacted(error) for error in errors] + ([STOPPED] if code == INTERRUPTED else []),
+        }
+    )
     if code == INTERRUPTED:
         return code
     if runner.timings:
-        print_on("\n" + time_table(runner.timings, time.monotonic() - began if runner.recipe else None))
+        output.say("\n" + time_table(runner.timings, elapsed if runner.recipe else None))
     elif code == 0:
-        print_on("up to date: nothing to recompute")
+        output.say("up to date: nothing to recompute")
     for error in errors:
         # Last, so that it stands above the next prompt.
-        print_on("\n" + escaped(redacted(error)))
+        output.say("\n" + escaped(redacted(error)))
     return code
+
+
+def _view(runner, output: Output, estimate):
+    """Return what shows the runs: a table that is drawn in place on a terminal, else lines."""
+    from tokenuq_pipeline.runtime.run_progress import RunProgress
+    from tokenuq_pipeline.runtime.run_view import LineView, why_plain
+
+    progress, stream = RunProgress(runner.title, estimate or (lambda names: {})), runner.console.stream
+    if output.is_plain or stream is None or why_plain(stream) is not None:
+        return LineView(runner.console, progress)
+    from tokenuq_pipeline.runtime.live_view import LiveView
+
+    return LiveView(runner.console, progress, stream)
 
 
 def bring_up_to_date(runner, keys: set, with_report: bool, in_steps=None) -> tuple[int, list[str]]:
@@ -57,6 +134,8 @@ def bring_up_to_date(runner, keys: set, with_report: bool, in_steps=None) -> tup
         console.line(line)
     if steps_side_by_side(slots(runner.instance) > 1):
         runner.recipe = in_steps
+    if runner.recipe is not None and runner.view is not None:
+        runner.view.names_assets, runner.view.progress.parallel = True, slots(runner.instance)
     store.clean_staging()
     runs = os.environ.get("DAGSTER_HOME", "memory")
     console.line(f"{runner.title}: results in {address_of(store)}, runs in {runs}")
@@ -73,7 +152,6 @@ def bring_up_to_date(runner, keys: set, with_report: bool, in_steps=None) -> tup
         console.line(f"stopped: {failure}; finished assets are kept, run the same command again after fixing the cause")
         return FAILED, failure.errors
     except (Interrupted, KeyboardInterrupt):
-        console.line("stopped; run the same command again to resume from the last checkpoint")
         return INTERRUPTED, []
     return 0, []
 
@@ -97,12 +175,16 @@ def time_table(timings: list, elapsed: float | None = None) -> str:
 
 
 @contextlib.contextmanager
-def quiet_streams(console) -> Iterator[None]:
+def quiet_streams(console, on_stderr: bool = False) -> Iterator[None]:
     """Let only `console` write to the terminal; other output goes to the logs that Dagster captures.
 
     Dagster echoes what it captures, including progress bars of libraries. It also prints that it cannot log, on a full
     disk, and a step that an error has left suspended logs until it is closed. So it is closed here: the error is
     printed after that, and nothing follows it.
+
+    Args:
+        console: what writes.
+        on_stderr: to standard error, if it can, because standard output is for a result.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -113,7 +195,7 @@ def quiet_streams(console) -> Iterator[None]:
     streams = [os.fdopen(os.dup(descriptor), "w") for descriptor in kept] if before[0] is None else []
     try:
         if streams:
-            console.stream, console.other_stream = streams
+            console.stream, console.other_stream = reversed(streams) if on_stderr else streams
         console.shows_events = False
         os.dup2(sink, 1)
         os.dup2(sink, 2)

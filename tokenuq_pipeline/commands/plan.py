@@ -2,16 +2,14 @@
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Collection, Sequence
 from functools import cache
 
 from tokenuq_ml.control_characters import escaped
-from tokenuq_ml.redaction import redacted, redacted_values
+from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import plan_cluster
 from tokenuq_pipeline.commands.before_run import tracking_findings
 from tokenuq_pipeline.commands.common import (
-    JSON_HELP,
     STUDY_HELP,
     configuration,
     known_comparison,
@@ -19,6 +17,7 @@ from tokenuq_pipeline.commands.common import (
     project,
 )
 from tokenuq_pipeline.commands.disk_space import disk_needs
+from tokenuq_pipeline.commands.json_output import add_json, print_json
 from tokenuq_pipeline.commands.plan_machine import card_of, measure_machine
 from tokenuq_pipeline.commands.plan_rows import require_undamaged, stage_rows, study_groups
 from tokenuq_pipeline.commands.plan_text import FRESH, Plan, as_text, assumptions, comparison_as_text, grid_as_text
@@ -48,11 +47,10 @@ def add_parser(commands) -> None:
         "--comparison", metavar="NAME", help="a comparison in comparisons.yaml: what it needs of all its studies"
     )
     parser.add_argument(
-        "--device", metavar="CARD", help="plan for a card by its data sheet: A100, H100, H200, L4, 4090, ..."
+        "--device", metavar="CARD", help="plan for a card by its data sheet: A100, H100, H200, L4, 4090 and others"
     )
     plan_cluster.add_arguments(parser)
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
-    parser.add_argument("--json", dest="format", action="store_const", const="json", help=JSON_HELP)
+    add_json(parser, "print JSON: an object per study, in a list for a grid or a comparison", has_format=True)
     parser.set_defaults(function=plan_command)
 
 
@@ -84,7 +82,7 @@ def plan_command(options: argparse.Namespace) -> int:
     several = options.study is None or options.study in config.grids
     if options.format == "json":
         as_json = [vars(plan) for plan in plans]
-        print(json.dumps(redacted_values(as_json if several else as_json[0]), indent=1))
+        print_json(as_json if several else as_json[0])
         return 0
     needs = disk_needs([row for plan in plans for row in plan.planned], here.store)
     if options.comparison is not None:

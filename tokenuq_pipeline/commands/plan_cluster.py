@@ -5,11 +5,11 @@ tokenuq plan --cluster nodes=2,gpus=8,card=a100,price=2 --study my_study
 """
 
 import argparse
-import json
 
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import configuration, known_study
+from tokenuq_pipeline.commands.json_output import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,10 @@ def cluster_command(options: argparse.Namespace) -> int:
         for asset in group
     ]
     plan = ClusterPlan(planner, cluster, assets)
-    print(json.dumps(as_json(plan), indent=1) if options.format == "json" else escaped(as_text(plan)))
+    if options.format == "json":
+        print_json(as_json(plan))
+    else:
+        print(escaped(as_text(plan)))
     return 0
 
 

@@ -1,6 +1,6 @@
 """The rows of a plan, one per asset; and whether the disks have the space for them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from tokenuq_pipeline.commands.plan_text import FRESH
 
 if TYPE_CHECKING:
     from tokenuq_ml.costs.planner import Planner
+    from tokenuq_pipeline.runtime.run_progress import Estimates
 
 
 def stage_rows(config, study: str, states: dict[str, str], store, sizes: dict, machine) -> tuple["Planner", list[dict]]:
@@ -46,6 +47,25 @@ def check_disk_space(config, study: str, assets: Iterable[str], store) -> None:
     Raises:
         DiskFull: a disk has too little; the message names it, and says how to go on.
     """
+    require_disk_space(_quick_rows(config, study, assets, store), store)
+
+
+def estimates_of(assets: Collection[str], config, study: str, store) -> "Estimates":
+    """Return about what assets take compared with each other; takes some milliseconds.
+
+    `RunProgress` multiplies them by what it measures. Empty if nothing can be estimated: a run does without.
+    """
+    from tokenuq_pipeline.runtime.run_progress import Estimate
+
+    try:
+        rows = _quick_rows(config, study, assets, store)
+    except (InputError, OSError):
+        return {}
+    return {row["asset"]: Estimate(row["seconds"], bool(row["flop"])) for row in rows if row["flop"] is not None}
+
+
+def _quick_rows(config, study: str, assets: Iterable[str], store) -> list[dict]:
+    """Return the rows of some assets on a machine that is not measured, without requests and generated data."""
     from tokenuq_ml.costs.lengths import nothing_generated
     from tokenuq_ml.costs.machine import Machine
     from tokenuq_ml.costs.sources import model_source
@@ -56,11 +76,13 @@ def check_disk_space(config, study: str, assets: Iterable[str], store) -> None:
         name: model_source(config.models[name], model_folder(store, name), True, config.datasets)[1]
         for name in config.models_of(spec)
     }
-    # Times are not asked for. The smaller one of the precisions: an estimate that is too high would refuse a run.
-    machine = Machine(1e12, "cpu", "bfloat16", 1, "", 1)
+    # Of the rates only the ratio counts. The smaller one of the precisions: an estimate of the disk space that is too
+    # high would refuse a run.
+    float32 = {"precision": "float32", "flop_per_second": 1.2e11}
+    machine = Machine(2e11, "cpu", "bfloat16", 1, "", 1, {"float32": float32})
     with nothing_generated():
         _, rows = stage_rows(config, study, dict.fromkeys(assets, "stale"), store, sizes, machine)
-    require_disk_space([row for row in rows if row["state"] != FRESH], store)
+    return [row for row in rows if row["state"] != FRESH]
 
 
 def study_groups(config, study: str) -> list[list]:

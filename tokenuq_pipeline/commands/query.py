@@ -22,7 +22,6 @@ from tokenuq_ml.atomic_files import AtomicFile
 from tokenuq_ml.control_characters import escaped, escaped_line
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands import INTERRUPTED
-from tokenuq_pipeline.commands.common import JSON_HELP
 from tokenuq_pipeline.commands.query_process import TIMEOUT_S, Query, ended_by_signals, run_query
 from tokenuq_pipeline.runtime.paths import store_home
 
@@ -44,7 +43,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, help="default: by the suffix of --output, otherwise table (long values are cut)"
     )
-    parser.add_argument("--json", dest="format", action="store_const", const="json", help=JSON_HELP)
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the result to this file, which appears when it is complete"
     )

@@ -16,6 +16,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages.thread_waits import thread_waits
 from tokenuq_pipeline.commands import INTERRUPTED
 from tokenuq_pipeline.commands.common import configuration, positive_integer
+from tokenuq_pipeline.commands.json_output import add_json
 from tokenuq_pipeline.commands.query import require_writable
 from tokenuq_pipeline.runtime.paths import store_home
 
@@ -61,11 +62,16 @@ def add_parser(commands) -> None:
         metavar="ADAPTER",
         help="a folder that PEFT wrote, an id on the hub, STUDY for its teacher, or STUDY/ABLATION for a student",
     )
-    parser.add_argument(
-        "--format", choices=FORMATS, help="what the rows look like; default: as the columns of the first row say"
-    )
+    add_data_format(parser)
     parser.add_argument("--split", metavar="SPLIT", help="only this split of the folder or of the hub's dataset")
-    parser.add_argument("--limit", type=positive_integer, metavar="N", help="only the first N rows of each source")
+    parser.add_argument(
+        "--rows",
+        "--limit",
+        dest="limit",
+        type=positive_integer,
+        metavar="N",
+        help="only the first N rows of each source",
+    )
     parser.add_argument(
         "--bald",
         type=_samples,
@@ -84,8 +90,19 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--top", type=positive_integer, default=10, metavar="N", help="tokens that the summary lists; default: 10"
     )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_json(parser, "print the summary as JSON")
     parser.set_defaults(function=score_command)
+
+
+def add_data_format(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what rows look like; `--format` is its older name."""
+    parser.add_argument(
+        "--data-format",
+        "--format",
+        dest="format",
+        choices=FORMATS,
+        help="what the rows look like; default: as the columns of the first row say",
+    )
 
 
 def _samples(text: str) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 from tokenuq_pipeline.commands.common import configuration, known_comparison, positive_integer
+from tokenuq_pipeline.commands.json_output import add_json, print_json
 from tokenuq_pipeline.runtime.paths import store_home
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def add_parser(commands) -> None:
         help="with --by selected: the training step; default: the last that trained on each example",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained HTML page")
+    add_json(parser, "print JSON: a list of examples with all of their tokens, or the comparison's page")
     parser.set_defaults(function=show_command)
 
 
@@ -60,10 +62,14 @@ def show_command(options: argparse.Namespace) -> int:
     """Run `tokenuq show`."""
     _check(options)
     if options.comparison is not None:
-        from tokenuq_pipeline.commands.run_comparison import print_comparison
+        from tokenuq_pipeline.commands.run_comparison import comparison_as_json, print_comparison
         from tokenuq_pipeline.runtime.bucket_store import open_store
 
-        print_comparison(open_store(), known_comparison(configuration(), options.comparison).name)
+        store, name = open_store(), known_comparison(configuration(), options.comparison).name
+        if options.json:
+            print_json(comparison_as_json(store, name))
+        else:
+            print_comparison(store, name)
         return 0
     from tokenuq_pipeline.commands.study_tokens import StudyTokens
 
@@ -79,11 +85,31 @@ def show_command(options: argparse.Namespace) -> int:
     if selected is not None:
         shown = shown.join(selected.collect(), on=TOKEN_KEY, how="left")
         _require_trained(shown, ids, ablation, options.step)
-    _print(shown, ids, prompts, options.by, ablation or "")
     if options.html:
         _write_page(options, study, tokens.lazy(), ids, prompts, ablation)
+    if options.json:
+        print_json(_as_json(shown, ids, prompts))
+        return 0
+    _print(shown, ids, prompts, options.by, ablation or "")
+    if options.html:
         print(f"page: {options.html}")
     return 0
+
+
+def _as_json(shown: "pl.DataFrame", ids: list[str], prompts: dict[str, str]) -> list[dict]:
+    """Return each example with its prompt and its response tokens, with all of their columns."""
+    import polars as pl
+
+    of_example = ("study", "example_id", "dataset", "split")
+    found = []
+    for example_id in ids:
+        rows = shown.filter(example_id=example_id).sort("position")
+        # Categories are texts here.
+        rows = rows.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+        own = [name for name in of_example if name in rows.columns]
+        tokens = rows.drop(own).to_dicts()
+        found.append({**rows.select(own).row(0, named=True), "prompt": prompts.get(example_id, ""), "tokens": tokens})
+    return found
 
 
 _TOKEN_OPTIONS = {

@@ -13,10 +13,21 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("ui", help="serve the web UI on this machine, with schedules and sensors")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine only")
-    parser.add_argument("--port", type=int, default=3000, help="default: 3000; 0: any free port")
-    parser.add_argument("-w", "--workspace", type=Path, help="a workspace file of Dagster; default: tokenuq's own")
+    parser = commands.add_parser(
+        "ui",
+        help="serve the web UI on this machine, with schedules and sensors",
+        description="Serves Dagster's web UI with its schedules and sensors until Ctrl-C. Only this machine's own "
+        "browser can use it, unless --host says otherwise, which needs a token.",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; default: this machine only"
+    )
+    parser.add_argument(
+        "--port", type=int, default=3000, metavar="N", help="port to listen on, 0 for any free one; default: 3000"
+    )
+    parser.add_argument(
+        "-w", "--workspace", type=Path, metavar="FILE", help="a workspace file of Dagster; default: tokenuq's own"
+    )
     parser.add_argument(
         "--with-parent", action="store_true", help="end when the process that started this one ends (for make)"
     )

@@ -1,9 +1,12 @@
 """`tokenuq verify`: compare every file of the store with what its manifest recorded."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 
 from tokenuq_pipeline.commands import FAILED
 from tokenuq_pipeline.commands.common import configuration, known_studies
+from tokenuq_pipeline.commands.json_output import add_json, print_json
 
 
 def add_parser(commands) -> None:
@@ -22,6 +25,7 @@ def add_parser(commands) -> None:
         help="delete the manifests of assets that do not match, so that the next run rebuilds these assets, and move "
         "files that belong to no asset to the trash",
     )
+    add_json(parser, "print JSON: what was compared, and what does not match")
     parser.set_defaults(function=verify_command)
 
 
@@ -30,39 +34,55 @@ def verify_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.runtime.bucket_store import address_of, open_store
     from tokenuq_pipeline.runtime.repair import other_damage, repair, repair_others
 
+    # As the comparison goes: it reads every file.
+    say = partial(print, flush=True) if not options.json else lambda text: None
     store = open_store()
     prefixes = _prefixes(options.study) if options.study else None
-    for asset, outcome in store.recover().items() if options.forget else ():
-        print(f"{asset}: {outcome}", flush=True)
+    recovered = store.recover() if options.forget else {}
+    for asset, outcome in recovered.items():
+        say(f"{asset}: {outcome}")
     others = [] if prefixes else other_damage(store)
     for sentence in others:
-        print(sentence, flush=True)
+        say(sentence)
     if options.forget and not prefixes:
         repair_others(store)
     assets = [name for name in store.assets() if prefixes is None or _belongs(name, prefixes)]
-    if not assets and not others:
-        print(f"{address_of(store)}: holds nothing of {options.study or 'any study'}")
-        return FAILED
     manifests = [store.read_manifest(name) for name in assets]
     files = sum(len(manifest.files) for manifest in manifests if manifest)
-    wrong = [name for name in assets if _print_problems(store, name)]
-    if not wrong and not others:
-        print(f"{files} files of {len(assets)} assets match their recorded hashes")
-        return 0
-    if options.forget:
-        for name in wrong:
-            print(f"{name}: {repair(store, name)}", flush=True)
-    advice = "the next run makes them again" if options.forget else "--forget makes the next run rebuild them"
-    print(f"{len(wrong)} of {len(assets)} assets do not match; {advice}")
-    return FAILED
+    wrong = {name: problems for name in assets if (problems := _problems(store, name, say))}
+    repaired = {name: repair(store, name) for name in wrong} if options.forget else {}
+    for name, outcome in repaired.items():
+        say(f"{name}: {outcome}")
+    if not assets and not others:
+        summary = f"{address_of(store)}: holds nothing of {options.study or 'any study'}"
+    elif not wrong and not others:
+        summary = f"{files} files of {len(assets)} assets match their recorded hashes"
+    else:
+        advice = "the next run makes them again" if options.forget else "--forget makes the next run rebuild them"
+        summary = f"{len(wrong)} of {len(assets)} assets do not match; {advice}"
+    say(summary)
+    if options.json:
+        print_json(
+            {
+                "store": str(address_of(store)),
+                "assets": len(assets),
+                "files": files,
+                "damaged": wrong,
+                "other_files": others,
+                "recovered": recovered,
+                "repaired": repaired,
+                "summary": summary,
+            }
+        )
+    return 0 if assets and not wrong and not others else FAILED
 
 
-def _print_problems(store, asset: str) -> bool:
-    """Print how the files of an asset differ from the manifest; return whether they do."""
-    problems = store.problems(asset)
+def _problems(store, asset: str, say: Callable[[str], None]) -> list[str]:
+    """Return how the files of an asset differ from the manifest, and print it."""
+    problems = list(store.problems(asset))
     for problem in problems:
-        print(f"{asset}: {problem}", flush=True)
-    return bool(problems)
+        say(f"{asset}: {problem}")
+    return problems
 
 
 def _prefixes(study: str) -> tuple[str, ...]:

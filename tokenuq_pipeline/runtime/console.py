@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 from weakref import WeakValueDictionary
 
@@ -47,15 +48,18 @@ class Console:
         other_stream: where lines go from then on if `stream` cannot be written any more; None: nowhere. A computation
             of hours does not end because nobody reads its lines.
         has_lost_stream: whether that has happened.
+        above: prints a line instead, above what is drawn on the terminal; raises OSError if the terminal is gone.
         shows_events: whether the console logger prints the events of runs; else `tokenuq run` does.
-        shows_messages: whether it prints the messages of stages.
+        hears: gets the messages of stages, with level and step, in place of the console; None: the console prints them.
     """
 
     def __init__(self) -> None:
         self.stream: TextIO | None = None
         self.other_stream: TextIO | None = None
         self.has_lost_stream = False
-        self.shows_events = self.shows_messages = True
+        self.above: Callable[[str], None] | None = None
+        self.shows_events = True
+        self.hears: Callable[[int, str, str | None], None] | None = None
 
     def line(self, text: str, indent: str = "") -> None:
         """Print `text` after the time of day; its further lines are aligned with the first."""
@@ -65,8 +69,12 @@ class Console:
 
     def _print(self, line: str) -> None:
         try:
-            print(line, file=self.stream or sys.stderr, flush=True)
+            if self.above is not None:
+                self.above(line)
+            else:
+                print(line, file=self.stream or sys.stderr, flush=True)
         except OSError as error:
+            self.above = None
             if self.has_lost_stream or self.other_stream is None:
                 return
             self.has_lost_stream, self.stream = True, self.other_stream
@@ -112,7 +120,9 @@ class CompactHandler(logging.Handler):
             CONSOLE.line(self._failures.errors()[-1])
 
     def _message(self, record: logging.LogRecord, message: str, step: str | None) -> None:
-        if CONSOLE.shows_messages and (text := shown_message(record.levelno, message)) is not None:
+        if CONSOLE.hears is not None:
+            CONSOLE.hears(record.levelno, message, step)
+        elif (text := shown_message(record.levelno, message)) is not None:
             CONSOLE.line(text, INDENT if not CONSOLE.shows_events else f"{step}: " if step else "")
 
 

@@ -91,6 +91,13 @@ class Failures:
         """Return each failure with the number of assets that wait for it."""
         return [f"{failure.sentence}\n{self._waiting(failure)}".rstrip() for failure in self._found.values()]
 
+    def waiting(self) -> set[dg.AssetKey]:
+        """Return what is not made because of the failures."""
+        found: set[dg.AssetKey] = set()
+        for failure in self._found.values():
+            found.update(failure.assets[1:], _descendants(self._plan.parents, failure.assets))
+        return found
+
     def _checked(self, event: dg.DagsterEvent) -> None:
         check = event.asset_check_evaluation_data
         if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:

@@ -39,11 +39,11 @@ def run(config, tmp_path, monkeypatch):
     page = store.home / comparison_path("page")
     page.mkdir(parents=True)
 
-    def run_study(options, config, study, keys):
+    def run_study(options, config, study, keys, output):
         calls.append((study, {key.path[1] for key in keys if key.path[0] == STUDY and len(key.path) == 3}))
         return codes.pop(0) if codes else 0
 
-    def make_page(config, name):
+    def make_page(config, name, output):
         calls.append(name)
         (page / FURTHER).unlink(missing_ok=True)
         if asked:
@@ -52,14 +52,15 @@ def run(config, tmp_path, monkeypatch):
 
     monkeypatch.setenv("TOKENUQ_HOME", str(store.home))
     monkeypatch.setattr(run_comparison, "configuration", lambda: config)
-    monkeypatch.setattr(run_comparison, "_run_study", run_study)
+    monkeypatch.setattr(run_comparison, "make_of_study", run_study)
     monkeypatch.setattr(run_comparison, "_make_page", make_page)
     monkeypatch.setattr(run_comparison, "print_comparison", lambda *_: calls.append("shown"))
+    monkeypatch.setattr(run_comparison, "comparison_as_json", lambda store, name: {"comparison": name, "page": "p"})
     asked, codes = [], []
 
-    def command(*further, failing=()):
+    def command(*further, failing=(), as_json=False):
         asked[:], codes[:] = further, failing
-        options = argparse.Namespace(comparison="page", ablation=None, ignore_disk_space=True)
+        options = argparse.Namespace(comparison="page", ablation=None, ignore_disk_space=True, plain=True, json=as_json)
         return run_comparison.run_comparison(options), calls
 
     return command
@@ -72,6 +73,15 @@ def test_what_a_page_asks_for_is_made_and_then_the_page_again(run, capfd):
 
 def test_a_page_that_asks_for_nothing_is_shown(run):
     assert run() == (0, [(STUDY, {"mle"}), "page", "shown"])
+
+
+def test_json_is_one_object_and_all_else_goes_to_standard_error(run, capfd):
+    run({STUDY: ["top"]}, as_json=True)
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"comparison": "page", "page": "p", "exit_code": 0, "runs": []}
+    assert "page: 1 more training" in err
+    run(failing=[1], as_json=True)
+    assert json.loads(capfd.readouterr().out) == {"comparison": "page", "exit_code": 1, "runs": []}
 
 
 def test_a_failure_ends_the_rounds(run):
