@@ -28,8 +28,9 @@ def table_rows(evaluations: dict[str, pl.DataFrame]) -> list[dict]:
     )
     for _, group in grouped:
         models = group.to_dicts()
+        # In sorted order, so that the time does not grow with the square of the number of models.
+        lows, highs = sorted(row["ci_low"] for row in models), sorted(row["ci_high"] for row in models)
         for row in models:
-            others = [other for other in models if other is not row]
             rows.append(
                 {
                     **{
@@ -48,18 +49,17 @@ def table_rows(evaluations: dict[str, pl.DataFrame]) -> list[dict]:
                             "higher_is_better",
                         )
                     },
-                    "separated": any(_apart(a, b) for a in models for b in models),
-                    "best": bool(others) and all(_better(row, other) for other in others),
+                    "separated": lows[-1] > highs[0],
+                    "best": len(models) > 1 and _is_best(row, lows, highs),
                 }
             )
     return rows
 
 
-def _apart(a: dict, b: dict) -> bool:
-    return a["ci_low"] > b["ci_high"] or b["ci_low"] > a["ci_high"]
-
-
-def _better(a: dict, b: dict) -> bool:
-    if a["higher_is_better"] is None:
+def _is_best(row: dict, lows: list[float], highs: list[float]) -> bool:
+    """Return whether the interval of a row is better than all others, whose sorted ends are given with its own."""
+    if row["higher_is_better"] is None:
         return False
-    return a["ci_low"] > b["ci_high"] if a["higher_is_better"] else a["ci_high"] < b["ci_low"]
+    if row["higher_is_better"]:
+        return row["ci_low"] > (highs[-2] if row["ci_high"] == highs[-1] else highs[-1])
+    return row["ci_high"] < (lows[1] if row["ci_low"] == lows[0] else lows[0])

@@ -64,14 +64,12 @@ def _table(
     for metric, columns in heads.items():
         groups[metric[:2]] += len(columns)
     # What describes a family (class "about") makes room for its numbers on a narrow screen.
-    upper = (
-        "<td></td>"
-        + '<td class="about"></td>' * (len(names) - 1)
-        + "".join(
-            f'<th class="group" scope="colgroup" colspan="{count}">{escape(dataset)} <small>{escape(split)}</small></th>'
-            for (dataset, split), count in groups.items()
-        )
+    about_groups = '<td class="about"></td>' * (len(names) - 1)
+    groups_of_metrics = "".join(
+        f'<th class="group" scope="colgroup" colspan="{count}">{escape(dataset)} <small>{escape(split)}</small></th>'
+        for (dataset, split), count in groups.items()
     )
+    upper = f"<td></td>{about_groups}{groups_of_metrics}"
     first, *about = (escape(name) for name in names)
     lower = f'<th scope="col">{first}</th>' + "".join(f'<th class="about" scope="col">{name}</th>' for name in about)
     lower += "".join(f'<th scope="col">{column}</th>' for columns in heads.values() for column in columns)

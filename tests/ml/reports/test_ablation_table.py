@@ -1,9 +1,11 @@
 """The ablation table and the page around it, on rows whose answers are known."""
 
 import json
+import random
 from html.parser import HTMLParser
 
 import polars as pl
+import pytest
 
 from tokenuq_ml.reports import html
 from tokenuq_ml.reports.ablation_table import table_rows
@@ -46,6 +48,21 @@ class TestAblationTable:
             for name, v in {"a": (0.9, 0.8, 1.0), "b": (0.2, 0.1, 0.3)}.items()
         }
         assert [row["model"] for row in table_rows(both) if row["best"]] == ["a"]
+
+    @pytest.mark.parametrize("higher", [True, False, None])
+    def test_marks_are_those_of_comparing_every_pair(self, higher):
+        draw = random.Random(0)
+        for _ in range(200):
+            # Few distinct ends, so that intervals touch and coincide.
+            ends = [sorted(draw.choices(range(8), k=2)) for _ in range(draw.randint(1, 4))]
+            models = {
+                f"m{i}": pl.DataFrame([evaluation(low, low, high, better=higher)]) for i, (low, high) in enumerate(ends)
+            }
+            for row, (low, high) in zip(table_rows(models), ends, strict=True):
+                others = [ends[i] for i in range(len(ends)) if f"m{i}" != row["model"]]
+                assert row["separated"] == any(a[0] > b[1] for a in ends for b in ends)
+                wins = {True: lambda o, low=low: low > o[1], False: lambda o, high=high: high < o[0]}
+                assert row["best"] == (higher is not None and bool(others) and all(map(wins[higher], others)))
 
     def test_the_text_has_every_number(self):
         text = ablation_table_text(table_rows(frames(base=(3, 2.9, 3.1), mle=(1, 0.9, 1.1))))
