@@ -5,7 +5,7 @@ import yaml
 
 from tests.support.markdown import fenced_blocks
 from tests.support.paths import ROOT
-from tokenuq_ml.config import ModelSpec, PrecisionSpec
+from tokenuq_ml.config import EvaluationSpec, ModelSpec, PrecisionSpec
 from tokenuq_ml.config.load import load_config
 
 
@@ -29,6 +29,21 @@ def test_entries_can_be_added_to_the_shipped_ones(page, file, names, tmp_path):
     (tmp_path / f"{file}.yaml").write_text(yaml.safe_dump({name: added[name] for name in names}))
     entries = getattr(load_config(ROOT / "config", tmp_path), file)
     assert set(names) <= set(entries)
+
+
+def test_every_evaluation_on_its_page_is_valid(tmp_path):
+    found = []
+    for number, block in enumerate(blocks("evaluations.md")):
+        entry = yaml.safe_load(block)
+        if "my_study" not in entry:
+            found += EvaluationSpec(**entry["evaluation"]).answered or [key for key in entry["evaluation"]]
+            continue
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "studies.yaml").write_text(block)
+        evaluation = load_config(ROOT / "config", folder).studies["my_study"].evaluation
+        found += [key for key in EvaluationSpec.model_fields if getattr(evaluation, key) is not None]
+    assert {"ifeval", "ifbench", "gsm8k", "alpaca_eval", "pairwise", "lm_eval"} <= set(found)
 
 
 def test_the_model_entries_and_the_precision_are_valid():

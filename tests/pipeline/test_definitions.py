@@ -153,6 +153,39 @@ def test_each_evaluation_adds_its_dataset_table_and_judge(tmp_path):
     assert assets["study/uncertainty_analysis"].fields["evaluation"] == EvaluationSpec().interval_fields()
 
 
+def test_a_pairwise_comparison_reads_the_other_models_answers(tmp_path):
+    """Ablation by ablation, with an edge, and a check of the judge where there is one."""
+    judge = {"local_model": "tiny"}
+    for versus, answering in (("top", "study/top/evaluation"), ("teacher", "study/reference_evaluation")):
+        config = toy_config(evaluation=EvaluationSpec(pairwise={"dataset": "extra", "versus": versus, "judge": judge}))
+        defs, found, assets = build_defs(config, tmp_path), specs(config, tmp_path), assets_by_name(config)
+        judged = [f"study/{name}/evaluation" for name in config.studies["study"].ablations if name != versus]
+        assert judged
+        for key in judged:
+            assert answering in deps_of(found[key]).split() and "datasets/extra" in deps_of(found[key])
+            assert inputs_of(assets[key])["versus"] == f"pairwise_answers/study=study/ablation={versus}"
+            assert "pairwise_verdicts" in assets[key].outputs and "pairwise_answers" not in assets[key].outputs
+            assert assets[key].fields["versus"] == versus
+            check = dg.AssetCheckKey(dg.AssetKey(key.split("/")), "judge_is_consistent")
+            assert check in defs.resolve_asset_graph().asset_check_keys
+        answers = "pairwise_answers" + ("_teacher" if versus == "teacher" else "")
+        assert answers in assets[answering].outputs and "pairwise_verdicts" not in assets[answering].outputs
+        check = dg.AssetCheckKey(dg.AssetKey(answering.split("/")), "judge_is_consistent")
+        assert check not in defs.resolve_asset_graph().asset_check_keys
+        assert "pairwise_answers_base" not in assets["study/reference_evaluation"].outputs
+
+
+def test_local_data_of_lm_eval_are_files_of_the_evaluations(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}")
+    lm_eval = {"tasks": ["arc_easy"], "data": {"arc_easy": {"test": str(rows)}}}
+    assets = assets_by_name(toy_config(evaluation=EvaluationSpec(lm_eval=lm_eval, ifbench={})))
+    for key, suffix in (("study/reference_evaluation", "_teacher"), ("study/top/evaluation", "")):
+        assert assets[key].files == {"lm_eval/arc_easy/test": str(rows)}
+        assert {f"lm_eval_samples{suffix}", f"ifbench_answers{suffix}"} < set(assets[key].outputs)
+        assert str(rows) not in str(assets[key].fields)
+
+
 def test_paths_of_outputs_are_those_of_the_store_layout():
     assets = assets_by_name(toy_config())
     assert assets["models/tiny"].outputs == {"weights": "models/tiny"}

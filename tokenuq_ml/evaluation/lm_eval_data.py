@@ -10,6 +10,7 @@ from tokenuq_ml.evaluation.lm_eval_index import LeafTask, Resolved
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 """Ending of a file -> the loader of the package datasets."""
+_OF_THE_HUB = ("revision", "trust_remote_code", "token")
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -26,13 +27,11 @@ def overrides(found: Resolved, data: TaskData, num_fewshot: int | None) -> dict[
     """
     where = f"evaluation.lm_eval.data.{found.name}"
     if python := [task.name for task in found.tasks if task.is_python or "custom_dataset" in task.config]:
-        raise InputError(
-            f"{where}: {python[0]} reads its data by code of its own, which takes no local data; remove it"
-        )
+        raise InputError(f"{where}: {python[0]} reads its data by its own code, which takes no local data; remove it")
     if isinstance(data, str):
         if not Path(data).is_dir():
             raise InputError(f"{where}: {data} is no folder; name a folder with a copy of the dataset, or split: file")
-        return {"dataset_path": data, "dataset_kwargs": None}
+        return {"dataset_path": data, "dataset_kwargs": _kept_arguments(where, found)}
     parts = sorted({str(task.config.get("dataset_name")) for task in found.tasks})
     if len(parts) > 1:
         raise InputError(
@@ -40,20 +39,37 @@ def overrides(found: Resolved, data: TaskData, num_fewshot: int | None) -> dict[
             "split cannot tell apart; name a folder with a copy of the dataset, or list the tasks one by one"
         )
     files = {split: _files(f"{where}.{split}", path) for split, path in data.items()}
-    kinds = {BUILDERS[file.suffix] for of_split in files.values() for file in of_split}
-    if len(kinds) > 1:
-        raise InputError(f"{where}: has files of several kinds ({', '.join(sorted(kinds))}); convert them to one")
+    endings = sorted({file.suffix for of_split in files.values() for file in of_split})
+    kinds = {BUILDERS[ending] for ending in endings}
+    if len(kinds) > 1 or {".csv", ".tsv"} <= set(endings):
+        raise InputError(f"{where}: has files of several kinds ({', '.join(endings)}); convert them to one")
     keys: dict[str, Any] = {}
     for task in found.tasks:
         keys |= _splits(where, task, files, num_fewshot)
     named = {split: [str(file) for file in of_split] for split, of_split in files.items()}
-    separator = {"sep": "\t"} if any(file.suffix == ".tsv" for part in files.values() for file in part) else {}
+    separator = {"sep": "\t"} if endings == [".tsv"] else {}
     return {
         "dataset_path": kinds.pop(),
         "dataset_name": None,
         "dataset_kwargs": {"data_files": named, **separator},
         **keys,
     }
+
+
+def _kept_arguments(where: str, found: Resolved) -> dict[str, Any]:
+    """Return the arguments with which the tasks load their dataset, without those that are about the hub.
+
+    Raises:
+        InputError: the tasks differ in them.
+    """
+    given = [task.config.get("dataset_kwargs") or {} for task in found.tasks]
+    kept = [{key: value for key, value in one.items() if key not in _OF_THE_HUB} for one in given]
+    if any(one != kept[0] for one in kept):
+        raise InputError(
+            f"{where}: its tasks load their dataset with different arguments (`dataset_kwargs`); list the tasks one by "
+            "one, each with its data"
+        )
+    return kept[0]
 
 
 def _files(where: str, path: str) -> list[Path]:

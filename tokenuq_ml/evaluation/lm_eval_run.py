@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,8 +25,6 @@ from tokenuq_ml.hub_errors import first_line
 from tokenuq_ml.seeding import seeded_generators
 from tokenuq_ml.system_errors import is_system_error
 
-_LOCAL = "local_data"
-"""Name of the group that carries overrides to tasks; lm-eval takes them from members of a group only."""
 Count = Callable[[int], Callable[[int], None]]
 """From a number of requests to the function that counts those that are answered."""
 
@@ -56,17 +56,19 @@ def load(found: Resolved, data: TaskData | None, spec: LmEvalSpec, cache_dir: Pa
     """
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._factory import TaskFactory
 
-    entries: list[Any] = [found.name]
+    keys = None
     if data is not None:
         keys = overrides(found, data, spec.num_fewshot)
         keys["dataset_kwargs"] = {**(keys["dataset_kwargs"] or {}), "cache_dir": str(cache_dir)}
-        names = [found.name] if found.kind != "tag" else [task.name for task in found.tasks]
-        members = [{"group" if found.kind == "group" else "task": name, **keys} for name in names]
-        entries = [{"group": _LOCAL, "task": members}]
     try:
         with _quiet():
-            loaded = TaskManager(include_path=found.folders, include_defaults=False).load(entries)
+            manager = TaskManager(include_path=found.folders, include_defaults=False)
+            index = manager.task_index
+            # The manager itself takes overrides of single tasks only.
+            built = TaskFactory().build(index[found.name], overrides=keys, registry=index)
+            loaded = manager.load(built if isinstance(built, list) else [built])
     except Exception as error:
         if is_system_error(error):
             raise
@@ -78,7 +80,7 @@ def load(found: Resolved, data: TaskData | None, spec: LmEvalSpec, cache_dir: Pa
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    return Loaded(loaded["tasks"], {name: group for name, group in loaded["groups"].items() if name != _LOCAL})
+    return Loaded(loaded["tasks"], loaded["groups"])
 
 
 def _why_not_loaded(found: Resolved, data: TaskData | None, error: Exception) -> str:
@@ -139,9 +141,12 @@ class TaskRunner:
     def measure(self, name: str, task: Any) -> dict[str, Any]:
         """Return the results of a task as plain JSON values.
 
-        XX
-            Raises:
-                InputError: a sample cannot be read as one of the task.
+        Keys: `version` of the task, `shots`, `total` (samples of its split), `size` (those that were measured),
+        `metrics` (fields of `SampleParts`), `left_out` (metric -> reason), `values` (lm-eval's own aggregates) and
+        `samples` (rows of `lm_eval_samples`).
+
+        Raises:
+            InputError: a sample cannot be read as one of the task.
         """
         from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
         from lm_eval.evaluator import evaluate
@@ -157,7 +162,7 @@ class TaskRunner:
                     apply_chat_template=self._spec.chat,
                     fewshot_as_multiturn=self._spec.chat,
                 )
-        except (LookupError, ValueError, TypeError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, AssertionError, TemplateError) as error:
             raise InputError(
                 f"evaluation.lm_eval.tasks: lm-eval fails on {name}: {type(error).__name__}: {first_line(error)}; "
                 "correct its data, or remove it"
@@ -166,6 +171,10 @@ class TaskRunner:
             for module, training in self._modes.items():
                 module.training = training
         return _plain(name, task, results)
+
+    def close(self) -> None:
+        """Close the file of the requests that are answered."""
+        self._lm.dbdict.close()
 
 
 def _counted_model() -> type:
@@ -220,9 +229,13 @@ def _plain(name: str, task: Any, results: Mapping[str, Any]) -> dict[str, Any]:
         "size": found["sample_len"],
         "metrics": [asdict(metric) for metric in metrics],
         "left_out": left_out,
-        "values": {key: float(value) for key, value in found.items() if "," in key and "_stderr," not in key},
+        "values": {key: float(value) for key, value in found.items() if _is_aggregate(key, value)},
         "samples": [_sample(name, sample) for sample in samples],
     }
+
+
+def _is_aggregate(key: str, value: Any) -> bool:
+    return "," in key and "_stderr," not in key and isinstance(value, Real)
 
 
 def _example_id(name: str, sample: Mapping[str, Any]) -> str:

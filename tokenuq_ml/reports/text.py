@@ -86,7 +86,7 @@ def family_table_text(rows: Sequence[dict]) -> str:
         indistinct,
         f"mean ±standard deviation over seeds, then the difference to {against} [bootstrap interval over examples and "
         f"seeds];\n~ not distinguishable from {against}; indistinct: no family is distinguishable from it"
-        + ("\nIF-Eval's other three accuracies are in the report" if left_out else ""),
+        + ("\nthe other three accuracies of instruction following are in the report" if left_out else ""),
     )
 
 

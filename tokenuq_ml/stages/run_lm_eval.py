@@ -1,5 +1,6 @@
 """lm-eval's tasks of a model under evaluation: one at a time, so that a run after a failure resumes at the next one."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -48,8 +49,9 @@ def lm_eval_tasks(spec: LmEvalSpec) -> list[Resolved]:
 def run_lm_eval(context: StageContext, candidate: Candidate, spec: LmEvalSpec) -> EvaluationPart:
     """Return the metrics of the study's lm-eval tasks; an empty part on a rank other than 0."""
     measured = _Measured(context, candidate, spec)
-    for found in lm_eval_tasks(spec):
-        measured.add(found)
+    with contextlib.closing(measured):
+        for found in lm_eval_tasks(spec):
+            measured.add(found)
     return measured.part if process_group.is_main() else EvaluationPart()
 
 
@@ -99,6 +101,11 @@ class _Measured:
             groups, left_out = group_metrics(loaded.groups, results)
             self._groups |= groups
             self._left_out |= left_out
+
+    def close(self) -> None:
+        """Close the files of answered requests."""
+        if self._runner is not None:
+            self._runner.close()
 
     def _measure(self, loaded: Loaded, name: str) -> tuple[str, dict[str, Any]]:
         if self._runner is None:

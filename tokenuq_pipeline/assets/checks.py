@@ -17,6 +17,7 @@ from tokenuq_pipeline.assets.data_checks import (
     one_row_per_response_token,
 )
 from tokenuq_pipeline.assets.evaluation_checks import judge_is_consistent, ood_kept, quality_in_distribution
+from tokenuq_pipeline.assets.evaluation_inputs import is_judged
 from tokenuq_pipeline.assets.inputs import AssetPath
 from tokenuq_pipeline.assets.uncertainty_checks import (
     bald_above_noise,
@@ -63,7 +64,7 @@ def table_checks(config: Config) -> Iterator[TableCheck]:
     for name in config.datasets:
         yield TableCheck(("datasets", name), no_question_in_two_splits, (name,))
     for study in config.studies.values():
-        yield from _study_checks(study)
+        yield from _study_checks(config, study)
         if reads_change(config, study):
             changes, losses = (study.name, "teacher_change"), (study.name, "token_losses")
             yield TableCheck(changes, changes_join_one_to_one, (study.name,), also=losses)
@@ -72,7 +73,7 @@ def table_checks(config: Config) -> Iterator[TableCheck]:
             yield TableCheck(estimates, estimates_join_one_to_one, (study.name,), also=losses)
 
 
-def _study_checks(study: StudySpec) -> Iterator[TableCheck]:
+def _study_checks(config: Config, study: StudySpec) -> Iterator[TableCheck]:
     name = study.name
     tokens, losses, uncertainty = (name, "tokenized_dataset"), (name, "token_losses"), (name, "token_uncertainty")
     yield TableCheck(tokens, no_tokens_in_two_splits, (name,))
@@ -90,7 +91,8 @@ def _study_checks(study: StudySpec) -> Iterator[TableCheck]:
         yield TableCheck(evaluation, ood_kept, (name, ablation), blocking=False, also=reference)
     if study.evaluation.alpaca_eval is not None:
         yield TableCheck(reference, judge_is_consistent, (name, *REFERENCE_ROWS), blocking=False)
-        for ablation in study.ablations:
+    for ablation in study.ablations:
+        if study.evaluation.alpaca_eval is not None or is_judged(config, study, ablation):
             yield TableCheck((name, ablation, "evaluation"), judge_is_consistent, (name, ablation), blocking=False)
 
 

@@ -56,7 +56,7 @@ def judge_is_consistent(store: Store, study: str, *models: str) -> Outcome:
     flips = pl.concat(
         [
             read(store, "evaluations", study=study, ablation=model)
-            .filter(pl.col("metric") == "position_bias")
+            .filter((pl.col("metric") == "position_bias") | pl.col("metric").str.starts_with("position_bias_vs_"))
             .select("value", "n", model=pl.lit(model))
             for model in models
         ]

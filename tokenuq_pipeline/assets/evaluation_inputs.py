@@ -32,6 +32,11 @@ def evaluation_tables(evaluation: EvaluationSpec, is_compared_with: bool, is_jud
     return ("evaluations", "evaluation_examples", "evaluation_tokens", *configured, *compared)
 
 
+def is_judged(config: Config, study: StudySpec, ablation: str) -> bool:
+    """Return whether a judge compares an ablation's outputs with those of another model of the study."""
+    return study.evaluation.pairwise is not None and versus_of(config, study, ablation) is not None
+
+
 def versus_of(config: Config, study: StudySpec, ablation: str) -> str | None:
     """Return the model that an ablation's outputs are compared with; None for one that others are compared with."""
     assert study.evaluation.pairwise is not None

@@ -87,7 +87,7 @@ def test_local_data_replace_the_datasets_address(tmp_path):
     keys = overrides(found, data, 5)
     assert keys["dataset_path"] == "json" and keys["dataset_name"] is None and keys["validation_split"] is None
     assert keys["dataset_kwargs"] == {"data_files": {split: [path] for split, path in data.items()}}
-    assert overrides(found, str(tmp_path), 5) == {"dataset_path": str(tmp_path), "dataset_kwargs": None}
+    assert overrides(found, str(tmp_path), 5) == {"dataset_path": str(tmp_path), "dataset_kwargs": {}}
     assert overrides(found, data_of(tmp_path, "test"), 0)["training_split"] is None
 
 

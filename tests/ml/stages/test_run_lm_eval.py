@@ -21,6 +21,10 @@ from tokenuq_ml.tables.parquet import read_table
 
 pytestmark = pytest.mark.slow
 
+MMLU_PRO = ("biology", "business", "chemistry", "computer science", "economics", "engineering", "health")
+MMLU_PRO += ("history", "law", "math", "other", "philosophy", "physics", "psychology")
+"""Categories of MMLU-Pro."""
+
 
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory):
@@ -190,31 +194,45 @@ def test_a_task_without_local_data_and_without_a_hub_says_what_to_do(evaluator, 
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_a_group_has_lm_evals_value(evaluator, tmp_path, weighted):
-    """Two tasks of different sizes, as an inline group; lm-eval aggregates them itself."""
-    import lm_eval
+    """Two tasks of different sizes in one group, which lm-eval aggregates itself."""
+    from lm_eval.api.group import Group
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    local = [
-        {"task": name, "dataset_path": "json", "dataset_name": None, "training_split": None, "validation_split": None}
-        | {"dataset_kwargs": {"data_files": write_arc(tmp_path / name, test=count)}}
-        for name, count in (("arc_easy", 9), ("arc_challenge", 4))
-        if (tmp_path / name).mkdir() is None
-    ]
-    metrics = [{"metric": "acc", "weight_by_size": weighted}, {"metric": "acc_norm", "weight_by_size": weighted}]
-    group = {"group": "both", "task": local, "aggregate_metric_list": metrics}
-    manager = TaskManager(include_path=resolve("ai2_arc").folders, include_defaults=False)
-    spec = LmEvalSpec(tasks=("ai2_arc",), num_fewshot=0, batch_size=4)
-    loaded = manager.load([group])
+    metrics = [{"metric": name, "weight_by_size": weighted} for name in ("acc", "acc_norm")]
+    group = Group.from_config({"group": "both", "aggregate_metric_list": metrics})
+    spec = LmEvalSpec(tasks=("arc_easy", "arc_challenge"), num_fewshot=0, batch_size=4)
     runner = lm_eval_run.TaskRunner(
         evaluator.adapters[1], evaluator.tokenizer, spec, tmp_path / "requests", lambda total: lambda done: None
     )
-    results = {name: runner.measure(name, task) for name, task in loaded["tasks"].items()}
-    found, left_out = group_metrics(loaded["groups"], results)
+    results, tasks = {}, {}
+    for name, count in (("arc_easy", 9), ("arc_challenge", 4)):
+        (tmp_path / name).mkdir()
+        data = write_arc(tmp_path / name, test=count)
+        tasks |= lm_eval_run.load(resolve(name), data, spec, tmp_path / "cache").tasks
+        group.add(tasks[name])
+        results[name] = runner.measure(name, tasks[name])
+    found, left_out = group_metrics({"both": group}, results)
     own = HFLM(evaluator.adapters[1].get_base_model(), tokenizer=copy.deepcopy(evaluator.tokenizer), batch_size=4)
-    theirs = lm_eval.simple_evaluate(
-        model=own, tasks=[group], task_manager=manager, num_fewshot=0, bootstrap_iters=0
-    )["groups"]["both"]
+    theirs = evaluate(own, {"tasks": tasks, "groups": {"both": group}}, bootstrap_iters=0)["groups"]["both"]
     assert not left_out and {one.name for one in found["both"]} == {"acc", "acc_norm"}
     for one in found["both"]:
         assert one.value == pytest.approx(theirs[f"{one.name},none"], rel=1e-12) and len(one.example_ids) == 13
+
+
+def test_local_data_of_a_group_reach_all_of_its_tasks(tmp_path):
+    """Fourteen tasks, each of which takes its category of one file, as lm-eval's own functions do."""
+    rows = [
+        {"question": f"{category}?", "options": ["a", "b"], "answer": "A", "answer_index": 0, "category": category}
+        | {"cot_content": "A: so", "src": "made up", "question_id": number}
+        for number, category in enumerate(("biology", "biology", "law", *MMLU_PRO))
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    spec = LmEvalSpec(tasks=("mmlu_pro",), num_fewshot=1)
+    found = lm_eval_run.load(
+        resolve("mmlu_pro"), {"test": str(path), "validation": str(path)}, spec, tmp_path / "cache"
+    )
+    assert {len(task.eval_docs) for task in found.tasks.values()} == {1, 2, 3} and len(found.tasks) == 14
+    assert len(found.tasks["mmlu_pro_biology"].eval_docs) == 3 and list(found.groups) == ["mmlu_pro"]
+    assert {task.get_config("num_fewshot") for task in found.tasks.values()} == {1}
