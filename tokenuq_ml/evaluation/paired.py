@@ -68,6 +68,7 @@ class PairedBootstrap:
             name: f.numerators_SE.sum(axis=1) / f.denominators_SE.sum(axis=1) for name, f in families.items()
         }
         self._values_SB = {name: np.empty((len(f.seeds), resamples)) for name, f in families.items()}
+        self._drawn_means: dict[str, np.ndarray] = {}
         examples = next(iter(families.values())).numerators_SE.shape[1]
         generator = bootstrap_generator(seed)
         rows = max(1, _CHUNK_COUNTS // examples)
@@ -96,9 +97,12 @@ class PairedBootstrap:
         )
 
     def _means_B(self, name: str) -> np.ndarray:
-        values_SB = self._values_SB[name]
-        drawn_SB = self._drawn_seeds(self._families[name].seeds, values_SB.shape[1])
-        return np.take_along_axis(values_SB, drawn_SB, axis=0).mean(axis=0)
+        # Kept: with 40 families, each is in 41 pairs.
+        if name not in self._drawn_means:
+            values_SB = self._values_SB[name]
+            drawn_SB = self._drawn_seeds(self._families[name].seeds, values_SB.shape[1])
+            self._drawn_means[name] = np.take_along_axis(values_SB, drawn_SB, axis=0).mean(axis=0)
+        return self._drawn_means[name]
 
     def _drawn_seeds(self, seeds: Sequence[int | None], resamples: int) -> np.ndarray:
         """Return indices of seeds `[S, B]`; they depend on the seeds, not on the family."""

@@ -57,8 +57,9 @@ def comparisons(
     """Yield one comparison per metric, in the order of `table`; the arguments are those of `family_rows`."""
     families = {name: [name] for name in REFERENCE_ROWS if name in examples} | families_of(ablations)
     metrics = {(row["dataset"], row["split"], row["metric"]): row["higher_is_better"] for row in table}
+    of_metrics = _by_metric(examples) if metrics else {}
     for metric, higher_is_better in metrics.items():
-        parts = metric_parts(metric, examples)
+        parts = _parts(metric, of_metrics.get(metric, {}))
         members = {family: names for family, names in families.items() if all(name in parts for name in names)}
         if not members:
             continue
@@ -183,12 +184,29 @@ def metric_parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[s
         InputError: models were evaluated on different examples.
     """
     dataset, split, name = metric
-    parts, ids, first = {}, None, None
     of_metric = {
         model: frame.filter(dataset=dataset, split=split, metric=name).sort("example_id")
         for model, frame in examples.items()
     }
-    of_metric = {model: own for model, own in of_metric.items() if len(own)}
+    return _parts(metric, of_metric)
+
+
+def _by_metric(examples: Mapping[str, pl.DataFrame]) -> dict[Metric, dict[str, pl.DataFrame]]:
+    """Return metric -> model -> its rows, by example. Reads each table once: 400 models have thousands of metrics."""
+    found: dict[Metric, dict[str, pl.DataFrame]] = {}
+    for model, frame in examples.items():
+        partitions = frame.sort("example_id").partition_by("dataset", "split", "metric", as_dict=True)
+        for key, rows in partitions.items():
+            dataset, split, name = map(str, key)
+            found.setdefault((dataset, split, name), {})[model] = rows
+    return found
+
+
+def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, Parts]:
+    """Do what `metric_parts` says, with the rows of one metric by example."""
+    dataset, _, name = metric
+    parts, ids, first = {}, None, None
+    of_metric = {model: rows for model, rows in examples.items() if len(rows)}
     if may_lack_examples(dataset, name) and of_metric:
         # Models are compared on the examples that all of them have.
         common = set.intersection(*(set(own["example_id"]) for own in of_metric.values()))
