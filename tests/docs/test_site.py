@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.support import chromium
 from tests.support.markdown import PAGES
 from tests.support.paths import ROOT
 
@@ -48,10 +49,23 @@ def test_the_reference_has_the_names_and_the_keys(site):
     for name in ("TokenObjective", "score_tokens", "measure_bald"):
         assert f".{name}" in library
     for key in ("max_truncated_share", "gradient_checkpointing", "learning_rate", "quantile"):
-        assert key in studies
+        assert f"<td><code>{key}</code></td>" in studies
+    assert 'href="#trainspec"' in studies and '<h3 id="trainspec">' in studies
 
 
 def test_links_to_files_outside_lead_to_pages_or_are_text(site):
     overview = (site / "index.html").read_text()
     assert 'href="CONTRIBUTING.html"' in overview and "../CONTRIBUTING" not in overview
     assert 'href="../scoring.html"' in (site / "examples" / "index.html").read_text()
+
+
+@pytest.mark.skipif(chromium.program() is None, reason="no Chromium on PATH to open the site with")
+def test_pages_fit_a_phone_and_open_from_files(site, tmp_path):
+    with chromium.Page(None, tmp_path, width=390) as page:
+        for name in ("index", "tutorial", "method", "reference/studies", "examples/notebooks/own_objective"):
+            page.open((site / f"{name}.html").as_uri())
+            # Wide formulas, tables and listings scroll by themselves.
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+            loaded = [one["url"] for one in page.call("Page.getResourceTree")["frameTree"]["resources"]]
+            assert loaded and all(url.startswith(("file:", "data:")) for url in loaded), loaded
+        assert page.problems == []
