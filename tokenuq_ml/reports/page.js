@@ -73,6 +73,13 @@
     });
   }
 
+  // A cell whose text may break after an underscore.
+  function breakable(text) {
+    const made = element("td");
+    text.split(/(?<=_)/).forEach((part, place) => made.append(...(place ? [element("wbr"), part] : [part])));
+    return made;
+  }
+
   const fixed = (value) => value.toFixed(3);
   const signed = (value) => (value < 0 ? "−" : "+") + fixed(Math.abs(value));
 
@@ -113,7 +120,7 @@
         const cells = [`${metric.dataset} (${metric.split})`, metric.metric + arrow, metric.n.toLocaleString("en")];
         cells.push(fixed(metric.values[i]), fixed(metric.values[j]), signed(value), `[${signed(low)}, ${signed(high)}]`, word);
         const row = body.insertRow();
-        cells.forEach((text, place) => row.append(element("td", text, place === cells.length - 1 ? kind : "")));
+        cells.forEach((text, place) => row.append(place < 2 ? breakable(text) : element("td", text, place === cells.length - 1 ? kind : "")));
       }
       $("p-table").replaceChildren(table);
     }

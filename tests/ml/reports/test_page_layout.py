@@ -79,6 +79,18 @@ def test_tokens_of_every_colour_can_be_read(pages, tab, scheme):
         assert tab.evaluate(CHECKS) == []
 
 
+def test_the_picker_shows_names_and_differences_on_a_phone(pages, tab):
+    show(tab, pages["report"], "light", 390)
+    heights = tab.evaluate("[...document.querySelectorAll('#p-table tr')].map(row => row.offsetHeight)")
+    assert heights and max(heights) < 100
+    # A name has more than a letter per line, and the first family's value is on the screen.
+    boxes = tab.evaluate(
+        "[...document.querySelector('#p-table tbody tr').cells].map(cell => cell.getBoundingClientRect())"
+        ".map(box => [box.left, box.right])"
+    )
+    assert boxes[0][1] - boxes[0][0] > 80 and boxes[3][1] <= 390
+
+
 def test_the_checks_find_what_they_look_for(tab, tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text(
