@@ -20,6 +20,7 @@ def blocks(page):
         ("data.md", "datasets", ["my_chats", "my_gsm8k"]),
         ("evaluations.md", "studies", ["my_study"]),
         ("studies.md", "studies", ["my_study", "strict_study"]),
+        ("tracking.md", "studies", ["my_tracked_study"]),
     ],
 )
 def test_entries_can_be_added_to_the_shipped_ones(page, file, names, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from tokenuq_ml.atomic_files import atomic_write
@@ -21,6 +21,10 @@ from tokenuq_ml.tracking.guarded_run import GuardedRun
 from tokenuq_ml.tracking.request import RUN, TrackedRun, TrackingRequest
 from tokenuq_ml.tracking.tracked_run import BareArguments, RunIdentity, Status
 
+OWN = "tokenuq."
+"""Beginning of the tags of a run; those of an evaluation that is added to it have the stage in addition."""
+ASSET = ("study", "ablation", "asset", "stage")
+"""Tags that say what the run is."""
 FILE = "tracking.json"
 """The run of a training that has not ended, next to its checkpoints."""
 Warn = Callable[[str], None]
@@ -60,7 +64,9 @@ class TrackingCallback(TrainerCallback, ExportableState):
         """Return what a checkpoint keeps."""
         return {"args": {}, "attributes": {RUN: self.run.id if self.run else None}}
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
         """Open the runs."""
         known = self._known(state)
         own = known or uuid.uuid4().hex[:12]
@@ -68,17 +74,26 @@ class TrackingCallback(TrainerCallback, ExportableState):
             with atomic_write(self._file) as file:
                 file.write(json.dumps({RUN: own}).encode())
         self.run = TrackedRun(id=own, name=self._request.run_name(self._stage), step=state.global_step)
-        identity = _identity(self._request, self._stage, self.run, "tokenuq.", continues=known is not None)
+        identity = _identity(self._request, self._stage, self.run, OWN, continues=known is not None)
         self._args, self._state = _trainer_arguments(args, identity), state
         self._runs = [GuardedRun(name, identity, self._warn) for name in self._request.report_to]
         for run in self._runs:
             run.open(self._args, copy(state), model)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Report a row of the Trainer's log, with what `training_log` has of the step."""
         values = {**(logs or {}), **(self._row(state.global_step) if "grad_norm" in (logs or {}) else {})}
         assert self.run is not None
         self.run = self.run.model_copy(update={"step": state.global_step})
+        # The Trainer's estimate, which is 0: `costs.json` has what was counted.
+        values.pop("total_flos", None)
         for run in self._runs:
             run.log(self._args, state, numbers(values))
 
@@ -93,8 +108,9 @@ class TrackingCallback(TrainerCallback, ExportableState):
             status = "FINISHED"
         elif issubclass(kind, KeyboardInterrupt):
             status = "KILLED"
-        for run in self._runs:
-            run.close(self._args, copy(self._state), status)
+        if self._state is not None:
+            for run in self._runs:
+                run.close(self._args, copy(self._state), status)
 
     @property
     def figures(self) -> dict[str, str]:
@@ -114,8 +130,8 @@ class TrackingCallback(TrainerCallback, ExportableState):
     def _known(self, state: TrainerState) -> str | None:
         """Return the id of the run that an earlier process has begun."""
         # Of a checkpoint; the Trainer has read it.
-        stored = state.stateful_callbacks if isinstance(state.stateful_callbacks, dict) else {}
-        kept = stored.get(type(self).__name__, {})
+        kept: Any = state.stateful_callbacks
+        kept = kept.get(type(self).__name__) if isinstance(kept, dict) else None
         if isinstance(kept, dict) and (found := kept.get("attributes", {}).get(RUN)):
             return str(found)
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -145,7 +161,8 @@ def mirror_figures(
         Where the run is, and what failed: metadata of the asset.
     """
     run = evaluated or TrackedRun(id=uuid.uuid4().hex[:12], name=request.run_name(stage), step=0)
-    identity = _identity(request, stage, run, f"tokenuq.{stage}.", continues=evaluated is not None)
+    prefix = OWN if evaluated is None else f"{OWN}{stage}."
+    identity = _identity(request, stage, run, prefix, continues=evaluated is not None)
     args, state = BareArguments(_run_name(identity), identity.project), TrainerState(global_step=run.step)
     # With this prefix, transformers' callbacks group them as figures of evaluations.
     values = {f"eval_{key}": value for key, value in numbers(figures).items()}
@@ -169,7 +186,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _identity(request: TrackingRequest, stage: str, run: TrackedRun, prefix: str, continues: bool) -> RunIdentity:
-    tags = {f"{prefix}{tag}": value for tag, value in request.tags[stage].items()}
+    tags = {f"{prefix}{tag}": value for tag, value in request.tags[stage].items() if prefix == OWN or tag not in ASSET}
     return RunIdentity(run.id, run.name, request.project, tags, request.folder, continues)
 
 

@@ -73,4 +73,5 @@ class GuardedRun:
     def _tell(self) -> None:
         if self.failure is not None and not self._is_told:
             self._is_told = True
-            self._warn(f"{self.name} is not reported to any more after step {self._step}: {self.failure}")
+            since = f" any more after step {self._step}" if self._step else ""
+            self._warn(f"{self.name} is not reported to{since}: {self.failure}")

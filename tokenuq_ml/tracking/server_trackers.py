@@ -14,6 +14,8 @@ from tokenuq_ml.tracking.tracked_run import Status, TrackedRun, variables, witho
 
 RUN_TAG = "tokenuq.run"
 """Tag by which a run is found again in MLflow, which gives runs ids of its own."""
+OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment whose runs MLflow's UI shows as trainings, with curves first."""
 PROMPT = {
     # By default, MLflow asks a server that does not answer for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -115,7 +117,8 @@ def _experiment(mlflow: Any, project: str, folder: Path | None) -> str:
     if (found := client.get_experiment_by_name(name)) is not None:
         return found.experiment_id
     try:
-        return client.create_experiment(name, artifact_location=None if folder is None else f"{folder}/artifacts")
+        artifacts = None if folder is None else f"{folder}/artifacts"
+        return client.create_experiment(name, artifact_location=artifacts, tags=OF_TRAINING)
     except mlflow.exceptions.MlflowException:
         # Another process was first.
         if (found := client.get_experiment_by_name(name)) is None:

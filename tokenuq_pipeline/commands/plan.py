@@ -145,7 +145,7 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
     Raises:
         InputError: the machine's rate could not be measured.
     """
-    spec, is_tokenized = config.studies[study], f"{study}/tokenized_dataset" in states
+    spec = config.studies[study]
     sources, sizes = _sources(config, spec, store)
     known, machine = sizes[spec.model], None
     if states and known is not None:
@@ -161,10 +161,10 @@ def make_plan(config, study: str, states: dict[str, str], store, measure=None) -
         assumptions(planner, sizes, spec) if states else [],
         _totals(stages),
         _micro_batch(planner, stages),
-        [
-            *([*_position_findings(spec, known), *_template_findings(config, spec, store)] if is_tokenized else []),
-            *tracking_findings(spec, store),
-        ],
+        [*_position_findings(spec, known), *_template_findings(config, spec, store)]
+        if f"{study}/tokenized_dataset" in states
+        else [],
+        tracking_findings(spec, store),
     )
 
 

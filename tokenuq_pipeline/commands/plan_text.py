@@ -31,6 +31,8 @@ class Plan:
     """The largest micro-batch that fits the device: the fields of `costs.micro_batch.MicroBatch`."""
     template: list[str] = field(default_factory=list)
     """What the chat template makes of the study's rows, if it is not as usual."""
+    trackers: list[str] = field(default_factory=list)
+    """Trackers that the study names and that cannot be used here."""
 
     @property
     def planned(self) -> list[dict]:
@@ -152,6 +154,8 @@ def as_text(plan: Plan, needs: Sequence[Need]) -> str:
         lines.append(f"  {source['kind']:<7}  {source['name']:<{width}}  {ready:<7}  {source['words']}")
     if plan.template:
         lines += ["", "Chat template", *(f"  - {one}" for one in plan.template)]
+    if plan.trackers:
+        lines += ["", "Trackers", *(f"  - {one}" for one in plan.trackers)]
     if plan.assumptions:
         lines += ["", "Assumptions", *(f"  - {one}" for one in plan.assumptions)]
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def test_a_server_that_is_down_changes_nothing_and_is_said_once(tmp_path, monkey
         tracking, recorder, _ = tracked_training(request, tmp_path / "work", warnings)
     assert len(recorder.log_rows) == 6
     (warning,) = warnings
-    assert "mlflow is not reported to any more" in warning and "127.0.0.1" in warning
+    assert "mlflow is not reported to: " in warning and "127.0.0.1" in warning
     assert "mlflow_run" not in tracking.figures and "127.0.0.1" in tracking.figures["mlflow_failure"]
 
 
