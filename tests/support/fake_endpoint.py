@@ -42,7 +42,10 @@ def text(content: str) -> dict:
 
 @contextmanager
 def endpoint(answer: Callable[[dict], dict], key: str | None = KEY) -> Iterator[Endpoint]:
-    """`answer` makes a choice (`verdict`, `text`) of a request's body; another key than `key` is refused."""
+    """`answer` makes a choice (`verdict`, `text`) of a request's body; another key than `key` is refused.
+
+    A `RuntimeError(message)` of `answer` is sent as an error 400, and a `RuntimeError(message, status)` as that one.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
@@ -60,7 +63,8 @@ def endpoint(answer: Callable[[dict], dict], key: str | None = KEY) -> Iterator[
             try:
                 choice = answer(body)
             except RuntimeError as error:
-                self._send(400, {"error": {"message": str(error)}})
+                message, status = (*error.args, 400)[:2]
+                self._send(status, {"error": {"message": message}})
                 return
             message = {"role": "assistant", "content": choice["content"]}
             entry = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": choice["logprobs"]}

@@ -251,11 +251,15 @@ def _sample(name: str, sample: Mapping[str, Any]) -> dict[str, str]:
         "filter": sample["filter"],
         "prompt": str(arguments[0][0]) if arguments else "",
         "target": _text(sample["target"]),
-        "response": _text(sample["filtered_resps"]),
+        "response": _text([answers[0] for answers in sample["resps"]]),
+        "filtered": _text(sample["filtered_resps"]),
     }
 
 
 def _text(value: Any) -> str:
+    """Return a text as it is, the only text of a list too, and anything else as JSON."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

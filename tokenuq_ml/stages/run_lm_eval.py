@@ -33,6 +33,7 @@ SAMPLE_SCHEMA = {
     "prompt": pl.String,
     "target": pl.String,
     "response": pl.String,
+    "filtered": pl.String,
 }
 """The columns of `lm_eval_samples`."""
 

@@ -94,17 +94,15 @@ ANSWER_TABLES = {
         partitions=("study", "ablation"),
     ),
     "lm_eval_samples": Table(
-        "One row per sample and filter of lm-eval's tasks: the prompt, and what lm-eval's filter makes of the answer.",
+        "One row per sample and filter of lm-eval's tasks: prompt, answer, and what the filter makes of it.",
         {
             "example_id": ("string", "task, number and hash of the sample"),
             "task": ("category", "name of the task"),
             "filter": ("string", "name of lm-eval's filter; none if the task has no named one"),
             "prompt": ("string", "the sample's first request, with its few-shot examples"),
             "target": ("string", "the right answer, or the number of the right choice"),
-            "response": (
-                "string",
-                "JSON list: the filtered answer, or log-likelihood and greediness of each choice",
-            ),
+            "response": ("string", "the model's text, or JSON of log-likelihood and greediness of each choice"),
+            "filtered": ("string", "what the filter makes of the response, of which the metrics are"),
         },
         keys=("example_id", "filter"),
         partitions=("study", "ablation"),

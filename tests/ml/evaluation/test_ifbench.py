@@ -95,7 +95,7 @@ def test_the_same_response_has_the_same_verdict_every_time(prompts):
     assert random.getstate() == state
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_importing_the_checkers_reaches_no_network_and_leaves_no_stand_in():
     program = """
 import json, socket, sys

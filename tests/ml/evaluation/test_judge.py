@@ -69,6 +69,29 @@ def test_an_answer_without_verdict_gives_none():
         assert Judge(spec(served)).compare(PAIRS) == [pytest.approx(0.1), None, None]
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_endpoint_that_is_busy_for_a_moment_is_asked_again(status):
+    busy = [True, True]
+
+    def answer(body: dict) -> dict:
+        if busy:
+            busy.pop()
+            raise RuntimeError("try later", status)
+        return better(body)
+
+    with endpoint(answer) as served:
+        assert Judge(spec(served)).compare(PAIRS[:1]) == [pytest.approx(0.1)]
+    assert len(served.requests) == 3
+
+
+def test_an_endpoint_that_stays_broken_is_named():
+    def answer(body: dict) -> dict:
+        raise RuntimeError("on fire", 500)
+
+    with endpoint(answer) as served, pytest.raises(JudgeUnavailable, match="InternalServerError: .*on fire"):
+        Judge(spec(served)).compare(PAIRS[:1])
+
+
 def test_missing_key_wrong_key_and_missing_endpoint_have_their_own_messages(monkeypatch):
     with endpoint(better) as served:
         there = spec(served)

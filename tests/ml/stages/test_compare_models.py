@@ -79,9 +79,9 @@ def test_both_orders_are_asked_and_verdicts_are_paid_once(evaluator, tmp_path, m
     for row in table.iter_rows(named=True):
         own, their = row["response"], row["reference"]
         assert own == their or {(own, their), (their, own)} <= set(asked)
-        expected = 0.5 if own == their else 0.75 if len(own) > len(their) else 0.25
-        # Of two outputs of one length, the judge prefers whichever comes second.
-        assert row["preferred"] == pytest.approx(0.5 if len(own) == len(their) else expected)
+        # Of two outputs of one length, the judge prefers whichever comes second: a tie of both orders.
+        expected = 0.5 if len(own) == len(their) else 0.75 if len(own) > len(their) else 0.25
+        assert row["preferred"] == pytest.approx(expected)
     assert metrics(tmp_path / "top")["win_rate_vs_mle"]["value"] == pytest.approx(table["preferred"].mean())
     assert metrics(tmp_path / "top")["position_bias_vs_mle"]["value"] == table["flipped"].mean()
     assert figures["pairwise_unjudged"] == 0
