@@ -18,6 +18,7 @@ LoRA dropout in training, not on earlier draws.
 | resample examples | `bootstrap_generator` | evaluation seed | `default_rng(seed)` |
 | resample a family's seeds | `family_seed_generator` | evaluation seed, seeds | `default_rng([S, seed, s + 1...])` |
 | open choices in IF-Eval checkers | `seed_python` | example id | `random.seed(example_id)` |
+| whatever lm-eval's tasks draw | `seeded_generators` | nothing | lm-eval's default seeds, global generators |
 | probe a fast forward pass | `probe_generator` | nothing | torch, seed 0 |
 
 A dataset is shuffled by a generator that the string `"<name>|<seed>"` seeds, and a synthetic language is drawn by one

@@ -19,6 +19,8 @@ from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.train_adapter import model_digest
 
 VERDICTS = "alpaca_eval_verdicts"
+NO_JUDGE = "the study names no judge"
+"""Why there are no metrics, if asking again would not help."""
 
 
 def compare_outputs(context: StageContext, candidate: Candidate, spec: AlpacaEvalSpec) -> EvaluationPart:
@@ -116,7 +118,7 @@ def _look_for_judge(
 def _judge(context: StageContext, spec: JudgeSpec | None, what: Compared) -> tuple[Judge, AnswerCache]:
     """Return the judge, and the cache of its verdicts."""
     if spec is None:
-        raise JudgeUnavailable(f"the study names no judge; give one as evaluation.{what.key}.judge")
+        raise JudgeUnavailable(f"{NO_JUDGE}; give one as evaluation.{what.key}.judge")
     decided_by, completions = {"judge": spec.fields(), "code": context.asset.code_version}, None
     if spec.local_model is not None:
         folder = context.input(what.judge_input)

@@ -1,9 +1,11 @@
 """Evaluation of one model: every metric of the study, and its tables. Shared by base, teacher and students."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import polars as pl
 
@@ -27,8 +29,8 @@ from tokenuq_ml.stages import batch_actors
 from tokenuq_ml.stages.answer_prompts import PromptEncoder, answer_prompts, answers_dir, held_out, held_out_rows
 from tokenuq_ml.stages.batch_work import ExampleBatches, Job
 from tokenuq_ml.stages.candidate import HELD_OUT, Candidate, EvaluationPart
-from tokenuq_ml.stages.compare_models import compare_models
-from tokenuq_ml.stages.compare_outputs import compare_outputs
+from tokenuq_ml.stages.compare_models import PAIRWISE, compare_models
+from tokenuq_ml.stages.compare_outputs import ALPACA_EVAL, NO_JUDGE, compare_outputs
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.kept_folders import kept_folder
 from tokenuq_ml.stages.measures import LossMeasure
@@ -99,9 +101,14 @@ def evaluate_and_store(
     return joined_digest(*digests), figures
 
 
-def forget_answers(request: StageRequest) -> None:
-    """Delete the cached answers and verdicts: a forced rerun of the complete asset generates them again."""
-    shutil.rmtree(answers_dir(request), ignore_errors=True)
+def forget_answers(request: StageRequest, figures: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Delete the cached answers and verdicts: a forced rerun of the complete asset generates them again.
+
+    Unless a judge has failed, as a note among its `figures` says: a rerun asks it again, and pays for no verdict twice.
+    """
+    notes = [value for name, value in figures.items() if name.endswith((ALPACA_EVAL.key, PAIRWISE.key))]
+    if all(NO_JUDGE in str(note) for note in notes):
+        shutil.rmtree(answers_dir(request), ignore_errors=True)
 
 
 def _held_out(

@@ -246,7 +246,7 @@ def _reference_evaluation(
     )
     metrics |= mirrored(context, tracked)
     context.done(joined_digest(*digests), metrics, plots={TITLE: "plots/metrics.png"})
-    forget_answers(request)
+    forget_answers(request, metrics)
     forget_kept(context)
 
 

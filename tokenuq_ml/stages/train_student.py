@@ -150,7 +150,7 @@ def _evaluate(
         context.output("plots") / "metrics.png",
     )
     context.done(digest, figures | mirrored(context, figures, tracked), plots={TITLE: "plots/metrics.png"})
-    forget_answers(request)
+    forget_answers(request, figures)
     forget_kept(context)
 
 

@@ -176,5 +176,8 @@ def test_forget_answers_deletes_the_caches(evaluator, tmp_path):
     evaluator.evaluate(tmp_path, {"gsm8k": GSM8K})
     kept = list(Path(evaluator.request.work_dir).rglob("*.jsonl"))
     assert len(kept) == 1 and len(json.loads(kept[0].read_text().splitlines()[0])) == 3
-    forget_answers(evaluator.request)
+    # Without its judge's verdicts the evaluation is to be repeated.
+    forget_answers(evaluator.request, {"sums_loss": 1.0, "base_alpaca_eval": "left out: no win rate"})
+    assert kept[0].is_file()
+    forget_answers(evaluator.request, {"sums_loss": 1.0, "alpaca_eval": "left out: the study names no judge; give one"})
     assert not list(Path(evaluator.request.work_dir).rglob("*.jsonl"))
