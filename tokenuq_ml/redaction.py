@@ -133,12 +133,19 @@ def holds_secret(text: str) -> bool:
 
 def secret_values(environment: Mapping[str, str]) -> Iterator[str]:
     """Yield the values of the environment variables whose names say that they are secret."""
-    for name, value in environment.items():
-        words = set(re.split(r"[^A-Z0-9]+", name.upper()))
-        named = words & _SECRET_WORDS or any(word.endswith(_SECRET_ENDS) for word in words)
-        if named and not words & _PLACE_WORDS and name not in _NOT_SECRET:
-            if len(value.strip()) >= MIN_CHARACTERS:
-                yield value.strip()
+    for name in environment:
+        if _names_secret(name):
+            value = environment.get(name, "").strip()
+            if len(value) >= MIN_CHARACTERS:
+                yield value
+
+
+@lru_cache(maxsize=4096)
+def _names_secret(name: str) -> bool:
+    """Return whether a variable of this name holds a secret. Each redacted text asks for all variables."""
+    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
+    named = words & _SECRET_WORDS or any(word.endswith(_SECRET_ENDS) for word in words)
+    return bool(named) and not words & _PLACE_WORDS and name not in _NOT_SECRET
 
 
 @lru_cache(maxsize=8)
