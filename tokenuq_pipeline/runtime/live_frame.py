@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rich.console import ConsoleDimensions
 from rich.text import Text
 
+from tokenuq_ml.control_characters import escaped_line
 from tokenuq_pipeline.runtime.run_progress import AssetProgress, RunProgress, State, about, in_words
 
 BAR = 16
@@ -116,10 +117,13 @@ def _line(progress: RunProgress, name: str, asset: AssetProgress | str, longest:
     room = width - 2 - len(time) - 2
     wanted = min(longest, max(room - _middle(width), LEAST_NAME), room)
     text = Text(f"{signs.states[asset.state]} ", STYLES[asset.state])
-    text.append_text(_cut(Text(name, STYLES[asset.state]), wanted, signs).append(" " * max(0, wanted - len(name))))
+    shown = _cut(Text(escaped_line(name), STYLES[asset.state]), wanted, signs)
+    text.append_text(shown.append(" " * max(0, wanted - shown.cell_len)))
     middle = _what(asset, now, width, signs)
-    text.append("  ").append_text(_cut(middle, max(0, width - len(text) - 2 - len(time)), signs))
-    return _cut(text.append(" " * max(1, width - len(text) - len(time))).append(time), width, signs)
+    text.append("  ").append_text(_cut(middle, max(0, width - text.cell_len - 2 - len(time)), signs))
+    if time:
+        text.append(" " * max(1, width - text.cell_len - len(time))).append(time)
+    return _cut(text, width, signs)
 
 
 def _middle(width: int) -> int:
@@ -135,7 +139,7 @@ def _what(asset: AssetProgress, now: float, width: int, signs: Signs) -> Text:
         return Text(str(asset.state.value), STYLES[asset.state])
     found = asset.measured
     if found is None or asset.said:
-        return Text(asset.said or "running", "dim")
+        return Text(escaped_line(asset.said) or "running", "dim")
     share = min(1.0, found.done / max(found.total, 1))
     text = Text()
     if width >= NARROW:
@@ -146,7 +150,7 @@ def _what(asset: AssetProgress, now: float, width: int, signs: Signs) -> Text:
         part = found.what.removeprefix(asset.name).strip(": ")
         left = asset.left(now) or 0.0
         details = [part, f"{found.done:,}/{found.total:,} {found.unit}", f"{in_words(left)} left", found.details]
-        text.append("  " + signs.separator.join(filter(None, details)), "dim")
+        text.append(escaped_line("  " + signs.separator.join(filter(None, details))), "dim")
     return text
 
 
@@ -163,7 +167,7 @@ def _summary(progress: RunProgress, width: int, signs: Signs) -> Text:
     elif left:
         parts.append(f"{about(left)} to go")
     text = signs.separator.join([progress.title, *parts] if progress.title else parts)
-    if len(text) > width:
+    if Text(text).cell_len > width:
         # The title is what a person knows.
         text = signs.separator.join(parts)
     return _cut(Text(text, "bold"), width, signs)

@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tokenuq_ml.background import looking
+from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.runtime.console import Console, shown_message
 from tokenuq_pipeline.runtime.live_frame import frame
 from tokenuq_pipeline.runtime.run_progress import RunProgress
@@ -104,10 +105,11 @@ class LiveView:
         """Show a log message of an asset in its line; print a warning above the table."""
         if (text := shown_message(level, message)) is None:
             return
-        with self._lock:
-            self.progress.hear(name, text)
         if level > logging.INFO:
             self.line(text, name)
+            return
+        with self._lock:
+            self.progress.hear(name, redacted(text))
 
     def line(self, text: str, name: str = "") -> None:
         """Print a line about an asset above the table."""
@@ -148,7 +150,9 @@ class LiveView:
         with self._lock, self._drawing():
             width = self._terminal.measure().width
             if width < self._width:
-                # Lines of the frame were wrapped, so that it does not begin where it was drawn.
+                # Lines of the frame were wrapped, so that it does not begin where it was drawn. First the frame for the
+                # new width: the lines are printed above the last one.
+                self._live.refresh()
                 self._terminal.control(Control.clear(), Control.home())
                 for line in list(self._above)[-self._terminal.size.height :]:
                     self._terminal.print(Text(line), soft_wrap=False, overflow="fold")
