@@ -12,7 +12,7 @@ import polars as pl
 
 from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.errors import InputError
-from tokenuq_ml.evaluation.metrics import may_lack_examples
+from tokenuq_ml.evaluation.metrics import LM_EVAL, may_lack_examples
 from tokenuq_ml.evaluation.paired import Estimate, Family, PairedBootstrap
 
 BASELINE = "mle"
@@ -210,6 +210,11 @@ def _parts(metric: Metric, examples: Mapping[str, pl.DataFrame]) -> dict[str, Pa
     if may_lack_examples(dataset, name) and of_metric:
         # Models are compared on the examples that all of them have.
         common = set.intersection(*(set(own["example_id"]) for own in of_metric.values()))
+        if not common and dataset.startswith(LM_EVAL):
+            raise InputError(
+                f"{dataset} {name}: {' and '.join(list(of_metric)[:2])} were evaluated on other samples, since the "
+                "task's data have changed; materialise the evaluation of all models again"
+            )
         of_metric = {
             model: own.filter(pl.col("example_id").is_in(common)) for model, own in of_metric.items() if common
         }

@@ -8,8 +8,9 @@ import pytest
 from tests.support import tiny_tables
 from tokenuq_ml.config import AblationSpec, EvaluationSpec
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.metrics import KEYS
 from tokenuq_ml.reports.ablation_table import table_rows
-from tokenuq_ml.reports.family_table import families_of, family_rows, verdict
+from tokenuq_ml.reports.family_table import families_of, family_rows, metric_parts, verdict
 
 EVALUATION = EvaluationSpec(bootstrap=300)
 LOSS = {"by": "loss", "quantile": 0.25}
@@ -141,6 +142,21 @@ def test_judged_metrics_compare_the_examples_that_all_models_have():
     alone = silent.filter(split="test")
     assert both[1]["value"] == pytest.approx(alone["numerator"].sum() / alone["denominator"].sum())
     assert [row["family"] for row in compared(examples["top"].filter(split="ood"))] == ["mle"]
+
+
+def test_samples_of_lm_eval_that_changed_are_not_compared():
+    """A sample's id holds a hash of its content, so that other data under the same number is another sample."""
+    metric = ("lm_eval/arc_easy", "test", "acc")
+
+    def answers(*ids: str) -> pl.DataFrame:
+        one = [1.0] * len(ids)
+        frame = pl.DataFrame({"example_id": ids, "numerator": one, "denominator": one})
+        return frame.with_columns(**{name: pl.lit(value) for name, value in zip(KEYS, metric, strict=True)})
+
+    parts = metric_parts(metric, {"mle": answers("0/aa", "1/bb", "2/cc"), "top": answers("0/aa", "1/xx", "2/cc")})
+    assert {len(numerators) for numerators, _ in parts.values()} == {2}
+    with pytest.raises(InputError, match="lm_eval/arc_easy acc: mle and top were evaluated on other samples"):
+        metric_parts(metric, {"mle": answers("0/aa"), "top": answers("0/xx")})
 
 
 def test_without_mle_the_first_family_is_the_baseline():
