@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_models import tiny_peft
-from tests.support.training import training_setup
-from tokenuq_ml.tracking.callback import TrackingCallback
+from tests.support.training import kill_training, training_setup
+from tokenuq_ml.tracking.callback import TrackingCallback, mirror_figures
 from tokenuq_ml.tracking.request import TrackingRequest
 from tokenuq_ml.training.recorder import StepRecorder
 from tokenuq_ml.training.trainer import train
@@ -65,6 +65,16 @@ def tracked_training(request, work_dir, warnings=None) -> Tracked:
     tracking, model = tracking_of(request, work_dir, warnings), tiny_peft()
     recorder = train(model, training_setup(save_steps=2), work_dir, RecordingReporter(), "x", tracking)
     return Tracked(tracking, recorder, model)
+
+
+def resumed_and_evaluated(tracker, folder) -> tuple[TrackingCallback, list[str]]:
+    """Kill a training at step 5, resume it, and add an evaluation; return the callback and the warnings."""
+    request, warnings = request_for(folder, tracker), []
+    first = tracking_of(request, folder / "work", warnings)
+    kill_training(5, tiny_peft(), training_setup(save_steps=2), folder / "work", first)
+    tracking = tracked_training(request, folder / "work", warnings).tracking
+    mirror_figures(request, "evaluation", {"sums_loss": 1.5}, tracking.run, warnings.append)
+    return tracking, warnings
 
 
 def mlflow_client(folder):

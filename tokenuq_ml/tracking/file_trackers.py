@@ -1,6 +1,7 @@
 """Trackers that write files: TensorBoard, and Trackio with its database."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,13 @@ class TrackioRun(TrackedRun):
         import trackio
         from transformers.integrations import TrackioCallback
 
+        project = self.identity.project
+        earlier = _configured(trackio, project, args.run_name) if self.identity.continues else {}
         self.callback = TrackioCallback()
         self.callback.setup(args, state, model)
-        trackio.config.update(dict(self.identity.tags))
+        # Each process replaces the configuration of the run.
+        trackio.config.update({**earlier, **self.identity.tags})
         space = trackio.context_vars.current_space_id.get()
-        project = self.identity.project
         self.place = (
             f"https://huggingface.co/spaces/{space}"
             if space
@@ -59,6 +62,14 @@ class TrackioRun(TrackedRun):
     def close(self, args: Any, state: TrainerState, status: Status) -> None:
         """End the run."""
         self.callback.on_train_end(args, state, TrainerControl())
+
+
+def _configured(trackio: Any, project: str, name: str) -> dict[str, Any]:
+    """Return the configuration that a run has in the local database; nothing of a run in a Space."""
+    with suppress(Exception):
+        found = next(run.config for run in trackio.Api().runs(project) if run.name == name)
+        return {key: value for key, value in found.items() if not key.startswith("_")}
+    return {}
 
 
 def write_to(folder: str | None) -> Path | None:

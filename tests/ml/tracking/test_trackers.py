@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from tests.support.tiny_models import tiny_peft
+from tests.support.reporter import RecordingReporter
+from tests.support.tiny_models import FLOAT32, examples, tiny_model, tiny_peft
 from tests.support.tracked import (
     EVALUATION_TAGS,
     TAGS,
@@ -17,8 +18,11 @@ from tests.support.tracked import (
     tracking_of,
 )
 from tests.support.training import assert_same_adapter, kill_training, training_setup
+from tokenuq_ml.config.pretraining import PretrainingSpec
 from tokenuq_ml.tracking.callback import TrackingCallback, mirror_figures
 from tokenuq_ml.tracking.request import RUN
+from tokenuq_ml.training.pretraining import pretrain
+from tokenuq_ml.training.trainer import train
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("mlflow", reason="needs mlflow, which make .venv/.dev installs")
@@ -142,10 +146,16 @@ def test_a_database_that_breaks_in_between_is_noticed(resumed, folder, tmp_path,
 
 
 def test_tracking_does_not_change_a_training(resumed, tmp_path):
-    from tests.support.reporter import RecordingReporter
-    from tokenuq_ml.training.trainer import train
-
     untracked = tiny_peft()
     recorder = train(untracked, training_setup(save_steps=2), tmp_path, RecordingReporter(), "x")
     assert recorder.training_log().equals(resumed.recorder.training_log())
     assert_same_adapter(resumed.model, untracked)
+
+
+def test_the_training_of_a_model_from_scratch_is_reported(tmp_path):
+    work, reporter = tmp_path / "work", RecordingReporter()
+    tracking = tracking_of(request_for(tmp_path, "tensorboard"), work)
+    spec = PretrainingSpec(steps=3, batch_size=4)
+    log = pretrain(tiny_model().requires_grad_(True), examples(8), spec, FLOAT32, work, reporter, "models/x", tracking)
+    shown = event_scalars(tracking.figures["tensorboard_run"])["train/loss"]
+    assert shown == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in log.log_rows] and len(shown) == 3
