@@ -93,8 +93,10 @@ def resolve(name: str) -> Resolved:
             tasks[task.name] = task
     for task in tasks.values():
         if (why := _refusal(task)) is not None:
-            within = "" if task.name == name else f" of {name}"
-            raise InputError(f"evaluation.lm_eval.tasks: {task.name!r}{within} {why}; remove it from `tasks`")
+            raise InputError(
+                f"evaluation.lm_eval.tasks: {task.name!r} {why}; "
+                + ("remove it" if task.name == name else f"name the other tasks of {name!r} one by one")
+            )
     return Resolved(name, kind, tuple(tasks.values()), tuple(files))
 
 
