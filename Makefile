@@ -29,6 +29,7 @@ lint: $(VENV)/.dev ## Check style, formatting, import layers and types
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --only missing-module-attribute --only missing-import
 
 format: $(VENV)/.dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format
