@@ -2,10 +2,12 @@
 
 import gc
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
+from functools import lru_cache
 
 import pytest
 
@@ -39,6 +41,21 @@ def _forget_hidden_values():
         redaction._hidden.intersection_update(before)
 
 
+@lru_cache
+def _left_out(expression):
+    """Return the markers that an expression such as `not slow and not heavy` leaves out; none for other expressions."""
+    return set(expression.split()) - {"not", "and"} if re.fullmatch(r"not \w+( and not \w+)*", expression) else set()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import a file all of whose tests `-m` leaves out: imports take most of the time of a collection."""
+    if collection_path.suffix == ".py" and (left_out := _left_out(config.option.markexpr)):
+        statement = re.search(r"^pytestmark = .*(\n[ \])].*)*", collection_path.read_text(), re.MULTILINE)
+        if statement and left_out & set(re.findall(r"\bmark\.(\w+)", statement[0])):
+            return True
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Run files with slow tests first. The short files at the end then keep both processes busy until the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
@@ -69,6 +86,20 @@ def _keep_engines():
             module.create_engine = create_once
 
 
+def _keep_migrations():
+    """Let alembic read the scripts of Dagster's migrations once: it does for each database that is opened or made."""
+    if alembic := sys.modules.get("alembic.script.base"):
+        kept, read = {}, alembic.ScriptDirectory.from_config
+
+        def read_once(config):
+            key = (config.config_file_name, config.get_main_option("script_location"))
+            if key not in kept:
+                kept[key] = read(config)
+            return kept[key]
+
+        alembic.ScriptDirectory.from_config = read_once
+
+
 def pytest_collection_finish():
     """Prepare the process for many small tests, once all modules are imported."""
     if torch := sys.modules.get("torch"):
@@ -76,6 +107,7 @@ def pytest_collection_finish():
     if sqlalchemy := sys.modules.get("sqlalchemy"):
         sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", _leave_writing_to_the_system)
         _keep_engines()
+    _keep_migrations()
     # Each training collects garbage several times. Without this, it would search all imported modules each time.
     gc.collect()
     gc.freeze()
