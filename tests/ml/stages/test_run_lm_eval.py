@@ -236,3 +236,27 @@ def test_local_data_of_a_group_reach_all_of_its_tasks(tmp_path):
     assert {len(task.eval_docs) for task in found.tasks.values()} == {1, 2, 3} and len(found.tasks) == 14
     assert len(found.tasks["mmlu_pro_biology"].eval_docs) == 3 and list(found.groups) == ["mmlu_pro"]
     assert {task.get_config("num_fewshot") for task in found.tasks.values()} == {1}
+
+
+@pytest.mark.heavy
+def test_a_task_that_generates_has_lm_evals_answers(evaluator, tmp_path):
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    path = tmp_path / "rows.jsonl"
+    sums = [{"question": f"What are {n} and {n}?", "answer": f"{n}+{n}\n#### {2 * n}"} for n in range(4)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in sums))
+    spec = LmEvalSpec(tasks=("gsm8k",), num_fewshot=1, limit=3, batch_size=2)
+    data = {"train": str(path), "test": str(path)}
+    runner = lm_eval_run.TaskRunner(
+        evaluator.adapters[1], evaluator.tokenizer, spec, tmp_path / "requests", lambda total: lambda done: None
+    )
+    task = lm_eval_run.load(resolve("gsm8k"), data, spec, tmp_path / "cache").tasks["gsm8k"]
+    found = runner.measure("gsm8k", task)
+    own = HFLM(evaluator.adapters[1].get_base_model(), tokenizer=copy.deepcopy(evaluator.tokenizer), batch_size=2)
+    again = lm_eval_run.load(resolve("gsm8k"), data, spec, tmp_path / "cache")
+    theirs = evaluate(own, {"tasks": dict(again.tasks), "groups": {}}, limit=3, bootstrap_iters=0)
+    assert {one["name"] for one in found["metrics"]} == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    for ours, sample in zip(found["samples"], theirs["samples"]["gsm8k"], strict=True):
+        assert ours["response"] == sample["resps"][0][0] and ours["filtered"] == sample["filtered_resps"][0]
+        assert ours["filter"] == sample["filter"] and ours["prompt"] == sample["arguments"][0][0]
