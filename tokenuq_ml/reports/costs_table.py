@@ -14,6 +14,8 @@ REFERENCE = "mle"
 """The family that others are compared with."""
 RATE = 400e12
 """FLOP/s that predicted seconds assume: what one data-centre accelerator reaches in bfloat16 training."""
+MOST_ROWS = 40
+"""Ablations that the section lists; of more, it shows families, and collapses the single ablations."""
 
 _FLOP_PARTS = [part.name for part in fields(Flops)]
 _SECOND_PARTS = [name for name in Seconds.model_fields if name != "total"]
@@ -118,21 +120,7 @@ def costs_section(
             "from the model's sizes (docs/costs.md) and count matrix products. Ratios compare with "
             f"{REFERENCE} for the same number of input tokens."
         ),
-        html.table(
-            ["ablation", "selection", "teacher", "steps", "response tokens", "by cross-entropy", "distilled"]
-            + ["total TFLOP", "FLOPs ratio", "total seconds", "seconds ratio"],
-            [_totals(row) for row in rows],
-        ),
-        html.paragraph("Seconds per optimiser step:"),
-        html.table(
-            ["ablation", *_SECOND_PARTS, "step", "response tokens/s", "tokens/s", "GFLOP/s"],
-            [_seconds(row) for row in rows],
-        ),
-        html.paragraph("GFLOP per optimiser step:"),
-        html.table(
-            ["ablation", *_FLOP_PARTS, "step", "head share"],
-            [_flops(row) for row in rows],
-        ),
+        _by_families(rows, cost_rows(pooled, architecture)) if len(rows) > MOST_ROWS else _measured(rows),
         html.paragraph(_prediction_text(pooled, rate)),
         html.table(
             ["ablation"]
@@ -145,6 +133,33 @@ def costs_section(
         html.paragraph(_bound_text(pooled, architecture)),
     ]
     return "\n".join(content), {"measured": rows, "predicted": predicted}
+
+
+def _by_families(rows: Sequence[dict], families: Sequence[dict]) -> str:
+    """Return the tables of families, and collapsed those of ablations; the latter alone if no family has two."""
+    if len(families) == len(rows):
+        return _measured(rows)
+    note = html.paragraph("A row is a family: the sum over its seeds.", "dim")
+    return note + _measured(families) + html.details(f"Each of the {len(rows)} ablations", _measured(rows))
+
+
+def _measured(rows: Sequence[dict]) -> str:
+    """Return the tables of what was measured, one row per ablation or family."""
+    fragments = [
+        html.table(
+            ["ablation", "selection", "teacher", "steps", "response tokens", "by cross-entropy", "distilled"]
+            + ["total TFLOP", "FLOPs ratio", "total seconds", "seconds ratio"],
+            [_totals(row) for row in rows],
+        ),
+        html.paragraph("Seconds per optimiser step:"),
+        html.table(
+            ["ablation", *_SECOND_PARTS, "step", "response tokens/s", "tokens/s", "GFLOP/s"],
+            [_seconds(row) for row in rows],
+        ),
+        html.paragraph("GFLOP per optimiser step:"),
+        html.table(["ablation", *_FLOP_PARTS, "step", "head share"], [_flops(row) for row in rows]),
+    ]
+    return "\n".join(fragments)
 
 
 def _totals(row: dict) -> list[str]:

@@ -59,7 +59,7 @@ def picture(path: Path, caption: str, meaning: str) -> str:
     below = f"<p>{escape(meaning)}</p>" if meaning else ""
     return (
         f'<figure><figcaption>{escape(caption)}</figcaption><div class="plot"><img alt="{escape(caption, quote=True)}" '
-        f'width="{width}" height="{height}" loading="lazy" decoding="async" '
+        f'width="{width}" height="{height}" decoding="async" '
         f'src="data:image/png;base64,{data}"></div>{below}</figure>'
     )
 

@@ -10,6 +10,7 @@ import pytest
 from tests.support.paths import ROOT
 from tokenuq_ml.costs.flops import PUBLISHED, Architecture, flops
 from tokenuq_ml.costs.record import CostRecord
+from tokenuq_ml.reports import costs_table
 from tokenuq_ml.reports.costs_table import cost_rows, costs_section, prediction_rows
 
 SMOL = Architecture(30, 576, 1536, 9, 3, 64, 49_152, tied=True)
@@ -172,6 +173,21 @@ class TestSection:
     def test_a_study_without_the_reference_has_no_ratio(self):
         fragment, _ = costs_section({"paper": RECORDS["paper"]}, SMOL)
         assert Tables(fragment).tables[0][1][-1] == "—" and "Measured seconds" not in fragment
+
+    def test_many_seeds_are_collapsed_below_their_families(self, monkeypatch):
+        monkeypatch.setattr(costs_table, "MOST_ROWS", 3)
+        records = {f"{name}_s{seed}": one for name, one in RECORDS.items() for seed in (1, 2)}
+        fragment, rows = costs_section(records, SMOL, {name: name.rpartition("_s")[0] for name in records})
+        shown, collapsed = fragment.split("<details>")
+        first, every = Tables(shown).tables[0], Tables(collapsed).tables[0]
+        assert [row[0] for row in first[1:]] == list(RECORDS) and [row[0] for row in every[1:]] == list(records)
+        assert [row["ablation"] for row in rows["measured"]] == list(records)
+        place = first[0].index("total seconds")
+        for number, row in enumerate(first[1:]):
+            seeds = every[1 + 2 * number : 3 + 2 * number]
+            assert float(row[place]) == pytest.approx(sum(float(seed[place]) for seed in seeds), rel=0.01)
+        # Families of one seed are their ablations.
+        assert "<details>" not in costs_section(records, SMOL)[0]
 
     def test_a_study_without_records_has_a_note(self):
         fragment, rows = costs_section({}, SMOL)
