@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import dagster as dg
 import psutil
@@ -50,7 +51,7 @@ class SideBySide:
         self.toy, self.cluster, self._behaviour = toy, cluster, behaviour
         self._runs: list[subprocess.Popen] = []
 
-    def start(self, **environment: str) -> subprocess.Popen:
+    def start(self, stdout: int | TextIO = subprocess.PIPE, **environment: str) -> subprocess.Popen:
         """Start a run, as the leader of a process group, as a shell does."""
         arguments = [str(self.toy.folder), *([str(self.cluster)] if self.cluster else [])]
         own = {"TOKENUQ_ACCELERATOR_SLOTS": "2", "FAKE_STAGE": f"@{self._behaviour}"}
@@ -58,7 +59,7 @@ class SideBySide:
             [sys.executable, "-m", "tests.support.side_by_side", *arguments],
             env={**os.environ, **own, **environment},
             text=True,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             process_group=0,
         )
