@@ -17,7 +17,10 @@ from benchmarks.common import REPEATS, Row
 from benchmarks.scoring import matmul_rate
 from tokenuq_ml.models.numerics import resolve_numerics
 
-NAMES = ("training_step", "scoring", "generation", "uncertainty", "memory", "scaling", "queries", "tokenization")
+NAMES = (
+    *("training_step", "scoring", "generation", "uncertainty", "memory", "scaling", "queries", "tokenization"),
+    "report_page",
+)
 PACKAGES = ("torch", "transformers", "peft", "trl", "lm_eval")
 
 

@@ -71,4 +71,4 @@ def test_every_public_name_is_in_the_reference():
     for path in re.findall(r"^::: ([\w.]+)$", LIBRARY, re.MULTILINE):
         module, _, name = path.rpartition(".")
         assert getattr(import_module(module), name).__doc__
-    assert "[AblationSpec](studies.md#ablationspec)" in LIBRARY and "`tokenuq_ml.tables.TABLES`" in LIBRARY
+    assert "[AblationSpec](studies.md#ablationsyaml)" in LIBRARY and "`tokenuq_ml.tables.TABLES`" in LIBRARY

@@ -13,6 +13,7 @@ import polars as pl
 from tokenuq_ml.config import REFERENCE_ROWS, AblationSpec, EvaluationSpec
 from tokenuq_ml.evaluation.selection_overlap import selection_overlap
 from tokenuq_ml.reports import family_plots, html
+from tokenuq_ml.reports.canvas import SIDE_ENTRIES
 from tokenuq_ml.reports.family_table import BASELINE, families_of
 from tokenuq_ml.reports.result_tables import ablation_table, family_table
 from tokenuq_ml.reports.settings import settings_note, settings_table
@@ -156,7 +157,9 @@ def overlap(ablations: Mapping[str, AblationSpec], selections: Mapping[str, pl.L
                 "Two independent selections of a quarter of the tokens would overlap by 0.14. As the student learns, a "
                 "dynamic selection drifts away from a static one.",
             ),
-        ]
+        ],
+        # Next to each other, pictures with many names would have labels too small to read.
+        wide=len(shown) > SIDE_ENTRIES,
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from tokenuq_ml.reports import canvas
+from tokenuq_ml.reports import canvas, html
 
 
 def test_the_palette_of_a_png_keeps_the_colour_scale(tmp_path):
@@ -17,6 +17,11 @@ def test_the_palette_of_a_png_keeps_the_colour_scale(tmp_path):
     exact = canvas.SEQUENTIAL(np.arange(256))[:, :3] * 255
     distance = np.abs(exact[:, None] - kept[None]).max(2).min(1)
     assert distance.max() < 6
+
+
+def test_a_page_reserves_the_size_of_its_pictures(tmp_path):
+    Image.new("P", (731, 64)).save(tmp_path / "a.png")
+    assert 'width="731" height="64"' in html.picture(tmp_path / "a.png", "caption", "")
 
 
 def test_the_styles_of_28_models_differ():

@@ -85,6 +85,7 @@ def test_overlap_shows_the_anchor_even_if_it_is_last(tmp_path, monkeypatch):
     )
     frames = {name: tiny_tables.selections(0.25, draw=n).lazy() for n, name in enumerate(given)}
     text = family_sections.overlap(given, frames, tmp_path)
+    assert text.startswith('<div class="plots wide">')
     assert (
         drawn["anchor"] == "paper_top25" == drawn["names"][-1] and len(drawn["names"]) == family_sections.MAX_COMPARED
     )
