@@ -17,9 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from tokenuq_ml.atomic_files import atomic_write
-from tokenuq_ml.tracking.guarded_run import GuardedRun
+from tokenuq_ml.tracking.guarded_run import GuardedRun, close_all
 from tokenuq_ml.tracking.request import RUN, TrackedRun, TrackingRequest
-from tokenuq_ml.tracking.tracked_run import BareArguments, RunIdentity, Status
+from tokenuq_ml.tracking.tracker_run import BareArguments, RunIdentity, Status
 
 OWN = "tokenuq."
 """Beginning of the tags of a run; those of an evaluation that is added to it have the stage in addition."""
@@ -109,8 +109,7 @@ class TrackingCallback(TrainerCallback, ExportableState):
         elif issubclass(kind, KeyboardInterrupt):
             status = "KILLED"
         if self._state is not None:
-            for run in self._runs:
-                run.close(self._args, copy(self._state), status)
+            close_all(self._runs, self._args, self._state, status)
 
     @property
     def figures(self) -> dict[str, str]:
@@ -167,13 +166,11 @@ def mirror_figures(
     # With this prefix, transformers' callbacks group them as figures of evaluations.
     values = {f"eval_{key}": value for key, value in numbers(figures).items()}
     runs = [GuardedRun(tracker, identity, warn) for tracker in request.report_to]
-    found: dict[str, str] = {RUN: run.id}
     for one in runs:
         one.open(args, state)
         one.log(args, state, values)
-        one.close(args, state, "FINISHED")
-        found |= one.figures
-    return found
+    close_all(runs, args, state, "FINISHED")
+    return {RUN: run.id} | {key: text for one in runs for key, text in one.figures.items()}
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState
 
-from tokenuq_ml.tracking.tracked_run import Status, TrackedRun
+from tokenuq_ml.tracking.tracker_run import Status, TrackerRun
 
 
-class TensorBoardRun(TrackedRun):
+class TensorBoardRun(TrackerRun):
     """Event files in a folder of the run's own: `<folder>/tensorboard/<project>/<name>/<id>`."""
 
     def open(self, args: Any, state: TrainerState, model: Any = None) -> None:
@@ -38,7 +38,7 @@ class TensorBoardRun(TrackedRun):
         self.callback.on_train_end(args, state, TrainerControl())
 
 
-class TrackioRun(TrackedRun):
+class TrackioRun(TrackerRun):
     """A run in Trackio's database (`TRACKIO_DIR`), or in the Space that `TRACKIO_SPACE_ID` names."""
 
     def open(self, args: Any, state: TrainerState, model: Any = None) -> None:

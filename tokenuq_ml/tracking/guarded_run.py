@@ -1,6 +1,8 @@
 """A run in one tracker, called in a thread of its own, which its failures do not leave."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -9,9 +11,9 @@ from transformers import TrainerState
 from tokenuq_ml.tracking.file_trackers import TensorBoardRun, TrackioRun
 from tokenuq_ml.tracking.guarded_thread import GuardedThread
 from tokenuq_ml.tracking.server_trackers import MlflowRun, WandbRun
-from tokenuq_ml.tracking.tracked_run import RunIdentity, Status, TrackedRun
+from tokenuq_ml.tracking.tracker_run import RunIdentity, Status, TrackerRun
 
-CLASSES: dict[str, type[TrackedRun]] = {
+CLASSES: dict[str, type[TrackerRun]] = {
     "tensorboard": TensorBoardRun,
     "mlflow": MlflowRun,
     "wandb": WandbRun,
@@ -21,6 +23,15 @@ OPEN_S, CALL_S, CLOSE_S = 120.0, 60.0, 60.0
 """Seconds that a tracker has to open a run, its import included; to take a row; to write what is left at the end."""
 STOPPED_S = 15.0
 """The same at the end of a training that is stopped: whoever stops it kills it after half a minute."""
+
+
+def close_all(runs: Sequence["GuardedRun"], args: Any, state: TrainerState, status: Status) -> None:
+    """End runs, all at once: together they have the time of one."""
+    limit_s, since = CLOSE_S if status == "FINISHED" else STOPPED_S, time.monotonic()
+    for run in runs:
+        run.close(args, copy(state), status)
+    for run in runs:
+        run.wait_closed(limit_s, since)
 
 
 class GuardedRun:
@@ -37,6 +48,7 @@ class GuardedRun:
         self._run = CLASSES[name](identity)
         self._thread = GuardedThread(name, CALL_S)
         self._step = 0
+        self._closing: threading.Event | None = None
 
     @property
     def failure(self) -> str | None:
@@ -51,8 +63,8 @@ class GuardedRun:
         return ({f"{self.name}_run": place} if place else {}) | told
 
     def open(self, args: Any, state: TrainerState, model: Any = None) -> None:
-        """Open the run, as `TrackedRun.open`."""
-        self._thread.call_and_wait(lambda: self._run.open(args, state, model), OPEN_S)
+        """Open the run, as `TrackerRun.open`."""
+        self._thread.wait(self._thread.call(lambda: self._run.open(args, state, model)), OPEN_S)
         self._tell()
 
     def log(self, args: Any, state: TrainerState, values: dict[str, float]) -> None:
@@ -65,9 +77,13 @@ class GuardedRun:
         self._tell()
 
     def close(self, args: Any, state: TrainerState, status: Status) -> None:
-        """End the run, as `TrackedRun.close`."""
-        limit = CLOSE_S if status == "FINISHED" else STOPPED_S
-        self._thread.call_and_wait(lambda: self._run.close(args, state, status), limit)
+        """Begin to end the run, as `TrackerRun.close`; `wait_closed` waits for it."""
+        self._closing = self._thread.call(lambda: self._run.close(args, state, status))
+        self._thread.end()
+
+    def wait_closed(self, limit_s: float, since: float) -> None:
+        """Wait until the run has ended, as `GuardedThread.wait`."""
+        self._thread.wait(self._closing, limit_s, since)
         self._tell()
 
     def _tell(self) -> None:

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 WAITING = 512
 """Calls that may wait for the tracker. Beyond them, the training waits for it, for as long as a call may take."""
@@ -28,25 +29,39 @@ class GuardedThread:
     def __init__(self, name: str, limit_s: float):
         self.name, self.limit_s = name, limit_s
         self.failure: str | None = None
-        self._calls: queue.Queue[tuple[Call, threading.Event]] = queue.Queue(WAITING)
+        self._calls: queue.Queue[tuple[Call, threading.Event] | None] = queue.Queue(WAITING)
         self._started: float | None = None
         # A daemon: a call that hangs does not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
-    def call(self, function: Call) -> None:
-        """Make a call later. Waits only if too many are waiting already."""
-        self._put(function, self.limit_s)
+    def call(self, function: Call) -> threading.Event | None:
+        """Make a call later; return what says that it has ended, None if it is dropped.
 
-    def call_and_wait(self, function: Call, limit_s: float) -> None:
-        """Make a call after those that are waiting, and wait until it has ended or the tracker has failed.
+        Waits only if too many are waiting already.
+        """
+        started = self._started
+        if started is not None and time.monotonic() - started > self.limit_s:
+            self._fail(f"did not answer for {self.limit_s:g} s")
+        if self.failure is not None:
+            return None
+        done = threading.Event()
+        try:
+            self._calls.put((function, done), timeout=self.limit_s)
+        except queue.Full:
+            self._fail(f"did not take what was reported: {WAITING} calls were waiting for {self.limit_s:g} s")
+            return None
+        return done
+
+    def wait(self, done: threading.Event | None, limit_s: float, since: float | None = None) -> None:
+        """Wait until a call has ended, or the tracker has failed; it fails after `limit_s` seconds.
 
         Args:
-            function: the call.
-            limit_s: seconds for all of them together.
+            done: of the call.
+            limit_s: seconds.
+            since: when they began, by `time.monotonic`; default: now.
         """
-        deadline = time.monotonic() + limit_s
-        done = self._put(function, limit_s)
+        deadline = (time.monotonic() if since is None else since) + limit_s
         while done is not None and self.failure is None:
             if done.wait(0.05):
                 return
@@ -55,24 +70,17 @@ class GuardedThread:
                 waiting = f" with {left} calls waiting" if left else ""
                 self._fail(f"did not answer for {limit_s:g} s{waiting}")
 
-    def _put(self, function: Call, limit_s: float) -> threading.Event | None:
-        """Let a call wait for its turn; return what says that it has ended, None if it is dropped."""
-        started = self._started
-        if started is not None and time.monotonic() - started > self.limit_s:
-            self._fail(f"did not answer for {self.limit_s:g} s")
-        if self.failure is not None:
-            return None
-        done = threading.Event()
-        try:
-            self._calls.put((function, done), timeout=limit_s)
-        except queue.Full:
-            self._fail(f"did not take what was reported: {WAITING} calls were waiting for {limit_s:g} s")
-            return None
-        return done
+    def end(self) -> None:
+        """End the thread after the calls that are waiting."""
+        with suppress(queue.Full):
+            self._calls.put_nowait(None)
 
     def _work(self) -> None:
         while self.failure is None:
-            function, done = self._calls.get()
+            waiting = self._calls.get()
+            if waiting is None:
+                return
+            function, done = waiting
             self._started = time.monotonic()
             try:
                 if self.failure is None:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerState
 
 from tokenuq_ml.tracking.file_trackers import write_to
-from tokenuq_ml.tracking.tracked_run import Status, TrackedRun, variables, without_user
+from tokenuq_ml.tracking.tracker_run import Status, TrackerRun, variables, without_user
 
 RUN_TAG = "tokenuq.run"
 """Tag by which a run is found again in MLflow, which gives runs ids of its own."""
@@ -26,7 +26,7 @@ PROMPT = {
 """MLflow's settings, where the environment does not have them."""
 
 
-class MlflowRun(TrackedRun):
+class MlflowRun(TrackerRun):
     """A run at `MLFLOW_TRACKING_URI`; by default, in `<folder>/mlflow.db`."""
 
     def open(self, args: Any, state: TrainerState, model: Any = None) -> None:
@@ -75,7 +75,7 @@ class MlflowRun(TrackedRun):
         mlflow.end_run(status)
 
 
-class WandbRun(TrackedRun):
+class WandbRun(TrackerRun):
     """A run at Weights & Biases, or with `WANDB_MODE=offline` in `WANDB_DIR`; by default, in `<folder>/wandb`."""
 
     def open(self, args: Any, state: TrainerState, model: Any = None) -> None:

@@ -177,7 +177,7 @@ def _trackers(config: Any) -> Iterator[Finding]:
     for study in (study for study in config.studies.values() if study.report_to):
         for problem in tracking_findings(study, open_store()):
             found, _, fix = problem.partition("; ")
-            yield Finding("configuration", "problem", found, fix)
+            yield Finding("configuration", "problem" if study.enabled else "note", found, fix)
 
 
 def store() -> Iterator[Finding]:

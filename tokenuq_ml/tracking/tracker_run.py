@@ -46,7 +46,7 @@ class BareArguments:
         return {}
 
 
-class TrackedRun:
+class TrackerRun:
     """A run in one tracker. All methods are called in the tracker's thread.
 
     Attributes:
