@@ -11,6 +11,7 @@ from tokenuq_pipeline.assets.integrity_checks import build_integrity_checks
 from tokenuq_pipeline.assets.observed_files import file_assets
 from tokenuq_pipeline.assets.run_stage import build_assets
 from tokenuq_pipeline.automation.condition_sensors import build_comparison_sensors, build_condition_sensors
+from tokenuq_pipeline.automation.exports import build_export_jobs, build_export_schedules
 from tokenuq_pipeline.automation.jobs import build_jobs
 from tokenuq_pipeline.automation.reruns import Reruns, starts_running
 from tokenuq_pipeline.automation.schedules import build_schedules
@@ -42,14 +43,18 @@ def build_defs(
         InputError: an environment variable that schedules and sensors read has a wrong value.
     """
     store, launcher = open_store(home), launcher or StageLauncher(backend=chosen_backend())
-    reruns, running, jobs = Reruns(config, store), starts_running(), build_jobs(config)
+    reruns, running, jobs = Reruns(config, store), starts_running(), [*build_jobs(config), *build_export_jobs(config)]
     groups = stage_groups(config)
     makeable = [asset for group in groups for asset in group.assets]
     return dg.Definitions(
         assets=[*file_assets(config), *(build_assets(group) for group in groups)],
         asset_checks=[*build_checks(config), build_integrity_checks(makeable)],
         jobs=[*jobs, verify_job(makeable)],
-        schedules=[*build_schedules(reruns, running), verify_schedule(makeable, store, running)],
+        schedules=[
+            *build_schedules(reruns, running),
+            *build_export_schedules(config, store, running),
+            verify_schedule(makeable, store, running),
+        ],
         sensors=[
             *build_sensors(reruns, [job for job in jobs if job.name in reruns.studies], running),
             *build_condition_sensors(reruns.studies, running),

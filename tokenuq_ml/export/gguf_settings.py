@@ -17,7 +17,7 @@ from tokenuq_ml.errors import InputError
 REMEDY = "install llama.cpp's convert_hf_to_gguf.py and name its folder in LLAMA_CPP, or export with --merge"
 IRRELEVANT = frozenset(
     "architectures dtype transformers_version use_cache initializer_range attention_dropout pretraining_tp model_type "
-    "tie_word_embeddings bos_token_id eos_token_id pad_token_id vocab_size _name_or_path cache_implementation "
+    "tie_word_embeddings vocab_size _name_or_path _model_name_or_path cache_implementation "
     "output_attentions output_hidden_states return_dict id2label label2id torch_dtype".split()
 )
 """Keys of a config that change no logit of a stored model, or that tensors and vocabulary say."""
@@ -90,7 +90,9 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     unknown = sorted(
         key
         for key, value in config.to_dict().items()
-        if key not in IRRELEVANT | SIZES | found.keys and value is not None and value != default.get(key)
+        if key not in IRRELEVANT | SIZES | found.keys
+        and not key.endswith("_token_id")
+        and value not in (None, default.get(key))
     )
     if unknown:
         raise InputError(f"GGUF: no key is known for {unknown[0]!r} of the config of a {kind} model; {REMEDY}")

@@ -83,7 +83,7 @@ def _sentence(error: Exception, repo: str) -> str:
         if status == 401:
             return f"{where}: the hub rejects the access token (401); {LOG_IN}"
         if status == 403:
-            return f"{where}: the token may not write there (403: {first_line(error)}); {LOG_IN}, or name another owner"
+            return f"{where}: the token may not write there ({first_line(error)}); {LOG_IN}, or name another owner"
         if status is not None:
             return f"{where}: {constants.ENDPOINT} answers {status}: {first_line(error)}"
     if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.startswith(

@@ -1,5 +1,6 @@
 """A trained model as a folder that transformers loads: weights, tokenizer, chat template, generation config."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def write_folder(
     model.config._name_or_path = ""
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
+    _forget_how_it_was_loaded(folder / "tokenizer_config.json")
+
+
+def _forget_how_it_was_loaded(file: Path) -> None:
+    """Remove from a tokenizer's config what transformers stores of its loading here: offline or not, and from where."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def stored_dtype(base: Path) -> str:

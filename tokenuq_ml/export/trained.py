@@ -81,7 +81,9 @@ class TrainedModel:
         kind = getattr(model.peft_config["default"].peft_type, "value", "adapter")
         try:
             merged = model.merge_and_unload(safe_merge=True)
-        except (ValueError, NotImplementedError, AttributeError) as error:
+        except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
+            if is_system_error(error):
+                raise
             raise InputError(
                 f"{self.weights}: PEFT cannot merge this adapter ({kind}): {first_line(error)}; use a kind that it "
                 "merges, such as LoRA"

@@ -1,7 +1,8 @@
 """Which studies and comparisons the graph of the UI shows: those that one works with.
 
 A study is shown if it is enabled, if the store holds anything of it, or if `$TOKENUQ_STUDIES` names it. Commands reach
-every configured study by name. A comparison is shown if all its studies are, or if the store holds its page.
+every configured study by name. A comparison is shown if all its studies are, or if the store holds its page;
+an export if its study is, or if the store holds it.
 """
 
 import difflib
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from tokenuq_ml.config.load import Config
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.runtime.store import Store
-from tokenuq_pipeline.runtime.store_layout import COMPARISONS
+from tokenuq_pipeline.runtime.store_layout import COMPARISONS, EXPORTS
 
 STUDIES_VARIABLE = "TOKENUQ_STUDIES"
 
@@ -25,6 +26,7 @@ class Held(NamedTuple):
     models: set[str]
     datasets: set[str]
     comparisons: set[str]
+    exports: set[str]
 
 
 def held(store: Store) -> Held:
@@ -41,6 +43,7 @@ def held(store: Store) -> Held:
         datasets={path.stem for path in manifests.glob("datasets/*.json")}
         | {path.name.removeprefix("dataset=") for path in home.glob("examples/dataset=*")},
         comparisons={path.stem for path in manifests.glob(f"{COMPARISONS}/*.json")},
+        exports={path.stem for path in manifests.glob(f"{EXPORTS}/*.json")},
     )
 
 
@@ -60,6 +63,7 @@ def shown_config(config: Config, store: Store, environment: Mapping[str, str] = 
         [name for name in config.models if name in content.models],
         [name for name in config.datasets if name in content.datasets],
         _shown_comparisons(config, content, studies),
+        _shown_exports(config, content, studies),
     )
 
 
@@ -96,6 +100,20 @@ def _shown_comparisons(config: Config, content: Held, studies: Collection[str]) 
     ]
 
 
+def shown_exports(config: Config, store: Store, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of the shown exports, in the order of the configuration.
+
+    Raises:
+        InputError: a name in `$TOKENUQ_STUDIES` matches no study.
+    """
+    content = held(store)
+    return _shown_exports(config, content, _shown(config, content, environment))
+
+
+def _shown_exports(config: Config, content: Held, studies: Collection[str]) -> list[str]:
+    return [name for name, spec in config.exports.items() if name in content.exports or spec.study in studies]
+
+
 def named_studies(text: str, studies: Iterable[str]) -> set[str]:
     """Return the studies that a list of names and globs stands for, separated by commas or spaces.
 
@@ -119,6 +137,7 @@ def config_of(
     models: Collection[str] = (),
     datasets: Collection[str] = (),
     comparisons: Collection[str] = (),
+    exports: Collection[str] = (),
 ) -> Config:
     """Return the configuration of some studies, with the models and datasets that they need.
 
@@ -128,9 +147,12 @@ def config_of(
         models: further models to keep.
         datasets: further datasets to keep, with those that they are made of.
         comparisons: comparisons to keep, with their studies.
+        exports: exports to keep, with their studies.
     """
     compared = {name: spec for name, spec in config.comparisons.items() if name in comparisons}
+    exported = {name: spec for name, spec in config.exports.items() if name in exports}
     needed = {*studies, *(study for spec in compared.values() for study in spec.studies)}
+    needed |= {spec.study for spec in exported.values()}
     kept = {name: spec for name, spec in config.studies.items() if name in needed}
     needed_models = {name for study in kept.values() for name in config.models_of(study)} | set(models)
     needed_datasets = {name for study in kept.values() for name in config.datasets_of(study)}
@@ -141,4 +163,5 @@ def config_of(
         kept,
         config.ablations,
         compared,
+        exports=exported,
     )

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from tokenuq_ml.config.comparison import ComparisonSpec
+    from tokenuq_ml.config.export import ExportSpec
     from tokenuq_ml.config.load import Config
     from tokenuq_pipeline.runtime.store import Store
 
-JSON_HELP = "the same as --format json"
 STUDY_HELP = "a study in studies.yaml; one with a `grid` stands for the studies of all its cells"
 
 
@@ -85,14 +85,28 @@ def known_comparison(config: "Config", name: str) -> "ComparisonSpec":
     return config.comparisons[name]
 
 
+def known_export(config: "Config", name: str) -> "ExportSpec":
+    """Return an export by its name.
+
+    Raises:
+        InputError: there is none; the message lists the exports.
+    """
+    if name not in config.exports:
+        raise InputError(f"exports.yaml: no export {name!r}; there are {', '.join(config.exports) or 'none'}")
+    return config.exports[name]
+
+
 @contextlib.contextmanager
-def project(*studies: str, config: "Config | None" = None, comparisons: Collection[str] = ()) -> Iterator[Project]:
+def project(
+    *studies: str, config: "Config | None" = None, comparisons: Collection[str] = (), exports: Collection[str] = ()
+) -> Iterator[Project]:
     """Build the definitions of some studies, and open the Dagster instance.
 
     Args:
         *studies: their names.
         config: the configuration; by default it is loaded.
         comparisons: comparisons whose definitions are built too, with all their studies.
+        exports: exports whose definitions are built too, with their studies.
 
     Raises:
         InputError: there is no such study.
@@ -108,6 +122,6 @@ def project(*studies: str, config: "Config | None" = None, comparisons: Collecti
     from tokenuq_pipeline.runtime.bucket_store import open_store
 
     store = open_store()
-    defs = build_defs(config_of(config, studies, comparisons=comparisons), store.home)
+    defs = build_defs(config_of(config, studies, comparisons=comparisons, exports=exports), store.home)
     with dg.DagsterInstance.get() as instance:
         yield Project(config, defs, store, instance)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NAMES: "dict[str, Callable[[Config], Iterable[str]]]" = {
     "study": lambda config: config.study_names,
     "comparison": lambda config: config.comparisons,
+    "export": lambda config: config.exports,
     "ablation": lambda config: config.ablations,
     "model": lambda config: config.models,
     "data": lambda config: config.datasets,

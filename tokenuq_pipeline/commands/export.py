@@ -6,7 +6,6 @@ What it has written takes its name once the comparison has passed.
 
 import argparse
 import contextlib
-import json
 import os
 import secrets
 import shlex
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tokenuq_ml.control_characters import escaped
 from tokenuq_ml.errors import InputError
 from tokenuq_pipeline.commands.common import configuration, known_study
+from tokenuq_pipeline.commands.json_output import add_json, print_error, print_json
 from tokenuq_pipeline.commands.query import require_writable
 from tokenuq_pipeline.commands.units import disk
 from tokenuq_pipeline.runtime.paths import store_home
@@ -58,7 +58,7 @@ def add_parser(commands) -> None:
     parser.add_argument(
         "--stale", action="store_true", help="export a model although an input of its training has changed since"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_json(parser, "print JSON: the target, and how its logits differ from the trained model's")
     parser.set_defaults(function=export_command)
 
 
@@ -83,6 +83,8 @@ def export_command(options: argparse.Namespace) -> int:
     with _staged(options, store) as folder:
         code, result = run_program(source, folder)
         if result is None:
+            if options.json:
+                print_error("the export failed, as standard error says", code)
             return code
         target = _place(options, source, folder)
     _print(options, source, target, result)
@@ -201,7 +203,7 @@ def _print(options: argparse.Namespace, source: "Source", target: str, result: d
     if options.json:
         figures = ("dtype", "bytes", "max_abs_difference", "relative_difference", "kl", "change_by_training", "notes")
         found = {key: metrics[key] for key in figures if key in metrics}
-        print(json.dumps({"model": source.name, "target": target, "kind": metrics["kind"], **found}, indent=1))
+        print_json({"model": source.name, "target": target, "kind": metrics["kind"], **found})
         return
     print(f"{source.name}: {metrics['dtype']}, {disk(metrics['bytes'])}, in {escaped(target)}")
     print(f"equals base model plus adapter on {result['checks']['logits_match']['description']}")
@@ -215,7 +217,7 @@ def _serve(options: argparse.Namespace, source: "Source") -> int:
 
     found = serving(source.base, source.weights, source.name, source.quantization)
     if options.json:
-        print(json.dumps({"model": source.name, "arguments": found.arguments, "served_as": found.model}, indent=1))
+        print_json({"model": source.name, "arguments": list(found.arguments), "served_as": found.model})
     else:
         print(shlex.join(found.arguments))
     if not found.installed:

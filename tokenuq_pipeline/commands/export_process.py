@@ -30,7 +30,7 @@ def run_program(source: Source, folder: Path) -> tuple[int, dict[str, Any] | Non
             stdout=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, **thread_waits(os.environ), "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, **thread_waits(os.environ), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"},
         )
         try:
             result = _read(child)

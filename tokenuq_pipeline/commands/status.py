@@ -1,13 +1,13 @@
 """`tokenuq status`: what is stale, and why."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from tokenuq_ml.control_characters import escaped
-from tokenuq_ml.redaction import redacted, redacted_values
+from tokenuq_ml.redaction import redacted
 from tokenuq_pipeline.commands import STALE
-from tokenuq_pipeline.commands.common import JSON_HELP, configuration, known_comparison, known_studies, project
+from tokenuq_pipeline.commands.common import configuration, known_comparison, known_export, known_studies, project
+from tokenuq_pipeline.commands.json_output import add_json, print_json
 from tokenuq_pipeline.commands.status_text import (
     Row,
     StudyStatus,
@@ -41,17 +41,15 @@ def add_parser(commands) -> None:
         metavar="NAME",
         help="this comparison of comparisons.yaml and what it reads of its studies, asset by asset",
     )
-    which.add_argument("--all", action="store_true", help="every study and comparison, asset by asset")
+    which.add_argument(
+        "--export", metavar="NAME", help="this export of exports.yaml and what it reads of its study, asset by asset"
+    )
+    which.add_argument("--all", action="store_true", help="every study, comparison and export, asset by asset")
     parser.add_argument(
         "--deep", action="store_true", help="also read every file and compare it with its recorded hash"
     )
-    parser.add_argument(
-        "--format",
-        choices=("text", "json"),
-        default="text",
-        help="default: text. json: an object per study; with --study or --all, an object per asset that is not fresh",
-    )
-    parser.add_argument("--json", dest="format", action="store_const", const="json", help=JSON_HELP)
+    what = "print JSON: an object per study; with any of the options above, one per asset that is not fresh"
+    add_json(parser, what, has_format=True)
     parser.set_defaults(function=status_command)
 
 
@@ -60,10 +58,10 @@ def status_command(options: argparse.Namespace) -> int:
     from tokenuq_pipeline.runtime.bucket_store import open_store
 
     config, store = configuration(), open_store()
-    details = bool(options.study or options.comparison or options.all)
+    details = bool(options.study or options.comparison or options.export or options.all)
     studies, rows = study_statuses(config, _asked(options, config, store), store, options.deep)
     if options.format == "json":
-        print(json.dumps(redacted_values(rows if details else [study.as_json() for study in studies]), indent=1))
+        print_json(rows if details else [study.as_json() for study in studies])
     elif details:
         made = [row for row in rows if any(row in study.rows for study in studies if study.made)]
         print(escaped(redacted("\n\n".join(filter(None, (as_lines(studies), as_table(made)))))))
@@ -73,20 +71,26 @@ def status_command(options: argparse.Namespace) -> int:
 
 
 def _asked(options: argparse.Namespace, config: "Config", store: "Store") -> list[str]:
-    """Return the studies that are asked for, and the comparisons as `comparisons/<name>`.
+    """Return the studies that are asked for, comparisons as `comparisons/<name>`, and exports as `export/<name>`.
 
     Raises:
-        InputError: there is no such study or comparison.
+        InputError: there is no such study, comparison or export.
     """
-    from tokenuq_pipeline.assets.shown_studies import shown_comparisons, shown_studies
+    from tokenuq_pipeline.assets.shown_studies import shown_comparisons, shown_exports, shown_studies
 
     if options.all:
-        return [*config.studies, *map(_as_asset, config.comparisons)]
+        return [*config.studies, *map(_as_asset, config.comparisons), *map(_as_export, config.exports)]
     if options.study:
         return list(dict.fromkeys(one for name in options.study for one in known_studies(config, name)))
     if options.comparison:
         return [_as_asset(known_comparison(config, options.comparison).name)]
-    return [*shown_studies(config, store), *map(_as_asset, shown_comparisons(config, store))]
+    if options.export:
+        return [_as_export(known_export(config, options.export).name)]
+    return [
+        *shown_studies(config, store),
+        *map(_as_asset, shown_comparisons(config, store)),
+        *map(_as_export, shown_exports(config, store)),
+    ]
 
 
 def _as_asset(comparison: str) -> str:
@@ -95,20 +99,27 @@ def _as_asset(comparison: str) -> str:
     return f"{COMPARISONS}/{comparison}"
 
 
+def _as_export(export: str) -> str:
+    from tokenuq_pipeline.runtime.store_layout import EXPORTS
+
+    return f"{EXPORTS}/{export}"
+
+
 def _part(config: "Config", asked: list[str]) -> "Config":
-    """Return the configuration of studies and comparisons."""
+    """Return the configuration of studies, comparisons and exports."""
     from tokenuq_pipeline.assets.shown_studies import config_of
 
     comparisons = [name for name in config.comparisons if _as_asset(name) in asked]
-    return config_of(config, asked, comparisons=comparisons)
+    exports = [name for name in config.exports if _as_export(name) in asked]
+    return config_of(config, asked, comparisons=comparisons, exports=exports)
 
 
 def needed(config: "Config", asked: str, store: "Store | None" = None) -> list[str]:
-    """Return the assets of a study with those that it needs, or a comparison with all that is upstream of it.
+    """Return the assets of a study with those that it needs, or a comparison or export with all that is upstream of it.
 
     Args:
         config: all of it.
-        asked: a study, or `comparisons/<name>`.
+        asked: a study, `comparisons/<name>` or `export/<name>`.
         store: leave out what a comparison does without because it was never made; None: leave out nothing.
     """
     from tokenuq_pipeline.assets.graph import assets_by_name
@@ -126,13 +137,13 @@ def needed(config: "Config", asked: str, store: "Store | None" = None) -> list[s
 def study_statuses(
     config: "Config", studies: list[str], store: "Store", deep: bool = False
 ) -> tuple[list[StudyStatus], list[Row]]:
-    """Return the status of each study and comparison, and the rows of all, in the order of the graph.
+    """Return the status of each study, comparison and export, and the rows of all, in the order of the graph.
 
     Definitions are built, and Dagster's records read, only for those that the store holds anything of.
 
     Args:
         config: all of it.
-        studies: their names; comparisons as `comparisons/<name>`.
+        studies: their names; comparisons as `comparisons/<name>`, exports as `export/<name>`.
         store: the store.
         deep: read every file.
     """
@@ -140,13 +151,15 @@ def study_statuses(
     from tokenuq_pipeline.assets.shown_studies import held
 
     held_now = held(store)
-    content = held_now.studies | set(map(_as_asset, held_now.comparisons))
+    content = held_now.studies | set(map(_as_asset, held_now.comparisons)) | set(map(_as_export, held_now.exports))
     made = [study for study in studies if study in content]
     assets = {study: needed(config, study, store) for study in studies}
     found: dict[str, Row] = {}
     if made:
         part = _part(config, made)
-        with project(*part.studies, config=part, comparisons=list(part.comparisons)) as here:
+        with project(
+            *part.studies, config=part, comparisons=list(part.comparisons), exports=list(part.exports)
+        ) as here:
             found = {row["asset"]: row for row in status_rows(here.defs, part, made, here.instance, store, deep)}
     known = {name for study in made for name in assets[study]}
     for name in dict.fromkeys(name for study in studies for name in assets[study] if name not in known):
@@ -163,7 +176,8 @@ def study_statuses(
 def status_rows(defs, config, studies: list[str], instance, store, deep: bool = False) -> list[dict[str, str]]:
     """Return one row per asset that is not fresh: `asset`, `state`, `reason`, in the order of the graph.
 
-    `studies` may hold comparisons as `comparisons/<name>`, for which everything upstream of them is looked at.
+    `studies` may hold comparisons as `comparisons/<name>` and exports as `export/<name>`, for which everything upstream
+    of them is looked at.
 
     States: missing, stale, damaged (until `tokenuq verify --forget`, no run makes it again), unchecked (a blocking
     check has not passed), waiting (downstream of one of those).

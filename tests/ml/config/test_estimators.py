@@ -77,6 +77,7 @@ def test_estimators_change_no_version_of_other_measurements(tmp_path):
 _OWN = CONFIG["studies"][STUDY]["uncertainty"]
 _OF_SOME = {
     "comparisons",
+    "export",
     "candidate_teacher",
     "teacher_sweep",
     "ensemble_teacher",

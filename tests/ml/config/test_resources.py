@@ -25,7 +25,7 @@ def test_another_text_is_no_size(text):
 
 
 def test_the_stages_of_a_study_are_those_that_have_resources():
-    assert set(get_args(StageName)) == set(REVISIONS) - {"models", "datasets", "comparisons"}
+    assert set(get_args(StageName)) == set(REVISIONS) - {"models", "datasets", "comparisons", "export"}
     with pytest.raises(ValidationError, match="teacher_losses"):
         toy_config(resources={"teacher_losses": {"num_gpus": 1}})
 

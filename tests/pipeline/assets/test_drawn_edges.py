@@ -8,6 +8,7 @@ from tests.support.shipped_studies import one_of_each
 from tests.support.toy_pipeline import toy_config
 from tokenuq_ml.config import DistillSpec, ObjectiveSpec
 from tokenuq_ml.config.comparison import FrontComparison
+from tokenuq_ml.config.export import ExportSpec
 from tokenuq_ml.config.truth import LANGUAGE
 from tokenuq_pipeline.assets.drawn_edges import ARRIVES_THROUGH, kind_of
 from tokenuq_pipeline.assets.graph import assets_by_name
@@ -15,7 +16,7 @@ from tokenuq_pipeline.assets.graph import assets_by_name
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The assets of all shipped studies, of one whose truth is known, and of a comparison of two."""
+    """The assets of all shipped studies, of one whose truth is known, of a comparison of two, and of an export."""
     config = one_of_each()
     study = config.studies["quickstart"]
     language = config.datasets[study.dataset].model_copy(update={"name": "language", "format": LANGUAGE})
@@ -26,6 +27,7 @@ def shipped():
     config = replace(
         config,
         comparisons={"front": front},
+        exports={"mle": ExportSpec(name="mle", study="quickstart", ablation="mle")},
         datasets={**config.datasets, "language": language},
         studies={**config.studies, "known": known, "estimated": estimated},
     )

@@ -193,7 +193,7 @@ def test_status_has_a_line_for_the_comparison_and_names_what_is_stale(toy, monke
     for name, folder in (("TOKENUQ_HOME", "store"), ("DAGSTER_HOME", "dagster_home")):
         monkeypatch.setenv(name, str(toy.folder / folder))
     config = config_with(FRONT)
-    asked = status._asked(argparse.Namespace(all=False, study=None, comparison=None), config, toy.store)
+    asked = status._asked(argparse.Namespace(all=False, study=None, comparison=None, export=None), config, toy.store)
     assert asked == [STUDY, "comparisons/page"]
     (study, page), rows = status.study_statuses(config, asked, toy.store)
     assert (study.state, page.state) == ("fresh", "not made")
