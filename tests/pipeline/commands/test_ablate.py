@@ -37,10 +37,10 @@ def commands(monkeypatch):
     """The commands that are run, instead of running them; `plan` looks at the configuration first."""
     ran = []
 
-    def run(module, *arguments):
+    def run(module, options, *arguments):
         ran.append(arguments)
         load_config(shipped_config(), os.environ["TOKENUQ_CONFIG"])
-        return 0
+        return 0, {"of": arguments[0]} if options.json else None
 
     monkeypatch.setattr(ablate, "_command", run)
     return ran
@@ -102,6 +102,18 @@ def test_nothing_is_left_without_a_terminal_after_no_or_after_a_failed_plan(plac
     assert not (place / "tokenuq_config").exists()
 
 
+def test_json_is_one_object_with_entries_plan_and_run(place, commands, capsys):
+    assert asked("--json") == 2
+    found = json.loads(capsys.readouterr().out)
+    assert "--json asks nothing; add --yes" in found["error"] and not commands
+    assert asked("--json", "--yes", "--ablation", "mle_s0", "--ablation", "paper_top25_s0", "--plain") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["study"] == "my_sums_tiny_1" and found["configuration"] == str(place / "tokenuq_config")
+    assert (found["plan"], found["run"]) == ({"of": "plan"}, {"of": "run"}) and "--plain" in commands[-1]
+    entries = yaml.safe_load(found["entries"]["studies.yaml"])
+    assert entries["my_sums_tiny_1"]["ablations"] == ["mle_s0", "paper_top25_s0"]
+
+
 def test_splits_that_files_name_are_taken(place, commands):
     folder = place / "Split data"
     folder.mkdir()
@@ -125,3 +137,8 @@ def test_two_files_of_one_name_are_refused(place, commands, capsys):
 def test_from_a_data_file_to_an_ablation_table(place, capsys):
     assert asked("--ablation", "mle_s0", "--yes") == 0
     assert "my_sums (test)" in capsys.readouterr().out
+    # What `plan` and `run` print themselves.
+    assert asked("--ablation", "mle_s0", "--yes", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"]["study"] == found["run"]["study"] == found["study"] and found["run"]["assets"] == []
+    assert {row["model"] for row in found["run"]["report"]["models"]} == {"base", "teacher", "mle"}

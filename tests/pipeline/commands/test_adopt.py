@@ -1,5 +1,7 @@
 """`tokenuq adopt`: what it prints, and its exit code. What it does is tested in `automation/test_adoption.py`."""
 
+import json
+
 import pytest
 
 from tokenuq_pipeline import cli
@@ -43,3 +45,14 @@ def test_an_unknown_study_is_named(tmp_path, monkeypatch, capsys):
 )
 def test_text_and_exit_code(found, text, code):
     assert adopt.as_text(found, 4, 1.5) == text and adopt.exit_code(found) == code
+    as_json = adopt.as_json(found, 4, 1.54)
+    assert as_json["adopted"] == found.adopted and as_json["seconds"] == 1.5
+    assert f"{as_json['recorded_before']} asset" in text and set(as_json["stale"]) == set(found.stale)
+
+
+def test_an_empty_store_is_json_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TOKENUQ_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    assert cli.main(["adopt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["adopted"] == [] and found["recorded_before"] == 0

@@ -1,5 +1,6 @@
 """`tokenuq curate` on a small store: what is listed and why, both formats, the way back, and wrong requests."""
 
+import json
 import math
 
 import polars as pl
@@ -221,3 +222,14 @@ def test_the_page_explains_every_column():
 
     page = (ROOT / "docs" / "curation.md").read_text()
     assert [name for name in SCHEMA if f"`{name}`" not in page] == []
+
+
+def test_json_lists_every_example_to_review(run, tmp_path):
+    code, out, _ = run("--json", "--share", 1)
+    found = json.loads(out)
+    assert code == 0 and (found["study"], found["dataset"], found["split"]) == ("study", "toy", "train")
+    assert len(found["to_review"]) == found["examples"] == EXAMPLES - 1 and found["output"] is None
+    assert [row["rank"] for row in found["to_review"]] == list(range(1, EXAMPLES)) and found["to_review"][0]["reasons"]
+    code, out, _ = run("--json", "--share", 1, "--output", tmp_path / "review.csv")
+    assert json.loads(out) == {**found, "output": str(tmp_path / "review.csv")}
+    assert len((tmp_path / "review.csv").read_text().splitlines()) >= EXAMPLES

@@ -1,6 +1,7 @@
 """`tokenuq prune`: what it lists, what it asks, and what it refuses."""
 
 import contextlib
+import json
 import re
 import sys
 from types import SimpleNamespace
@@ -145,3 +146,21 @@ def test_a_run_empties_the_trash_also_if_it_makes_nothing(store, monkeypatch):
     monkeypatch.setattr(run_module, "project", lambda study, config: contextlib.nullcontext(here))
     monkeypatch.setattr(run_module, "run_study", lambda *arguments: 0)
     assert cli.main(["run", "--study", "study"]) == 0 and not entry.exists()
+
+
+def test_json_lists_and_deletes_and_never_asks(store, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    gone = ["study/old/student", "gone/token_losses", "datasets/gone"]
+    code, out = run(capsys, "--json")
+    found = json.loads(out)
+    assert code == 0 and {one["name"] for one in found["removable"]} >= set(gone) and found["deleted"] == []
+    # With the manifest, which is no place of data.
+    assert all(one["bytes"] > sum(one["places"].values()) > 0 and one["reason"] for one in found["removable"])
+    assert all(store.read_manifest(name) for name in gone)
+    code, out = run(capsys, "--json", "--yes")
+    found = json.loads(out)
+    assert code == 0 and set(found["deleted"]) >= set(gone) and found["not_deleted"] == {}
+    assert not any(store.read_manifest(name) for name in gone)
+    code, out = run(capsys, "--json", "--restore", "datasets/gone")
+    assert code == 0 and json.loads(out)["restored"] == ["datasets/gone"] and store.read_manifest("datasets/gone")

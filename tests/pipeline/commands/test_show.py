@@ -1,6 +1,7 @@
 """`tokenuq show` on a small store: its choice of examples, its numbers, its page, and its errors."""
 
 import base64
+import json
 
 import polars as pl
 import pytest
@@ -125,3 +126,17 @@ def test_a_study_without_tables_is_named(store, monkeypatch, capsys):
     monkeypatch.setenv("TOKENUQ_HOME", str(store))
     assert main(["show", "--study", "other"]) == 2
     assert "study 'other' has no token tables" in capsys.readouterr().err
+
+
+def test_json_has_every_token_of_the_examples(show):
+    code, out, _ = show("--json", "--most-uncertain", "2")
+    found = json.loads(out)
+    assert code == 0 and len(found) == 2
+    for example in found:
+        own = TOKENS.filter(example_id=example["example_id"]).sort("position")
+        assert [token["position"] for token in example["tokens"]] == own["position"].to_list()
+        assert [token["loss"] for token in example["tokens"]] == pytest.approx(own["loss"].to_list())
+        assert [token["bald"] for token in example["tokens"]] == pytest.approx(own["bald"].to_list())
+        assert {token["category"] for token in example["tokens"]} == set(own["category"].cast(pl.String))
+        assert example["split"] == own["split"].cast(pl.String)[0]
+    assert [one["example_id"] for one in found] == shown_ids(show("--most-uncertain", "2")[1])

@@ -1,5 +1,7 @@
 """`tokenuq verify`: files against the hashes in their manifests."""
 
+import json
+
 import pytest
 
 from tokenuq_pipeline import cli
@@ -35,6 +37,18 @@ def test_an_altered_a_missing_and_an_extra_file_are_named(store, capsys):
     assert store.is_complete("study/top/student")
     assert cli.main(["verify", "--forget"]) == 1
     assert not store.is_complete("study/top/student") and store.is_complete("study/mle/student")
+
+
+def test_json_says_the_same(store, capsys):
+    assert cli.main(["verify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["store"] == str(store.home) and found["assets"] == 17 and found["files"] > 17
+    assert not found["damaged"] and not found["other_files"] and "match their recorded hashes" in found["summary"]
+    store.path("models/tiny/content").unlink()
+    assert cli.main(["verify", "--forget", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["damaged"] == {"models/tiny": ["models/tiny/content is missing"]}
+    assert found["repaired"].keys() == {"models/tiny"} and not store.is_complete("models/tiny")
 
 
 def test_an_unknown_study_is_a_one_line_error(store, capsys):
