@@ -195,7 +195,8 @@ def quiet_streams(console, on_stderr: bool = False) -> Iterator[None]:
     streams = [os.fdopen(os.dup(descriptor), "w") for descriptor in kept] if before[0] is None else []
     try:
         if streams:
-            console.stream, console.other_stream = reversed(streams) if on_stderr else streams
+            # What nobody reads on standard error must not be in the result.
+            console.stream, console.other_stream = (streams[1], None) if on_stderr else streams
         console.shows_events = False
         os.dup2(sink, 1)
         os.dup2(sink, 2)

@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import subprocess
 import sys
 
 import pytest
@@ -44,3 +45,19 @@ def test_the_traceback_of_a_bug_keeps_its_lines():
     with pytest.raises(KeyError) as raised, quiet_streams(Console()):
         {}["bug"]
     assert raised.traceback[-1].lineno + 1 == test_the_traceback_of_a_bug_keeps_its_lines.__code__.co_firstlineno + 2
+
+
+def test_lines_that_nobody_reads_on_standard_error_stay_out_of_the_json():
+    code = (
+        "import os\n"
+        "from tokenuq_pipeline.commands.make_assets import quiet_streams\n"
+        "from tokenuq_pipeline.runtime.console import Console\n"
+        "read, write = os.pipe()\n"
+        "os.dup2(write, 2), os.close(write), os.close(read)\n"
+        "console = Console()\n"
+        "with quiet_streams(console, on_stderr=True):\n"
+        "    console.line('progress'), console.line('more')\n"
+        "print('{}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout == "{}\n"
