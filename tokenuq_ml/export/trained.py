@@ -8,6 +8,7 @@ Shapes: O output features, I input features, P positions of a text, V vocabulary
 """
 
 import gc
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tokenuq_ml.hub_errors import first_line
 from tokenuq_ml.models.base_settings import BaseSettings
 from tokenuq_ml.models.full_weights import is_full_model
 from tokenuq_ml.models.load import load_model
+from tokenuq_ml.models.output_layer import causal_lm
 from tokenuq_ml.models.quantization import dequantised_weight, exact_products, is_quantised_layer
 from tokenuq_ml.system_errors import is_system_error
 
@@ -34,8 +36,10 @@ TEXTS = 8
 """Held-out examples on which logits are compared."""
 POSITIONS = 32
 """Tokens of each of them: the last ones of the response, which see most of the text."""
-SPLITS = ("test", "validation", "ood", "train")
-"""Where examples are taken from: the first split that has some."""
+LONGEST = 2048
+"""Tokens of a text: what is before them is cut."""
+HELD_OUT = ("test", "validation", "ood")
+"""Splits that examples are taken from, in this order; a study without them has those of train."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ def held_out_texts(tokens: str | Path) -> list[TokenizedExample]:
     Raises:
         InputError: no example has a response token.
     """
-    for split in SPLITS:
-        rows = (row for row in StoredExamples(tokens, [split]) if any(row.response_mask[1:]))
+    for splits in (HELD_OUT, ("train",)):
+        rows = (row for split in splits for row in StoredExamples(tokens, [split]) if any(row.response_mask[1:]))
         if found := list(islice(rows, TEXTS)):
             return found
     raise InputError(
@@ -118,12 +122,18 @@ def held_out_texts(tokens: str | Path) -> list[TokenizedExample]:
 def logits_of(model: nn.Module, texts: Sequence[TokenizedExample]) -> list[Tensor]:
     """Return `logits_PV` in float32, on the CPU, of each text: those that predict its last response tokens."""
     found, device = [], next(model.parameters()).device
+    keeps = "logits_to_keep" in inspect.signature(causal_lm(model).forward).parameters
     for text in texts:
-        ids = torch.as_tensor(list(map(int, text.input_ids)), device=device)[None]
-        logits = model(input_ids=ids, use_cache=False).logits[0].float().cpu()
+        trained = [index for index, is_trained in enumerate(text.response_mask) if is_trained and index]
+        stop = trained[-1] + 1 if trained else 0
+        start = max(0, stop - LONGEST)
         # The logits before a token predict it.
-        positions = [index - 1 for index, trained in enumerate(text.response_mask) if trained and index][-POSITIONS:]
-        found.append(logits[positions].clone())
+        positions = torch.tensor([index - 1 - start for index in trained if index > start][-POSITIONS:])
+        ids = torch.tensor([list(map(int, text.input_ids[start:stop]))], device=device)
+        # All logits of a long text would be gigabytes.
+        options = {"logits_to_keep": positions.to(device)} if keeps else {}
+        logits = model(input_ids=ids, use_cache=False, **options).logits[0].float().cpu()
+        found.append(logits if keeps else logits[positions].clone())
     return found
 
 

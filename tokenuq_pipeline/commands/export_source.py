@@ -105,20 +105,32 @@ def _require_current(store: Store, trained: StageAsset, model: str, remedy: str,
     Raises:
         InputError: they are not, or another input has changed and `takes_stale` is not set.
     """
-    manifest, reader = store.read_manifest(trained.name), ManifestReader(store)
+    manifest, reason, base = (
+        store.read_manifest(trained.name),
+        ManifestReader(store).why_stale(trained),
+        f"models/{model}",
+    )
     assert manifest is not None
-    reason = reader.why_stale(trained)
-    if reason is None:
-        return []
-    shown = explain(reason, trained, store)
-    base = f"models/{model}"
+    shown = "" if reason is None else explain(reason, trained, store)
     if manifest.code_version != trained.code_version:
         raise InputError(f"{trained.name}: is of another configuration ({shown}); {remedy}, or restore its entry")
-    if manifest.input_data_versions.get(base, store.data_version(base)) != store.data_version(base):
+    if _trained_on(store, trained, base) != store.data_version(base):
         raise InputError(f"{trained.name}: was trained on another version of {base}; {remedy}")
+    if reason is None:
+        return []
     if not takes_stale:
         raise InputError(f"{trained.name}: is stale ({shown}); {remedy}, or add --stale to export it as it is")
     return [f"{trained.name}: is stale ({shown}), and is exported as it is"]
+
+
+def _trained_on(store: Store, trained: StageAsset, base: str) -> str | None:
+    """Return the version of the base model that weights were trained on.
+
+    A teacher that was chosen among candidates does not read it, but they do.
+    """
+    own, *others = (store.read_manifest(name) for name in (trained.name, *map("/".join, trained.reads)))
+    recorded = (manifest.input_data_versions for manifest in (own, *others) if manifest is not None)
+    return next((versions[base] for versions in recorded if base in versions), None)
 
 
 def _evaluations(store: Store, assets: dict[str, StageAsset], asset: StageAsset) -> tuple[set[str], list[str]]:

@@ -36,7 +36,8 @@ def test_template_and_stops_are_those_of_the_base(base, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [1, 5]
     assert str(base) not in (tmp_path / "out" / "config.json").read_text()
     # Whoever downloads it is neither offline nor on this machine.
-    assert not {"is_local", "local_files_only"} & json.loads((tmp_path / "out/tokenizer_config.json").read_text()).keys()
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & settings.keys()
 
 
 def test_a_generation_that_would_not_stop_is_refused(base, tmp_path):

@@ -12,6 +12,7 @@ from tests.support.model_folders import folder_model
 from tests.support.tiny_models import tiny_model
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.export import trained
 from tokenuq_ml.export.bounds import difference
 from tokenuq_ml.export.trained import TrainedModel, held_out_texts, logits_of
 from tokenuq_ml.models.base_settings import BaseSettings
@@ -123,11 +124,17 @@ def test_an_adapter_of_another_model_is_refused(base, tmp_path):
         TrainedModel(base, adapter).merged()
 
 
-def test_texts_are_held_out_examples_with_a_response(tmp_path):
+def test_texts_are_held_out_examples_with_a_response(tmp_path, monkeypatch):
     found = held_out_texts(write_tokens(tmp_path))
     assert [one.example_id for one in found] == ["toy/0", "toy/1"]
     logits = logits_of(fresh(), found)
     assert [len(each) for each in logits] == [min(32, sum(one.response_mask)) for one in found]
+    # Cut to its end, a text has the logits of that end.
+    monkeypatch.setattr(trained, "LONGEST", 9)
+    (cut,) = logits_of(fresh(), found[1:])
+    end = fresh()(torch.tensor([list(map(int, found[1].input_ids[-9:]))])).logits[0, :-1]
+    torch.testing.assert_close(cut, end[-len(cut) :])
+    monkeypatch.undo()
     # The row of a token is that before it.
     last = fresh()(torch.tensor([list(map(int, found[1].input_ids))])).logits[0, -2]
     torch.testing.assert_close(logits[1][-1], last)

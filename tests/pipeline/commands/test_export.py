@@ -17,6 +17,7 @@ from tests.support.tiny_store import manifest
 from tests.support.tiny_study import STUDY
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.stages import export_model
+from tokenuq_ml.stages.input_files import verify_inputs
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.commands import export_process
@@ -68,7 +69,9 @@ def in_this_process(monkeypatch):
     def run(source, folder):
         reporter = RecordingReporter()
         try:
-            export_model.run(source.request(folder, folder.parent), reporter)
+            request = source.request(folder, folder.parent)
+            verify_inputs(request, reporter)
+            export_model.run(request, reporter)
         except InputError as error:
             print(f"error: {error}")
             return 2, None
@@ -196,13 +199,14 @@ def test_a_stale_model_needs_a_word(store, capsys):
     assert "is exported as it is" in capsys.readouterr().err
 
 
-def test_a_damaged_adapter_is_refused(store, tmp_path, capfd):
+@pytest.mark.usefixtures("in_this_process")
+def test_a_damaged_adapter_is_refused(store, tmp_path, capsys):
     path = next(store.home.rglob("adapter_model.safetensors"))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     assert run(MODEL, "--merge", tmp_path / "out") == 2
-    assert "adapter_model.safetensors" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    assert "adapter_model.safetensors" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 def test_vllm_gets_a_command_that_names_base_and_adapter(store, capsys):
