@@ -64,6 +64,8 @@ def test_pages_fit_and_can_be_read(pages, tab, name, scheme):
     for width in WIDTHS:
         show(tab, pages[name], scheme, width)
         assert tab.evaluate(CHECKS) == [], f"at {width}"
+    page_colour = {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == page_colour[scheme]
     assert tab.problems == []
 
 

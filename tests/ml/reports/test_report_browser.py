@@ -194,15 +194,6 @@ def test_arrow_keys_move_from_token_to_token(reader):
     assert reader.page.evaluate("document.getElementById('x-tip').hidden")
 
 
-def test_the_page_fits_dark_and_narrow_screens(report, tmp_path):
-    with chromium.Page(report / "report/report.html", tmp_path, scheme="dark", width=400) as page:
-        Reader(page, report)
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
-        # Wide tables scroll by themselves: the page does not.
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert page.problems == []
-
-
 def test_the_picker_shows_the_difference_of_two_families(reader, report):
     table = pl.read_json(report / "report/family_table.json")
     row = table.filter(family="paper_top50", metric="loss").row(0, named=True)
