@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
@@ -74,12 +75,21 @@ class Spec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults_of_later_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        unset = {name for name in self.ADDED_LATER if getattr(self, name) == self._default(name)}
-        return {name: value for name, value in dump(self).items() if name not in unset}
+        values = dump(self)
+        for name, default in _later_defaults(type(self)):
+            if name in values and getattr(self, name) == default:
+                del values[name]
+        return values
 
     @classmethod
     def _default(cls, key: str) -> Any:
         return cls.model_fields[key].get_default(call_default_factory=True)
+
+
+@cache
+def _later_defaults(kind: type[Spec]) -> tuple[tuple[str, Any], ...]:
+    """Return the keys of `ADDED_LATER` and their defaults. A graph of thousands of assets asks for them often."""
+    return tuple((name, kind._default(name)) for name in sorted(kind.ADDED_LATER))
 
 
 def spec_hash(fields: dict[str, Any]) -> str:

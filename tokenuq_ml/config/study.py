@@ -189,7 +189,7 @@ class StudySpec(Spec):
 
     def base_fields(self) -> dict[str, Any]:
         """Return the fields of everything that loads the base model: which one, and how if not as by default."""
-        given = self.fields()
+        given = self.model_dump(mode="json", include=set(BASE_KEYS))
         return {"model": self.model, **{key: given[key] for key in BASE_KEYS if key in given}}
 
     @property

@@ -232,4 +232,10 @@ JOINED_READS = (*JOINED_FROM, *JOINED_LATER)
 
 def table_dir(home: str | Path, table: str, **partitions: str) -> Path:
     """Return the folder of a partition, as in `table_dir(home, "token_losses", study="quickstart")`."""
-    return Path(home, table, *(f"{name}={partitions[name]}" for name in TABLES[table].partitions if name in partitions))
+    return Path(home, partition_folder(table, **partitions))
+
+
+def partition_folder(table: str, **partitions: str) -> str:
+    """Return the path of a partition inside a store: `token_losses/study=quickstart`."""
+    named = (f"{name}={partitions[name]}" for name in TABLES[table].partitions if name in partitions)
+    return "/".join((table, *named))

@@ -1,7 +1,7 @@
 """Paths of tables and other outputs, relative to the store. `docs/store_layout.md` lists them all."""
 
 from tokenuq_ml.config import REFERENCE_ROWS, RESERVED_STUDIES, TEACHER_ROW
-from tokenuq_ml.tables.schemas import TABLES, table_dir
+from tokenuq_ml.tables.schemas import TABLES, partition_folder
 
 EVALUATION_TABLES = (
     "evaluations",
@@ -49,7 +49,7 @@ STUDY_PLOTS = {"token_losses", "token_uncertainty", "uncertainty_analysis", "ref
 
 def table_path(table: str, **partitions: str) -> str:
     """Return the folder of one partition of a table: `token_losses/study=quickstart`."""
-    return table_dir("", table, **partitions).as_posix()
+    return partition_folder(table, **partitions)
 
 
 def partition_path(output: str, **partitions: str) -> str:
