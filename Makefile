@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= quickstart
 PORT ?= 3000
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --dist loadfile --no-loadscope-reorder
 
 export TOKENUQ_HOME ?= $(CURDIR)/store
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
@@ -35,11 +35,12 @@ format: $(VENV)/.dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# The third process computes while others wait for children; fast tests start none, and each process imports all files.
 test: $(VENV)/.dev ## Run all tests except the heavy ones
-	$(PYTEST) -m "not heavy"
+	$(PYTEST) -n 3 -m "not heavy"
 
 test-fast: $(VENV)/.dev ## Run the tests that are neither slow nor heavy
-	$(PYTEST) -m "not slow and not heavy"
+	$(PYTEST) -n 2 -m "not slow and not heavy"
 
 # pytest exits with 5 if there is no heavy test.
 test-heavy: $(VENV)/.dev ## Run the heavy tests: all architectures, database servers, attacked browsers, several runs at once
