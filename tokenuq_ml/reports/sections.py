@@ -59,28 +59,30 @@ def shared_questions(examples: pl.DataFrame) -> str:
 
 
 def planes(families: Sequence[dict], logs: Mapping[str, pl.DataFrame], folder: Path) -> str:
-    """Return losses of families in and out of distribution, and the training curves of `logs`."""
+    """Return losses of families in and out of distribution, if the latter was measured, and the training curves."""
     losses = pl.DataFrame(families, infer_schema_length=None).rename({"family": "model"})
-    plots.id_vs_ood(losses, folder / "id_vs_ood.png")
-    plots.training_curves(logs, folder / "training_curves.png")
-    return html.pictures(
-        [
+    figures = []
+    if len(losses.filter(split="ood", metric="loss")):
+        plots.id_vs_ood(losses, folder / "id_vs_ood.png")
+        figures.append(
             html.picture(
                 folder / "id_vs_ood.png",
                 "Held-out loss",
                 "Left is better in distribution, down is better out of distribution. Distillation is meant to keep a "
                 "student low while it moves left. Each point is a family; bars are intervals over examples and seeds, "
                 "cut at the frame if there are many. Points on the Pareto front are ringed.",
-            ),
-            html.picture(
-                folder / "training_curves.png",
-                "Training",
-                "The objective of each family's first seed over steps. Ablations with different selections minimise "
-                "different quantities, so compare shapes, not heights.",
-            ),
-        ],
-        wide=len(logs) > SIDE_ENTRIES,
+            )
+        )
+    plots.training_curves(logs, folder / "training_curves.png")
+    figures.append(
+        html.picture(
+            folder / "training_curves.png",
+            "Training",
+            "The objective of each family's first seed over steps. Ablations with different selections minimise "
+            "different quantities, so compare shapes, not heights.",
+        )
     )
+    return html.pictures(figures, wide=len(logs) > SIDE_ENTRIES)
 
 
 def correlations(

@@ -196,7 +196,7 @@ def _sections(report: _Report) -> dict[str, str | None]:
         "What was found": html.verdict(sentences(families)) + html.summary_to_paste(markdown_summary(title, families)),
         "Ablations": results + sections.shared_questions(report.datasets[study.dataset]),
         "Two families": picker(report.comparisons) if len(families) > 1 else None,
-        "In distribution against out of distribution": sections.planes(
+        "In distribution against out of distribution" if study.ood else "Training": sections.planes(
             families, {family: report.read(f"training_log/{name}") for family, name in logs.items()}, folder
         ),
         "How many tokens to select": family_sections.quantiles(families, ablations, folder),

@@ -12,7 +12,7 @@ from unittest import mock
 import polars as pl
 import pytest
 
-from tests.support import tiny_tables
+from tests.support import tiny_report, tiny_tables
 from tests.support.pictures import leave_out_pictures
 from tests.support.tiny_report import ABLATIONS, build_report
 from tokenuq_ml.config import AblationSpec
@@ -49,6 +49,20 @@ def test_costs_are_shown_but_do_not_affect_the_data_version(quick_plots, tmp_pat
         slower, out = build_report(tmp_path / "b")
     assert json.loads((out / "costs.json").read_text())["measured"][0]["seconds_step"] == 11 / 5
     assert slower.data_version == result.data_version
+
+
+def test_a_study_without_data_out_of_distribution_has_no_empty_plane(quick_plots, tmp_path, monkeypatch):
+    study = tiny_report.report_study
+    monkeypatch.setattr(tiny_report, "report_study", lambda names: study(names).model_copy(update={"ood": ()}))
+    models = {"base": 3.0, "teacher": 2.0, **dict.fromkeys(ABLATIONS, 1.5)}
+    evaluated = {f"evaluations/{name}": tiny_tables.evaluations(loss, 0.3, ood=()) for name, loss in models.items()}
+    parts = {
+        f"evaluation_examples/{name}": tiny_tables.evaluation_examples(one, ood=()) for name, one in models.items()
+    }
+    result, out = build_report(tmp_path, **evaluated, **parts)
+    text = Page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "In distribution against" not in text and "Training" in text
+    assert not (out / "id_vs_ood.png").exists() and "In distribution against OOD" not in result.plots
 
 
 def test_a_growing_rank_is_said_to_save_nothing(quick_plots, tmp_path):
