@@ -162,6 +162,32 @@ def test_make_without_a_target_lists_every_target():
     assert [line.split()[1] for line in output_of_make().splitlines()] == phony.split()[1:]
 
 
+def test_each_part_of_the_installation_says_how_long_it_took(tmp_path):
+    """With a pip that only prints: its errors and warnings are passed on, a repeated one once with its number."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'echo "$@" | grep -q -- \'-m pip install\' || exec python3 "$@"\n'
+        "for n in 1 2 3; do echo \"WARNING: Location 'file:///x/$n' is ignored: it is no folder.\" >&2; done\n"
+        "echo 'WARNING: something else' >&2\n"
+        "case \"$*\" in *torch==*) exit 0;; *) echo 'ERROR: no such package' >&2; exit 1;; esac\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / ".made").touch()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    command = ["make", f"VENV={tmp_path}", f"{tmp_path}/.quickstart"]
+    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    said = made.stdout.splitlines()
+    assert made.returncode == 2 and said[0] == "installing torch" and re.fullmatch(r"installed torch in \d+ s", said[1])
+    assert said[2].startswith("installing tokenuq") and len(said) == 3
+    assert (
+        made.stderr.count("is ignored") == 2 and made.stderr.count("file:///x/1' is ignored: it is no folder. (3 ") == 2
+    )
+    assert made.stderr.count("WARNING: something else") == 2 and made.stderr.count("ERROR: no such package") == 1
+    assert (tmp_path / ".torch").exists() and not (tmp_path / ".quickstart").exists()
+
+
 def test_constraints_pin_every_development_tool():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
