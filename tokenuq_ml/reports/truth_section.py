@@ -43,27 +43,30 @@ def truth(families: Sequence[dict], slots: Sequence[dict], ranking: pl.DataFrame
         ranking: the table `truth_ranking`.
         folder: of the plots.
     """
-    losses = pl.DataFrame(families, infer_schema_length=None).rename({"family": "model"})
-    plots.id_vs_ood(losses, folder / DIVERGENCE_PLOT, metric="true_kl")
+    divergences = pl.DataFrame(families, infer_schema_length=None).rename({"family": "model"})
+    figures = []
+    if len(divergences.filter(split="ood", metric="true_kl")):
+        plots.id_vs_ood(divergences, folder / DIVERGENCE_PLOT, metric="true_kl")
+        figures.append(
+            html.picture(
+                folder / DIVERGENCE_PLOT,
+                "Divergence from the truth",
+                "KL(truth || model) per response token, exact, label noise included. 0 is a model that knows the "
+                "language.",
+            )
+        )
     overall = ranking.filter(slot="all")
     _draw(overall, folder / RANKING_PLOT)
-    return (
-        html.pictures(
-            [
-                html.picture(
-                    folder / DIVERGENCE_PLOT,
-                    "Divergence from the truth",
-                    "KL(truth || model) per response token, exact, label noise included. 0 is a model that knows the "
-                    "language.",
-                ),
-                html.picture(
-                    folder / RANKING_PLOT,
-                    "Scores over the teacher's training",
-                    "Train split: rank correlation of each score with the divergence, which training can remove, and "
-                    "with the entropy of the truth, which it cannot.",
-                ),
-            ]
+    figures.append(
+        html.picture(
+            folder / RANKING_PLOT,
+            "Scores over the teacher's training",
+            "Train split: rank correlation of each score with the divergence, which training can remove, and with the "
+            "entropy of the truth, which it cannot.",
         )
+    )
+    return (
+        html.pictures(figures)
         + (html.details("Divergence by slot", family_table(slots)) if slots else "")
         + _tables(overall)
     )

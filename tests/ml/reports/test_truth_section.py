@@ -9,7 +9,7 @@ import pytest
 from tests.support.pictures import leave_out_pictures
 from tests.support.tiny_report import ABLATIONS, build_report
 from tests.support.tiny_tables import evaluation_examples, evaluations
-from tokenuq_ml.reports.truth_section import truth
+from tokenuq_ml.reports.truth_section import DIVERGENCE_PLOT, truth
 from tokenuq_ml.scoring.truth_ranking import STATISTICS
 
 SCORES = ("true_kl", "loss", "bald")
@@ -92,3 +92,13 @@ def test_the_report_of_a_study_with_a_truth_has_the_section(tmp_path, monkeypatc
     assert "true_kl" in result.metrics["verdict"] and "fact" not in result.metrics["verdict"]
     assert (known / "truth_ranking.png").is_file()
     assert result.plots["Divergence from the truth"] == "report/id_vs_ood_true_kl.png"
+
+
+def test_without_data_out_of_distribution_there_is_no_empty_plane(tmp_path, monkeypatch):
+    leave_out_pictures(monkeypatch)
+    row = {"dataset": "toy", "metric": "true_kl", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+    for splits, planes in ((("test",), 0), (("test", "ood"), 1)):
+        families = [row | {"family": "mle", "split": split} for split in splits]
+        folder = tmp_path / str(planes)
+        assert truth(families, [], ranking(), folder).count("Divergence from the truth</figcaption>") == planes
+        assert (folder / DIVERGENCE_PLOT).exists() is bool(planes)
