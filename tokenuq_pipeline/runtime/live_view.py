@@ -34,7 +34,7 @@ KEPT_LINES = 200
 class Terminal(RichConsole):
     """A terminal that is drawn on."""
 
-    def measure(self) -> ConsoleDimensions:
+    def ask_size(self) -> ConsoleDimensions:
         """Ask for its columns and lines, use them, and return them.
 
         rich would ask standard output, which is another file while a run works.
@@ -71,7 +71,7 @@ class LiveView:
             vertical_overflow="crop",
         )
         self._above: deque[str] = deque(maxlen=KEPT_LINES)
-        self._width = self._terminal.measure().width
+        self._width = self._terminal.ask_size().width
         self._gone = False
 
     def __enter__(self) -> Self:
@@ -148,7 +148,7 @@ class LiveView:
 
     def _look(self) -> bool:
         with self._lock, self._drawing():
-            width = self._terminal.measure().width
+            width = self._terminal.ask_size().width
             if width < self._width:
                 # Lines of the frame were wrapped, so that it does not begin where it was drawn. First the frame for the
                 # new width: the lines are printed above the last one.
