@@ -165,7 +165,6 @@ def configuration() -> Iterator[Finding]:
         f"({len(enabled)} enabled) from {', '.join(map(str, folders))}",
     )
 
-
     yield from _trackers(config)
 
 
