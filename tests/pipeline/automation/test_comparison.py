@@ -126,7 +126,7 @@ def run_command(toy, config, monkeypatch):
     monkeypatch.setattr(run_comparison, "configuration", lambda: config)
     monkeypatch.setattr(run_comparison, "project", project)
     monkeypatch.setattr(run_comparison, "print_comparison", lambda *_: None)
-    options = argparse.Namespace(comparison="page", ablation=None, ignore_disk_space=True)
+    options = argparse.Namespace(comparison="page", ablation=None, ignore_disk_space=True, plain=True, json=False)
     code = run_comparison.run_comparison(options)
     with toy.instance() as instance:
         return code, made_by_runs(instance)
@@ -141,7 +141,7 @@ def test_a_run_makes_what_is_stale_of_the_studies_and_then_the_page(toy, monkeyp
     assert f"{STUDY}/top/student" in first and f"{STUDY}/mle/student" not in first
     assert changed[-1] == {"comparisons/page"} and not any("comparisons/page" in run for run in changed[2:-1])
     with pytest.raises(InputError, match="no comparison 'other'; there are page"):
-        run_comparison.run_comparison(argparse.Namespace(comparison="other", ablation=None))
+        run_comparison.run_comparison(argparse.Namespace(comparison="other", ablation=None, plain=True, json=False))
     with pytest.raises(InputError, match="--ablation goes with --study"):
         run_comparison.run_comparison(argparse.Namespace(comparison="page", ablation=[["mle"]]))
 

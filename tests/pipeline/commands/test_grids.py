@@ -1,6 +1,7 @@
 """Commands on an entry with a `grid`: its name stands for the studies of all cells."""
 
 import argparse
+import json
 
 import pytest
 
@@ -9,6 +10,7 @@ from tokenuq_ml.config import ModelSpec
 from tokenuq_ml.config.language import LanguageChanges
 from tokenuq_ml.costs.machine import Machine
 from tokenuq_ml.errors import InputError
+from tokenuq_pipeline import cli
 from tokenuq_pipeline.assets.graph import assets_by_name
 from tokenuq_pipeline.assets.shown_studies import shown_studies
 from tokenuq_pipeline.commands import plan, prune, run, status
@@ -44,19 +46,28 @@ def test_the_name_of_a_grid_stands_for_its_cells(tmp_path):
 
 
 @pytest.mark.parametrize(("codes", "made"), [((0, 0), 2), ((1, 0), 1)])
-def test_a_run_makes_one_cell_after_another_and_stops_at_the_first_that_fails(monkeypatch, tmp_path, codes, made):
+def test_a_run_makes_one_cell_after_another_and_stops_at_the_first_that_fails(
+    monkeypatch, tmp_path, capfd, codes, made
+):
     calls = []
 
-    def run_one(config, study, ablations, ignore_disk_space, shows_report):
+    def run_one(config, study, ablations, ignore_disk_space, shows_report, output):
         calls.append((study, ablations, shows_report))
+        output.results.append({"made": study, "exit_code": codes[len(calls) - 1]})
         return codes[len(calls) - 1]
 
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setattr(run, "configuration", grid_config)
     monkeypatch.setattr(run, "run_one", run_one)
-    options = argparse.Namespace(study="cells", comparison=None, ablation=[["mle"]], ignore_disk_space=False)
+    monkeypatch.setattr(run, "report_as_json", lambda store, study: {"page": study})
+    options = cli.parser().parse_args(["run", "--study", "cells", "--ablation", "mle", "--json"])
     assert run.run_command(options) == codes[made - 1]
     assert calls == [(cell, ["mle"], False) for cell in CELLS[:made]]
+    # A list, of what was run.
+    assert json.loads(capfd.readouterr().out) == [
+        {"study": cell, "exit_code": code, "report": None if code else {"page": cell}}
+        for cell, code in zip(CELLS[:made], codes, strict=False)
+    ]
 
 
 def test_a_plan_counts_what_cells_share_once(monkeypatch, tmp_path):
