@@ -35,6 +35,8 @@ from tokenuq_ml.stages.measures import AnswerMeasure, ChangeMeasure, LossMeasure
 from tokenuq_ml.stages.ray_connection import reserved_by_process
 from tokenuq_ml.tables.schemas import TOKEN_KEY
 
+pytestmark = pytest.mark.slow
+
 SPEC = UncertaintySpec(samples=3, dropout=0.2)
 
 

@@ -13,6 +13,8 @@ from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tables.scanning import scan
 from tokenuq_ml.tables.sql import connect, query_errors, select
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def many_pieces(monkeypatch):
@@ -51,7 +53,6 @@ def test_a_join_in_pieces_equals_a_join_by_key(tmp_path, many_pieces):
     assert pieces(tmp_path, "true") == 2 * -(-EXAMPLES * LENGTH // (3 * 40))
 
 
-@pytest.mark.slow
 def test_a_query_for_one_example_reads_few_pieces(tmp_path, many_pieces):
     store(tmp_path, "a", *losses_and_uncertainty(EXAMPLES, 0))
     store(tmp_path, "b", *losses_and_uncertainty(EXAMPLES, 1))

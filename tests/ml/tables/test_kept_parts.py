@@ -10,6 +10,8 @@ import pytest
 from tokenuq_ml.tables import kept_parts
 from tokenuq_ml.tables.kept_parts import Keeper, KeptFrames
 
+pytestmark = pytest.mark.slow
+
 UNITS = 7
 
 

@@ -17,6 +17,8 @@ from tokenuq_pipeline.runtime.manifest import Manifest
 from tokenuq_pipeline.runtime.store import Store
 from tokenuq_pipeline.runtime.store_layout import comparison_path
 
+pytestmark = pytest.mark.slow
+
 TABLES = ("token_losses", "token_uncertainty")
 COMPARISONS = "both:\n  kind: front\n  studies: [quickstart]\n"
 

@@ -14,6 +14,8 @@ from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import query as command
 from tokenuq_pipeline.commands import query_child
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -29,6 +29,8 @@ from tokenuq_ml.tables.schemas import TABLES, TOKEN_KEY
 from tokenuq_pipeline import cli
 from tokenuq_pipeline.commands import score
 
+pytestmark = pytest.mark.slow
+
 CHATS = [
     {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "The total is 36."}]},
     {"messages": [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": "sells 5 of them"}]},
@@ -208,7 +210,6 @@ def test_the_parser_knows_what_the_program_knows():
     assert set(score.FORMATS) == set(COLUMNS_OF_FORMATS) and tuple(WRITERS) == score.SUFFIXES
 
 
-@pytest.mark.slow
 def test_the_program_runs_in_a_process_of_its_own(given):
     command = [sys.executable, "-m", "tokenuq_pipeline.cli", "score", str(given / "chats.jsonl")]
     done = subprocess.run([*command, "--model", str(given / "model")], cwd=ROOT, capture_output=True, text=True)
