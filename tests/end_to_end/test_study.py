@@ -29,10 +29,12 @@ from tokenuq_pipeline.runtime.store import Store
 pytestmark = pytest.mark.slow
 OF_OTHER_STUDIES = {
     *("teacher_candidates", "validation_losses", "teacher_change", "token_truth"),
+    *("ifbench_answers", "lm_eval_samples", "pairwise_answers", "pairwise_verdicts"),
     *TRUTH_TABLES,
     *ESTIMATE_TABLES,
 }
-"""Tables of studies that try settings, read the teacher's change, have a known truth, or measure BALD in more ways."""
+"""Tables of studies that try settings, read the teacher's change, evaluate by IFBench, lm-eval's tasks or a judge
+between ablations, have a known truth, or measure BALD in more ways."""
 IN_CHILDREN = "masked_mle_top25"
 """The ablation that child processes make, as `tokenuq run` makes every ablation."""
 

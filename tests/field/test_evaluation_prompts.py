@@ -87,7 +87,7 @@ def asked(monkeypatch, folder, evaluation: dict, examples: list[Example], templa
         work_dir=str(folder),
     )
     candidate = Candidate(None, tiny_tokenizer(chat_template=template), None, "f", 0, "toy")
-    part = {"ifeval": evaluate_model._ifeval, "gsm8k": evaluate_model._gsm8k}.get(name, compare_outputs._judged)
+    part = {"ifeval": evaluate_model._ifeval, "gsm8k": evaluate_model._gsm8k}.get(name, compare_outputs.compare_outputs)
     with pytest.raises(Asked):
         part(StageContext("evaluation", request, RecordingReporter(), FLOAT32), candidate, spec)
     return given

@@ -9,7 +9,16 @@ import pytest
 from tests.support import tiny_models
 from tests.support.paths import ROOT
 from tests.support.tiny_plans import CONFIG, MACHINE, TINY, tiny_planner
-from tokenuq_ml.config import LoraChange, LoraSpec, PrecisionSpec, TrainChange, TrainSpec, TrainSweep, UncertaintySpec
+from tokenuq_ml.config import (
+    EvaluationSpec,
+    LoraChange,
+    LoraSpec,
+    PrecisionSpec,
+    TrainChange,
+    TrainSpec,
+    TrainSweep,
+    UncertaintySpec,
+)
 from tokenuq_ml.config.load import load_ablations
 from tokenuq_ml.costs import memory
 from tokenuq_ml.costs.ablation_step import ablation_step
@@ -78,7 +87,7 @@ def test_a_pass_is_the_sum_over_its_examples():
 
 
 def test_bald_takes_one_pass_per_sample():
-    plan = tiny_planner()
+    plan = tiny_planner(uncertainty=UncertaintySpec(samples=5))
     one = scoring_flops(plan.architecture, plan.data, 32)
     work = plan.work("token_uncertainty")
     assert work.flop == {"score": 5 * one}
@@ -145,7 +154,7 @@ def test_caching_states_takes_a_pass_if_losses_are_fresh():
 
 
 def test_generation_counts_prompts_and_longest_answers():
-    plan = tiny_planner()
+    plan = tiny_planner(evaluation=EvaluationSpec(ifeval={"dataset": "ifeval", "max_new_tokens": 48}))
     (one,) = plan.generated_evaluations
     assert (one.name, one.prompts, one.new_tokens) == ("IF-Eval", 12, 48)
     without = tiny_planner(evaluation=CONFIG.studies["ablation_matrix"].evaluation)
