@@ -92,9 +92,10 @@ class LiveView:
             self._live.stop()
 
     def plan(self, names: Collection[str]) -> None:
-        """Add what the next run makes."""
-        with self._lock:
+        """Add what the next run makes, and draw it: a short run may end before the next refresh."""
+        with self._lock, self._drawing():
             self.progress.plan(names)
+            self._live.refresh()
 
     def start(self, name: str) -> None:
         """Show that the work on an asset begins."""
