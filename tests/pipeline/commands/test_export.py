@@ -89,6 +89,7 @@ def logits(model):
     return torch.cat([model(torch.tensor([list(text.input_ids)])).logits[0] for text in held_out()])
 
 
+@pytest.mark.heavy
 def test_a_child_process_writes_a_folder_that_plain_transformers_loads(store, tmp_path, made, capfd):
     (tmp_path / "out").mkdir()
     assert run(MODEL, "--merge", tmp_path / "out", "--dtype", "float32") == 0
