@@ -100,7 +100,7 @@ def cross_entropy(logits_RV: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
     logp_RV = torch.log_softmax(logits_RV, -1)
     loss_R = -logp_RV.gather(1, label_R[:, None])[:, 0]
     grad_RV = logp_RV.exp_()
-    grad_RV.scatter_add_(1, label_R[:, None], -torch.ones_like(grad_RV[:, :1]))
+    grad_RV.scatter_add_(1, label_R[:, None], torch.full_like(grad_RV[:, :1], -1))
     return loss_R, grad_RV
 
 

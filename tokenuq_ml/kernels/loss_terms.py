@@ -133,7 +133,8 @@ class BlockTerms:
     ):
         self.batch, self.teacher, self.gain, self.record_losses = batch, teacher, gain, record_losses
         self.weights, self.selected_N = decision.weights, decision.selected_N
-        self._gain_N = torch.ones_like(batch.loss_N)
+        # Nothing reads it without a gain.
+        self._gain_N = torch.empty(0) if gain is None else torch.ones_like(batch.loss_N)
 
     @property
     def decision(self) -> BatchDecision:

@@ -106,9 +106,10 @@ def test_without_triton_a_step_stays_within_the_budget(case):
     assert launches("torch", CASES[case]) <= BUDGET
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("name", ["jsd", "reverse_kl"])
-def test_a_divergence_that_is_not_fused_stays_within_the_budget(name):
-    assert launches("triton", partial(hidden_states, name=name)) <= BUDGET
+def test_a_divergence_that_is_not_fused_stays_within_the_budget(name, backend):
+    assert launches(backend, partial(hidden_states, name=name)) <= BUDGET
 
 
 def test_a_decision_that_the_host_does_not_know_is_the_one_that_waits():
