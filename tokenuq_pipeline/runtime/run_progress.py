@@ -113,6 +113,9 @@ class RunProgress:
         """Note that an asset is made."""
         asset = self.assets.setdefault(name, AssetProgress(name))
         asset.state, asset.seconds = State.DONE, seconds
+        if name.startswith("models/"):
+            # A model of the hub has no size before, and so what is computed with it no estimate.
+            self.estimates |= self.estimate([one.name for one in self.of(State.WAITING, State.RUNNING)])
 
     def fail(self, names: Iterable[str], blocked: Iterable[str] = ()) -> None:
         """Note what has failed, and what is not made because of it."""

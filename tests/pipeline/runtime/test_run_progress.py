@@ -128,6 +128,17 @@ def test_a_second_wave_adds_its_assets_and_keeps_what_was_made(run, clock):
     assert run.seconds_to_go() == pytest.approx(40)
 
 
+def test_a_model_that_was_fetched_is_estimated(clock):
+    fetched = []
+    run = RunProgress("study s", lambda names: estimates(names) if fetched else {}, clock=clock)
+    run.plan(["models/m", *NAMES])
+    make(run, clock, "datasets/d", 2)
+    fetched.append("models/m")
+    make(run, clock, "models/m", 60)
+    make(run, clock, "s/teacher", 50)
+    assert run.seconds_to_go() == pytest.approx(0.5 * 280)
+
+
 def test_messages_show_what_an_asset_does(run, clock):
     run.start("s/teacher")
     run.hear("s/teacher", "s/teacher: loading the model\nmore")
