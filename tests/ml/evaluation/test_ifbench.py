@@ -87,6 +87,33 @@ def test_answers_that_follow_and_that_do_not():
     assert rows.filter(pl.col("metric") == "prompt_level_loose_acc")["numerator"].sum() == 2
 
 
+@pytest.mark.parametrize(
+    "instruction, response",
+    [
+        ("ratio:overlap", "7"),
+        ("format:quote_unquote", "!!! ?"),
+        ("custom:csv_quotes", "StudentID\tSubject\tGrade\tSemester\tScore\n" + '"1"\t"art"\t\t"fall"\t"9"\n' * 3),
+    ],
+)
+def test_an_instruction_whose_checker_fails_on_a_response_is_not_followed(prompts, instruction, response):
+    asked = [one for one in prompts.asked if instruction in one.instructions]
+    table = ifbench.check(asked, [response] * len(asked))
+    for one, row in zip(asked, table.iter_rows(named=True), strict=True):
+        place = one.instructions.index(instruction)
+        assert not row["inst_level_strict"][place] and not row["inst_level_loose"][place]
+        assert len(row["inst_level_strict"]) == len(one.instructions)
+
+
+def test_missing_data_of_nltk_is_no_verdict(monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr(ifbench, "_has", lambda data: True)
+    asked = [one for one in ifbench.load_prompts().asked if "ratio:stop_words" in one.instructions][:1]
+    with pytest.raises(LookupError, match="stopwords"):
+        ifbench.check(asked, ["Some words."])
+
+
 def test_the_same_response_has_the_same_verdict_every_time(prompts):
     random.seed(1)
     one = ifbench.check(prompts.asked, [RESPONSES[0]] * len(prompts.asked))
