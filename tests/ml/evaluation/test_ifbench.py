@@ -92,7 +92,7 @@ def test_answers_that_follow_and_that_do_not():
     [
         ("ratio:overlap", "7"),
         ("format:quote_unquote", "!!! ?"),
-        ("custom:csv_quotes", "StudentID\tSubject\tGrade\tSemester\tScore\n" + '"1"\t"art"\t\t"fall"\t"9"\n' * 3),
+        ("custom:csv_city", "ID,Country,City,Year,Count\na\rb"),
     ],
 )
 def test_an_instruction_whose_checker_fails_on_a_response_is_not_followed(prompts, instruction, response):
