@@ -44,16 +44,17 @@
     }
   });
 
+  // A table may be drawn again in its box, which keeps its button.
   function offerCsv() {
     const names = new Map();
     document.querySelectorAll("table").forEach((table) => {
       const title = heading(table).toLowerCase().replace(/[^a-z0-9]+/g, "_").replace(/^_|_$/g, "");
       const number = (names.get(title) || 0) + 1;
       names.set(title, number);
+      const box = table.closest(".scroll");
       const button = element("button", "CSV", "csv");
       button.title = "Save this table as CSV";
-      button.addEventListener("click", () => save(`${title}${number > 1 ? `_${number}` : ""}.csv`, csv(table)));
-      const box = table.closest(".scroll");
+      button.addEventListener("click", () => save(`${title}${number > 1 ? `_${number}` : ""}.csv`, csv(box.querySelector("table"))));
       box.before(button);
       wide.observe(box);
     });

@@ -209,14 +209,21 @@ def test_the_picker_shows_the_difference_of_two_families(reader, report):
     reader.choose("#p-right", "paper_top50")
     turned = reader.page.evaluate("document.querySelectorAll('#p-table tbody tr')[0].cells[5].textContent")
     assert number(turned) == pytest.approx(-number(shown[0][5]), abs=1e-9)
+    (text,) = saved(reader, "#pairs button.csv")
+    assert next(csv.reader(io.StringIO(text)))[3:5] == [row["against"], "paper_top50"]
+
+
+def saved(reader, buttons: str) -> list[str]:
+    """Return the CSV files that the buttons of this selector save."""
+    script = f"""(() => {{ const saved = []; const make = URL.createObjectURL;
+    URL.createObjectURL = (blob) => {{ saved.push(blob); return make(blob) }};
+    document.querySelectorAll('{buttons}').forEach(b => b.click()); URL.createObjectURL = make;
+    return Promise.all(saved.map(b => b.text())) }})()"""
+    return reader.page.evaluate(script)
 
 
 def test_every_table_is_saved_as_csv(reader):
-    script = """(() => { const saved = []; const make = URL.createObjectURL;
-    URL.createObjectURL = (blob) => { saved.push(blob); return make(blob) };
-    document.querySelectorAll('button.csv').forEach(b => b.click()); URL.createObjectURL = make;
-    return Promise.all(saved.map(b => b.text())) })()"""
-    texts = reader.page.evaluate(script)
+    texts = saved(reader, "button.csv")
     assert len(texts) == reader.page.evaluate("document.querySelectorAll('table').length")
     for text in texts:
         widths = {len(line) for line in csv.reader(io.StringIO(text))}
