@@ -18,8 +18,11 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.hub_errors import first_line
 
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
-OLD_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-"""Files of an earlier version that the new one may not have, such as shards."""
+OLD_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+"""Files of an earlier version that the new one may not have, such as shards.
+
+With an adapter's config in the repository, transformers would load the model that it names, not this one.
+"""
 
 
 def check_repo(repo: str, public: bool) -> None:

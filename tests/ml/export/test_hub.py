@@ -39,6 +39,8 @@ def test_a_new_repository_is_private_and_has_the_files_of_the_folder(folder, mon
 
 def test_weights_of_an_earlier_version_go_and_other_files_stay(folder, monkeypatch):
     old = {"model-00002-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "notes.md": b"mine"}
+    # With its config, transformers would load the base model of an adapter that was there before.
+    old |= {"adapter_config.json": b"{}", "adapter_model.safetensors": b"old"}
     with writable_hub(monkeypatch) as hub:
         hub.repositories["me/model"] = Repository(private=True, files=old)
         check_repo("me/model", public=False)
