@@ -44,9 +44,8 @@ def convert(script: Path, folder: Path, file: Path, dtype: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode or not file.is_file():
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no output"]
+        wrote = "" if done.returncode else " and wrote no file"
         raise InputError(
-            f"{script} ended with exit code {done.returncode} and wrote no file: {lines[-1][:300]}; unset {VARIABLE}, "
-            "or take it off PATH, to write the file with the package gguf"
-            if not done.returncode
-            else f"{script} failed with exit code {done.returncode}: {lines[-1][:300]}"
+            f"{script} ended with exit code {done.returncode}{wrote}: {lines[-1][:300]}; install what it lacks, or "
+            f"unset {VARIABLE} and take it off PATH to write the file with the package gguf"
         )

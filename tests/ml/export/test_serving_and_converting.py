@@ -1,7 +1,6 @@
 """The command for vLLM, and llama.cpp's converter: what is run, what is refused, and with which remedy."""
 
 import json
-import sys
 
 import pytest
 
@@ -76,9 +75,8 @@ def test_the_converter_gets_the_dtype_and_its_failure_is_told(tmp_path):
     path = script(tmp_path, "import sys\nopen(sys.argv[3], 'w').write(' '.join(sys.argv[1:]))\n")
     llama_cpp.convert(path, tmp_path, tmp_path / "x.gguf", "bfloat16")
     assert (tmp_path / "x.gguf").read_text() == f"{tmp_path} --outfile {tmp_path / 'x.gguf'} --outtype bf16"
-    assert sys.executable
     script(tmp_path, "import sys\nsys.exit('Model FooForCausalLM is not supported')\n")
-    with pytest.raises(InputError, match="exit code 1: Model FooForCausalLM is not supported"):
+    with pytest.raises(InputError, match="exit code 1: Model FooForCausalLM is not supported; .*unset LLAMA_CPP"):
         llama_cpp.convert(path, tmp_path, tmp_path / "y.gguf", "float16")
     script(tmp_path, "print('nothing to do')\n")
     with pytest.raises(InputError, match="wrote no file: nothing to do"):
