@@ -101,4 +101,5 @@ def _default(field: FieldInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    # `<name>` would be a tag that browsers do not show.
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")

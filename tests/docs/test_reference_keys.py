@@ -58,6 +58,7 @@ def test_a_table_says_what_a_key_may_be():
     assert "| `lora` | [LoraSpec](#loraspec) | its defaults | the adapter |" in text
     assert "| `batching` | `bucket`, `pack` | `bucket` |" in text
     assert "| `micro_batch_size` | integer > 0 | — | examples per forward pass;" in text
+    assert "reviewed file: &lt;name>.csv or" in keys.table("tokenuq_ml.config.curated.CuratedEntry", set())
     assert "| `select` | SelectSpec | required |" in keys.table("tokenuq_ml.config.ablation.AblationSpec", set())
 
 
