@@ -7,6 +7,7 @@ from tests.support.chat_templates import GPT_OSS, GPT_OSS_TOKENS, QWEN3
 from tests.support.reporter import RecordingReporter
 from tests.support.tiny_datasets import parse_row
 from tests.support.tiny_models import FLOAT32
+from tests.support.tiny_plans import CONFIG
 from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 from tests.support.tokenizing import turns
 from tokenuq_ml.config import EvaluationSpec
@@ -17,6 +18,7 @@ from tokenuq_ml.stages import compare_outputs, evaluate_model
 from tokenuq_ml.stages.candidate import Candidate
 from tokenuq_ml.stages.context import StageContext
 from tokenuq_ml.stages.request import AssetRequest, StageRequest
+from tokenuq_ml.stages.versions import ablation_fields, study_fields
 from tokenuq_ml.tables.parquet import write_table
 
 HEADER_ENDS_IN_SPACE = CHATML.replace("assistant\\n", "assistant: ").replace(
@@ -130,3 +132,13 @@ def test_a_prompt_that_the_template_leaves_out_in_part_is_refused_or_allowed(tmp
         asked(monkeypatch, tmp_path, {"alpaca_eval": {}}, examples, CHATML)
     (ids,) = asked(monkeypatch, tmp_path, {"alpaca_eval": {}}, examples, CHATML, template_drops="allow")
     assert "price" not in tiny_tokenizer().decode(ids)
+
+
+@pytest.mark.parametrize("evaluation", [{"ifeval": {"dataset": "ifeval"}}, {"ifbench": {}}])
+def test_every_evaluation_that_asks_reads_the_studys_keys_about_templates(evaluation):
+    keys = {"special_tokens_in_text": "keep", "template_drops": "allow"}
+    study = CONFIG.studies["quickstart"].model_copy(update={"evaluation": EvaluationSpec(**evaluation), **keys})
+    ablation = CONFIG.ablations[study.ablations[0]]
+    of_student = ablation_fields(CONFIG, study, ablation, "evaluation")
+    for fields in (study_fields(CONFIG, study, "reference_evaluation"), of_student):
+        assert {key: fields.get(key) for key in keys} == keys

@@ -247,7 +247,7 @@ def _versus(study: StudySpec, ablation: AblationSpec, ablations: dict[str, Ablat
 
 def _prompt_fields(study: StudySpec) -> dict:
     """Return the keys about chat templates if the study generates answers, without those that have their default."""
-    given = study.fields() if study.evaluation.datasets else {}
+    given = study.fields() if study.evaluation.answered else {}
     return {key: given[key] for key in _PROMPTS if key in given}
 
 
