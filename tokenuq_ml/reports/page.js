@@ -19,11 +19,11 @@
   const words = (node) =>
     [...node.childNodes].map((one) => (one.nodeName === "BR" ? " " : one.nodeType === Node.TEXT_NODE ? one.data : words(one))).join("");
 
-  // A cell that spans columns is repeated, so that every row has as many cells.
+  // A cell that spans columns is repeated, so that every row has as many cells. A minus is what programs read as one.
   function csv(table) {
     const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const rows = [...table.rows].map((row) =>
-      [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(words(cell).replace(/\s+/g, " ").trim()))).join(","),
+      [...row.cells].flatMap((cell) => Array(cell.colSpan).fill(quoted(words(cell).replace(/\s+/g, " ").replaceAll("−", "-").trim()))).join(","),
     );
     return rows.join("\n") + "\n";
   }
