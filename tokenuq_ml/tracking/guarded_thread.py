@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from tokenuq_ml.redaction import redacted
+
 WAITING = 512
 """Calls that may wait for the tracker. Beyond them, the training waits for it, for as long as a call may take."""
 
@@ -100,5 +102,6 @@ class GuardedThread:
 def _in_words(error: BaseException) -> str:
     """Return an error as one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no message"
+    # Before it is cut: a half of an address with a password in it does not look secret any more.
+    text = redacted(lines[0]) if lines else "no message"
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:300] + '…'}"

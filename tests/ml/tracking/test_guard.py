@@ -100,6 +100,12 @@ def test_a_tracker_that_fails_or_hangs_is_told_of_once_and_left_alone(where, pro
     assert [call for call, *_ in fake.seen] == {"open": [], "log": ["open"], "close": ["open", *["log"] * 3]}[where]
 
 
+def test_a_password_is_hidden_where_a_long_error_is_cut(fake, tmp_path):
+    fake.fails["open"] = ValueError(f"{'x' * 280} http://me:hunter2secret@127.0.0.1:9")
+    tracking, (warning,) = train_with(tmp_path)
+    assert "hunter2" not in warning and "hunter2" not in tracking.figures["mlflow_failure"]
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (ValueError("not finite"), "FAILED"), (None, "FINISHED")]
 )
