@@ -4,14 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tokenuq_ml.config.ablation import AblationSpec
 from tokenuq_ml.config.comparison import ComparisonSpec, spec_class_of
-from tokenuq_ml.config.credentials import check_no_credentials
-from tokenuq_ml.config.problems import problems
+from tokenuq_ml.config.entries import checked_entry, read_entries
 from tokenuq_ml.config.study import StudySpec
-from tokenuq_ml.config.yaml_file import read_mapping
 from tokenuq_ml.errors import InputError
 
 FILE = "comparisons.yaml"
@@ -35,34 +31,21 @@ def read_comparisons(
         InputError: an entry is invalid, or names a study that does not exist or lacks what the comparison needs.
     """
     found: dict[str, ComparisonSpec] = {}
-    origins: dict[str, Path] = {}
-    for path in (folder / FILE for folder in folders):
-        if not path.is_file():
-            continue
-        for name, raw in read_mapping(path).items():
-            if name in origins:
-                raise InputError(f"{path}: {name}: already defined in {origins[name]}; rename one of them")
-            origins[name] = path
-            spec = _with_single_studies(path, _parsed(path, name, raw), named)
-            for study in spec.studies:
-                if problem := spec.problem_with(studies[study], ablations):
-                    raise InputError(f"{path}: {name}.studies: {problem}")
-            found[name] = spec
+    for path, name, raw in read_entries(folders, FILE):
+        spec = _with_single_studies(path, _parsed(path, name, raw), named)
+        for study in spec.studies:
+            if problem := spec.problem_with(studies[study], ablations):
+                raise InputError(f"{path}: {name}.studies: {problem}")
+        found[name] = spec
     return found
 
 
-def _parsed(path: Path, name: str, raw: Any) -> ComparisonSpec:
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: {name}: must be a mapping, is {type(raw).__name__}")
-    check_no_credentials(f"{path}: {name}", raw)
+def _parsed(path: Path, name: str, raw: dict[str, Any]) -> ComparisonSpec:
     try:
         spec_class = spec_class_of(raw)
     except ValueError as error:
         raise InputError(f"{path}: {name}.{error}") from None
-    try:
-        return spec_class(**{**raw, "name": name})
-    except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(spec_class, error))) from None
+    return checked_entry(spec_class, path, name, raw)
 
 
 def _with_single_studies(path: Path, spec: ComparisonSpec, named: Mapping[str, Sequence[str]]) -> ComparisonSpec:

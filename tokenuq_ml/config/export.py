@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from tokenuq_ml.config.base import BASE_ROW, Spec, check_name
-from tokenuq_ml.config.credentials import check_no_credentials
-from tokenuq_ml.config.problems import problems
+from tokenuq_ml.config.entries import checked_entry, read_entries
 from tokenuq_ml.config.study import StudySpec
-from tokenuq_ml.config.yaml_file import read_mapping
 from tokenuq_ml.errors import InputError
 
 FILE = "exports.yaml"
@@ -70,25 +68,8 @@ def read_exports(folders: Sequence[Path], studies: Mapping[str, StudySpec]) -> d
         InputError: an entry is invalid, or names a study or ablation that does not exist.
     """
     found: dict[str, ExportSpec] = {}
-    origins: dict[str, Path] = {}
-    for path in (folder / FILE for folder in folders):
-        if not path.is_file():
-            continue
-        for name, raw in read_mapping(path).items():
-            if name in origins:
-                raise InputError(f"{path}: {name}: already defined in {origins[name]}; rename one of them")
-            spec = _parsed(path, name, raw)
-            if problem := problem_with(spec, studies):
-                raise InputError(f"{path}: {name}.{problem}")
-            origins[name], found[name] = path, spec
+    for path, name, raw in read_entries(folders, FILE):
+        found[name] = checked_entry(ExportSpec, path, name, raw)
+        if problem := problem_with(found[name], studies):
+            raise InputError(f"{path}: {name}.{problem}")
     return found
-
-
-def _parsed(path: Path, name: str, raw: Any) -> ExportSpec:
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: {name}: must be a mapping, is {type(raw).__name__}")
-    check_no_credentials(f"{path}: {name}", raw)
-    try:
-        return ExportSpec(**{**raw, "name": name})
-    except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(ExportSpec, error))) from None

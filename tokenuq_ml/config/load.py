@@ -9,27 +9,24 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from pydantic import ValidationError
-
-from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, Spec, StudySpec
+from tokenuq_ml.config import AblationSpec, DatasetSpec, ModelSpec, StudySpec
 from tokenuq_ml.config.comparison_files import read_comparisons
 from tokenuq_ml.config.configuration import Config
 from tokenuq_ml.config.credentials import check_no_credentials
 from tokenuq_ml.config.curated import KEYS, CuratedEntry, with_curated
+from tokenuq_ml.config.entries import AnySpec, checked_entry, require_mapping
 from tokenuq_ml.config.export import read_exports
 from tokenuq_ml.config.families import with_settings
 from tokenuq_ml.config.grids import check_cells, with_grids
 from tokenuq_ml.config.languages import check_languages
-from tokenuq_ml.config.problems import problems
 from tokenuq_ml.config.references import check_references
 from tokenuq_ml.config.sweeps import expand
 from tokenuq_ml.config.yaml_file import read_mapping
 from tokenuq_ml.errors import InputError
 
 KINDS = ("models", "datasets", "studies", "ablations")
-AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 def load_config(*folders: str | Path) -> Config:
@@ -167,8 +164,7 @@ def _expand(path: Path, name: str, raw: Any) -> dict[str, Any]:
 
 
 def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpec:
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: {name}: must be a mapping, is {type(raw).__name__}")
+    require_mapping(path, name, raw)
     for key in ("path", "chat_template"):
         if isinstance(raw.get(key), str):
             raw = {**raw, key: _absolute(path.parent, raw[key])}
@@ -179,10 +175,7 @@ def _parse(spec_class: type[AnySpec], path: Path, name: str, raw: Any) -> AnySpe
     check_no_credentials(f"{path}: {name}", raw)
     if issubclass(spec_class, DatasetSpec) and set(KEYS) & set(raw):
         return cast(AnySpec, _parse(CuratedEntry, path, name, raw))
-    try:
-        return _with_absolute_data(spec_class(**{**raw, "name": name}), path.parent)
-    except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {name}{line}" for line in problems(spec_class, error))) from None
+    return _with_absolute_data(checked_entry(spec_class, path, name, raw), path.parent)
 
 
 def _with_absolute_data(spec: AnySpec, folder: Path) -> AnySpec:
