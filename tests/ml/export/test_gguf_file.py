@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.exported import held_out
+from tests.support.gguf_models import LLAMA3_ROPE, random_model
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.export.bounds import BOUNDS, difference
@@ -24,30 +25,17 @@ KINDS = {
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0, "sliding_window": 8},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8, "num_hidden_layers": 6},
 }
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 def model_folder(folder, kind, **changes):
-    """A tiny model whose norms and biases are random too, since ones and zeros hide; returns its tokenizer."""
+    """Write a tiny model and its tokenizer; return both."""
     tiny_tokenizer(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2}
     # More rows than tokens, as models are padded.
     sizes |= {"vocab_size": 356, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**sizes, **KINDS[kind], **changes}))
-    for name, parameter in model.named_parameters():
-        if "norm" in name or "bias" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-            parameter.data += "bias" not in name and "gemma" not in kind
-    model.eval().save_pretrained(folder)
+    model = random_model(kind, 0, **{**sizes, **KINDS[kind], **changes})
+    model.save_pretrained(folder)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
@@ -95,7 +83,7 @@ def test_matrices_have_the_dtype_and_vectors_are_float32(tmp_path, dtype, kind):
 
 
 def test_llama_3_positions_are_a_tensor_of_factors(tmp_path):
-    found, notes, reader = written(tmp_path, "llama", rope_parameters=LLAMA3)
+    found, notes, reader = written(tmp_path, "llama", rope_parameters=LLAMA3_ROPE)
     assert found.max_abs == 0 and "rope_parameters" in notes[0]
     factors = next(tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight")
     # By hand for heads of width 8: high frequencies stay, low ones are divided by 4, between them it is smooth.

@@ -5,21 +5,14 @@ Needs `pip install --no-deps xllamacpp`, a build of llama.cpp; skipped without i
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from tests.support.exported import TEXTS
+from tests.support.gguf_models import LLAMA3_ROPE, random_model
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml.export.gguf_file import write_gguf
 
 pytestmark = pytest.mark.heavy
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 YARN = {"rope_type": "yarn", "rope_theta": 20000.0, "factor": 2.0, "original_max_position_embeddings": 256}
 LINEAR = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -28,7 +21,7 @@ LINEAR = {
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 KINDS = {
     "llama": ("llama", {"tie_word_embeddings": True}),
-    "llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3_ROPE}),
     "qwen2": ("qwen2", {}),
     "qwen2_yarn": ("qwen2", {"rope_parameters": YARN}),
     "qwen3": ("qwen3", {"head_dim": 64}),
@@ -47,12 +40,7 @@ def test_llama_cpp_gives_the_log_probabilities_of_the_model(tmp_path, name):
     kind, changes = KINDS[name]
     tiny_tokenizer(tmp_path / "model")
     # With these weights no model ends its answer at once, of which llama.cpp would tell no probability.
-    torch.manual_seed(2)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **changes})).eval()
-    for path, parameter in model.named_parameters():
-        if "norm" in path or "bias" in path:
-            torch.nn.init.normal_(parameter, std=0.2)
-            parameter.data += "bias" not in path and "gemma" not in kind
+    model = random_model(kind, 2, **{**SIZES, **changes})
     model.save_pretrained(tmp_path / "model")
     write_gguf(tmp_path / "model", tmp_path / "model.gguf", "float32", name, None)
     ids = AutoTokenizer.from_pretrained(tmp_path / "model")(PROMPT, add_special_tokens=False, return_tensors="pt")
