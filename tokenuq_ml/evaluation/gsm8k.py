@@ -3,10 +3,7 @@
 Cobbe et al. 2021, arXiv 2110.14168. The documents are rows of the table `examples`; nothing is downloaded.
 """
 
-import contextlib
-import io
 import json
-import logging
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +15,7 @@ import yaml
 
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.metrics import example_rows
+from tokenuq_ml.evaluation.silence import silenced
 
 FEWSHOT_SEED = 1234
 """lm-eval's default. The same documents in the same order give the same few-shot examples as its command line."""
@@ -129,7 +127,7 @@ class Gsm8k:
             for split, rows in {"train": pool, "test": documents}.items()
         }
         config = {**self._config, "num_fewshot": num_fewshot, "custom_dataset": lambda **_: by_split}
-        with _quiet():
+        with silenced("lm_eval"):
             task = self._task_class(config=config)
             task.set_fewshot_seed(FEWSHOT_SEED)
             # Keep the conversation instead of rendering it; the tokenizer applies the chat template.
@@ -200,16 +198,3 @@ def _load_task():
         ) from error
     folder = Path(find_spec("lm_eval").submodule_search_locations[0])
     return ConfigurableTask, yaml.safe_load((folder / "tasks/gsm8k/gsm8k.yaml").read_text(encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Silence lm-eval's advice on custom datasets and its progress bar."""
-    logger = logging.getLogger("lm_eval.api.task")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -4,9 +4,7 @@ Prompt and parser come from the alpaca_eval package, through its own annotator. 
 decided here.
 """
 
-import contextlib
 import importlib.util
-import io
 import logging
 import os
 import types
@@ -19,6 +17,7 @@ import yaml
 
 from tokenuq_ml.config import JudgeSpec
 from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation.silence import silenced
 from tokenuq_ml.patches import importable_alpaca_eval
 from tokenuq_ml.redaction import hide, redacted
 
@@ -85,17 +84,12 @@ class Judge:
         import pandas as pd
 
         frame = pd.DataFrame([pair._asdict() for pair in pairs]).assign(number=range(len(pairs)))
-        root = logging.getLogger()
-        level = root.level
-        # Without this, each request logs a line and a progress bar, and each failure a traceback before it is raised.
-        root.setLevel(logging.CRITICAL)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
+            # Otherwise each request logs a line and a progress bar, and each failure a traceback before it is raised.
+            with silenced(None, logging.CRITICAL):
                 rows = self._annotator(frame)
         except openai.OpenAIError as error:
             raise JudgeUnavailable(f"the judge gave no answer: {type(error).__name__}: {_line(error)}") from error
-        finally:
-            root.setLevel(level)
         preferences: list[float | None] = [None] * len(pairs)
         for number, preference in zip(rows["number"], rows["preference"].astype(float), strict=True):
             # alpaca_eval gives 1 for the first output, 2 for the second, 0 or 1.5 for a tie, and values in between.

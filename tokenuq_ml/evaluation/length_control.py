@@ -5,7 +5,6 @@ the instruction predicts the preferences at equal lengths.
 """
 
 import contextlib
-import io
 import json
 import logging
 import warnings
@@ -14,6 +13,7 @@ import polars as pl
 
 from tokenuq_ml.evaluation.judge import load_package
 from tokenuq_ml.evaluation.metrics import example_rows
+from tokenuq_ml.evaluation.silence import silenced
 
 LENGTH_CONTROLLED = "length_controlled_win_rate"
 REPOSITORY, INSTRUCTIONS = "tatsu-lab/alpaca_eval", "alpaca_eval.json"
@@ -82,12 +82,6 @@ def _predict(judged: pl.DataFrame) -> list[float]:
 @contextlib.contextmanager
 def _quiet():
     """Without the package's log lines and the warnings of the libraries below it."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
+    with silenced(None, logging.CRITICAL), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,11 +1,8 @@
 """Tasks of lm-eval by its own evaluator, on a model that is loaded already."""
 
-import contextlib
 import copy
-import io
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from numbers import Real
@@ -21,6 +18,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.evaluation.lm_eval_data import overrides
 from tokenuq_ml.evaluation.lm_eval_index import Resolved
 from tokenuq_ml.evaluation.lm_eval_metrics import sample_parts
+from tokenuq_ml.evaluation.silence import silenced
 from tokenuq_ml.hub_errors import first_line
 from tokenuq_ml.seeding import seeded_generators
 from tokenuq_ml.system_errors import is_system_error
@@ -63,7 +61,7 @@ def load(found: Resolved, data: TaskData | None, spec: LmEvalSpec, cache_dir: Pa
         keys = overrides(found, data, spec.num_fewshot)
         keys["dataset_kwargs"] = {**(keys["dataset_kwargs"] or {}), "cache_dir": str(cache_dir)}
     try:
-        with _quiet():
+        with silenced("lm_eval"):
             manager = TaskManager(include_path=found.folders, include_defaults=False)
             index = manager.task_index
             # The manager itself takes overrides of single tasks only.
@@ -131,7 +129,7 @@ class TaskRunner:
         model = model.get_base_model() if isinstance(model, PeftModel) else model
         self._model, self._spec = model, spec
         self._modes = {module: module.training for module in model.modules()}
-        with _quiet():
+        with silenced("lm_eval"):
             # lm-eval sets the padding of its tokenizer, and puts the model into evaluation mode.
             lm = _counted_model()(
                 count, pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=spec.batch_size
@@ -153,7 +151,7 @@ class TaskRunner:
 
         self._model.eval()
         try:
-            with _quiet(), seeded_generators(DEFAULT_RANDOM_SEED, DEFAULT_OTHER_SEED):
+            with silenced("lm_eval"), seeded_generators(DEFAULT_RANDOM_SEED, DEFAULT_OTHER_SEED):
                 results = evaluate(
                     lm=self._lm,
                     task_dict={"tasks": {name: task}, "groups": {}},
@@ -261,16 +259,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         return value[0]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence lm-eval's log lines and progress bars; errors are raised."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
