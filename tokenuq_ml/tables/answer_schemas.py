@@ -2,34 +2,36 @@
 
 from tokenuq_ml.tables.table import Table
 
+CHECKED_COLUMNS = {
+    "example_id": ("string", "the prompt"),
+    "prompt": ("string", "the instruction"),
+    "response": ("string", "the model's text"),
+    "n_tokens": ("int32", "number of generated tokens"),
+    "prompt_level_strict": ("bool", "whether the response as written follows every instruction"),
+    "prompt_level_loose": ("bool", "whether a relaxed form of the response follows every instruction"),
+    "inst_level_strict": ("list<bool>", "the same per instruction, response as written"),
+    "inst_level_loose": ("list<bool>", "the same per instruction, relaxed forms"),
+}
+"""Of answers to instructions that checkers judge."""
+
+VERDICT_COLUMNS = {
+    "preferred_first": ("float64", "the judge's preference for the model's output, shown first; 0 to 1"),
+    "preferred_second": ("float64", "the same, shown second"),
+    "preferred": ("float64", "mean of both; null if an answer of the judge has no verdict"),
+    "flipped": ("bool", "whether the verdict depends on the order"),
+}
+"""Of a judge that compares the model's output with another."""
+
 ANSWER_TABLES = {
     "generations": Table(
         "One row per instruction-following prompt: the model's answer, and the results of the checkers.",
-        {
-            "example_id": ("string", "the prompt"),
-            "prompt": ("string", "the instruction"),
-            "response": ("string", "the model's text"),
-            "n_tokens": ("int32", "number of generated tokens"),
-            "prompt_level_strict": ("bool", "whether the response as written follows every instruction"),
-            "prompt_level_loose": ("bool", "whether a relaxed form of the response follows every instruction"),
-            "inst_level_strict": ("list<bool>", "the same per instruction, response as written"),
-            "inst_level_loose": ("list<bool>", "the same per instruction, relaxed forms"),
-        },
+        CHECKED_COLUMNS,
         keys=("example_id",),
         partitions=("study", "ablation"),
     ),
     "ifbench_answers": Table(
         "One row per prompt of IFBench: the model's answer, and the results of its checkers.",
-        {
-            "example_id": ("string", "the prompt"),
-            "prompt": ("string", "the instruction"),
-            "response": ("string", "the model's text"),
-            "n_tokens": ("int32", "number of generated tokens"),
-            "prompt_level_strict": ("bool", "whether the response as written follows every instruction"),
-            "prompt_level_loose": ("bool", "whether a relaxed form of the response follows every instruction"),
-            "inst_level_strict": ("list<bool>", "the same per instruction, response as written"),
-            "inst_level_loose": ("list<bool>", "the same per instruction, relaxed forms"),
-        },
+        CHECKED_COLUMNS,
         keys=("example_id",),
         partitions=("study", "ablation"),
     ),
@@ -57,10 +59,7 @@ ANSWER_TABLES = {
             "response": ("string", "the model's output"),
             "reference": ("string", "the output that the model's is compared with"),
             "n_tokens": ("int32", "number of generated tokens"),
-            "preferred_first": ("float64", "the judge's preference for the model's output, shown first; 0 to 1"),
-            "preferred_second": ("float64", "the same, shown second"),
-            "preferred": ("float64", "mean of both; null if an answer of the judge has no verdict"),
-            "flipped": ("bool", "whether the verdict depends on the order"),
+            **VERDICT_COLUMNS,
         },
         keys=("example_id",),
         partitions=("study", "ablation"),
@@ -85,10 +84,7 @@ ANSWER_TABLES = {
             "reference": ("string", "the other model's output"),
             "versus": ("string", "the other model: an ablation, base or teacher"),
             "n_tokens": ("int32", "number of tokens that the model generated"),
-            "preferred_first": ("float64", "the judge's preference for the model's output, shown first; 0 to 1"),
-            "preferred_second": ("float64", "the same, shown second"),
-            "preferred": ("float64", "mean of both; null if an answer of the judge has no verdict"),
-            "flipped": ("bool", "whether the verdict depends on the order"),
+            **VERDICT_COLUMNS,
         },
         keys=("example_id",),
         partitions=("study", "ablation"),
