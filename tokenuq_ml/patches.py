@@ -68,6 +68,22 @@ def importable_ifeval() -> Iterator[None]:
 
 
 @contextmanager
+def _sentences_split_by(tokenizer: Any) -> Iterator[None]:
+    """Let NLTK split sentences with `tokenizer`, without punkt_tab; restore the state of Python's global generator."""
+    import nltk.tokenize
+
+    def sent_tokenize(text: str, language: str = "english") -> list[str]:
+        return tokenizer.tokenize(text)
+
+    state = random.getstate()
+    try:
+        with replaced_attribute(nltk.tokenize, "sent_tokenize", sent_tokenize):
+            yield
+    finally:
+        random.setstate(state)
+
+
+@contextmanager
 def offline_ifeval(tokenizer: Any) -> Iterator[None]:
     """Let lm-eval's IF-Eval checkers split sentences with `tokenizer` and give repeatable verdicts.
 
@@ -80,19 +96,13 @@ def offline_ifeval(tokenizer: Any) -> Iterator[None]:
         tokenizer: A sentence tokenizer of NLTK.
     """
     import langdetect
-    import nltk.tokenize
     from lm_eval.tasks.ifeval import instructions_util
 
-    def sent_tokenize(text: str, language: str = "english") -> list[str]:
-        return tokenizer.tokenize(text)
-
-    state = random.getstate()
     with ExitStack() as stack:
-        stack.callback(random.setstate, state)
+        stack.enter_context(_sentences_split_by(tokenizer))
         # Without a seed, langdetect assigns a short text to different languages in different calls.
         stack.enter_context(replaced_attribute(langdetect.DetectorFactory, "seed", 0))
         stack.enter_context(replaced_attribute(instructions_util, "_get_sentence_tokenizer", lambda: tokenizer))
-        stack.enter_context(replaced_attribute(nltk.tokenize, "sent_tokenize", sent_tokenize))
         yield
 
 
@@ -135,17 +145,11 @@ def offline_ifbench(tokenizer: Any) -> Iterator[None]:
         tokenizer: A sentence tokenizer of NLTK.
     """
     import nltk
-    import nltk.tokenize
     from ifbench import instructions_registry
 
-    def sent_tokenize(text: str, language: str = "english") -> list[str]:
-        return tokenizer.tokenize(text)
-
-    state = random.getstate()
     with ExitStack() as stack:
-        stack.callback(random.setstate, state)
+        stack.enter_context(_sentences_split_by(tokenizer))
         stack.enter_context(replaced_attribute(nltk, "download", lambda *_, **__: True))
-        stack.enter_context(replaced_attribute(nltk.tokenize, "sent_tokenize", sent_tokenize))
         for kind in set(instructions_registry.INSTRUCTION_DICT.values()):
             checker = functools.partialmethod(_follows, kind.check_following)
             stack.enter_context(replaced_attribute(kind, "check_following", checker))
