@@ -6,6 +6,7 @@ What it has written takes its name once the comparison has passed.
 
 import argparse
 import contextlib
+import errno
 import os
 import secrets
 import shlex
@@ -79,8 +80,9 @@ def export_command(options: argparse.Namespace) -> int:
 
         check_repo(options.hub, options.public)
     from tokenuq_pipeline.commands.export_process import run_program
+    from tokenuq_pipeline.commands.query_process import ended_by_signals
 
-    with _staged(options, store) as folder:
+    with ended_by_signals(), _staged(options, store) as folder:
         code, result = run_program(source, folder)
         if result is None:
             if options.json:
@@ -108,6 +110,8 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--merge {path}: is not a folder; name a new folder")
         if path.is_dir() and any(path.iterdir()):
             raise InputError(f"--merge {path}: the folder is not empty; name a new folder, or empty this one")
+        if path.is_mount():
+            raise InputError(f"--merge {path}: is a mount point, which cannot be replaced; name a new folder in it")
         _require_parent("--merge", path)
         if home.resolve() in (path.absolute().resolve(), *path.absolute().resolve().parents):
             raise InputError(f"--merge {path}: is in the store, which only the pipeline writes to; name another folder")
@@ -182,8 +186,13 @@ def _place(options: argparse.Namespace, source: "Source", folder: Path) -> str:
     target = (options.merge or options.gguf).expanduser().absolute()
     fsync_tree(folder)
     if options.merge:
-        # Takes the place of an empty folder, and fails if something was put there meanwhile.
-        os.rename(folder, target)
+        try:
+            # Takes the place of an empty folder.
+            os.rename(folder, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise InputError(f"--merge {target}: something was put there meanwhile; name a new folder") from None
     else:
         (written,) = folder.glob("*.gguf")
         try:

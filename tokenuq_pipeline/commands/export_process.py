@@ -20,7 +20,7 @@ CODES = {2: USAGE, 130: INTERRUPTED}
 def run_program(source: Source, folder: Path) -> tuple[int, dict[str, Any] | None]:
     """Fill an empty folder; return the exit code, and the result if the program has succeeded.
 
-    It prints its errors itself, and stops by the signal that this process gets too.
+    It prints its errors itself, stops by the Ctrl-C that this process gets too, and ends with this process.
     """
     with tempfile.TemporaryDirectory(prefix="tokenuq-export-") as work:
         request = Path(work, "request.json")
@@ -38,6 +38,10 @@ def run_program(source: Source, folder: Path) -> tuple[int, dict[str, Any] | Non
         except KeyboardInterrupt:
             child.wait()
             return INTERRUPTED, None
+        finally:
+            # Still runs where this process is ended by a signal, or can print no more.
+            child.terminate()
+            child.wait()
     if code:
         return CODES.get(code, FAILED), None
     if result is None:

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +146,64 @@ def test_what_is_not_equal_leaves_nothing_behind(store, tmp_path, monkeypatch, c
         assert run(MODEL, target, place) == 2
         assert not hub.repositories and os.listdir(tmp_path) == ["store"]
     assert "does not give the logits of base model plus adapter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_export_leaves_nothing_behind(store, tmp_path, monkeypatch, number):
+    killed = []
+
+    def stop(source, folder):
+        (folder / "part").touch()
+        assert signal.getsignal(number) != signal.SIG_DFL
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(export_process, "run_program", stop)
+    # The last step is to end this process by the same signal.
+    monkeypatch.setattr(os, "kill", lambda *ended: killed.append(ended))
+    with pytest.raises(BaseException, match=str(int(number))):
+        run(MODEL, "--merge", tmp_path / "out")
+    assert killed == [(os.getpid(), number)] and os.listdir(tmp_path) == ["store"]
+
+
+def test_the_program_ends_with_the_command(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho started\nexec sleep 300\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    class Source:
+        def request(self, folder, work):
+            return self
+
+        def write(self, path):
+            path.touch()
+
+    monkeypatch.setattr(sys.stderr, "write", lambda text: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_process.run_program(Source(), tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_folder_that_appears_meanwhile_is_kept(store, tmp_path, monkeypatch, capsys):
+    out, merged = tmp_path / "out", export_process.run_program
+
+    def run_program(source, folder):
+        out.mkdir()
+        (out / "mine").touch()
+        return merged(source, folder)
+
+    monkeypatch.setattr(export_process, "run_program", run_program)
+    assert run(MODEL, "--merge", out) == 2
+    assert "something was put there meanwhile" in capsys.readouterr().err and os.listdir(out) == ["mine"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "store"]
+
+
+def test_a_mount_point_is_refused_before_anything_is_merged(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path / "out")
+    assert run(MODEL, "--merge", tmp_path / "out") == 2
+    assert "is a mount point, which cannot be replaced; name a new folder in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
