@@ -14,10 +14,9 @@ from tokenuq_ml.config import EvaluationSpec, Gsm8kSpec, IfEvalSpec
 from tokenuq_ml.config.evaluation import IfBenchSpec
 from tokenuq_ml.data.batching import TokenizedExample
 from tokenuq_ml.data.examples import Example, Turn
-from tokenuq_ml.evaluation import ifbench
+from tokenuq_ml.evaluation import ifbench, ifeval
 from tokenuq_ml.evaluation.gsm8k import Gsm8k, gsm8k_examples
 from tokenuq_ml.evaluation.held_out import DIVERGENCES, held_out_examples
-from tokenuq_ml.evaluation.ifeval import check, ifeval_examples
 from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
 from tokenuq_ml.evaluation.validation import VALIDATION, validation_losses
 from tokenuq_ml.models.adapters import adapter_digest
@@ -68,6 +67,11 @@ def evaluate_and_store(
     spec = EvaluationSpec(**context.asset.fields["evaluation"])
     if spec.by_vllm:
         require_engine(context)
+    # What a missing package refuses is refused before hours of generation.
+    if spec.ifeval is not None:
+        ifeval.load_checkers()
+    if spec.ifbench is not None:
+        ifbench.load_prompts(spec.ifbench.limit)
     if spec.lm_eval is not None:
         lm_eval_tasks(spec.lm_eval)
     parts = [_held_out(context, candidate, spec, examples)]
@@ -202,8 +206,8 @@ def _ifeval(context: StageContext, candidate: Candidate, spec: IfEvalSpec) -> Ev
     texts, lengths = answer_prompts(context, candidate, "IF-Eval", ids, spec)
     if not process_group.is_main():
         return EvaluationPart()
-    generations = check(prompts, texts).with_columns(n_tokens=lengths)
-    return EvaluationPart({"generations": generations}, (ifeval_examples(generations, spec.dataset),))
+    generations = ifeval.check(prompts, texts).with_columns(n_tokens=lengths)
+    return EvaluationPart({"generations": generations}, (ifeval.ifeval_examples(generations, spec.dataset),))
 
 
 def _ifbench(context: StageContext, candidate: Candidate, spec: IfBenchSpec) -> EvaluationPart:
@@ -220,7 +224,7 @@ def _ifbench(context: StageContext, candidate: Candidate, spec: IfBenchSpec) -> 
     if prompts.left_out:
         notes = {"ifbench_left_out": len(prompts.left_out), "ifbench_left_out_prompts": prompts.why_left_out}
         context.reporter.warning(f"{candidate.name}: IFBench: {prompts.why_left_out}")
-    return EvaluationPart({"ifbench_answers": answers}, (ifeval_examples(answers, ifbench.DATASET),), notes)
+    return EvaluationPart({"ifbench_answers": answers}, (ifeval.ifeval_examples(answers, ifbench.DATASET),), notes)
 
 
 def _gsm8k(context: StageContext, candidate: Candidate, spec: Gsm8kSpec) -> EvaluationPart:

@@ -1,6 +1,7 @@
 """The evaluation of one model: resuming after an interruption, and notes on what is left out."""
 
 import json
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +10,8 @@ import torch
 
 from tests.support.evaluator import SUMS, Evaluator, metrics
 from tests.support.fake_endpoint import KEY, endpoint, outputs, verdict
-from tokenuq_ml.evaluation import generation
+from tokenuq_ml.errors import InputError
+from tokenuq_ml.evaluation import generation, ifbench
 from tokenuq_ml.stages.evaluate_model import forget_answers
 from tokenuq_ml.tables.parquet import read_table
 
@@ -17,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 GSM8K = {"dataset": "sums", "num_fewshot": 1, "max_new_tokens": 6, "batch_size": 3}
 ALPACA = {"dataset": "sums", "max_new_tokens": 6}
+LOOSE = "ifbench_prompt_level_loose_acc"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,34 @@ def test_gsm8k_asks_the_held_out_rows_and_counts_as_its_split(evaluator, tmp_pat
     row = metrics(tmp_path)["exact_match_strict"]
     assert (row["dataset"], row["split"], row["n"]) == ("sums", split, 4)
     assert row["value"] == answers["strict_match"].mean()
+
+
+def test_ifbenchs_answers_are_checked_and_prompts_that_cannot_be_are_named(evaluator, tmp_path, monkeypatch):
+    prompts = ifbench.load_prompts(7).asked
+    instruction = prompts[0].instructions[0]
+    others = [prompt for prompt in prompts if instruction not in prompt.instructions]
+    assert 0 < len(others) < len(prompts)
+    monkeypatch.setitem(ifbench.NLTK_DATA, instruction, "corpora/nowhere")
+    _, figures = evaluator.evaluate(tmp_path, {"ifbench": {"limit": len(prompts), "max_new_tokens": 4}})
+    answers = read_table(tmp_path / "ifbench_answers")
+    assert answers["example_id"].to_list() == [one.example.id for one in others] and (answers["n_tokens"] <= 4).all()
+    row = metrics(tmp_path)["prompt_level_loose_acc"]
+    assert (row["dataset"], row["split"], row["n"], row["value"]) == ("ifbench", "ood", len(others), figures[LOOSE])
+    assert row["value"] == answers["prompt_level_loose"].mean()
+    assert figures["ifbench_left_out"] == len(prompts) - len(others)
+    assert prompts[0].example.id in figures["ifbench_left_out_prompts"]
+    assert any("python -m nltk.downloader nowhere" in line for line in evaluator.reporter.lines)
+
+
+def test_a_missing_package_of_ifbench_is_named_before_anything_is_generated(evaluator, batches, tmp_path, monkeypatch):
+    ifbench.load_checkers.cache_clear()
+    monkeypatch.setitem(sys.modules, "ifbench", None)
+    try:
+        with pytest.raises(InputError, match="evaluation.ifbench needs the package ifbench"):
+            evaluator.evaluate(tmp_path, {"gsm8k": GSM8K, "ifbench": {}})
+    finally:
+        ifbench.load_checkers.cache_clear()
+    assert not batches.made
 
 
 def test_calibration_error_follows_from_the_models_probabilities(evaluator, tmp_path):
