@@ -8,7 +8,7 @@ from transformers import TrainerState
 
 from tests.support.tracked import request_for, tracking_of
 from tokenuq_ml.tracking import guarded_run, guarded_thread
-from tokenuq_ml.tracking.callback import TrackingCallback, mirror_figures, numbers
+from tokenuq_ml.tracking.callback import mirror_figures, numbers
 from tokenuq_ml.tracking.guarded_thread import GuardedThread
 from tokenuq_ml.tracking.request import RUN
 
@@ -176,9 +176,3 @@ def test_runs_end_at_once_and_not_one_after_the_other(fake, tmp_path, monkeypatc
     with tracking_of(request_for(tmp_path, *trackers), tmp_path / "work", warnings) as tracking:
         tracking.on_train_begin(SimpleNamespace(), TrainerState(), None)
     assert warnings == [] and fake.seen.count(("close", "FINISHED")) == len(trackers)
-
-
-def test_the_trainer_keeps_the_id_with_its_checkpoints():
-    from transformers.trainer_callback import ExportableState
-
-    assert issubclass(TrackingCallback, ExportableState)

@@ -35,13 +35,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(folder):
-    """Kill a training at step 5, resume it from its checkpoint of step 4, and return the resumed one."""
+    """Kill a training at step 5, resume it from its checkpoint of step 4, and return the resumed one.
+
+    As on another machine, only the checkpoint says which run the training has.
+    """
     request = request_for(folder, "tensorboard", "mlflow")
     with pytest.MonkeyPatch.context() as patch, no_tracker_variables(patch):
         # A killed process closes nothing.
         patch.setattr(TrackingCallback, "__exit__", lambda *args: None)
         tracking = tracking_of(request, folder / "work")
         kill_training(5, tiny_peft(), training_setup(save_steps=2), folder / "work", tracking)
+    (folder / "work" / "tracking.json").unlink()
     with pytest.MonkeyPatch.context() as patch, no_tracker_variables(patch):
         return tracked_training(request, folder / "work")
 
