@@ -81,8 +81,11 @@ def test_tokens_of_every_colour_can_be_read(pages, tab, scheme):
         assert tab.evaluate(CHECKS) == []
 
 
-def test_the_picker_shows_names_and_differences_on_a_phone(pages, tab):
+def test_tables_can_be_read_on_a_phone(pages, tab):
     show(tab, pages["report"], "light", 390)
+    # The name of the first dataset is on the screen, also above more columns than the screen holds.
+    text = "const range = new Range(); range.selectNodeContents(document.querySelector('th.group'))"
+    assert tab.evaluate(f"(() => {{ {text}; return range.getBoundingClientRect().left }})()") < 250
     heights = tab.evaluate("[...document.querySelectorAll('#p-table tr')].map(row => row.offsetHeight)")
     assert heights and max(heights) < 100
     # A name has more than a letter per line, and the first family's value is on the screen.
