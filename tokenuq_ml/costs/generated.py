@@ -64,8 +64,8 @@ def lm_eval_requests(study: StudySpec) -> list[GeneratedEvaluation]:
     except InputError:
         # The plan says why they are refused.
         return []
-    totals: dict[tuple[str, int], float] = {}
-    prompts: dict[tuple[str, int], float] = {}
+    requests: dict[tuple[str, int], float] = {}
+    tokens: dict[tuple[str, int], float] = {}
     for name, task in tasks:
         is_choice, config = task.config.get("output_type") == "multiple_choice", task.config
         writes = config.get("output_type") == "generate_until"
@@ -73,9 +73,11 @@ def lm_eval_requests(study: StudySpec) -> list[GeneratedEvaluation]:
         own = config.get("num_fewshot") or 0
         shots = own if spec.num_fewshot is None or config.get("num_fewshot") == 0 else spec.num_fewshot
         key = f"lm-eval {name}", new
-        totals[key] = totals.get(key, 0) + spec.limit * (CHOICES if is_choice else 1)
-        prompts[key] = LM_EVAL_TOKENS * (1 + shots)
-    return [GeneratedEvaluation(name, total, prompts[name, new], new) for (name, new), total in totals.items()]
+        asked = spec.limit * (CHOICES if is_choice else 1)
+        requests[key] = requests.get(key, 0) + asked
+        # Tasks of a group may have different numbers of examples in their prompts.
+        tokens[key] = tokens.get(key, 0) + asked * LM_EVAL_TOKENS * (1 + shots)
+    return [GeneratedEvaluation(name, total, tokens[name, new] / total, new) for (name, new), total in requests.items()]
 
 
 def judge_requests(config: Config, study: StudySpec) -> dict[str, float]:

@@ -1,11 +1,14 @@
 """Plans of evaluations that ask the model or a judge."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.support.tiny_plans import CONFIG, tiny_planner
 from tokenuq_ml.config import EvaluationSpec
 from tokenuq_ml.config.lm_eval import LmEvalSpec
-from tokenuq_ml.costs.generated import IFBENCH_PROMPTS, IFBENCH_TOKENS, judge_requests
+from tokenuq_ml.costs import generated
+from tokenuq_ml.costs.generated import CHOICES, IFBENCH_PROMPTS, IFBENCH_TOKENS, LM_EVAL_TOKENS, judge_requests
 from tokenuq_ml.evaluation import ifbench
 
 
@@ -29,6 +32,19 @@ def test_every_evaluation_that_asks_the_model_is_planned():
     choices, texts = tiny_planner(evaluation=bounded).generated_evaluations[2:]
     assert (choices.name, choices.prompts, choices.new_tokens) == ("lm-eval arc_easy", 40, 0)
     assert (texts.name, texts.prompts, texts.new_tokens) == ("lm-eval mmlu_pro", 140, 2048)
+
+
+def test_tasks_of_a_group_may_have_prompts_of_different_lengths(monkeypatch):
+    tasks = [
+        SimpleNamespace(config={"output_type": "multiple_choice", "num_fewshot": 3}),
+        SimpleNamespace(config={"output_type": "loglikelihood", "num_fewshot": 1}),
+    ]
+    monkeypatch.setattr(generated, "resolve_all", lambda names: [SimpleNamespace(name="group", tasks=tasks)])
+    spec = EvaluationSpec(lm_eval=LmEvalSpec(tasks=("group",), limit=10))
+    (requests,) = tiny_planner(evaluation=spec).generated_evaluations
+    assert requests.prompts == 10 * (CHOICES + 1)
+    # A prompt is the sample and its examples: of 1 + 3 samples and of 1 + 1.
+    assert requests.prompt_tokens == pytest.approx(LM_EVAL_TOKENS * (CHOICES * 4 + 2) / (CHOICES + 1))
 
 
 def test_ifbench_has_as_many_prompts_as_its_package():
