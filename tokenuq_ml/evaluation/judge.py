@@ -182,6 +182,20 @@ def _evaluator(name: str, where: str) -> dict:
 
 
 @cache
+def check_evaluator(spec: JudgeSpec, where: str) -> None:
+    """Check that the package has the judge's evaluator, without asking the judge.
+
+    Args:
+        spec: the judge.
+        where: key of the study's `evaluation` that names it.
+
+    Raises:
+        InputError: the package is missing, or has no such evaluator.
+    """
+    load_package(where)
+    _evaluator(spec.annotator, where)
+
+
 def load_package(where: str = "alpaca_eval") -> types.SimpleNamespace:
     """Return the parts of alpaca_eval that are used here; `where` is the key of `evaluation` that needs them.
 

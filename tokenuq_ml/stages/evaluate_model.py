@@ -17,6 +17,7 @@ from tokenuq_ml.data.examples import Example, Turn
 from tokenuq_ml.evaluation import ifbench, ifeval
 from tokenuq_ml.evaluation.gsm8k import Gsm8k, gsm8k_examples
 from tokenuq_ml.evaluation.held_out import DIVERGENCES, held_out_examples
+from tokenuq_ml.evaluation.judge import check_evaluator
 from tokenuq_ml.evaluation.metrics import metric_rows, with_identity
 from tokenuq_ml.evaluation.validation import VALIDATION, validation_losses
 from tokenuq_ml.models.adapters import adapter_digest
@@ -67,13 +68,7 @@ def evaluate_and_store(
     spec = EvaluationSpec(**context.asset.fields["evaluation"])
     if spec.by_vllm:
         require_engine(context)
-    # What a missing package refuses is refused before hours of generation.
-    if spec.ifeval is not None:
-        ifeval.load_checkers()
-    if spec.ifbench is not None:
-        ifbench.load_prompts(spec.ifbench.limit)
-    if spec.lm_eval is not None:
-        lm_eval_tasks(spec.lm_eval)
+    _require_packages(spec)
     parts = [_held_out(context, candidate, spec, examples)]
     if spec.ifeval is not None:
         parts.append(_ifeval(context, candidate, spec.ifeval))
@@ -103,6 +98,19 @@ def evaluate_and_store(
     for part in parts:
         figures |= part.notes
     return joined_digest(*digests), figures
+
+
+def _require_packages(spec: EvaluationSpec) -> None:
+    """Refuse what an evaluation lacks on this machine, before hours of generation and not after them."""
+    if spec.ifeval is not None:
+        ifeval.load_checkers()
+    if spec.ifbench is not None:
+        ifbench.load_prompts(spec.ifbench.limit)
+    for what, judged in ((ALPACA_EVAL, spec.alpaca_eval), (PAIRWISE, spec.pairwise)):
+        if judged is not None and judged.judge is not None:
+            check_evaluator(judged.judge, what.key)
+    if spec.lm_eval is not None:
+        lm_eval_tasks(spec.lm_eval)
 
 
 def forget_answers(request: StageRequest, figures: Mapping[str, Any] = MappingProxyType({})) -> None:

@@ -122,6 +122,13 @@ def test_a_missing_package_of_ifbench_is_named_before_anything_is_generated(eval
     assert not batches.made
 
 
+def test_an_unknown_evaluator_of_a_judge_is_named_before_anything_is_generated(evaluator, batches, tmp_path):
+    judge = {"base_url": "http://localhost:1/v1", "model": "judge", "annotator": "nobody"}
+    with pytest.raises(InputError, match="judge.annotator: alpaca_eval has no evaluator 'nobody'"):
+        evaluator.evaluate(tmp_path, {"gsm8k": GSM8K, "alpaca_eval": {**ALPACA, "judge": judge}})
+    assert not batches.made
+
+
 def test_calibration_error_follows_from_the_models_probabilities(evaluator, tmp_path):
     """Ten bins filled by hand, from plain forward passes."""
     evaluator.evaluate(tmp_path, {"calibration_bins": 10})
