@@ -181,7 +181,6 @@ def _evaluator(name: str, where: str) -> dict:
     return settings
 
 
-@cache
 def check_evaluator(spec: JudgeSpec, where: str) -> None:
     """Check that the package has the judge's evaluator, without asking the judge.
 
@@ -196,6 +195,7 @@ def check_evaluator(spec: JudgeSpec, where: str) -> None:
     _evaluator(spec.annotator, where)
 
 
+@cache
 def load_package(where: str = "alpaca_eval") -> types.SimpleNamespace:
     """Return the parts of alpaca_eval that are used here; `where` is the key of `evaluation` that needs them.
 
