@@ -39,6 +39,8 @@ def draw_planes(points: Sequence[Point], path: Path) -> None:
         axis.set_xlabel(f"{_way(plane.inside)} {plane.inside.label} (test)", fontsize=7.5)
         axis.set_ylabel(f"{_way(plane.outside)} {plane.outside.label} (ood)", fontsize=7.5)
         axis.tick_params(labelsize=7)
+        # More numbers of four digits run into each other.
+        axis.locator_params(axis="x", nbins=5)
     for axis in axes[len(planes) :]:
         axis.set_visible(False)
     canvas.legend(figure, list(handles.values()), list(handles))
