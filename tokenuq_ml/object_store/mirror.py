@@ -29,6 +29,8 @@ from tokenuq_ml.object_store.service_clock import ServiceClock
 
 AT_ONCE = 4
 """Files that are downloaded or uploaded at once."""
+LISTING_PAUSES = 10
+"""A list of objects is used for so many times as long as it took, so that listing a large bucket is a small part."""
 KEEP_UNREFERENCED_S = 24 * 3600.0
 """How long an object stays that no manifest names: a run may be about to publish it."""
 
@@ -189,7 +191,7 @@ class Mirror:
         """Return all objects by key; listed again every few seconds, or less often where that takes long."""
         with self._lock:
             began = time.monotonic()
-            if began - self._listed_at > max(REFRESH_S, 10 * self._listing_took):
+            if began - self._listed_at > max(REFRESH_S, LISTING_PAUSES * self._listing_took):
                 self._objects = {info.key: info for info in self.bucket.objects()}
                 self._listed_at, self._listing_took = began, time.monotonic() - began
             return self._objects

@@ -35,6 +35,8 @@ def at_once(monkeypatch):
     refresh = ManifestCopies.refresh
     monkeypatch.setattr(ManifestCopies, "refresh", lambda self, max_age_s=0: refresh(self, 0))
     monkeypatch.setattr(mirror_module, "REFRESH_S", 0)
+    # On a busy machine a list takes long, and would be used for seconds.
+    monkeypatch.setattr(mirror_module, "LISTING_PAUSES", 0)
     monkeypatch.setattr(leases, "POLL_S", 0.05)
 
 
