@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tokenuq_ml.kernels import triton_kernels
+from tokenuq_ml.kernels.fused_dropout import BLOCK as DROPOUT_BLOCK
 from tokenuq_ml.kernels.launching import LANES, WARPS
 
 V = 128_256
@@ -24,6 +25,8 @@ POINTERS = {
     **dict.fromkeys(("words", "keys"), "*i64"),
     **dict.fromkeys(("word_1", "word_2", "word_3"), "i64"),
     "blocks": "i32",
+    **dict.fromkeys(("out", "x", "onto"), "*bf16"),
+    **{"seed": "i64", "elements": "i32"},
 }
 CONSTANTS = {"SUM": tl.float32, "COLUMNS": V, "COMMON": V, "TEMPERATURE": 1.0, "TINY": 1.2e-38, "SAMPLES": 16}
 PLAIN = {"SCALE": 1.0, "SOFTCAP": 0.0, "TEACHER_SCALE": 1.0, "TEACHER_SOFTCAP": 0.0, "bias": None, "teacher_bias": None}
@@ -34,6 +37,10 @@ VARIANTS = {
     "forward_kl_gradient": [{"BLOCK": LANES // 2}, {"BLOCK": LANES // 2, "mle": None, "COMMON": V - 5}],
     "monte_carlo": [{"BLOCK": LANES // 16}],
     "philox_words": [{"BLOCK": 256}],
+    "drop_elements": [
+        {"BLOCK": DROPOUT_BLOCK, "DROPPED": 3277},
+        {"BLOCK": DROPOUT_BLOCK, "DROPPED": 3277, "onto": None},
+    ],
 }
 
 

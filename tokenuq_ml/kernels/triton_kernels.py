@@ -215,3 +215,30 @@ def philox_words(words, keys, word_1, word_2, word_3, blocks, BLOCK: tl.constexp
     tl.store(out + 1, c1.to(tl.int64), mask=mask)
     tl.store(out + 2, c2.to(tl.int64), mask=mask)
     tl.store(out + 3, c3.to(tl.int64), mask=mask)
+
+
+@triton.jit
+def _keep_part(out, x, onto, draw, start, elements, DROPPED: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr):
+    """Write the elements whose draws, the lower fifteen bits of `draw`, are not among the dropped values."""
+    n = start + tl.arange(0, BLOCK)
+    mask = n < elements
+    value = tl.where((draw & 0x7FFF) >= DROPPED, tl.load(x + n, mask=mask, other=0.0).to(SUM), 0.0)
+    if onto is not None:
+        value += tl.load(onto + n, mask=mask, other=0.0).to(SUM)
+    tl.store(out + n, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["seed"])
+def drop_elements(out, x, onto, seed, elements, DROPPED: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr):
+    """Write `onto` plus the kept elements of `x`. Each word of Philox4x32-10 decides two elements, `BLOCK` apart."""
+    program = tl.program_id(0)
+    a, b, c, d = tl.randint4x(seed, program * BLOCK + tl.arange(0, BLOCK))
+    start = program.to(tl.int64) * (8 * BLOCK)
+    _keep_part(out, x, onto, a, start, elements, DROPPED, SUM, BLOCK)
+    _keep_part(out, x, onto, a >> 16, start + BLOCK, elements, DROPPED, SUM, BLOCK)
+    _keep_part(out, x, onto, b, start + 2 * BLOCK, elements, DROPPED, SUM, BLOCK)
+    _keep_part(out, x, onto, b >> 16, start + 3 * BLOCK, elements, DROPPED, SUM, BLOCK)
+    _keep_part(out, x, onto, c, start + 4 * BLOCK, elements, DROPPED, SUM, BLOCK)
+    _keep_part(out, x, onto, c >> 16, start + 5 * BLOCK, elements, DROPPED, SUM, BLOCK)
+    _keep_part(out, x, onto, d, start + 6 * BLOCK, elements, DROPPED, SUM, BLOCK)
+    _keep_part(out, x, onto, d >> 16, start + 7 * BLOCK, elements, DROPPED, SUM, BLOCK)

@@ -2,11 +2,13 @@
 
 On a CPU, PyTorch draws one Bernoulli variate per element, serially. LoRA drops the input of every linear layer, so
 those draws take nearly half of a training step. Here each 64-bit draw gives four variates, and masks are applied as
-bits, not by products. Monte-Carlo dropout draws its masks by key instead (`keyed_masks.py`).
+bits, not by products. On a GPU with Triton no mask is stored: each use of it draws it from its seed. Monte-Carlo
+dropout draws its masks by key instead (`keyed_masks.py`).
 """
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tokenuq_ml.kernels.backend import backend_of
+from tokenuq_ml.kernels.fused_dropout import drop_elements
 from tokenuq_ml.seeding import part_bits
 
 _LEVELS = 2**15
@@ -35,7 +39,7 @@ def _draw_mask(elements: int, dropped: int, device: torch.device) -> Tensor:
         words = torch.empty(draws, dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
         words = torch.sub(dropped - 1, words.bitwise_and_(_LEVELS - 1), out=words)
         return words.bitwise_right_shift_(15)[:elements]
-    seed, mask = int(torch.randint(2**63 - 1, ())), np.empty(4 * draws, np.int16)
+    seed, mask = _draw_seed(), np.empty(4 * draws, np.int16)
 
     def fill(number: int) -> None:
         part = mask[number * 4 * _PART_DRAWS : (number + 1) * 4 * _PART_DRAWS]
@@ -49,6 +53,11 @@ def _draw_mask(elements: int, dropped: int, device: torch.device) -> Tensor:
     # numpy releases the interpreter's lock in each of these operations.
     list(_threads().map(fill, parts) if len(parts) > 1 else map(fill, parts))
     return torch.from_numpy(mask)[:elements]
+
+
+def _draw_seed() -> int:
+    """Draw a seed on the host, so that a GPU need not be waited for."""
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
 @functools.cache
@@ -68,17 +77,52 @@ def apply_mask(x: Tensor, kept: Tensor) -> Tensor:
     return (x.contiguous().view(_INTEGERS[x.element_size()]) & kept).view(x.dtype)
 
 
+class Mask(NamedTuple):
+    """Which elements of a tensor are kept: as bits, or as the seed from which a kernel draws them at each use."""
+
+    kept: Tensor | None
+    """int16, all ones where kept, else 0; None: drawn from the seed."""
+    seed: int
+    dropped: int
+    """Of `_LEVELS` equally likely values."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped."""
+        return self.dropped > 0
+
+    @property
+    def restore(self) -> float:
+        """The factor that preserves the mean."""
+        return _LEVELS / (_LEVELS - self.dropped)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return `x` where it is kept, else 0, not scaled; `x` itself if nothing is dropped."""
+        if not self.drops:
+            return x
+        return drop_elements(x, self.seed, self.dropped) if self.kept is None else apply_mask(x, self.kept)
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """Add the kept elements of `x` to `total`, in place, and return it."""
+        if self.kept is None:
+            return drop_elements(x, self.seed, self.dropped, onto=total)
+        return total.add_(apply_mask(x, self.kept))
+
+
+NOTHING_DROPPED = Mask(None, 0, 0)
+
+
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, kept: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(kept)
-        ctx.scale = scale
-        return apply_mask(x, kept).mul_(scale)
+    def forward(ctx, x: Tensor, mask: Mask) -> Tensor:
+        ctx.save_for_backward(mask.kept)
+        ctx.mask = mask._replace(kept=None)
+        return mask.apply(x).mul_(mask.restore)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (kept,) = ctx.saved_tensors
-        return apply_mask(grad, kept).mul_(ctx.scale), None, None
+        mask = ctx.mask._replace(kept=ctx.saved_tensors[0])
+        return mask.apply(grad).mul_(mask.restore), None
 
 
 class BitMaskDropout(nn.Module):
@@ -98,14 +142,15 @@ class BitMaskDropout(nn.Module):
         """Whether a forward pass drops anything now."""
         return self.training and self._dropped > 0
 
-    def draw(self, x: Tensor) -> tuple[Tensor, float]:
-        """Return a mask for `x` (int16, all ones where kept, else 0), and the factor that preserves the mean."""
-        kept = _draw_mask(x.numel(), self._dropped, x.device).view(x.shape)
-        return kept, _LEVELS / (_LEVELS - self._dropped)
+    def draw(self, x: Tensor) -> Mask:
+        """Return a mask for `x`."""
+        if backend_of(x).is_fused:
+            return Mask(None, _draw_seed(), self._dropped)
+        return Mask(_draw_mask(x.numel(), self._dropped, x.device).view(x.shape), 0, self._dropped)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the input with elements dropped and the others scaled; in eval mode the input itself."""
-        return _Drop.apply(x, *self.draw(x)) if self.active else x
+        return _Drop.apply(x, self.draw(x)) if self.active else x
 
     def extra_repr(self) -> str:
         """Return the rate, for `repr`."""

@@ -18,42 +18,39 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tokenuq_ml.models.lora_dropout import BitMaskDropout, apply_mask
+from tokenuq_ml.models.lora_dropout import NOTHING_DROPPED, BitMaskDropout
 from tokenuq_ml.patches import change_class
 
 
 class _LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_NI, weight_OI, bias_O, a_rI, b_Or, scaling, dropout):
-        kept_NI, restore = dropout.draw(x_NI) if dropout is not None else (None, 1.0)
-        a_rI_scaled, b_Or_scaled = (a_rI * restore).to(x_NI.dtype), (b_Or * scaling).to(x_NI.dtype)
-        t_Nr = _dropped(x_NI, kept_NI) @ a_rI_scaled.T
+        mask = dropout.draw(x_NI) if dropout is not None else NOTHING_DROPPED
+        a_rI_scaled, b_Or_scaled = (a_rI * mask.restore).to(x_NI.dtype), (b_Or * scaling).to(x_NI.dtype)
+        t_Nr = mask.apply(x_NI) @ a_rI_scaled.T
         y_NO = x_NI @ weight_OI.T
         y_NO.addmm_(t_Nr, b_Or_scaled.T)
         if bias_O is not None:
             y_NO += bias_O
-        ctx.save_for_backward(x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled)
-        ctx.restore, ctx.scaling, ctx.dtypes = restore, scaling, (a_rI.dtype, b_Or.dtype)
+        ctx.save_for_backward(x_NI, weight_OI, mask.kept, t_Nr, a_rI_scaled, b_Or_scaled)
+        ctx.mask, ctx.scaling, ctx.dtypes = mask._replace(kept=None), scaling, (a_rI.dtype, b_Or.dtype)
         return y_NO
 
     @staticmethod
     def backward(ctx, grad_NO):
         x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled = ctx.saved_tensors
+        mask = ctx.mask._replace(kept=kept_NI)
         grad_Nr = grad_NO @ b_Or_scaled
         grad_b = (grad_NO.T @ t_Nr).to(ctx.dtypes[1]) * ctx.scaling
-        grad_a = (grad_Nr.T @ _dropped(x_NI, kept_NI)).to(ctx.dtypes[0]) * ctx.restore
+        grad_a = (grad_Nr.T @ mask.apply(x_NI)).to(ctx.dtypes[0]) * mask.restore
         grad_NI = None
         if ctx.needs_input_grad[0]:
             grad_NI = grad_NO @ weight_OI
-            if kept_NI is None:
-                grad_NI.addmm_(grad_Nr, a_rI_scaled)
+            if mask.drops:
+                mask.add_to(grad_NI, grad_Nr @ a_rI_scaled)
             else:
-                grad_NI += apply_mask(grad_Nr @ a_rI_scaled, kept_NI)
+                grad_NI.addmm_(grad_Nr, a_rI_scaled)
         return grad_NI, None, None, grad_a, grad_b, None, None
-
-
-def _dropped(x_NI: Tensor, kept_NI: Tensor | None) -> Tensor:
-    return x_NI if kept_NI is None else apply_mask(x_NI, kept_NI)
 
 
 def _weight(layer: nn.Linear | Conv1D) -> Tensor:
