@@ -28,7 +28,7 @@ class TrainSpec(Spec):
     """The training budget, the same for the teacher and every student of a study."""
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset(
-        {"adapter", "gradient_checkpointing", "optimizer", "torch_compile"}
+        {"adapter", "gradient_checkpointing", "optimizer", "torch_compile", "liger_kernel"}
     )
 
     epochs: Annotated[int, Field(gt=0, description="passes over the training split")] = 1
@@ -62,6 +62,9 @@ class TrainSpec(Spec):
         description="8bit: moments in 8 bits; paged: moments that move to the host if the GPU is full",
     )
     torch_compile: bool = Field(default=False, description="compile the layers with torch.compile")
+    liger_kernel: bool = Field(
+        default=False, description="norms, rotary positions and gates in one launch each, by Liger, on a GPU"
+    )
 
     @property
     def adapter_settings(self) -> dict[str, str | float]:

@@ -1,7 +1,7 @@
 """What determines a training besides the model, and the same as arguments of `transformers.Trainer`."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -13,6 +13,13 @@ from tokenuq_ml.models.numerics import Numerics
 from tokenuq_ml.scoring.token_truth import TokenTruth
 from tokenuq_ml.training.teacher import TeacherSource
 from tokenuq_ml.training.token_columns import TokenColumns
+
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in {field.name for field in fields(TrainingArguments)}
+)
+"""The Trainer's argument for layers that are recomputed; transformers before 5.23 have the second one alone."""
 
 
 @dataclass
@@ -80,8 +87,10 @@ def training_arguments(setup: TrainingSetup, output_dir: str | Path) -> Training
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=train.optimizer,
-        activation_checkpointing=train.gradient_checkpointing,
+        **{CHECKPOINTING: train.gradient_checkpointing},
         torch_compile=train.torch_compile,
+        # Its fused loss is switched off by `TokenObjective`.
+        use_liger_kernel=train.liger_kernel,
         seed=setup.seed,
         logging_steps=1,
         save_strategy="steps",

@@ -7,7 +7,7 @@ refused here in one sentence.
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 from peft import PeftModel
@@ -50,7 +50,7 @@ def check_optimizer(train: TrainSpec, ablation: AblationSpec, device: str) -> No
 
 
 def check_layers(model: PeftModel | PreTrainedModel, train: TrainSpec) -> None:
-    """Check that the model's layers can be recomputed and compiled as the study says.
+    """Check that the model's layers can be recomputed, compiled and replaced as the study says.
 
     Raises:
         InputError: they cannot.
@@ -61,6 +61,8 @@ def check_layers(model: PeftModel | PreTrainedModel, train: TrainSpec) -> None:
             f"train.gradient_checkpointing: transformers cannot recompute the layers of {type(lm).__name__}; set it to "
             "false, and a smaller micro_batch_size"
         )
+    if train.liger_kernel:
+        _check_liger(lm, train)
     if not train.torch_compile:
         return
     if is_sharded(model):
@@ -70,6 +72,27 @@ def check_layers(model: PeftModel | PreTrainedModel, train: TrainSpec) -> None:
         )
     if problem := _why_not_compiled(lm.device.type):
         raise InputError(f"train.torch_compile: {problem}; install it, or set torch_compile to false")
+
+
+def _check_liger(lm: PreTrainedModel, train: TrainSpec) -> None:
+    """Check that Liger has layers for the model here; transformers would train without them, or stop in their midst."""
+    kind, problem = lm.config.model_type, None
+    if lm.device.type != "cuda":
+        problem = f"Liger's layers need a GPU, and this machine computes on {lm.device.type}; set it to false"
+    elif train.torch_compile:
+        problem = "torch.compile fuses the same operations; set either liger_kernel or torch_compile to false"
+    elif importlib.util.find_spec("liger_kernel") is None:
+        problem = "the package liger-kernel is not installed; pip install 'tokenuq[gpu]', or set it to false"
+    elif kind not in _types_of_liger():
+        problem = f"Liger has no layers for models of type {kind!r}; set it to false"
+    if problem:
+        raise InputError(f"train.liger_kernel: {problem}")
+
+
+def _types_of_liger() -> Collection[str]:
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return MODEL_TYPE_TO_APPLY_LIGER_FN
 
 
 def _why_not_compiled(device: str) -> str | None:
@@ -99,7 +122,8 @@ def prepared_layers(model: PeftModel | PreTrainedModel, train: TrainSpec) -> Ite
 
 
 def _stop_checkpointing(lm: PreTrainedModel) -> None:
-    lm.activation_checkpointing_disable()
+    stop = getattr(lm, "activation_checkpointing_disable", None) or lm.gradient_checkpointing_disable
+    stop()
     lm.disable_input_require_grads()
 
 

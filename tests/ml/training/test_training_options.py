@@ -1,6 +1,8 @@
 """Checkpointed layers, other optimisers and compiled layers train what a training without them does, or are refused."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +143,28 @@ def test_layers_that_cannot_be_recomputed_or_compiled_are_refused(monkeypatch):
     with pytest.raises(InputError, match="cannot recompute the layers of LlamaForCausalLM"):
         check_layers(model, TrainSpec(gradient_checkpointing=True))
     check_layers(model, TrainSpec())
+
+
+def test_liger_s_layers_are_refused_where_transformers_would_train_without_them(monkeypatch):
+    model, train = tiny_peft(), TrainSpec(liger_kernel=True)
+    with pytest.raises(InputError, match="liger_kernel: Liger's layers need a GPU, and this machine computes on cpu"):
+        check_layers(model, train)
+    known = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None})
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", known)
+    of_type = {
+        kind: SimpleNamespace(device=torch.device("cuda"), config=SimpleNamespace(model_type=kind))
+        for kind in ("llama", "opt")
+    }
+    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="the package liger-kernel is not installed; pip install 'tokenuq"):
+        training_options._check_liger(of_type["llama"], train)
+    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda _: True)
+    training_options._check_liger(of_type["llama"], train)
+    with pytest.raises(InputError, match="Liger has no layers for models of type 'opt'; set it to false"):
+        training_options._check_liger(of_type["opt"], train)
+    both = TrainSpec(liger_kernel=True, torch_compile=True)
+    with pytest.raises(InputError, match="set either liger_kernel or torch_compile to false"):
+        training_options._check_liger(of_type["llama"], both)
 
 
 def test_compiled_layers_are_those_of_peft_until_training_ends():
