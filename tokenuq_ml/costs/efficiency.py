@@ -46,6 +46,18 @@ _FEW_BYTES = Efficiency(
     False,
     "less than on an H100, whose memory delivers 1.4 times the bytes per FLOP of its peak; a guess",
 )
+ONE_H100 = Efficiency(
+    {"train": 0.19, "score": 0.31, "generate": 0.50, "float32": 0.58},
+    True,
+    "on one H100 at the sizes of Llama-3.2-1B and Gemma-2-2B, docs/results/accelerator.md; generation is a guess",
+)
+"""Training with transformers' own layers in batches of 16 x 512. Larger models come closer to the peak."""
+ON_CUDA = Efficiency(
+    {"train": 0.24, "score": 0.39, "generate": 0.50, "float32": 0.60},
+    True,
+    "on one H100, docs/results/accelerator.md; generation and float32 are guesses",
+)
+"""The same as shares of the rate of large products, which is 0.79 of that card's peak."""
 BY_CARD = {
     "a100": ASSUMED,
     "h100": ASSUMED,
@@ -56,4 +68,11 @@ BY_CARD = {
     "4090": ASSUMED,
     "mi300x": ASSUMED,
 }
-"""Name of a card in `cards.py` -> what work reaches of its peak. None is measured yet."""
+"""Name of a card in `cards.py` -> what work reaches of its peak on a cluster, where nothing is measured yet."""
+OF_ONE_CARD = BY_CARD | {"h100": ONE_H100}
+"""The same where one card does all the work."""
+
+
+def of_measured_rate(device: str) -> Efficiency:
+    """Return the shares of a measured rate of products that work reaches, on a device as torch names it."""
+    return ON_CUDA if device.split(":")[0] == "cuda" else TWO_CORES

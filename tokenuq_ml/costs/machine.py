@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from tokenuq_ml.costs.cards import Card
-from tokenuq_ml.costs.efficiency import BY_CARD, TWO_CORES, Efficiency
+from tokenuq_ml.costs.efficiency import OF_ONE_CARD, Efficiency, of_measured_rate
 
 BALD_PRECISION = "float32"
 """What BALD is computed in, whatever the study's precision is."""
@@ -35,7 +35,12 @@ class Machine:
     """Bytes of the memory that its tensors are in; None: not known."""
     memory_rate: float | None = None
     """Bytes per second of that memory; None: not known, and so not counted."""
-    efficiency: Efficiency = TWO_CORES
+    efficiency: Efficiency | None = None
+    """Default: that of a measured rate on the device."""
+
+    def __post_init__(self):
+        if self.efficiency is None:
+            object.__setattr__(self, "efficiency", of_measured_rate(self.device))
 
     def in_precision(self, precision: str) -> "Machine":
         """Return the machine with its rate in another precision that the study names."""
@@ -71,6 +76,6 @@ def machine_of(card: Card, precision: str) -> Machine:
         card.name,
         card.memory,
         card.memory_rate,
-        BY_CARD[card.name],
+        OF_ONE_CARD[card.name],
     )
     return machine.in_precision(precision)

@@ -12,7 +12,7 @@ from tokenuq_ml.costs import memory
 from tokenuq_ml.costs.cards import CARDS, card_named
 from tokenuq_ml.costs.efficiency import BY_CARD
 from tokenuq_ml.costs.flops import PUBLISHED, Architecture, Step, flops
-from tokenuq_ml.costs.machine import LINK_EFFICIENCY, USABLE_MEMORY, machine_of
+from tokenuq_ml.costs.machine import LINK_EFFICIENCY, USABLE_MEMORY, Machine, machine_of
 from tokenuq_ml.costs.memory import PeakMemory
 from tokenuq_ml.costs.micro_batch import largest_micro_batch
 from tokenuq_ml.costs.training_state import trained_numbers
@@ -157,4 +157,14 @@ def test_generation_on_a_card_waits_for_its_memory():
 
 def test_float32_work_on_a_card_has_the_share_of_float32():
     work = Work(flop={"score": 1e15}, precision="float32")
-    assert work.seconds(H100, False) == pytest.approx(1e15 / (0.6 * 67e12))
+    assert work.seconds(H100, False) == pytest.approx(1e15 / (0.58 * 67e12))
+    assert work.seconds(L4, False) == pytest.approx(1e15 / (0.6 * 30.3e12))
+
+
+def test_work_on_a_gpu_has_shares_of_a_gpu_and_says_where_they_were_measured():
+    """19% of an H100's peak in training is 24% of the rate at which it computes a large product."""
+    work, measured = Work(flop={"train": 1e15}), Machine(783e12, "cuda", "bfloat16", 1, "", 16_384)
+    assert work.seconds(H100, False) == pytest.approx(work.seconds(measured, False), rel=0.02)
+    assert H100.efficiency.is_measured and "measured: on one H100" in H100.efficiency.text
+    assert not L4.efficiency.is_measured
+    assert Machine(4e11, "cpu", "bfloat16", 2, "", 512).share("train") == 0.57
