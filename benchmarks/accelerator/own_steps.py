@@ -17,7 +17,15 @@ from transformers import TrainingArguments
 
 from benchmarks.accelerator.clock import Measured, StepClock
 from benchmarks.accelerator.shapes import Setting, own_model, random_rows
-from benchmarks.accelerator.steps import InOrder, Ticks, autocast, dataset_of, train_and_measure, trainer_settings
+from benchmarks.accelerator.steps import (
+    InOrder,
+    Ticks,
+    autocast,
+    dataset_of,
+    train_and_measure,
+    trainer_settings,
+    unchanged_modules,
+)
 from tokenuq_ml.kernels.mean_embeddings import TeacherStates, mean_embeddings
 from tokenuq_ml.kernels.training_loss import TrainingLoss
 from tokenuq_ml.kernels.weight_rule import BatchDecision, WeightRule
@@ -118,6 +126,7 @@ def own_step(
     clock: StepClock,
     ablation: SimpleNamespace,
     form: Form | None = None,
+    liger: bool = False,
 ) -> tuple[Measured, dict[str, float]]:
     """Train by an ablation, and return the cost of a step and the shares of its phases.
 
@@ -126,7 +135,15 @@ def own_step(
         clock: of the steps.
         ablation: of `specs.py`.
         form: how the teacher is given; None: no token is distilled.
+        liger: whether norms, rotary positions and gates are Liger's (`train: {liger_kernel: true}` of a study).
     """
+    with unchanged_modules(setting):
+        return _own_step(setting, clock, ablation, form, liger)
+
+
+def _own_step(
+    setting: Setting, clock: StepClock, ablation: SimpleNamespace, form: Form | None, liger: bool
+) -> tuple[Measured, dict[str, float]]:
     model = own_model(setting)
     teacher = None
     if form is not None:
@@ -134,7 +151,7 @@ def own_step(
         teacher = FileTeacher(cached_states(model, setting, form), setting) if cached else OnlineTeacher()
     trainer = MeasuredTrainer(
         model=model,
-        args=TrainingArguments(**trainer_settings(setting, clock)),
+        args=TrainingArguments(**trainer_settings(setting, clock), use_liger_kernel=liger),
         train_dataset=dataset_of(setting.shape, clock.steps),
         callbacks=[Ticks(clock)],
         ablation=ablation,

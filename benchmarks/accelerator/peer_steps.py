@@ -6,7 +6,14 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.accelerator.clock import Measured, StepClock
 from benchmarks.accelerator.shapes import END_IDS, Setting, peers_model
-from benchmarks.accelerator.steps import Ticks, dataset_of, train_and_measure, trainer_settings, trainer_step
+from benchmarks.accelerator.steps import (
+    Ticks,
+    dataset_of,
+    train_and_measure,
+    trainer_settings,
+    trainer_step,
+    unchanged_modules,
+)
 
 LIGER, TRL = ("liger_kernel",), ("trl", "datasets")
 
@@ -19,7 +26,8 @@ def unavailable(packages: tuple[str, ...]) -> str | None:
 
 def liger_step(setting: Setting, clock: StepClock) -> Measured:
     """Fine-tune by transformers' Trainer with Liger's kernels, its fused loss included."""
-    return trainer_step(setting, clock, use_liger_kernel=True)
+    with unchanged_modules(setting):
+        return trainer_step(setting, clock, use_liger_kernel=True)
 
 
 def trl_step(setting: Setting, clock: StepClock, checkpointing: bool = True) -> Measured:

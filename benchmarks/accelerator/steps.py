@@ -6,8 +6,9 @@ Contestants that are Trainers include the Trainer's own work per step, as a user
 Shapes: B sequences, T positions, N response tokens, V vocabulary.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -84,6 +85,22 @@ def _paper_loss(model: PeftModel, ids_BT: Tensor, is_response_BT: Tensor) -> Ten
     divergence_N = kl_div(logp_NV, teacher_NV, log_target=True, reduction="none").sum(-1)
     threshold = loss_N.detach().quantile(1 - QUANTILE)
     return torch.where(loss_N >= threshold, loss_N, divergence_N).mean()
+
+
+@contextmanager
+def unchanged_modules(setting: Setting) -> Iterator[None]:
+    """Undo at the end what Liger puts into transformers' module of the model; later contestants would have it, too."""
+    model_type = setting.shape.config["model_type"]
+    module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    before = dict(vars(module))
+    classes = [kind for kind in before.values() if isinstance(kind, type) and "forward" in vars(kind)]
+    forwards = [kind.forward for kind in classes]
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+        for kind, forward in zip(classes, forwards, strict=True):
+            kind.forward = forward
 
 
 class Ticks(TrainerCallback):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.accelerator.head_kernels import LAUNCH_BUDGET
 from benchmarks.accelerator.machine import Machine
 from benchmarks.accelerator.specs import SAMPLES
-from benchmarks.accelerator.tasks import BALD, BALD_RIVAL, OURS, SCORING, VANILLA, Result
+from benchmarks.accelerator.tasks import BALD, BALD_RIVAL, OURS, OURS_LIGER, SCORING, VANILLA, Result
 
 MISSING = "-"
 BUDGETED = "training loss: "
@@ -56,12 +56,14 @@ def targets(results: Sequence[Result], machine: Machine) -> list[Target]:
 
 
 def _of_steps(shape: str, by_name: dict[str, Result], machine: Machine) -> Iterable[Target]:
-    ours, vanilla = by_name.get(OURS), [by_name[name] for name in VANILLA if name in by_name]
-    if ours is None or ours.measured is None:
+    own, vanilla = ([by_name[name] for name in names if name in by_name] for names in ((OURS, OURS_LIGER), VANILLA))
+    if not own:
         return
+    ours = min(own, key=lambda result: result.measured.seconds)
     use = utilisation(ours, machine)
     if use is not None:
-        yield Target(shape, "model FLOPs utilisation of the student's step", use, LEAST_STEP_USE, True)
+        what = f"model FLOPs utilisation of the student's step ({ours.name})"
+        yield Target(shape, what, use, LEAST_STEP_USE, True)
     if not vanilla:
         return
     best = min(vanilla, key=lambda result: result.measured.seconds)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 
@@ -16,10 +17,11 @@ PARTS = ("checks", "steps", "inference", "kernels")
 
 OURS, OURS_ONLINE, OURS_HIDDEN = "ours, cached teacher", "ours, online teacher", "ours, cached hidden states"
 OURS_MLE = "ours, plain fine-tuning"
+OURS_LIGER = "ours, cached teacher, Liger's layers"
 PLAIN, TRAINER, LIGER, TRL, TRL_STORED = (
     "plain loop",
     "transformers Trainer",
-    "Trainer with Liger's loss",
+    "Trainer with Liger's layers and loss",
     "TRL SFT, its defaults",
     "TRL SFT without checkpointing",
 )
@@ -104,6 +106,7 @@ def _main_steps(setting: Setting, clocks: Clocks) -> Iterator[Task]:
     yield _own(OURS, setting, clocks, specs.paper(), cached)
     yield _peer(PLAIN, setting, clocks, steps.plain_step)
     yield _peer(TRAINER, setting, clocks, steps.trainer_step)
+    yield _own(OURS_LIGER, setting, clocks, specs.paper(), cached, liger=True)
     yield _peer(LIGER, setting, clocks, peer_steps.liger_step, peer_steps.LIGER)
     yield _peer(TRL, setting, clocks, peer_steps.trl_step, peer_steps.TRL)
     yield _own(OURS_ONLINE, setting, clocks, specs.paper(), "online")
@@ -118,13 +121,21 @@ def _further_steps(setting: Setting, clocks: Clocks) -> Iterator[Task]:
     yield _peer(TRL_STORED, setting, clocks, without, peer_steps.TRL)
 
 
-def _own(name: str, setting: Setting, clocks: Clocks, ablation, form: own_steps.Form | None = None) -> Task:
+def _own(
+    name: str,
+    setting: Setting,
+    clocks: Clocks,
+    ablation: SimpleNamespace,
+    form: own_steps.Form | None = None,
+    liger: bool = False,
+) -> Task:
     def run() -> list[Result]:
-        measured, shares = own_steps.own_step(setting, clocks(), ablation, form)
+        measured, shares = own_steps.own_step(setting, clocks(), ablation, form, liger)
         work = step_flops(setting.shape, online_teacher=form == "online")
         return [Result("steps", setting.shape.name, name, measured, setting.shape.tokens, work, shares=shares)]
 
-    return Task("steps", setting.shape.name, name, run)
+    missing = peer_steps.unavailable(peer_steps.LIGER) if liger else None
+    return Task("steps", setting.shape.name, name, run, missing)
 
 
 def _peer(
