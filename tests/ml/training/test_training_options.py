@@ -21,7 +21,7 @@ from tokenuq_ml.config import AblationSpec, LoraSpec, TrainSpec
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.models.adapters import add_adapter
 from tokenuq_ml.models.lora_linear import FusedLoraLinear
-from tokenuq_ml.training import training_options
+from tokenuq_ml.training import setup, training_options
 from tokenuq_ml.training.setup import TrainingSetup
 from tokenuq_ml.training.trainer import train
 from tokenuq_ml.training.training_options import check_layers, check_optimizer
@@ -57,6 +57,15 @@ def test_recomputed_layers_drop_what_they_dropped_before(micro, tmp_path):
     # As it was before: evaluations of the same process follow.
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     assert not model.get_input_embeddings()._forward_hooks
+
+
+def test_layers_are_recomputed_by_an_argument_that_the_installed_transformers_has(monkeypatch):
+    """Before 5.23 there is only the older name, which later versions take, too."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        monkeypatch.setattr(setup, "CHECKPOINTING", name)
+        for asked in (True, False):
+            arguments = setup.training_arguments(setup_with(gradient_checkpointing=asked), "unused")
+            assert (arguments.activation_checkpointing or arguments.gradient_checkpointing) is asked
 
 
 @pytest.mark.slow
