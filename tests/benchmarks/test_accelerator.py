@@ -14,6 +14,7 @@ from benchmarks.accelerator.clock import Measured, StepClock, counted
 from benchmarks.accelerator.machine import Machine
 from benchmarks.accelerator.references import Case, relative_error
 from benchmarks.accelerator.shapes import SHAPES, Setting, base_model
+from benchmarks.accelerator.steps import unchanged_modules
 from benchmarks.accelerator.tables import page, targets
 from benchmarks.accelerator.tasks import Result
 from tokenuq_ml.config import AblationSpec, LoraSpec, UncertaintySpec
@@ -148,6 +149,18 @@ def test_the_same_case_is_drawn_in_every_dtype():
 def row(part, name, seconds, peak=1000.0, **more):
     measured = Measured(seconds, peak, **{key: more.pop(key) for key in ("launches",) if key in more})
     return Result(part, "llama-3.2-1b", name, measured, tokens=8192, flops=4e13, **more)
+
+
+def test_what_liger_puts_into_transformers_is_undone(tmp_path):
+    """It replaces classes of the model's module, and forward passes of classes."""
+    from transformers.models.llama import modeling_llama
+
+    norm, forward = modeling_llama.LlamaRMSNorm, modeling_llama.LlamaMLP.forward
+    with pytest.raises(OSError), unchanged_modules(Setting(SHAPES["tiny-llama"], CPU, torch.float32, tmp_path)):
+        modeling_llama.LlamaRMSNorm = nn.LayerNorm
+        modeling_llama.LlamaMLP.forward = nn.Identity.forward
+        raise OSError
+    assert modeling_llama.LlamaRMSNorm is norm and modeling_llama.LlamaMLP.forward is forward
 
 
 def test_targets_compare_with_the_fastest_vanilla_step():
