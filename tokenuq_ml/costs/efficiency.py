@@ -51,7 +51,7 @@ ONE_H100 = Efficiency(
     True,
     "on one H100 at the sizes of Llama-3.2-1B and Gemma-2-2B, docs/results/accelerator.md; generation is a guess",
 )
-"""Training with transformers' own layers in batches of 16 x 512. Larger models come closer to the peak."""
+"""Training with transformers' own layers in batches of 16 x 512. Larger models should come closer to the peak."""
 ON_CUDA = Efficiency(
     {"train": 0.24, "score": 0.39, "generate": 0.50, "float32": 0.60},
     True,
