@@ -8,6 +8,7 @@ supported too.
 Shapes: N rows (B sequences of T positions), I input features, O output features, r rank.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ class _LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_NI, weight_OI, bias_O, a_rI, b_Or, scaling, dropout):
         mask = dropout.draw(x_NI) if dropout is not None else NOTHING_DROPPED
-        a_rI_scaled, b_Or_scaled = (a_rI * mask.restore).to(x_NI.dtype), (b_Or * scaling).to(x_NI.dtype)
+        a_rI_scaled, b_Or_scaled = scaled(a_rI, mask.restore, x_NI.dtype), scaled(b_Or, scaling, x_NI.dtype)
         t_Nr = mask.apply(x_NI) @ a_rI_scaled.T
         y_NO = x_NI @ weight_OI.T
         y_NO.addmm_(t_Nr, b_Or_scaled.T)
@@ -41,8 +42,8 @@ class _LoraProduct(torch.autograd.Function):
         x_NI, weight_OI, kept_NI, t_Nr, a_rI_scaled, b_Or_scaled = ctx.saved_tensors
         mask = ctx.mask._replace(kept=kept_NI)
         grad_Nr = grad_NO @ b_Or_scaled
-        grad_b = (grad_NO.T @ t_Nr).to(ctx.dtypes[1]) * ctx.scaling
-        grad_a = (grad_Nr.T @ mask.apply(x_NI)).to(ctx.dtypes[0]) * mask.restore
+        grad_b = scaled(grad_NO.T @ t_Nr, ctx.scaling, ctx.dtypes[1])
+        grad_a = scaled(grad_Nr.T @ mask.apply(x_NI), mask.restore, ctx.dtypes[0])
         grad_NI = None
         if ctx.needs_input_grad[0]:
             grad_NI = grad_NO @ weight_OI
@@ -51,6 +52,24 @@ class _LoraProduct(torch.autograd.Function):
             else:
                 grad_NI.addmm_(grad_Nr, a_rI_scaled)
         return grad_NI, None, None, grad_a, grad_b, None, None
+
+
+def scaled(x: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """Return `factor * x` in another dtype, computed in the wider of both, in one launch.
+
+    A layer's matrices are small, so that on a GPU the launches are what their scaling costs.
+    """
+    if x.dtype == dtype:
+        return x * factor
+    if x.dtype.itemsize < dtype.itemsize:
+        return x * _vector(factor, dtype, x.device)
+    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=dtype, device=x.device))
+
+
+@functools.cache
+def _vector(factor: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the factor as a vector, whose dtype decides that of a product; a scalar's does not."""
+    return torch.tensor([factor], dtype=dtype, device=device)
 
 
 def _weight(layer: nn.Linear | Conv1D) -> Tensor:

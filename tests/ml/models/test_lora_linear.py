@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tokenuq_ml.models.lora_dropout import BitMaskDropout, use_bit_mask_dropout
-from tokenuq_ml.models.lora_linear import FusedLoraLinear, add_projection, use_fused_lora
+from tokenuq_ml.models.lora_linear import FusedLoraLinear, add_projection, scaled, use_fused_lora
 
 
 class Net(nn.Module):
@@ -109,6 +109,24 @@ def test_other_cases_than_plain_lora_run_the_forward_pass_of_peft(case, monkeypa
     else:
         torch.testing.assert_close(fused(x), plain(x))
     assert len(called) == 2
+
+
+WIDTHS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("to", WIDTHS, ids=str)
+@pytest.mark.parametrize("of", WIDTHS, ids=str)
+def test_a_matrix_is_scaled_in_the_wider_dtype(of, to):
+    x = torch.randn(7, 9, generator=torch.Generator().manual_seed(0)).to(of)
+    wide = of if of.itemsize >= to.itemsize else to
+    factor = 2 / 0.9
+    found = scaled(x, factor, to)
+    assert found.dtype == to
+    rounding = torch.finfo(wide).eps + torch.finfo(to).eps
+    torch.testing.assert_close(found.double(), x.double() * factor, rtol=rounding, atol=0)
+    # As by two operations, bit by bit.
+    if to in (torch.bfloat16, torch.float32) and of in (torch.bfloat16, torch.float32):
+        assert torch.equal(found, (x * factor).to(to) if of.itemsize > to.itemsize else x.to(to) * factor)
 
 
 def test_layers_change_in_place_and_keep_their_state():
