@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.mixtures import tiny_mixture
-from tests.support.tiny_models import FLOAT32, examples, tiny_architecture, tiny_model
+from tests.support.tiny_models import examples, tiny_architecture, tiny_model
 from tokenuq_ml.config import LoraSpec, UncertaintySpec
 from tokenuq_ml.data.batching import collate
 from tokenuq_ml.errors import InputError
@@ -28,7 +28,10 @@ KINDS = ("nf4", "int8")
 HEAVY = pytest.mark.heavy
 TRAIN = examples(4)
 SPEC = UncertaintySpec(samples=3, dropout=0.2)
-BFLOAT16 = Numerics("cpu", torch.bfloat16, 1, "test")
+# bitsandbytes has other kernels for a GPU, which is used where there is one.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FLOAT32, BFLOAT16 = (Numerics(DEVICE, dtype, 1, "test") for dtype in (torch.float32, torch.bfloat16))
+BATCH = collate(TRAIN).to(DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_weights_are_the_same_in_every_precision_and_norms_stay_float32(kind, fo
 @pytest.mark.parametrize("kind", KINDS)
 def test_eval_mode_computes_what_training_does(kind, folder):
     """On a CPU, bitsandbytes would round scales (4 bits) or inputs (8 bits) in eval mode."""
-    model, batch = quantised(folder, kind), collate(TRAIN)
+    model, batch = quantised(folder, kind), BATCH
     with torch.no_grad():
         states = [hidden_states(model.train(mode), batch.model_inputs) for mode in (True, False, True)]
     assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
@@ -94,8 +97,9 @@ def test_scores_and_gradients_are_those_of_the_dequantised_weights(kind, model, 
     gradients = []
     for one in (ours, plain):
         with fast_inference(one.get_base_model()):
-            hidden_BTD = hidden_states(one, collate(TRAIN).model_inputs)
-            (hidden_BTD * torch.randn(hidden_BTD.shape, generator=torch.Generator().manual_seed(0))).mean().backward()
+            hidden_BTD = hidden_states(one, BATCH.model_inputs)
+            weight_BTD = torch.randn(hidden_BTD.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+            (hidden_BTD * weight_BTD).mean().backward()
         gradients.append({name: p.grad for name, p in one.named_parameters() if p.requires_grad})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -122,7 +126,7 @@ def test_bald_is_that_of_the_dequantised_weights_in_float32_and_float64(kind, do
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_is_stored_and_attached_and_switched_off(kind, folder, tmp_path):
-    model, batch = adapted(quantised(folder, kind)).eval(), collate(TRAIN)
+    model, batch = adapted(quantised(folder, kind)).eval(), BATCH
     save_adapter(model, tmp_path / "adapter")
     again = attach_adapter(quantised(folder, kind), tmp_path / "adapter", "teacher")
     base = quantised(folder, kind)
@@ -136,7 +140,7 @@ def test_an_adapter_is_stored_and_attached_and_switched_off(kind, folder, tmp_pa
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_float64_passes_put_the_layers_back(kind, folder):
-    model, batch = quantised(folder, kind), collate(TRAIN)
+    model, batch = quantised(folder, kind), BATCH
     with torch.no_grad():
         before = hidden_states(model, batch.model_inputs)
         with float64_passes(model):
