@@ -4,6 +4,8 @@ Shapes: N response tokens, D hidden size.
 """
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -13,7 +15,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from benchmarks.accelerator.clock import Measured, StepClock
 from benchmarks.accelerator.shapes import Setting, own_model, random_rows
@@ -126,7 +128,9 @@ def own_step(
     clock: StepClock,
     ablation: SimpleNamespace,
     form: Form | None = None,
-    liger: bool = False,
+    make_model: Callable[[Setting], PeftModel | PreTrainedModel] = own_model,
+    prepared: Callable[[PeftModel | PreTrainedModel], AbstractContextManager] = nullcontext,
+    **options: Any,
 ) -> tuple[Measured, dict[str, float]]:
     """Train by an ablation, and return the cost of a step and the shares of its phases.
 
@@ -135,23 +139,31 @@ def own_step(
         clock: of the steps.
         ablation: of `specs.py`.
         form: how the teacher is given; None: no token is distilled.
-        liger: whether norms, rotary positions and gates are Liger's (`train: {liger_kernel: true}` of a study).
+        make_model: makes what is trained.
+        prepared: a context of the model in which it is trained.
+        **options: further arguments of the Trainer.
     """
     with unchanged_modules(setting):
-        return _own_step(setting, clock, ablation, form, liger)
+        model = make_model(setting)
+        teacher = None
+        if form is not None:
+            cached = form != "online"
+            teacher = FileTeacher(cached_states(model, setting, form), setting) if cached else OnlineTeacher()
+        with prepared(model):
+            return _own_step(model, setting, clock, ablation, teacher, options)
 
 
 def _own_step(
-    setting: Setting, clock: StepClock, ablation: SimpleNamespace, form: Form | None, liger: bool
+    model: PeftModel | PreTrainedModel,
+    setting: Setting,
+    clock: StepClock,
+    ablation: SimpleNamespace,
+    teacher: TeacherSource | None,
+    options: dict[str, Any],
 ) -> tuple[Measured, dict[str, float]]:
-    model = own_model(setting)
-    teacher = None
-    if form is not None:
-        cached = form != "online"
-        teacher = FileTeacher(cached_states(model, setting, form), setting) if cached else OnlineTeacher()
     trainer = MeasuredTrainer(
         model=model,
-        args=TrainingArguments(**trainer_settings(setting, clock), use_liger_kernel=liger),
+        args=TrainingArguments(**trainer_settings(setting, clock) | options),
         train_dataset=dataset_of(setting.shape, clock.steps),
         callbacks=[Ticks(clock)],
         ablation=ablation,

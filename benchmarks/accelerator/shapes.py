@@ -126,17 +126,17 @@ def base_model(setting: Setting) -> PreTrainedModel:
 
 def own_model(setting: Setting) -> PeftModel:
     """Return the model with an adapter as a study trains it: fused layers, dropout by bits."""
-    return _randomised(add_adapter(base_model(setting), LORA, seed=0))
+    return randomised(add_adapter(base_model(setting), LORA, seed=0))
 
 
 def peers_model(setting: Setting) -> PeftModel:
     """Return the model with the same adapter as PEFT makes it."""
-    return _randomised(get_peft_model(base_model(setting), lora_config(LORA)))
+    return randomised(get_peft_model(base_model(setting), lora_config(LORA)))
 
 
 @torch.no_grad()
-def _randomised(model: PeftModel) -> PeftModel:
-    """Set the adapter's B matrices to small random values, like those of a trained adapter."""
+def randomised(model: PeftModel) -> PeftModel:
+    """Set the adapter's B matrices to small random values, like those of a trained adapter; return the model."""
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -7,6 +7,7 @@ Shapes: B sequences, T positions, N response tokens, V vocabulary.
 """
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -168,3 +169,12 @@ def trainer_step(setting: Setting, clock: StepClock, **options: Any) -> Measured
         callbacks=[Ticks(clock)],
     )
     return train_and_measure(trainer, clock)
+
+
+def compiled_trainer_step(setting: Setting, clock: StepClock) -> Measured:
+    """Fine-tune by transformers' Trainer with `torch_compile`, its only option that fuses without another package."""
+    try:
+        return trainer_step(setting, clock, torch_compile=True)
+    finally:
+        # What accelerate reads when a Trainer wraps its model: the next contestant's would be compiled, too.
+        os.environ.pop("ACCELERATE_DYNAMO_BACKEND", None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.accelerator.head_kernels import LAUNCH_BUDGET
 from benchmarks.accelerator.machine import Machine
 from benchmarks.accelerator.specs import SAMPLES
-from benchmarks.accelerator.tasks import BALD, BALD_RIVAL, OURS, OURS_LIGER, SCORING, VANILLA, Result
+from benchmarks.accelerator.tasks import BALD, BALD_RIVAL, OWN, SCORING, VANILLA, Result
 
 MISSING = "-"
 BUDGETED = "training loss: "
@@ -56,7 +56,7 @@ def targets(results: Sequence[Result], machine: Machine) -> list[Target]:
 
 
 def _of_steps(shape: str, by_name: dict[str, Result], machine: Machine) -> Iterable[Target]:
-    own, vanilla = ([by_name[name] for name in names if name in by_name] for names in ((OURS, OURS_LIGER), VANILLA))
+    own, vanilla = ([by_name[name] for name in names if name in by_name] for names in (OWN, VANILLA))
     if not own:
         return
     ours = min(own, key=lambda result: result.measured.seconds)
@@ -98,6 +98,7 @@ def page(machine: Machine, results: Sequence[Result], notes: Sequence[str]) -> s
         f"product runs at {machine.product_flops / 1e12:,.3g} TFLOP/s; utilisation is a share of "
         f"{machine.peak_flops / 1e12:,.4g} TFLOP/s ({machine.peak_is}).",
         _section("Training step", _step_rows(results, machine), use),
+        _section("The student's step with a key of a study", _step_rows(results, machine, "keys"), use),
         _section("Scoring and BALD", _inference_rows(results, machine), use),
         _section("Kernels of the head", _kernel_rows(results)),
         _section("Targets", _target_rows(targets(results, machine))),
@@ -120,7 +121,7 @@ def _section(title: str, rows: Rows, use: str = "MFU") -> str:
     return f"## {title}\n\n" + "\n".join(lines)
 
 
-def _step_rows(results: Sequence[Result], machine: Machine) -> Rows:
+def _step_rows(results: Sequence[Result], machine: Machine, part: str = "steps") -> Rows:
     return [
         {
             "model": result.shape,
@@ -137,7 +138,7 @@ def _step_rows(results: Sequence[Result], machine: Machine) -> Rows:
             "waits": _count(result.measured.waits),
         }
         for result in results
-        if result.part == "steps" and result.measured
+        if result.part == part and result.measured
     ]
 
 

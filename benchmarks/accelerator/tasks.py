@@ -7,26 +7,30 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.accelerator import correctness, head_kernels, inference, own_steps, peer_steps, specs, steps
+from benchmarks.accelerator import correctness, head_kernels, inference, own_steps, peer_steps, specs, steps, study_keys
 from benchmarks.accelerator.clock import Measured, StepClock
 from benchmarks.accelerator.model_flops import pass_flops, step_flops
 from benchmarks.accelerator.shapes import Setting
 from benchmarks.accelerator.specs import SAMPLES
 
-PARTS = ("checks", "steps", "inference", "kernels")
+PARTS = ("checks", "steps", "inference", "kernels", "keys")
 
 OURS, OURS_ONLINE, OURS_HIDDEN = "ours, cached teacher", "ours, online teacher", "ours, cached hidden states"
 OURS_MLE = "ours, plain fine-tuning"
 OURS_LIGER = "ours, cached teacher, Liger's layers"
-PLAIN, TRAINER, LIGER, TRL, TRL_STORED = (
+OURS_COMPILED = study_keys.COMPILED.name
+OWN = (OURS, OURS_LIGER, OURS_COMPILED)
+"""Our fastest step is one of these."""
+PLAIN, TRAINER, COMPILED, LIGER, TRL, TRL_STORED = (
     "plain loop",
     "transformers Trainer",
+    "transformers Trainer, torch_compile",
     "Trainer with Liger's layers and loss",
     "TRL SFT, its defaults",
     "TRL SFT without checkpointing",
 )
 PLAIN_PAPER = "plain loop, paper objective, online teacher"
-VANILLA = (PLAIN, TRAINER, LIGER, TRL, TRL_STORED)
+VANILLA = (PLAIN, TRAINER, COMPILED, LIGER, TRL, TRL_STORED)
 """Contestants that train by cross-entropy, with which the student's step is compared."""
 SCORING, BALD, BALD_RIVAL = "scoring", f"BALD, K={SAMPLES}, float32", "scoring, float32"
 CHECKED = "kernels against float64"
@@ -95,6 +99,8 @@ def all_tasks(settings: list[Setting], clocks: Clocks) -> Iterator[Task]:
         yield _kernels(setting, clocks)
     for setting in settings:
         yield from _further_steps(setting, clocks)
+    for setting in settings:
+        yield from (_keyed(step, setting, clocks) for step in study_keys.KEYED_STEPS)
 
 
 def _checks(device: torch.device) -> list[Result]:
@@ -116,6 +122,8 @@ def _further_steps(setting: Setting, clocks: Clocks) -> Iterator[Task]:
     if not setting.shape.soft_caps:
         yield _own(OURS_HIDDEN, setting, clocks, specs.paper(), "hidden_states")
     yield _own(OURS_MLE, setting, clocks, specs.mle())
+    yield _keyed(study_keys.COMPILED, setting, clocks, "steps")
+    yield _peer(COMPILED, setting, clocks, steps.compiled_trainer_step)
     yield _peer(PLAIN_PAPER, setting, clocks, steps.plain_paper_step, online_teacher=True)
     without = partial(peer_steps.trl_step, checkpointing=False)
     yield _peer(TRL_STORED, setting, clocks, without, peer_steps.TRL)
@@ -130,12 +138,21 @@ def _own(
     liger: bool = False,
 ) -> Task:
     def run() -> list[Result]:
-        measured, shares = own_steps.own_step(setting, clocks(), ablation, form, liger)
+        measured, shares = own_steps.own_step(setting, clocks(), ablation, form, use_liger_kernel=liger)
         work = step_flops(setting.shape, online_teacher=form == "online")
         return [Result("steps", setting.shape.name, name, measured, setting.shape.tokens, work, shares=shares)]
 
     missing = peer_steps.unavailable(peer_steps.LIGER) if liger else None
     return Task("steps", setting.shape.name, name, run, missing)
+
+
+def _keyed(step: study_keys.KeyedStep, setting: Setting, clocks: Clocks, part: str = "keys") -> Task:
+    def run() -> list[Result]:
+        measured, shares = step.measure(setting, clocks())
+        work = step_flops(setting.shape, full=step.trains_all)
+        return [Result(part, setting.shape.name, step.name, measured, setting.shape.tokens, work, shares=shares)]
+
+    return Task(part, setting.shape.name, step.name, run, peer_steps.unavailable(step.packages))
 
 
 def _peer(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.accelerator import inference, loss_checks, model_flops, specs, tasks
+from benchmarks.accelerator import inference, loss_checks, model_flops, specs, study_keys, tasks
 from benchmarks.accelerator.__main__ import Run, main
 from benchmarks.accelerator.clock import Measured, StepClock, counted
 from benchmarks.accelerator.machine import Machine
@@ -189,6 +189,24 @@ def test_targets_compare_with_the_fastest_vanilla_step():
     # 2 s for 8,192 tokens are 40 times the 0.05 s of scoring in bfloat16.
     assert "| 40.00 |" in text and "- skipped x: not installed: trl" in text
     assert targets(results, replace(H100, is_accelerator=False)) == []
+
+
+def test_keys_of_a_study_reach_the_trainer(tmp_path, monkeypatch):
+    """Recomputed layers run twice, and a table of their own shows the step."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls, plain = [], LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: calls.append(self) or plain(self, x))
+    setting, counts = Setting(SHAPES["tiny-llama"], CPU, torch.float32, tmp_path), {}
+    for step in (study_keys.KeyedStep("as it is"), *study_keys.KEYED_STEPS[:1]):
+        calls.clear()
+        task = tasks._keyed(step, setting, tasks.Clocks(CPU, timed=1, warm_up=1))
+        (result,) = task.run()
+        counts[step.name] = len(calls)
+        assert result.measured.seconds > 0
+        assert f"| tiny-llama | {step.name} |" in page(H100, [result], [])
+    # Two layers, recomputed in each of two steps.
+    assert counts["gradient_checkpointing"] == counts["as it is"] + 4
 
 
 @pytest.mark.slow
