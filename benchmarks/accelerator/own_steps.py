@@ -44,6 +44,11 @@ from tokenuq_ml.transfers import HostCopy
 Form = Literal["mean_embeddings", "hidden_states", "online"]
 
 
+def cached_form(setting: Setting) -> Form:
+    """Return the form in which a study caches the teacher of such a model."""
+    return "hidden_states" if setting.shape.soft_caps else "mean_embeddings"
+
+
 class FileTeacher(TeacherSource):
     """Teacher whose states of the one batch are in a file, read as `CachedTeacher` does, whose index needs polars.
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.accelerator.clock import Measured, StepClock
 from benchmarks.accelerator.inference import numerics_of
-from benchmarks.accelerator.own_steps import Form, own_step
+from benchmarks.accelerator.own_steps import cached_form, own_step
 from benchmarks.accelerator.shapes import Setting, base_model, own_model, randomised
 from benchmarks.accelerator.specs import LORA, mle, paper
 from tokenuq_ml.models.adapters import add_adapter
@@ -38,10 +38,9 @@ class KeyedStep:
 
     def measure(self, setting: Setting, clock: StepClock) -> tuple[Measured, dict[str, float]]:
         """Return the cost of a step and the shares of its phases."""
-        form: Form = "hidden_states" if setting.shape.soft_caps else "mean_embeddings"
-        ablation, teacher = (mle(), None) if self.trains_all else (paper(), form)
+        ablation, form = (mle(), None) if self.trains_all else (paper(), cached_form(setting))
         prepared, options = _applied(self.keys)
-        return own_step(setting, clock, ablation, teacher, self.make_model, prepared, **options)
+        return own_step(setting, clock, ablation, form, self.make_model, prepared, **options)
 
 
 def _applied(keys: dict[str, Any]) -> tuple[Callable[[Any], AbstractContextManager], dict[str, Any]]:

@@ -108,7 +108,7 @@ def _checks(device: torch.device) -> list[Result]:
 
 
 def _main_steps(setting: Setting, clocks: Clocks) -> Iterator[Task]:
-    cached = "hidden_states" if setting.shape.soft_caps else "mean_embeddings"
+    cached = own_steps.cached_form(setting)
     yield _own(OURS, setting, clocks, specs.paper(), cached)
     yield _peer(PLAIN, setting, clocks, steps.plain_step)
     yield _peer(TRAINER, setting, clocks, steps.trainer_step)

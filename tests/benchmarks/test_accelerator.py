@@ -1,6 +1,7 @@
 """The accelerator benchmark: what it counts, that it can fail, and that its plain settings are the real ones."""
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.accelerator import inference, loss_checks, model_flops, specs, study_keys, tasks
+from benchmarks.accelerator import inference, loss_checks, model_flops, specs, steps, study_keys, tasks
 from benchmarks.accelerator.__main__ import Run, main
 from benchmarks.accelerator.clock import Measured, StepClock, counted
 from benchmarks.accelerator.machine import Machine
@@ -207,6 +208,19 @@ def test_keys_of_a_study_reach_the_trainer(tmp_path, monkeypatch):
         assert f"| tiny-llama | {step.name} |" in page(H100, [result], [])
     # Two layers, recomputed in each of two steps.
     assert counts["gradient_checkpointing"] == counts["as it is"] + 4
+
+
+def test_a_compiled_trainer_leaves_the_next_one_as_it_is(tmp_path, monkeypatch):
+    """A training leaves what accelerate reads when any later Trainer wraps its model."""
+
+    def fails(setting, clock, torch_compile):
+        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR"
+        raise OSError
+
+    monkeypatch.setattr(steps, "trainer_step", fails)
+    with pytest.raises(OSError):
+        steps.compiled_trainer_step(Setting(SHAPES["tiny-llama"], CPU, torch.float32, tmp_path), StepClock(CPU, 1, 1))
+    assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
 
 
 @pytest.mark.slow
