@@ -1,4 +1,4 @@
-"""The asset checks of the configured datasets and studies that run in their own op, as plain data and for Dagster."""
+"""The asset checks of the configured datasets and studies that have ops of their own, as plain data and for Dagster."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,8 +55,19 @@ class TableCheck:
 
 
 def build_checks(config: Config) -> list[dg.AssetChecksDefinition]:
-    """Return every check that runs in its own op."""
-    return [_definition(check) for check in table_checks(config)]
+    """Return the ops of all checks.
+
+    One that blocks has an op of its own: what is downstream waits for it alone. The others of an asset share one, since
+    a step takes a second, and a study may have hundreds of ablations.
+    """
+    ops: list[dg.AssetChecksDefinition] = []
+    sharing: dict[tuple[AssetPath, AssetPath | None], list[TableCheck]] = {}
+    for check in table_checks(config):
+        if check.blocking:
+            ops.append(_definition(check))
+        else:
+            sharing.setdefault((check.asset, check.also), []).append(check)
+    return ops + [_definition(*checks) for checks in sharing.values()]
 
 
 def table_checks(config: Config) -> Iterator[TableCheck]:
@@ -96,18 +107,31 @@ def _study_checks(config: Config, study: StudySpec) -> Iterator[TableCheck]:
             yield TableCheck((name, ablation, "evaluation"), judge_is_consistent, (name, ablation), blocking=False)
 
 
-def _definition(check: TableCheck) -> dg.AssetChecksDefinition:
-    """Return the check for Dagster."""
+def _definition(*checks: TableCheck) -> dg.AssetChecksDefinition:
+    """Return one op for checks of one asset that read the same other asset."""
+    by_key = {check.key: check for check in checks}
+    first = checks[0]
+    also = [dg.AssetKey(first.also)] if first.also else []
 
-    @dg.asset_check(
-        asset=check.key.asset_key,
-        name=check.key.name,
-        blocking=check.blocking,
-        description=" ".join((check.function.__doc__ or "").split()),
+    @dg.multi_asset_check(
+        name=f"{'__'.join(first.asset)}_{first.key.name if len(checks) == 1 else 'checks'}",
+        specs=[
+            dg.AssetCheckSpec(
+                key.name,
+                asset=key.asset_key,
+                additional_deps=also,
+                blocking=check.blocking,
+                description=" ".join((check.function.__doc__ or "").split()),
+            )
+            for key, check in by_key.items()
+        ],
+        can_subset=len(checks) > 1,
         required_resource_keys={"store"},
-        additional_deps=[dg.AssetKey(check.also)] if check.also else [],
     )
-    def evaluate(context) -> dg.AssetCheckResult:
-        return check.evaluate(context.resources.store)
+    def evaluate(context) -> Iterator[dg.AssetCheckResult]:
+        for key, check in by_key.items():
+            if key in context.selected_asset_check_keys:
+                found = check.evaluate(context.resources.store)
+                yield found._replace(asset_key=key.asset_key, check_name=key.name)
 
     return evaluate
