@@ -14,6 +14,7 @@ from tokenuq_ml.errors import InputError
 from tokenuq_ml.reports.comparisons.correlations_plot import draw_correlations
 from tokenuq_ml.reports.comparisons.found_correlation import Found, interval_text
 from tokenuq_ml.reports.comparisons.inputs import ComparisonInputs
+from tokenuq_ml.reports.comparisons.over_teachers import teachers_section
 from tokenuq_ml.reports.comparisons.parts import Findings, Part, Picture, Section, Table, Text
 from tokenuq_ml.scoring.correlations import Correlations, Statistic
 from tokenuq_ml.tables.schemas import TOKEN_KEY
@@ -36,6 +37,7 @@ DIFFERENCE = "entropy with BALD minus loss with BALD"
 SCORES = ("loss", "entropy", "bald")
 """Scores whose correlation with the divergence from the truth is shown, where it is known."""
 FEWEST_TOKENS = 3
+VALUES = ("value", "low", "high")
 
 
 def compare(inputs: ComparisonInputs[CorrelationsComparison]) -> Findings:
@@ -45,9 +47,11 @@ def compare(inputs: ComparisonInputs[CorrelationsComparison]) -> Findings:
     caption = "Rank correlations with BALD"
     meaning = f"Per study; bars are {inputs.spec.confidence:.0%} intervals over examples."
     truth = _truth_rows(inputs)
+    over_teachers = teachers_section(inputs.studies, [*found, *_as_found(truth)], _shown(truth))
     sections = [
         Section(caption, [_table(found), Picture(PLOT, caption, meaning), Text(_note(inputs.spec), "dim")]),
         *([Section("Where the truth is known", _truth_parts(truth))] if truth else []),
+        *([over_teachers] if over_teachers else []),
     ]
     return Findings(
         _verdict(found),
@@ -159,6 +163,23 @@ def _truth_rows(inputs: ComparisonInputs[CorrelationsComparison]) -> list[dict]:
     return rows
 
 
+def _as_found(truth: Sequence[dict]) -> list[Found]:
+    """Return the correlations with the truth as those with BALD are held."""
+    return [
+        Found(row["study"], row["model"], _with_truth(row["score"]), "spearman", *(row[key] for key in VALUES), 0, 0)
+        for row in truth
+    ]
+
+
+def _shown(truth: Sequence[dict]) -> list[str]:
+    """Return the names of the correlations that are shown over teachers."""
+    return [*(NAMES[one] for one in DRAWN), DIFFERENCE, *(_with_truth(score) for score in SCORES if truth)]
+
+
+def _with_truth(score: str) -> str:
+    return f"{score} with true KL"
+
+
 def _truth_parts(rows: Sequence[dict]) -> list[Part]:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
@@ -169,7 +190,7 @@ def _truth_parts(rows: Sequence[dict]) -> list[Part]:
         "Spearman of each score with the exact divergence of the teacher from the distribution that generated the "
         "token: what epistemic uncertainty is. Intervals are those of the study's uncertainty_analysis."
     )
-    return [Table(["study", "model", *(f"{score} with true KL" for score in SCORES)], table), Text(note, "dim")]
+    return [Table(["study", "model", *map(_with_truth, SCORES)], table), Text(note, "dim")]
 
 
 def _note(spec: CorrelationsComparison) -> str:

@@ -109,3 +109,26 @@ def test_tables_of_different_tokens_and_empty_splits_are_refused(tmp_path):
     without = study(tmp_path, "two", losses=losses.filter(pl.col("split") != "ood"), uncertainty=uncertainty)
     with pytest.raises(InputError, match="study two: has 0 tokens of split 'ood'; set another 'split' of page"):
         run_comparison(tmp_path / "b", [without], "correlations", split="ood")
+
+
+def test_teachers_of_one_study_are_summed_up(tmp_path):
+    teachers = [study(tmp_path, name) for name in ("a", "bb", "ccc")]
+    seeded = [
+        (spec.model_copy(update={"teacher_seed": seed}), *rest)
+        for seed, (spec, *rest) in zip((1000, 1001, 1002), teachers, strict=True)
+    ]
+    _, folder, _ = run_comparison(tmp_path, [*seeded, study(tmp_path, "other", "big")], "correlations")
+    found = [rows(folder, name)["loss with BALD"] for name in ("a", "bb", "ccc")]
+    values = [one["value"] for one in found]
+    above, below = sum(one["low"] > 0 for one in found), sum(one["high"] < 0 for one in found)
+    expected = f"{np.mean(values):+.3f} ± {np.std(values, ddof=1):.3f} ({above}, {below})"
+    section = (folder / "comparison.md").read_text().split("Over teachers")[1]
+    assert [line for line in section.splitlines() if line.startswith("| a | tiny | 3 | " + expected)]
+    assert "| other |" not in section and "| bb |" not in section
+
+
+def test_studies_that_differ_in_more_than_the_teacher_are_not_summed_up(tmp_path):
+    one, (spec, *rest) = study(tmp_path, "one"), study(tmp_path, "other")
+    longer = spec.model_copy(update={"teacher_seed": 1001, "max_length": spec.max_length + 1})
+    _, folder, _ = run_comparison(tmp_path, [one, (longer, *rest)], "correlations")
+    assert "Over teachers" not in (folder / "comparison.md").read_text()
