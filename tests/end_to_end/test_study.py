@@ -68,7 +68,8 @@ class TinyStudy:
     def run(self, launcher=None) -> int:
         """Bring the study up to date and return the exit code."""
         defs = build_defs(self.config, self.home, launcher or StagesInProcess())
-        return run_study(defs, self.config, STUDY, [], self.instance, Store(self.home))
+        preload = launcher is not None
+        return run_study(defs, self.config, STUDY, [], self.instance, Store(self.home), preload=preload)
 
     def versions(self) -> dict[str, str]:
         return {
