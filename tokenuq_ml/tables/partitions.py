@@ -119,7 +119,9 @@ def manifest_names(home: Path) -> list[str]:
     for parent, folders, files in [] if root.is_symlink() else os.walk(root):
         names = [name for name in (*folders, *files) if name.endswith(".json") and not name.startswith(".")]
         folders[:] = [name for name in folders if name not in names]
-        found += [Path(parent, name).relative_to(root).as_posix().removesuffix(".json") for name in names]
+        # Each read of a table lists all manifests: paths stay strings.
+        below = parent.removeprefix(str(root)).lstrip("/")
+        found += [f"{below}/{name}".lstrip("/").removesuffix(".json") for name in names]
     return sorted(found)
 
 
