@@ -88,7 +88,8 @@ DAMAGES = [flipped, shorter, longer, missing, linked, folder, fifo, second_part]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_with_the_command_that_mends_it(store, damage):
     says = damage(store.home / LOSSES)
-    for sentence in (damage_of(store.home, LOSSES), damage_of_table(store.home, "token_losses")):
+    of_table = damage_of_table(store.home, "token_losses"), damage_of_table(store.home, "token_losses", study="other")
+    for sentence in (damage_of(store.home, LOSSES), *of_table):
         assert sentence.startswith(str(store.home / "token_losses/study=other")) and "verify --forget" in sentence
         assert re.search(says, sentence) and "\n" not in sentence
     assert damage_of_table(store.home, "token_losses", study="quickstart") is None
