@@ -48,8 +48,9 @@ def test_at_least_112_are_right():
 
 @pytest.mark.parametrize("kind", [kind for kind in NOT_BUILT if kind != "gemma3n"])
 def test_some_cannot_be_built(kind):
-    with pytest.raises((AttributeError, ValueError, StrictDataclassError)):
-        tiny_zoo_model(kind)
+    """Or are refused: later versions of transformers build some of them."""
+    with pytest.raises((AttributeError, ValueError, StrictDataclassError, InputError)):
+        output_path(tiny_zoo_model(kind))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "roformer"])

@@ -16,7 +16,7 @@ from tests.support.adapter_outcomes import (
     teacher_outcome,
     trainer,
 )
-from tests.support.peft_kinds import tiny_adapter, tiny_llama, trained
+from tests.support.peft_kinds import add_native_adapter, tiny_adapter, tiny_llama, trained
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tokenuq_ml import OnlineTeacher, measure_bald, score_tokens
 from tokenuq_ml.errors import InputError
@@ -95,7 +95,7 @@ class TestNotInUse:
 
     def native_disabled(self):
         model = tiny_llama()
-        model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+        add_native_adapter(model, LoraConfig(target_modules=["q_proj"]))
         model.disable_adapters()
         return model
 
@@ -189,7 +189,7 @@ class TestBaseTeacher:
             model = tiny_llama()
             for name in names:
                 options = {"modules_to_save": ["lm_head"]} if name == "student" else {}
-                model.add_adapter(LoraConfig(target_modules=["q_proj"], r=2, **options), name)
+                add_native_adapter(model, LoraConfig(target_modules=["q_proj"], r=2, **options), name)
             for name, parameter in model.named_parameters():
                 if ".lora_" in name or "modules_to_save" in name:
                     torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))

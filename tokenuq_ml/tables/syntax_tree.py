@@ -47,6 +47,11 @@ _BY_CLOCK_OR_CHANCE = {
 }
 # They plan or run SQL that is given as text, or are DuckDB's own and trust their arguments.
 _NOT_FOR_QUERIES = {"json_serialize_plan", "json_deserialize_sql", "index_key", "variant_bytes_to_variant"}
+# From version 2.0.1 on, DuckDB calls functions of times with a zone (`+`, `year`) consistent within a query only: they
+# read the zone of the session, which no query can set.
+_STABILITY = """CASE WHEN stability = 'CONSISTENT_WITHIN_QUERY'
+AND regexp_matches(parameter_types::VARCHAR || return_type, 'TIME ZONE|TIMESTAMPTZ')
+THEN 'CONSISTENT' ELSE stability END"""
 _OWN_SCHEMAS: tuple[list[str], ...] = ([], ["main"], ["memory"], ["memory", "main"])
 
 
@@ -111,7 +116,7 @@ class Catalog:
         if unknown := names - self._built_in.keys():
             rows = self._rows(
                 "SELECT lower(function_name), "
-                "list(DISTINCT stability) FILTER (function_type IN ('scalar', 'aggregate', 'window')), "
+                f"list(DISTINCT {_STABILITY}) FILTER (function_type IN ('scalar', 'aggregate', 'window')), "
                 "list(macro_definition) FILTER (function_type = 'macro'), bool_and(internal) FROM duckdb_functions() "
                 "WHERE lower(function_name) IN (SELECT unnest(?)) GROUP BY ALL",
                 [sorted(unknown)],

@@ -20,7 +20,6 @@ REFUSED = {
     "gpt_oss": "s_aux",
     "inkling_text": "position_bias",
     "bloom": "not one that transformers can replace",
-    "gptj": "not one that transformers can replace",
     "mamba": "not one that transformers can replace",
     "zamba": "no layer number",
     "zamba2": "no layer number",
@@ -58,7 +57,7 @@ def test_other_attention_is_refused(kind):
 def test_bald_asks_first():
     spec = UncertaintySpec(samples=2, attention_dropout=0.1)
     with pytest.raises(InputError, match="attention_dropout to 0"):
-        token_uncertainty(with_adapter(tiny_zoo_model("gptj")), examples(1), spec, FLOAT32)
+        token_uncertainty(with_adapter(tiny_zoo_model("bloom")), examples(1), spec, FLOAT32)
     assert len(token_uncertainty(tiny_peft(), examples(1), spec, FLOAT32))
 
 

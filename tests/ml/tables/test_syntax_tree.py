@@ -11,6 +11,7 @@ from tests.support import attacks
 from tokenuq_ml.errors import InputError
 from tokenuq_ml.tables.parquet import write_table
 from tokenuq_ml.tables.sql import connect, query_errors, select
+from tokenuq_ml.tables.syntax_tree import _STABILITY
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +186,19 @@ def test_functions_and_macros_of_the_program_itself_are_walked(walled):
         assert select(connection, "SELECT twice(step) FROM curriculum").fetchall() == [(2,), (4,)]
         with pytest.raises(InputError, match="current_setting is not"):
             select(connection, "SELECT peek()")
+
+
+def test_functions_that_read_the_zone_of_the_session_are_not_refused():
+    """DuckDB 2.0.1 calls them consistent within a query only, as it does functions that read settings."""
+    rows = """
+        ('+', 'CONSISTENT', ['INTEGER', 'INTEGER'], 'INTEGER'),
+        ('+', 'CONSISTENT_WITHIN_QUERY', ['TIMESTAMP WITH TIME ZONE', 'INTERVAL'], 'TIMESTAMP WITH TIME ZONE'),
+        ('year', 'CONSISTENT_WITHIN_QUERY', ['TIMESTAMPTZ_NS'], 'BIGINT'),
+        ('make_timestamptz', 'CONSISTENT_WITHIN_QUERY', ['BIGINT'], 'TIMESTAMP WITH TIME ZONE'),
+        ('current_setting', 'CONSISTENT_WITHIN_QUERY', ['VARCHAR'], 'ANY'),
+        ('current_schemas', 'CONSISTENT_WITHIN_QUERY', ['BOOLEAN'], 'VARCHAR[]'),
+        ('sleep_until', 'VOLATILE', ['TIMESTAMPTZ_NS'], 'BOOLEAN')"""
+    found = duckdb.sql(f"""
+        SELECT name, list(DISTINCT {_STABILITY})
+        FROM (VALUES {rows}) AS t(name, stability, parameter_types, return_type) GROUP BY name""").fetchall()
+    assert {name for name, stabilities in found if stabilities == ["CONSISTENT"]} == {"+", "year", "make_timestamptz"}

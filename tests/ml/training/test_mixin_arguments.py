@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig
 from transformers import Trainer
 
+from tests.support.peft_kinds import add_native_adapter
 from tests.support.tiny_models import tiny_model, tiny_peft
 from tests.support.trainers import Ours, Plain, rows, trained, trainer_of
 from tests.support.training import PAPER
@@ -61,7 +62,7 @@ def test_keys_of_the_adapter_are_compared_with_the_users():
 
 def test_keys_of_an_adapter_of_transformers_are_compared_too():
     model = tiny_model()
-    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    add_native_adapter(model, LoraConfig(r=2, target_modules=["q_proj"]))
     assert trainer_of(Ours, {**ALL, "lora": {"rank": 2}}, model=model)
     refused({**ALL, "lora": {"rank": 4}}, "lora.rank 4, and the model's adapter has 2", model=model)
 
@@ -99,7 +100,7 @@ def test_keys_are_checked_for_the_model_that_is_trained():
 
     def new():
         model = tiny_model()
-        model.add_adapter(LoraConfig(r=next(ranks), target_modules=["q_proj"]))
+        add_native_adapter(model, LoraConfig(r=next(ranks), target_modules=["q_proj"]))
         return model
 
     trainer = trainer_of(Ours, {**ALL, "lora": {"rank": 4}}, model_init=new)
