@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from tokenuq_ml.evaluation.prompt_batches import trial_prompts
 from tokenuq_ml.models.fast_decoding import fast_steps
 from tokenuq_ml.models.placement import NARROW
-from tokenuq_ml.models.row_cache import RowCache
+from tokenuq_ml.models.row_cache import RowCache, cache_argument
 from tokenuq_ml.system_errors import is_system_error
 
 TRIAL_STEPS = 3
@@ -39,6 +39,7 @@ class Rows:
     def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor], cache: RowCache):
         self._model, self._cache, self._mask_MT = model, cache, inputs["attention_mask"]
         names = inspect.signature(model.forward).parameters
+        self._cached = {cache_argument(model.forward): cache, "use_cache": True}
         self._takes_positions = "position_ids" in names
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
         self.logits_MV = self._pass(inputs["input_ids"])
@@ -82,7 +83,7 @@ class Rows:
         if self._takes_positions:
             positions_MT = (self._mask_MT.cumsum(-1) - 1).masked_fill_(self._mask_MT == 0, 0)
             inputs["position_ids"] = positions_MT[:, -ids_MT.shape[1] :]
-        return self._model(**inputs, past_key_values=self._cache, use_cache=True).logits[:, -1].float()
+        return self._model(**inputs, **self._cached).logits[:, -1].float()
 
 
 Start = Callable[[Prompts], Rows]

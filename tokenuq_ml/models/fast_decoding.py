@@ -24,7 +24,7 @@ from tokenuq_ml.models.blocked_attention import SDPA
 from tokenuq_ml.models.fast_inference import LAYERS
 from tokenuq_ml.models.output_layer import has_hooks, output_layer
 from tokenuq_ml.models.packed_projections import Projections, fits_twice
-from tokenuq_ml.models.row_cache import RowCache
+from tokenuq_ml.models.row_cache import RowCache, cache_in
 from tokenuq_ml.patches import replaced_forward
 
 
@@ -94,12 +94,12 @@ def _step_of(projections: _Layer) -> Callable[..., Tensor]:
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values=None,
         use_cache: bool | None = False,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> Tensor:
-        plain = isinstance(past_key_values, RowCache) and hidden_states.shape[1] == 1
+        cache = cache_in(kwargs)
+        plain = isinstance(cache, RowCache) and hidden_states.shape[1] == 1
         plain &= attention_mask is None or (attention_mask.dim() == 4 and attention_mask.shape[1] == 1)
         if not plain or position_embeddings is None or torch.is_grad_enabled() or self.training:
             return type(self).forward(
@@ -107,7 +107,6 @@ def _step_of(projections: _Layer) -> Callable[..., Tensor]:
                 hidden_states,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
                 **kwargs,
@@ -115,7 +114,7 @@ def _step_of(projections: _Layer) -> Callable[..., Tensor]:
         attention, mlp = self.self_attn, self.mlp
         rows, _, width = hidden_states.shape
         qkv = projections.qkv(self.input_layernorm(hidden_states).view(rows, width))
-        mixed_MD = _attend(attention, *qkv, position_embeddings, attention_mask, past_key_values)
+        mixed_MD = _attend(attention, *qkv, position_embeddings, attention_mask, cache)
         # Sums after the product's rounding, as in the layer itself.
         hidden_MD = hidden_states.view(rows, width) + projections.out(mixed_MD)[0]
         gate_MI, up_MI = projections.gate_up(self.post_attention_layernorm(hidden_MD))

@@ -31,6 +31,7 @@ from tokenuq_ml.models.forward import cached_dtypes
 from tokenuq_ml.models.lora_linear import add_projection
 from tokenuq_ml.models.output_layer import has_hooks
 from tokenuq_ml.models.quantization import quantised_layers
+from tokenuq_ml.models.row_cache import cache_in
 from tokenuq_ml.models.sharding import class_of, gathered_around
 from tokenuq_ml.patches import replaced_forward
 from tokenuq_ml.seeding import probe_generator
@@ -166,7 +167,6 @@ def _layer(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
-    past_key_values=None,
     use_cache: bool | None = False,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **kwargs,
@@ -174,14 +174,13 @@ def _layer(
     """Return what a decoder layer of Transformers returns."""
     attention, mlp = self.self_attn, self.mlp
     known = attention.config._attn_implementation == blocked_attention.SDPA
-    plain = attention_mask is None and past_key_values is None and position_embeddings is not None
+    plain = attention_mask is None and cache_in(kwargs) is None and position_embeddings is not None
     if torch.is_grad_enabled() or self.training or not known or not plain:
         return type(self).forward(
             self,
             hidden_states,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             position_embeddings=position_embeddings,
             **kwargs,

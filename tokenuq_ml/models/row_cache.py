@@ -6,7 +6,9 @@ Transformers' `DynamicCache` copies all keys and values in each step and keeps t
 Shapes: M rows, G key heads, T columns, F features of a head.
 """
 
-from typing import Self
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -14,6 +16,16 @@ from transformers.cache_utils import DynamicLayer
 
 COLUMNS = 128
 """Columns that are reserved at a time."""
+
+
+def cache_argument(forward: Callable) -> str:
+    """Return how a forward pass calls its cache: `cache`, or `past_key_values` before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
+    """Return the cache among the keyword arguments of a layer, whatever its name is; None if there is none."""
+    return next((value for value in arguments.values() if isinstance(value, Cache)), None)
 
 
 class RowCache(Cache):

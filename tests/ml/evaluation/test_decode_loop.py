@@ -9,6 +9,7 @@ from tests.support.tiny_models import VOCAB, tiny_model, tiny_peft
 from tests.support.zoo import tiny_zoo_model
 from tokenuq_ml.evaluation import decode_loop, generation
 from tokenuq_ml.evaluation.generation import GreedyDecoding, generate
+from tokenuq_ml.models import fast_decoding
 from tokenuq_ml.models.row_cache import RowCache
 
 NEW = 8
@@ -49,6 +50,17 @@ def test_answers_are_transformers_own(kind, dtype, loops, monkeypatch):
     assert generate(model, TOKENIZER, prompts(), DECODING) == expected
     assert loops == [len(prompts())]
     assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma"])
+def test_a_token_takes_the_fast_step_in_every_layer(kind, monkeypatch):
+    """The layer finds the cache whatever transformers calls it, and no argument is one that will be removed."""
+    model, steps, real = model_of(kind), [], fast_decoding._attend
+    monkeypatch.setattr(fast_decoding, "_attend", lambda *args: steps.append(args[0].layer_idx) or real(*args))
+    answers = generate(model, TOKENIZER, prompts(4), DECODING)
+    of_the_trial = decode_loop.TRIAL_STEPS - 1
+    assert steps == [0, 1] * (of_the_trial + max(map(len, answers)) - 1) and len(model.model.layers) == 2
 
 
 def test_answers_under_an_adapter_and_of_the_base_under_it(loops, monkeypatch):

@@ -148,6 +148,18 @@ def test_gradients_are_transformers_own():
     assert all(torch.equal(got[name], grad) for name, grad in expected.items())
 
 
+@pytest.mark.parametrize("kind", LLAMA_LIKE)
+def test_a_call_with_a_cache_fills_it(kind):
+    model = model_of(kind)
+    ids_BT = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    own = model.generate(ids_BT, **options)
+    with fast_inference(model):
+        fast = model.generate(ids_BT, **options)
+    assert torch.equal(fast.sequences, own.sequences) and fast.past_key_values.get_seq_length() == 12
+    torch.testing.assert_close(torch.stack(fast.logits), torch.stack(own.logits), rtol=1e-4, atol=1e-4)
+
+
 def test_sliding_windows_and_packed_sequences_keep_their_masks():
     model = model_of("mistral", sliding_window=16)
     expected = states(model)
