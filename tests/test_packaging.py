@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
+from tests.support.lowest_versions import lowest_versions
 from tests.support.paths import ROOT
 from tokenuq_ml.config.load import load_config
 
@@ -194,6 +197,16 @@ def test_constraints_pin_every_development_tool():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     tools = {re.split(r"[>\[]", name)[0].lower() for name in project["optional-dependencies"]["dev"] if ">" in name}
     assert tools <= pinned
+
+
+def test_the_pinned_versions_are_within_the_ranges_of_the_package():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.lower().split("==") for line in lines if "==" in line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement, lowest in zip(map(Requirement, project["dependencies"]), lowest_versions(), strict=True):
+        name, version = lowest.split("==")
+        assert requirement.name == name and Version(version) <= Version(pinned[name.lower()])
+        assert pinned[name.lower()] in requirement.specifier and version in requirement.specifier, name
 
 
 def test_git_tracks_no_generated_file():
